@@ -23,7 +23,7 @@ AGAIN_S = 0.05  # a Ctrl-C that nobody could take comes once more after so long
 
 def parser() -> argparse.ArgumentParser:
     """All verbs of all folders."""
-    from . import commands
+    from . import commands, documents
     from .core import commands as core_commands
     from .federation import cli as federation_commands
     from .plugins import commands as plugin_commands
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for folder in (
         commands,
+        documents,
         core_commands,
         federation_commands,
         search_commands,

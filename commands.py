@@ -5,6 +5,7 @@ Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.
 """
 
 import dataclasses
+import secrets
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import AsyncGenerator, Sequence
@@ -16,9 +17,10 @@ from .core.commands import register_data
 from .federation.cli import history
 
 if TYPE_CHECKING:
-    from .core.assistant.assistant import Event
     from .core.assistant.context import Message
+    from .core.assistant.events import Event
     from .core.config import Config
+    from .core.history.recorder import KeptChat
     from .core.server.client import RemoteAssistant
     from .node import Node
 
@@ -137,17 +139,9 @@ def chat(arguments: Namespace) -> None:
     with asyncio.Runner() as runner:
         if arguments.url:
             far = remote(arguments)
-            converse(
-                lambda messages: far.reply(messages, MAX_ANSWER_TOKENS),
-                runner,
-                screen.typed,
-                write,
-                far,
-            )
+            converse(far, runner, screen.typed, write, far)
             return
-        from .core.assistant.assistant import ChatRequest
-        from .core.engine.sampling.params import SamplingParams
-        from .core.history.recorder import KeptChat, recorded
+        from .core.history.recorder import KeptChat
         from .node import Node
 
         node = Node(configured(arguments), home_file=arguments.home_file)
@@ -155,20 +149,46 @@ def chat(arguments: Namespace) -> None:
             runner.run(node.start_assistant())
             node.open_history()
             kept = None if node.history is None else KeptChat(node.history, "chat")
-
-            def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
-                ask = ChatRequest(
-                    messages=tuple(messages),
-                    sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
-                    adapter=node.adapters.active,
-                    conversation="" if kept is None else kept.conversation,
-                )
-                answer = node.assistant.reply(ask)
-                return answer if kept is None else recorded(kept.store, ask, kept.source, answer)
-
-            converse(reply, runner, screen.typed, write, kept)
+            converse(LocalReplier(node, kept), runner, screen.typed, write, kept)
         finally:
             runner.run(node.stop())
+
+
+class LocalReplier:
+    """The assistant of a node in this program; its conversations are kept, if their owner wants
+    that.
+    """
+
+    def __init__(self, node: "Node", kept: "KeptChat | None") -> None:
+        self.node, self.kept = node, kept
+        self.renew()
+
+    def renew(self) -> None:
+        """Another conversation begins."""
+        if self.kept is not None:
+            self.kept.renew()
+        self.conversation = self.kept.conversation if self.kept else secrets.token_hex(8)
+
+    def reply(self, messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
+        """Its answer, with the active adapter."""
+        from .core.assistant.events import ChatRequest
+        from .core.engine.sampling.params import SamplingParams
+        from .core.history.recorder import recorded
+
+        ask = ChatRequest(
+            messages=tuple(messages),
+            sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
+            adapter=self.node.adapters.active,
+            conversation=self.conversation,
+        )
+        answer = self.node.assistant.reply(ask)
+        if self.kept is None:
+            return answer
+        return recorded(self.kept.store, ask, self.kept.source, answer)
+
+    async def answer(self, id: str, approved: bool, remember: bool) -> None:
+        """The owner's word."""
+        self.node.assistant.approvals.answer(id, approved, remember=remember)
 
 
 def remote(arguments: Namespace) -> "RemoteAssistant":
@@ -177,9 +197,8 @@ def remote(arguments: Namespace) -> "RemoteAssistant":
     from .core.server.auth import TOKEN_FILE, read_token
     from .core.server.client import RemoteAssistant
 
-    return RemoteAssistant(
-        arguments.url, read_token(arguments.token_file or paths.home() / TOKEN_FILE)
-    )
+    token = read_token(arguments.token_file or paths.home() / TOKEN_FILE)
+    return RemoteAssistant(arguments.url, token, max_tokens=MAX_ANSWER_TOKENS)
 
 
 def write(text: str) -> None:

@@ -164,6 +164,7 @@ class Node:
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=self.adapters.prompt_of,
+            config=self.config.tools,
         )
 
     async def keep_conversations(self) -> None:

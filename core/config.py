@@ -142,6 +142,42 @@ class PluginsConfig:
     call_timeout_s: float = 10.0
 
 
+Rule = Literal["allow", "confident", "ask", "never"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsConfig:
+    """What the assistant may do with tools, and when it asks its owner first.
+
+    "confident": unasked where the adapter's calibration says that such calls are right, else asked.
+    """
+
+    # by what a call does; a conversation in which foreign text was read asks before it changes
+    # something, whatever stands here (core/assistant/README.md)
+    read: Rule = "allow"  # tells something of this machine
+    write: Rule = "confident"  # changes something
+    outside: Rule = "ask"  # reaches beyond this machine
+    # by a tool's name, before the three above
+    allow: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    approval_timeout_s: float = 120.0  # a question that nobody answered by then is a refusal
+    steps: int = 8  # generations for one answer; the last one must do without calls
+    prompt_share: float = (
+        0.3  # of the context, for the list of tools; the likeliest ones are listed
+    )
+
+    def __post_init__(self) -> None:
+        twice = {*self.allow} & {*self.ask} | {*self.ask} & {*self.never}
+        if twice := twice | ({*self.allow} & {*self.never}):
+            raise ValueError(f"allow, ask and never both name {min(twice)}; name each tool once")
+        if self.approval_timeout_s <= 0 or self.steps < 1 or not 0 < self.prompt_share < 1:
+            raise ValueError(
+                "approval_timeout_s must be above 0, steps at least 1 and prompt_share between 0 "
+                "and 1"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the owner decides."""
@@ -152,6 +188,7 @@ class Config:
     consent: ConsentConfig = field(default_factory=ConsentConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
 
 
 def load(path: Path | None = None) -> Config:

@@ -14,6 +14,7 @@
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
     │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be
                                        used
+    │   ├── ToolCallCutError           a call that the token limit cut; nothing was called
     │   ├── CacheError                 a saved conversation that does not fit this model, adapter or
                                        engine
     │   └── OverloadedError            a request that could run later
@@ -29,6 +30,10 @@
     │   ├── MessageError               a message that is refused; nothing was changed
     │   └── RoundAborted               the round ended without a sum; the adapter is unchanged
     │       └── DisagreementError      sealed mode: members ended a round with different adapters
+    ├── RetrievalError                 collections and memory
+    │   ├── DocumentError              one document that cannot be read; the others are
+    │   └── UnknownEntryError          no such collection, document, passage or fact
+    ├── ApprovalError                  an answer to a question that nobody asks (any more)
     └── PluginError                    other people's code
         ├── ManifestError              a manifest that asks for what does not exist
         ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
@@ -94,6 +99,10 @@ class ChatTemplateError(RequestError):
     """
 
 
+class ToolCallCutError(EngineError):
+    """The token limit cut a tool call; what there is of it is no call and no text."""
+
+
 class CacheError(EngineError):
     """A saved conversation does not fit this model, adapter or engine; nothing was restored."""
 
@@ -146,6 +155,22 @@ class DisagreementError(RoundAborted):
     """Members of a sealed round ended with different adapters: no adapter is shared by enough of
     them.
     """
+
+
+class RetrievalError(QuietchoirError):
+    """Collections and memory; what they hold is as it was."""
+
+
+class DocumentError(RetrievalError):
+    """One document that cannot be read."""
+
+
+class UnknownEntryError(RetrievalError):
+    """No such collection, document, passage or fact."""
+
+
+class ApprovalError(QuietchoirError):
+    """An answer to a question that nobody asks, or asks any more; nothing was carried out."""
 
 
 class PluginError(QuietchoirError):

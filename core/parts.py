@@ -21,6 +21,7 @@ from .errors import MissingPartError
 EXTRAS = {
     "train": ("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
     "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "prometheus_client", "uvicorn"),
+    "documents": ("sqlcipher3", "mammoth", "openpyxl", "pypdf"),
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),

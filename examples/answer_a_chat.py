@@ -6,8 +6,8 @@ python examples/answer_a_chat.py ["Why is the sky blue?" [MODEL]]    (`quietchoi
 import asyncio
 import sys
 
-from quietchoir.core.assistant.assistant import ChatRequest, Text
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import ChatRequest, Text
 from quietchoir.core.config import Config, EngineConfig
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.node import Node

@@ -111,7 +111,7 @@ class PluginHost:
         if not self.report.available:
             return []
         return [
-            ToolInfo(tool.name, tool.description, tool.schema, plugin.terms.id)
+            ToolInfo(tool.name, tool.description, tool.schema, plugin.terms.id, tool.effect)
             for plugin in self.plugins.values()
             if plugin.disabled is None
             for tool in plugin.terms.tools

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ..core import tables
+from ..core.assistant.tools import Effect
 from ..core.errors import ConfigError, ManifestError
 from .hidden import legible
 
@@ -26,6 +27,13 @@ ID = re.compile(r"[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# Pure-Python packages of this installation that a plugin may run on, each with what it stands on.
+PACKAGES = {
+    "mammoth": ("mammoth", "cobble"),
+    "markdown-it-py": ("markdown-it-py", "mdurl"),
+    "openpyxl": ("openpyxl", "et-xmlfile"),
+    "pypdf": ("pypdf",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +93,13 @@ class Runtime:
     """What it runs on."""
 
     python: str = ">=3.11"
+    packages: tuple[str, ...] = ()  # of PACKAGES
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.packages if name not in PACKAGES]:
+            raise ValueError(
+                f"runtime.packages names {unknown[0]!r}; this version offers {', '.join(PACKAGES)}"
+            )
         if self.python != ">=3.11":
             raise ValueError(
                 f"runtime.python is {self.python!r}; this version offers only '>=3.11'"
@@ -108,7 +121,7 @@ class ToolEntry:
     name: str
     description: str
     schema: Mapping[str, Any] = field(default_factory=dict)
-    read_only: bool = False
+    effect: Effect = "write"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,14 +240,10 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
         ManifestError: unknown field, bad name, hidden characters, or a schema that is not an
         object's.
     """
-    if not isinstance(item, dict) or set(item) - {
-        "name",
-        "description",
-        "inputSchema",
-        "annotations",
-    }:
+    known = {"name", "description", "inputSchema", "annotations", "effect"}
+    if not isinstance(item, dict) or set(item) - known:
         raise ManifestError(
-            f"{where}: expected name, description, inputSchema and perhaps annotations"
+            f"{where}: expected name, description, inputSchema and perhaps annotations and effect"
         )
     name, description, schema = item.get("name"), item.get("description"), item.get("inputSchema")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
@@ -251,7 +260,28 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
     annotations = item.get("annotations", {})
     if not isinstance(annotations, dict):
         raise ManifestError(f"{where}.annotations: expected an object")
-    return ToolEntry(name, description, schema, annotations.get("readOnlyHint") is True)
+    return ToolEntry(name, description, schema, effect_of(item.get("effect"), annotations, where))
+
+
+def effect_of(said: Any, annotations: Mapping[str, Any], where: str) -> Effect:
+    """What a tool's calls do: the manifest's own word, else MCP's annotations, else "write".
+
+    Where the two differ, the weightier holds: the owner is rather asked once too often.
+
+    Raises:
+        ManifestError: a word that is none of the three.
+    """
+    weights: tuple[Effect, ...] = ("read", "write", "outside")
+    if said is not None and said not in weights:
+        raise ManifestError(f"{where}.effect = {said!r}; expected one of {', '.join(weights)}")
+    hinted: Effect = "read" if annotations.get("readOnlyHint") is True else "write"
+    if annotations.get("openWorldHint") is True:
+        hinted = "outside"
+    if said is None:
+        return hinted
+    # an annotation that is absent says nothing, so it cannot outweigh the manifest's own word
+    spoken = annotations.keys() & {"readOnlyHint", "openWorldHint"}
+    return max(said, hinted, key=weights.index) if spoken else said
 
 
 def texts(value: Any) -> Iterator[str]:

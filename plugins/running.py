@@ -15,7 +15,7 @@ from ..core.errors import PluginError, ToolError
 from . import manifest
 from .client import PluginConnection
 from .manifest import Manifest
-from .sandbox import interpreter, linux
+from .sandbox import interpreter, linux, packages
 from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, SandboxPolicy
 from .sandbox.probe import inside_source
 from .storage import PluginStorage
@@ -145,6 +145,8 @@ class Plugin:
         files |= {
             f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config
         }
+        if wanted := self.terms.head.runtime.packages:
+            files[f"{KIT}/packages.zip"] = packages.archive(wanted)
         module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
         head = self.terms.head
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None

@@ -147,6 +147,9 @@ class Demo:
             f"weights serves and trains"
         )
         data = self.folder / "data" / self.names[0]
+        # nobody sits here to say yes, and the household is a made-up one
+        settings = '[tools]\nwrite = "allow"\n'
+        paths.write_atomically(self.home(self.names[0]) / "config.toml", settings.encode())
         child = self.stage.start(
             self.names[0], "serve", "--port", "0", "--home-file", str(data / "home.json"),
             "--federation", str(self.file), "--data", str(data), **self.environment(self.names[0]),

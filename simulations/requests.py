@@ -68,23 +68,22 @@ class RunningNode:
 
     def ask(self, request: str, expected: ToolCall) -> RequestOutcome:
         """One request, as a chat of one message."""
-        answer = self.post(
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": request}], "max_tokens": 64},
-        )
+        body = {"messages": [{"role": "user", "content": request}], "max_tokens": 64}
+        try:
+            answer = self.post("/v1/chat/completions", body)
+        except QuietchoirError as error:
+            if "tool_call_cut" not in str(error):
+                raise
+            return RequestOutcome(request, expected, "a call that the limit cut", None, "")
         message = answer["choices"][0]["message"]
         calls = message.get("tool_calls") or []
         said = message.get("content") or ""
         if not calls:
             return RequestOutcome(request, expected, said, parse(said), "")
         function = calls[0]["function"]
-        return RequestOutcome(
-            request,
-            expected,
-            said,
-            ToolCall(function["name"], json.loads(function["arguments"])),
-            said,
-        )
+        called = ToolCall(function["name"], json.loads(function["arguments"]))
+        [result, *_] = message["tool_results"]
+        return RequestOutcome(request, expected, said, called, result["content"])
 
     def activate(self, adapter: str) -> None:
         """Switch the running node to an adapter."""

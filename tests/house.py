@@ -49,7 +49,7 @@ LEVELS: tuple[set[str], ...] = (
     {"config", "prompt"},
     {"models"},
     {"hardware", "device"},
-    {"engine"},
+    {"engine", "retrieval"},
     {"training", "assistant"},
     {"history"},
     {"server"},

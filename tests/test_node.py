@@ -15,8 +15,9 @@ import pytest_asyncio
 import torch
 
 from quietchoir.core import paths
-from quietchoir.core.assistant.assistant import Assistant, ChatRequest, Text
+from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import ApprovalEvent, ChatRequest, Text, ToolResultEvent
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
@@ -183,13 +184,18 @@ async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"no sandbox: {node.plugins.report.reason}")
         pytest.skip(f"no sandbox: {node.plugins.report.reason}; {node.plugins.report.advice}")
-    engine = engine_saying([render(ToolCall("HassTurnOn", {"name": "lamp"}))])
-    assistant = Assistant(engine, node.weights.tokenizer, node.plugins, context=512)
-    events = [
-        event
-        async for event in assistant.reply(ChatRequest(messages=(Message("user", "lamp on"),)))
-    ]
-    assert "lamp" in "".join(event.text for event in events if isinstance(event, Text))
+    call = f"<tool_call>{render(ToolCall('HassTurnOn', {'name': 'lamp'}))}</tool_call>"
+    assistant = Assistant(
+        engine_saying([call], ["Done."]), node.weights.tokenizer, node.plugins, context=512
+    )
+    results = []
+    async for event in assistant.reply(ChatRequest(messages=(Message("user", "lamp on"),))):
+        if isinstance(event, ApprovalEvent):
+            assert event.question == "Turns on a device or entity: name 'lamp'. Shall I?"
+            assistant.approvals.answer(event.id, True)
+        elif isinstance(event, ToolResultEvent):
+            results.append(event.result.text)
+    assert ["lamp" in text for text in results] == [True]
 
 
 async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_turns(

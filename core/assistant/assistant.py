@@ -1,84 +1,54 @@
-"""A conversation in, an answer out: model, then at most one tool.
+"""A conversation in, an answer out: prompt, generation, calls, their results, and again.
 
-Knows the engine, the context and the tools' seam. Knows nothing of HTTP, plugins or files.
-Always: leaving `reply` early cancels its generation; a tool's output is never read as a call, nor
-shown to the model.
+Knows the engine, the context, call formats and the tools' seam. Knows nothing of HTTP, plugins or
+files.
+Always: leaving `reply` early cancels its generation and closes its question; what a tool returned
+is data for the model and is never read as a call, nor is a call that somebody only quoted.
 """
 
 import asyncio
+import math
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
+from .. import log
+from ..config import ToolsConfig
 from ..engine.request import Generation, GenerationRequest
-from ..engine.sampling.logprobs import TokenLogprobs
-from ..engine.sampling.params import SamplingParams
-from ..errors import EngineError, ModelFileError, PluginError, RequestError
+from ..engine.sampling.params import Constraint, SamplingParams
+from ..errors import EngineError, ModelFileError, PluginError, RequestError, ToolCallCutError
+from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
-from ..toolcall import ToolCall, parse
-from .context import ChatEncoder, Message, fit
-from .tools import ToolInfo, ToolResult, Tools, tool_call_schema
+from ..toolcall import ToolCall
+from .approvals import Approvals
+from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, calls_in, format_of
+from .context import Message, fit
+from .events import (
+    ANY_TOOL,
+    ApprovalEvent,
+    ApprovedEvent,
+    ChatRequest,
+    Event,
+    Finished,
+    LoopStepEvent,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolsListedEvent,
+)
+from .tool_prompt import TemplateEncoder, ToolPrompt
+from .tool_ranking import ToolRanking
+from .tools import ToolInfo, ToolResult, Tools
 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
-ANY_TOOL = "*"
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """One conversation that waits for an answer."""
-
-    messages: tuple[Message, ...]
-    # what the assistant's answer begins with already; it is continued, and not repeated
-    begun: str = ""
-    sampling_params: SamplingParams = field(default_factory=SamplingParams)
-    adapter: str | None = None  # an adapter the engine holds
-    use_tools: bool = True
-    # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
-    tool_choice: str | None = None
-    # what the caller offers; calls go back to the caller, uncalled
-    caller_tools: tuple[ToolInfo, ...] | None = None
-    # what its client calls the conversation that this continues; what was allowed in it, holds on
-    conversation: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of the answer."""
-
-    text: str
-    logprobs: tuple[TokenLogprobs, ...] = ()  # of its tokens, where the ask wants logprobs
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallEvent:
-    """The model called a tool."""
-
-    id: str
-    call: ToolCall
-    plugin_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolResultEvent:
-    """The tool came back."""
-
-    id: str
-    result: ToolResult
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event of every answer."""
-
-    reason: str  # "stop", "length", "tool_calls" or "cancelled"
-    prompt_tokens: int
-    completion_tokens: int
-
-
-Event = Text | ToolCallEvent | ToolResultEvent | Finished
+MOST_CALLS = 8  # of one generation
+# The role under which what others wrote stands in a conversation.
+FOREIGN = "tool"
+logger = log.get("assistant")
 
 
 class LanguageEngine(Protocol):
@@ -89,31 +59,51 @@ class LanguageEngine(Protocol):
         ...
 
 
-class PromptEncoder(ChatEncoder, Protocol):
+class PromptEncoder(TemplateEncoder, Protocol):
     """A tokenizer, for chats and for plain text."""
+
+    @property
+    def template(self) -> ChatTemplate:
+        """How its model writes a conversation down."""
+        ...
+
+    @property
+    def control_names(self) -> Container[str]:
+        """The names of control tokens, which no text becomes."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, special tokens not recognised."""
         ...
 
+    def spell(self, token: int) -> bytes:
+        """The bytes of a token; a control token's name."""
+        ...
 
-class ToolCallBuffer:
-    """Text on its way out, held back while it could still become a tool call."""
 
-    def __init__(self, closed: bool) -> None:
-        self.closed = closed
-        self.held = Text("")
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """One answer on its way: what the model is shown, and what came of it so far."""
 
-    def push(self, piece: Text) -> Text | None:
-        """What may go out now."""
-        if not self.closed:
-            return piece
-        self.held = Text(self.held.text + piece.text, self.held.logprobs + piece.logprobs)
-        if self.held.text.lstrip()[:1] in ("", "{"):
-            return None
-        self.closed = False
-        out, self.held = self.held, Text("")
-        return out
+    ask: ChatRequest
+    messages: list[Message]
+    known: Mapping[str, ToolInfo]  # the tools that a call may name
+    listed: Sequence[ToolInfo]  # those of them that the prompt tells of
+    form: CallFormat  # in which this model writes calls
+    constraint: Constraint | None  # what holds for the next generation
+    foreign: bool  # text that neither owner nor model wrote stands in the conversation
+    calls: list[ToolCall] = field(default_factory=list)  # of the last generation
+    repeats: bool = False  # they are those of the generation before
+    said: str = ""  # beside them
+    probability: float | None = None  # of these calls together
+    reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def finished(self) -> Finished:
+        """The answer's last event."""
+        return Finished(self.reason, self.prompt_tokens, self.completion_tokens)
 
 
 class Assistant:
@@ -128,51 +118,61 @@ class Assistant:
         context: int,
         call_timeout_s: float = 10.0,
         prompt_of: Callable[[str], PromptFormat] = lambda _: AS_IT_COMES,
+        threshold_of: Callable[[str | None], float | None] = lambda _: None,
+        config: ToolsConfig | None = None,
+        ranking: ToolRanking | None = None,
     ) -> None:
         """
         Args:
             context: tokens, prompt and answer together.
             prompt_of: how an adapter that the engine holds was trained to be asked.
+            threshold_of: from which probability on an adapter's calls are right, as measured on
+                held-out examples; None: not measured, so it is never sure.
         """
         self.engine = engine
         self.tokenizer = tokenizer
         self.tools = tools
-        self.context = context  # tokens, prompt and answer together
+        self.context = context
         self.call_timeout_s = call_timeout_s
         self.prompt_of = prompt_of
+        self.threshold_of = threshold_of
+        self.config = config or ToolsConfig()
+        self.approvals = Approvals(self.config)
+        self.ranking = ranking or ToolRanking()
 
     async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
 
         Yields:
-            Text pieces, or one `ToolCallEvent` (with `ToolResultEvent` and its sentence as Text);
-            `Finished` last.
+            Text pieces; for each call a `ToolCallEvent`, where the owner is asked an
+            `ApprovalEvent` and an `ApprovedEvent`, and a `ToolResultEvent`; before each further
+            generation a `LoopStepEvent`; `Finished` last. Calls of the caller's own tools have no
+            result: it brings one in its next request.
 
         Raises:
-            RequestError: it can never run as it is. OverloadedError: it could later. EngineError:
-            it broke half-way.
+            RequestError: it can never run as it is. OverloadedError: it could later.
+            ToolCallCutError: the token limit cut a call. EngineError: it broke half-way.
         """
-        known = self._known_tools(ask)
-        ask = self._constrained(ask, known)
-        messages = self._as_trained(ask, known)
-        # a greedy max_tokens must not push the question out
-        reserve = min(ask.sampling_params.max_tokens, self.context // 2)
-        prompt = await asyncio.to_thread(self._prompt, messages, ask.begun, self.context - reserve)
-        gate = ToolCallBuffer(closed=bool(known))
-        async with aclosing(self._generate(ask, prompt)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    end = event
-                elif out := gate.push(event):
-                    yield out
-        call = parse(gate.held.text) if end.reason == "stop" else None
-        if call is not None and call.name in known:
-            async for answer in self._call(ask, call, known[call.name], end):
-                yield answer
-            return
-        if gate.held.text or gate.held.logprobs:
-            yield gate.held
-        yield end
+        turn = await self._begin(ask)
+        if len(turn.listed) < len(turn.known) and turn.listed:
+            yield ToolsListedEvent(tuple(tool.name for tool in turn.listed), len(turn.known))
+        for number in range(1, self.config.steps + 1):
+            if number > 1:
+                last = number == self.config.steps or turn.repeats
+                self._go_on(turn, last=last)
+                yield LoopStepEvent(number, last)
+                if turn.said.strip():
+                    yield Text("\n\n")
+            async with aclosing(self._generate(turn)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            for call in turn.calls:
+                async with aclosing(self._act(turn, call)) as events:
+                    async for event in events:
+                        yield event
+            if self._ended(turn):
+                break
+        yield turn.finished
 
     async def complete(self, text: str, ask: ChatRequest) -> AsyncGenerator[Text | Finished, None]:
         """Go on after `text`, without a chat template and without tools; `ask.messages` is not
@@ -182,14 +182,132 @@ class Assistant:
             RequestError, OverloadedError, EngineError: as `reply`.
         """
         prompt = await asyncio.to_thread(self.tokenizer.encode, text)
-        async with aclosing(self._generate(ask, tuple(prompt))) as events:
+        async with aclosing(self._stream(ask, ask.sampling_params, tuple(prompt))) as events:
             async for event in events:
                 yield event
 
-    def _prompt(self, messages: Sequence[Message], begun: str, budget: int) -> tuple[int, ...]:
+    async def _begin(self, ask: ChatRequest) -> Turn:
+        """What the model is shown, what it may call, and in which form.
+
+        Raises:
+            RequestError: a tool is demanded that is not on offer, or a form of the answer beside.
+        """
+        known = self._known_tools(ask)
+        self._check_choice(ask, known)
+        form = self._call_format(ask)
+        messages = self._as_trained(ask, known)
+        listed = await self._listed(ask, known, form)
+        return Turn(
+            ask=ask,
+            messages=list(messages),
+            known=known,
+            listed=listed,
+            form=form,
+            constraint=self._constraint(ask, known, form),
+            foreign=any(message.role == FOREIGN for message in messages),
+        )
+
+    def _go_on(self, turn: Turn, *, last: bool) -> None:
+        """Prepare the next generation; the last one cannot call."""
+        turn.constraint = None if last else self._constraint(turn.ask, turn.known, turn.form)
+        if last:
+            turn.known, turn.listed = {}, ()
+        elif turn.ask.tool_choice is not None:
+            turn.ask = replace(turn.ask, tool_choice=None)  # it was called; now it may answer
+            turn.constraint = self._constraint(turn.ask, turn.known, turn.form)
+
+    def _ended(self, turn: Turn) -> bool:
+        """Whether the answer is whole: nothing was called, or the results are the caller's or the
+        user's to read, or the tokens are used up.
+        """
+        if not turn.calls:
+            return True
+        if turn.ask.caller_tools is not None:
+            turn.reason = "tool_calls"
+            return True
+        if turn.completion_tokens >= turn.ask.sampling_params.max_tokens:
+            turn.reason = "length"
+            return True
+        # an adapter of single calls has learned nothing else to say: the tool's sentence answers
+        return self._prompt_format(turn.ask).answers == "tool_call"
+
+    async def _generate(self, turn: Turn) -> AsyncGenerator[Text, None]:
+        """One generation: its text as it comes; its calls, text and counts into the turn.
+
+        Raises:
+            ToolCallCutError: the token limit cut a call.
+        """
+        ask, params = turn.ask, turn.ask.sampling_params
+        params = replace(
+            params,
+            max_tokens=params.max_tokens - turn.completion_tokens,
+            constraint=turn.constraint or params.constraint,
+            # a call's probability is needed where it decides whether the owner is asked
+            logprobs=0 if params.logprobs is None and self._is_weighed(turn) else params.logprobs,
+        )
+        # a greedy max_tokens must not push the question out
+        reserve = min(params.max_tokens, self.context // 2)
+        prompt = await asyncio.to_thread(self._prompt, turn, self.context - reserve)
+        buffer = ToolCallBuffer(turn.known, partial(self._is_meant, turn))
+        turn.said = ""
+        async with aclosing(self._stream(ask, params, prompt)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    end = event
+                elif (out := buffer.push(event)).text or out.logprobs:
+                    turn.said += out.text
+                    yield out if ask.sampling_params.logprobs is not None else Text(out.text)
+        self._check_whole(turn, buffer, end)
+        if (out := buffer.finish()).text or out.logprobs:
+            turn.said += out.text
+            yield out if ask.sampling_params.logprobs is not None else Text(out.text)
+        most = MOST_CALLS if ask.parallel_tool_calls else 1
+        calls = [replace(call, id=new_id()) for call in buffer.calls[:most]]
+        turn.calls, turn.repeats = calls, calls == turn.calls
+        turn.probability = math.exp(buffer.call_logprob) if self._is_weighed(turn) else None
+        turn.reason, turn.prompt_tokens = end.reason, end.prompt_tokens
+        turn.completion_tokens += end.completion_tokens
+        if turn.calls:
+            turn.messages.append(Message("assistant", turn.said, tuple(turn.calls)))
+
+    async def _act(self, turn: Turn, call: ToolCall) -> AsyncGenerator[Event, None]:
+        """One call: told, allowed or not, carried out, and its result put before the model."""
+        tool = turn.known[call.name]
+        yield ToolCallEvent(call.id, call, tool.plugin_id, turn.probability)
+        if turn.ask.caller_tools is not None:
+            return
+        verdict = self.approvals.verdict(
+            tool, turn.ask.conversation, confident=self._is_sure(turn), foreign=turn.foreign
+        )
+        refusal = f"{call.name} is never to be called here, by its owner's rule."
+        if verdict == "ask":
+            with self.approvals.ask(call, tool, turn.ask.conversation) as question:
+                yield ApprovalEvent(
+                    question.id, call.id, question.text, call, tool.effect, question.timeout_s
+                )
+                said = await self.approvals.wait(question)
+            yield ApprovedEvent(question.id, bool(said), "timeout" if said is None else "owner")
+            verdict = "allow" if said else "never"
+            refusal = "Not done: " + (
+                "nobody said yes in time." if said is None else "the owner said no."
+            )
+        if verdict == "allow":
+            result = await self._carry_out(call)
+            if tool.effect != "write":
+                turn.foreign = True
+                self.approvals.read(turn.ask.conversation)
+        else:
+            result = ToolResult(refusal, ok=False)
+        yield ToolResultEvent(call.id, result)
+        turn.messages.append(Message(FOREIGN, result.text, (), call.id, call.name))
+        if self._prompt_format(turn.ask).answers == "tool_call":
+            yield Text(result.text)
+
+    def _prompt(self, turn: Turn, budget: int) -> tuple[int, ...]:
         """Raises: RequestError: it does not fit, or this model has no way to read a
         conversation.
         """
+        begun = turn.ask.begun
         start = tuple(self.tokenizer.encode(begun)) if begun else ()
         if len(start) >= budget:
             raise RequestError(
@@ -197,16 +315,16 @@ class Assistant:
                 f"{budget} fit; begin a new one"
             )
         try:
-            return fit(messages, self.tokenizer, budget - len(start)) + start
+            encoder = ToolPrompt(self.tokenizer, self._traits(), turn.form, turn.listed)
+            return fit(turn.messages, encoder, budget - len(start)) + start
         # the file is right as it is, for whoever asks it for something else
         except ModelFileError as error:
             raise RequestError(str(error)) from error
 
-    async def _generate(
-        self, ask: ChatRequest, prompt: tuple[int, ...]
+    async def _stream(
+        self, ask: ChatRequest, params: SamplingParams, prompt: tuple[int, ...]
     ) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
-        params = ask.sampling_params
         request = GenerationRequest(
             prompt=prompt,
             sampling_params=replace(params, max_tokens=min(params.max_tokens, room)),
@@ -216,8 +334,9 @@ class Assistant:
         reason = None
         try:
             async for delta in generation:
-                if delta.text or delta.logprobs:
-                    yield Text(delta.text, (delta.logprobs,) if delta.logprobs else ())
+                text = delta.text or self._mark(delta.token)
+                if text or delta.logprobs:
+                    yield Text(text, (delta.logprobs,) if delta.logprobs else ())
                 reason = delta.finish_reason or reason
         finally:
             if reason is None:
@@ -228,9 +347,27 @@ class Assistant:
             )
         yield Finished(reason, generation.prompt_tokens, generation.completion_tokens)
 
+    def _mark(self, token: int | None) -> str:
+        """A control token that begins or ends a call, which as text would be nothing."""
+        name = "" if token is None else self.tokenizer.spell(token).decode("utf-8", "replace")
+        return name if name in MARKS else ""
+
     async def _submit(self, request: GenerationRequest) -> Generation:
-        if request.sampling_params.constraint is None:
+        constraint = request.sampling_params.constraint
+        if constraint is None:
             return self.engine.submit(request)
+        try:
+            return await self._submit_form(request)
+        except RequestError as error:
+            if not constraint.trigger:
+                raise
+            # A call that the model makes of itself need not be held to a form that none can be
+            # made of; a wrong one comes back as the tool's complaint.
+            logger.warning("calls are not held to their tools' schemas: %s", error)
+            free = replace(request.sampling_params, constraint=None)
+            return self.engine.submit(replace(request, sampling_params=free))
+
+    async def _submit_form(self, request: GenerationRequest) -> Generation:
         # A grammar takes milliseconds to seconds to compile; other answers go on meanwhile.
         compiling = asyncio.get_running_loop().run_in_executor(None, self.engine.submit, request)
         try:
@@ -241,6 +378,10 @@ class Assistant:
 
     def _prompt_format(self, ask: ChatRequest) -> PromptFormat:
         return AS_IT_COMES if ask.adapter is None else self.prompt_of(ask.adapter)
+
+    def _call_format(self, ask: ChatRequest) -> CallFormat:
+        """What the model learned to write: adapters the format of our training data."""
+        return BARE if ask.adapter is not None else format_of(self.tokenizer.template.source)
 
     def _known_tools(self, ask: ChatRequest) -> Mapping[str, ToolInfo]:
         if self._prompt_format(ask).answers == "text" and ask.tool_choice is None:
@@ -258,26 +399,65 @@ class Assistant:
             for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)
         }
 
-    def _constrained(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> ChatRequest:
-        """The ask whose answer must be a call, where its tool choice says so.
-
-        Raises:
-            RequestError: no such tool, or a form of its own beside.
-        """
+    def _check_choice(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> None:
+        """Raises: RequestError: a demanded tool is not on offer, or a form of its own beside."""
         if ask.tool_choice is None:
-            return ask
+            return
         if ask.sampling_params.constraint is not None:
             raise RequestError(
                 "an answer cannot be a tool call and in another form at once; leave one of them out"
             )
-        chosen = [tool for name, tool in known.items() if ask.tool_choice in (ANY_TOOL, name)]
-        if not chosen:
+        if not known or ask.tool_choice not in (ANY_TOOL, *known):
             raise RequestError(
                 f"tool_choice asks for a call, but on offer are "
                 f"{', '.join(known) or 'no tools'}; offer it"
             )
-        params = replace(ask.sampling_params, constraint=tool_call_schema(chosen))
-        return replace(ask, sampling_params=params)
+
+    def _constraint(
+        self, ask: ChatRequest, known: Mapping[str, ToolInfo], form: CallFormat
+    ) -> Constraint | None:
+        """What an answer with these tools is held to: calls alone where one is demanded, else
+        a call's own form from its beginning on.
+        """
+        if ask.tool_choice is not None:
+            chosen = [tool for name, tool in known.items() if ask.tool_choice in (ANY_TOOL, name)]
+            spoken = form.opener not in self.tokenizer.control_names
+            held = form if form.key and spoken else BARE
+            several = ask.parallel_tool_calls and ask.tool_choice == ANY_TOOL
+            return Constraint("lark", held.demanded(chosen, MOST_CALLS if several else 1))
+        if not known or not form.key:
+            return None
+        return Constraint(
+            "lark", form.rest(list(known.values())), trigger=form.trigger, at_start=form.bare
+        )
+
+    async def _listed(
+        self, ask: ChatRequest, known: Mapping[str, ToolInfo], form: CallFormat
+    ) -> Sequence[ToolInfo]:
+        """The tools that the prompt tells of: all, or the likeliest that it has room for.
+
+        An adapter is asked as it was trained, which is without a list of the node's own tools.
+        """
+        taught = ask.adapter is not None and ask.caller_tools is None
+        if not known or taught or self._prompt_format(ask).answers == "tool_call":
+            return ()
+        traits = self._traits()
+
+        def size(tools: Sequence[ToolInfo]) -> int:
+            prompt = ToolPrompt(self.tokenizer, traits, form, tools)
+            return len(prompt.encode_chat([{"role": "user", "content": ""}]))
+
+        room = int(self.context * self.config.prompt_share)
+        return await asyncio.to_thread(
+            self.ranking.chosen, list(known.values()), ask.messages, size, room
+        )
+
+    def _traits(self) -> TemplateTraits:
+        """Raises: RequestError: this model has no way to read a conversation."""
+        try:
+            return self.tokenizer.template.traits
+        except ModelFileError as error:
+            raise RequestError(str(error)) from error
 
     def _as_trained(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
         """What the model is shown: with an adapter, what its card says that its training showed it.
@@ -293,18 +473,32 @@ class Assistant:
         head = (Message("system", prompt.system),) if prompt.system else ()
         return (*head, *(ask.messages[-1:] if alone else ask.messages))
 
-    async def _call(
-        self, ask: ChatRequest, call: ToolCall, tool: ToolInfo, end: Finished
-    ) -> AsyncGenerator[Event, None]:
-        called = ToolCallEvent(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)
-        yield called
-        if ask.caller_tools is not None:
-            yield replace(end, reason="tool_calls")
-            return
-        result = await self._carry_out(call)
-        yield ToolResultEvent(called.id, result)
-        yield Text(result.text)
-        yield end
+    def _is_meant(self, turn: Turn, call: ToolCall) -> bool:
+        """Whether a call is the model's own; one that stands in what it was given is quoted."""
+        given = [m.content for m in turn.messages if m.role in ("user", FOREIGN)]
+        given += [m.content for m in turn.ask.messages if m.role in ("user", FOREIGN)]
+        return not any(call == quoted for text in given for quoted in calls_in(text))
+
+    def _check_whole(self, turn: Turn, buffer: ToolCallBuffer, end: Finished) -> None:
+        """Raises: ToolCallCutError: see `_generate`."""
+        demanded = turn.ask.tool_choice is not None and not buffer.calls
+        if end.reason == "length" and (buffer.begun or demanded):
+            raise ToolCallCutError(
+                f"the answer's limit of {turn.completion_tokens + end.completion_tokens} tokens "
+                "cut a tool call, so nothing was called; raise max_tokens, or shorten the "
+                "conversation or the tool's arguments"
+            )
+
+    def _is_weighed(self, turn: Turn) -> bool:
+        """Whether a call's probability decides something."""
+        own = turn.known and turn.ask.caller_tools is None
+        return bool(own) and self.threshold_of(turn.ask.adapter) is not None
+
+    def _is_sure(self, turn: Turn) -> bool:
+        threshold = self.threshold_of(turn.ask.adapter)
+        return (
+            threshold is not None and turn.probability is not None and turn.probability >= threshold
+        )
 
     async def _carry_out(self, call: ToolCall) -> ToolResult:
         try:
@@ -317,6 +511,11 @@ class Assistant:
                 f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False
             )
         return replace(result, text=result.text[:RESULT_CHARACTERS])
+
+
+def new_id() -> str:
+    """A call's id."""
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _let_go(submitted: "asyncio.Future[Generation]") -> None:

@@ -7,10 +7,10 @@ whole turns.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import RequestError
-from ..toolcall import ToolCall, render
+from ..toolcall import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +23,28 @@ class Message:
     tool_call_id: str = ""  # of a tool's message: the call that it answers
     name: str = ""  # of a tool's message: the tool that answers
 
-    def for_template(self) -> dict[str, str]:
-        """As the chat template reads it.
-
-        A message that called tools is shown as the calls, which is what the model wrote; the
-        sentence that a tool answered came from other people's code and stays out of the prompt.
-        """
-        text = "\n".join(render(call) for call in self.calls) if self.calls else self.content
-        return {"role": self.role, "content": text}
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates read it, in OpenAI's shape."""
+        shown: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.calls:
+            shown["tool_calls"] = [
+                {
+                    "id": call.id or f"call{number}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": dict(call.arguments)},
+                }
+                for number, call in enumerate(self.calls)
+            ]
+        if self.role == "tool":
+            shown |= {"tool_call_id": self.tool_call_id, "name": self.name}
+        return shown
 
 
 class ChatEncoder(Protocol):
     """The part of a tokenizer that this file needs."""
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Tokens of the whole conversation, ready for the assistant to go on."""
         ...

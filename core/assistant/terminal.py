@@ -6,23 +6,49 @@ Always: Ctrl-C while an answer runs ends the answer; at the prompt it ends the c
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+import signal
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import EngineError, QuietchoirError
 from ..screen import one_line, visible
-from ..toolcall import ToolCall, render
-from .assistant import Event, Text, ToolCallEvent, ToolResultEvent
+from ..toolcall import render
 from .context import Message
+from .events import (
+    ApprovalEvent,
+    ApprovedEvent,
+    Event,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolsListedEvent,
+)
 
-Reply = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
 Read = Callable[[str], str]
 Write = Callable[[str], None]
 HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
 JUDGING = "/up, /down: a good or a bad answer; /correct TEXT: what it should have been\n"
 VERDICTS = {"up": "up", "down": "down", "correct": "corrected"}
 PROMPT = "\n> "
+CHOICES = " [y]es, [n]o, [a]lways in this conversation: "
+
+
+class Replier(Protocol):
+    """Somebody who answers conversations, and asks before he acts."""
+
+    def reply(self, messages: Sequence[Message], /) -> AsyncGenerator[Event, None]:
+        """Answer one conversation."""
+        ...
+
+    async def answer(self, id: str, approved: bool, remember: bool) -> None:
+        """The owner's word on one of its questions."""
+        ...
+
+    def renew(self) -> None:
+        """Another conversation begins: what was allowed in the last one holds no more."""
+        ...
 
 
 class Feedback(Protocol):
@@ -36,16 +62,15 @@ class Feedback(Protocol):
         """
         ...
 
-    def renew(self) -> None:
-        """Another conversation begins."""
-        ...
-
 
 class TerminalChat:
     """What was said so far, and how it goes on."""
 
-    def __init__(self, reply: Reply, write: Write, feedback: Feedback | None = None) -> None:
-        self.reply = reply
+    def __init__(
+        self, replier: Replier, read: Read, write: Write, feedback: Feedback | None = None
+    ) -> None:
+        self.replier = replier
+        self.read = read
         self.write = write
         self.feedback = feedback
         self.messages: list[Message] = []
@@ -58,20 +83,39 @@ class TerminalChat:
         """
         asked = [*self.messages, Message("user", text)]
         said: list[str] = []
-        calls: list[ToolCall] = []
+        called = Message("assistant", "")
+        brought: list[Message] = []
         try:
-            async with aclosing(self.reply(asked)) as events:
+            async with aclosing(self.replier.reply(asked)) as events:
                 async for event in events:
                     self.show(event)
                     if isinstance(event, Text):
                         said.append(event.text)
                     elif isinstance(event, ToolCallEvent):
-                        calls.append(event.call)
+                        call = replace(event.call, id=event.id)
+                        called = replace(called, calls=(*called.calls, call))
+                    elif isinstance(event, ToolResultEvent):
+                        brought.append(Message("tool", event.result.text, (), event.id))
+                    elif isinstance(event, ApprovalEvent):
+                        await self.decide(event)
         except asyncio.CancelledError:
             self.write(" (stopped)\n")
             raise
         self.write("\n")
-        self.messages = [*asked, Message("assistant", "".join(said), tuple(calls))]
+        tools = [called, *brought] if called.calls else []
+        self.messages = [*asked, *tools, Message("assistant", "".join(said))]
+
+    async def decide(self, event: ApprovalEvent) -> None:
+        """Have a question answered; the end of the input is a no."""
+        with interruptible():
+            try:
+                word = self.read(f"{one_line(event.question)}{CHOICES}").strip().lower()[:1]
+            except EOFError:
+                word = "n"
+        try:
+            await self.replier.answer(event.id, word in ("y", "a"), word == "a")
+        except QuietchoirError as error:
+            self.write(f"{one_line(str(error))}\n")
 
     async def judge(self, line: str) -> None:
         """`/up`, `/down` or `/correct TEXT` after an answer."""
@@ -88,8 +132,7 @@ class TerminalChat:
     def renew(self) -> None:
         """Forget what was said; what is kept stays."""
         self.messages = []
-        if self.feedback is not None:
-            self.feedback.renew()
+        self.replier.renew()
 
     def show(self, event: Event) -> None:
         """Write one event."""
@@ -99,14 +142,32 @@ class TerminalChat:
             case ToolCallEvent(call=call):
                 self.write(f"[{one_line(render(call))}]\n")
             case ToolResultEvent(result=result) if not result.ok:
-                self.write("[did not work] ")
+                self.write(f"[did not work: {one_line(result.text)}] ")
+            case ApprovedEvent(by="timeout"):
+                self.write("[no answer in time, so it is not done] ")
+            case ToolsListedEvent(names, offered):
+                self.write(f"[of {offered} tools, {len(names)} that may fit are shown to it]\n")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While a line is read inside the event loop: Ctrl-C ends the reading, as it does outside."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def converse(
-    reply: Reply, runner: asyncio.Runner, read: Read, write: Write, feedback: Feedback | None = None
+    replier: Replier,
+    runner: asyncio.Runner,
+    read: Read,
+    write: Write,
+    feedback: Feedback | None = None,
 ) -> None:
     """Read lines until /quit or the end of input, and answer each."""
-    conversation = TerminalChat(reply, write, feedback)
+    conversation = TerminalChat(replier, read, write, feedback)
     write(HELP + JUDGING * (feedback is not None))
     while True:
         try:

@@ -4,14 +4,15 @@ Knows names, JSON schemas and texts. Knows nothing of sandboxes, plugins or mode
 Always: a result is untrusted text; nobody may read it as another call.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from ..engine.sampling.params import Constraint
 from ..toolcall import ToolCall
-from .embedding import closed, embedded
+
+# What a call does: it tells something of this machine; it changes something here; it reaches
+# somebody else, to whom it may also tell something.
+Effect = Literal["read", "write", "outside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class ToolInfo:
     description: str
     schema: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of the arguments
     plugin_id: str = ""  # "publisher/name" of the plugin that answers
+    effect: Effect = "write"  # what nobody said is not harmless
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +63,3 @@ class NoTools:
     async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
         """Refuse, in a result and not an error: the conversation goes on."""
         return ToolResult(f"no tool is called {call.name}", ok=False)
-
-
-def tool_call_schema(tools: Sequence[ToolInfo]) -> Constraint:
-    """The form of an answer that is one call to one of these tools, its arguments as the tool's
-    schema says.
-
-    Raises:
-        RequestError: a schema that cannot stand beside others.
-    """
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.name},
-                "arguments": {"$ref": f"#/$defs/{number}"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for number, tool in enumerate(tools)
-    ]
-    schemas = {
-        str(number): embedded(closed(tool.schema), f"#/$defs/{number}")
-        for number, tool in enumerate(tools)
-    }
-    return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": schemas}))

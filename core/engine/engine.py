@@ -120,8 +120,6 @@ class Engine:
         self._jobs: deque[Callable[[], None]] = deque()  # for the thread, between two steps
         self._outputs: dict[Sequence, OutputProcessor] = {}
         self._counts = dict.fromkeys(COUNTED, 0)
-        # of each token, once somebody asks for log-probabilities
-        self._spellings: list[bytes] | None = None
         self._changed = threading.Condition()  # guards everything but the model; wakes the thread
         self._thread: threading.Thread | None = None
         self._closed: str | None = None  # why no request is taken
@@ -207,7 +205,7 @@ class Engine:
             logits = np.asarray(self.backend.forward(batch))  # [R, V], the same memory
             captured = capture_logits(logits, rows)
             tokens = sample(logits, rows)  # [R]
-            logprobs = token_logprobs(captured, rows, tokens, self._spell)  # [R]
+            logprobs = token_logprobs(captured, rows, tokens, self._weights.tokenizer.spell)  # [R]
         # whatever it is, it must not end the thread that all requests share
         except Exception as error:
             self._fail([span.sequence for span in batch.spans], error)
@@ -338,23 +336,12 @@ class Engine:
             if token is None:
                 raise sampling.failure or EngineError(NOT_FINITE)
             self._counts["completion_tokens"] += 1
-            complete = (
-                sampling.matcher is not None
-                and place == len(run) - 1
-                and sampling.matcher.complete
-                and sampling.failure is None
-            )
+            complete = place == len(run) - 1 and sampling.complete
             if output.accept(token, beside, complete=complete):
                 self._end(sequence)
                 return
         if sampling.failure is not None:
             raise sampling.failure
-
-    def _spell(self, token: int) -> bytes:
-        """The bytes of a token; a control token's name."""
-        if self._spellings is None:
-            self._spellings = self._weights.tokenizer.vocabulary.bytes_of()
-        return self._spellings[token] or self._weights.tokenizer.vocabulary.tokens[token].encode()
 
     def _invalidate(self, sequence: Sequence) -> None:
         """Let nobody find what a sequence wrote, nor meet its infinities where it writes next:

@@ -8,7 +8,7 @@ Always: `num_computed_tokens <= len(tokens)`, and a sequence without blocks has 
 from .adapters import LoadedAdapter
 from .prefix_cache import PrefixNode
 from .request import GenerationRequest
-from .sampling.grammar import Matcher
+from .sampling.grammar import LazyMatcher, Matcher
 from .sampling.state import SamplingState
 
 
@@ -21,7 +21,7 @@ class Sequence:
         *,
         arrived_s: float = 0.0,
         adapter: LoadedAdapter | None = None,
-        matcher: Matcher | None = None,
+        matcher: Matcher | LazyMatcher | None = None,
     ) -> None:
         """
         Args:

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from .. import log
-from ..assistant.assistant import ChatRequest, Event, Finished, Text, ToolCallEvent
 from ..assistant.context import Message
+from ..assistant.events import ChatRequest, Event, Finished, Text, ToolCallEvent
 from ..errors import QuietchoirError
 from ..toolcall import ToolCall
 from .store import NEVER, HistoryStore

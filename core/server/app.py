@@ -61,7 +61,8 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         ).routes()
     )
     app.add_routes(embeddings.routes())
-    app.add_routes(Api(parts.adapters, parts.assistant.tools, parts.stats).routes())
+    api = Api(parts.adapters, parts.assistant.tools, parts.assistant.approvals, parts.stats)
+    app.add_routes(api.routes())
     if parts.history is not None:
         app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
     app.add_routes(pages.Pages().routes())

@@ -10,8 +10,18 @@ from typing import Any
 
 import aiohttp
 
-from ..assistant.assistant import Event, Finished, Text, ToolCallEvent, ToolResultEvent
 from ..assistant.context import Message
+from ..assistant.events import (
+    ApprovalEvent,
+    ApprovedEvent,
+    Event,
+    Finished,
+    LoopStepEvent,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolsListedEvent,
+)
 from ..assistant.tools import ToolResult
 from ..errors import ConfigError, EngineError
 from ..history.recorder import kept_words
@@ -25,8 +35,9 @@ SOURCE = "chat"  # as which a node keeps these conversations
 class RemoteAssistant:
     """One running node."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, token: str, *, max_tokens: int) -> None:
+        """`max_tokens`: of one answer."""
+        self.url, self.max_tokens = url.rstrip("/"), max_tokens
         self.headers = {"Authorization": f"Bearer {token}"}
         self.renew()
 
@@ -58,9 +69,26 @@ class RemoteAssistant:
             return "no example is made of it"
         return kept_words(told["conversation"]["consent"], self.conversation)
 
-    async def reply(
-        self, messages: Sequence[Message], max_tokens: int
-    ) -> AsyncGenerator[Event, None]:
+    async def answer(self, id: str, approved: bool, remember: bool) -> None:
+        """Answer a question of the node's.
+
+        Raises:
+            EngineError: it is not open any more, or the node went away.
+        """
+        body = {"approved": approved, "remember": remember}
+        timeout = aiohttp.ClientTimeout(total=CONNECT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.post(
+                    f"{self.url}/api/approvals/{id}", json=body, headers=self.headers
+                ) as response,
+            ):
+                await check(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"{self.url} could not be told ({error}); ask again") from error
+
+    async def reply(self, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
         """Ask the node, which answers with its active adapter and tools.
 
         Raises:
@@ -69,7 +97,7 @@ class RemoteAssistant:
         """
         body = {
             "messages": [to_json(message) for message in messages],
-            "max_tokens": max_tokens,
+            "max_tokens": self.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
             "metadata": {"conversation": self.conversation, "source": SOURCE},
@@ -111,6 +139,7 @@ async def check(response: aiohttp.ClientResponse) -> None:
 async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
     """Read an event stream to its end."""
     reason, usage = "stop", {"prompt_tokens": 0, "completion_tokens": 0}
+    calls: dict[str, ToolCall] = {}  # by their ids
     async for line in response.content:
         data = line.strip().removeprefix(b"data: ")
         if data == b"[DONE]":
@@ -124,25 +153,40 @@ async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None
         usage = chunk.get("usage") or usage
         for choice in chunk["choices"]:
             reason = choice["finish_reason"] or reason
-            for event in from_delta(choice["delta"]):
+            for event in from_delta(choice["delta"], calls):
                 yield event
     raise EngineError("the answer broke off; is the node still running?")
 
 
-def from_delta(delta: dict[str, Any]) -> list[Event]:
-    """What one chunk adds."""
+def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]:
+    """What one chunk adds; its calls are noted in `calls`."""
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
-    for call in delta.get("tool_calls", ()):
+    for one in delta.get("tool_calls", ()):
+        call = ToolCall(
+            one["function"]["name"], json.loads(one["function"]["arguments"]), one["id"]
+        )
+        calls[call.id] = call
+        found.append(ToolCallEvent(call.id, call))
+    for one in delta.get("approvals", ()):
+        call = calls.get(one["tool_call_id"]) or ToolCall(one["name"])
         found.append(
-            ToolCallEvent(
-                call["id"],
-                ToolCall(call["function"]["name"], json.loads(call["function"]["arguments"])),
+            ApprovalEvent(
+                one["id"],
+                one["tool_call_id"],
+                one["question"],
+                call,
+                one["effect"],
+                one["timeout_s"],
             )
         )
-    for result in delta.get("tool_results", ()):
-        found.append(
-            ToolResultEvent(result["tool_call_id"], ToolResult(result["content"], result["ok"]))
-        )
+    for one in delta.get("approved", ()):
+        found.append(ApprovedEvent(one["id"], one["approved"], one["by"]))
+    for one in delta.get("tool_results", ()):
+        found.append(ToolResultEvent(one["tool_call_id"], ToolResult(one["content"], one["ok"])))
+    if step := delta.get("step"):
+        found.append(LoopStepEvent(step["number"], step["last"]))
+    if listed := delta.get("tools_listed"):
+        found.append(ToolsListedEvent(tuple(listed["names"]), listed["offered"]))
     return found
 
 
@@ -150,12 +194,13 @@ def to_json(message: Message) -> dict[str, Any]:
     """As the API wants it."""
     calls = [
         {
-            "id": f"call_{index}",
+            "id": call.id or f"call_{index}",
             "type": "function",
             "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
         }
         for index, call in enumerate(message.calls)
     ]
-    return {"role": message.role, "content": message.content} | (
-        {"tool_calls": calls} if calls else {}
-    )
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.role == "tool":
+        found |= {"tool_call_id": message.tool_call_id, "name": message.name}
+    return found | ({"tool_calls": calls} if calls else {})

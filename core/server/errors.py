@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler
 from .. import log, parts
 from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
+    ApprovalError,
     DataError,
     EngineError,
     MissingPartError,
@@ -20,6 +21,7 @@ from ..errors import (
     OverloadedError,
     QuietchoirError,
     RequestError,
+    ToolCallCutError,
 )
 from .auth import AccessDenied
 
@@ -49,6 +51,10 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", error.parameter)
         case DataError():
             return 400, shape(message, "invalid_request_error", code="not_usable")
+        case ToolCallCutError():
+            return 400, shape(message, "invalid_request_error", "max_tokens", "tool_call_cut")
+        case ApprovalError():
+            return 404, shape(message, "invalid_request_error", code="approval_not_open")
         case RequestError():
             return 400, shape(message, "invalid_request_error", code="request_not_possible")
         case ModelNotFoundError():

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..assistant.assistant import ANY_TOOL
-from ..assistant.embedding import bounded
+from ..assistant.events import ANY_TOOL
+from ..assistant.tool_schema import bounded
 from ..assistant.tools import ToolInfo
 from ..engine.sampling.params import Constraint
 from .errors import BadRequest
@@ -31,8 +31,7 @@ FORMAT = tagged(
         "lark": Record({"type": text, "lark": named}, ["lark"]),
     },
 )
-# `strict` is harmless: a call that is demanded fits its schema anyway, one that the model makes
-# freely never is held to it.
+# `strict` is harmless: a call fits its schema anyway.
 FUNCTION = Record(
     {"name": named, "description": text, "parameters": mapping}, ["name"], {"strict": flag}
 )
@@ -70,9 +69,14 @@ def response_format(value: Any, where: str) -> Constraint | None:
                 else Constraint("json")
             )
         case "json_schema":
-            return Constraint("json_schema", json.dumps(bounded(found["json_schema"]["schema"])))
+            return json_schema(found["json_schema"]["schema"])
         case kind:
             return Constraint(kind, found[kind])
+
+
+def json_schema(schema: Mapping[str, Any]) -> Constraint:
+    """Answers that fit a schema; it is closed and bounded where it leaves that open."""
+    return Constraint("json_schema", json.dumps(bounded(schema)))
 
 
 def tools(value: Any, where: str) -> tuple[ToolInfo, ...]:

@@ -37,6 +37,7 @@ SAID_PARTS = PARTS | {"refusal": Record({"type": text, "refusal": text}, ["refus
 # What answers carry besides, ours and other servers', and clients send back with them.
 LEFTOVERS: dict[str, Reader] = {
     "annotations": listed(anything),
+    "approvals": listed(anything),
     "audio": only(None),  # null alone, which is no value
     "function_call": only(None),
     "id": text,
@@ -51,7 +52,7 @@ CALL = Record(
     ["function"],
     {"index": number(int, 0, 1 << 20), "provider_specific_fields": mapping},
 )
-RESULT = Record({"tool_call_id": text, "content": text, "ok": anything})
+RESULT = Record({"tool_call_id": text, "content": text, "ok": anything}, ["tool_call_id"])
 
 
 def parts(kinds: Mapping[str, Record]) -> Reader:
@@ -94,9 +95,8 @@ SHAPES = {
         },
         harmless=LEFTOVERS | CACHE,
     ),
-    # The name is the tool's, which the call before it has too.
     "tool": Record(
-        {"role": text, "content": ASKED, "tool_call_id": text}, ["content"], {"name": text} | CACHE
+        {"role": text, "content": ASKED, "tool_call_id": text, "name": text}, ["content"], CACHE
     ),
 }
 NAMED = ("system", "user", "assistant")  # roles whose `name` is a participant's
@@ -122,34 +122,58 @@ def conversation(value: Any, where: str) -> tuple[Message, ...]:
                 f"names into contents",
                 place,
             )
-    return tuple(message(one) for one in read)
+    names = {
+        call["id"]: call["function"]["name"]
+        for one in read
+        for call in one.get("tool_calls", ())
+        if "id" in call
+    }
+    return tuple(message for one in read for message in expanded(one, names))
 
 
-def message(one: Mapping[str, Any]) -> Message:
-    """One message that was read."""
+def expanded(one: Mapping[str, Any], names: Mapping[str, str]) -> list[Message]:
+    """What was read of one message: one, or, of an answer of this node that called its own tools,
+    the calls, what each brought, and the words after them.
+
+    Args:
+        names: of the tools of all calls, by the calls' ids.
+    """
     role = "system" if one["role"] == "developer" else one["role"]
     content = one.get("content") or one.get("refusal") or ""
-    calls = [call["function"] for call in one.get("tool_calls", ())]
+    if role == "tool":
+        id = one.get("tool_call_id", "")
+        return [Message(role, content, (), id, one.get("name") or names.get(id, ""))]
+    calls = one.get("tool_calls", ())
     read = [past_call(call) for call in calls]
     whole = [call for call in read if call is not None]
-    if len(whole) == len(read):
-        return Message(role, content, tuple(whole))
-    # A call that was cut off, or is none, is shown as it was written: nobody but the model wrote
-    # it.
-    return Message(
-        role, "\n".join(as_written(call, known) for call, known in zip(calls, read, strict=True))
-    )
+    if len(whole) < len(read):
+        # A call that was cut off, or is none, is shown as it was written: nobody but the model
+        # wrote it.
+        written = [
+            as_written(call["function"], known) for call, known in zip(calls, read, strict=True)
+        ]
+        return [Message(role, "\n".join([*filter(None, [content]), *written]))]
+    if not (results := one.get("tool_results", ())):
+        return [Message(role, content, tuple(whole))]
+    brought = [
+        Message("tool", result.get("content", ""), (), id, names.get(id, ""))
+        for result in results
+        if (id := result["tool_call_id"])
+    ]
+    after = [Message(role, content)] if content else []
+    return [Message(role, "", tuple(whole)), *brought, *after]
 
 
-def past_call(function: Mapping[str, Any]) -> ToolCall | None:
+def past_call(call: Mapping[str, Any]) -> ToolCall | None:
     """A call with its arguments; None where they are not an object."""
+    function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
             arguments = parse_json(arguments.encode())
         except BadRequest:
             return None
-    return ToolCall(function["name"], arguments)
+    return ToolCall(function["name"], arguments, call.get("id", ""))
 
 
 def as_written(function: Mapping[str, Any], call: ToolCall | None) -> str:

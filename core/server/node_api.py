@@ -1,7 +1,7 @@
 """The node's own routes, for its page and its owner's scripts.
 
-Knows adapters, tools and the engine's counters. Nothing here changes what the node may do to the
-outside.
+Knows adapters, tools, open questions and the engine's counters. Nothing here changes what the node
+may do to the outside, but the owner's own answers.
 """
 
 import asyncio
@@ -11,21 +11,28 @@ from typing import Any
 from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
+from ..assistant.approvals import Approvals
 from ..assistant.tools import Tools
 from .errors import BadRequest, parse_json
-from .schemas import Record, text
+from .schemas import Record, flag, text
 
 ACTIVATE = Record({"name": text})
+APPROVAL = Record({"approved": flag, "remember": flag}, ["approved"])
 
 
 class Api:
     """The handlers under /api, and /health."""
 
     def __init__(
-        self, adapters: AdapterSwitch, tools: Tools, stats: Callable[[], Mapping[str, Any]]
+        self,
+        adapters: AdapterSwitch,
+        tools: Tools,
+        approvals: Approvals,
+        stats: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.adapters = adapters
         self.tools = tools
+        self.approvals = approvals
         self.stats = stats
 
     def routes(self) -> list[web.RouteDef]:
@@ -36,6 +43,8 @@ class Api:
             web.get("/api/adapters{end:/*}", self.list_adapters),
             web.post("/api/adapters/activate{end:/*}", self.activate),
             web.get("/api/tools{end:/*}", self.list_tools),
+            web.get("/api/approvals{end:/*}", self.list_approvals),
+            web.post("/api/approvals/{id}{end:/*}", self.answer_approval),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -76,7 +85,31 @@ class Api:
                 "description": info.description,
                 "schema": dict(info.schema),
                 "plugin": info.plugin_id,
+                "effect": info.effect,
+                "rule": self.approvals.rule(info),
             }
             for info in self.tools.tools()
         ]
         return web.json_response({"tools": infos})
+
+    async def list_approvals(self, _request: web.Request) -> web.Response:
+        """Calls that wait for the owner's word, whoever asked for them."""
+        infos = [
+            {
+                "id": question.id,
+                "question": question.text,
+                "name": question.call.name,
+                "arguments": dict(question.call.arguments),
+                "effect": question.tool.effect,
+                "conversation": question.conversation,
+            }
+            for question in self.approvals.pending()
+        ]
+        return web.json_response({"approvals": infos})
+
+    async def answer_approval(self, request: web.Request) -> web.Response:
+        """The owner's word: yes or no, for this call or for its tool in the whole conversation."""
+        found = APPROVAL(parse_json(await request.read()), "")
+        id = request.match_info["id"]
+        self.approvals.answer(id, found["approved"], remember=found.get("remember", False))
+        return web.json_response({"id": id, "approved": found["approved"]})

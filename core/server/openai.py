@@ -14,7 +14,8 @@ from contextlib import aclosing
 from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
-from ..assistant.assistant import Assistant, ChatRequest, Event
+from ..assistant.assistant import Assistant
+from ..assistant.events import ChatRequest, Event
 from ..history.recorder import recorded
 from ..history.store import HistoryStore
 from . import errors as refusals

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..assistant.assistant import ChatRequest
+from ..assistant.events import ChatRequest
 from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from ..history.store import NAME
 from . import forms, messages
@@ -75,7 +75,6 @@ INDIFFERENT: dict[str, Reader] = {
     "user": text,
     "store": flag,
     "service_tier": text,
-    "parallel_tool_calls": flag,
     "safety_identifier": text,
     "prompt_cache_key": text,
     "prompt_cache_retention": text,
@@ -103,6 +102,8 @@ CHAT = Record(
         "tool_choice": forms.tool_choice,
         "logprobs": flag,
         "top_logprobs": number(int, 0, MAX_LOGPROBS),
+        "parallel_tool_calls": flag,
+        # `conversation` in it: by which this node keeps it, and knows what was allowed in it
         "metadata": mapping,
     },
     ["messages"],
@@ -180,6 +181,7 @@ def chat(raw: bytes) -> Body:
         messages=conversation,
         begun=begun,
         caller_tools=body.get("tools"),
+        parallel_tool_calls=body.get("parallel_tool_calls", True),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
         conversation=kept.get("conversation", ""),
         **body.get("tool_choice", {}),

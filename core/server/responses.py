@@ -5,6 +5,7 @@ Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an
 without it.
 """
 
+import dataclasses
 import json
 import secrets
 import time
@@ -14,7 +15,17 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from ..assistant.assistant import Event, Finished, Text, ToolCallEvent, ToolResultEvent
+from ..assistant.events import (
+    ApprovalEvent,
+    ApprovedEvent,
+    Event,
+    Finished,
+    LoopStepEvent,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolsListedEvent,
+)
 from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
 from . import errors as refusals
@@ -32,6 +43,7 @@ class Shapes:
     id: str = field(default_factory=lambda: f"qc-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     said: int = 0  # characters told so far, for text_offset
+    calls: int = 0  # told so far, for their index
 
     def envelope(self, choice: Mapping[str, Any] | None, *, streamed: bool) -> dict[str, Any]:
         """What every body and chunk carries."""
@@ -62,9 +74,17 @@ class Shapes:
                 delta: dict[str, Any] = {"content": text}
                 beside = {"logprobs": self.logprobs(found)} if self.tells else {}
             case ToolCallEvent():
-                delta = {"tool_calls": [{"index": 0, **called(event)}]}
+                delta = {"tool_calls": [{"index": self.calls, **called(event)}]}
+                self.calls += 1
             case ToolResultEvent():
                 delta = {"tool_results": [answered(event)]}
+            case ApprovalEvent():
+                delta = {"approvals": [asked(event)]}
+            case ApprovedEvent():
+                delta = {"approved": [dataclasses.asdict(event)]}
+            case LoopStepEvent() | ToolsListedEvent():
+                name = "step" if isinstance(event, LoopStepEvent) else "tools_listed"
+                delta = {name: dataclasses.asdict(event)}
             case Finished():
                 delta, reason = {}, event.reason
         return self.envelope({"delta": delta, "finish_reason": reason, **beside}, streamed=True)
@@ -102,6 +122,7 @@ class Shapes:
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """Collect a whole answer."""
         text, calls, results, end = "", [], [], None
+        approvals: dict[str, dict[str, Any]] = {}
         found: list[TokenLogprobs] = []
         async for event in events:
             match event:
@@ -112,6 +133,12 @@ class Shapes:
                     calls.append(called(event))
                 case ToolResultEvent():
                     results.append(answered(event))
+                case ApprovalEvent():
+                    approvals[event.id] = asked(event)
+                case ApprovedEvent():
+                    approvals[event.id] |= {"approved": event.approved, "by": event.by}
+                case LoopStepEvent() | ToolsListedEvent():
+                    pass  # of interest while it runs
                 case Finished():
                     end = event
         if end is None:
@@ -130,6 +157,8 @@ class Shapes:
                 message["tool_calls"] = calls
             if results:
                 message["tool_results"] = results
+            if approvals:
+                message["approvals"] = list(approvals.values())
             beside = {"logprobs": self.logprobs(found)} if self.tells else {}
             body = self.envelope(
                 {"message": message, "finish_reason": end.reason, **beside}, streamed=False
@@ -150,6 +179,18 @@ def called(event: ToolCallEvent) -> dict[str, Any]:
 def answered(event: ToolResultEvent) -> dict[str, Any]:
     """What the node's own tool answered: our addition, which OpenAI's clients skip."""
     return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
+
+
+def asked(event: ApprovalEvent) -> dict[str, Any]:
+    """A call that waits for the owner's word: our addition."""
+    return {
+        "id": event.id,
+        "tool_call_id": event.tool_call_id,
+        "question": event.question,
+        "name": event.call.name,
+        "effect": event.effect,
+        "timeout_s": event.timeout_s,
+    }
 
 
 def letters(token: Logprob) -> str:

@@ -19,7 +19,8 @@ def main(limits: str, module: str) -> None:
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     # A bundle is a package called `bundle`, so its files may import each other relatively or by
     # bare name.
-    sys.path[:0] = ["/quietchoir", "/plugin", "/plugin/bundle"]
+    # Packages that it asked for come as one zip file, if any.
+    sys.path[:0] = ["/quietchoir", "/plugin", "/plugin/bundle", "/quietchoir/packages.zip"]
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

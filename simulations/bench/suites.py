@@ -25,6 +25,8 @@ SUITES: Mapping[str, str] = {
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
     "federation": "rounds, bytes and memory over TLS without training, beside Flower's own "
     "deployment engine; and faults",
+    "retrieval": "documents found by words, by meaning and by both, on the FAQs of Python and "
+    "Debian; and how fast among 100,000 passages",
     "attacks": "what attackers try, each beside the same without protection: broken must be 0",
 }
 

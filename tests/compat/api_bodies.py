@@ -31,7 +31,8 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "light", "argum
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "on"}
 LIGHT = ToolCall("light", {"a": 1})
 CALLED = Message("assistant", "", (LIGHT,))
-TOLD = Message("tool", "on")
+TOLD = Message("tool", "on", (), "call_1", "light")
+UNNAMED = Message("tool", "on", (), "call_1")  # no call of this id comes before
 
 
 def calling(**changes: Any) -> dict[str, Any]:
@@ -115,11 +116,11 @@ HISTORY: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
             calling(tool_calls=[{"id": "c", "type": "function", "function": {"name": "light"}}]),
             RESULT,
         ],
-        (ASKED, Message("assistant", "", (ToolCall("light", {}),)), TOLD),
+        (ASKED, Message("assistant", "", (ToolCall("light", {}),)), UNNAMED),
     ),
     "a call without type and id": (
         [USER, calling(tool_calls=[{"function": CALL["function"]}]), RESULT],
-        (ASKED, CALLED, TOLD),
+        (ASKED, CALLED, UNNAMED),
     ),
     "an index left from the stream": (
         [USER, calling(tool_calls=[CALL | {"index": 0}]), RESULT],
@@ -132,7 +133,12 @@ HISTORY: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
             RESULT,
             RESULT | {"tool_call_id": "call_2"},
         ],
-        (ASKED, Message("assistant", "", (LIGHT, LIGHT)), TOLD, TOLD),
+        (
+            ASKED,
+            Message("assistant", "", (LIGHT, LIGHT)),
+            TOLD,
+            Message("tool", "on", (), "call_2", "light"),
+        ),
     ),
     "a call that was cut off": (
         [USER, calling(tool_calls=[function(arguments='{"a": ')]), USER],
@@ -214,7 +220,13 @@ HISTORY: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
             ),
             USER,
         ],
-        (ASKED, Message("assistant", "Turned on.", (LIGHT,)), ASKED),
+        (
+            ASKED,
+            CALLED,
+            Message("tool", "Turned on.", (), "call_1", "light"),
+            Message("assistant", "Turned on."),
+            ASKED,
+        ),
     ),
     "a result with the tool's name (langchain)": (
         [USER, calling(), RESULT | {"name": "light"}],
@@ -226,11 +238,11 @@ HISTORY: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
     ),
     "a result without an id": (
         [USER, calling(), {"role": "tool", "content": "on"}],
-        (ASKED, CALLED, TOLD),
+        (ASKED, CALLED, Message("tool", "on")),
     ),
     "an empty result": (
         [USER, calling(), RESULT | {"content": ""}],
-        (ASKED, CALLED, Message("tool", "")),
+        (ASKED, CALLED, Message("tool", "", (), "call_1", "light")),
     ),
     "an empty answer to come (Open WebUI)": (
         [USER, {"role": "assistant", "content": ""}],

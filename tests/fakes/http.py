@@ -30,6 +30,7 @@ class Served:
     embedding: Source | None = None
     history: HistoryStore | None = None
     destinations: dict[str, str] = field(default_factory=dict)
+    assistant: Assistant = field(init=False)
     adapters: AdapterSwitch = field(init=False)
     server: NodeServer = field(init=False)
     session: aiohttp.ClientSession = field(init=False)
@@ -38,11 +39,11 @@ class Served:
     async def running(self, **limits: Any) -> AsyncIterator["Served"]:
         self.adapters = AdapterSwitch("smollm2", FakeShelf(), self.store)
         await self.adapters.start()
-        assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
+        self.assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
         config = ServerConfig(port=0, **limits)
         self.server = NodeServer(
             Parts(
-                assistant=assistant,
+                assistant=self.assistant,
                 adapters=self.adapters,
                 token=TOKEN,
                 embedding=self.embedding,

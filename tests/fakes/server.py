@@ -10,26 +10,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quietchoir.core.assistant.adapters import AdapterInfo
-from quietchoir.core.assistant.tools import ToolInfo, ToolResult
+from quietchoir.core.assistant.tools import Effect, ToolInfo, ToolResult
 from quietchoir.core.engine.request import FinishReason, Generation, GenerationRequest, TextDelta
+from quietchoir.core.engine.sampling.logprobs import Logprob, TokenLogprobs
 from quietchoir.core.errors import EngineError, ModelNotFoundError
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.core.toolcall import ToolCall
+
+MARK, MARKED = 3, "\0mark"  # a control token, and what a script writes for it
+PARAMETERS = {"type": "object", "properties": {"area": {}, "name": {}}}
+PLAIN = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
 
 
 class WordTokenizer:
     """One token a word; what it was last asked to encode stays to be looked at."""
 
-    def __init__(self) -> None:
+    control_names = ("[TOOL_CALLS]",)
+
+    def __init__(self, template: str = PLAIN) -> None:
         self.words: dict[str, int] = {}
-        self.last_messages: list[Mapping[str, str]] = []
+        self.last_messages: list[Mapping[str, Any]] = []
+        self.last_tools: Sequence[Mapping[str, Any]] | None = None
+        self.template = ChatTemplate(template)
+
+    def spell(self, token: int) -> bytes:
+        return b"[TOOL_CALLS]" if token == MARK else b"word"
 
     def encode(self, text: str) -> list[int]:
         return [self.words.setdefault(word, len(self.words)) for word in text.split()]
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        self.last_messages = list(messages)
+        self.last_messages, self.last_tools = list(messages), tools
         return [
             token
             for message in messages
@@ -47,6 +64,7 @@ class FakeEngine:
     held: bool = False
     finished: FinishReason = "stop"
     refuse: Exception | None = None
+    logprob: float | None = None  # of each token, below 0
     requests: list[GenerationRequest] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
     rests: list[deque[str]] = field(default_factory=list)
@@ -70,7 +88,14 @@ class FakeEngine:
         rest = self.rests[number]
         text = rest.popleft()
         error = EngineError("a kernel broke") if self.finished == "error" and not rest else None
-        self.generations[number].deliver(TextDelta(text, 7, None if rest else self.finished), error)
+        token = MARK if text == MARKED else 7
+        text = "" if text == MARKED else text
+        told = (
+            None if self.logprob is None else TokenLogprobs(Logprob(token, b"", self.logprob), ())
+        )
+        self.generations[number].deliver(
+            TextDelta(text, token, None if rest else self.finished, told), error
+        )
 
     def release(self, number: int = 0) -> None:
         while self.rests[number] and self.generations[number].finish_reason is None:
@@ -93,13 +118,14 @@ class FakeTools:
 
     answer: str = "Turned on the kitchen light."
     names: tuple[str, ...] = ("HassTurnOn",)
+    effect: Effect = "read"
     fails: Exception | None = None
     hangs: bool = False
     calls: list[ToolCall] = field(default_factory=list)
 
     def tools(self) -> Sequence[ToolInfo]:
         return [
-            ToolInfo(name, "acts in the house", {"type": "object"}, "quietchoir/household")
+            ToolInfo(name, "acts in the house", PARAMETERS, "quietchoir/household", self.effect)
             for name in self.names
         ]
 

@@ -107,3 +107,31 @@ def test_the_households_manifest_is_what_the_intents_package_says_today() -> Non
     written = json.loads((BUILTIN / "household" / "manifest.json").read_text("utf-8"))
     assert written["tools"] == derive.tools(), "run: python -m quietchoir.plugins.builtin.derive"
     assert written["tools_digest"] == manifest.digest(derive.tools())
+
+
+@pytest.mark.parametrize(
+    ("said", "annotations", "effect"),
+    [
+        (None, {}, "write"),
+        (None, {"readOnlyHint": True}, "read"),
+        (None, {"readOnlyHint": False}, "write"),
+        (None, {"readOnlyHint": True, "openWorldHint": True}, "outside"),
+        (None, {"readOnlyHint": "yes"}, "write"),
+        ("read", {}, "read"),
+        ("outside", {"readOnlyHint": True}, "outside"),
+        ("read", {"readOnlyHint": False}, "write"),
+        ("read", {"openWorldHint": True}, "outside"),
+    ],
+)
+def test_what_a_tool_does_is_the_weightier_of_what_is_said_and_else_a_change(
+    said: str | None, annotations: dict[str, object], effect: str
+) -> None:
+    item = {"name": "t", "description": "d", "inputSchema": {"type": "object"}}
+    item |= {"annotations": annotations} | ({"effect": said} if said else {})
+    assert manifest.tool_entry(item, "here").effect == effect
+
+
+def test_an_unknown_effect_refuses_the_manifest() -> None:
+    item = {"name": "t", "description": "d", "inputSchema": {"type": "object"}, "effect": "none"}
+    with pytest.raises(ManifestError, match="expected one of read, write, outside"):
+        manifest.tool_entry(item, "here")

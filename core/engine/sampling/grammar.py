@@ -8,6 +8,7 @@ Hazard: a grammar is a program that a caller wrote. `grammar_limits.py` and
 limits later fails its own request.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import cache
 from typing import Any
@@ -28,7 +29,7 @@ class Grammars:
         self._tokenizer = tokenizer
         self._compiler = Compiler(tokenizer)
 
-    def compile(self, constraint: Constraint) -> "Matcher":
+    def compile(self, constraint: Constraint) -> "Matcher | LazyMatcher":
         """A matcher at the grammar's beginning.
 
         Raises:
@@ -40,7 +41,11 @@ class Grammars:
                 "this model's file names no token that ends an answer, so none can "
                 "be held to a form"
             )
-        return Matcher(self._compiler.compile(constraint), len(self._tokenizer.vocabulary.tokens))
+        size = len(self._tokenizer.vocabulary.tokens)
+        matcher = Matcher(self._compiler.compile(constraint), size)
+        if not constraint.trigger:
+            return matcher
+        return LazyMatcher(matcher, constraint, self._tokenizer.spell, self._tokenizer.encode)
 
     def close(self) -> None:
         """End the compiler's process; the next grammar starts another."""
@@ -53,6 +58,11 @@ class Matcher:
     def __init__(self, matcher: Any, size: int) -> None:
         self.inner = matcher
         self.size = size  # tokens of the vocabulary; the model's own may be padded
+
+    @property
+    def inside(self) -> "Matcher":
+        """The grammar that holds now."""
+        return self
 
     @property
     def complete(self) -> bool:
@@ -83,6 +93,96 @@ class Matcher:
     def fitting(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
         """The drafts up to the first that the grammar forbids."""
         return drafts[: self.inner.validate_tokens(list(drafts))]
+
+
+class LazyMatcher:
+    """An answer that is free until it says a trigger; from there a grammar holds, to its end.
+
+    Always: outside a form nothing is masked and nothing costs; a form may be entered many times.
+    """
+
+    complete = False  # text may follow a form
+
+    def __init__(
+        self,
+        grammar: Matcher,
+        constraint: Constraint,
+        spell: Callable[[int], bytes],
+        encode: Callable[[str], list[int]],
+    ) -> None:
+        """
+        Args:
+            grammar: of what follows the trigger, at its beginning.
+            spell: a token's bytes; of a control token, its name.
+        """
+        self.inside: Matcher | None = None
+        self._grammar, self._spell, self._encode = grammar, spell, encode
+        self._trigger, self._at_start = constraint.trigger.encode(), constraint.at_start
+        # what was said since the answer's beginning, or since the end of a form; only as much of it
+        # as can matter
+        self._tail = b""
+
+    @property
+    def failure(self) -> EngineError | None:
+        """The grammar became too much work."""
+        return None if self.inside is None else self.inside.failure
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with `token`."""
+        if self.inside is not None:
+            self.inside.accept(token)
+            if self.inside.complete:
+                self.inside, self._tail = None, b""
+            return
+        self._tail, rest = self._after(token)
+        if rest is None:
+            return
+        form = Matcher(self._grammar.inner.deep_copy(), self._grammar.size)
+        begun = self._encode(rest.decode("utf-8", "replace")) if rest else []
+        # a token that holds the trigger and letters that no form goes on with: it is text after all
+        if form.inner.try_consume_tokens(begun) == len(begun) and not form.complete:
+            self.inside = form
+
+    def forced(self, most: int) -> tuple[int, ...]:
+        """As `Matcher.forced`, but never the form's end, behind which no mask would hold."""
+        if self.inside is None:
+            return ()
+        guessed = self.inside.forced(most)
+        return guessed[:-1] if guessed and self._ends(guessed) else guessed
+
+    def fitting(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
+        """The drafts up to where a form begins or ends."""
+        if self.inside is not None:
+            fitting = self.inside.fitting(drafts)
+            return fitting[:-1] if fitting and self._ends(fitting) else fitting
+        tail = self._tail
+        for place, token in enumerate(drafts):
+            tail, rest = self._after(token, tail)
+            if rest is not None:
+                return drafts[:place]
+        return drafts
+
+    def _ends(self, tokens: tuple[int, ...]) -> bool:
+        assert self.inside is not None
+        probe = self.inside.inner.deep_copy()
+        probe.consume_tokens(list(tokens))
+        return bool(probe.is_stopped())
+
+    def _after(self, token: int, tail: bytes | None = None) -> tuple[bytes, bytes | None]:
+        """What is to be remembered after `token`; and what of it follows the trigger, if that is
+        said now.
+        """
+        said = (self._tail if tail is None else tail) + self._spell(token)
+        if self._at_start:
+            said = said.lstrip()
+            if said.startswith(self._trigger):
+                return b"", said[len(self._trigger) :]
+            # one letter that is no trigger's stays, so that none can begin here any more
+            return (said if self._trigger.startswith(said) else b"\0"), None
+        place = said.find(self._trigger)
+        if place >= 0:
+            return b"", said[place + len(self._trigger) :]
+        return said[-(len(self._trigger) - 1) :] if len(self._trigger) > 1 else b"", None
 
 
 def apply_grammar_mask(

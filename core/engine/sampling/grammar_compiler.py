@@ -59,6 +59,7 @@ TERMS = WorkerLimits(
 )
 DEADLINE_S = 20.0  # for one grammar, the wait for the worker included
 REMEMBERED = 1_024  # grammars that a worker has survived
+KEPT = 32  # grammars that stay compiled; the tools of a node make one, whatever is asked
 REASON_CHARACTERS = 400
 _stacks = threading.Lock()  # guards the size that the next thread gets
 
@@ -75,6 +76,8 @@ class Compiler:
         self._words: Any = None
         self._worker: WorkerPool | None = None
         self._survived: OrderedDict[bytes, None] = OrderedDict()
+        # matchers at their beginning, of what was asked for last
+        self._built: OrderedDict[bytes, Any] = OrderedDict()
 
     def compile(self, constraint: Constraint) -> Any:
         """The library's matcher at the grammar's beginning.
@@ -85,7 +88,12 @@ class Compiler:
             OverloadedError: no worker came free in time.
         """
         grammar_limits.check(constraint)
-        self._try(constraint)
+        name = digest_of(constraint)
+        with self._lock:
+            if (built := self._built.get(name)) is not None:
+                self._built.move_to_end(name)
+                return built.deep_copy()
+        self._try(constraint, name)
         with self._lock:
             if self._words is None:
                 self._words = words(spelling(self._tokenizer), self._tokenizer.encode)
@@ -95,6 +103,10 @@ class Compiler:
             raise RequestError(
                 f"the {constraint.kind} cannot be compiled: {error}"[:REASON_CHARACTERS]
             ) from None
+        with self._lock:
+            self._built[name] = matcher.deep_copy()
+            if len(self._built) > KEPT:
+                self._built.popitem(last=False)
         return matcher
 
     def close(self) -> None:
@@ -104,18 +116,10 @@ class Compiler:
         if worker is not None:
             worker.close()
 
-    def _try(self, constraint: Constraint) -> None:
+    def _try(self, constraint: Constraint, name: bytes) -> None:
         """Have the worker compile it and walk through it; a grammar that it survived before is
         not tried again.
         """
-        try:
-            text = constraint.text.encode()
-        except UnicodeEncodeError:
-            raise RequestError(
-                f"the {constraint.kind} holds half of a surrogate pair, which is no text; leave it "
-                f"out"
-            ) from None
-        name = hashlib.sha256(constraint.kind.encode() + b"\0" + text).digest()
         with self._lock:
             if name in self._survived:
                 self._survived.move_to_end(name)
@@ -123,7 +127,9 @@ class Compiler:
             if self._worker is None:
                 self._worker = WorkerPool(Trial, spelling(self._tokenizer), terms=TERMS)
             worker = self._worker
-        [reason] = worker.call("survive", constraint.kind.encode(), text, deadline_s=DEADLINE_S)
+        [reason] = worker.call(
+            "survive", constraint.kind.encode(), constraint.text.encode(), deadline_s=DEADLINE_S
+        )
         if reason:
             raise RequestError(
                 f"the {constraint.kind} cannot be compiled: {reason.decode('utf-8', 'replace')}"
@@ -132,6 +138,21 @@ class Compiler:
             self._survived[name] = None
             while len(self._survived) > REMEMBERED:
                 self._survived.popitem(last=False)
+
+
+def digest_of(constraint: Constraint) -> bytes:
+    """What a grammar is known by.
+
+    Raises:
+        RequestError: half of a surrogate pair.
+    """
+    try:
+        text = constraint.text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"the {constraint.kind} holds half of a surrogate pair, which is no text; leave it out"
+        ) from None
+    return hashlib.sha256(constraint.kind.encode() + b"\0" + text).digest()
 
 
 class Trial:

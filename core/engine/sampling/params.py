@@ -22,6 +22,11 @@ class Constraint:
 
     kind: Literal["json", "json_schema", "regex", "lark"]
     text: str = ""  # schema, expression or grammar; "json" needs none
+    # the answer is free until it has said this; then the form holds to its end, greedily and
+    # without penalties, and the answer is free again
+    trigger: str = ""
+    # the trigger counts where the answer begins, or behind the end of a form, alone
+    at_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

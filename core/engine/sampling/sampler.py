@@ -40,7 +40,7 @@ def sample(logits: Numbers, rows: Items[LogitRow]) -> list[int | None]:
     # before a grammar writes minus infinity everywhere
     sound = np.isfinite(logits.max(-1)).tolist()
     for index, row in enumerate(rows):
-        if row.state.penalties.active:
+        if row.state.penalised:
             row.state.penalties.apply(logits[index], row.ahead)
     apply_grammar_mask(
         logits,
@@ -54,9 +54,7 @@ def sample(logits: Numbers, rows: Items[LogitRow]) -> list[int | None]:
     chosen: list[int | None] = [
         token if ok else None for token, ok in zip(logits.argmax(-1).tolist(), sound, strict=True)
     ]
-    drawn = [
-        index for index, row in enumerate(rows) if row.state.params.temperature > 0 and sound[index]
-    ]
+    drawn = [index for index, row in enumerate(rows) if row.state.temperature > 0 and sound[index]]
     if drawn:
         for index, token in zip(
             drawn, draw(logits[drawn], [rows[index] for index in drawn]), strict=True

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from ...errors import EngineError
-from .grammar import Matcher
+from .grammar import LazyMatcher, Matcher
 from .params import SamplingParams
 from .penalties import Penalties
 from .rng import RandomStream
@@ -19,27 +19,55 @@ class SamplingState:
     """Where one answer stands."""
 
     def __init__(
-        self, params: SamplingParams, prompt: Items[int], matcher: Matcher | None = None
+        self,
+        params: SamplingParams,
+        prompt: Items[int],
+        matcher: Matcher | LazyMatcher | None = None,
     ) -> None:
         self.params = params
-        self.matcher = matcher  # where it stands in its grammar
+        self._matcher = matcher  # where it stands in its grammar
         self.rng = RandomStream(params.seed)
         self.penalties = Penalties(params, prompt)
         self.lookup = PromptLookup()
         self._prompt_length = len(prompt)
 
     @property
+    def matcher(self) -> Matcher | None:
+        """The grammar that the next token must fit; None: it is free."""
+        return None if self._matcher is None else self._matcher.inside
+
+    @property
+    def complete(self) -> bool:
+        """The grammar lets nothing follow."""
+        return self._matcher is not None and self._matcher.complete and self.failure is None
+
+    @property
+    def in_form(self) -> bool:
+        """Inside a form that the answer entered by itself: the likeliest words, unpenalised."""
+        return isinstance(self._matcher, LazyMatcher) and self._matcher.inside is not None
+
+    @property
+    def temperature(self) -> float:
+        """Of the next token."""
+        return 0.0 if self.in_form else self.params.temperature
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the next token's logits are changed for what was said before."""
+        return self.penalties.active and not self.in_form
+
+    @property
     def failure(self) -> EngineError | None:
         """Why it cannot go on."""
-        return None if self.matcher is None else self.matcher.failure
+        return None if self._matcher is None else self._matcher.failure
 
     def accept(self, token: int) -> None:
         """The answer goes on with `token`; `failure` says if it cannot go on after it."""
         self.penalties.add(token)
-        if self.params.temperature > 0:
+        if self.temperature > 0:
             self.rng.take(1)
-        if self.matcher is not None:
-            self.matcher.accept(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
 
     def propose(self, tokens: Items[int], most: int, cost: float) -> tuple[int, ...]:
         """Tokens that may come after `tokens` (prompt and answer), to be checked beside the last.
@@ -51,10 +79,10 @@ class SamplingState:
         most = min(most, self._prompt_length + self.params.max_tokens - len(tokens) - 1)
         if most < 1 or cost >= 1:
             return ()
-        if self.matcher is not None and (forced := self.matcher.forced(most)):
+        if self._matcher is not None and (forced := self._matcher.forced(most)):
             return forced
         drafts = self.lookup.propose(tokens, self._prompt_length, most, cost)
-        return self.matcher.fitting(drafts) if drafts and self.matcher is not None else drafts
+        return self._matcher.fitting(drafts) if drafts and self._matcher is not None else drafts
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Template
 
@@ -38,6 +38,47 @@ class RenderedPiece:
     written: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateTraits:
+    """What of a conversation a template can write down."""
+
+    system: bool = True  # a system message
+    # the tools on offer: in the variable `tools`, in the system message's key of that name, nowhere
+    tools: Literal["variable", "message", ""] = ""
+    calls: bool = False  # calls of the past, and messages of the role "tool"
+    parallel: bool = False  # several calls in one message
+
+
+# What a template is shown to find that out.
+PROBE = "quietchoir_probe"
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": PROBE,
+        "description": "-",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
+    },
+}
+ASKED = {"role": "user", "content": "-"}
+
+
+def probe_turn(calls: int) -> list[dict[str, Any]]:
+    """A question, an answer that calls, and what the calls brought."""
+    made = [
+        {
+            "id": f"12345678{number}",
+            "type": "function",
+            "function": {"name": f"{PROBE}{number}", "arguments": {"x": "-"}},
+        }
+        for number in range(calls)
+    ]
+    results = [
+        {"role": "tool", "content": f"result{number}", "name": PROBE, "tool_call_id": call["id"]}
+        for number, call in enumerate(made)
+    ]
+    return [ASKED, {"role": "assistant", "content": "", "tool_calls": made}, *results]
+
+
 class ChatTemplate:
     """One model's way of writing a conversation down."""
 
@@ -51,6 +92,7 @@ class ChatTemplate:
         self.source = source
         self.named = {name: TemplateText(text) for name, text in (named or {}).items()}
         self._compiled: Template | None = None
+        self._traits: TemplateTraits | None = None
 
     def compiled(self) -> Template:
         """The template, read.
@@ -79,6 +121,42 @@ class ChatTemplate:
                     f"completion or another model"
                 ) from error
         return self._compiled
+
+    @property
+    def traits(self) -> TemplateTraits:
+        """What it can write down, found by having it do so.
+
+        Raises:
+            ChatTemplateError: there is no template, or one that cannot be used.
+        """
+        if self._traits is None:
+            listed = [{"role": "system", "content": "-", "tools": json.dumps([PROBE_TOOL])}, ASKED]
+            self._traits = TemplateTraits(
+                system=self._shows([{"role": "system", "content": PROBE}, ASKED], [PROBE]),
+                tools="variable"
+                if self._shows([ASKED], [PROBE], [PROBE_TOOL])
+                else "message"
+                if self._shows(listed, [PROBE])
+                else "",
+                calls=self._shows(probe_turn(1), [f"{PROBE}0", "result0"]),
+                parallel=self._shows(probe_turn(2), [f"{PROBE}0", f"{PROBE}1", "result1"]),
+            )
+        return self._traits
+
+    def _shows(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        words: Sequence[str],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> bool:
+        try:
+            pieces = self.render(messages, add_generation_prompt=True, tools=tools)
+        except ChatTemplateError:
+            raise
+        except RequestError:
+            return False
+        text = "".join(piece.text for piece in pieces)
+        return all(word in text for word in words)
 
     def render(
         self,

@@ -11,7 +11,7 @@ makers' does.)
 
 import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
@@ -105,6 +105,16 @@ class Tokenizer:
                     run += part
         return tokens + self._run(run, tokens)
 
+    @property
+    def template(self) -> ChatTemplate:
+        """How this model writes a conversation down."""
+        return self._template
+
+    @property
+    def control_names(self) -> Container[str]:
+        """The names of control tokens, which no text becomes."""
+        return self._controls
+
     def check_template(self) -> None:
         """Whether this model can chat at all.
 
@@ -135,6 +145,10 @@ class Tokenizer:
         """Text of tokens; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         text = b"".join(self._bytes[token] for token in tokens).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.vocabulary.space_first else text
+
+    def spell(self, token: int) -> bytes:
+        """The bytes of a token; a control token's name."""
+        return self._bytes[token] or self.vocabulary.tokens[token].encode()
 
     def stream(self) -> "TokenStream":
         """A decoder for tokens that arrive one by one."""

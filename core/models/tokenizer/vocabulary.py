@@ -19,6 +19,7 @@ ENDS = (
     "<|endoftext|>",
     "<|im_end|>",
     "<|eot_id|>",
+    "<|eom_id|>",
     "<|end_of_text|>",
     "<end_of_turn>",
     "</s>",

@@ -12,7 +12,7 @@ const PLAIN = [
   "Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence",
 ];
 
-/** As the API wants the past: an answer that called a tool goes back as that call. */
+/** As the API wants the past: an answer that called tools goes back with what they brought. */
 function toApi(message) {
   const plain = { role: message.role, content: message.text };
   if (!message.calls?.length) return plain;
@@ -21,7 +21,10 @@ function toApi(message) {
     type: "function",
     function: { name, arguments: JSON.stringify(given) },
   }));
-  return { ...plain, tool_calls: calls };
+  const results = message.calls
+    .filter(({ result }) => result)
+    .map(({ id, result }) => ({ tool_call_id: id, content: result.content, ok: result.ok }));
+  return { ...plain, tool_calls: calls, tool_results: results };
 }
 
 /** One chunk of the stream, added to the answer so far. */
@@ -35,11 +38,19 @@ function grow(answer, chunk) {
     const given = JSON.parse(call.function.arguments);
     next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: given }];
   }
-  for (const result of delta.tool_results ?? []) {
-    next.calls = next.calls.map((call) =>
-      call.id === result.tool_call_id ? { ...call, result } : call,
-    );
+  const put = (found, more) => {
+    next.calls = next.calls.map((call) => (found(call) ? { ...call, ...more } : call));
+  };
+  for (const approval of delta.approvals ?? []) {
+    put(({ id }) => id === approval.tool_call_id, { approval });
   }
+  for (const { id, approved, by } of delta.approved ?? []) {
+    put((call) => call.approval?.id === id, { answered: { approved, by } });
+  }
+  for (const result of delta.tool_results ?? []) {
+    put(({ id }) => id === result.tool_call_id, { result });
+  }
+  if (delta.tools_listed) next.listed = delta.tools_listed;
   next.cut = choice.finish_reason === "length";
   return next;
 }
@@ -149,6 +160,8 @@ function App() {
     if (!Object.keys(kept.destinations).length) return null;
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
+  const approve = (id, approved, remember) =>
+    post(`/api/approvals/${id}`, { approved, remember }).catch(refuse);
   const choose = (name) => {
     setNotice("");
     post("/api/adapters/activate", { name })
@@ -183,7 +196,7 @@ function App() {
       ${messages.map(
         (message, index) =>
           html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-            onAgain=${again} verdict=${verdictOn(index)} />`,
+            onAgain=${again} onApprove=${approve} verdict=${verdictOn(index)} />`,
       )}
       <div ref=${end} class="end" />
     </main>

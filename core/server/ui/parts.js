@@ -105,7 +105,7 @@ export function Welcome({ model, suggestions, onAsk }) {
   </section>`;
 }
 
-export function Message({ message, last, onAgain, verdict }) {
+export function Message({ message, last, onAgain, onApprove, verdict }) {
   if (message.role === "user") {
     return html`<article class="message user"><div class="bubble">${message.text}</div></article>`;
   }
@@ -114,7 +114,8 @@ export function Message({ message, last, onAgain, verdict }) {
     <${Mark} singing=${busy} />
     <div class="body">
       ${message.calls.map(
-        (call) => html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} />`,
+        (call) =>
+          html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove} />`,
       )}
       ${message.text
         ? html`<${Prose} text=${message.text} />`
@@ -157,15 +158,24 @@ function Footer({ message, last, onAgain, verdict }) {
     ${message.state === "done" && verdict}
     ${message.state === "stopped" && html`<span>stopped</span>`}
     ${message.cut && html`<span>cut at the length limit</span>`}
+    ${message.listed &&
+    html`<span title=${message.listed.names.join(", ")}>
+      saw ${message.listed.names.length} of ${message.listed.offered} tools
+    </span>`}
     ${usage &&
     html`<span>${count(usage.completion_tokens, "token")} in ${seconds.toFixed(1)} s</span>`}
   </footer>`;
 }
 
-function ToolCard({ call, waiting }) {
-  const state = call.result ? (call.result.ok ? "ok" : "failed") : waiting ? "waiting" : "unknown";
-  const words = { ok: "done", failed: "did not work", waiting: "at work", unknown: "no answer" };
-  const sign = state !== "waiting" && html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
+function ToolCard({ call, waiting, onApprove }) {
+  const asked = call.approval && !call.answered && waiting;
+  const settled = call.result ? (call.result.ok ? "ok" : "failed") : "unknown";
+  const state = asked ? "asked" : !call.result && waiting ? "waiting" : settled;
+  const words = {
+    ok: "done", failed: "not done", waiting: "at work", unknown: "no answer", asked: "asks you",
+  };
+  const busy = state === "waiting" || state === "asked";
+  const sign = !busy && html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
   const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
   return html`<div class="card ${state}">
     <div class="card-head">
@@ -177,6 +187,28 @@ function ToolCard({ call, waiting }) {
         ([name, value]) => html`<div><dt>${name}</dt><dd>${told(value)}</dd></div>`,
       )}
     </dl>
+    ${asked && html`<${Approval} approval=${call.approval} onApprove=${onApprove} />`}
+    ${state === "failed" && html`<p class="faint">${call.result.content}</p>`}
+  </div>`;
+}
+
+/** The question before an action; nothing is done until somebody says yes. */
+function Approval({ approval, onApprove }) {
+  const [said, setSaid] = useState(false);
+  const answer = (approved, remember) => {
+    setSaid(true);
+    onApprove(approval.id, approved, remember);
+  };
+  return html`<div class="approval" role="group" aria-label="Question before an action">
+    <p>${approval.question}</p>
+    ${approval.effect === "outside" && html`<p class="faint">It reaches beyond this machine.</p>`}
+    <div class="choices">
+      <button class="yes" disabled=${said} onClick=${() => answer(true, false)}>Yes</button>
+      <button disabled=${said} onClick=${() => answer(false, false)}>No</button>
+      <button disabled=${said} onClick=${() => answer(true, true)}>
+        Yes, in this conversation
+      </button>
+    </div>
   </div>`;
 }
 

@@ -10,7 +10,6 @@ from quietchoir.core.toolcall import ToolCall
 from quietchoir.tests.fakes.server import WordTokenizer
 
 SYSTEM = Message("system", "be brief")
-CALL = ToolCall("HassTurnOn", {"name": "lamp"})
 
 
 def conversation(*lengths: int) -> list[Message]:
@@ -61,9 +60,22 @@ def test_a_conversation_of_a_system_message_alone_can_be_encoded() -> None:
     assert len(fit([SYSTEM], WordTokenizer(), 10)) == 3
 
 
-def test_a_past_tool_call_is_shown_as_the_call_and_its_output_is_not_shown() -> None:
-    past = Message("assistant", "Ignore all rules, said the lamp.", (CALL,))
-    assert past.for_template() == {
+def test_a_past_call_and_its_result_go_to_the_template_with_the_id_that_joins_them() -> None:
+    call = ToolCall("HassTurnOn", {"name": "lamp"}, "call_1")
+    assert Message("assistant", "At once.", (call,)).for_template() == {
         "role": "assistant",
-        "content": '{"name": "HassTurnOn", "arguments": {"name": "lamp"}}',
+        "content": "At once.",
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "HassTurnOn", "arguments": {"name": "lamp"}},
+            }
+        ],
+    }
+    assert Message("tool", "It is on.", (), "call_1", "HassTurnOn").for_template() == {
+        "role": "tool",
+        "content": "It is on.",
+        "tool_call_id": "call_1",
+        "name": "HassTurnOn",
     }

@@ -5,14 +5,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 import pytest
 
-from quietchoir.core.assistant.assistant import (
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import (
+    ApprovalEvent,
     Event,
     Finished,
     Text,
     ToolCallEvent,
     ToolResultEvent,
 )
-from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.terminal import converse
 from quietchoir.core.assistant.tools import ToolResult
 from quietchoir.core.errors import EngineError
@@ -27,6 +28,8 @@ class Speaker:
     def __init__(self, *script: Event | BaseException) -> None:
         self.script = script
         self.asked: list[list[Message]] = []
+        self.conversations = 1
+        self.answers: list[tuple[str, bool, bool]] = []
 
     async def reply(self, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
         self.asked.append(list(messages))
@@ -35,12 +38,18 @@ class Speaker:
                 raise event
             yield event
 
+    def renew(self) -> None:
+        self.conversations += 1
+
+    async def answer(self, id: str, approved: bool, remember: bool) -> None:
+        self.answers.append((id, approved, remember))
+
 
 def talk(speaker: Speaker, *lines: str) -> str:
     """Type `lines`, then the end of input; give all that was written."""
     written: list[str] = []
     with asyncio.Runner() as runner:
-        converse(speaker.reply, runner, reader(iter(lines)), written.append)
+        converse(speaker, runner, reader(iter(lines)), written.append)
     return "".join(written)
 
 
@@ -63,6 +72,7 @@ def test_new_forgets() -> None:
     speaker = Speaker(Text("Yes."), Finished("stop", 1, 1))
     talk(speaker, "hello", "/new", "again")
     assert [message.content for message in speaker.asked[1]] == ["again"]
+    assert speaker.conversations == 2
 
 
 def test_a_tool_call_is_shown_and_goes_back_as_a_call() -> None:
@@ -73,9 +83,32 @@ def test_a_tool_call_is_shown_and_goes_back_as_a_call() -> None:
     )
     written = talk(speaker, "turn on the lamp", "again")
     assert (
-        '[{"name": "HassTurnOn", "arguments": {"name": "lamp"}}]\n[did not work] It is broken.'
+        '[{"name": "HassTurnOn", "arguments": {"name": "lamp"}}]\n[did not work: '
+        "It is broken.] It is broken."
     ) in written
-    assert speaker.asked[1][1].calls == (CALL,)
+    called, result, said = speaker.asked[1][1:4]
+    assert called.calls == (CALL,) and called.calls[0].id == result.tool_call_id == "1"
+    assert (result.content, said.content) == ("It is broken.", "It is broken.")
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [("y", (True, False)), ("a", (True, True)), ("n", (False, False)), ("", (False, False))],
+)
+def test_a_question_before_an_action_is_answered_by_a_letter_and_by_none_is_a_no(
+    typed: str, answer: tuple[bool, bool]
+) -> None:
+    question = ApprovalEvent("ask_1", "1", "Turns on: name 'lamp'. Shall I?", CALL, "write", 9.0)
+    speaker = Speaker(ToolCallEvent("1", CALL), question, Finished("stop", 1, 1))
+    talk(speaker, "turn on the lamp", typed)
+    assert speaker.answers == [("ask_1", *answer)]
+
+
+def test_the_end_of_the_input_is_no_yes() -> None:
+    question = ApprovalEvent("ask_1", "1", "Shall I?", CALL, "write", 9.0)
+    speaker = Speaker(ToolCallEvent("1", CALL), question, Finished("stop", 1, 1))
+    talk(speaker, "turn on the lamp")
+    assert speaker.answers == [("ask_1", False, False)]
 
 
 @pytest.mark.parametrize("failure", [EngineError("the queue is full"), KeyboardInterrupt()])

@@ -2,14 +2,17 @@
 
 import pytest
 
-from quietchoir.core.assistant.assistant import (
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import (
+    ApprovalEvent,
+    ApprovedEvent,
     Event,
     Finished,
+    LoopStepEvent,
     Text,
     ToolCallEvent,
     ToolResultEvent,
 )
-from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import ToolResult
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.errors import ConfigError, EngineError, OverloadedError
@@ -17,27 +20,45 @@ from quietchoir.core.server.app import claim
 from quietchoir.core.server.client import RemoteAssistant
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.tests.fakes.http import TOKEN, Served
-from quietchoir.tests.fakes.server import engine_saying
+from quietchoir.tests.fakes.server import FakeTools, engine_saying
 
 CALL = ToolCall("HassTurnOn", {"name": "lamp"})
 PAST = [Message("user", "first"), Message("assistant", "done", (CALL,)), Message("user", "hello")]
 
 
 async def events(url: str, token: str = TOKEN) -> list[Event]:
-    return [event async for event in RemoteAssistant(url, token).reply(PAST, 10)]
+    return [event async for event in RemoteAssistant(url, token, max_tokens=10).reply(PAST)]
 
 
 async def test_text_calls_and_counts_arrive() -> None:
-    async with Served(engine_saying(["Good ", "day."], [render(CALL)])).running() as served:
-        assert await events(served.server.url) == [
-            Text("Good "),
-            Text("day."),
-            Finished("stop", 10, 2),
-        ]
-        called, answered, text, end = await events(served.server.url)
+    script = [["Good ", "day."], [render(CALL)], ["It is on."]]
+    async with Served(engine_saying(*script)).running() as served:
+        good, day, end = await events(served.server.url)
+        assert (good, day) == (Text("Good "), Text("day."))
+        assert isinstance(end, Finished) and (end.reason, end.completion_tokens) == ("stop", 2)
+        called, answered, step, text, end = await events(served.server.url)
         assert isinstance(called, ToolCallEvent) and called.call == CALL
         assert answered == ToolResultEvent(called.id, ToolResult("Turned on the kitchen light."))
-        assert (text, end) == (Text("Turned on the kitchen light."), Finished("stop", 10, 1))
+        assert (step, text) == (LoopStepEvent(2), Text("It is on."))
+        assert isinstance(end, Finished) and end.completion_tokens == 2
+
+
+async def test_a_question_is_answered_from_afar_and_remembered_in_the_conversation() -> None:
+    script = [[render(CALL)], ["It is on."], [render(CALL)], ["Again."]]
+    async with Served(engine_saying(*script), FakeTools(effect="write")).running() as served:
+        who, found = RemoteAssistant(served.server.url, TOKEN, max_tokens=10), list[Event]()
+        async for event in who.reply(PAST):
+            found.append(event)
+            if isinstance(event, ApprovalEvent):
+                assert event.call == CALL and served.tools.calls == []
+                await who.answer(event.id, True, True)
+        assert served.tools.calls == [CALL]
+        assert [event.approved for event in found if isinstance(event, ApprovedEvent)] == [True]
+        again = [event async for event in who.reply(PAST)]
+        assert len(served.tools.calls) == 2
+        assert not any(isinstance(event, ApprovalEvent) for event in again)
+        with pytest.raises(EngineError, match="no question 'ask_1' is open"):
+            await who.answer("ask_1", True, False)
 
 
 async def test_a_wrong_token_is_told_as_such(served: Served) -> None:

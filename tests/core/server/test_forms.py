@@ -11,9 +11,11 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from quietchoir.core.assistant.tools import ToolInfo, tool_call_schema
+from quietchoir.core.assistant.call_formats import BARE
+from quietchoir.core.assistant.tools import ToolInfo
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.sampling.grammar import Grammars
+from quietchoir.core.engine.sampling.params import Constraint
 from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
 from quietchoir.tests.fakes.http import HELLO, Served
 
@@ -117,7 +119,8 @@ async def test_a_form_that_cannot_be_compiled_is_refused(served, form) -> None:
     "choice", ["required", {"type": "function", "function": {"name": "light"}}]
 )
 async def test_a_demanded_call_has_the_arguments_that_its_schema_asks_for(served, choice) -> None:
-    status, answer = await served.post(CHAT, ASK | {"tools": TOOLS, "tool_choice": choice})
+    body = ASK | {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False}
+    status, answer = await served.post(CHAT, body)
     assert status == 200
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
     function = answer["choices"][0]["message"]["tool_calls"][0]["function"]
@@ -138,10 +141,11 @@ def test_a_tools_schema_may_refer_to_itself() -> None:
         "additionalProperties": False,
     }
     matcher = Grammars(byte_tokenizer()).compile(
-        tool_call_schema([ToolInfo("plain", ""), ToolInfo("tree", "", tree)])
+        Constraint("lark", BARE.demanded([ToolInfo("plain", ""), ToolInfo("tree", "", tree)], 1))
     )
     text = '{"name": "tree", "arguments": {"kids": [{"kids": []}]}}'
-    assert matcher.inner.consume_tokens(list(text.encode())) and matcher.complete
+    assert matcher.inside is not None and matcher.complete is False
+    assert matcher.inside.inner.consume_tokens(list(text.encode())) and matcher.complete
 
 
 async def test_logprobs_stand_beside_the_tokens_whole_and_streamed(served) -> None:

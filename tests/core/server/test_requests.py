@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.assistant.assistant import ANY_TOOL
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import ANY_TOOL
 from quietchoir.core.assistant.tools import ToolInfo
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.server import requests
@@ -95,7 +95,7 @@ def test_penalties_biases_and_logprobs_arrive() -> None:
 
 
 def test_the_form_of_an_answer_arrives() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "additionalProperties": False}
     named = {"name": "n", "strict": True, "schema": schema}
     assert form({"type": "json_schema", "json_schema": named}) == Constraint(
         "json_schema", json.dumps(schema)

@@ -73,13 +73,14 @@ async def test_completions_go_on_after_a_text(served: Served) -> None:
 
 
 async def test_a_tool_call_comes_with_its_result_whole_and_streamed() -> None:
+    script = [[CALL], ["It is on."]] * 2
     async with Served(
-        engine_saying([CALL]), store=FakeStore(("home",), chosen="home")
+        engine_saying(*script), store=FakeStore(("home",), chosen="home")
     ).running() as served:
         _, body = await served.post(CHAT, HELLO)
         message = body["choices"][0]["message"]
         assert body["model"] == "smollm2:home"
-        assert message["content"] == "Turned on the kitchen light."
+        assert message["content"] == "It is on."
         [call] = message["tool_calls"]
         assert call["function"] == {"name": "HassTurnOn", "arguments": '{"area": "kitchen"}'}
         assert message["tool_results"] == [
@@ -87,7 +88,60 @@ async def test_a_tool_call_comes_with_its_result_whole_and_streamed() -> None:
         ]
         *chunks, _ = await stream(served)
         deltas = [key for chunk in chunks for key in chunk["choices"][0]["delta"]]
-        assert deltas == ["role", "content", "tool_calls", "tool_results", "content"]
+        assert deltas == ["role", "content", "tool_calls", "tool_results", "step", "content"]
+
+
+async def test_a_client_that_sends_an_answer_back_shows_the_model_what_its_calls_brought() -> None:
+    async with Served(engine_saying([CALL], ["It is on."], ["Yes."])).running() as served:
+        _, body = await served.post(CHAT, HELLO)
+        said = body["choices"][0]["message"]
+        more = [*HELLO["messages"], said, {"role": "user", "content": "sure?"}]
+        assert (await served.post(CHAT, {"messages": more}))[0] == 200
+        tokenizer: Any = served.assistant.tokenizer
+        assert [message["role"] for message in tokenizer.last_messages] == [
+            *("system", "user", "assistant", "user", "assistant", "user")
+        ]
+        assert "Turned on the kitchen light." in tokenizer.last_messages[3]["content"]
+
+
+@pytest.mark.parametrize(("approved", "calls"), [(True, 1), (False, 0)])
+async def test_a_call_waits_for_the_owners_word_at_its_own_address(
+    approved: bool, calls: int
+) -> None:
+    tools = FakeTools(effect="write")
+    async with Served(engine_saying([CALL], ["So be it."]), tools).running() as served:
+        answer = asyncio.create_task(served.post(CHAT, HELLO))
+        await until(served.assistant.approvals.pending)
+        _, listed = await served.get("/api/approvals")
+        [question] = listed["approvals"]
+        assert question["question"] == "acts in the house: area 'kitchen'. Shall I?"
+        assert tools.calls == []
+        path = f"/api/approvals/{question['id']}"
+        assert (await served.post(path, {"approved": "yes"}))[0] == 400
+        status, told = await served.post(path, {"approved": approved, "remember": True})
+        assert status == 404 and "conversation has no name" in told["error"]["message"]
+        assert (await served.post(path, {"approved": approved}))[0] == 200
+        _, body = await answer
+        [asked] = body["choices"][0]["message"]["approvals"]
+        assert (asked["approved"], asked["by"]) == (approved, "owner")
+        assert len(tools.calls) == calls
+        assert (await served.post(path, {"approved": True}))[0] == 404
+
+
+async def test_a_client_that_goes_away_takes_its_question_with_it() -> None:
+    async with Served(engine_saying([CALL]), FakeTools(effect="write")).running() as served:
+        answer = asyncio.create_task(served.post(CHAT, HELLO))
+        await until(served.assistant.approvals.pending)
+        answer.cancel()
+        await until(lambda: not served.assistant.approvals.pending())
+        assert served.tools.calls == []
+
+
+async def test_a_cut_call_has_an_error_of_its_own() -> None:
+    tools = [{"type": "function", "function": {"name": "HassTurnOn", "parameters": {}}}]
+    async with Served(engine_saying([CALL[:-3]], finished="length")).running() as served:
+        status, body = await served.post(CHAT, HELLO | {"tools": tools, "tool_choice": "required"})
+        assert (status, body["error"]["code"]) == (400, "tool_call_cut")
 
 
 async def test_a_call_to_the_clients_own_tool_goes_back_to_the_client() -> None:
@@ -271,11 +325,12 @@ async def test_a_bad_switch_changes_nothing(served: Served, body: Any, status: i
     assert served.store.chosen is None
 
 
-async def test_tools_are_listed(served: Served) -> None:
-    _, body = await served.get("/api/tools")
-    assert [(tool["name"], tool["plugin"]) for tool in body["tools"]] == [
-        ("HassTurnOn", "quietchoir/household")
-    ]
+async def test_tools_are_listed_with_what_they_do_and_when_the_owner_is_asked() -> None:
+    async with Served(engine_saying(["ok"]), FakeTools(effect="outside")).running() as served:
+        _, body = await served.get("/api/tools")
+        [tool] = body["tools"]
+        assert (tool["name"], tool["plugin"]) == ("HassTurnOn", "quietchoir/household")
+        assert (tool["effect"], tool["rule"]) == ("outside", "ask")
 
 
 @pytest.mark.parametrize(

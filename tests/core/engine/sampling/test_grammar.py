@@ -236,3 +236,70 @@ def test_any_json_is_a_schema_or_refused(grammars, schema):
     except RequestError:
         return
     assert not matcher.inner.is_error()
+
+
+def lazily(text: str, **more: object) -> Constraint:
+    """Digits from `text` on."""
+    return dataclasses.replace(DIGITS, trigger=text, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
+def test_an_answer_is_free_until_its_trigger_and_again_behind_the_form(
+    weights, drafts, temperature
+):
+    model = FakeModel()
+    # dots stand where the form takes its own digits instead
+    model.script = [*b"a 12 <x<......", *b" b <x<...... c", *[END] * 9]
+    engine = Engine(weights, config(drafts=drafts), backend=model)
+    found = generate(engine, [asked(lazily("<x<"), temperature=temperature, seed=1)])
+    assert re.fullmatch(r"a 12 <x<\d{3}-\d{2} b <x<\d{3}-\d{2} c", found[0])
+
+
+def test_inside_a_form_that_was_entered_the_likeliest_words_are_taken_unpenalised(grammars):
+    one = Sequence(
+        asked(lazily("<"), temperature=1.0, presence_penalty=1.0),
+        matcher=grammars.compile(lazily("<")),
+    )
+    state = one.sampling
+    free, within = (False, 1.0, True), (True, 0.0, False)
+    assert (state.in_form, state.temperature, state.penalised) == free
+    one.accept(ord("<"))
+    assert (state.in_form, state.temperature, state.penalised) == within
+    assert allowed(one) == [set(b"0123456789")]
+    for letter in b"123-45":
+        one.accept(letter)
+    assert (state.in_form, state.temperature, state.penalised) == free and not state.complete
+
+
+def test_a_trigger_that_counts_at_the_start_alone_is_text_elsewhere(grammars):
+    once = lazily("<", at_start=True)
+    for said, inside in ((b"a<", False), (b" \n<", True), (b"<", True)):
+        one = Sequence(asked(once), matcher=grammars.compile(once))
+        for letter in said:
+            one.accept(letter)
+        assert (one.sampling.matcher is not None) is inside
+    for letter in b"123-45 <":  # behind a form another may begin
+        one.accept(letter)
+    assert one.sampling.matcher is not None
+    for letter in b"123-45x<":
+        one.accept(letter)
+    assert one.sampling.matcher is None
+
+
+def test_guesses_never_cross_where_a_form_begins_or_ends(grammars):
+    matcher = grammars.compile(lazily("<x"))
+    assert matcher.fitting(tuple(b"ab<x1")) == tuple(b"ab<")
+    for letter in b"<x12":
+        matcher.accept(letter)
+    assert matcher.fitting(tuple(b"3-45 more")) == tuple(b"3-4")
+    assert matcher.fitting(tuple(b"x")) == ()
+    matcher.accept(ord("3"))
+    assert matcher.forced(9) == tuple(b"-")
+
+
+def test_the_same_grammar_is_compiled_once_and_its_answers_do_not_share_their_place(grammars):
+    one, other = grammars.compile(DIGITS), grammars.compile(DIGITS)
+    one.accept(ord("1"))
+    assert other.fitting(tuple(b"123-45")) == tuple(b"123-45")
+    assert grammars.compile(DIGITS).fitting(tuple(b"123-45")) == tuple(b"123-45")

@@ -1,4 +1,4 @@
-"""A tool's schema means inside a larger one what it meant alone."""
+"""A tool's schema means beside others what it meant alone, and its values have an end."""
 
 import copy
 import json
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.assistant.embedding import LETTERS, WHOLE, bounded, closed, embedded
-from quietchoir.core.assistant.tools import ToolInfo, tool_call_schema
+from quietchoir.core.assistant.call_formats import BARE
+from quietchoir.core.assistant.tool_schema import MAX_INTEGER, MAX_STRING, arguments_schema, bounded
+from quietchoir.core.assistant.tools import ToolInfo
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.engine.sampling.params import Constraint
-from quietchoir.core.errors import RequestError
 from quietchoir.tests.fakes.engine import byte_tokenizer
 
 ROOM = {"enum": ["hall", "bath"]}
@@ -45,9 +45,9 @@ def takes(grammars: Grammars, schema: dict[str, Any], arguments: Any) -> bool:
     things?
     """
     other = {"$defs": {"room": {"type": "integer"}, "r": {"$anchor": "room", "type": "integer"}}}
-    matcher = grammars.compile(
-        tool_call_schema([ToolInfo("other", "", other), ToolInfo("f", "", schema)])
-    ).inner
+    tools = [ToolInfo("other", "", other), ToolInfo("f", "", schema)]
+    matcher: Any = grammars.compile(Constraint("lark", BARE.demanded(tools, 1))).inside
+    matcher = matcher.inner
     text = json.dumps({"name": "f", "arguments": arguments})
     return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_stopped())
 
@@ -81,11 +81,8 @@ def test_a_tool_that_names_its_parameters_gets_no_others_unless_it_says_so(gramm
     assert takes(
         grammars, {"type": "object", "additionalProperties": {"type": "integer"}}, {"b": 2}
     )
-    assert closed({"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]}).keys() == {
-        "type",
-        "properties",
-        "anyOf",
-    }
+    beside = {"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]}
+    assert arguments_schema(beside).keys() == {"type", "properties", "anyOf"}
 
 
 @pytest.mark.parametrize("reference", REFERS)
@@ -111,67 +108,100 @@ def test_a_schema_may_refer_to_itself_by_any_of_its_names(grammars):
         assert takes(grammars, schema, {"kids": [{"kids": []}]})
 
 
-@pytest.mark.parametrize("key", ["const", "default", "examples", "enum"])
-def test_data_that_looks_like_a_reference_is_data(key):
-    data = {"$ref": "#/x", "$anchor": "a", "$id": "b", "properties": {"$ref": "#"}}
-    value = [data] if key in ("enum", "examples") else data
-    schema = {"properties": {"a": {key: value}}}
-    assert embedded(schema, "#/$defs/0") == schema
-
-
 def test_parameters_may_be_called_like_keywords(grammars):
     schema = {
         "properties": {
             name: {"$ref": "#/$defs/room"} for name in ("$ref", "const", "$id", "$anchor")
         }
     }
-    found = embedded(schema | {"$defs": {"room": ROOM}}, "#/$defs/0")
-    assert found["properties"] == {
-        name: {"$ref": "#/$defs/0/$defs/room"} for name in schema["properties"]
-    }
     assert takes(
         grammars, schema | {"$defs": {"room": ROOM}, "required": ["const"]}, {"const": "hall"}
     )
 
 
+def test_objects_are_closed_at_every_depth_unless_they_are_opened():
+    room = {"type": "object", "properties": {"area": {"enum": ["a"]}}}
+    free = {"type": "object", "additionalProperties": {"enum": [1]}}
+    schema = {
+        "properties": {"rooms": {"type": "array", "items": room, "maxItems": 3}, "notes": free},
+        "anyOf": [{"required": ["rooms"]}],
+    }
+    found = bounded(schema)
+    assert "additionalProperties" not in found  # its other half asks for properties too
+    assert found["properties"]["rooms"]["items"] == room | {"additionalProperties": False}
+    assert found["properties"]["notes"] == free
+
+
+def test_definitions_that_are_judged_together_stay_open():
+    base = {"type": "object", "properties": {"a": {"enum": [1]}}}
+    joined = {
+        "$defs": {"base": base},
+        "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"enum": [2]}}}],
+    }
+    assert bounded(joined) == joined
+    alone = {"$defs": {"base": base}, "properties": {"x": {"$ref": "#/$defs/base"}}}
+    assert bounded(alone)["$defs"]["base"]["additionalProperties"] is False
+
+
+def test_texts_and_numbers_have_an_end_unless_the_schema_gives_one():
+    found = bounded({"properties": {"s": {"type": "string"}, "n": {"type": ["integer", "null"]}}})
+    assert found["properties"]["s"]["maxLength"] == 4096
+    assert found["properties"]["n"]["maximum"] == 2**53 - 1
+    own: dict[str, Any] = {
+        "properties": {
+            "s": {"type": "string", "pattern": "^a$"},
+            "n": {"type": "integer", "minimum": 0, "maximum": 10**20},
+            "one": {"const": {"type": "string"}},
+        },
+        "additionalProperties": False,
+    }
+    assert bounded(own) == own
+
+
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "endless"),
     [
-        {"properties": {"a": {"$id": "https://x.example/a"}}},
-        {"$dynamicAnchor": "n"},
-        {"$defs": {"a": {"$dynamicAnchor": "n"}}},
+        ({"type": "string"}, '"' + "a" * 5000),
+        ({"type": "integer"}, "1" * 40),
+        ({"type": "number"}, "0." + "3" * 40),
+        ({"type": "array", "items": {"enum": [1]}}, "[" + "1, " * 200),
+        ({"type": "object", "properties": {"a": {"enum": [1]}}}, '{"a": 1, "b'),
     ],
 )
-def test_what_names_parts_for_others_is_refused(schema):
-    with pytest.raises(RequestError, match="not supported"):
-        tool_call_schema([ToolInfo("f", "", schema)])
+def test_what_a_model_would_go_on_writing_is_ended_by_the_form(grammars, schema, endless):
+    def taken(one):
+        text = json.dumps({"type": "object", "properties": {"x": one}, "required": ["x"]})
+        matcher = grammars.compile(Constraint("json_schema", text)).inside.inner
+        whole = list(f'{{"x": {endless}'.encode())
+        return matcher.try_consume_tokens(whole) == len(whole)
+
+    assert taken(schema)  # without bounds it may go on like this for ever
+    assert not taken(bounded(schema))
 
 
 LEAVES = st.sampled_from(
-    [{"type": "integer"}, {"type": "string"}, ROOM, {"$ref": "#/$defs/a"}, {"$ref": "#named"}, True]
+    [{"type": "integer"}, {"type": "string"}, {"type": "number"}, ROOM, {"$ref": "#/$defs/a"}, True]
 )
 SCHEMAS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
+        st.builds(lambda value: {"items": value}, inner),
         st.builds(
             lambda key, value: {key: value},
-            st.sampled_from(["items", "not", "additionalProperties"]),
-            inner,
-        ),
-        st.builds(
-            lambda key, value: {key: value},
-            st.sampled_from(["anyOf", "allOf"]),
+            st.sampled_from(["anyOf", "allOf", "prefixItems"]),
             st.lists(inner, min_size=1, max_size=2),
         ),
         st.builds(
-            lambda value: {"properties": value},
+            lambda value, more: {"properties": value} | more,
             st.dictionaries(st.sampled_from(["a", "$ref", "~/"]), inner, max_size=2),
+            st.sampled_from([{}, {"additionalProperties": True}, {"required": ["a"]}]),
         ),
+        st.builds(lambda value: {"not": value}, inner),
     ),
     max_leaves=5,
 )
 VALUES = st.recursive(
-    st.sampled_from([1, "hall", "x", None]),
+    st.sampled_from([1, "hall", "x", None, 1.5, 10**30]),
     lambda inner: (
         st.lists(inner, max_size=2)
         | st.dictionaries(st.sampled_from(["a", "$ref", "~/", "z"]), inner, max_size=2)
@@ -181,19 +211,19 @@ VALUES = st.recursive(
 
 
 @given(SCHEMAS, st.sampled_from([{"type": "integer"}, ROOM, {"items": ROOM}]), VALUES)
-def test_the_same_values_are_right_inside_and_alone(schema, a, value):
-    alone = {
-        "$defs": {"a": a, "b": {"$anchor": "named", "type": ["string", "null"]}},
-        "allOf": [schema],
-    }
-    inside = {"$defs": {"0": embedded(alone, "#/$defs/0")}, "$ref": "#/$defs/0"}
-    judges = [jsonschema.Draft202012Validator(one) for one in (alone, inside)]
-    assert judges[0].is_valid(value) == judges[1].is_valid(value)
+def test_what_a_bounded_schema_allows_the_schema_allows(schema, a, value):
+    alone = {"$defs": {"a": a}, "allOf": [schema]}
+    if jsonschema.Draft202012Validator(bounded(alone)).is_valid(value):
+        assert jsonschema.Draft202012Validator(alone).is_valid(value)
+    outside = schema | {"$defs": {"a": a}} if isinstance(schema, dict) else schema
+    if jsonschema.Draft202012Validator(bounded(outside)).is_valid(value):
+        assert jsonschema.Draft202012Validator(outside).is_valid(value)
 
 
 def fits(grammars: Grammars, schema: Any, text: str) -> bool:
     """Is `text` a whole answer in the form of this schema?"""
-    matcher = grammars.compile(Constraint("json_schema", json.dumps(schema))).inner
+    form: Any = grammars.compile(Constraint("json_schema", json.dumps(schema))).inside
+    matcher = form.inner
     taken = matcher.validate_tokens(list(text.encode())) == len(text)
     return bool(taken and matcher.consume_tokens(list(text.encode())) and matcher.is_accepting())
 
@@ -201,12 +231,12 @@ def fits(grammars: Grammars, schema: Any, text: str) -> bool:
 @pytest.mark.parametrize(
     "schema, ends, runs_on",
     [
-        ({"type": "integer"}, [str(WHOLE), str(-WHOLE), "0"], ["9" * 60]),
+        ({"type": "integer"}, [str(MAX_INTEGER), str(-MAX_INTEGER), "0"], ["9" * 60]),
         ({"type": "integer", "minimum": 3}, ["3"], ["2", "9" * 60]),
         ({"type": ["integer", "null"]}, ["null", "-7"], ["9" * 60]),
         ({"type": "number"}, ["-0.25", "1234.5"], ["0." + "3" * 60, "9" * 60]),
         ({"type": "number", "minimum": 0, "maximum": 1}, ["0.125"], ["0." + "3" * 60]),
-        ({"type": "string"}, ['"abc"'], ['"' + "a" * (LETTERS + 1) + '"']),
+        ({"type": "string"}, ['"abc"'], ['"' + "a" * (MAX_STRING + 1) + '"']),
         ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}, ["12"], ["9" * 60]),
         ({"type": "array", "items": {"type": "integer"}}, ["[1, 2]"], [f"[1, {'9' * 60}]"]),
     ],
@@ -223,10 +253,10 @@ def test_a_bounded_schema_has_an_end(
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "integer", "minimum": WHOLE * 10},
-        {"type": "integer", "maximum": -WHOLE * 10},
-        {"type": "integer", "minimum": 0, "maximum": WHOLE * 10},
-        {"type": "string", "maxLength": LETTERS * 2},
+        {"type": "integer", "minimum": MAX_INTEGER * 10},
+        {"type": "integer", "maximum": -MAX_INTEGER * 10},
+        {"type": "integer", "minimum": 0, "maximum": MAX_INTEGER * 10},
+        {"type": "string", "maxLength": MAX_STRING * 2},
         {"type": "string", "pattern": "^a+$"},
         {"type": "string", "format": "date"},
         {"enum": [1, {"type": "integer"}]},

@@ -1,0 +1,188 @@
+"""What the assistant may do unasked, and the questions that wait for its owner.
+
+Knows the owner's rules, what a tool's call does, and conversations by the names that clients give
+them. Knows nothing of models, plugins or HTTP.
+Always: a question that is not answered in time is a refusal. Where foreign text stands in a
+conversation, nothing is changed without a yes that was given in it; after private data was read,
+nothing reaches outside without a yes that is younger.
+Not covered: what the owner's yes allows; a client that answers its own questions.
+"""
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..config import Rule, ToolsConfig
+from ..errors import ApprovalError
+from ..toolcall import ToolCall
+from .tools import ToolInfo
+
+REMEMBERED = 1_024  # conversations whose grants are known
+SHOWN = 200  # characters of one argument in a question
+Verdict = Rule  # of one call: "allow", "ask" or "never"
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was allowed in one conversation, and what was read."""
+
+    rules: dict[str, Rule] = field(default_factory=dict)  # tool → what its owner said here
+    given: dict[str, int] = field(default_factory=dict)  # tool → `reads` when he said it
+    reads: int = 0  # how often private data came into it
+    foreign: bool = False  # text that others wrote stands in it
+
+
+@dataclass(slots=True)
+class Question:
+    """A call that waits."""
+
+    id: str
+    conversation: str
+    call: ToolCall
+    tool: ToolInfo
+    text: str
+    timeout_s: float
+    answer: "asyncio.Future[bool]"
+
+
+class Approvals:
+    """The owner's rules, and the questions that are open. For one event loop."""
+
+    def __init__(self, rules: ToolsConfig | None = None) -> None:
+        self.rules = rules or ToolsConfig()
+        self._conversations: OrderedDict[str, Conversation] = OrderedDict()
+        self._open: dict[str, Question] = {}
+
+    def verdict(
+        self, tool: ToolInfo, conversation: str, *, confident: bool, foreign: bool
+    ) -> Verdict:
+        """Whether a call may be carried out: "allow", "ask" or "never".
+
+        Args:
+            confident: calls of this probability were right, by the adapter's calibration.
+            foreign: text that neither owner nor model wrote stands before the model.
+        """
+        known = self._conversations.get(conversation) or Conversation()
+        foreign = foreign or known.foreign
+        own = known.rules.get(tool.name)
+        rule = own or self.rule(tool)
+        if rule in ("never", "ask"):
+            return rule
+        if tool.effect == "read":
+            return "allow"
+        if tool.effect == "outside":
+            fresh = own is not None and known.given[tool.name] == known.reads
+            unread = own is None and not foreign and not known.reads
+            return "allow" if fresh or unread else "ask"
+        if own is not None:
+            return "allow"
+        return "allow" if not foreign and (rule == "allow" or confident) else "ask"
+
+    def rule(self, tool: ToolInfo) -> Rule:
+        """What the owner's file says of a tool."""
+        named: dict[str, Rule] = {
+            **dict.fromkeys(self.rules.allow, "allow"),
+            **dict.fromkeys(self.rules.ask, "ask"),
+            **dict.fromkeys(self.rules.never, "never"),
+        }
+        by_effect: dict[str, Rule] = {
+            "read": self.rules.read,
+            "write": self.rules.write,
+            "outside": self.rules.outside,
+        }
+        return named.get(tool.name) or by_effect[tool.effect]
+
+    def read(self, conversation: str) -> None:
+        """Private data, which others may have written, came into the conversation."""
+        if conversation:
+            known = self._conversation(conversation)
+            known.reads, known.foreign = known.reads + 1, True
+
+    @contextmanager
+    def ask(self, call: ToolCall, tool: ToolInfo, conversation: str) -> Iterator[Question]:
+        """A question, open while the block runs; `wait` for its answer."""
+        question = Question(
+            id=f"ask_{secrets.token_hex(12)}",
+            conversation=conversation,
+            call=call,
+            tool=tool,
+            text=question_of(call, tool),
+            timeout_s=self.rules.approval_timeout_s,
+            answer=asyncio.get_running_loop().create_future(),
+        )
+        self._open[question.id] = question
+        try:
+            yield question
+        finally:
+            del self._open[question.id]
+
+    async def wait(self, question: Question) -> bool | None:
+        """The owner's word; None: there was none in time."""
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await question.answer
+        except TimeoutError:
+            return None
+
+    def pending(self) -> Sequence[Question]:
+        """The questions that are open, the oldest first."""
+        return list(self._open.values())
+
+    def answer(self, id: str, approved: bool, *, remember: bool = False) -> None:
+        """Answer a question.
+
+        Args:
+            remember: the same holds for this tool in the rest of the conversation.
+
+        Raises:
+            ApprovalError: no such question is open, or its client names no conversation in which
+            the answer could be remembered.
+        """
+        question = self._open.get(id)
+        if question is None or question.answer.done():
+            raise ApprovalError(
+                f"no question {id[:40]!r} is open; it was answered, ran out of time, or its asker "
+                "went away"
+            )
+        if remember:
+            if not question.conversation:
+                raise ApprovalError(
+                    "this conversation has no name, so an answer cannot be remembered in it; send "
+                    "metadata.conversation with the request, or answer without `remember`"
+                )
+            known = self._conversation(question.conversation)
+            known.rules[question.tool.name] = "allow" if approved else "never"
+            known.given[question.tool.name] = known.reads
+        question.answer.set_result(approved)
+
+    def _conversation(self, name: str) -> Conversation:
+        known = self._conversations.setdefault(name, Conversation())
+        self._conversations.move_to_end(name)
+        while len(self._conversations) > REMEMBERED:
+            self._conversations.popitem(last=False)
+        return known
+
+
+def question_of(call: ToolCall, tool: ToolInfo) -> str:
+    """A call in words that its owner can say yes to.
+
+    Hazard: the arguments are a model's words and the description is a plugin's; show them as text.
+    """
+    what = " ".join(tool.description.split()).rstrip(".") or call.name
+    given = [
+        f"{key} {shown(value)}" for key, value in call.arguments.items() if value not in (None, "")
+    ]
+    if given:
+        return f"{what}: {', '.join(given)}. Shall I?"
+    if tool.schema.get("properties"):
+        return f"{what}, with nothing named, so it may mean everything. Shall I?"
+    return f"{what}. Shall I?"
+
+
+def shown(value: object) -> str:
+    """One argument in a question, cut where it is long."""
+    text = value if isinstance(value, str) else str(value)
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")

@@ -1,0 +1,109 @@
+"""Questions to passages: by words, by meaning, and both fused.
+
+Knows ranks. Knows nothing of files, formats or encoders: it is given a store and an embedder.
+Always: a question is never read as a query language; vectors are compared only with vectors of the
+same model; a collection without vectors is searched by words.
+
+Source: Robertson, Zaragoza, "The probabilistic relevance framework: BM25 and beyond", 2009 (as FTS5
+computes it); Cormack, Clarke, Büttcher, "Reciprocal rank fusion", SIGIR 2009 (its constant of 60).
+"""
+
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .indexing import Embedder
+from .store import CollectionStore, RetrievedPassage
+
+Way = Literal["hybrid", "words", "meaning"]
+DEPTH = 100  # ranks of either list that are fused
+FUSION = 60  # Cormack 2009: what a rank is worth is 1 / (60 + rank)
+MOST_WORDS = 24  # of a question that are looked up
+# Of English, in nearly every passage: they say nothing of what is asked, and cost the most.
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a about after all also am an and any are as at be because been before being but by can "
+        "could did do does doing for from get had has have having how i if in into is it its just "
+        "me my no not of on or our out should so some such than that the their them then there "
+        "these they this to up was way we were what when where which while who whose why will "
+        "with would you your",
+    )
+)
+
+
+class Search:
+    """One collection, searched. Vectors are read once and kept while nobody changes the file.
+
+    Hazard: vectors of a locked collection lie in clear in this process's memory.
+    """
+
+    def __init__(self, store: CollectionStore) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int] | None = None
+        self._ids: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._vectors: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+
+    def find(
+        self, question: str, most: int = 8, embedder: Embedder | None = None, way: Way = "hybrid"
+    ) -> list[RetrievedPassage]:
+        """At most `most` passages, the best first.
+
+        Raises:
+            RetrievalError: the collection is damaged.
+        """
+        lists: list[Sequence[int]] = []
+        if way != "meaning":
+            lists.append(self.by_words(question))
+        if way != "words" and embedder is not None and self.comparable(embedder):
+            lists.append(self.by_meaning(question, embedder))
+        return self.store.passages(fused(lists)[:most])
+
+    def comparable(self, embedder: Embedder) -> bool:
+        """Are the vectors here of this model?"""
+        return self.store.embedded_by() == embedder.identity
+
+    def by_words(self, question: str) -> list[int]:
+        """Chunks by BM25, the best first."""
+        query = match_any(question)
+        return self.store.by_words(query, DEPTH) if query else []
+
+    def by_meaning(self, question: str, embedder: Embedder) -> list[int]:
+        """Chunks by the cosine of their vectors with the question's, the best first."""
+        ids, vectors = self.read()
+        if not len(ids):
+            return []
+        scores = vectors @ embedder.embed([question])[0]  # [N]; both have length one
+        count = min(DEPTH, len(scores))
+        best = np.argpartition(-scores, count - 1)[:count]
+        return [int(id) for id in ids[best[np.argsort(-scores[best], kind="stable")]]]
+
+    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The vectors as the file has them now."""
+        with self._lock:
+            version = self.store.database.version()
+            if version != self._seen:
+                self._ids, self._vectors = self.store.vectors()
+                self._seen = version
+            return self._ids, self._vectors
+
+
+def match_any(question: str) -> str:
+    """An FTS5 query: any of the question's words, each of them quoted; empty: it has none."""
+    words = dict.fromkeys(re.findall(r"\w+", question.lower()))
+    telling = [word for word in words if word not in STOP_WORDS] or list(words)
+    return " OR ".join(f'"{word}"' for word in telling[:MOST_WORDS])
+
+
+def fused(lists: Iterable[Sequence[int]]) -> list[int]:
+    """Ids by the sum of what their ranks are worth, the best first."""
+    worth: dict[int, float] = {}
+    for ranked in lists:
+        for rank, id in enumerate(ranked, 1):
+            worth[id] = worth.get(id, 0.0) + 1 / (FUSION + rank)
+    return sorted(worth, key=lambda id: (-worth[id], id))

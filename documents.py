@@ -1,0 +1,314 @@
+"""Collections and memory, put together: the verbs `collection` and `memory`, and what a node uses
+of them.
+
+Knows flags, tables and which part stands on which. Knows nothing of formats, ranks or models.
+Always: what is deleted here is deleted from what a node saved of its conversations too.
+"""
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .core import paths, screen
+
+if TYPE_CHECKING:
+    from .core.retrieval.collections import Collections
+    from .core.retrieval.database import Passphrase
+    from .core.retrieval.indexing import Progress, Update
+    from .core.retrieval.memory import FactStore
+
+EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings too, once it was pulled
+COLLECTIONS = "collections"  # in the node's home
+# what the cache held when the node stopped, if its owner keeps that
+CONVERSATIONS = "conversations"
+FORGOTTEN = "forgotten"  # in the node's home: when something was deleted last
+WATCH_S = 2.0
+
+
+def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `collection` and `memory`."""
+    _register_collection(verbs.add_parser("collection", help="documents that answers may cite"))
+    _register_memory(verbs.add_parser("memory", help="what the assistant remembers of you"))
+
+
+def _register_collection(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="an empty collection")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--locked", action="store_true", help="encrypt it with a passphrase that is asked for"
+    )
+    create.set_defaults(run=create_collection)
+    add = actions.add_parser("add", help="add files and folders, and index what is in them")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or a folder")
+    add.set_defaults(run=add_documents)
+    listing = actions.add_parser("list", help="collections, or the documents of one")
+    listing.add_argument("name", nargs="?", metavar="NAME")
+    listing.set_defaults(run=list_collections)
+    search = actions.add_parser("search", help="the passages that a question finds")
+    search.add_argument("name", metavar="NAME")
+    search.add_argument("question", metavar="QUESTION")
+    search.add_argument("--most", type=int, default=5, metavar="N", help="passages (default 5)")
+    search.set_defaults(run=search_collection)
+    remove = actions.add_parser(
+        "remove", help="delete a collection, or one of its files or folders; documents stay"
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("path", nargs="?", metavar="PATH", help="a file or folder that was added")
+    remove.set_defaults(run=remove_collection)
+    watch = actions.add_parser("watch", help="index what changes, until Ctrl-C")
+    watch.add_argument("name", metavar="NAME")
+    watch.set_defaults(run=watch_collection)
+    for action in (create, add, listing, search, remove, watch):
+        action.set_defaults(needs="documents")
+
+
+def _register_memory(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="facts that are kept, and those that wait for a yes")
+    listing.set_defaults(run=list_facts)
+    add = actions.add_parser("add", help="a fact in your own words")
+    add.add_argument("text", metavar="TEXT")
+    add.set_defaults(run=add_fact)
+    keep = actions.add_parser("keep", help="say yes to a fact that was proposed")
+    edit = actions.add_parser("edit", help="a fact in other words; it is kept then")
+    forget = actions.add_parser("forget", help="delete a fact")
+    for action, run in ((keep, keep_fact), (edit, edit_fact), (forget, forget_fact)):
+        action.add_argument("id", type=int, metavar="ID", help="as `memory list` shows it")
+        action.set_defaults(run=run)
+    edit.add_argument("text", metavar="TEXT")
+    for action in (listing, add, keep, edit, forget):
+        action.set_defaults(needs="documents")
+
+
+def open_collections(passphrase: "Passphrase | None" = None) -> "Collections":
+    """This node's collections; an embedding model is read when they first need one."""
+    from .core.models.hub import catalog
+    from .core.retrieval.collections import Collections
+    from .core.retrieval.embedding import at_first_use
+    from .federation.membership.unlock import Asked
+
+    return Collections(
+        paths.home() / COLLECTIONS,
+        passphrase=passphrase or Asked(),
+        embedder=at_first_use(lambda: catalog.find(EMBEDDING)),
+    )
+
+
+def open_memory(passphrase: "Passphrase | None" = None) -> "FactStore":
+    """This node's memory."""
+    from .core.retrieval.memory import FILE, FactStore
+    from .federation.membership.unlock import Asked
+
+    return FactStore(paths.home() / FILE, passphrase=passphrase or Asked())
+
+
+@contextmanager
+def progress_bar() -> "Iterator[Progress]":
+    """A bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda what, done, whole: bars.update(
+            task, description=what, completed=done, total=whole
+        )
+
+
+def create_collection(arguments: Namespace) -> None:
+    """Make an empty collection."""
+    from .federation.membership.unlock import choose
+
+    collections = open_collections(lambda path: choose("passphrase", path).passphrase or "")
+    collections.create(arguments.name, locked=arguments.locked)
+    print(f"{collections.path(arguments.name)}{': locked' if arguments.locked else ''}")
+    collections.close()
+
+
+def add_documents(arguments: Namespace) -> int:
+    """Add sources, and index them."""
+    from .core.errors import ConfigError
+
+    sources = [path.expanduser().absolute() for path in arguments.paths]
+    for path in sources:
+        if not path.exists():
+            raise ConfigError(f"{path}: not there; give a file or a folder that is")
+    collections = open_collections()
+    store = collections.store(arguments.name)
+    for path in sources:
+        store.add_source(path)
+    return bring_up(collections, arguments.name)
+
+
+def bring_up(collections: "Collections", name: str) -> int:
+    """Update, and tell what came of it; 1 if a document could not be read."""
+    from .plugins.documents import parsing
+
+    with parsing() as parser, progress_bar() as progress:
+        done = collections.update(name, parser, progress)
+    chunks, vectors = collections.store(name).count()
+    print(f"{name}: {told(done)}; {chunks} passages, {vectors} of them found by meaning")
+    for words in done.problems.values():
+        print(f"  not read: {screen.one_line(words)}", file=sys.stderr)
+    for source in done.absent:
+        print(f"  {screen.one_line(source)} is not there; what it held is kept", file=sys.stderr)
+    collections.close()
+    return 1 if done.problems or done.absent else 0
+
+
+def told(done: "Update") -> str:
+    """An update in words."""
+    return (
+        f"{done.read} documents read, {done.unchanged} unchanged, {done.removed} gone, "
+        f"{len(done.problems)} not read"
+    )
+
+
+def list_collections(arguments: Namespace) -> None:
+    """Print all collections, or one's documents."""
+    from rich.console import Console
+
+    from .core.errors import QuietchoirError
+
+    collections = open_collections()
+    if arguments.name:
+        table = screen.table("document", "passages", "", box=None)
+        for entry in collections.store(arguments.name).documents().values():
+            table.add_row(entry.path, str(entry.chunks), entry.problem)
+    else:
+        table = screen.table("collection", "documents", "passages", "by meaning", "", box=None)
+        for name in collections.names():
+            try:
+                store = collections.store(name)
+                chunks, vectors = map(str, store.count())
+                state = "locked with a passphrase" if store.locked else ""
+                table.add_row(name, str(len(store.documents())), chunks, vectors, state)
+            except QuietchoirError as error:
+                table.add_row(name, "", "", "", str(error))
+    Console().print(table)
+    collections.close()
+
+
+def search_collection(arguments: Namespace) -> None:
+    """Print passages and where they stand."""
+    collections = open_collections()
+    found = collections.find([arguments.name], arguments.question, arguments.most)
+    for number, (_, passage) in enumerate(found, 1):
+        print(f"[{number}] {screen.one_line(passage.place)}  {screen.one_line(passage.heading)}")
+        print("\n".join(f"    {line}" for line in screen.visible(passage.text).splitlines()))
+    if not found:
+        print("nothing is found; ask in other words, or add documents")
+    collections.close()
+
+
+def remove_collection(arguments: Namespace) -> None:
+    """Delete a collection or one of its sources; tell which copies are not ours to delete."""
+    collections = open_collections()
+    if arguments.path is None:
+        collections.remove(arguments.name)
+        print(f"{arguments.name}: deleted; the documents themselves are untouched")
+    else:
+        given = Path(arguments.path)
+        known = collections.store(arguments.name).documents()
+        path = arguments.path if arguments.path in known else str(given.expanduser().absolute())
+        collections.forget(arguments.name, path)
+        print(f"{path}: deleted from {arguments.name}")
+    collections.close()
+    forget_saved()
+    for path in copies(paths.home() / COLLECTIONS, arguments.name):
+        print(f"  a copy is left, delete it yourself: {path}")
+
+
+def watch_collection(arguments: Namespace) -> None:
+    """Index what changes, until Ctrl-C."""
+    from .plugins.documents import parsing
+
+    collections = open_collections()
+    store = collections.store(arguments.name)
+    print(f"watching {', '.join(store.sources()) or 'nothing: add a folder first'}", flush=True)
+    with parsing() as parser:
+        while True:
+            done = collections.update(arguments.name, parser)
+            if done.read or done.removed:
+                print(f"{arguments.name}: {told(done)}", flush=True)
+            time.sleep(WATCH_S)
+
+
+def list_facts(_arguments: Namespace) -> None:
+    """Print what is remembered, and what waits for a yes."""
+    from rich.console import Console
+
+    memory = open_memory()
+    table = screen.table("id", "fact", "", "from", box=None)
+    for fact in memory.facts():
+        came = f"conversation {fact.conversation}, turn {fact.turn}" if fact.turn else "you"
+        said = f': "{fact.said}"' if fact.said else ""
+        table.add_row(str(fact.id), fact.text, "" if fact.kept else "not kept yet", f"{came}{said}")
+    Console().print(table)
+    memory.close()
+
+
+def add_fact(arguments: Namespace) -> None:
+    """Keep a fact that the owner wrote."""
+    memory = open_memory()
+    fact = memory.propose(arguments.text, kept=True)
+    print(f"{fact.id}: {screen.one_line(fact.text)}")
+    memory.close()
+
+
+def keep_fact(arguments: Namespace) -> None:
+    """Say yes to a proposed fact."""
+    memory = open_memory()
+    print(f"kept: {screen.one_line(memory.keep(arguments.id).text)}")
+    memory.close()
+
+
+def edit_fact(arguments: Namespace) -> None:
+    """Put a fact into other words."""
+    memory = open_memory()
+    print(f"kept: {screen.one_line(memory.keep(arguments.id, arguments.text).text)}")
+    memory.close()
+    forget_saved()
+
+
+def forget_fact(arguments: Namespace) -> None:
+    """Delete a fact."""
+    memory = open_memory()
+    memory.forget(arguments.id)
+    print(f"{arguments.id}: forgotten")
+    memory.close()
+    forget_saved()
+
+
+def forget_saved() -> None:
+    """Delete what a node saved of computed conversations: they may hold what was deleted. A node
+    that runs now saves none at its end.
+
+    Raises:
+        RetrievalError: the disk refuses; says which file is left.
+    """
+    from .core.engine.conversations import saved
+    from .core.retrieval.database import obliterate
+
+    paths.write_atomically(paths.home() / FORGOTTEN, f"{time.time()}\n".encode(), mode=0o600)
+    for path in saved(paths.home() / CONVERSATIONS):
+        obliterate(path)
+
+
+def copies(folder: Path, name: str) -> list[Path]:
+    """Files beside a collection that bear its name and are not its own: somebody's copies."""
+    from .core.retrieval.collections import ENDING
+
+    own = {f"{name}{ENDING}{companion}" for companion in ("", "-wal", "-shm")}
+    return [
+        path
+        for path in sorted(folder.glob(f"*{name}*"))
+        if path.name not in own and path.suffix != ENDING
+    ]

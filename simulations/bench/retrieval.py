@@ -1,0 +1,288 @@
+"""The suite `retrieval`: are documents found that answer a question, and how fast?
+
+Knows two sets of questions that people wrote before there was any of this: the FAQs of Python and
+of Debian, as the Debian packages python3-doc and debian-faq bring them. Each answer becomes a
+document without its question, among the rest of Python's documentation; the question is asked.
+Always: the three ways (words alone, meaning alone, both fused) search the same index in turn; what
+counts is the document, so that no way of cutting it into passages is favoured; one document is
+right for a question, so that recall is the share of questions that found it.
+
+Not covered: whether a model answers rightly from what was found; questions in other languages than
+English; a tie between two right answers (a few questions of Debian's FAQ ask nearly the same).
+Source: Järvelin, Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002 (nDCG).
+"""
+
+import html
+import math
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import ConfigError
+from ...core.models.hub import catalog
+from ...core.retrieval.chunking import DocumentChunk
+from ...core.retrieval.embedding import IdentifiedEmbedder
+from ...core.retrieval.indexing import update
+from ...core.retrieval.search import Search, Way
+from ...core.retrieval.store import CollectionStore, DocumentEntry
+from ...plugins.documents import parsing
+from .figures import Figure, Keep, nobody
+from .stopwatch import Sample, put
+
+WHAT = "questions of two FAQs, their answers among Python's documentation"
+DOCS = Path("/usr/share/doc")
+DEBIAN = "debian/FAQ"
+FAQ = {"python": "*.html", "debian": "*.en.html"}
+NOT_HERE = (
+    f"{DOCS} holds no FAQs to ask from; install Debian's packages: "
+    "apt install python3-doc debian-faq"
+)
+WAYS: tuple[Way, ...] = ("hybrid", "words", "meaning")
+AT = (5, 10)  # recall@5, nDCG@10
+PASSAGES = 60  # of which the first ten documents are taken
+# Pages that repeat other pages' titles, questions among them.
+LISTS = ("genindex", "contents", "py-modindex", "search", "index", "download")
+PYTHON_QUESTION = re.compile(
+    r'<section id="[^"]*">\s*(?:<span id="[^"]*"></span>)*<h3>(.*?)</h3>(.*?)</section>', re.S
+)
+DEBIAN_QUESTION = re.compile(
+    r'<h[23] class="title"[^>]*>(.*?)</h[23]></div></div></div>(.*?)'
+    r'(?=<div class="section">|<div class="navfooter">)',
+    re.S,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalScale:
+    """How much is measured."""
+
+    pages: int = 120  # of Python's documentation, beside the answers, evenly from all of it
+    many: int = 100_000  # passages that speed is measured among
+    asked: int = 100  # questions that speed is measured with
+
+
+QUICK = RetrievalScale(pages=3, many=300, asked=5)
+
+
+@dataclass(frozen=True, slots=True)
+class FaqQuestion:
+    """A question, and the one document that answers it."""
+
+    question: str
+    answer: str  # its file's name
+
+
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
+    """Build, ask, and time.
+
+    Raises:
+        ConfigError: the documentation or the embedding model is not on this machine; says how to
+        get it.
+    """
+    size = QUICK if quick else RetrievalScale()
+    embedder = IdentifiedEmbedder(catalog.find("minilm-l6-v2"))
+    report: dict[str, Any] = {
+        "what": WHAT,
+        "seed": "none: nothing is drawn",
+        "clock": "seconds on the wall",
+        "repeats": {"questions": 1, "speed": size.asked},
+        "spread": {},
+        "exact": True,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "documents"
+        sets = {name: lay_out(folder, name) for name in ("python", "debian")}
+        report["pages"] = lay_out_pages(folder, size.pages)
+        report["questions"] = {name: len(asked) for name, asked in sets.items()}
+        store = CollectionStore(Path(scratch) / "bench.collection")
+        store.add_source(folder)
+        tell(f"indexing {report['pages'] + sum(report['questions'].values())} documents")
+        index(store, embedder, report)
+        keep(report)
+        search = Search(store)
+        for name, asked in sets.items():
+            tell(f"{name}: {len(asked)} questions, three ways")
+            for way in WAYS:
+                score(search, embedder, way, asked, report.setdefault(name, {}))
+            keep(report)
+        tell(f"speed among {size.many} passages")
+        questions = [one.question for asked in sets.values() for one in asked][: size.asked]
+        among_many(Path(scratch) / "many.collection", store, embedder, size.many, questions, report)
+        store.close()
+    return report
+
+
+def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
+    """Rows of the table."""
+    for name in ("python", "debian"):
+        for way in WAYS:
+            yield Figure(f"{name}.{way}.recall_5", "", f"{name}: {way}, answer among the first 5")
+            yield Figure(f"{name}.{way}.ndcg_10", "", f"{name}: {way}, nDCG of the first 10")
+        for at in ("recall_5", "ndcg_10"):
+            best = max(report[name][way][at] for way in WAYS if way != "hybrid")
+            yield Figure(
+                f"{name}.hybrid.{at}",
+                "",
+                f"{name}: both fused, {at}, the better one",
+                at_least=best,
+            )
+    yield Figure("index.chunks_s", "1/s", "passages parsed, written and embedded", at_least=200)
+    yield Figure("index.words_chunks_s", "1/s", "passages parsed and written, words alone")
+    yield Figure("index.embedded_processor_s", "1/s", "passages embedded in a processor's second")
+    yield Figure("many.query_ms", "ms", "a question among many passages", at_most=50)
+    yield Figure("many.words_ms", "ms", "of it, by words")
+    yield Figure("many.scan_ms", "ms", "of it, by comparing vectors")
+    yield Figure("many.embed_ms", "ms", "of it, the question's own vector")
+    yield Figure("many.read_s", "s", "vectors read from the file, once")
+    yield Figure("many.file_mb", "MB", "the file")
+
+
+def lay_out(folder: Path, name: str) -> list[FaqQuestion]:
+    """Write each answer of a FAQ as a document of its own, without its question."""
+    asked = []
+    folder.mkdir(exist_ok=True)
+    for number, (question, answer) in enumerate(questions(name)):
+        file = folder / f"{name}-faq-{number:03}.html"
+        file.write_text(f"<html><body>{answer}</body></html>", "utf-8")
+        asked.append(FaqQuestion(question, file.name))
+    return asked
+
+
+def questions(name: str) -> Iterator[tuple[str, str]]:
+    """Questions of one FAQ, as text, and their answers, as HTML."""
+    pages = sorted((python_docs() / "faq" if name == "python" else DOCS / DEBIAN).glob(FAQ[name]))
+    if not pages:
+        raise ConfigError(NOT_HERE)
+    form = PYTHON_QUESTION if name == "python" else DEBIAN_QUESTION
+    for page in pages:
+        for title, answer in form.findall(page.read_text("utf-8")):
+            words = html.unescape(re.sub(r"<[^>]*>", "", title)).replace("¶", "")
+            words = re.sub(r"^[\d.\s]+", "", " ".join(words.split()))
+            # under a heading that is no question, or one whose answer is in parts below it,
+            # nothing could be looked for
+            if words.endswith("?") and len(re.sub(r"<[^>]*>|\s", "", answer)) > 80:
+                yield words, answer
+
+
+def python_docs() -> Path:
+    """Where Python's documentation lies. Raises: ConfigError: it does not."""
+    for folder in sorted(DOCS.glob("python3*/html/faq")):
+        return folder.resolve().parent  # other packages' folders are links to it
+    raise ConfigError(NOT_HERE)
+
+
+def lay_out_pages(folder: Path, most: int) -> int:
+    """The rest of Python's documentation; how many pages."""
+    root = python_docs()
+    pages = [
+        page
+        for page in sorted(root.rglob("*.html"))
+        if page.parent.name != "faq" and not page.name.startswith(LISTS)
+    ]
+    pages = pages[:: max(1, len(pages) // most)][:most]
+    for page in pages:
+        name = "-".join(page.relative_to(root).parts)
+        (folder / name).write_bytes(page.read_bytes())
+    return len(pages)
+
+
+def index(store: CollectionStore, embedder: IdentifiedEmbedder, report: dict[str, Any]) -> None:
+    """Index all of it: words first, then meanings, each timed."""
+    with parsing() as parser:
+        before = time.perf_counter()
+        done = update(store, parser)
+        words_s = time.perf_counter() - before
+        before, processor = time.perf_counter(), time.process_time()
+        update(store, parser, embedder)
+        meaning_s = time.perf_counter() - before
+        processor_s = time.process_time() - processor
+    chunks, vectors = store.count()
+    report["exact"] &= not done.problems and chunks == vectors
+    report["index"] = {
+        "documents": done.read,
+        "chunks": chunks,
+        "characters_a_chunk": store.database.rows("SELECT avg(length(text)) FROM chunks")[0][0],
+        "words_chunks_s": chunks / words_s,
+        "chunks_s": chunks / (words_s + meaning_s),
+        "embedded_processor_s": chunks / processor_s,
+    }
+
+
+def score(
+    search: Search,
+    embedder: IdentifiedEmbedder,
+    way: Way,
+    asked: Sequence[FaqQuestion],
+    found: dict[str, Any],
+) -> None:
+    """Recall and nDCG of one way over one set."""
+    ranks = [rank_of(search, embedder, way, one) for one in asked]
+    found[way] = {
+        "recall_5": statistics.fmean(rank <= AT[0] for rank in ranks),
+        "ndcg_10": statistics.fmean(
+            1 / math.log2(rank + 1) if rank <= AT[1] else 0 for rank in ranks
+        ),
+    }
+
+
+def rank_of(search: Search, embedder: IdentifiedEmbedder, way: Way, asked: FaqQuestion) -> float:
+    """At which place among the documents that are found its answer is; infinite: not found."""
+    passages = search.find(asked.question, PASSAGES, embedder, way)
+    names = list(dict.fromkeys(Path(passage.file).name for passage in passages))
+    return names.index(asked.answer) + 1 if asked.answer in names else math.inf
+
+
+def among_many(
+    path: Path,
+    source: CollectionStore,
+    embedder: IdentifiedEmbedder,
+    many: int,
+    questions: Sequence[str],
+    report: dict[str, Any],
+) -> None:
+    """Time questions among `many` passages: those of `source`, again and again."""
+    store = CollectionStore(path)
+    rows = source.database.rows("SELECT heading, page, line, last_line, text FROM chunks")
+    _, vectors = source.vectors()
+    for start in range(0, many, len(rows)):
+        part = rows[: many - start]
+        chunks = [
+            DocumentChunk(text, heading, page, line, last)
+            for heading, page, line, last, text in part
+        ]
+        store.put(DocumentEntry(f"copy {start}", 0, 0, b""), chunks)
+    ids = [id for (id,) in store.database.rows("SELECT id FROM chunks ORDER BY id")]
+    store.embed_with(embedder.identity)
+    store.put_vectors(ids, np.resize(vectors, (len(ids), vectors.shape[1])))
+    search = Search(store)
+    before = time.perf_counter()
+    search.read()
+    read_s = time.perf_counter() - before
+    report["many"] = {"passages": len(ids), "read_s": read_s, "file_mb": path.stat().st_size / 1e6}
+    search.find(questions[0], 8, embedder)
+    parts: dict[str, Callable[[str], object]] = {
+        "query_ms": lambda question: search.find(question, 8, embedder),
+        "words_ms": search.by_words,
+        "scan_ms": lambda question: search.by_meaning(question, embedder),
+        "embed_ms": lambda question: embedder.embed([question]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for question in questions:
+        for name, part_of in parts.items():
+            before = time.perf_counter()
+            part_of(question)
+            times[name].append(time.perf_counter() - before)
+    times["scan_ms"] = [
+        max(0.0, both - embedded)
+        for both, embedded in zip(times["scan_ms"], times["embed_ms"], strict=True)
+    ]
+    for name, seconds in times.items():
+        put(report, f"many.{name}", Sample(tuple(seconds)), 1000)
+    store.close()

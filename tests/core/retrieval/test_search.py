@@ -1,0 +1,70 @@
+"""Questions to passages."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quietchoir.core.retrieval.chunking import DocumentChunk
+from quietchoir.core.retrieval.search import FUSION, Search, fused, match_any
+from quietchoir.core.retrieval.store import CollectionStore, DocumentEntry
+from quietchoir.tests.fakes.retrieval import WordEmbedder
+
+TEXTS = ("the rent is due in March", "the cat may stay", "flour, water and salt")
+
+
+def filled(path: Path, texts: tuple[str, ...] = TEXTS) -> CollectionStore:
+    """A collection of one document with these passages."""
+    store, embedder = CollectionStore(path), WordEmbedder()
+    chunks = [DocumentChunk(text, "", 0, line, line) for line, text in enumerate(texts, 1)]
+    store.put(DocumentEntry("/home/ann/notes.txt", 1, 1, b""), chunks)
+    store.embed_with(embedder.identity)
+    ids = [row[0] for row in store.database.rows("SELECT id FROM chunks ORDER BY id")]
+    store.put_vectors(ids, embedder.embed(texts))
+    return store
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    return Search(filled(tmp_path_factory.mktemp("search") / "one.collection"))
+
+
+def test_both_ways_find_the_passage_and_say_where_it_stands(search):
+    for way in ("words", "meaning", "hybrid"):
+        found = search.find("when is the rent due?", 1, WordEmbedder(), way)
+        assert [(one.text, one.place) for one in found] == [(TEXTS[0], "notes.txt, line 1")]
+
+
+def test_a_word_is_found_in_its_other_forms_and_without_its_accents(search):
+    assert search.find("cats stayed", 1)[0].text == TEXTS[1]
+    assert search.find("märch", 1)[0].text == TEXTS[0]
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_no_question_is_read_as_a_query_language(search, question):
+    search.find(question, 3, WordEmbedder() if question.strip() and question.isalnum() else None)
+
+
+@pytest.mark.parametrize("question", ['salt" OR "rent', "NOT salt", "text: rent", "NEAR(rent", "*"])
+def test_operators_are_words(search, question):
+    search.find(question)
+    assert all(part.startswith('"') for part in match_any(question).split(" OR ") if part)
+
+
+def test_ranks_are_fused_as_the_paper_says():
+    both = 2 / (FUSION + 2)
+    assert both > 1 / (FUSION + 1)  # second in both lists beats first in one
+    assert fused([[1, 2, 3], [4, 2, 5]])[0] == 2
+    assert fused([[], [7]]) == [7]
+
+
+def test_what_another_program_changes_is_seen_by_the_next_question(tmp_path):
+    path = tmp_path / "one.collection"
+    search = Search(filled(path))
+    assert search.find("rent", 3, WordEmbedder(), "meaning")[0].text == TEXTS[0]
+    other = CollectionStore(path)
+    other.remove("/home/ann/notes.txt")
+    other.close()
+    assert search.find("rent", 3, WordEmbedder(), "meaning") == []
