@@ -27,7 +27,7 @@ from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from .aggregation import state_transfer
 from .aggregation.base import ClientSecrets
-from .aggregation.snapshot import check_freezable, freeze, thaw
+from .aggregation.registry import check_freezable, thaw
 from .aggregation.update import Terms
 from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from .costs import round_cost
@@ -320,7 +320,7 @@ def freeze_attempt(party: Client) -> bytes | None:
             "leaves": attempt.leaves,
         }
     header = json.dumps(fields).encode("ascii")
-    body = before if attempt is None else freeze(attempt.aggregation)
+    body = before if attempt is None else attempt.aggregation.freeze()
     return len(header).to_bytes(4, "big") + header + body
 
 

@@ -10,6 +10,7 @@ Always: all modes sum the same integers, so they give the same total, to the las
     of the counters alone
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,6 +27,28 @@ from ..wire.messages import RoundId
 from .update import Terms
 
 Values = npt.NDArray[np.uint64]
+
+
+LETTER_BYTES = 2500  # headers and signatures of a round's letters
+PEER_BYTES = 900  # keys, shares and signatures that a member exchanges with one other
+MAX_PEERS = 64  # of one member, in any cohort: above 32 members the graph is no longer complete
+
+
+@dataclass(frozen=True, slots=True)
+class WireCost:
+    """Bytes of one training round, at one member: at least what a round that goes well takes."""
+
+    up: int
+    down: int
+    once_up: int = 0  # besides, in the first round under each version of the file
+    once_down: int = 0
+    # at most, besides, in a round of a member that missed some before it, or lost what it held
+    late_down: int = 0
+
+    def __add__(self, other: "WireCost") -> "WireCost":
+        """Both."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return WireCost(*(one + two for one, two in pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,14 @@ class ClientContext:
 class AggregationClient(Protocol):
     """A member's side of one attempt."""
 
+    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
+        """A contribution that is ready.
+
+        Args:
+            tokens: answer tokens that it was trained on; counted: it was trained.
+        """
+        ...
+
     @property
     def stages(self) -> tuple[str, ...]:
         """In this order, each once."""
@@ -102,6 +133,20 @@ class AggregationClient(Protocol):
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """What to send back; the last stages may raise and reveal nothing."""
+        ...
+
+    def freeze(self) -> bytes:
+        """Everything it needs to go on, where the process that answers one stage is not the one
+        that answers the next. Hazard: as `crypto.secagg.snapshot`.
+        """
+        ...
+
+    def restore(self, kept: bytes) -> None:
+        """Go on where `freeze` left it, in the same session, under the same place.
+
+        Raises:
+            MessageError, ProtocolError: of another session than the federation file's.
+        """
         ...
 
 

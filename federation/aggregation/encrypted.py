@@ -4,11 +4,11 @@ the counters.
     advertise ─ share ─ mask ─ consistency ─ unmask      as masked, in the ring of
                                                          `crypto.he.encrypted_ring`
     witness     the coordinator shows everybody the encrypted sum; each signs what it was shown
-    apply       with enough signatures over the very same bytes: decrypt, step the adapter, keep it,
-                answer its tag
+    apply       with enough signatures over the very same bytes: decrypt, hand the sum to the model,
+                answer what it says
 
-Knows how masks, ciphertexts and the server's optimizer fit together. Knows nothing of training or
-links.
+Knows how masks and ciphertexts fit together. Knows nothing of training, links, or of what is made
+of a sum.
 Always: a member decrypts one sum an attempt, of each bucket, only what enough members signed that
 they were shown too, and answers nothing of it but a keyed tag; members that end with equal adapters
 answer equal tags. A round that only scores seals nothing: its counters are masked, and end with
@@ -23,12 +23,10 @@ choice, and whose adapters are equal.
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ...core import log
 from ...core.errors import (
@@ -43,12 +41,13 @@ from ...crypto.he.encrypted_ring import Desk, Seal, SealedRing, SealedTally, coe
 from ...crypto.identity.keys import bind
 from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
+from ...crypto.secagg.snapshot import read_config, spell_config
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES
 from ..wire.messages import RoundId
 from . import parts
 from . import secagg as masked
-from .base import ClientContext, ServerContext, Sum, Values
+from .base import ClientContext, ServerContext, Sum, Values, WireCost
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
 from .secagg import BucketGroup, MaskedClient, MaskedServer
@@ -56,6 +55,7 @@ from .update import SAMPLE, Codec, describe
 
 logger = log.get("federation.encrypted")
 Names = tuple[str, ...]
+RingOf = Callable[[SecAggConfig], SealedRing]
 WITNESS, APPLY = "witness", "apply"
 SUM, IN, SAYS = "sum", "in", "says/"  # names of a bucket's parts, after its number
 STAGES = (*masked.STAGES, WITNESS, APPLY)
@@ -98,38 +98,135 @@ def shown(sealed_sum: bytes, bound: bytes, survivors: tuple[str, ...]) -> bytes:
     return bind(hashlib.sha256(sealed_sum).digest(), bound, *survivors)
 
 
-class EncryptedClient(MaskedClient):
-    """A member's side of one attempt."""
+class WitnessClient:
+    """A member's side until it holds an encrypted sum that others were shown too.
+
+    Args:
+        ring: of the round that a config describes; check_frame: raises ProtocolError for a sum of
+        another length, key or parameters.
+    """
+
+    def __init__(
+        self,
+        context: ClientContext,
+        values: Values,
+        tokens: int,
+        counted: bool,
+        *,
+        ring: RingOf,
+        check_frame: Callable[[Seal, bytes], object],
+    ) -> None:
+        self.ring_of, self.check_frame = ring, check_frame
+        self.masked = MaskedClient(context, values, tokens, counted, ring=self.ring)
+        self.bound = context.model.bound(context.place)
+        self.config: SecAggConfig | None = None
+        self.seal: Seal | None = None
+        self.sealed_sum = b""
+
+    @property
+    def context(self) -> ClientContext:
+        """Who this member is."""
+        return self.masked.context
+
+    @property
+    def seals(self) -> bool:
+        """Is anything sealed? Not in a round that only scores."""
+        return self.masked.size > 0
+
+    def ring(self, config: SecAggConfig) -> SealedRing:
+        """Of the round that has begun."""
+        ring = self.ring_of(config)
+        self.config, self.seal = config, ring.seal
+        return ring
+
+    @property
+    def survivors(self) -> Names:
+        """Whose sum it is. Raises MessageError before that is known, and the sum."""
+        if self.masked.check is None or self.seal is None or self.config is None:
+            raise MessageError("a sum is spoken of that this member was not shown; refused")
+        return self.masked.check.survivors
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """One stage, up to `witness`."""
+        return self.witness(payload) if stage == WITNESS else self.masked.answer(stage, payload)
+
+    def witness(self, sealed_sum: bytes) -> bytes:
+        """Check the sum's frame, keep it, sign it."""
+        survivors, context = self.survivors, self.context
+        assert self.seal is not None
+        self.check_frame(self.seal, sealed_sum)
+        self.sealed_sum = sealed_sum
+        message = shown(sealed_sum, self.bound, survivors)
+        return context.identity.sign(occasion(WITNESS, context.policy, context.place), message)
+
+    def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
+        """Require that enough members of the sum were shown this very one.
+
+        Raises:
+            MessageError: a signature of somebody else or over something else.
+            ThresholdError: too few signatures.
+        """
+        survivors, context = self.survivors, self.context
+        assert self.config is not None
+        message = shown(self.sealed_sum, self.bound, survivors)
+        check_shown(context.policy, context.place, message, survivors, signatures)
+        enough_shown(len(signatures), self.config.threshold)
+
+    def freeze(self) -> bytes:
+        """As `AggregationClient`."""
+        config = None if self.config is None else spell_config(self.config)
+        return parts.join(
+            {
+                "config": json.dumps(config).encode("ascii"),
+                "masked": self.masked.freeze(),
+                "sum": self.sealed_sum,
+            }
+        )
+
+    def restore(self, kept: bytes) -> None:
+        """Go on where `freeze` left it."""
+        found = parts.split(kept)
+        self.masked.restore(found["masked"])
+        if (config := json.loads(found["config"])) is not None:
+            self.ring(read_config(config))
+        self.sealed_sum = found["sum"]
+
+
+class EncryptedClient:
+    """A member's side of one attempt, where every member holds the key."""
 
     def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
-        """Take the key and the adapter that the attempt is about.
+        """Take the key that the attempt is under.
 
         Raises:
             MessageError: this member has no key of this epoch.
         """
-        super().__init__(context, values, tokens, counted)
         assert context.secrets is not None  # the member has some in sealed mode
-        self.vault, self.desk = context.secrets.store, context.secrets.desk
-        seed = self.vault.seed(context.policy.digest)
+        seed = context.secrets.store.seed(context.policy.digest)
         if seed is None:
             raise MessageError(
                 "this member lacks the members' key; it must be asked to greet first"
             )
-        self.seed, self.bound = seed, context.model.bound(context.place)
-        self.config: SecAggConfig | None = None
-        self.seal: Seal | None = None
-        self.sealed_sum: bytes | None = None
+        self.seed, self.desk = seed, context.secrets.desk
+        self.sum = WitnessClient(
+            context, values, tokens, counted, ring=self.ring, check_frame=rows_of
+        )
+
+    @property
+    def context(self) -> ClientContext:
+        """Who this member is."""
+        return self.sum.context
 
     @property
     def stages(self) -> tuple[str, ...]:
         """A round that only scores seals nothing."""
-        return STAGES if self.size else super().stages
+        return STAGES if self.sum.seals else masked.STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
-        self.config = config
-        self.seal = make_seal(self.context.policy, config, key_id(self.seed))
-        return make_ring(self.context.policy, config, self.seal, self.bound, self.desk, self.seed)
+        policy = self.context.policy
+        seal = make_seal(policy, config, key_id(self.seed))
+        return make_ring(policy, config, seal, self.sum.bound, self.desk, self.seed)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
@@ -138,29 +235,10 @@ class EncryptedClient(MaskedClient):
             As `MaskedClient.answer`, and ProtocolError for a sum that cannot be opened; the adapter
             is then unchanged.
         """
-        if stage == WITNESS:
-            return self.witness(payload)
-        if stage == APPLY:
-            return self.apply(payload)
-        return super().answer(stage, payload)
-
-    def witness(self, sealed_sum: bytes) -> bytes:
-        """Check the sum's frame, keep it, sign it."""
-        assert self.check is not None  # the stages before this one
-        self.check_frame(sealed_sum)
-        self.sealed_sum = sealed_sum
-        context = occasion(WITNESS, self.context.policy, self.context.place)
-        return self.context.identity.sign(
-            context, shown(sealed_sum, self.bound, self.check.survivors)
-        )
-
-    def check_frame(self, sealed_sum: bytes) -> None:
-        """Raises ProtocolError: another length, key or parameters than ours."""
-        assert self.seal is not None  # there is a sum
-        self.seal.rows(sealed_sum, self.seal.packing.parameters.ciphertext_bytes, "the sealed sum")
+        return self.apply(payload) if stage == APPLY else self.sum.answer(stage, payload)
 
     def apply(self, payload: bytes) -> bytes:
-        """Decrypt, step, keep; answer the new adapter's tag.
+        """Decrypt, and let the model step; answer the new adapter's tag.
 
         Raises:
             MessageError: a signature of somebody else or over something else.
@@ -168,19 +246,27 @@ class EncryptedClient(MaskedClient):
             ProtocolError, WorkerError: not a sum under our key.
             DataError: a sum that so many members cannot have.
         """
-        assert self.seal is not None and self.sealed_sum is not None and self.check is not None
-        given, policy = parts.split(payload), self.context.policy
+        given, context = parts.split(payload), self.context
         # as many as were ready allow, which may be one
-        split = buckets(policy, b"", self.told.ready, self.context.terms.shares)
+        split = buckets(context.policy, b"", self.sum.masked.told.ready, context.terms.shares)
         if len(split) > 1:
-            return self.step([self.open_bucket(*one) for one in self.pooled(given, split)])
-        self.require_witnesses(given)
-        total = open_sum(self.seal, self.seed, self.sealed_sum, self.desk)
-        return self.step([Sum(total, self.check.survivors)])
+            sums = [self.open(*one) for one in self.pooled(given, split)]
+        else:
+            self.sum.require_witnesses(given)
+            sums = [self.open(split[0], self.sum.survivors, self.sum.sealed_sum)]
+        return context.model.apply(context.place, context.terms, sums)
+
+    def open(self, cohort: Names, names: Names, sealed_sum: bytes) -> Sum:
+        """The sum [n] over `names` of those that were ready together. Raises as `apply`."""
+        seal = self.sum.seal
+        assert seal is not None
+        packing = dataclasses.replace(seal.packing, parties=len(cohort))
+        seal = dataclasses.replace(seal, packing=packing)
+        return Sum(open_sum(seal, self.seed, sealed_sum, self.desk), names)
 
     def pooled(
-        self, given: dict[str, bytes], split: tuple[tuple[str, ...], ...]
-    ) -> list[tuple[tuple[str, ...], Names, bytes]]:
+        self, given: dict[str, bytes], split: tuple[Names, ...]
+    ) -> list[tuple[Names, Names, bytes]]:
         """The sums of all buckets of `split` that are shown: who was in it, who is in the sum, and
         the sum.
 
@@ -189,16 +275,16 @@ class EncryptedClient(MaskedClient):
                 signature of somebody else or over something else.
             ThresholdError: too few signatures under one.
         """
-        assert self.check is not None
-        policy, context, found = self.context.policy, self.context, list[Any]()
+        context, found = self.context, list[Any]()
+        policy, told, mine = context.policy, self.sum.masked.told, self.sum.survivors
         for number, cohort in enumerate(split):
             if f"{number}/{SUM}" not in given:
                 continue  # its sum was not opened: too few were left
             sealed_sum, names = given[f"{number}/{SUM}"], read_names(given.get(f"{number}/{IN}"))
             own = context.name in cohort
-            if own and (sealed_sum, names) != (self.sealed_sum, self.check.survivors):
+            if own and (sealed_sum, names) != (self.sum.sealed_sum, mine):
                 raise MessageError("another sum than the one that this member signed; refused")
-            need = BucketGroup.of(cohort, len(context.cohort), self.told).threshold(policy)
+            need = BucketGroup.of(cohort, len(context.cohort), told).threshold(policy)
             short = context.terms.shares is not None and context.terms.shares.short(names)
             if not set(names) <= set(cohort) or len(names) < need or short:
                 raise MessageError(
@@ -209,37 +295,26 @@ class EncryptedClient(MaskedClient):
             signed = {
                 name.removeprefix(says): one for name, one in given.items() if name.startswith(says)
             }
-            check_shown(policy, context.place, shown(sealed_sum, self.bound, names), names, signed)
+            message = shown(sealed_sum, self.sum.bound, names)
+            check_shown(policy, context.place, message, names, signed)
             enough_shown(len(signed), need)
             found.append((cohort, names, sealed_sum))
         if not any(context.name in cohort for cohort, _, _ in found):
             raise MessageError("the sums of others came without this member's own; refused")
         return found
 
-    def open_bucket(self, cohort: tuple[str, ...], names: Names, sealed_sum: bytes) -> Sum:
-        """The sum [n] of a bucket. Raises as `apply`."""
-        assert self.seal is not None
-        packing = dataclasses.replace(self.seal.packing, parties=len(cohort))
-        seal = dataclasses.replace(self.seal, packing=packing)
-        seal.rows(sealed_sum, packing.parameters.ciphertext_bytes, "the sealed sum")
-        return Sum(open_sum(seal, self.seed, sealed_sum, self.desk), names)
+    def freeze(self) -> bytes:
+        """As `AggregationClient`."""
+        return self.sum.freeze()
 
-    def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
-        """Require that enough members of the sum were shown this very one.
+    def restore(self, kept: bytes) -> None:
+        """As `AggregationClient`."""
+        self.sum.restore(kept)
 
-        Raises:
-            MessageError: a signature of somebody else or over something else.
-            ThresholdError: too few signatures.
-        """
-        assert self.check is not None and self.config is not None and self.sealed_sum is not None
-        policy, place, survivors = self.context.policy, self.context.place, self.check.survivors
-        message = shown(self.sealed_sum, self.bound, survivors)
-        check_shown(policy, place, message, survivors, signatures)
-        enough_shown(len(signatures), self.config.threshold)
 
-    def step(self, sums: Sequence[Sum]) -> bytes:
-        """What the model makes of the opened sums."""
-        return self.context.model.apply(self.context.place, self.context.terms, sums)
+def rows_of(seal: Seal, sealed_sum: bytes) -> object:
+    """Its ciphertexts. Raises ProtocolError: another length, key or parameters than ours."""
+    return seal.rows(sealed_sum, seal.packing.parameters.ciphertext_bytes, "the sealed sum")
 
 
 def read_names(data: bytes | None) -> Names:
@@ -268,21 +343,36 @@ def enough_shown(found: int, need: int) -> None:
         )
 
 
-class EncryptedServer(MaskedServer):
-    """The coordinator's side of one attempt."""
+class WitnessServer:
+    """The coordinator's side until those whose sum it is were shown it, encrypted.
 
-    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
-        assert context.common is not None and context.desk is not None  # our bug: nobody mustered
-        self.policy, self.common, self.desk = context.policy, context.common, context.desk
+    Args:
+        ring: the members' of the round that a config describes, without their key.
+    """
+
+    def __init__(self, context: ServerContext, cohort: Names, *, ring: RingOf) -> None:
+        assert context.common is not None  # our bug: nobody was set up
+        self.policy, self.place, self.common = context.policy, context.place, context.common
+        self.ring_of = ring
+        self.masked = MaskedServer(context, cohort, ring=self.ring)
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
-        self.tags: dict[str, bytes] = {}
-        super().__init__(context, cohort)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
-        """The members' ring, without their key."""
-        self.seal = make_seal(self.policy, config, self.common.key_id)
-        return make_ring(self.policy, config, self.seal, self.common.bound, self.desk, None)
+        """Of this round."""
+        ring = self.ring_of(config)
+        self.seal, self.contribution_bytes = ring.seal, ring.wire_bytes
+        return ring
+
+    @property
+    def survivors(self) -> Names:
+        """Whose contributions are in the sum, by name."""
+        return tuple(sorted(self.masked.opened.survivors))
+
+    @property
+    def threshold(self) -> int:
+        """Members without whom nothing is opened."""
+        return self.masked.config.threshold
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.
@@ -290,96 +380,139 @@ class EncryptedServer(MaskedServer):
         Raises:
             ProtocolError, AuthenticationError, WorkerError: refused; nothing was changed.
         """
-        stage = STAGES[self.done]
-        if stage == WITNESS:
+        if self.sealed_sum:
             self.sign(party, payload)
-        elif stage == APPLY:
-            if len(payload) != TAG_BYTES:
-                raise ProtocolError(
-                    f"{party} answered a tag of {len(payload)} bytes, {TAG_BYTES} expected; refused"
-                )
-            self.tags[party] = payload
         else:
-            super().receive(party, payload)
+            self.masked.receive(party, payload)
 
     def sign(self, party: str, signature: bytes) -> None:
         """Note a signature over the sum. Raises ProtocolError for one that is none: it would
         stop all members.
         """
         message = shown(self.sealed_sum, self.common.bound, self.survivors)
+        context = occasion(WITNESS, self.policy, self.place)
         try:
-            verify(
-                self.policy, party, occasion(WITNESS, self.policy, self.place), message, signature
-            )
+            verify(self.policy, party, context, message, signature)
         except MessageError as error:
             raise ProtocolError(str(error)) from error
         self.signatures[party] = signature
 
-    @property
-    def survivors(self) -> tuple[str, ...]:
-        """Whose contributions are in the sum, by name."""
-        assert self.server.result is not None
-        return tuple(sorted(self.server.result.survivors))
-
-    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
-        """The next stage; None once the members keep the next adapter, or the counters of a scoring
-        round are open.
+    def advance(self) -> Step | None:
+        """The next stage; None once enough were shown the sum, or where nothing was sealed.
 
         Raises:
             ThresholdError, ProtocolError, WorkerError: as masked; there is no sum.
-            RoundAborted: too few members were shown the sum, or applied it.
-            DisagreementError: they ended with different adapters.
+            RoundAborted: too few members were shown the sum.
         """
-        if self.done < len(masked.STAGES):
-            step = super().advance()
-            return step if step is not None or self.seal is None else self.show()
-        self.done += 1
-        if self.done < len(STAGES):
+        if self.sealed_sum:
             self.enough(len(self.signatures), "were shown the sum")
-            return APPLY, dict.fromkeys(self.signatures, parts.join(self.signatures))
-        self.judge()
-        return None
+            return None
+        step = self.masked.advance()
+        return step if step is not None or self.seal is None else self.show()
 
-    def judge(self) -> None:
-        """Do members that applied the sum hold the same adapter now?
-
-        Raises:
-            RoundAborted: too few applied it.
-            DisagreementError: they ended with different adapters.
-        """
-        self.enough(len(self.tags), "applied the sum")
-        (_, most), *others = Counter(self.tags.values()).most_common()
-        if most < self.config.threshold:
-            raise DisagreementError(
-                f"{len(self.tags)} members ended the round with {1 + len(others)} different "
-                f"adapters, {self.config.threshold} "
-                "must agree; look at their versions, then start the run again"
-            )
-
-    def show(self) -> tuple[str, Mapping[str, bytes]]:
+    def show(self) -> Step:
         """The encrypted sum, for everybody whose contribution is in it."""
-        tally = self.server.values
+        tally = self.masked.server.values
         assert isinstance(tally, SealedTally)  # our ring's
         self.sealed_sum = tally.sealed_sum
         return WITNESS, dict.fromkeys(self.survivors, self.sealed_sum)
 
     def enough(self, found: int, what: str) -> None:
         """Raises RoundAborted below the threshold."""
-        if found < self.config.threshold:
-            raise RoundAborted(f"{found} members {what}, need {self.config.threshold}")
+        if found < self.threshold:
+            raise RoundAborted(f"{found} members {what}, need {self.threshold}")
 
-    def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
-        """What the coordinator held of one member, beside the encrypted sum."""
-        del total  # the counters' sums, which the report has anyway
-        if self.sample is None or self.seal is None:
-            return {}
-        size = self.ring(self.config).wire_bytes
-        contribution = masked.payload_of(self.sample, size, len(self.config.members))
-        sums = coefficients(self.seal, self.sealed_sum)[:SAMPLE]
-        return {
-            **describe(coefficients(self.seal, contribution), "sealed", 256),
-            "sum_words": sums.tolist(),
-        }
+    def agreed(self, tags: Mapping[str, bytes]) -> None:
+        """Do members that applied the sum hold the same adapter now?
+
+        Raises:
+            RoundAborted: too few applied it.
+            DisagreementError: they ended with different adapters.
+        """
+        self.enough(len(tags), "applied the sum")
+        (_, most), *others = Counter(tags.values()).most_common()
+        if most < self.threshold:
+            raise DisagreementError(
+                f"{len(tags)} members ended the round with {1 + len(others)} different "
+                f"adapters, {self.threshold} "
+                "must agree; look at their versions, then start the run again"
+            )
+
+    @property
+    def sample(self) -> bytes | None:
+        """What the coordinator held of one member, encrypted; None where nothing was."""
+        sample, members = self.masked.sample, len(self.masked.config.members)
+        if sample is None or self.seal is None:
+            return None
+        return masked.payload_of(sample, self.contribution_bytes, members)
+
+    def sums(self, held: dict[str, object]) -> tuple[Sum]:
+        """The counters' sums. Args: held: what the coordinator held of one member."""
+        return (dataclasses.replace(self.masked.total(), held=held),)
+
+
+def check_tag(party: str, payload: bytes) -> bytes:
+    """An answered tag. Raises ProtocolError: none."""
+    if len(payload) != TAG_BYTES:
+        raise ProtocolError(
+            f"{party} answered a tag of {len(payload)} bytes, {TAG_BYTES} expected; refused"
+        )
+    return payload
+
+
+class EncryptedServer:
+    """The coordinator's side of one attempt."""
+
+    opens_at = MaskedServer.opens_at
+
+    def __init__(self, context: ServerContext, cohort: Names) -> None:
+        assert context.desk is not None  # our bug: a mode without ciphertexts
+        self.context, self.desk = context, context.desk
+        self.applying, self.tags = False, dict[str, bytes]()
+        self.sum = WitnessServer(context, cohort, ring=self.ring)
+
+    def ring(self, config: SecAggConfig) -> SealedRing:
+        """The members' ring, without their key."""
+        policy, common = self.context.policy, self.context.common
+        assert common is not None  # as in `WitnessServer`
+        seal = make_seal(policy, config, common.key_id)
+        return make_ring(policy, config, seal, common.bound, self.desk, None)
+
+    def begin(self) -> Step:
+        """As `AggregationServer`."""
+        return self.sum.masked.begin()
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one answer. Raises as `WitnessServer.receive`, ProtocolError for what is no tag."""
+        if self.applying:
+            self.tags[party] = check_tag(party, payload)
+        else:
+            self.sum.receive(party, payload)
+
+    def advance(self) -> Step | None:
+        """The next stage; None once the members keep the next adapter, or the counters of a scoring
+        round are open.
+
+        Raises:
+            As `WitnessServer.advance`, `WitnessServer.agreed`.
+        """
+        if self.applying:
+            self.sum.agreed(self.tags)
+            return None
+        step, signatures = self.sum.advance(), self.sum.signatures
+        if step is not None or self.sum.seal is None:
+            return step
+        self.applying = True
+        return APPLY, dict.fromkeys(signatures, parts.join(signatures))
+
+    def sums(self) -> tuple[Sum]:
+        """The counters' sums, with what the coordinator held of one member, encrypted."""
+        sample, seal = self.sum.sample, self.sum.seal
+        if sample is None or seal is None:
+            return self.sum.sums({})
+        about = describe(coefficients(seal, sample), "sealed", 256)
+        opened = coefficients(seal, self.sum.sealed_sum)[:SAMPLE]
+        return self.sum.sums({**about, "sum_words": opened.tolist()})
 
 
 class EncryptedBuckets(Buckets):
@@ -411,8 +544,19 @@ class EncryptedBuckets(Buckets):
             return step
         shown_all: dict[str, bytes] = {}
         for number, half in going:
-            shown_all[f"{number}/{SUM}"] = half.sealed_sum
-            shown_all[f"{number}/{IN}"] = "\n".join(half.survivors).encode("ascii")
-            signatures = half.signatures.items()
+            shown_all[f"{number}/{SUM}"] = half.sum.sealed_sum
+            shown_all[f"{number}/{IN}"] = "\n".join(half.sum.survivors).encode("ascii")
+            signatures = half.sum.signatures.items()
             shown_all |= {f"{number}/{SAYS}{name}": signature for name, signature in signatures}
         return APPLY, dict.fromkeys(step[1], parts.join(shown_all))
+
+
+SETUP_BYTES = 3000  # hellos, and signatures over the encrypted sum
+
+
+def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+    """What a contribution of `size` values costs in a cohort of so many, and the sum."""
+    packing = Packing(length=size, bits=policy.protection.bits, parties=cohort)
+    letters = masked.letter_bytes(cohort) + SETUP_BYTES
+    down = packing.rows * packing.parameters.ciphertext_bytes
+    return WireCost(packing.wire_bytes + letters, down + letters)

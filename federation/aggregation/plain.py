@@ -10,8 +10,9 @@ import numpy as np
 
 from ...core.errors import ProtocolError, RoundAborted
 from ...crypto.ring import BitRing
-from .base import ClientContext, ServerContext, Sum, Values
-from .update import SAMPLE, describe
+from ..spec.policy import Policy
+from .base import LETTER_BYTES, ClientContext, ServerContext, Sum, Values, WireCost
+from .update import SAMPLE, Codec, describe
 
 PLAIN_STAGE = "send"
 
@@ -27,9 +28,10 @@ class PlainClient:
 
     def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
         del tokens, counted  # nobody's claim is needed: the coordinator sees who is there
-        bits = context.policy.protection.bits
-        ring = BitRing(length=values.size, bits=bits, parties=1)
-        self.packed = ring.close(ring.lift(values))
+        bits, self.packed = context.policy.protection.bits, b""
+        if values.size:
+            ring = BitRing(length=values.size, bits=bits, parties=1)
+            self.packed = ring.close(ring.lift(values))
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """The one stage."""
@@ -39,6 +41,14 @@ class PlainClient:
                 f"{PLAIN_STAGE!r} with none"
             )
         return self.packed
+
+    def freeze(self) -> bytes:
+        """As `AggregationClient`."""
+        return self.packed
+
+    def restore(self, kept: bytes) -> None:
+        """As `AggregationClient`."""
+        self.packed = kept
 
 
 class PlainServer:
@@ -90,3 +100,11 @@ class PlainServer:
         """The sum of what arrived."""
         held = {**self.held, "sum_words": self.sum[:SAMPLE].tolist()}
         return (Sum(self.sum, tuple(sorted(self.arrived)), held),)
+
+
+def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+    """What a contribution of `size` values costs."""
+    del cohort
+    length, bits = Codec(size, policy).length, policy.protection.bits
+    words = BitRing(length=length, bits=bits, parties=1).wire_bytes
+    return WireCost(words + LETTER_BYTES, LETTER_BYTES)

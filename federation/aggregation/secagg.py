@@ -6,9 +6,10 @@ from whom it was told to be asked; from the coordinator it takes only the names 
 ready, and those must be in the roster, and enough.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +17,43 @@ import numpy.typing as npt
 
 from ...core import log
 from ...core.errors import MessageError, ProtocolError, ThresholdError
-from ...crypto.identity.keys import PublicIdentity
-from ...crypto.ring import BitRing, Ring, TokenRing
-from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
+from ...crypto.identity.keys import SIGNATURE_BYTES, PublicIdentity
+from ...crypto.ring import BitRing, Range, Ring, TokenRing
+from ...crypto.secagg import (
+    Floor,
+    SecAggClient,
+    SecAggConfig,
+    SecAggResult,
+    SecAggServer,
+    snapshot,
+    tag,
+)
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
-from ..spec.policy import Policy, canonical
+from ..spec.policy import MAX_BITS, Policy, canonical
 from ..wire import broadcast_digest as broadcast
 from ..wire.messages import RoundId
 from . import attested_sum as totals
-from .base import ClientContext, Contributors, ServerContext, Sum, Values
+from . import parts
+from .base import (
+    LETTER_BYTES,
+    MAX_PEERS,
+    PEER_BYTES,
+    ClientContext,
+    Contributors,
+    ServerContext,
+    Sum,
+    Values,
+    WireCost,
+)
 from .buckets import buckets
-from .rank_masks import RankMasks
-from .update import SAMPLE, Codec, describe
+from .rank_masks import RankMasks, rank_masks_of
+from .update import SAMPLE, Codec, Terms, describe, seed_of
 
 logger = log.get("federation.masked")
+RingOf = Callable[[SecAggConfig], Ring]
+WORD = "<u2"  # of a value; 16 bits are as many as a federation may have
+assert MAX_BITS <= 16
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 # after them, where members check the sums they are shown: the opened sum, and its tag
 ATTEST = "attest"
@@ -143,10 +166,18 @@ def agree(
 
 
 class MaskedClient:
-    """A member's side of one attempt."""
+    """A member's side of one attempt. Args: ring: what is summed in."""
 
-    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
-        self.context = context
+    def __init__(
+        self,
+        context: ClientContext,
+        values: Values,
+        tokens: int,
+        counted: bool,
+        *,
+        ring: RingOf | None = None,
+    ) -> None:
+        self.context, self.ring = context, ring or bit_ring
         self.values: Values | None = values
         self.size = values.size - Codec(0, context.policy).length  # of the update
         self.tokens, self.counted = tokens, counted
@@ -253,9 +284,90 @@ class MaskedClient:
         self.tokens = min(self.tokens // unit, CLAIM_LIMIT) * unit if unit else 0
         return config
 
-    def ring(self, config: SecAggConfig) -> Ring:
-        """The ring to sum in."""
-        return bit_ring(config)
+    def freeze(self) -> bytes:
+        """As `AggregationClient`. Values that have been masked are not in it.
+
+        Hazard: as `crypto.secagg.snapshot`, and until stage `mask` it also holds the update.
+        """
+        context, terms, check = self.context, self.context.terms, self.check
+        fields = {
+            "asked": context.cohort,
+            "ready": self.told.ready,
+            "scoring": self.told.scoring,
+            "vouch": context.vouch,
+            "relies": context.relies,
+            "told": terms.told.hex(),
+            "adapter": terms.adapter.hex(),
+            "scores": context.scores,
+            "subjects": [subject.hex() for subject in context.subjects],
+            "start": terms.start,
+            "ranges": [dataclasses.astuple(one) for one in terms.ranges],
+            "tokens": self.tokens,
+            "counted": self.counted,
+            "check": None if check is None else [check.key.hex(), check.survivors],
+            "size": self.size,
+        }
+        going = self.client is not None and check is None
+        return parts.join(
+            {
+                "fields": json.dumps(fields).encode("ascii"),
+                **({"client": snapshot.freeze(self.client)} if self.client and going else {}),
+                **({} if self.values is None else {"values": narrow(self.values)}),
+            }
+        )
+
+    def restore(self, kept: bytes) -> None:
+        """Go on where `freeze` left it; who was asked and what was told are taken from the bytes.
+
+        Raises:
+            MessageError, ProtocolError: of another session than the federation file's.
+        """
+        found = parts.split(kept)
+        fields = json.loads(found["fields"])
+        asked, context = tuple(fields["asked"]), self.context
+        shares = (
+            rank_masks_of(context.policy, asked, context.place.attempt)
+            if fields["counted"]
+            else None
+        )
+        # as far as it needs them once its values are spelled
+        terms = Terms(
+            tuple(Range(*one) for one in fields["ranges"]),
+            seed_of(context.policy, context.place),
+            bytes.fromhex(fields["told"]),
+            fields["start"],
+            shares,
+            bytes.fromhex(fields["adapter"]),
+        )
+        self.context = dataclasses.replace(
+            context,
+            terms=terms,
+            cohort=asked,
+            vouch=fields["vouch"],
+            relies=fields["relies"],
+            scores=fields["scores"],
+            subjects=tuple(bytes.fromhex(subject) for subject in fields["subjects"]),
+        )
+        self.tokens, self.counted, self.size = fields["tokens"], fields["counted"], fields["size"]
+        self.told = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
+        values = found.get("values")
+        self.values = None if values is None else np.frombuffer(values, WORD).astype(np.uint64)
+        if (check := fields["check"]) is not None:
+            self.check = SumCheck(bytes.fromhex(check[0]), tuple(check[1]))
+        if (client := found.get("client")) is not None:
+            self.client = snapshot.thaw(
+                client, context.name, context.identity, ring_of=self.ring, ledger=context.sums
+            )
+
+
+def narrow(values: Values) -> bytes:
+    """Values in as few bytes as they need; the ring widens them again."""
+    narrowed = values.astype(WORD)
+    if not np.array_equal(narrowed, values):
+        raise ProtocolError(
+            f"a value needs more than {MAX_BITS} bits; an update does not hold such values"
+        )  # our bug
+    return narrowed.tobytes()
 
 
 def bit_ring(config: SecAggConfig) -> BitRing:
@@ -264,11 +376,17 @@ def bit_ring(config: SecAggConfig) -> BitRing:
 
 
 class MaskedServer:
-    """The coordinator's side of one attempt. Args: cohort: whose contributions are summed."""
+    """The coordinator's side of one attempt.
+
+    Args:
+        cohort: whose contributions are summed; ring: as the members'.
+    """
 
     opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
 
-    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
+    def __init__(
+        self, context: ServerContext, cohort: tuple[str, ...], *, ring: RingOf | None = None
+    ) -> None:
         policy, terms = context.policy, context.terms
         self.policy, self.place, self.terms = policy, context.place, terms
         self.cohort, self.ready = cohort, encode_contributors(context.told)
@@ -284,13 +402,9 @@ class MaskedServer:
         self.proof: dict[str, bytes] = {}
         self.packed: tuple[str, bytes] | None = None  # the opened sum, as it travels
         self.said = (b"", b"")  # and what its members sign about it
-        self.server = SecAggServer(self.config, ring=self.ring(self.config))
+        self.server = SecAggServer(self.config, ring=(ring or bit_ring)(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
-
-    def ring(self, config: SecAggConfig) -> Ring:
-        """As the members'."""
-        return bit_ring(config)
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:
         """Name the cohort, ask for round keys."""
@@ -359,11 +473,16 @@ class MaskedServer:
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature
 
-    def sums(self) -> tuple[Sum]:
+    def total(self) -> Sum:
         """The survivors' sum."""
         result, proof = self.opened, dict(sorted(self.proof.items()))
-        held = self.held(result.total)
-        return (Sum(result.total, tuple(sorted(result.survivors)), held, proof, self.packed),)
+        survivors = tuple(sorted(result.survivors))
+        return Sum(result.total, survivors, proof=proof, packed=self.packed)
+
+    def sums(self) -> tuple[Sum]:
+        """The survivors' sum, with what the coordinator held of one member."""
+        total = self.total()
+        return (dataclasses.replace(total, held=self.held(total.total)),)
 
     def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
         """What the coordinator held of one member, beside the sum."""
@@ -455,3 +574,22 @@ def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
     """The masked values in a member's upload, which ends with them and then its token count."""
     end = len(upload) - TokenRing(cohort).limbs.wire_bytes
     return upload[end - size : end]
+
+
+def letter_bytes(cohort: int) -> int:
+    """Of a masked round's letters besides contributions."""
+    return LETTER_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
+
+
+def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+    """What a contribution of `size` values costs in a cohort of so many; where members sign the
+    opened sum, it comes back, and boxes and uploads carry what it is checked with.
+    """
+    length, bits, letters = Codec(size, policy).length, policy.protection.bits, letter_bytes(cohort)
+    shown = 0
+    if totals.attested(policy):
+        shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
+        length += tag.width(bits)
+        letters += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
+    words = BitRing(length=length, bits=bits, parties=cohort).wire_bytes
+    return WireCost(words + letters, shown + letters)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ...core.errors import MessageError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ..aggregation.attested_sum import Integers
-from ..aggregation.base import Common, Sum
+from ..aggregation.base import Common, Sum, WireCost
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.update import Terms
@@ -53,6 +53,14 @@ class ServerHeld:
     ) -> None:
         self.post, self.logbook, self.optimizer = post, logbook, optimizer
         self.size, self.stops = size, tuple(stops)
+
+    @staticmethod
+    def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+        """How the adapter of `size` values comes to a member of a cohort of so many: once, and once
+        more where it is voted on.
+        """
+        del cohort
+        return WireCost(0, 4 * size * (2 if policy.guard.on else 1))
 
     def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
         """Who of `cohort` can take part. Raises RoundAborted: too few."""

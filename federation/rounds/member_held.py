@@ -17,7 +17,7 @@ from ...core.errors import MessageError, RoundAborted
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
 from ...crypto.identity.keys import Identity
-from ..aggregation.base import ClientSecrets, Sum
+from ..aggregation.base import ClientSecrets, Sum, WireCost
 from ..aggregation.server_optimizer import ServerOptimizer, combine, optimizer_of
 from ..aggregation.setup import KeyAndStateSetup
 from ..aggregation.state_transfer import STAGES, StateTransfer
@@ -53,6 +53,12 @@ class MemberHeld(ServerHeld):
     ) -> None:
         super().__init__(post, logbook, optimizer, size, stops)
         self.desk, self.on_event = desk or Worker(AdderService), on_event
+
+    @staticmethod
+    def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+        """Nothing: what members have does not travel, but to one that lacks it."""
+        del policy, size, cohort
+        return WireCost(0, 0)
 
     def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
         """Those that share a key and an adapter when it returns. Raises RoundAborted: too few."""

@@ -48,8 +48,10 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
-from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
-from ..aggregation.base import Sum
+from ...crypto.identity.keys import SIGNATURE_BYTES
+from ...crypto.ring import BitRing
+from ..aggregation.attested_sum import KEPT, Integers, Total, attested, digest_of
+from ..aggregation.base import Sum, WireCost
 from ..aggregation.server_optimizer import ServerOptimizer, combine
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
@@ -67,6 +69,8 @@ logger = log.get("federation.telling")
 Way = tuple[tuple[str, ...], bytes]
 # a way is told by steps up to so many times the whole, or so many bytes; else as the whole
 WAY, SHORT_BYTES = 4, 1 << 20
+# of a step's header; of each name in it, where members train different ranks
+STEP_BYTES, MEMBER_BYTES = 200, 24
 
 
 class ServerHeldDelta(ServerHeld):
@@ -93,6 +97,29 @@ class ServerHeldDelta(ServerHeld):
         self.steps: dict[str, Step] = {}  # made of these sums, by the state that they lead to
         self.briefs: dict[tuple[str, tuple[bool, ...]], bytes] = {}  # as signers are told them
         self.forget()
+
+    @staticmethod
+    def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+        """What a round takes, and at most how much more for a member that was away.
+
+        A member of every round gets the newest step, with the sum of each bucket that it did not
+        sign; one that missed rounds gets their steps, up to `WAY` times the adapter with its
+        optimizer. A vote costs nothing more, since what was voted on is what the next round starts
+        from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
+        """
+        recipe, sums = policy.recipe, policy.aggregation.buckets
+        named = 2 * cohort * any(one.rank for one in policy.members)
+        body = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes
+        header = (STEP_BYTES + MEMBER_BYTES * named) * sums
+        if attested(policy):  # the sum that it signed is only named
+            header += 2 * (2 * SIGNATURE_BYTES + MEMBER_BYTES) * cohort * sums
+            sums -= 1
+        times = 1 + policy.aggregation.buckets if policy.guard.rule == "choose" else 1
+        vectors = 3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2
+        change, whole = (body * sums + header) * times, max(SHORT_BYTES, WAY * 4 * size * vectors)
+        some = cohort < len(policy.members) or policy.schedule.buffered
+        down = max(change, whole) if some else change
+        return WireCost(0, down, late_down=max(0, whole - down))
 
     def forget(self) -> None:
         """Nothing is known of any member: as at the start, or under a later version of the

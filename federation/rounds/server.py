@@ -141,14 +141,9 @@ class Coordinator:
 
     def model_of(self, stops: Sequence[int], desk: Desk | None) -> ServerHeld:
         """Where this run's adapter lives."""
-        optimizer = optimizer_of(self.policy.recipe)
-        if self.policy.can.model_held_by == "members":
-            return MemberHeld(
-                self.post, self.logbook, optimizer, self.size, stops,
-                desk=desk, on_event=self.on_event,
-            )  # fmt: skip
-        held = ServerHeldDelta if self.policy.followed else ServerHeld
-        return held(self.post, self.logbook, optimizer, self.size, stops)
+        optimizer, held = optimizer_of(self.policy.recipe), held_by(self.policy)
+        more = {"desk": desk, "on_event": self.on_event} if held is MemberHeld else {}
+        return held(self.post, self.logbook, optimizer, self.size, stops, **more)
 
     @property
     def state(self) -> RunState:
@@ -417,3 +412,10 @@ class Coordinator:
             privacy=self.privacy_spent(),
             stopped=stopped,
         )
+
+
+def held_by(policy: Policy) -> type[ServerHeld]:
+    """Where a federation's adapter lives."""
+    if policy.can.model_held_by == "members":
+        return MemberHeld
+    return ServerHeldDelta if policy.followed else ServerHeld

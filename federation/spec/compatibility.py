@@ -21,20 +21,14 @@ class Capabilities:
     needs_all_online: bool = False  # to open a sum: whoever is away is missed
     sums_per_round: Literal["one", "many"] = "many"
     snapshot: bool = True  # a member's process may end between two stages
-    # what a value of an upload is: `..costs` counts its bytes
-    wire_cost: Literal["word", "ring element", "ciphertext", "polynomial"] = "ring element"
 
 
 CAPABILITIES = {
-    "plain": Capabilities(server_reads_updates=True, wire_cost="word"),
+    "plain": Capabilities(server_reads_updates=True),
     "masked": Capabilities(),
-    "sealed": Capabilities(server_reads_sum=False, model_held_by="members", wire_cost="ciphertext"),
+    "sealed": Capabilities(server_reads_sum=False, model_held_by="members"),
     "threshold": Capabilities(
-        server_reads_sum=False,
-        model_held_by="members",
-        needs_all_online=True,
-        sums_per_round="one",
-        wire_cost="polynomial",
+        server_reads_sum=False, model_held_by="members", needs_all_online=True, sums_per_round="one"
     ),
 }
 

@@ -26,7 +26,7 @@ from ...core import config, log
 from ...core.config import Config, ConsentConfig
 from ...core.errors import ConfigError, MessageError, QuietchoirError
 from .. import stateless_client
-from ..aggregation.snapshot import check_freezable
+from ..aggregation.registry import check_freezable
 from ..client_node import default_home
 from ..events import FederationEvent
 from ..membership import roster

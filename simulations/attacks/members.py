@@ -304,14 +304,14 @@ def read_after_leaving(*stubs: Stub) -> Result:
     next_ = dataclasses.replace(
         scene, policy=later, keys={name: key for name, key in scene.keys.items() if name != LIAR}
     )
-    honest = encrypted.EncryptedServer.show
+    honest = encrypted.WitnessServer.show
 
-    def listening(self: encrypted.EncryptedServer) -> Any:
+    def listening(self: encrypted.WitnessServer) -> Any:
         step = honest(self)
         caught.append((self.seal, self.sealed_sum))
         return step
 
-    with without((encrypted.EncryptedServer, "show", listening), *stubs):
+    with without((encrypted.WitnessServer, "show", listening), *stubs):
         next_.parties = {
             name: party_of(next_, name, key, vault=vault_of(scene, name))
             for name, key in next_.keys.items()

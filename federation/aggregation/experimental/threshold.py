@@ -39,14 +39,25 @@ from ....crypto.experimental.threshold import (
     request,
     together,
 )
+from ....crypto.experimental.threshold.plan import POLYNOMIAL_BYTES, JointPacking
 from ....crypto.he.encrypted_ring import HEAD_BYTES, SealedRing
 from ....crypto.ring import BitRing
 from ....crypto.secagg import SecAggConfig
 from ...spec.policy import Policy
 from .. import parts
 from .. import secagg as masked
-from ..base import ClientContext, ServerContext, Sum, Values
-from ..encrypted import WITNESS, EncryptedClient, EncryptedServer, counters, make_ring
+from ..base import ClientContext, ServerContext, Sum, Values, WireCost
+from ..buckets import Step
+from ..encrypted import (
+    SETUP_BYTES,
+    WITNESS,
+    EncryptedServer,
+    WitnessClient,
+    WitnessServer,
+    check_tag,
+    counters,
+    make_ring,
+)
 from ..update import SAMPLE, describe
 from .dkg_client import REQUEST, named
 from .key_group import KeyGroup, round_number
@@ -58,89 +69,85 @@ STAGES = (*masked.STAGES, WITNESS, OPEN)
 REQUESTS = 3  # for parts, in one attempt
 
 
-class ThresholdClient(EncryptedClient):
-    """A member's side of one attempt."""
+class ThresholdClient:
+    """A member's side of one attempt, where members hold shares of the key."""
 
     def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
-        """Take the share and the adapter that the attempt is about.
+        """Take the share that the attempt is under.
 
         Raises:
             MessageError: this member has no share of a key of this epoch.
         """
-        super().__init__(context, values, tokens, counted)
-        holding = self.vault.shelf.holding(context.policy.digest)
+        assert context.secrets is not None  # the member has some in sealed mode
+        self.shelf, self.desk = context.secrets.store.shelf, context.secrets.desk
+        holding = self.shelf.holding(context.policy.digest)
         if holding is None:
             raise MessageError(
                 "this member has no share of the joint key; it must be asked to greet first"
             )
         self.holding, self.requests = holding, 0
+        self.sum = WitnessClient(
+            context, values, tokens, counted, ring=self.ring, check_frame=opened_bytes
+        )
+
+    @property
+    def context(self) -> ClientContext:
+        """Who this member is."""
+        return self.sum.context
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Another letter comes after each request for parts."""
-        return (*STAGES, *(OPEN,) * self.requests) if self.size else super().stages
+        return (*STAGES, *(OPEN,) * self.requests) if self.sum.seals else masked.STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's own secret, for those who have shares of the same key,
         and the same adapter.
         """
-        self.config = config
-        context, plan, key_id = self.context, self.holding.plan, self.holding.key_id
-        bound = self.bound
+        context, plan, bound = self.context, self.holding.plan, self.sum.bound
         if config.length == counters(context.policy):
             return make_ring(context.policy, config, None, bound, self.desk, None)
-        number, contributor = (
-            round_number(context.place),
-            Contributor(self.holding, context.identity),
-        )
+        number = round_number(context.place)
+        contributor = Contributor(self.holding, context.identity)
         close = closing(plan, context.name, contributor, number)
-        ring = make_joint_ring(context.policy, config, plan, key_id, number, bound, close)
-        self.seal = ring.sealing
-        return ring
+        key_id = self.holding.key_id
+        return make_joint_ring(context.policy, config, plan, key_id, number, bound, close)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
 
         Raises:
-            As `MaskedClient.answer`, `Holder.respond`, `PartialReader`; the adapter is unchanged,
+            As `WitnessClient.answer`, `Holder.respond`, `PartialReader`; the adapter is unchanged,
             and nothing was revealed.
         """
-        answer = self.open(payload) if stage == OPEN else super().answer(stage, payload)
+        answer = self.open(payload) if stage == OPEN else self.sum.answer(stage, payload)
         if stage in ("mask", OPEN):  # a contribution or a part is about to leave
-            self.vault.shelf.note()
+            self.shelf.note()
         return answer
 
-    def check_frame(self, sealed_sum: bytes) -> None:
-        """Raises ProtocolError: another length, key or parameters than ours."""
-        assert self.seal is not None  # there is a sum
-        opened_bytes(self.seal, sealed_sum)
-
     def open(self, payload: bytes) -> bytes:
-        """Answer a part if asked for one; or, given the parts, step the adapter and answer its tag.
+        """Answer a part if asked for one; or, given the parts, let the model step and answer its
+        tag.
 
         Raises:
             MessageError, ThresholdError: as `require_witnesses`; or a request for another round or
             other members' sum. ProtocolError, AuthenticationError, BudgetError: as `Holder.respond`
             and `PartialReader`. DataError: a sum that so many members cannot have.
         """
-        if self.check is None or self.seal is None or self.sealed_sum is None:
-            raise MessageError("a sum is to be opened that this member was not shown; refused")
-        given = parts.split(payload)
-        self.require_witnesses(named(given, SAYS))
-        asked = given.get(REQUEST, b"")
-        reader = PartialReader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
-        if (reader.round, reader.contributors) != (
-            round_number(self.context.place),
-            self.check.survivors,
-        ):
+        given, context, survivors = parts.split(payload), self.context, self.sum.survivors
+        self.sum.require_witnesses(named(given, SAYS))
+        asked, seal = given.get(REQUEST, b""), self.sum.seal
+        assert seal is not None  # there is a sum
+        reader = PartialReader(self.holding, asked, opened_bytes(seal, self.sum.sealed_sum))
+        if (reader.round, reader.contributors) != (round_number(context.place), survivors):
             raise MessageError(
                 "parts are asked for another sum than the one that this member signed; refused"
             )
         if SUMMED not in given:
             return self.respond(asked)
         reader.receive_sum(given[SUMMED])
-        total = self.seal.packing.unpack(reader.result())
-        return self.step([Sum(total, self.check.survivors)])
+        total = Sum(seal.packing.unpack(reader.result()), survivors)
+        return context.model.apply(context.place, context.terms, [total])
 
     def respond(self, asked: bytes) -> bytes:
         """This member's part, or nothing if it is none of the chosen. Another letter comes after
@@ -156,34 +163,47 @@ class ThresholdClient(EncryptedClient):
         self.requests += 1
         return part
 
+    def freeze(self) -> bytes:
+        """As `AggregationClient`: requests, and the rest."""
+        return bytes([self.requests]) + self.sum.freeze()
 
-class ThresholdServer(EncryptedServer):
+    def restore(self, kept: bytes) -> None:
+        """As `AggregationClient`."""
+        self.requests = kept[0]
+        self.sum.restore(kept[1:])
+
+
+class ThresholdServer:
     """The coordinator's side of one attempt.
 
     Raises:
         MessageError: the circle that members named cannot be one of this federation's.
     """
 
+    opens_at = EncryptedServer.opens_at
+
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
-        assert context.common is not None  # our bug: nobody mustered
+        assert context.common is not None and context.desk is not None  # our bug: nobody was set up
         policy, size = context.policy, context.length - counters(context.policy)
-        self.plan = KeyGroup.decode(context.common.circle).plan(policy, size) if size else None
+        self.policy, self.place, self.common = policy, context.place, context.common
+        self.desk = context.desk
+        self.plan = KeyGroup.decode(self.common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
+        self.tags: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
-        super().__init__(context, cohort)
+        self.sum = WitnessServer(context, cohort, ring=self.ring)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""
-        bound = self.common.bound
+        key_id, bound, number = self.common.key_id, self.common.bound, round_number(self.place)
         if self.plan is None:
-            self.seal = None
             return make_ring(self.policy, config, None, bound, self.desk, None)
-        ring = make_joint_ring(
-            self.policy, config, self.plan, self.common.key_id, round_number(self.place), bound
-        )
-        self.seal = ring.sealing
-        return ring
+        return make_joint_ring(self.policy, config, self.plan, key_id, number, bound)
+
+    def begin(self) -> Step:
+        """As `AggregationServer`."""
+        return self.sum.masked.begin()
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.
@@ -191,19 +211,25 @@ class ThresholdServer(EncryptedServer):
         Raises:
             ProtocolError, AuthenticationError: refused; nothing was changed.
         """
-        if self.done <= len(masked.STAGES) or self.applying:
-            super().receive(party, payload)
-            return
+        if not self.request:
+            self.sum.receive(party, payload)
+        elif self.applying:
+            self.tags[party] = check_tag(party, payload)
+        else:
+            self.take(party, payload)
+
+    def take(self, party: str, part: bytes) -> None:
+        """Note a part. Raises ProtocolError for one that was not asked for, or is none."""
         assert self.plan is not None
         if self.plan.number(party) in parse(self.plan, self.request)[1]:
             # a wrong one would stop all members
-            check_part(self.plan, self.common.key_id, self.request, party, payload)
-            self.parts[party] = payload
-        elif payload:
+            check_part(self.plan, self.common.key_id, self.request, party, part)
+            self.parts[party] = part
+        elif part:
             raise ProtocolError(f"{party} answered a part that it was not asked for; refused")
         self.here.add(party)
 
-    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+    def advance(self) -> Step | None:
         """The next stage; None once the members keep the next adapter, or the counters of a scoring
         round are open.
 
@@ -211,63 +237,55 @@ class ThresholdServer(EncryptedServer):
             As `EncryptedServer.advance`; RoundAborted also when fewer than t members are left to
             open the sum.
         """
-        if self.done < len(masked.STAGES):
-            return super().advance()
-        if self.done == len(masked.STAGES):
-            self.done += 1
-            self.enough(len(self.signatures), "were shown the sum")
-            return self.ask(tuple(sorted(self.signatures)))
         if self.applying:
-            self.judge()
+            self.sum.agreed(self.tags)
             return None
-        if len(self.parts) < self.openers:
+        if not self.request:
+            step = self.sum.advance()
+            if step is not None or self.plan is None:
+                return step
+            return self.ask(tuple(sorted(self.sum.signatures)))
+        assert self.plan is not None
+        if len(self.parts) < self.plan.threshold:
             return self.ask(tuple(sorted(self.here)))
         self.applying = True
-        assert self.plan is not None
-        return OPEN, dict.fromkeys(
-            sorted(self.here), self.letter({SUMMED: together(self.plan, self.request, self.parts)})
-        )
+        summed = {SUMMED: together(self.plan, self.request, self.parts)}
+        return OPEN, dict.fromkeys(sorted(self.here), self.letter(summed))
 
-    @property
-    def openers(self) -> int:
-        """t."""
-        assert self.plan is not None
-        return self.plan.threshold
-
-    def ask(self, alive: tuple[str, ...]) -> tuple[str, Mapping[str, bytes]]:
+    def ask(self, alive: tuple[str, ...]) -> Step:
         """Ask t of `alive` for their parts; the choice changes with the attempt and the request.
 
         Raises:
             RoundAborted: too few are alive, or it was asked often enough.
         """
         assert self.plan is not None
-        if len(alive) < self.openers or self.requests == REQUESTS:
+        openers = self.plan.threshold
+        if len(alive) < openers or self.requests == REQUESTS:
             raise RoundAborted(
-                f"{len(alive)} members are left to open the sum, {self.openers} expected, at "
+                f"{len(alive)} members are left to open the sum, {openers} expected, at "
                 f"request {self.requests + 1} "
                 f"of {REQUESTS}: nothing was opened"
             )
         start = (self.place.attempt + self.requests) % len(alive)
-        responders = (*alive, *alive)[start : start + self.openers]
-        self.request = request(self.plan, round_number(self.place), responders, self.survivors)
+        responders = (*alive, *alive)[start : start + openers]
+        self.request = request(self.plan, round_number(self.place), responders, self.sum.survivors)
         self.requests, self.parts, self.here = self.requests + 1, {}, set()
         return OPEN, dict.fromkeys(alive, self.letter({}))
 
     def letter(self, heard: Mapping[str, bytes]) -> bytes:
         """The request, everybody's signatures over the sum, and the parts, if they are here."""
-        signatures = {SAYS + name: signature for name, signature in self.signatures.items()}
+        signatures = {SAYS + name: signature for name, signature in self.sum.signatures.items()}
         return parts.join({REQUEST: self.request, **signatures, **heard})
 
-    def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
-        """What the coordinator held of one member, beside the sum that it cannot open."""
-        del total  # the counters' sums, which the report has anyway
-        if self.sample is None or self.seal is None:
-            return {}
-        contribution = masked.payload_of(
-            self.sample, self.ring(self.config).wire_bytes, len(self.config.members)
-        )
-        sums = low_bytes(self.sealed_sum[HEAD_BYTES:])[:SAMPLE]
-        return {**describe(low_bytes(contribution[1:]), "sealed", 256), "sum_words": sums.tolist()}
+    def sums(self) -> tuple[Sum]:
+        """The counters' sums, with what the coordinator held of one member, beside the sum that it
+        cannot open.
+        """
+        if (sample := self.sum.sample) is None:
+            return self.sum.sums({})
+        about = describe(low_bytes(sample[1:]), "sealed", 256)
+        opened = low_bytes(self.sum.sealed_sum[HEAD_BYTES:])[:SAMPLE]
+        return self.sum.sums({**about, "sum_words": opened.tolist()})
 
 
 def make_joint_ring(
@@ -309,3 +327,19 @@ def low_bytes(residues: bytes) -> npt.NDArray[np.uint8]:
         np.frombuffer(residues, np.uint8, 7 * count).reshape(count, 7)[:, :6].reshape(-1)
     )
     return words
+
+
+def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
+    """For a member that is asked for its part of the sum, which not all are. The sum comes down,
+    and the parts as one.
+
+    Besides, the ceremony that makes the key: polynomials to and from every other member.
+    """
+    packing = JointPacking(length=size, bits=policy.protection.bits, parties=cohort)
+    vector, letters = packing.rows * POLYNOMIAL_BYTES, masked.letter_bytes(cohort) + SETUP_BYTES
+    return WireCost(
+        2 * vector + letters,
+        2 * vector + letters,
+        once_up=(cohort + 2) * POLYNOMIAL_BYTES + letters,
+        once_down=(3 * cohort - 1) * POLYNOMIAL_BYTES + letters,
+    )

@@ -404,8 +404,8 @@ def witnessed(
 
 def test_a_sum_is_applied_only_with_enough_signatures_of_its_own_members(desk: LocalDesk) -> None:
     home = house(4, mode="sealed", threshold=3)
-    _, halves, total = witnessed(home, desk)
-    signatures = {name: half.witness(total) for name, half in halves.items()}
+    members, halves, total = witnessed(home, desk)
+    signatures = {name: half.sum.witness(total) for name, half in halves.items()}
     ann, asked = halves["ann"], desk.asked.count("decrypt")
     fewer = dict(list(signatures.items())[:2])
     with pytest.raises(ThresholdError, match="2 members were shown this sum, need 3"):
@@ -419,10 +419,10 @@ def test_a_sum_is_applied_only_with_enough_signatures_of_its_own_members(desk: L
             ann.apply(parts.join(wrong))
     for bad in (b"", total[:-1], bytes(32) + total[32:]):
         with pytest.raises(ProtocolError):
-            ann.witness(bad)
+            ann.sum.witness(bad)
     assert desk.asked.count("decrypt") == asked
     ann.apply(parts.join(signatures))
-    assert ann.vault.progress(ann.context.place.run).steps == 1
+    assert vault_of(members["ann"]).progress(ann.context.place.run).steps == 1
 
 
 def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(desk: LocalDesk) -> None:

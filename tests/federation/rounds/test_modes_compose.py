@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation import stateless_client
 from quietchoir.federation.aggregation.base import Sum
-from quietchoir.federation.aggregation.snapshot import check_freezable
+from quietchoir.federation.aggregation.registry import check_freezable
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.rounds.server import Coordinator

@@ -62,7 +62,7 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     home = joint_house(4)
     members, halves, link = ongoing(home)
     ann, total = halves["ann"], set(link.payloads(WITNESS).values()).pop()
-    signed = {SAYS + name: half.witness(total) for name, half in halves.items()}
+    signed = {SAYS + name: half.sum.witness(total) for name, half in halves.items()}
     holding, names = ann.holding, ann.holding.plan.names
     number = round_number(ann.context.place)
     good = request(holding.plan, number, names[:3], names)
