@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from ..models.architecture import LORA_A, LORA_B
 from ..models.weights import Weights
 
 if TYPE_CHECKING:
@@ -31,15 +30,19 @@ class LoadedAdapter:
     name: str
     # module -> A transposed [K, r], scale * B transposed [r, rows]
     factors: "Mapping[str, tuple[Tensor, Tensor]]"
+    # module, one of the above -> gain and shift [rows]: what becomes of W x before factors are
+    # added and the model's own bias after it; modules that are not here keep W x
+    outputs: "Mapping[str, tuple[Tensor, Tensor]]" = field(default_factory=dict)
     # of all the numbers: two versions share no keys and values unless they are equal
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         whole = hashlib.sha256()
-        for module, (a, b) in sorted(self.factors.items()):
-            whole.update(f"{module} {tuple(a.shape)} {tuple(b.shape)}\n".encode())
-            for factor in (a, b):
-                whole.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
+        for pairs in (self.factors, self.outputs):
+            for module, pair in sorted(pairs.items()):
+                whole.update(f"{module} {[tuple(one.shape) for one in pair]}\n".encode())
+                for one in pair:
+                    whole.update(one.detach().cpu().float().contiguous().numpy().tobytes())
         object.__setattr__(self, "digest", whole.hexdigest())  # frozen, and known only now
 
 
@@ -47,7 +50,7 @@ class AdapterRegistry:
     """Loaded adapters by name; safe to use from several threads while the engine runs."""
 
     def __init__(self, weights: Weights) -> None:
-        self._architecture, self._digest = weights.architecture, weights.digest
+        self._weights = weights
         self._loaded: dict[str, LoadedAdapter] = {}
         self._lock = threading.Lock()
 
@@ -62,14 +65,14 @@ class AdapterRegistry:
         """
         if not name:
             raise RequestError("an adapter needs a name; give it one")
-        if adapter.base_digest not in ("", self._digest):
+        if adapter.base_digest not in ("", self._weights.digest):
             raise RequestError(
                 f"adapter {name} was trained on base {adapter.base_digest[:12]}…, this engine runs "
-                f"{self._digest[:12]}…; "
+                f"{self._weights.digest[:12]}…; "
                 "pull the model it belongs to"
             )
-        adapter.check(self._architecture)
-        loaded = LoadedAdapter(name, _factors(adapter))
+        adapter.check(self._weights.architecture)
+        loaded = LoadedAdapter(name, *adapter.products(self._weights.tensors))
         with self._lock:
             self._loaded[name] = loaded
 
@@ -104,17 +107,3 @@ class AdapterRegistry:
     def _unknown(self, name: str) -> str:
         known = ", ".join(sorted(self._loaded)) or "none"
         return f"adapter {name!r:.80} is not loaded; loaded: {known}"
-
-
-def _factors(adapter: "Adapter") -> "dict[str, tuple[Tensor, Tensor]]":
-    """Each module's A transposed and scale * B transposed, copied, so that later changes to the
-    caller's do not reach us.
-    """
-    modules = {name.removesuffix(LORA_A) for name in adapter.tensors if name.endswith(LORA_A)}
-    return {
-        module: (
-            adapter.tensors[module + LORA_A].float().T.contiguous().clone(),
-            (adapter.tensors[module + LORA_B].float() * adapter.shape.scale).T.contiguous(),
-        )
-        for module in modules
-    }

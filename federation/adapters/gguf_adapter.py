@@ -30,10 +30,15 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
     """Write `path` whole, or not at all; a file that is there is replaced.
 
     Raises:
-        ModelFileError: shapes that do not fit the model, or a family that fuses the adapted
-        projections. OSError: no space or no permission.
+        ModelFileError: shapes that do not fit the model, a family that fuses the adapted
+        projections, or an adapter that does more than add. OSError: no space or no permission.
     """
     adapter.check(architecture)
+    if not adapter.only_adds:
+        raise ModelFileError(
+            "llama.cpp adds B A and no more: it has no place for this adapter's magnitudes or "
+            "biases (DoRA, bias, lora_bias); export a PEFT folder instead"
+        )
     named = {
         theirs(name, architecture): order(name, adapter.tensors[name], architecture)
         for name in adapter.tensors

@@ -8,6 +8,7 @@ adapter is saved as the same bytes.
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ...errors import ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
 from ..architecture import LORA_A, PROJECTIONS, Architecture
 from ..files.lfs_pointer import refuse_pointer
+from ..quant.tensor import QuantTensor
 from .layout import TARGETS, AdapterShape, Layout, a_name, b_name, frozen_a
 
 __all__ = ["Adapter", "AdapterShape", "Layout", "assemble", "frozen_a"]
@@ -31,13 +33,18 @@ CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 # in the header of TENSOR_FILE; one key only, the library's order of several is random
 OWN_KEY = "quietchoir"
 MODULE = re.compile(r"model\.layers\.(\d{1,4})\.(" + "|".join(map(re.escape, PROJECTIONS)) + ")")
+# what an adapter may have of a projection besides A and B, each [rows]
+MAGNITUDE, ADDED, BIAS = VECTORS = (".lora_magnitude_vector", ".lora_B.bias", ".bias")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PADDED = 1 << 28  # numbers; adapters whose ranks differ are padded to the largest
 # of matrices; integers would need scales
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # PEFT's fields by what they do to an adapter that is served as it is. A field that is in none of
 # these is refused by its name unless it asks for nothing (null, false, empty), known to us or not.
-COMPUTED = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+COMPUTED = (
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("use_dora", "lora_bias"),
+)
 HARMLESS = (
     *(
         "auto_mapping",
@@ -54,7 +61,7 @@ HARMLESS = (
     *("megatron_core", "qalora_group_size"),
 )
 ALLOWED: dict[str, tuple[Any, ...]] = {
-    # where the base has no biases nothing was trained; those that were are refused
+    # those of projections are taken from the file, others are refused by their names
     "bias": ("none", "all", "lora_only"),
     # Starts that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change it, and
     # MiCA the layer.
@@ -65,16 +72,22 @@ PEFT_DEFAULT = 8  # of r and of lora_alpha
 MAX_PATTERN, MAX_REPEATS = 200, 4
 
 
+Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A small change to a frozen model: W x + scale * B A x."""
+    """A small change to a frozen model: W x + scale * B A x, with what PEFT calls DoRA and bias
+    besides.
+    """
 
     shape: AdapterShape
     # sha256 of the base model's file; empty for a foreign adapter that does not say
     base_digest: str
     tensors: dict[str, Tensor] = field(
         repr=False
-    )  # "model.layers.22.self_attn.q_proj.lora_A.weight" [r, columns], "….lora_B.weight" [rows, r]
+    )  # "model.layers.22.self_attn.q_proj.lora_A.weight" [r, columns], "….lora_B.weight" [rows, r];
+    # [rows] of some: "….lora_magnitude_vector", "….lora_B.bias", "….bias" in place of the base's
 
     def check(self, architecture: Architecture) -> None:
         """See that every matrix fits a projection of this model.
@@ -88,14 +101,55 @@ class Adapter:
                 (int(match[1]), match[2]) if match else (architecture.num_layers, PROJECTIONS[0])
             )
             rows, columns = architecture.projection(projection)
-            expected = (
-                (self.shape.rank, columns) if name.endswith(LORA_A) else (rows, self.shape.rank)
-            )
+            expected: tuple[int, ...] = (rows, self.shape.rank)
+            if name.endswith(LORA_A):
+                expected = (self.shape.rank, columns)
+            elif vector_of(name):
+                expected = (rows,)
             if layer >= architecture.num_layers or tuple(tensor.shape) != expected:
                 raise ModelFileError(
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it "
                     f"was trained on"
                 )
+
+    @property
+    def only_adds(self) -> bool:
+        """Is B A all that it is?"""
+        return not any(map(vector_of, self.tensors))
+
+    def products(self, base: Mapping[str, QuantTensor]) -> tuple[Pairs, Pairs]:
+        """What becomes of each projection's W x, by module: gain * W x + shift + x A^T B^T, with
+        the base's own bias behind.
+
+        Args:
+            base: the frozen model's tensors, that this adapter fits (`check`).
+
+        Returns:
+            A transposed [K, r] and scale * B transposed [r, rows] of every module, copied; gain and
+            shift [rows] of those where they are not 1 and 0.
+
+        Source: Liu et al. 2024 (DoRA), equation 5: rows of W + scale * B A are brought to the
+        length that the magnitude says; PEFT scales no bias.
+        """
+        factors: Pairs = {}
+        outputs: Pairs = {}
+        for module in modules_of(self.tensors):
+            rows, columns = base[f"{module}.weight"].shape
+            a = self.tensors.get(a_name(module), torch.zeros(1, columns)).float()
+            b = self.tensors.get(b_name(module), torch.zeros(rows, 1)).float() * self.shape.scale
+            gain, shift = torch.ones(rows), torch.zeros(rows)
+            if (magnitude := self.tensors.get(module + MAGNITUDE)) is not None:
+                whole = base[f"{module}.weight"].dequantize().addmm_(b, a)
+                gain = magnitude.float() / torch.linalg.vector_norm(whole, dim=1)
+            if (added := self.tensors.get(module + ADDED)) is not None:
+                shift = shift + added.float() * self.shape.scale
+            if (trained := self.tensors.get(module + BIAS)) is not None:
+                own = base.get(module + BIAS)
+                shift = shift + trained.float() - (0 if own is None else own.dequantize()[0])
+            factors[module] = a.T.contiguous().clone(), (gain[:, None] * b).T.contiguous()
+            if any(module + vector in self.tensors for vector in VECTORS):
+                outputs[module] = gain, shift
+        return factors, outputs
 
     def save(self, folder: Path, *, mode: int = 0o644) -> None:
         """Write a PEFT checkpoint; the configuration comes last, so a folder that has it is whole.
@@ -112,7 +166,7 @@ class Adapter:
             "targets": list(self.shape.targets),
         }
         named = {
-            PREFIX + name: tensor.detach().cpu().contiguous()
+            PREFIX + self.name_in_peft(name): tensor.detach().cpu().contiguous()
             for name, tensor in self.tensors.items()
         }
         header = {OWN_KEY: json.dumps(own, sort_keys=True)}
@@ -122,12 +176,20 @@ class Adapter:
         config = json.dumps(self.peft_config(), indent=2, sort_keys=True) + "\n"
         write_atomically(folder / CONFIG_FILE, config.encode(), mode=mode)
 
+    def name_in_peft(self, name: str) -> str:
+        """PEFT wraps what it adapts: a bias there is its inner layer's."""
+        module = name.removesuffix(BIAS)
+        wrapped = vector_of(name) == BIAS and a_name(module) in self.tensors
+        return f"{module}.base_layer{BIAS}" if wrapped else name
+
     def peft_config(self) -> dict[str, Any]:
         """The fields of PEFT's LoraConfig that say what this adapter is; PEFT's defaults fill
         the rest.
         """
-        layers = sorted({int(match[1]) for name in self.tensors if (match := MODULE.match(name))})
+        adapted = [name for name in self.tensors if name.endswith(LORA_A)]
+        layers = sorted({int(match[1]) for name in adapted if (match := MODULE.match(name))})
         alpha = self.shape.alpha
+        vectors = set(map(vector_of, self.tensors))
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -135,7 +197,9 @@ class Adapter:
             "r": self.shape.rank,
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": 0.0,
-            "bias": "none",
+            "bias": "all" if BIAS in vectors else "none",
+            **({"use_dora": True} if MAGNITUDE in vectors else {}),
+            **({"lora_bias": True} if ADDED in vectors else {}),
             "target_modules": sorted(self.shape.targets),
             "layers_to_transform": layers,
             "layers_pattern": "layers",
@@ -153,12 +217,12 @@ class Adapter:
         """
         config = read_config(folder / CONFIG_FILE)
         tensors, own = read_tensors(folder / TENSOR_FILE, config)
-        modules = pair_up(folder, tensors)
+        modules = pair_up(folder, config, tensors)
         try:
             rank, alpha, tensors = made_alike(config, modules, tensors)
         except (ArithmeticError, TypeError, ValueError, AttributeError, re.error) as error:
             raise ModelFileError(f"{folder}: {error}; get the adapter again") from error
-        found = {module.rsplit(".", 1)[1] for module in modules}
+        found = {module.rsplit(".", 1)[1] for module in modules}  # those with A and B
         try:
             shape = AdapterShape(
                 rank=rank,
@@ -278,12 +342,16 @@ def made_alike(
     if (
         scale <= 0
         or largest
-        * sum(tensor.numel() // ranks[name.split(".lora_")[0]] for name, tensor in tensors.items())
+        * sum(
+            tensors[name(one)].numel() // ranks[one] for one in modules for name in (a_name, b_name)
+        )
         > MAX_PADDED
     ):
         raise ValueError(f"its ranks differ too much (up to {largest}), or it scales by {scale}")
-    alike = {}
+    alike = {name: tensor for name, tensor in tensors.items() if vector_of(name)}
     for module in modules:
+        if (added := module + ADDED) in alike:
+            alike[added] = alike[added] * (scales[module] / scale)
         a, b, missing = tensors[a_name(module)], tensors[b_name(module)], largest - ranks[module]
         alike[a_name(module)] = functional.pad(a, (0, 0, 0, missing))
         alike[b_name(module)] = functional.pad(b * (scales[module] / scale), (0, missing))
@@ -337,35 +405,59 @@ def read_tensors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor],
         refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged ({error!s:.200}); get the adapter again") from error
     for name, tensor in held.items():
-        if name.endswith(".bias"):
+        if vector_of(name) == BIAS and not MODULE.match(name):
             raise ModelFileError(
-                f"{path}: bias = {config.get('bias')!r:.20} has trained {name}, which is not "
-                f"supported; train without it"
+                f"{path}: bias = {config.get('bias')!r:.20} has trained {name}, of no "
+                f"projection of a layer, which is not supported; train without it"
             )
         if tensor.dtype not in DTYPES:
             raise ModelFileError(
                 f"{path}: {name} is {tensor.dtype}, expected floating-point "
                 f"numbers; save it as float16"
             )
-    tensors = {name: tensor.to(torch.float32) for name, tensor in held.items()}
+    # PEFT's layer around a projection has the projection's own bias inside; older PEFT wrote a
+    # magnitude as a layer of its own
+    tensors = {
+        name.replace(f".base_layer{BIAS}", BIAS).replace(
+            f"{MAGNITUDE}.weight", MAGNITUDE
+        ): tensor.to(torch.float32)
+        for name, tensor in held.items()
+    }
     for name, tensor in tensors.items():
-        if tensor.dim() != 2 or not bool(torch.isfinite(tensor).all()):
+        vector = bool(vector_of(name))
+        if tensor.dim() != (1 if vector else 2) or not bool(torch.isfinite(tensor).all()):
             raise ModelFileError(
-                f"{path}: {name} is not a matrix of finite numbers; get the adapter again"
+                f"{path}: {name} is not a {'list' if vector else 'matrix'} of finite numbers; get "
+                f"the adapter again"
             )
     return tensors, header if isinstance(header, dict) else {}
 
 
-def pair_up(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
-    """The projections that an adapter changes; each must have an A and a B, and there must be
-    nothing else.
+def vector_of(name: str) -> str:
+    """The ending of one of `VECTORS` in a tensor's name; empty for A and B."""
+    return next((vector for vector in VECTORS if name.endswith(vector)), "")
+
+
+def modules_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The projections that tensors belong to, sorted."""
+    return sorted({match[0] for name in tensors if (match := MODULE.match(name))})
+
+
+def pair_up(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    """The projections that an adapter adds to; each must have an A and a B, and there must be
+    nothing else but what the configuration says.
     """
-    modules = sorted({match[0] for name in tensors if (match := MODULE.match(name))})
+    modules = [one for one in modules_of(tensors) if {a_name(one), b_name(one)} & tensors.keys()]
     expected = {name(module) for module in modules for name in (a_name, b_name)}
+    for key, vector in (("use_dora", MAGNITUDE), ("lora_bias", ADDED)):
+        expected |= {module + vector for module in modules if config.get(key)}
+    if config.get("bias") in ("all", "lora_only"):
+        expected |= {name for name in tensors if vector_of(name) == BIAS and MODULE.match(name)}
     odd = expected.symmetric_difference(tensors)
     if odd or not modules:
         found = f"{min(odd)} is missing or unknown" if odd else "no matrix at all"
         raise ModelFileError(
-            f"{folder}: {found}; expected lora_A and lora_B of llama-style projections"
+            f"{folder}: {found}; expected lora_A and lora_B of llama-style projections, and what "
+            f"use_dora, bias and lora_bias say"
         )
     return modules

@@ -79,7 +79,16 @@ class AdapterSlots:
         )
 
     def _load(self, adapter: LoadedAdapter, keep: Items[LoadedAdapter]) -> None:
-        """Into a free slot, or that of the adapter that was used longest ago."""
+        """Into a free slot, or that of the adapter that was used longest ago.
+
+        Raises:
+            RequestError: it does more to a product than add to it.
+        """
+        if adapter.outputs:
+            raise RequestError(
+                f"adapter {adapter.name} scales products or trains biases (DoRA, bias, lora_bias), "
+                f'which the GPU does not compute; set engine.device = "cpu", or train it without'
+            )
         if len(self._slots) == SLOTS:
             self._slots.pop(next(one for one in self._slots if one not in keep))
         taken = set(self._slots.values())

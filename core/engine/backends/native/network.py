@@ -164,6 +164,15 @@ class Network:
                     raise EngineError(
                         f"adapter {adapter.name} does not fit {module}: {self._problem()}"
                     )
+            for module, output in adapter.outputs.items():
+                layer, role = _place(module)
+                gain, shift = (one.detach().float().contiguous() for one in output)
+                if not self._library.quietchoir_adapter_output(
+                    handle, layer, role, len(gain), gain.data_ptr(), shift.data_ptr()
+                ):
+                    raise EngineError(
+                        f"adapter {adapter.name} does not fit {module}: {self._problem()}"
+                    )
         except BaseException:
             self.free_adapter(handle)
             raise
@@ -298,6 +307,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "model_complete": (c_bool, (c_void_p,)),
         "adapter_new": (c_void_p, (c_void_p,)),
         "adapter_add": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_void_p)),
+        "adapter_output": (c_bool, (c_void_p, *[c_int] * 3, c_void_p, c_void_p)),
         "adapter_free": (None, (c_void_p,)),
         "release_pages": (c_bool, (c_void_p, c_size_t)),
         "forward": (c_bool, (c_void_p, POINTER(NetworkStep))),

@@ -41,7 +41,9 @@ class AdapterRows:
 
 
 class AdaptedLinear(nn.Module):
-    """y = W x, plus scale * B A x on the rows of an adapter that changes this projection."""
+    """y = W x; on the rows of an adapter that changes this projection gain * W x + shift +
+    scale * B A x.
+    """
 
     def __init__(self, inner: nn.Module, module: str, rows: AdapterRows) -> None:
         super().__init__()
@@ -53,7 +55,11 @@ class AdaptedLinear(nn.Module):
         for group in self.rows.now:
             if factors := group.adapter.factors.get(self.module):
                 a, b = factors
-                y[group.start : group.stop].addmm_(x[group.start : group.stop] @ a, b)
+                own = y[group.start : group.stop]
+                if output := group.adapter.outputs.get(self.module):
+                    gain, shift = output
+                    own.mul_(gain).add_(shift)
+                own.addmm_(x[group.start : group.stop] @ a, b)
         return y
 
 

@@ -163,13 +163,19 @@ def rewrite(
 
 A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+M = "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"config": {"peft_type": "IA3"}}, "not the configuration of a LoRA adapter"),
-        ({"config": {"use_dora": True}}, "use_dora = True is not supported"),
+        ({"config": {"use_dora": True}}, "lora_magnitude_vector is missing or unknown"),
+        ({"tensors": {M: torch.ones(64)}}, "lora_magnitude_vector is missing or unknown"),
+        (
+            {"config": {"use_dora": True}, "tensors": {M: torch.full((64,), torch.inf)}},
+            "lora_magnitude_vector is not a list of finite numbers",
+        ),
         (
             {"config": {"rank_pattern": {"q_proj": 2}}},
             "configuration says rank 2, matrices of model.layers.1.self_attn.q_proj have 4",
@@ -201,9 +207,13 @@ B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
         (
             {
                 "config": {"bias": "all"},
-                "tensors": {B.replace("lora_B.weight", "bias"): torch.ones(64)},
+                "tensors": {"base_model.model.lm_head.bias": torch.ones(64)},
             },
-            "bias = 'all' has trained",
+            "bias = 'all' has trained lm_head.bias",
+        ),
+        (
+            {"tensors": {B.replace("lora_B.weight", "bias"): torch.ones(64)}},
+            "q_proj.bias is missing or unknown",
         ),
         ({"tensors": {B: None}}, "lora_B.weight is missing or unknown"),
         (

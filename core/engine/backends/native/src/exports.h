@@ -53,6 +53,8 @@ QC_EXPORT void quietchoir_adapter_free(quietchoir::OwnedAdapter* adapter);
 QC_EXPORT bool quietchoir_adapter_add(quietchoir::OwnedAdapter* adapter, int layer, int role,
                                       int rank, int columns, int rows, const float* down,
                                       const float* up);
+QC_EXPORT bool quietchoir_adapter_output(quietchoir::OwnedAdapter* adapter, int layer, int role,
+                                         int rows, const float* gain, const float* shift);
 
 // release_pages.cpp
 QC_EXPORT bool quietchoir_release_pages(const uint8_t* from, size_t bytes);

@@ -240,9 +240,29 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
         up_at[(size_t(row / STRIP) * rank + r) * STRIP + row % STRIP] =
             to_bf16(up[size_t(row) * rank + r]);
     }
-    adapter->factors[layer * ROLES + role] = {rank, down_at, up_at};
+    adapter->factors[layer * ROLES + role] = {rank, down_at, up_at, nullptr, nullptr};
     if (rank > adapter->rank) adapter->rank = rank;
     adapter->numbers.push_back(std::move(numbers));
+    return true;
+  } catch (const std::exception& error) { return complain("%s", error.what()), false; }
+}
+
+// What becomes of one matrix's product before those factors are added: gain * product + shift,
+// [rows] each. False after a complaint.
+QC_EXPORT bool quietchoir_adapter_output(OwnedAdapter* adapter, int layer, int role, int rows,
+                                         const float* gain, const float* shift) {
+  try {
+    const Shape& s = adapter->model->shape;
+    if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES ||
+        rows != rows_of(s, role) || !adapter->factors[layer * ROLES + role].rank)
+      return complain("gains of %d rows for matrix %d of layer %d", rows, role, layer), false;
+    const size_t wide = size_t((rows + STRIP - 1) / STRIP) * STRIP;
+    std::unique_ptr<float[]> both(new float[2 * wide]());
+    std::memcpy(both.get(), gain, size_t(rows) * 4);
+    std::memcpy(both.get() + wide, shift, size_t(rows) * 4);
+    LoraFactors& factors = adapter->factors[layer * ROLES + role];
+    factors.gain = both.get(), factors.shift = both.get() + wide;
+    adapter->outputs.push_back(std::move(both));
     return true;
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }

@@ -36,6 +36,7 @@ struct OwnedAdapter : Adapter {
   const Model* model = nullptr;
   std::vector<LoraFactors> owned;
   std::vector<std::unique_ptr<uint16_t[]>> numbers;
+  std::vector<std::unique_ptr<float[]>> outputs;
 };
 
 // What went wrong in this thread's last call; shown to whoever asks by quietchoir_problem.

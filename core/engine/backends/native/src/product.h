@@ -145,12 +145,20 @@ void add_lora_rows(const uint16_t* up, const float* with, size_t next, int rows,
   }
 }
 
-// Adds what each row's adapter has for one strip.
+inline void change_row(const LoraFactors& factors, int strip, float* out) {
+  const size_t at = size_t(strip) * STRIP;
+  store(out, fma(load(out), load(factors.gain + at), load(factors.shift + at)));
+}
+
+// Makes of one strip what each row's adapter makes of it.
 inline void add_lora(const Run& run, const Source& source, const Prepared& x, const Part& part,
                      int strip, int panel, int rows, float* out) {
   const Adapter* const* adapter = source.adapter + panel * MR;
   const size_t next = size_t(MOST_INPUTS) * run.rank;
   const float* with = x.lora + panel * MR * next + size_t(part.input) * run.rank;
+  for (int t = 0; t < rows; t++)
+    if (const LoraFactors* factors = factors_of(adapter[t], source.layer, source.role[part.input]))
+      if (factors->gain) change_row(*factors, strip, out + t * STRIP);
   int alike = 1;
   while (alike < rows && adapter[alike] == adapter[0]) alike++;
   const LoraFactors* first = factors_of(adapter[0], source.layer, source.role[part.input]);
@@ -166,16 +174,17 @@ inline void add_lora(const Run& run, const Source& source, const Prepared& x, co
                    out + t * STRIP);
 }
 
-// One strip times one panel, with bias and adapters. out [height][16].
+// One strip times one panel, with adapters and bias, which no adapter's gain touches.
+// out [height][16].
 inline void multiply(const Run& run, const Source& source, const Prepared& x, const Part& part,
                      int strip, int panel, float* out) {
   const Matrix& m = *part.matrix;
   const Panel rows = x.panels.at(panel);
   TILES[m.kind][rows.height - 1](m, strip, rows, out);
+  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows.height, out);
   if (part.bias)
     for (int t = 0; t < rows.height; t++)
       store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));
-  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows.height, out);
 }
 
 // SiLU or GELU: both are x / (1 + exp(-inner)).

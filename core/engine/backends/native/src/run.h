@@ -41,11 +41,13 @@ struct Layer {
   int32_t rope;                      // which table of frequencies; -1: none
 };
 
-// A low-rank addition to one matrix: up (down x).
+// What an adapter makes of one matrix's product: gain * product + shift + up (down x).
 struct LoraFactors {
   int32_t rank;          // 0: none
   const uint16_t* down;  // bf16 [rank][columns to a multiple of 32]
   const uint16_t* up;    // bf16 [strips][rank][16], the scale in it
+  const float* gain;     // [strips][16], of each row; null: 1, and no shift
+  const float* shift;
 };
 
 struct Adapter {

@@ -106,6 +106,43 @@ def test_quantised_matrices_take_adapters_too(adapters):
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
 
 
+def with_outputs(adapter: LoadedAdapter, seed: int) -> LoadedAdapter:
+    """The same, which also scales and shifts what half of its matrices give."""
+    draw = torch.Generator().manual_seed(seed)
+    outputs = {
+        module: (0.5 + torch.rand(rows, generator=draw), torch.randn(rows, generator=draw) / 8)
+        for module, (_, b) in list(adapter.factors.items())[::2]
+        for rows in [b.shape[1]]
+    }
+    return LoadedAdapter(f"{adapter.name}+", adapter.factors, outputs)
+
+
+def test_an_adapter_may_scale_and_shift_what_a_matrix_gives_beside_others_that_do_not(
+    weights, native, adapters
+):
+    more = [one if one is None else with_outputs(one, seed) for seed, one in enumerate(adapters)]
+    assert not {one.digest for one in more if one} & {one.digest for one in adapters if one}
+    sequences = [
+        sequence(tokens_of(9 + i, i), range(2 * i, 2 * i + 2), adapter)
+        for i, adapter in enumerate((more + adapters) * 2)
+    ]
+    batch = step(*(whole(one) for one in sequences))
+    found, wanted = (
+        native.forward(batch),
+        TorchRunner(weights, BLOCKS, compute=torch.float32).forward(batch),
+    )
+    assert (found - wanted).abs().max() < 0.15 * wanted.std()
+    assert (found - wanted).abs().mean() < 0.015 * wanted.std()
+    plain = native.forward(
+        step(*(whole(sequence(one.tokens, one.block_table)) for one in sequences))
+    )
+    bare = torch.cat([torch.full((len(one.tokens),), one.adapter is None) for one in sequences])
+    assert torch.equal(found[bare], plain[bare])
+    alone = native.forward(step(whole(sequences[1])))
+    first = len(sequences[0].tokens)
+    assert torch.equal(alone, found[first : first + len(alone)])
+
+
 def test_adapters_long_unused_are_freed_and_packed_again(weights, adapters, monkeypatch):
     monkeypatch.setattr(runner, "KEPT_ADAPTERS", 2)
     own = TensorRunner(weights, BLOCKS, threads=1)
@@ -129,3 +166,9 @@ def test_factors_that_fit_no_matrix_are_refused(native, adapters):
     with pytest.raises(EngineError, match="wrong does not fit"):
         native.forward(step(whole(sequence(tokens_of(5, 1), [0], wrong))))
     assert wrong.digest not in native._adapters
+    module, (a, b) = "model.layers.0.self_attn.q_proj", (torch.zeros(50, 4), torch.zeros(4, 96))
+    for outputs in ({module: (torch.ones(5),) * 2}, {"model.layers.1.mlp.up_proj": (b[0],) * 2}):
+        wrong = LoadedAdapter("wrong", {module: (a, b)}, outputs)
+        with pytest.raises(EngineError, match="wrong does not fit"):
+            native.forward(step(whole(sequence(tokens_of(5, 1), [0], wrong))))
+        assert wrong.digest not in native._adapters
