@@ -16,14 +16,7 @@ from quietchoir.tests.house import FLOORS, ROOMS, ROOT, imports, product, source
 
 # Still to be mended: these lists only shrink, and what is not on them fails.
 CIRCLES: list[list[str]] = []
-ROOM_CIRCLES: list[list[str]] = [
-    [
-        "federation.client_node",
-        "federation.server_node",
-        "federation.stateless_client",
-        "federation.transport",
-    ]
-]
+ROOM_CIRCLES: list[list[str]] = []
 # The one place that may import a library whose internals or weight would spread.
 ONE_DOOR = {
     "llguidance": (
@@ -31,7 +24,7 @@ ONE_DOOR = {
         "core/engine/sampling/grammar_compiler.py",
         "tests/",
     ),
-    "flwr": ("federation/transport", "tests/", "simulations/bench/"),
+    "flwr": ("federation/engines", "federation/transport", "tests/", "simulations/bench/"),
     "tenseal": (
         "crypto/he/ckks.py",
         "crypto/he/bfv.py",

@@ -6,7 +6,8 @@
                "charges of ACCOUNT" (`privacy_book`); "group key", "model of RUN", "key share" and
                its memory (`client_store`);
                "contribution", "followed models" (`rounds`);
-               "attempt" (`..stateless_client`); "personal adapter" (`personalization.worker`)
+               "attempt" (`engines.stateless_client`); "personal adapter"
+               (`personalization.worker`)
 
 Knows the tables, and that nobody else may read them. Knows nothing of what is in them.
 Always: one process takes part at a time (`hold`); what a former version kept is taken over first.

@@ -26,6 +26,12 @@ from ...crypto.secagg.session import Session, commit
 from ...federation.aggregation import attested_sum, hello, parts, secagg, state_transfer
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.hello import Hello, SealedEnvelope
+from ...federation.engines.stateless_client import (
+    ASIDE,
+    AttemptSnapshot,
+    freeze_attempt,
+    thaw_attempt,
+)
 from ...federation.membership import roster, update
 from ...federation.membership.log import create_chain
 from ...federation.rounds import client, delta_chain, scheduler
@@ -35,7 +41,6 @@ from ...federation.rounds.member_held import OwnModel
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
-from ...federation.stateless_client import ASIDE, AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store import client_store
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member

@@ -28,12 +28,12 @@ from ...federation.aggregation import attested_sum
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import Terms
+from ...federation.engines.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.rounds import delta_chain
 from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
 from ...federation.rounds.model_broadcast import ClientModelCache, FollowedModel
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
-from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
 from ...federation.wire import messages

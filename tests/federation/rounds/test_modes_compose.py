@@ -16,9 +16,10 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.federation import stateless_client
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.aggregation.registry import check_freezable
+from quietchoir.federation.engines import apps, stateless_client
+from quietchoir.federation.engines.apps import Settings
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.rounds.server import Coordinator
@@ -28,8 +29,6 @@ from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.transport import apps
-from quietchoir.federation.transport.apps import Settings
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup

@@ -22,10 +22,10 @@ from quietchoir.core.errors import BudgetError, ConfigError, FederationError, Qu
 from quietchoir.crypto.experimental.threshold import ThresholdMemory
 from quietchoir.crypto.identity.keys import digest
 from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
+from quietchoir.federation.engines.stateless_client import AttemptSnapshot
 from quietchoir.federation.personalization.worker import Pending
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.model_broadcast import ClientModelCache
-from quietchoir.federation.stateless_client import AttemptSnapshot
 from quietchoir.federation.store import checkpoint, former
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY, ClientStore, KeyShareStore

@@ -32,11 +32,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.engines import apps
 from quietchoir.federation.membership.founding import TLS_KEY, Founding, create_federation
 from quietchoir.federation.membership.keys import NodeKeys
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.transport import (
-    apps,
     connection,
     fleet_endpoint,
     messenger,

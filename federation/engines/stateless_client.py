@@ -19,39 +19,39 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import log
-from ..core.config import Config
-from ..core.errors import AuthenticationError, QuietchoirError
-from ..core.worker import Worker
-from ..crypto.he.encrypted_ring import MemberService
-from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
-from .aggregation import state_transfer
-from .aggregation.base import ClientSecrets
-from .aggregation.registry import check_freezable, thaw
-from .aggregation.update import Terms
-from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
-from .costs import round_cost
-from .membership import roster
-from .membership.consent import check_consent, check_upload
-from .membership.keys import load_or_create
-from .model_files import resident
-from .rounds.client import Attempt, Client
-from .rounds.contribution_buffer import ContributionBuffer
-from .rounds.model_broadcast import ClientModelCache
-from .spec.policy import Policy
-from .store.checkpoint import Vector
-from .store.client_store import ClientStore
-from .store.database import DamagedError, Database
-from .store.ledger import AnsweredRounds
-from .store.member import hold, open_member
-from .training.learner import Counts, Learner, Trained
-from .training.synthetic_task import ForgetfulRehearsal
-from .wire import messages
-from .wire.messages import GROUP, RoundId
+from ...core import log
+from ...core.config import Config
+from ...core.errors import AuthenticationError, QuietchoirError
+from ...core.worker import Worker
+from ...crypto.he.encrypted_ring import MemberService
+from ...crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
+from ..aggregation import state_transfer
+from ..aggregation.base import ClientSecrets
+from ..aggregation.registry import check_freezable, thaw
+from ..aggregation.update import Terms
+from ..client_node import ClientNode, ClientOptions, make_learner, trainer_of
+from ..costs import round_cost
+from ..membership import roster
+from ..membership.consent import check_consent, check_upload
+from ..membership.keys import load_or_create
+from ..model_files import resident
+from ..rounds.client import Attempt, Client
+from ..rounds.contribution_buffer import ContributionBuffer
+from ..rounds.model_broadcast import ClientModelCache
+from ..spec.policy import Policy
+from ..store.checkpoint import Vector
+from ..store.client_store import ClientStore
+from ..store.database import DamagedError, Database
+from ..store.ledger import AnsweredRounds
+from ..store.member import hold, open_member
+from ..training.learner import Counts, Learner, Trained
+from ..training.synthetic_task import ForgetfulRehearsal
+from ..wire import messages
+from ..wire.messages import GROUP, RoundId
 
 if TYPE_CHECKING:
-    from ..core.models.weights import Weights
-    from ..core.training.trainer import Trainer
+    from ...core.models.weights import Weights
+    from ...core.training.trainer import Trainer
 
 logger = log.get("federation.visit")
 ASIDE = "attempt"  # record

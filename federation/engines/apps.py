@@ -25,16 +25,16 @@ from flwr.serverapp import Grid, ServerApp
 from ...core import config, log
 from ...core.config import Config, ConsentConfig
 from ...core.errors import ConfigError, MessageError, QuietchoirError
-from .. import stateless_client
 from ..aggregation.registry import check_freezable
 from ..client_node import default_home
 from ..events import FederationEvent
 from ..membership import roster
 from ..monitor.event_printer import sentence
 from ..server_node import CoordinatorOptions, coordinate
-from ..stateless_client import Own
+from ..transport.records import answer_to, open_letter, seal_letter
+from . import stateless_client
 from .grid import GREETING, NAME, NONCE, PROOF, GridLink
-from .records import answer_to, open_letter, seal_letter
+from .stateless_client import Own
 
 logger = log.get("federation.flower")
 # of what is put aside between two letters: in the SuperNode's memory, nowhere else

@@ -21,8 +21,8 @@ from ...core import log
 from ...core.errors import AuthenticationError
 from ...crypto.identity.keys import PublicIdentity, bind
 from ..spec.policy import Policy
-from ..stateless_client import hello_context
-from .records import open_letter, seal_letter
+from ..transport.records import open_letter, seal_letter
+from .stateless_client import hello_context
 
 logger = log.get("federation.flower")
 # Flower's message types: who of the ClientApp's functions answers

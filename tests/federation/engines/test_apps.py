@@ -20,14 +20,13 @@ from packaging.requirements import Requirement
 
 from quietchoir.core.errors import ConfigError, MessageError
 from quietchoir.crypto.identity.keys import Identity, bind
-from quietchoir.federation import stateless_client
+from quietchoir.federation.engines import apps, grid, stateless_client
+from quietchoir.federation.engines.apps import Settings, conduct
+from quietchoir.federation.engines.stateless_client import ASIDE, AttemptSnapshot
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.compatibility import CAPABILITIES
-from quietchoir.federation.stateless_client import ASIDE, AttemptSnapshot
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.transport import apps, grid
-from quietchoir.federation.transport.apps import Settings, conduct
 from quietchoir.federation.transport.records import open_letter, seal_letter
 from quietchoir.federation.wire import messages
 from quietchoir.simulations import scale
@@ -355,6 +354,6 @@ def test_the_app_that_is_sent_names_every_setting_and_brings_no_program() -> Non
         one.name.replace("_", "-"): one.default for one in dataclasses.fields(Settings)
     }
     assert all(
-        name.startswith("quietchoir.federation.transport.apps:")
+        name.startswith("quietchoir.federation.engines.apps:")
         for name in told["components"].values()
     )
