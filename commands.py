@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .core.server.client import RemoteAssistant
     from .node import Node
 
-MAX_ANSWER_TOKENS = 512
-
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     """Add `serve`, `chat`, `data` and `doctor`."""
@@ -177,7 +175,7 @@ class LocalReplier:
 
         ask = ChatRequest(
             messages=tuple(messages),
-            sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
+            talk=SamplingParams(**self.node.sampling.given()),  # type: ignore[arg-type]  # fields by their names
             adapter=self.node.adapters.active,
             conversation=self.conversation,
         )
@@ -198,7 +196,7 @@ def remote(arguments: Namespace) -> "RemoteAssistant":
     from .core.server.client import RemoteAssistant
 
     token = read_token(arguments.token_file or paths.home() / TOKEN_FILE)
-    return RemoteAssistant(arguments.url, token, max_tokens=MAX_ANSWER_TOKENS)
+    return RemoteAssistant(arguments.url, token)
 
 
 def write(text: str) -> None:

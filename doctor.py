@@ -156,7 +156,7 @@ def model(config: Config) -> Finding:
 
     try:
         path = catalog.find(config.engine.model)
-        architecture, tensors, _ = weights.read_parts(path)
+        architecture, tensors, *_ = weights.read_parts(path)
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
     text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
 from .core.assistant.assistant import Assistant
-from .core.config import Config
+from .core.assistant.context import ContextWindow
+from .core.assistant.passages import PassageRanker
+from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
 from .core.history.store import PERSONAL, HistoryStore
 from .core.models import weights
+from .core.models.generation_config import UNSAID
 from .core.models.hub import catalog
 from .core.models.hub.catalog import model_name
 from .core.models.weights import Weights
@@ -133,6 +136,8 @@ class Node:
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
+        self.embedders = SharedEmbedder()
+        self.sampling: SamplingConfig  # how talk is drawn where clients leave it open
 
     async def start_assistant(self) -> None:
         """Load the model and everything that answers.
@@ -146,6 +151,8 @@ class Node:
                 weights.load, catalog.find(self.config.engine.model)
             )
         self.weights = self.loaded
+        recommended = catalog.sampling(self.config.engine.model).over(self.weights.sampling)
+        self.sampling = self.config.sampling.over(recommended).over(UNSAID)
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
         self.engine.start()
         self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
@@ -165,7 +172,32 @@ class Node:
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=self.adapters.prompt_of,
             config=self.config.tools,
+            window=self.window(),
         )
+
+    def window(self) -> ContextWindow:
+        """What fits long conversations; by their words alone where there is no embedding model."""
+        engine, model = self.config.engine, self.weights.architecture.context_length
+        if self.engine.context < min(engine.context, model):
+            advice = f"raise engine.kv_bytes, which holds {self.engine.context} tokens now"
+        elif self.engine.context < model:
+            advice = f"raise engine.context, now {engine.context}; the model holds {model}"
+        else:
+            advice = f"take a model that holds more than {model}"
+        ranker = PassageRanker(self.passage_embedder)
+        return ContextWindow(self.weights.tokenizer.encode, ranker, advice=advice)
+
+    def passage_embedder(self) -> "SentenceEmbedder | None":
+        """The embedding model, if conversations may be searched with it and it is there."""
+        if not self.config.context.embeddings:
+            return None
+        try:
+            return self.embedders.load(catalog.find(EMBEDDING))
+        except QuietchoirError as error:
+            if str(error) != self.embedders.told:
+                logger.info("long conversations are searched by their words alone: %s", error)
+            self.embedders.told = str(error)
+            return None
 
     async def keep_conversations(self) -> None:
         """Take up where the last run's conversations ended, and keep this run's; if none are to
@@ -208,8 +240,8 @@ class Node:
         self.parts.callback(claimed.close)
         token = auth.load_token(self.home)
         await self.start_assistant()
-        embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), read_embedder)
         self.open_history()
+        embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), self.embedders.load)
         parts = Parts(
             assistant=self.assistant,
             adapters=self.adapters,
@@ -218,6 +250,7 @@ class Node:
             embedding=embedding,
             history=self.history,
             destinations=lambda: self.destinations,
+            sampling=self.sampling,
         )
         self.server = NodeServer(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
@@ -278,16 +311,27 @@ class Node:
         await self.stop()
 
 
-def read_embedder(folder: Path) -> "SentenceEmbedder":
-    """The embedding model of a folder.
+class SharedEmbedder:
+    """The embedding model, read once for all who ask, in whatever thread."""
 
-    Raises:
-        ModelError: not usable. MissingPartError: torch is not there, which a node that only chats
-        does without.
-    """
-    with parts.wanted("/v1/embeddings"):
-        from .core.models.embedding.embedder import SentenceEmbedder
-    return SentenceEmbedder.load(folder)
+    def __init__(self) -> None:
+        self.told = ""  # why there is none, if that was said already
+        self._found: SentenceEmbedder | None = None
+        self._reading = threading.Lock()
+
+    def load(self, folder: Path) -> "SentenceEmbedder":
+        """The embedding model of a folder.
+
+        Raises:
+            ModelError: not usable. MissingPartError: torch is not there, which a node that only
+            chats does without.
+        """
+        with self._reading:
+            if self._found is None:
+                with parts.wanted("an embedding model"):
+                    from .core.models.embedding.embedder import SentenceEmbedder
+                self._found = SentenceEmbedder.load(folder)
+            return self._found
 
 
 class Membership:

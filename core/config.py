@@ -54,6 +54,57 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How talk is drawn where a client leaves it open; None: as the model's makers recommend.
+
+    Answers in a demanded form, tool calls among them, are greedy unless the client says otherwise.
+    """
+
+    temperature: float | None = None  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    # an answer that only repeats itself is ended
+    loop_guard: bool = True
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} = {value} must lie between {low:g} and {high:g}")
+
+    def given(self) -> dict[str, float | int | bool]:
+        """What is said, by name."""
+        fields = {name: getattr(self, name) for name in SAMPLING_RANGES}
+        said = {name: value for name, value in fields.items() if value is not None}
+        return said | {"loop_guard": self.loop_guard}
+
+    def over(self, other: "SamplingConfig") -> "SamplingConfig":
+        """This one, and `other` for what it leaves open."""
+        return SamplingConfig(**other.given() | self.given())  # type: ignore[arg-type]  # fields by their names
+
+
+# As the API takes them.
+SAMPLING_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_p": (1e-6, 1.0),
+    "top_k": (0, 1 << 20),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 10.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextConfig:
+    """What is done with a conversation that is longer than the model reads."""
+
+    # its turns are found by meaning too, once minilm-l6-v2 was pulled; the first such conversation
+    # loads it and torch (about 300 MB)
+    embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Where the assistant answers. Never beyond this machine unless the owner says so."""
 
@@ -183,6 +234,8 @@ class Config:
     """Everything the owner decides."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     consent: ConsentConfig = field(default_factory=ConsentConfig)

@@ -93,7 +93,11 @@ async def client(node: Node) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}], "max_tokens": 24} | fields
+    return {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 24,
+        "temperature": 0.0,
+    } | fields
 
 
 async def answer(client: aiohttp.ClientSession, body: dict[str, Any]) -> dict[str, Any]:
@@ -212,11 +216,18 @@ async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_tu
     assert 256 < body["usage"]["prompt_tokens"] <= 508
 
 
-async def test_a_message_longer_than_the_context_is_refused(
+async def test_a_message_longer_than_the_context_is_excerpted_and_a_system_message_is_refused(
     client: aiohttp.ClientSession, node: Node
 ) -> None:
-    async with client.post(CHAT, json=ask("word " * 2000)) as response:
-        assert response.status == 400 and "at most" in (await response.json())["error"]["message"]
+    found = await answer(client, ask("word " * 2000 + "\n\nWhat is the capital of France?"))
+    assert found["context"]["excerpted_turns"] == [1]
+    assert found["usage"]["prompt_tokens"] == found["context"]["shown_tokens"] < 512
+    system = {"role": "system", "content": "word " * 2000}
+    body = ask("Hello") | {"messages": [system, {"role": "user", "content": "Hello"}]}
+    async with client.post(CHAT, json=body) as response:
+        said = (await response.json())["error"]["message"]
+    assert response.status == 400
+    assert "system message takes" in said and "raise engine.context, now" in said
     assert node.engine.stats().running == 0
 
 

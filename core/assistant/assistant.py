@@ -25,7 +25,7 @@ from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .approvals import Approvals
 from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, calls_in, format_of
-from .context import Message, fit
+from .context import ContextWindow, LeftOut, Message, Prompt
 from .events import (
     ANY_TOOL,
     ApprovalEvent,
@@ -43,6 +43,7 @@ from .tool_prompt import TemplateEncoder, ToolPrompt
 from .tool_ranking import ToolRanking
 from .tools import ToolInfo, ToolResult, Tools
 
+ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated length
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
@@ -95,6 +96,7 @@ class Turn:
     calls: list[ToolCall] = field(default_factory=list)  # of the last generation
     repeats: bool = False  # they are those of the generation before
     said: str = ""  # beside them
+    told: bool = False  # what of the conversation the model is not shown
     probability: float | None = None  # of these calls together
     reason: str = "stop"
     prompt_tokens: int = 0
@@ -121,6 +123,7 @@ class Assistant:
         threshold_of: Callable[[str | None], float | None] = lambda _: None,
         config: ToolsConfig | None = None,
         ranking: ToolRanking | None = None,
+        window: ContextWindow | None = None,
     ) -> None:
         """
         Args:
@@ -128,6 +131,7 @@ class Assistant:
             prompt_of: how an adapter that the engine holds was trained to be asked.
             threshold_of: from which probability on an adapter's calls are right, as measured on
                 held-out examples; None: not measured, so it is never sure.
+            window: fits conversations; None: by their words alone.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -139,15 +143,16 @@ class Assistant:
         self.config = config or ToolsConfig()
         self.approvals = Approvals(self.config)
         self.ranking = ranking or ToolRanking()
+        self.window = window or ContextWindow(tokenizer.encode)
 
     async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
 
         Yields:
-            Text pieces; for each call a `ToolCallEvent`, where the owner is asked an
-            `ApprovalEvent` and an `ApprovedEvent`, and a `ToolResultEvent`; before each further
-            generation a `LoopStepEvent`; `Finished` last. Calls of the caller's own tools have no
-            result: it brings one in its next request.
+            `LeftOut`, where the conversation did not fit; text pieces; for each call a
+            `ToolCallEvent`, where the owner is asked an `ApprovalEvent` and an `ApprovedEvent`, and
+            a `ToolResultEvent`; before each further generation a `LoopStepEvent`; `Finished` last.
+            Calls of the caller's own tools have no result: it brings one in its next request.
 
         Raises:
             RequestError: it can never run as it is. OverloadedError: it could later.
@@ -182,7 +187,8 @@ class Assistant:
             RequestError, OverloadedError, EngineError: as `reply`.
         """
         prompt = await asyncio.to_thread(self.tokenizer.encode, text)
-        async with aclosing(self._stream(ask, ask.sampling_params, tuple(prompt))) as events:
+        params = ask.talk or ask.sampling_params
+        async with aclosing(self._stream(ask, params, tuple(prompt))) as events:
             async for event in events:
                 yield event
 
@@ -225,32 +231,37 @@ class Assistant:
         if turn.ask.caller_tools is not None:
             turn.reason = "tool_calls"
             return True
-        if turn.completion_tokens >= turn.ask.sampling_params.max_tokens:
+        most = turn.ask.sampling_params.max_tokens
+        if most is not None and turn.completion_tokens >= most:
             turn.reason = "length"
             return True
         # an adapter of single calls has learned nothing else to say: the tool's sentence answers
         return self._prompt_format(turn.ask).answers == "tool_call"
 
-    async def _generate(self, turn: Turn) -> AsyncGenerator[Text, None]:
+    async def _generate(self, turn: Turn) -> AsyncGenerator[LeftOut | Text, None]:
         """One generation: its text as it comes; its calls, text and counts into the turn.
 
         Raises:
             ToolCallCutError: the token limit cut a call.
         """
-        ask, params = turn.ask, turn.ask.sampling_params
+        ask, params = turn.ask, self._sampling(turn)
+        most = params.max_tokens
         params = replace(
             params,
-            max_tokens=params.max_tokens - turn.completion_tokens,
+            max_tokens=None if most is None else most - turn.completion_tokens,
             constraint=turn.constraint or params.constraint,
             # a call's probability is needed where it decides whether the owner is asked
             logprobs=0 if params.logprobs is None and self._is_weighed(turn) else params.logprobs,
         )
         # a greedy max_tokens must not push the question out
-        reserve = min(params.max_tokens, self.context // 2)
+        reserve = min(params.max_tokens or self.context // ANSWER_SHARE, self.context // 2)
         prompt = await asyncio.to_thread(self._prompt, turn, self.context - reserve)
+        if prompt.left_out is not None and not turn.told:
+            turn.told = True
+            yield prompt.left_out
         buffer = ToolCallBuffer(turn.known, partial(self._is_meant, turn))
         turn.said = ""
-        async with aclosing(self._stream(ask, params, prompt)) as events:
+        async with aclosing(self._stream(ask, params, prompt.tokens)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     end = event
@@ -303,7 +314,16 @@ class Assistant:
         if self._prompt_format(turn.ask).answers == "tool_call":
             yield Text(result.text)
 
-    def _prompt(self, turn: Turn, budget: int) -> tuple[int, ...]:
+    def _sampling(self, turn: Turn) -> SamplingParams:
+        """The numbers for talk, unless the answer has a form or is by training a call: those want
+        the likeliest words, as a call within talk does.
+        """
+        ask = turn.ask
+        forced = ask.sampling_params.constraint or (turn.constraint and not turn.constraint.trigger)
+        calls = turn.known and self._prompt_format(ask).answers == "tool_call"
+        return ask.sampling_params if ask.talk is None or forced or calls else ask.talk
+
+    def _prompt(self, turn: Turn, budget: int) -> Prompt:
         """Raises: RequestError: it does not fit, or this model has no way to read a
         conversation.
         """
@@ -316,7 +336,8 @@ class Assistant:
             )
         try:
             encoder = ToolPrompt(self.tokenizer, self._traits(), turn.form, turn.listed)
-            return fit(turn.messages, encoder, budget - len(start)) + start
+            prompt = self.window.fit(turn.messages, encoder, budget - len(start))
+            return replace(prompt, tokens=prompt.tokens + start)
         # the file is right as it is, for whoever asks it for something else
         except ModelFileError as error:
             raise RequestError(str(error)) from error
@@ -327,7 +348,7 @@ class Assistant:
         room = max(1, self.context - len(prompt))
         request = GenerationRequest(
             prompt=prompt,
-            sampling_params=replace(params, max_tokens=min(params.max_tokens, room)),
+            sampling_params=replace(params, max_tokens=min(params.max_tokens or room, room)),
             adapter=ask.adapter,
         )
         generation = await self._submit(request)

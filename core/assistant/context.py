@@ -1,16 +1,37 @@
-"""A conversation into prompt tokens, within a budget.
+"""A conversation into prompt tokens, within a budget, with what bears on the question kept.
 
-Knows messages and token counts. Knows nothing of models, tools or HTTP.
-Always: system messages at the head and the newest turn stay; what is dropped is the oldest, and in
-whole turns.
+Knows messages, turns and token counts. Knows nothing of models, tools or HTTP.
+Always: system messages at the head, the newest question and the newest tool exchange stay; recent
+turns stay whole, older ones as far as they bear on the question; roles and order never change; a
+tool call stays with its results; what is left out is marked in the prompt and told to the caller.
+A conversation that fits is not touched.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..errors import RequestError
-from ..toolcall import ToolCall
+from ..toolcall import ToolCall, render
+from .passages import PassageRanker, TextPassage, split_passages
+
+GAP = "[…]"  # where something was left out
+GAP_TOKENS = 3
+MESSAGE_TOKENS = 6  # that a chat template writes around a message, about; it is counted in the end
+CERTAIN = 1.25  # times the budget: what is longer by that count is longer
+NEWEST_WHOLE = 0.9  # of the budget: a newest turn of no more is shown whole
+NEWEST_SHARE = 0.75  # of the budget, for a longer one while there are others
+RECENT_SHARE = 0.3  # of what is left then, for the turns just before it, whole
+SHORT_TURN = 96  # tokens; a turn of no more is shown whole or not at all
+NOTES_SHARE = 0.15  # of the budget, for what is known of turns that are left out
+NOTES = "Notes that the assistant took of earlier turns:"
+CHUNK_CHARACTERS = 1600  # of a text that is condensed as one
+LEAST_ROOM = 64  # tokens that system message and tools must leave
+QUESTION_CHARACTERS = 600  # a longer message has its question at its beginning or end
+BARE_QUESTION = 60  # characters; one of no more is read with what was said before it
+MOST_SPLITS = 4096  # messages whose passages are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +71,62 @@ class ChatEncoder(Protocol):
         ...
 
 
+Notes = Callable[[Sequence[str]], Sequence[str]]
+
+
+def nothing_known(texts: Sequence[str]) -> Sequence[str]:
+    """No notes were ever taken."""
+    return [""] * len(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What of a conversation the model is not shown. Turns are counted from one, and one begins
+    with each user's message.
+    """
+
+    tokens: int  # that the whole conversation takes, about
+    shown_tokens: int  # of the prompt
+    turns: tuple[int, ...]  # not shown at all
+    excerpted_turns: tuple[int, ...]  # shown in part
+    condensed_turns: tuple[int, ...] = ()  # of which the model's own notes are shown
+
+    def told(self) -> str:
+        """In words, for people."""
+        said = [
+            f"{what} {ranges(turns)}"
+            for what, turns in (
+                ("without turn", self.turns),
+                ("with excerpts of turn", self.excerpted_turns),
+                ("with notes on turn", self.condensed_turns),
+            )
+            if turns
+        ]
+        return (
+            f"the conversation takes {self.tokens} tokens, the model was shown "
+            f"{self.shown_tokens}: {', '.join(said) or 'its roles alone are left out'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as the model is shown it."""
+
+    tokens: tuple[int, ...]
+    left_out: LeftOut | None = None  # None: nothing
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """ "1-3, 7" for 1, 2, 3, 7."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in found)
+
+
 def turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """Split into (system messages at the head, turns); a turn begins with each user's message."""
     start = next(
@@ -63,31 +140,374 @@ def turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message
     return list(messages[:start]), split
 
 
-def fit(messages: Sequence[Message], encoder: ChatEncoder, budget: int) -> tuple[int, ...]:
-    """Prompt tokens of the head and as many of the newest turns as fit into `budget` tokens.
+@dataclass(slots=True, eq=False)
+class Part:
+    """One message, and which of its passages are shown."""
 
-    Raises:
-        RequestError: the head and the newest turn alone are longer than `budget`.
-    """
-    head, split = turns(messages)
+    message: Message
+    passages: Sequence[TextPassage]
+    counts: Sequence[int]  # tokens of each passage
+    fixed: int  # tokens of its calls and of what a template writes around it
+    shown: set[int] = field(default_factory=set)
 
-    def encode(count: int) -> list[int]:
-        kept = head + [message for turn in split[len(split) - count :] for message in turn]
-        return encoder.encode_chat([message.for_template() for message in kept])
+    @property
+    def tokens(self) -> int:
+        """Of the whole message."""
+        return self.fixed + sum(self.counts)
 
-    fits, too_many = min(1, len(split)), len(split) + 1
-    tokens = encode(fits)
-    if len(tokens) > budget:
-        raise RequestError(
-            f"the newest message takes {len(tokens)} tokens, at most {budget} fit; "
-            f"send a shorter one"
+    def excerpt(self) -> Message:
+        """The message, gaps marked where passages are left out."""
+        if len(self.shown) == len(self.passages):
+            return self.message
+        text, gap = "", True
+        for place, passage in enumerate(self.passages):
+            if place in self.shown:
+                text += passage.text
+                gap = True
+            elif gap:
+                text = f"{text.rstrip()} {GAP} " if text else f"{GAP} "
+                gap = False
+        return replace(self.message, content=text.strip())
+
+
+Group = list[Part]  # a message, or a message that calls tools with their results
+
+
+@dataclass(slots=True, eq=False)
+class ChatTurn:
+    """A user's message and what followed, in groups that are shown or left out as one."""
+
+    groups: list[Group]
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """Its messages."""
+        return (part for group in self.groups for part in group)
+
+    @property
+    def tokens(self) -> int:
+        """Of all its messages."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def open(self) -> bool:
+        """Is any of it shown?"""
+        return any(part.shown for part in self.parts)
+
+    @property
+    def whole(self) -> bool:
+        """Is all of it shown?"""
+        return all(len(part.shown) == len(part.passages) for part in self.parts)
+
+    def is_open(self, group: Group) -> bool:
+        """Is any of a group shown? Its question and its answer are wherever anything is: roles
+        must take turns, as many templates demand.
+        """
+        ends = group is self.groups[0] or (
+            group is self.groups[-1] and group[-1].message.role == "assistant"
         )
-    # Doubling from the newest end: the cost stays near the budget, however long the history is.
-    while too_many - fits > 1:
-        count = min(fits * 2, (fits + too_many) // 2)
-        candidate = encode(count)
-        if len(candidate) <= budget:
-            fits, tokens = count, candidate
-        else:
-            too_many = count
-    return tuple(tokens)
+        return any(part.shown for part in group) or (ends and self.open)
+
+    def messages(self) -> Iterator[Message]:
+        """What of it is shown."""
+        for group in self.groups:
+            if self.is_open(group):
+                yield from (part.excerpt() for part in group)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A passage that may be shown."""
+
+    turn: ChatTurn
+    group: Group
+    part: Part
+    place: int
+
+
+class Draft:
+    """What of a conversation is shown so far, and what it takes."""
+
+    def __init__(self, turns: list[ChatTurn]) -> None:
+        self.turns = turns
+        self.tokens = 0  # about
+        self.notes: dict[int, str] = {}  # by a turn's number, what is known of it
+        self._added: list[list[Candidate]] = []  # what may be taken back, the newest last
+
+    def candidates(self, turns: Sequence[ChatTurn]) -> list[Candidate]:
+        """Every passage of these turns that is not shown yet."""
+        return [
+            Candidate(turn, group, part, place)
+            for turn in turns
+            for group in turn.groups
+            for part in group
+            for place in range(len(part.passages))
+            if place not in part.shown
+        ]
+
+    def cost(self, wanted: Sequence[Candidate]) -> int:
+        """Tokens that showing these passages of one turn adds."""
+        turn = wanted[0].turn
+        before = [group for group in turn.groups if turn.is_open(group)]
+        for one in wanted:
+            one.part.shown.add(one.place)
+        opened = [group for group in turn.groups if turn.is_open(group) and group not in before]
+        for one in wanted:
+            one.part.shown.discard(one.place)
+        around = sum(part.fixed + GAP_TOKENS for group in opened for part in group)
+        return around + sum(one.part.counts[one.place] + GAP_TOKENS for one in wanted)
+
+    def show(self, wanted: Sequence[Candidate], *, pinned: bool = False) -> None:
+        """Show these passages of one turn; those that are not pinned may be taken back."""
+        if wanted:
+            self.tokens += self.cost(wanted)
+            for one in wanted:
+                one.part.shown.add(one.place)
+            if not pinned:
+                self._added.append(list(wanted))
+
+    def show_while(self, ranked: Sequence[Candidate], room: int) -> None:
+        """Show passages, the first first, as long as `room` tokens in all are not exceeded; of a
+        short turn all at once.
+        """
+        for one in ranked:
+            if room - self.tokens < MESSAGE_TOKENS:
+                break
+            if one.place in one.part.shown:
+                continue
+            short = one.turn.tokens <= SHORT_TURN
+            wanted = self.candidates([one.turn]) if short else [one]
+            if self.tokens + self.cost(wanted) <= room:
+                self.show(wanted)
+
+    def take_back(self, excess: int) -> bool:
+        """Leave out again what was shown last, until about so many tokens are saved; False if all
+        that is left must stay.
+        """
+        saved = 0
+        while saved < excess and self._added:
+            last = self._added.pop()
+            for one in last:
+                one.part.shown.discard(one.place)
+                saved += one.part.counts[one.place]
+        return saved > 0
+
+    def messages(self) -> list[Message]:
+        """The conversation as it is shown."""
+        found: list[Message] = []
+        if self.notes:
+            lines = [f"[turn {number}] {note}" for number, note in sorted(self.notes.items())]
+            found = [Message("user", "\n".join([NOTES, *lines])), Message("assistant", GAP)]
+        gap = False
+        for turn in self.turns:
+            shown = list(turn.messages())
+            marked = turn is self.turns[-1] or not shown or shown[0].content.startswith(GAP)
+            if gap and not marked:
+                shown[0] = replace(shown[0], content=f"{GAP} {shown[0].content}")
+            gap = not shown
+            found += shown
+        return found
+
+    def left_out(self, tokens: int, shown_tokens: int) -> LeftOut:
+        """What is not shown."""
+        numbered = list(enumerate(self.turns, 1))
+        return LeftOut(
+            tokens,
+            shown_tokens,
+            tuple(n for n, turn in numbered if not turn.open and n not in self.notes),
+            tuple(number for number, turn in numbered if turn.open and not turn.whole),
+            tuple(sorted(self.notes)),
+        )
+
+
+class ContextWindow:
+    """Fits conversations; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        ranker: PassageRanker | None = None,
+        notes: Notes = nothing_known,
+        *,
+        advice: str = "raise engine.context",
+    ) -> None:
+        """
+        Args:
+            encode: tokens of a text, to count them.
+            ranker: finds what bears on a question; None: by words alone.
+            notes: what is known of texts that are left out, empty where there is nothing.
+            advice: what an owner can do about a context that is too small.
+        """
+        self.encode = encode
+        self.ranker = ranker or PassageRanker()
+        self.notes = notes
+        self.advice = advice
+        self._splits: OrderedDict[bytes, tuple[list[TextPassage], list[int]]] = OrderedDict()
+
+    def fit(self, messages: Sequence[Message], encoder: ChatEncoder, budget: int) -> Prompt:
+        """Prompt tokens of a conversation, at most `budget`.
+
+        Args:
+            encoder: writes it down, with the tools on offer.
+
+        Raises:
+            RequestError: what must stay is longer than that; the sentence says what it was.
+        """
+        head, split = turns(messages)
+        draft = Draft(self._parts(split))
+        size = sum(turn.tokens for turn in draft.turns)
+        if size <= CERTAIN * budget + MESSAGE_TOKENS * len(messages) or not split:
+            # that count is not exact, this one is
+            tokens = encoded(messages, encoder)
+            if len(tokens) <= budget:
+                return Prompt(tuple(tokens))
+        room = budget - self._head(head, encoder, budget)
+        self._choose(draft, room)
+        while len(tokens := encoded([*head, *draft.messages()], encoder)) > budget:
+            if not draft.take_back(len(tokens) - budget):
+                raise RequestError(
+                    f"the newest message takes {len(tokens)} tokens in its shortest form, at most "
+                    f"{budget} fit; send a shorter one, or {self.advice}"
+                )
+        return Prompt(tuple(tokens), draft.left_out(size, len(tokens)))
+
+    def _head(self, head: Sequence[Message], encoder: ChatEncoder, budget: int) -> int:
+        """Tokens of the system messages, of the tools and of what a template adds.
+
+        Raises:
+            RequestError: they leave no room for a conversation.
+        """
+        taken = len(encoded([*head, Message("user", "")], encoder))
+        if taken <= budget - min(LEAST_ROOM, budget // 4):
+            return taken
+        own = sum(len(self.encode(message.content)) for message in head)
+        what = "the system message takes" if own > taken // 2 else "the tools on offer take"
+        raise RequestError(
+            f"{what} {own if own > taken // 2 else taken - own} tokens of the {budget} that a "
+            f"prompt may have here, which leaves no room for a question; shorten "
+            f"{'it' if own > taken // 2 else 'their descriptions'}, or {self.advice}"
+        )
+
+    def _choose(self, draft: Draft, room: int) -> None:
+        """Show what must stay, then recent turns, then what bears on the question."""
+        newest, older = draft.turns[-1], draft.turns[:-1]
+        asked = newest.groups[0][0]
+        pinned = question_places(asked.passages)
+        question = "".join(asked.passages[place].text for place in pinned)
+        draft.show([one for one in draft.candidates([newest]) if one.part is asked
+                    and one.place in pinned], pinned=True)  # fmt: skip
+        last = newest.groups[-1]
+        if last is not newest.groups[0]:  # what goes on: its call, and of its results what fits
+            begins = [one for one in draft.candidates([newest]) if one.part is last[0]]
+            draft.show(begins[:1], pinned=True)
+        if newest.tokens <= room * (NEWEST_WHOLE if older else 1):
+            draft.show(draft.candidates([newest]))
+        ranked = self._ranked(question, older, draft.candidates(draft.turns))
+        own = [one for one in ranked if one.turn is newest]
+        own.sort(key=lambda one: one.group is not last)
+        draft.show_while(own, int(room * NEWEST_SHARE) if older else room)
+        limit = draft.tokens + RECENT_SHARE * (room - draft.tokens)
+        for turn in reversed(older):
+            if draft.tokens + turn.tokens > limit:
+                break
+            draft.show(draft.candidates([turn]))
+        draft.show_while(ranked, int(room * (1 - NOTES_SHARE)))
+        self._take_notes(draft, ranked, room)
+        draft.show_while(ranked, room)
+
+    def _take_notes(self, draft: Draft, ranked: Sequence[Candidate], room: int) -> None:
+        """Put notes in the place of turns that are left out, those first that bear most on the
+        question.
+        """
+        missing = list(dict.fromkeys(one.turn for one in ranked if not one.turn.open))
+        texts = [list(chunks(turn)) for turn in missing]
+        known = iter(self.notes([text for each in texts for text in each]))
+        limit = draft.tokens + min(int(room * NOTES_SHARE), room - draft.tokens)
+        for turn, each in zip(missing, texts, strict=True):
+            note = " ".join(filter(None, (next(known) for _ in each)))
+            taken = len(self.encode(note)) + MESSAGE_TOKENS
+            if note and draft.tokens + taken <= limit:
+                draft.notes[draft.turns.index(turn) + 1] = note
+                draft.tokens += taken
+
+    def _ranked(
+        self, question: str, older: Sequence[ChatTurn], found: Sequence[Candidate]
+    ) -> list[Candidate]:
+        """Passages in the order in which they bear on the question."""
+        if not found:
+            return []
+        questions = [question]
+        if older and len(question) <= BARE_QUESTION:
+            before = older[-1].groups[0][0].message.content[-QUESTION_CHARACTERS:]
+            questions.append(f"{before} {question}")
+        latest_first = found[::-1]  # where nothing speaks for one before the other
+        order = self.ranker.rank(
+            questions, [one.part.passages[one.place].indexed for one in latest_first]
+        )
+        return [latest_first[place] for place in order]
+
+    def _parts(self, split: Sequence[Sequence[Message]]) -> list[ChatTurn]:
+        """Turns with their messages cut into passages and counted."""
+        found: list[ChatTurn] = []
+        before = ""
+        for messages in split:
+            turn = ChatTurn([])
+            for message in messages:
+                calls = "\n".join(render(call) for call in message.calls)
+                short = message.role != "user" or len(message.content) <= BARE_QUESTION
+                passages, counts = self._split(message.content, before if short else "")
+                if not passages:
+                    passages, counts = [TextPassage("", calls)], [0]
+                fixed = MESSAGE_TOKENS + (len(self.encode(calls)) if calls else 0)
+                part = Part(message, passages, counts, fixed)
+                if message.role == "tool" and turn.groups:
+                    turn.groups[-1].append(part)
+                else:
+                    turn.groups.append([part])
+                before = calls or message.content[-QUESTION_CHARACTERS:]
+            found.append(turn)
+        return found
+
+    def _split(self, text: str, before: str) -> tuple[list[TextPassage], list[int]]:
+        """Passages of a text and their tokens; remembered, since every request brings the whole
+        conversation again.
+        """
+        name = hashlib.sha256(f"{len(text)} {text}{before}".encode("utf-8", "replace")).digest()
+        if (known := self._splits.get(name)) is None:
+            passages = split_passages(text, before)
+            counts = [len(self.encode(passage.text)) for passage in passages]
+            known = self._splits[name] = (passages, counts)
+            while len(self._splits) > MOST_SPLITS:
+                self._splits.popitem(last=False)
+        return known
+
+
+def encoded(messages: Sequence[Message], encoder: ChatEncoder) -> list[int]:
+    """Tokens of a conversation."""
+    return encoder.encode_chat([message.for_template() for message in messages])
+
+
+def chunks(turn: ChatTurn) -> Iterator[str]:
+    """A turn's text in pieces of whole passages, each with its speaker, to be condensed one by
+    one.
+    """
+    for part in turn.parts:
+        text = ""
+        for passage in part.passages:
+            if text and len(text) + len(passage.text) > CHUNK_CHARACTERS:
+                yield f"{part.message.role}: {text.strip()}"
+                text = ""
+            text += passage.text
+        if text.strip():
+            yield f"{part.message.role}: {text.strip()}"
+
+
+def question_places(passages: Sequence[TextPassage]) -> list[int]:
+    """Which passages of a message ask something: all of a short one, else those at its beginning
+    and its end, or the one of them that has a question mark.
+    """
+    if sum(len(passage.text) for passage in passages) <= QUESTION_CHARACTERS:
+        return list(range(len(passages)))
+    ends = [0, len(passages) - 1]
+    marked = [place for place in ends if "?" in passages[place].text]
+    return marked if len(marked) == 1 else ends

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..engine.sampling.logprobs import TokenLogprobs
 from ..engine.sampling.params import SamplingParams
 from ..toolcall import ToolCall
-from .context import Message
+from .context import LeftOut, Message
 from .tools import Effect, ToolInfo, ToolResult
 
 ANY_TOOL = "*"
@@ -23,6 +23,8 @@ class ChatRequest:
     # what the assistant's answer begins with already; it is continued, and not repeated
     begun: str = ""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    # the same for an answer that may be any text; None: no other
+    talk: SamplingParams | None = None
     adapter: str | None = None  # an adapter the engine holds
     use_tools: bool = True
     # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
@@ -102,13 +104,14 @@ class ToolResultEvent:
 class Finished:
     """The last event of every answer."""
 
-    reason: str  # "stop", "length", "tool_calls" or "cancelled"
+    reason: str  # "stop", "length", "repetition", "tool_calls" or "cancelled"
     prompt_tokens: int
     completion_tokens: int
 
 
 Event = (
-    Text
+    LeftOut
+    | Text
     | ToolsListedEvent
     | LoopStepEvent
     | ToolCallEvent

@@ -15,11 +15,12 @@ from typing import Protocol
 from ..errors import EngineError, QuietchoirError
 from ..screen import one_line, visible
 from ..toolcall import render
-from .context import Message
+from .context import LeftOut, Message
 from .events import (
     ApprovalEvent,
     ApprovedEvent,
     Event,
+    Finished,
     Text,
     ToolCallEvent,
     ToolResultEvent,
@@ -51,6 +52,9 @@ class Replier(Protocol):
         ...
 
 
+CUT = {"length": "cut at the length limit", "repetition": "ended, it only repeated itself"}
+
+
 class Feedback(Protocol):
     """Whoever keeps the conversation, and what its owner makes of it."""
 
@@ -76,7 +80,7 @@ class TerminalChat:
         self.messages: list[Message] = []
 
     async def say(self, text: str) -> None:
-        """Ask, and write the answer as it comes.
+        """ChatRequest, and write the answer as it comes.
 
         Raises:
             EngineError: the answer failed; the question is not kept.
@@ -137,12 +141,16 @@ class TerminalChat:
     def show(self, event: Event) -> None:
         """Write one event."""
         match event:
+            case LeftOut():
+                self.write(f"[{event.told()}]\n")
             case Text(text):
                 self.write(visible(text))
             case ToolCallEvent(call=call):
                 self.write(f"[{one_line(render(call))}]\n")
             case ToolResultEvent(result=result) if not result.ok:
                 self.write(f"[did not work: {one_line(result.text)}] ")
+            case Finished(reason=reason) if reason in CUT:
+                self.write(f" [{CUT[reason]}]")
             case ApprovedEvent(by="timeout"):
                 self.write("[no answer in time, so it is not done] ")
             case ToolsListedEvent(names, offered):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import DEBUG
 from typing import TypeVar
 
@@ -161,6 +161,7 @@ class Engine:
             EngineError: the engine was stopped or has broken.
         """
         adapter = self.adapters.find(request.adapter)
+        request = self._limited(request)
         self._check(request)
         constraint = request.sampling_params.constraint
         matcher = None if constraint is None else self._grammars.compile(constraint)
@@ -383,13 +384,20 @@ class Engine:
             "failed" if reason == "error" else "cancelled" if reason == "cancelled" else "finished"
         ] += 1
 
+    def _limited(self, request: GenerationRequest) -> GenerationRequest:
+        """The request, an answer without a limit ending where the context does."""
+        params, room = request.sampling_params, max(1, self.context - len(request.prompt))
+        if params.max_tokens is not None:
+            return request
+        return replace(request, sampling_params=replace(params, max_tokens=room))
+
     def _check(self, request: GenerationRequest) -> None:
         """Raises: RequestError: see `submit`."""
         params = request.sampling_params
-        wanted = len(request.prompt) + params.max_tokens
+        wanted = len(request.prompt) + params.limit
         if wanted > self.context:
             raise RequestError(
-                f"prompt of {len(request.prompt)} tokens and answer of up to {params.max_tokens} "
+                f"prompt of {len(request.prompt)} tokens and answer of up to {params.limit} "
                 f"make {wanted}, the context holds {self.context}; shorten the prompt, lower "
                 f"max_tokens or raise engine.context"
             )

@@ -15,7 +15,7 @@ from ..errors import EngineError, RequestError
 from .sampling.logprobs import TokenLogprobs
 from .sampling.params import SamplingParams
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import SamplingConfig
 from ..errors import ChatTemplateError
 from .architecture import Architecture
+from .generation_config import GGUF_KEYS
 from .quant.tensor import QuantTensor
 from .tokenizer.tokenizer import Tokenizer
 from .weights import read_parts
@@ -24,6 +26,7 @@ class Summary:
     bytes: int  # of all tensors
     quant_types: dict[str, int]  # block type -> weights held in it, most first
     chat: str  # "yes", or why it cannot chat
+    sampling: SamplingConfig  # that its files recommend
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
@@ -32,6 +35,9 @@ class Summary:
         shares = (
             f"{name} {count / self.parameters:.1%}" for name, count in self.quant_types.items()
         )
+        said = [
+            f"{name} {value}" for name, value in self.sampling.given().items() if name in GGUF_KEYS
+        ]
         return [
             ("family", own.family),
             ("weights", f"{self.parameters / 1e6:,.0f} million, {self.bytes / 1e6:,.0f} MB"),
@@ -52,6 +58,7 @@ class Summary:
                 + (f", in windows of {', '.join(map(str, windows))}" if windows else ""),
             ),
             ("chat template", self.chat),
+            ("sampling", ", ".join(said) or "nothing recommended"),
         ]
 
 
@@ -61,14 +68,19 @@ def summarize(path: Path) -> Summary:
     Raises:
         ModelNotFoundError, ModelFileError: as `weights.load`.
     """
-    architecture, tensors, tokenizer = read_parts(path)
+    architecture, tensors, tokenizer, sampling = read_parts(path)
     distinct: dict[int, QuantTensor] = {id(blocks): blocks for blocks in tensors.values()}
     quant_types: Counter[str] = Counter()
     for blocks in distinct.values():
         quant_types[blocks.quant_type] += blocks.shape[0] * blocks.shape[1]
     size = sum(blocks.memory.size for blocks in distinct.values())
     return Summary(
-        architecture, quant_types.total(), size, dict(quant_types.most_common()), chats(tokenizer)
+        architecture,
+        quant_types.total(),
+        size,
+        dict(quant_types.most_common()),
+        chats(tokenizer),
+        sampling,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import ModelError, ModelFileError
 from ..paths import make_folder
+from . import generation_config
 from .architecture import ROPE_PROJECTIONS, Architecture
 from .checkpoint import from_gguf
 from .families import FAMILIES
@@ -147,6 +148,7 @@ def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[st
         "general.architecture": architecture.family,
         "general.file_type": FILE_TYPES.get(quant_type, 0),
         "general.quantization_version": 2,
+        **generation_config.to_gguf(weights.sampling),
         **{f"{architecture.family}.{key}": value for key, value in own.items()},
         **words(weights.tokenizer.vocabulary),
     }

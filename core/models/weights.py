@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config import SamplingConfig
 from ..errors import ModelFileError
+from . import generation_config
 from .architecture import Architecture
 from .checkpoint import from_gguf
 from .files import gguf
@@ -30,6 +32,8 @@ class Weights:
     )  # Hugging Face names; "lm_head.weight" is the embedding's object where they are tied
     tokenizer: Tokenizer = field(repr=False)
     digest: str  # `digest_of` the file or folder: what an adapter's `base_digest` must equal
+    # how its makers recommend to draw answers
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 def load(path: Path, *, quant_type: str | None = None) -> Weights:
@@ -48,15 +52,18 @@ def load(path: Path, *, quant_type: str | None = None) -> Weights:
         fit its sizes.
     """
     path = model_at(path)
-    architecture, tensors, tokenizer = read_parts(path)
+    architecture, tensors, tokenizer, sampling = read_parts(path)
     if quant_type is None:
-        return Weights(architecture, tensors, tokenizer, digest_of(path))
+        return Weights(architecture, tensors, tokenizer, digest_of(path), sampling)
     digest = hashlib.sha256(f"{digest_of(path)} as {quant_type}".encode()).hexdigest()
-    return Weights(architecture, quantize_all(path, tensors, quant_type), tokenizer, digest)
+    quantised = quantize_all(path, tensors, quant_type)
+    return Weights(architecture, quantised, tokenizer, digest, sampling)
 
 
-def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokenizer]:
-    """Sizes, named blocks and tokenizer of a GGUF file or a model folder.
+def read_parts(
+    path: Path,
+) -> tuple[Architecture, dict[str, QuantTensor], Tokenizer, SamplingConfig]:
+    """Sizes, named blocks, tokenizer and recommended sampling of a GGUF file or a model folder.
 
     Raises:
         ModelNotFoundError, ModelFileError: as `load`.
@@ -65,6 +72,7 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokeni
     if path.is_dir():
         # with torch, which maps a folder's tensors; a GGUF file needs none
         from .checkpoint import from_hf
+        from .files.hf_folder import GENERATION, optional_json
         from .tokenizer.hf_json import read_tokenizer
 
         architecture = from_hf.read_architecture(path)
@@ -72,6 +80,7 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokeni
             architecture,
             from_hf.name_tensors(path, architecture),
             read_tokenizer(path, architecture.vocab_size),
+            generation_config.from_hf(path / GENERATION, optional_json(path / GENERATION)),
         )
     file = gguf.read(path)
     architecture = from_gguf.read_architecture(file)
@@ -79,6 +88,7 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokeni
         architecture,
         from_gguf.name_tensors(file, architecture),
         Tokenizer(Vocabulary.read(file)),
+        generation_config.from_gguf(file),
     )
 
 

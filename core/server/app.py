@@ -8,14 +8,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
-from ..config import ServerConfig
+from ..config import SamplingConfig, ServerConfig
 from ..errors import ConfigError
 from ..history.store import HistoryStore
 from . import auth, connections
@@ -41,6 +41,8 @@ class Parts:
     history: HistoryStore | None = None  # None: nothing is kept
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
+    # how talk is drawn where clients leave it open
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 def application(parts: Parts, config: ServerConfig) -> web.Application:
@@ -55,11 +57,9 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
     app.on_response_prepare.append(pages.add_headers)
     embeddings = Embeddings(parts.embedding)
-    app.add_routes(
-        OpenAI(
-            parts.assistant, parts.adapters, embeddings, int(time.time()), parts.history
-        ).routes()
-    )
+    created, history = int(time.time()), parts.history
+    openai = OpenAI(parts.assistant, parts.adapters, embeddings, created, parts.sampling, history)
+    app.add_routes(openai.routes())
     app.add_routes(embeddings.routes())
     api = Api(parts.adapters, parts.assistant.tools, parts.assistant.approvals, parts.stats)
     app.add_routes(api.routes())

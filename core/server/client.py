@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from ..assistant.context import Message
+from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
@@ -35,9 +35,8 @@ SOURCE = "chat"  # as which a node keeps these conversations
 class RemoteAssistant:
     """One running node."""
 
-    def __init__(self, url: str, token: str, *, max_tokens: int) -> None:
-        """`max_tokens`: of one answer."""
-        self.url, self.max_tokens = url.rstrip("/"), max_tokens
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {token}"}
         self.renew()
 
@@ -97,7 +96,6 @@ class RemoteAssistant:
         """
         body = {
             "messages": [to_json(message) for message in messages],
-            "max_tokens": self.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
             "metadata": {"conversation": self.conversation, "source": SOURCE},
@@ -151,11 +149,24 @@ async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None
         if "error" in chunk:
             raise EngineError(str(chunk["error"]["message"]))
         usage = chunk.get("usage") or usage
+        if "context" in chunk:
+            yield from_context(chunk["context"])
         for choice in chunk["choices"]:
-            reason = choice["finish_reason"] or reason
+            reason = choice.get("stop_reason") or choice["finish_reason"] or reason
             for event in from_delta(choice["delta"], calls):
                 yield event
     raise EngineError("the answer broke off; is the node still running?")
+
+
+def from_context(found: dict[str, Any]) -> LeftOut:
+    """What the model was not shown."""
+    return LeftOut(
+        found["tokens"],
+        found["shown_tokens"],
+        tuple(found["left_out_turns"]),
+        tuple(found["excerpted_turns"]),
+        tuple(found["condensed_turns"]),
+    )
 
 
 def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]:

@@ -16,6 +16,7 @@ from aiohttp import web
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
 from ..assistant.events import ChatRequest, Event
+from ..config import SamplingConfig
 from ..history.recorder import recorded
 from ..history.store import HistoryStore
 from . import errors as refusals
@@ -51,9 +52,11 @@ class OpenAI:
         adapters: AdapterSwitch,
         embeddings: Embeddings,
         created: int,
+        sampling: SamplingConfig,
         history: HistoryStore | None = None,
     ) -> None:
         self.assistant = assistant
+        self.sampling = sampling  # how talk is drawn where clients leave it open
         self.adapters = adapters
         self.embeddings = embeddings
         self.created = created  # Unix seconds
@@ -101,7 +104,7 @@ class OpenAI:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
-        body = requests.chat(await request.read())
+        body = requests.chat(await request.read(), self.sampling)
         ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
         answer = self.assistant.reply(ask)
         if self.history is not None and ask.conversation:
@@ -110,7 +113,7 @@ class OpenAI:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on after a text."""
-        body = requests.completion(await request.read())
+        body = requests.completion(await request.read(), self.sampling)
         ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
         return await self.send(
             request, body, self.assistant.complete(body.prompt, ask), self.shapes("text", ask)

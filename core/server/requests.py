@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..assistant.events import ChatRequest
+from ..config import SAMPLING_RANGES, SamplingConfig
 from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from ..history.store import NAME
 from . import forms, messages
@@ -33,6 +34,7 @@ MAX_STOPS = 4
 MOST_TOKENS = 1 << 20
 # Of `metadata`: a conversation that is named is kept on this node, under the name of its client.
 KEPT = ("conversation", "source")
+UNSAID = SamplingConfig()
 STREAM_OPTIONS = Record({"include_usage": flag}, harmless={"include_obfuscation": flag})
 
 
@@ -46,25 +48,26 @@ def one_text(value: Any, where: str) -> tuple[str]:
     return (named(value, where),)
 
 
-# A further parameter is one line: under its name as a field of `SamplingParams`. Greedy unless
-# asked otherwise: a tool call wants the likeliest words.
+# A further parameter is one line: under its name as a field of `SamplingParams`.
 SAMPLING = FieldGroup(
     SamplingParams,
     {
         "max_tokens": number(int, 1, MOST_TOKENS),
-        "temperature": number(float, 0.0, 2.0),
-        "top_p": number(float, 1e-6, 1.0),
-        "top_k": number(int, 0, 1 << 20),
-        "min_p": number(float, 0.0, 1.0),
+        "temperature": number(float, *SAMPLING_RANGES["temperature"]),
+        "top_p": number(float, *SAMPLING_RANGES["top_p"]),
+        "top_k": number(int, *SAMPLING_RANGES["top_k"]),
+        "min_p": number(float, *SAMPLING_RANGES["min_p"]),
         "seed": seed,
         "stop": either(one_text, listed(named, most=MAX_STOPS)),
         "presence_penalty": number(float, -2.0, 2.0),
         "frequency_penalty": number(float, -2.0, 2.0),
-        "repetition_penalty": number(float, 0.01, 10.0),
+        "repetition_penalty": number(float, *SAMPLING_RANGES["repetition_penalty"]),
         "logit_bias": forms.logit_bias,
         "response_format": forms.response_format,
         # ours: whether tokens are guessed ahead; if left out, the engine decides
         "speculate": flag,
+        # ours: whether an answer that only repeats itself is ended
+        "loop_guard": flag,
     },
     renamed={"response_format": "constraint", "max_completion_tokens": "max_tokens"},
 )
@@ -150,8 +153,19 @@ class Body:
     source: str = ""  # who keeps its conversation here
 
 
-def chat(raw: bytes) -> Body:
+def talk(body: Mapping[str, Any], defaults: SamplingConfig, logprobs: int | None) -> SamplingParams:
+    """How free text is drawn: the client's word, else the model's recommendation. Who asks for the
+    likeliest tokens gets just those, without penalties of ours.
+    """
+    said = {} if body.get("temperature") == 0 else defaults.given()
+    return SAMPLING.of({**said, **body}, logprobs=logprobs)
+
+
+def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
     """Decode a body of /v1/chat/completions.
+
+    Args:
+        defaults: how talk is drawn where the body leaves it open.
 
     Raises:
         BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported, at
@@ -184,21 +198,29 @@ def chat(raw: bytes) -> Body:
         parallel_tool_calls=body.get("parallel_tool_calls", True),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
         conversation=kept.get("conversation", ""),
+        talk=talk(body, defaults, logprobs),
         **body.get("tool_choice", {}),
     )
     return Body(ask=ask, source=kept.get("source", "api"), **shared(body))
 
 
-def completion(raw: bytes) -> Body:
+def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
     """Decode a body of /v1/completions.
+
+    Args:
+        defaults: as for `chat`.
 
     Raises:
         BadRequest: as `chat`.
     """
     body = COMPLETION(parse_json(raw), "")
     prompt = body["prompt"]
-    params = SAMPLING.of(body, logprobs=body.get("logprobs"))
-    ask = ChatRequest(messages=(), sampling_params=params)
+    logprobs = body.get("logprobs")
+    ask = ChatRequest(
+        messages=(),
+        sampling_params=SAMPLING.of(body, logprobs=logprobs),
+        talk=talk(body, defaults, logprobs),
+    )
     return Body(ask=ask, prompt=prompt if isinstance(prompt, str) else prompt[0], **shared(body))
 
 

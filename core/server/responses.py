@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from ..assistant.context import LeftOut
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
@@ -64,12 +65,13 @@ class Shapes:
                 if isinstance(event, Text)
                 else ("", None)
             )
-            reason = event.reason if isinstance(event, Finished) else None
-            return self.envelope(
-                {"text": text, "finish_reason": reason, "logprobs": told}, streamed=True
-            )
-        reason, beside = None, {}
+            ended = end_of(event) if isinstance(event, Finished) else {"finish_reason": None}
+            return self.envelope({"text": text, **ended, "logprobs": told}, streamed=True)
+        ended, beside = {"finish_reason": None}, {}
         match event:
+            case LeftOut():
+                empty = self.envelope({"delta": {}, "finish_reason": None}, streamed=True)
+                return empty | {"context": left_out(event)}
             case Text(text, found):
                 delta: dict[str, Any] = {"content": text}
                 beside = {"logprobs": self.logprobs(found)} if self.tells else {}
@@ -86,8 +88,8 @@ class Shapes:
                 name = "step" if isinstance(event, LoopStepEvent) else "tools_listed"
                 delta = {name: dataclasses.asdict(event)}
             case Finished():
-                delta, reason = {}, event.reason
-        return self.envelope({"delta": delta, "finish_reason": reason, **beside}, streamed=True)
+                delta, ended = {}, end_of(event)
+        return self.envelope({"delta": delta, **ended, **beside}, streamed=True)
 
     def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         """Log-probabilities in the endpoint's shape; None where nobody asked."""
@@ -123,6 +125,7 @@ class Shapes:
         """Collect a whole answer."""
         text, calls, results, end = "", [], [], None
         approvals: dict[str, dict[str, Any]] = {}
+        context: dict[str, Any] = {}
         found: list[TokenLogprobs] = []
         async for event in events:
             match event:
@@ -139,15 +142,15 @@ class Shapes:
                     approvals[event.id] |= {"approved": event.approved, "by": event.by}
                 case LoopStepEvent() | ToolsListedEvent():
                     pass  # of interest while it runs
+                case LeftOut():
+                    context = {"context": left_out(event)}
                 case Finished():
                     end = event
         if end is None:
             raise RuntimeError("an answer without an end")  # our bug
         if self.endpoint == "text":
             told = self.logprobs(found)
-            body = self.envelope(
-                {"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False
-            )
+            body = self.envelope({"text": text, **end_of(end), "logprobs": told}, streamed=False)
         else:
             message: dict[str, Any] = {
                 "role": "assistant",
@@ -160,10 +163,8 @@ class Shapes:
             if approvals:
                 message["approvals"] = list(approvals.values())
             beside = {"logprobs": self.logprobs(found)} if self.tells else {}
-            body = self.envelope(
-                {"message": message, "finish_reason": end.reason, **beside}, streamed=False
-            )
-        return body | {"usage": usage(end)}
+            body = self.envelope({"message": message, **end_of(end), **beside}, streamed=False)
+        return body | {"usage": usage(end)} | context
 
 
 def called(event: ToolCallEvent) -> dict[str, Any]:
@@ -190,6 +191,28 @@ def asked(event: ApprovalEvent) -> dict[str, Any]:
         "name": event.call.name,
         "effect": event.effect,
         "timeout_s": event.timeout_s,
+    }
+
+
+def end_of(event: Finished) -> dict[str, str | None]:
+    """Why an answer ended. OpenAI's API has no word for a loop: its clients read that the answer is
+    not whole, and `stop_reason` (ours, a field that vLLM has too) says why.
+    """
+    if event.reason == "repetition":
+        return {"finish_reason": "length", "stop_reason": event.reason}
+    return {"finish_reason": event.reason}
+
+
+def left_out(event: LeftOut) -> dict[str, Any]:
+    """What of the conversation the model was not shown: our addition, which OpenAI's clients skip.
+    Turns are counted from one; one begins with each user's message.
+    """
+    return {
+        "tokens": event.tokens,
+        "shown_tokens": event.shown_tokens,
+        "left_out_turns": list(event.turns),
+        "excerpted_turns": list(event.excerpted_turns),
+        "condensed_turns": list(event.condensed_turns),
     }
 
 

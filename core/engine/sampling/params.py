@@ -37,7 +37,7 @@ class SamplingParams:
         RequestError: a value that no engine could serve.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = None  # None: until the answer ends or the context is full
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # 1: all of the probability mass
     top_k: int = 0  # 0: all tokens
@@ -52,6 +52,8 @@ class SamplingParams:
     # likeliest tokens told beside each; 0: the token's own alone, None: nothing
     logprobs: int | None = None
     constraint: Constraint | None = None
+    # an answer that only repeats itself is ended (core/engine/output.py says when)
+    loop_guard: bool = False
     # tokens may be guessed and checked; None: unless a seed forbids what may change digits
     speculate: bool | None = None
 
@@ -62,8 +64,15 @@ class SamplingParams:
         deterministic that changes the last digits of logits."""
         return self.seed is not None
 
+    @property
+    def limit(self) -> int:
+        """`max_tokens`, once the engine has put what the context leaves in the place of None."""
+        if self.max_tokens is None:
+            raise RuntimeError("an answer without a limit is drawn")  # our bug
+        return self.max_tokens
+
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise RequestError(

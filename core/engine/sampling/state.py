@@ -76,7 +76,7 @@ class SamplingState:
             most: at most so many.
             cost: of checking one more, as a share of what a token costs.
         """
-        most = min(most, self._prompt_length + self.params.max_tokens - len(tokens) - 1)
+        most = min(most, self._prompt_length + self.params.limit - len(tokens) - 1)
         if most < 1 or cost >= 1:
             return ()
         if self._matcher is not None and (forced := self._matcher.forced(most)):

@@ -9,11 +9,12 @@ import difflib
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ... import paths, tables
+from ...config import SamplingConfig
 from ...errors import ConfigError, ModelError, ModelNotFoundError
 from . import fetch
 from .fetch import Progress, RemoteFile
@@ -58,6 +59,8 @@ class CatalogEntry:
     source: str  # "pypi:NAME==VERSION", "hf:OWNER/NAME@REVISION" or "file:PATH"
     files: tuple[CatalogFile, ...]
     kind: Literal["chat", "embedding"] = "chat"
+    # how to draw its answers, over what its files say
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -171,6 +174,15 @@ def find(name_or_path: str | Path) -> Path:
     raise ModelNotFoundError(
         f"{text}: neither a file here nor a known model; {advice(text, known)}"
     )
+
+
+def sampling(model: str) -> SamplingConfig:
+    """How the catalog says to draw a model's answers; empty for a path, or where it says nothing.
+
+    Raises:
+        ConfigError: as `entries`.
+    """
+    return next((entry.sampling for entry in entries() if entry.name == model), SamplingConfig())
 
 
 def model_name(model: str) -> str:

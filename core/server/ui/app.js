@@ -30,7 +30,11 @@ function toApi(message) {
 /** One chunk of the stream, added to the answer so far. */
 function grow(answer, chunk) {
   const [choice] = chunk.choices;
-  const next = { ...answer, usage: chunk.usage ?? answer.usage };
+  const next = {
+    ...answer,
+    usage: chunk.usage ?? answer.usage,
+    context: chunk.context ?? answer.context,
+  };
   if (!choice) return next;
   const { delta } = choice;
   if (delta.content) next.text += delta.content;
@@ -51,7 +55,7 @@ function grow(answer, chunk) {
     put(({ id }) => id === result.tool_call_id, { result });
   }
   if (delta.tools_listed) next.listed = delta.tools_listed;
-  next.cut = choice.finish_reason === "length";
+  next.cut = choice.stop_reason ?? choice.finish_reason;
   return next;
 }
 

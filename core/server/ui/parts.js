@@ -113,6 +113,7 @@ export function Message({ message, last, onAgain, onApprove, verdict }) {
   return html`<article class="message assistant" aria-busy=${busy}>
     <${Mark} singing=${busy} />
     <div class="body">
+      ${message.context && html`<${LeftOut} context=${message.context} />`}
       ${message.calls.map(
         (call) =>
           html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove} />`,
@@ -137,6 +138,36 @@ function Prose({ text }) {
   return html`<div class="prose" ref=${place} dangerouslySetInnerHTML=${shown} />`;
 }
 
+/** "1-3, 7" for [1, 2, 3, 7]. */
+function ranges(numbers) {
+  const found = [];
+  for (const number of numbers) {
+    const last = found.at(-1);
+    if (last && number === last[1] + 1) last[1] = number;
+    else found.push([number, number]);
+  }
+  return found.map(([first, last]) => (first < last ? `${first}-${last}` : first)).join(", ");
+}
+
+/** What of a long conversation the model was not shown. */
+function LeftOut({ context }) {
+  const { left_out_turns: gone, excerpted_turns: excerpted, condensed_turns: condensed } = context;
+  return html`<details class="left-out">
+    <summary>Not all of this conversation fitted</summary>
+    <p>
+      It takes ${context.tokens} tokens, the model was shown ${context.shown_tokens}.
+      ${gone.length > 0 && html` Left out: turn ${ranges(gone)}.`}
+      ${excerpted.length > 0 && html` In excerpts: turn ${ranges(excerpted)}.`}
+      ${condensed.length > 0 && html` As notes: turn ${ranges(condensed)}.`}
+      ${" "}What bears on your last message was kept.
+    </p>
+  </details>`;
+}
+
+const CUT = {
+  length: "cut at the length limit",
+  repetition: "ended, it only repeated itself",
+};
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function Footer({ message, last, onAgain, verdict }) {
@@ -157,7 +188,7 @@ function Footer({ message, last, onAgain, verdict }) {
     </button>`}
     ${message.state === "done" && verdict}
     ${message.state === "stopped" && html`<span>stopped</span>`}
-    ${message.cut && html`<span>cut at the length limit</span>`}
+    ${CUT[message.cut] && html`<span>${CUT[message.cut]}</span>`}
     ${message.listed &&
     html`<span title=${message.listed.names.join(", ")}>
       saw ${message.listed.names.length} of ${message.listed.offered} tools

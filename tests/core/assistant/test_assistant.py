@@ -470,7 +470,7 @@ async def test_a_refusal_passes_through(refusal: Exception) -> None:
 async def test_prompt_and_answer_share_the_context() -> None:
     engine = engine_saying(["ok"])
     await events(assistant(engine, context=20), max_tokens=1000)
-    assert len(engine.requests[0].prompt) + engine.requests[0].sampling_params.max_tokens == 20
+    assert len(engine.requests[0].prompt) + engine.requests[0].sampling_params.limit == 20
 
 
 async def test_an_endless_wish_for_tokens_does_not_push_the_question_out() -> None:
@@ -564,3 +564,25 @@ async def test_a_model_without_a_way_to_read_chats_refuses_the_chat() -> None:
     with pytest.raises(RequestError, match="no chat template"):
         [event async for event in asking.reply(ChatRequest(messages=(Message("user", "hi"),)))]
     assert [event async for event in asking.complete("go on", ChatRequest(messages=()))]
+
+
+async def test_talk_is_drawn_in_its_own_way_and_calls_and_forms_are_not() -> None:
+    talk = SamplingParams(temperature=0.7, loop_guard=True)
+    engine = engine_saying(["Good morning."])
+    for ask, expected in (
+        ({}, 0.7),
+        ({"adapter": "polite"}, 0.7),
+        ({"adapter": "home"}, 0.0),  # trained to answer with a call
+        ({"constraint": Constraint("json")}, 0.0),
+    ):
+        await events(assistant(engine, FakeTools()), talk=talk, **ask)
+        assert engine.requests[-1].sampling_params.temperature == expected, ask
+    who = assistant(engine)
+    [_ async for _ in who.complete("once", ChatRequest(messages=(), talk=talk))]
+    assert engine.requests[-1].sampling_params.temperature == 0.7
+
+
+async def test_an_answer_of_no_stated_length_may_fill_the_context() -> None:
+    engine = engine_saying(["ok"])
+    await events(assistant(engine, context=100))
+    assert len(engine.requests[0].prompt) + engine.requests[0].sampling_params.limit == 100

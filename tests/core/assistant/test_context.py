@@ -1,53 +1,168 @@
-"""A conversation keeps its head and its newest turns."""
+"""A conversation of any length fits, and what bears on its question is in the prompt."""
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.assistant.context import Message, fit, turns
+from quietchoir.core.assistant.context import GAP, ContextWindow, Message, turns
+from quietchoir.core.assistant.passages import PassageRanker, split_passages
 from quietchoir.core.errors import RequestError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.tests.fakes.server import WordTokenizer
 
 SYSTEM = Message("system", "be brief")
+FACT = "The spare key of the cabin lies under the stone frog."
+QUESTION = Message("user", "Where is the spare key of the cabin?")
 
 
-def conversation(*lengths: int) -> list[Message]:
-    """Turns of a user's message with so many words, and a short answer."""
+def filler(number: int, words: int = 9) -> str:
+    """A sentence that shares no word with the fact."""
+    return " ".join(f"w{number}x{place}" for place in range(words)) + "."
+
+
+def talk(count: int, words: int = 9) -> list[Message]:
+    """Turns about nothing."""
     return [
         message
-        for index, length in enumerate(lengths)
+        for number in range(count)
         for message in (
-            Message("user", " ".join([f"q{index}"] * length)),
-            Message("assistant", f"a{index}"),
+            Message("user", filler(number, words)),
+            Message("assistant", f"answer {number}"),
         )
     ]
 
 
-def test_a_conversation_within_the_budget_is_kept_whole() -> None:
+def shown(messages: Sequence[Message], budget: int) -> tuple[list[dict[str, Any]], ContextWindow]:
+    """The messages that reach the template; the prompt is within the budget."""
     tokenizer = WordTokenizer()
-    messages = [SYSTEM, *conversation(3, 3, 3)]
-    fit(messages, tokenizer, 100)
-    assert [message["content"] for message in tokenizer.last_messages] == [
-        message.content for message in messages
+    context = ContextWindow(tokenizer.encode)
+    assert len(context.fit(messages, tokenizer, budget).tokens) <= budget
+    return [dict(message) for message in tokenizer.last_messages], context
+
+
+def text(messages: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
+def test_a_conversation_within_the_budget_is_not_touched() -> None:
+    messages = [SYSTEM, *talk(5), QUESTION]
+    found, context = shown(messages, 100)
+    assert [message["content"] for message in found] == [message.content for message in messages]
+    assert context.fit(messages, WordTokenizer(), 100).left_out is None
+
+
+def test_the_turn_that_answers_is_kept_and_what_was_left_out_is_told() -> None:
+    messages = [SYSTEM, *talk(4), Message("user", FACT), Message("assistant", "Noted."), *talk(40)]
+    found, context = shown([*messages, QUESTION], 120)
+    assert FACT in text(found)
+    assert found[0]["content"] == SYSTEM.content and found[-1]["content"] == QUESTION.content
+    left_out = context.fit([*messages, QUESTION], WordTokenizer(), 120).left_out
+    assert left_out is not None
+    assert 5 not in left_out.turns and {1, 2, 3, 10, 20} <= set(left_out.turns)
+    assert left_out.shown_tokens <= 120 < left_out.tokens
+
+
+def test_the_turns_just_before_the_question_stay_whole() -> None:
+    messages = talk(60)
+    found, _ = shown([*messages, Message("user", "Thank you for all of it!")], 150)
+    assert [message["content"] for message in found[-3:-1]] == [
+        message.content for message in messages[-2:]
     ]
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 120))
-def test_what_is_dropped_is_the_oldest_and_in_whole_turns(lengths: list[int], budget: int) -> None:
-    messages = [SYSTEM, *conversation(*lengths)]
-    tokenizer = WordTokenizer()
-    # a role mark for each message, and the answer's one word
-    costs = [length + 3 for length in lengths]
-    head = 3
-    possible = [
-        count for count in range(1, len(lengths) + 1) if head + sum(costs[-count:]) <= budget
+def test_an_overlong_old_message_is_excerpted_and_erases_nothing_before_it() -> None:
+    early = [Message("user", FACT), Message("assistant", "Noted.")]
+    pasted = " ".join(filler(number, 20) for number in range(200, 300))
+    messages = [*early, Message("user", pasted), Message("assistant", "I read it."), QUESTION]
+    found, context = shown(messages, 200)
+    assert FACT in text(found)
+    left_out = context.fit(messages, WordTokenizer(), 200).left_out
+    assert left_out is not None and left_out.excerpted_turns == (2,)
+
+
+@pytest.mark.parametrize("place", [0, 37, 99])
+def test_an_overlong_question_is_excerpted_instead_of_refused(place: int) -> None:
+    sentences = [filler(number, 20) for number in range(100)]
+    sentences.insert(place, FACT)
+    pasted = "\n\n".join(" ".join(sentences[start : start + 5]) for start in range(0, 101, 5))
+    found, _ = shown([SYSTEM, *talk(3), Message("user", f"{pasted}\n\n{QUESTION.content}")], 200)
+    assert FACT in found[-1]["content"] and found[-1]["content"].endswith(QUESTION.content)
+    assert GAP in found[-1]["content"]
+
+
+def exchange(number: int, result: str) -> list[Message]:
+    """A call and its result."""
+    return [
+        Message("assistant", "", (ToolCall("look_up", {"page": number}),)),
+        Message("tool", result, tool_call_id=f"c{number}", name="look_up"),
     ]
-    if not possible:
-        with pytest.raises(RequestError, match="at most"):
-            fit(messages, tokenizer, budget)
-        return
-    assert len(fit(messages, tokenizer, budget)) == head + sum(costs[-max(possible) :])
+
+
+def test_many_tool_results_of_one_turn_fit_and_no_exchange_is_cut_in_two() -> None:
+    steps = [exchange(number, filler(number, 12)) for number in range(45)]
+    steps[7][1] = Message("tool", FACT, tool_call_id="c7", name="look_up")
+    messages = [QUESTION, *(message for step in steps for message in step)]
+    found, _ = shown(messages, 200)
+    assert found[0]["content"] == QUESTION.content
+    assert found[-1]["content"] == steps[-1][1].content  # the newest step is there
+    assert FACT in text(found)
+    roles = [message["role"] for message in found[1:]]
+    assert roles == ["assistant", "tool"] * (len(roles) // 2)
+    for call, result in zip(found[1::2], found[2::2], strict=True):
+        number = call["tool_calls"][0]["function"]["arguments"]["page"]
+        assert result["content"] == steps[number][1].content
+
+
+def test_a_huge_tool_result_is_excerpted_for_the_question() -> None:
+    page = " ".join(filler(number, 15) for number in range(60))
+    half = len(page) // 2
+    messages = [QUESTION, *exchange(1, f"{page[:half]} ends here. {FACT} {page[half:]}")]
+    found, _ = shown(messages, 150)
+    assert FACT in found[-1]["content"] and found[-1]["role"] == "tool"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=25), st.integers(90, 300))
+def test_whatever_its_lengths_it_fits_and_roles_take_turns(lengths: list[int], budget: int) -> None:
+    messages = [SYSTEM]
+    for number, length in enumerate(lengths):
+        messages += [Message("user", filler(number, length)), Message("assistant", "yes, so it is")]
+    found, _ = shown([*messages, QUESTION], budget)
+    roles = [message["role"] for message in found]
+    assert roles[0] == "system" and roles[1::2] == ["user"] * len(roles[1::2])
+    assert roles[2::2] == ["assistant"] * len(roles[2::2])
+    assert found[-1]["content"].endswith(QUESTION.content)
+    # what is shown are the words of the messages, in their order
+    said = iter(" ".join(message.content for message in [*messages, QUESTION]).split())
+    assert all(word in said for word in text(found).split() if word != GAP)
+
+
+class SpelledCalls(WordTokenizer):
+    """Writes calls down as a template does."""
+
+    def encode_chat(self, messages: Any, **options: Any) -> list[int]:
+        shown = [
+            dict(one) | {"content": f"{one['content']} {json.dumps(one.get('tool_calls', ''))}"}
+            for one in messages
+        ]
+        return super().encode_chat(shown, **options)
+
+
+def test_the_refusal_names_what_was_too_long_and_what_to_do() -> None:
+    tokenizer = WordTokenizer()
+    context = ContextWindow(tokenizer.encode, advice="raise engine.context, now 100")
+    with pytest.raises(RequestError, match=r"system message takes 95 tokens of the 100.*raise eng"):
+        context.fit([Message("system", "x " * 95), QUESTION], tokenizer, 100)
+    tokenizer = SpelledCalls()
+    calls = tuple(ToolCall("look_up", {f"k{n}": f"v{n} " * 9}) for n in range(20))
+    with pytest.raises(RequestError, match=r"newest message takes \d+ tokens in its shortest form"):
+        context.fit(
+            [QUESTION, Message("assistant", "", calls), Message("tool", "done")], tokenizer, 100
+        )
 
 
 def test_a_first_answer_before_any_question_is_a_turn_of_its_own() -> None:
@@ -57,7 +172,8 @@ def test_a_first_answer_before_any_question_is_a_turn_of_its_own() -> None:
 
 
 def test_a_conversation_of_a_system_message_alone_can_be_encoded() -> None:
-    assert len(fit([SYSTEM], WordTokenizer(), 10)) == 3
+    tokenizer = WordTokenizer()
+    assert len(ContextWindow(tokenizer.encode).fit([SYSTEM], tokenizer, 10).tokens) == 3
 
 
 def test_a_past_call_and_its_result_go_to_the_template_with_the_id_that_joins_them() -> None:
@@ -79,3 +195,38 @@ def test_a_past_call_and_its_result_go_to_the_template_with_the_id_that_joins_th
         "tool_call_id": "call_1",
         "name": "HassTurnOn",
     }
+
+
+@given(st.text())
+def test_the_passages_of_a_text_are_the_text(said: str) -> None:
+    assert "".join(passage.text for passage in split_passages(said)) == said
+
+
+class Synonyms:
+    """Knows two meanings: of keys, and of everything else."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        self.read += texts
+        about = [any(word in one for word in ("key", "locked", "unlock")) for one in texts]
+        return np.array([[float(yes), float(not yes)] for yes in about], np.float32)
+
+
+def test_meaning_finds_what_shares_no_word_and_each_text_is_embedded_once() -> None:
+    tokenizer = WordTokenizer()
+    embedder = Synonyms()
+    context = ContextWindow(tokenizer.encode, PassageRanker(lambda: embedder))
+    messages = [*talk(10), Message("user", FACT), Message("assistant", "Noted."), *talk(30)]
+    question = Message("user", "I locked myself out!")
+    context.fit([*messages, question], tokenizer, 120)
+    assert FACT in text([dict(one) for one in tokenizer.last_messages])
+    first = len(embedder.read)
+    context.fit(
+        [*messages, question, Message("assistant", "ok"), Message("user", "And now?")],
+        tokenizer,
+        120,
+    )
+    assert len(embedder.read) <= first + 4
+    assert len(set(embedder.read)) == len(embedder.read)

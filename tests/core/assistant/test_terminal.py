@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 import pytest
 
-from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.context import LeftOut, Message
 from quietchoir.core.assistant.events import (
     ApprovalEvent,
     Event,
@@ -66,6 +66,16 @@ def test_an_answer_is_written_and_remembered() -> None:
     speaker = Speaker(Text("Good "), Text("day."), Finished("stop", 1, 2))
     assert "Good day.\n" in talk(speaker, "hello", "again", "/quit")
     assert [message.content for message in speaker.asked[1]] == ["hello", "Good day.", "again"]
+
+
+def test_what_the_model_was_not_shown_and_a_cut_answer_are_told() -> None:
+    left_out = LeftOut(4000, 1500, (1, 2, 3, 7), (5,))
+    told = talk(Speaker(left_out, Text("Well"), Finished("repetition", 1, 1)), "hello", "/quit")
+    assert (
+        "[the conversation takes 4000 tokens, the model was shown 1500: without turn 1-3, 7, "
+        in (told)
+    )
+    assert "with excerpts of turn 5]" in told and "Well [ended, it only repeated itself]" in told
 
 
 def test_new_forgets() -> None:

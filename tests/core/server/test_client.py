@@ -2,7 +2,7 @@
 
 import pytest
 
-from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.context import LeftOut, Message
 from quietchoir.core.assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
@@ -27,7 +27,7 @@ PAST = [Message("user", "first"), Message("assistant", "done", (CALL,)), Message
 
 
 async def events(url: str, token: str = TOKEN) -> list[Event]:
-    return [event async for event in RemoteAssistant(url, token, max_tokens=10).reply(PAST)]
+    return [event async for event in RemoteAssistant(url, token).reply(PAST)]
 
 
 async def test_text_calls_and_counts_arrive() -> None:
@@ -46,7 +46,7 @@ async def test_text_calls_and_counts_arrive() -> None:
 async def test_a_question_is_answered_from_afar_and_remembered_in_the_conversation() -> None:
     script = [[render(CALL)], ["It is on."], [render(CALL)], ["Again."]]
     async with Served(engine_saying(*script), FakeTools(effect="write")).running() as served:
-        who, found = RemoteAssistant(served.server.url, TOKEN, max_tokens=10), list[Event]()
+        who, found = RemoteAssistant(served.server.url, TOKEN), list[Event]()
         async for event in who.reply(PAST):
             found.append(event)
             if isinstance(event, ApprovalEvent):
@@ -59,6 +59,30 @@ async def test_a_question_is_answered_from_afar_and_remembered_in_the_conversati
         assert not any(isinstance(event, ApprovalEvent) for event in again)
         with pytest.raises(EngineError, match="no question 'ask_1' is open"):
             await who.answer("ask_1", True, False)
+
+
+async def test_what_was_left_out_and_why_it_ended_arrive_over_the_api() -> None:
+    words = " ".join(f"w{number}" for number in range(3000))
+    past = [Message("user", words), Message("assistant", "yes"), Message("user", "and w7?")]
+    engine = engine_saying(["w8"], finished="repetition")
+    async with Served(engine).running() as served:
+        told, text, end = [
+            event async for event in RemoteAssistant(served.server.url, TOKEN).reply(past)
+        ]
+        assert isinstance(told, LeftOut) and told.excerpted_turns == (1,)
+        assert told.shown_tokens == len(engine.requests[0].prompt) < told.tokens
+        assert (text, end) == (Text("w8"), Finished("repetition", told.shown_tokens, 1))
+        body = {"messages": [{"role": one.role, "content": one.content} for one in past]}
+        status, found = await served.post("/v1/chat/completions", body)
+    assert status == 200 and found["context"] == {
+        "tokens": told.tokens,
+        "shown_tokens": told.shown_tokens,
+        "left_out_turns": [],
+        "excerpted_turns": [1],
+        "condensed_turns": [],
+    }
+    choice = found["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "repetition")
 
 
 async def test_a_wrong_token_is_told_as_such(served: Served) -> None:

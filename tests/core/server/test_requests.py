@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietchoir.core.assistant.context import Message
-from quietchoir.core.assistant.events import ANY_TOOL
+from quietchoir.core.assistant.events import ANY_TOOL, ChatRequest
 from quietchoir.core.assistant.tools import ToolInfo
+from quietchoir.core.config import SamplingConfig
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.server import requests
 from quietchoir.core.server.errors import BadRequest
@@ -49,6 +50,29 @@ def test_a_bare_question_is_greedy_and_whole() -> None:
         body.ask.sampling_params.seed,
         body.ask.caller_tools,
     ) == (False, None, 0.0, None, None)
+
+
+def test_talk_is_drawn_as_recommended_and_the_clients_word_wins() -> None:
+    recommended = SamplingConfig(temperature=0.7, top_k=20, repetition_penalty=1.1)
+
+    def asked(**fields: Any) -> ChatRequest:
+        body = json.dumps({"messages": [USER]} | fields).encode()
+        return requests.chat(body, recommended).ask
+
+    for_talk = asked().talk
+    assert for_talk == SamplingParams(
+        temperature=0.7, top_k=20, repetition_penalty=1.1, loop_guard=True
+    )
+    assert asked().sampling_params == SamplingParams()  # of calls and forms: greedy
+    warmer = asked(temperature=1.2, loop_guard=False, max_tokens=9)
+    assert warmer.talk == SamplingParams(
+        temperature=1.2, top_k=20, repetition_penalty=1.1, max_tokens=9
+    )
+    assert warmer.sampling_params == SamplingParams(temperature=1.2, max_tokens=9)
+    # who asks for the likeliest tokens gets just those
+    assert asked(temperature=0).talk == SamplingParams()
+    completion = requests.completion(b'{"prompt": "x"}', recommended).ask
+    assert completion.talk == for_talk
 
 
 def test_every_supported_field_arrives() -> None:
@@ -249,9 +273,8 @@ def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> No
         except BadRequest:
             continue
         assert (
-            body.ask.sampling_params.max_tokens >= 1
-            and 0 <= body.ask.sampling_params.temperature <= 2
-        )
+            body.ask.sampling_params.max_tokens or 1
+        ) >= 1 and 0 <= body.ask.sampling_params.temperature <= 2
 
 
 def test_a_completion_takes_one_text() -> None:
@@ -289,8 +312,9 @@ def test_a_sampling_parameter_is_a_field_a_line_of_the_schema_and_its_use(
         if re.search(rf"\b{name}\b", path.read_text("utf-8"))
     }
     sampling = {f"engine/sampling/{file}.py" for file in ("params", use)}
-    # the one other mention: advice for the name that another server gives it
-    assert named - {"server/schemas.py"} == {"server/requests.py", *sampling}
+    # advice for the name that another server gives it; and what a model's makers and its owner say
+    elsewhere = {"server/schemas.py", "config.py", "models/generation_config.py"}
+    assert named - elsewhere == {"server/requests.py", *sampling}
 
 
 def test_every_sampling_parameter_can_be_asked_for() -> None:
@@ -302,6 +326,7 @@ def test_every_sampling_parameter_can_be_asked_for() -> None:
         "logprobs": True,
         "response_format": {"type": "json_object"},
         "speculate": False,
+        "loop_guard": True,
         "seed": 4,
         "top_k": 5,
         **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), 0.5),

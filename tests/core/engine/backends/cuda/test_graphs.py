@@ -69,7 +69,7 @@ def test_replayed_steps_are_the_computed_ones_and_each_form_is_recorded_once():
         for sequence in [
             one
             for one in books.running
-            if len(one.tokens) >= len(one.request.prompt) + one.request.sampling_params.max_tokens
+            if len(one.tokens) >= len(one.request.prompt) + one.request.sampling_params.limit
         ]:
             books.finish(sequence)
         steps += 1

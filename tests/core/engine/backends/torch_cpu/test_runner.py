@@ -49,7 +49,7 @@ def oracle(plain: TorchRunner, tokens: list[int]) -> torch.Tensor:
 
 def oracle_text(plain: TorchRunner, request: GenerationRequest, weights: Weights) -> str:
     tokens = list(request.prompt)
-    for _ in range(request.sampling_params.max_tokens):
+    for _ in range(request.sampling_params.limit):
         tokens.append(int(oracle(plain, tokens).argmax()))
         if tokens[-1] == END:
             break
