@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
-.PHONY: help said setup tested-set system-packages models demo demo-compare serve test check \
+.PHONY: help said setup tested-set system-packages models demo demo-loop demo-compare serve test check \
 	debug fuzz lint format bench fresh scale-out figures clean
 
 help:  ## this list
@@ -57,6 +57,9 @@ models: setup  ## fetch the model files that demo and tests use
 
 demo: setup models  ## four households learn together over TLS, then one answers; about four minutes
 	$(BIN)/python -m quietchoir.simulations.demo --out demo
+
+demo-loop: setup models  ## four owners correct their assistants, three give that to a federation, one example is forgotten
+	$(BIN)/python -m quietchoir.simulations.demo_loop --out demo
 
 demo-compare: setup models  ## together against alone and central, three seeds
 	$(BIN)/python -m quietchoir.simulations.compare --out demo/compare.json

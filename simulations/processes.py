@@ -192,11 +192,15 @@ class ProcessGroup:
         return child
 
     def run(self, *arguments: str, **environment: str) -> str:
-        """Run one command to its end and return what it printed.
+        """Run one command to its end and return what it printed on standard output.
 
         Raises:
             QuietchoirError: it failed; the message quotes its last words.
         """
+        return self.run_whole(*arguments, **environment).stdout
+
+    def run_whole(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """The same, with what it said on standard error. Raises: as `run`."""
         done = subprocess.run(
             [sys.executable, "-m", "quietchoir.cli", *arguments],
             env={**os.environ, **self.environment, **environment},
@@ -210,7 +214,7 @@ class ProcessGroup:
             raise QuietchoirError(
                 f"quietchoir {' '.join(arguments)} ended {how(done.returncode)}: {words[0]}"
             )
-        return done.stdout
+        return done
 
     def __enter__(self) -> "ProcessGroup":
         return self

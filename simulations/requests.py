@@ -89,15 +89,23 @@ class RunningNode:
         """Switch the running node to an adapter."""
         self.post("/api/adapters/activate", {"name": adapter})
 
+    def get(self, path: str) -> Any:
+        """What stands there. Raises: as `post`."""
+        return self.send(path, None)
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """One request with the node's token.
 
         Raises:
             QuietchoirError: the node refused or does not answer.
         """
+        return self.send(path, json.dumps(body).encode())
+
+    def send(self, path: str, body: bytes | None) -> Any:
+        """A body, or none. Raises: as `post`."""
         request = urllib.request.Request(
             self.address + path,
-            json.dumps(body).encode(),
+            body,
             {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
         try:

@@ -10,6 +10,7 @@ Not covered: copies of the file and backups; what a disk keeps of blocks that we
 adapters that were trained on what was forgotten: they are marked, and an adapter unlearns nothing.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -111,7 +112,11 @@ class HistoryStore:
         self.path = paths.private_folder(folder) / FILE
         self._lock = threading.RLock()
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            # Never opened here if it is there: closing it would drop the locks that this process
+            # holds on it through another connection, and the next to leave would end the log.
+            if not self.path.exists():
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self.connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=10.0
             )

@@ -2,6 +2,9 @@
 
 import sqlite3
 import stat
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -156,6 +159,24 @@ def test_two_programs_see_each_others_steps(store: HistoryStore, tmp_path: Path)
     other.close()
     assert store.consent_of("evening") == PERSONAL
     assert store.stamp() != stamp
+
+
+def test_another_program_that_leaves_does_not_end_the_log_of_those_that_stay(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    HistoryStore(tmp_path).close()  # a second connection of this process comes and goes
+    code = (
+        "from pathlib import Path; from quietchoir.core.history.store import HistoryStore as H; "
+        "import sys; s = H(Path(sys.argv[1])); s.forget_conversation('evening'); s.close()"
+    )
+    store.approve("evening")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / f"{FILE}-wal").exists()
+    for place in range(50):
+        store.keep(f"talk-{place}", said("a" * 500, "b" * 500), source="page")
+    assert store.connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    with closing(HistoryStore(tmp_path)) as other:
+        assert len(other.conversations()) == 50
 
 
 def test_a_step_that_breaks_leaves_nothing_behind(store: HistoryStore) -> None:
