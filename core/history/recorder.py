@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 from .. import log
 from ..assistant.context import Message
-from ..assistant.events import ChatRequest, Event, Finished, Text, ToolCallEvent
+from ..assistant.events import ApprovedEvent, ChatRequest, Event, Finished, Text, ToolCallEvent
 from ..errors import QuietchoirError
 from ..toolcall import ToolCall
 from .store import NEVER, HistoryStore
@@ -63,25 +63,39 @@ def kept_words(consent: str, conversation: str) -> str:
 async def recorded(
     store: HistoryStore, request: ChatRequest, source: str, answer: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
-    """The same events; before the last one the conversation is kept, this answer in it."""
+    """The same events; before the last one the conversation is kept, this answer in it. An answer
+    whose calls its owner all confirmed becomes an example.
+    """
     said: list[str] = []
     calls: list[ToolCall] = []
+    confirmed: list[bool] = []
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
                 said.append(event.text)
             elif isinstance(event, ToolCallEvent):
                 calls.append(event.call)
+            elif isinstance(event, ApprovedEvent):
+                confirmed.append(event.approved and event.by == "owner")
             elif isinstance(event, Finished):
                 whole = Message("assistant", request.begun + "".join(said), tuple(calls))
-                await keep(store, request, source, whole)
+                right = len(confirmed) == len(calls) > 0 and all(confirmed)
+                await keep(store, request, source, whole, confirmed=right)
             yield event
 
 
-async def keep(store: HistoryStore, request: ChatRequest, source: str, answer: Message) -> None:
+async def keep(
+    store: HistoryStore, request: ChatRequest, source: str, answer: Message, *, confirmed: bool
+) -> None:
     """Write one conversation down, or say why not."""
-    messages = (*request.messages, answer)
+
+    def write() -> None:
+        messages = (*request.messages, answer)
+        store.keep(request.conversation, messages, source=source)
+        if confirmed:
+            store.approve(request.conversation, origin="confirmed")
+
     try:
-        await asyncio.to_thread(store.keep, request.conversation, messages, source=source)
+        await asyncio.to_thread(write)
     except QuietchoirError as error:
         logger.error("the conversation was answered and not kept: %s", error)

@@ -1,0 +1,73 @@
+"""An answer is kept as it ends; calls that its owner confirmed are examples."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import (
+    ApprovedEvent,
+    ChatRequest,
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
+from quietchoir.core.assistant.tools import ToolResult
+from quietchoir.core.history.recorder import recorded
+from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.toolcall import ToolCall, render
+
+LAMP, FAN = (ToolCall("HassTurnOn", {"name": name}) for name in ("lamp", "fan"))
+REQUEST = ChatRequest(messages=(Message("user", "lamp on"),), conversation="evening")
+END = Finished("stop", 3, 2)
+
+
+async def play(*told: Event) -> AsyncGenerator[Event, None]:
+    for event in told:
+        yield event
+
+
+async def keep(store: HistoryStore, told: Sequence[Event]) -> list[Event]:
+    """What passes, and what is kept before the last of it."""
+    async with aclosing(recorded(store, REQUEST, "page", play(*told))) as events:
+        return [event async for event in events]
+
+
+@pytest.mark.parametrize(
+    ("answers", "example"),
+    [
+        ([ApprovedEvent("a", True, "owner")], True),
+        ([ApprovedEvent("a", False, "owner")], False),
+        ([ApprovedEvent("a", False, "timeout")], False),
+        ([], False),  # carried out unasked: nobody said that it was right
+    ],
+)
+async def test_a_call_that_its_owner_confirmed_is_an_example(
+    tmp_path: Path, answers: list[Event], example: bool
+) -> None:
+    store = HistoryStore(tmp_path)
+    done = ToolResultEvent("1", ToolResult("done"))
+    told = [ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
+    assert await keep(store, told) == told
+    [_, answer] = store.messages("evening")
+    assert (answer.content, answer.calls) == ("The lamp is on.", (LAMP,))
+    assert [(one.origin, one.answer) for one in store.examples()] == [
+        ("confirmed", render(LAMP))
+    ] * example
+
+
+async def test_one_call_that_nobody_confirmed_makes_no_example_of_the_other(tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path)
+    calls = [ToolCallEvent("1", LAMP), ToolCallEvent("2", FAN)]
+    await keep(store, [*calls, ApprovedEvent("a", True, "owner"), END])
+    assert store.examples() == []
+
+
+async def test_an_answer_that_broke_off_is_not_kept(tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path)
+    await keep(store, [Text("The lamp")])
+    assert store.conversations() == []
