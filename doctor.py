@@ -160,7 +160,7 @@ def model(config: Config) -> Finding:
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
     text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"
-    if library.available() is None and (reason := network.complaint(architecture, tensors)):
+    if library.available() is None and (reason := network.unsupported(architecture, tensors)):
         slower = f"torch runs it, {library.TORCH_IS} than the compiled kernels would: {reason}"
         return Finding("model", False, f"{text}; {slower}")
     return Finding("model", True, text)

@@ -283,11 +283,11 @@ class Node:
         training = self.config.training
         policy = roster.load(federation)
         self.destinations[destination_of(policy)] = f"federation {policy.name}"
-        joining = ClientOptions(
+        options = ClientOptions(
             file=federation, data=training.data, home=self.home, proxy=training.proxy, patient=True
         )
         # one set of weights serves and trains
-        membership = Membership(joining, self.config, self.weights, self.answering)
+        membership = Membership(options, self.config, self.weights, self.answering)
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
 
@@ -341,12 +341,12 @@ class Membership:
 
     def __init__(
         self,
-        joining: ClientOptions,
+        options: ClientOptions,
         config: Config,
         weights: Weights | None = None,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.joining = joining
+        self.options = options
         self.config = config
         self.weights = weights
         self.busy = busy
@@ -357,7 +357,7 @@ class Membership:
         """Take part until told to leave."""
         try:
             join(
-                self.joining, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy
+                self.options, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy
             )
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)

@@ -59,9 +59,9 @@ class Worker:
         self,
         service: Callable[..., object],
         *arguments: object,
-        terms: WorkerLimits = WorkerLimits(),
+        limits: WorkerLimits = WorkerLimits(),
     ) -> None:
-        self._service, self._arguments, self._terms = service, arguments, terms
+        self._service, self._arguments, self._limits = service, arguments, limits
         self._child: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self.starts = 0  # how often a child was started: 1 plus the crashes and deadlines so far
@@ -102,7 +102,7 @@ class Worker:
         # a fork would copy our secrets and our locked mutexes
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        limit = self._terms.memory_bytes
+        limit = self._limits.memory_bytes
         self._child = context.Process(
             target=_serve, args=(theirs, self._service, self._arguments, limit), daemon=True
         )
@@ -114,7 +114,7 @@ class Worker:
                 sys.modules["__main__"] = script
         theirs.close()  # so that a dead child is an end of file, not silence
         self.starts += 1
-        self._exchange("", (), self._terms.start_deadline_s)
+        self._exchange("", (), self._limits.start_deadline_s)
 
     def _exchange(self, method: str, blobs: Sequence[bytes], deadline_s: float) -> list[bytes]:
         pipe, child = self._pipe, self._child
@@ -142,15 +142,15 @@ class Worker:
             )
             if updated():
                 why += f": {UPDATED}"
-            raise (self._terms.lost if method else self._terms.absent)(
-                f"{method or 'start'}: the {self._terms.name} {why}; nothing was changed, the next "
-                f"call gets a fresh one"
+            raise (self._limits.lost if method else self._limits.absent)(
+                f"{method or 'start'}: the {self._limits.name} {why}; nothing was changed, "
+                f"the next call gets a fresh one"
             ) from error
         finally:
             timer.cancel()
             timer.join()
         if "error" in head:
-            unknown = self._terms.lost if method else self._terms.absent
+            unknown = self._limits.lost if method else self._limits.absent
             raise ERRORS.get(str(head["error"]), unknown)(
                 str(head.get("text", ""))[:MESSAGE_CHARACTERS]
             )
@@ -168,10 +168,10 @@ class WorkerPool:
         service: Callable[..., object],
         *arguments: object,
         size: int = 1,
-        terms: WorkerLimits = WorkerLimits(),
+        limits: WorkerLimits = WorkerLimits(),
     ) -> None:
-        self._terms = terms
-        self._all = [Worker(service, *arguments, terms=terms) for _ in range(size)]
+        self._limits = limits
+        self._all = [Worker(service, *arguments, limits=limits) for _ in range(size)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._all:
             self._free.put(worker)
@@ -209,8 +209,8 @@ class WorkerPool:
         try:
             worker = self._free.get(timeout=deadline_s)
         except queue.Empty:
-            raise self._terms.absent(
-                f"no {self._terms.name} was free within {deadline_s:g} s; ask again later"
+            raise self._limits.absent(
+                f"no {self._limits.name} was free within {deadline_s:g} s; ask again later"
             ) from None
         try:
             yield worker

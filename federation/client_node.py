@@ -45,7 +45,7 @@ from .events import (
 from .membership import roster
 from .membership.consent import check_consent, check_upload
 from .membership.keys import NodeKeys, load_or_create
-from .membership.update import Standing
+from .membership.update import UpdateReceiver
 from .model_files import resident
 from .personalization.settings import PersonalSettings
 from .personalization.worker import PersonalizationWorker, one_at_a_time, own_adapters
@@ -61,7 +61,7 @@ from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
 from .training.consented import ConsentedExamples, ConsentedLearner
 from .training.learner import Learner, TrainerLearner
-from .training.synthetic_task import RehearsalLearner
+from .training.synthetic_task import SyntheticLearner
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -92,7 +92,7 @@ class ClientOptions:
 
 
 def join(
-    joining: ClientOptions,
+    options: ClientOptions,
     config: Config,
     on_event: OnEvent,
     leave: threading.Event | None = None,
@@ -111,24 +111,24 @@ def join(
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to
         do.
     """
-    if joining.proxy:
+    if options.proxy:
         from .transport import reach
 
-        reach.proxy_of(joining.proxy)
+        reach.proxy_of(options.proxy)
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     leave = leave or threading.Event()
-    policy = roster.accept(joining.file, joining.home)
+    policy = roster.accept(options.file, options.home)
     check_consent(policy, config.consent)
-    keys = load_or_create(joining.home)
+    keys = load_or_create(options.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
     # Before the model is loaded: that takes a while.
     lent = None
-    if joining.data is None and not joining.rehearse:
-        lent = LentHistory(joining.home, policy, config.history.words)
-        if not lent.wait(joining.patient, leave, on_event):
+    if options.data is None and not options.rehearse:
+        lent = LentHistory(options.home, policy, config.history.words)
+        if not lent.wait(options.patient, leave, on_event):
             return
-    examples = examples_of(joining, policy, lent)
+    examples = examples_of(options, policy, lent)
     if examples is not None:
         on_event(
             LoadingEvent(
@@ -137,26 +137,26 @@ def join(
         )
     weights = (
         None
-        if joining.rehearse
-        else resident(policy, loaded, config.engine.model, named=joining.model)
+        if options.rehearse
+        else resident(policy, loaded, config.engine.model, named=options.model)
     )
     cost = round_cost(
-        policy, joining.rehearse if weights is None else adapter_size(policy, weights)
+        policy, options.rehearse if weights is None else adapter_size(policy, weights)
     )
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
     )
     learner, size = make_learner(
-        joining, config, policy, weights, name, on_event, examples=examples, lent=lent
+        options, config, policy, weights, name, on_event, examples=examples, lent=lent
     )
     with ExitStack() as opened:
-        folder = roster.folder(joining.home, policy)
-        desk = opened.enter_context(closing(Worker(MemberService)))
+        folder = roster.folder(options.home, policy)
+        crypto_worker = opened.enter_context(closing(Worker(MemberService)))
         opened.enter_context(closing(hold(folder)))
         database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
-        seat = ClientNode(
-            joining=joining,
+        node = ClientNode(
+            options=options,
             config=config,
             keys=keys,
             name=name,
@@ -168,13 +168,13 @@ def join(
             ledger=AnsweredRounds(database),
             buffer=ContributionBuffer(database),
             cache=ClientModelCache(database),
-            secrets=ClientSecrets(ClientStore(database, size), desk),
+            secrets=ClientSecrets(ClientStore(database, size), crypto_worker),
             leave=leave,
             on_event=on_event,
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
-            owned = own_adapters(joining.home, keys.identity, learner)
-            seat.companion = PersonalizationWorker(
+            owned = own_adapters(options.home, keys.identity, learner)
+            node.personalization_worker = PersonalizationWorker(
                 owned,
                 learner,
                 PersonalSettings.of(config.training),
@@ -182,10 +182,10 @@ def join(
                 on_event=on_event,
                 busy=busy,
             )
-            opened.enter_context(closing(seat.companion))
-        seat.take_part(policy)
-        if seat.companion is not None and joining.once:
-            seat.companion.finish()
+            opened.enter_context(closing(node.personalization_worker))
+        node.take_part(policy)
+        if node.personalization_worker is not None and options.once:
+            node.personalization_worker.finish()
 
 
 def adapter_size(policy: Policy, weights: "Weights") -> int:
@@ -201,7 +201,7 @@ class ClientNode:
     file.
     """
 
-    joining: ClientOptions
+    options: ClientOptions
     config: Config
     keys: NodeKeys
     name: str
@@ -216,7 +216,7 @@ class ClientNode:
     cache: ClientModelCache
     leave: threading.Event
     on_event: OnEvent
-    companion: PersonalizationWorker | None = (
+    personalization_worker: PersonalizationWorker | None = (
         None  # makes personal adapters, if the owner wants that
     )
     ended: QuietchoirError | None = None
@@ -236,19 +236,21 @@ class ClientNode:
             names = tuple(one.name for one in newest.members)
             self.on_event(RenewedEvent(version=newest.version, members=names))
 
-        standing = Standing(
+        standing = UpdateReceiver(
             policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end
         )
         handle = (
-            standing.handle if self.companion is None else self.companion.attend(standing.handle)
+            standing.handle
+            if self.personalization_worker is None
+            else self.personalization_worker.attend(standing.handle)
         )
         node = FlowerNode(
             policy,
             self.keys,
             handle,
             self.leave,
-            wait_s=self.joining.wait_s,
-            proxy=self.joining.proxy,
+            wait_s=self.options.wait_s,
+            proxy=self.options.proxy,
             on_event=self.tell,
         )
         node.run()
@@ -278,9 +280,9 @@ class ClientNode:
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
         """What answers letters under one version; raises as `party`."""
-        return self.party(policy).handle
+        return self.client(policy).handle
 
-    def party(self, policy: Policy) -> Client:
+    def client(self, policy: Policy) -> Client:
         """This member's party under one version.
 
         Raises:
@@ -310,22 +312,22 @@ class ClientNode:
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
         """Keep a finished adapter; leave after the first one if that is wanted."""
-        registry = Registry(self.joining.home)
+        registry = Registry(self.options.home)
         kept = (
             keep_finished(policy, self.weights, registry, flat, card, self.keys.identity)
             if self.weights is not None
             else ""
         )
         if kept and isinstance(self.learner, ConsentedLearner):
-            with closing(HistoryStore(self.joining.home)) as store:
+            with closing(HistoryStore(self.options.home)) as store:
                 store.note_adapter(kept, destination_of(policy))
         self.ledger.release()  # another run may begin at once
         self.on_event(AdoptedEvent(adapter=kept))
         self.adopted = kept
-        if self.companion is not None and kept:
+        if self.personalization_worker is not None and kept:
             # a name, and nothing comes back: what this node adds stays here
-            self.companion.adopted(kept)
-        if self.joining.once:
+            self.personalization_worker.adopted(kept)
+        if self.options.once:
             self.leave.set()
         else:
             self.on_event(StaysEvent())
@@ -409,17 +411,17 @@ class Examples:
 
 
 def examples_of(
-    joining: ClientOptions, policy: Policy, lent: LentHistory | None
+    options: ClientOptions, policy: Policy, lent: LentHistory | None
 ) -> Examples | None:
     """What a node trains on, from its history or its folder; None in a rehearsal.
 
     Raises:
         DataError: as `examples_in`.
     """
-    if joining.rehearse:
+    if options.rehearse:
         return None
     if lent is None:
-        return examples_in(joining.data, policy.prompt)
+        return examples_in(options.data, policy.prompt)
     found = lent.current()
     return Examples(found.train, found.test)
 
@@ -463,7 +465,7 @@ def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
 
 
 def make_learner(
-    joining: ClientOptions,
+    options: ClientOptions,
     config: Config,
     policy: Policy,
     weights: "Weights | None",
@@ -485,10 +487,10 @@ def make_learner(
         DataError: no examples, or bad ones.
     """
     if weights is None:
-        return RehearsalLearner(joining.rehearse, name), joining.rehearse
+        return SyntheticLearner(options.rehearse, name), options.rehearse
     from ..core.training.trainer import StepInfo
 
-    examples = examples or examples_of(joining, policy, lent)
+    examples = examples or examples_of(options, policy, lent)
     assert examples is not None  # no rehearsal
     trainer = trainer or trainer_of(config, policy, weights)
 

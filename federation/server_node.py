@@ -23,7 +23,7 @@ from .membership import roster
 from .membership.founding import COORDINATOR_KEY, TLS_KEY
 from .membership.ownership import settle
 from .membership.unlock import Asked
-from .membership.update import Handing, Watched, needs_restart
+from .membership.update import UpdateSender, Watched, needs_restart
 from .model_files import resident
 from .rounds.report import RunReport
 from .spec.policy import Policy
@@ -94,11 +94,11 @@ def coordinate(
     # in sealed mode for the size alone: such a coordinator never has an adapter to keep
     if weights is not None:
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
-    store, desk = Store(coordinating.state), Worker(AdderService)
+    store, crypto_worker = Store(coordinating.state), Worker(AdderService)
     try:
         if store.database is not None:
             check_books(store.database, buffered=policy.schedule.buffered)
-        on_event, board, watching = watch(coordinating, policy, on_event)
+        on_event, status, watching = watch(coordinating, policy, on_event)
         # never back, never to a branch
         watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)
         with (
@@ -119,10 +119,10 @@ def coordinate(
                 wait_s=coordinating.wait_s,
                 patient=True,
                 grace_s=coordinating.grace_s,
-                desk=desk,
+                desk=crypto_worker,
             )
             if carry is None:
-                board.presence = lambda: len(cast("FlowerLink", link).online())
+                status.presence = lambda: len(cast("FlowerLink", link).online())
                 run.between = renewing(watched, run, cast("FlowerLink", link), on_event)
             if keep is not None and coordinating.keep_every:
                 goal = coordinating.rounds or policy.recipe.rounds
@@ -133,7 +133,7 @@ def coordinate(
                 stay_s = STAY_S if run.state.finished else 0.0
             return run.run(coordinating.rounds, stay_s=stay_s)
     finally:
-        desk.close()
+        crypto_worker.close()
         store.close()
 
 
@@ -172,20 +172,20 @@ def watch(
 
     state, journal = checkpoint.read(coordinating.state), AuditLog(coordinating.state)
     journal.catch_up(state.history if state is not None else ())
-    board = RunStatus(policy, state, coordinating.rounds)
+    status = RunStatus(policy, state, coordinating.rounds)
 
     def note(event: FederationEvent) -> None:
         on_event(event)
         journal.note(event)
-        board.note(event)
+        status.note(event)
 
     if coordinating.page is None:
-        return note, board, nullcontext()
+        return note, status, nullcontext()
     from .monitor.page import Page
 
-    page = Page(board, coordinating.page, coordinating.state)
+    page = Page(status, coordinating.page, coordinating.state)
     on_event(PageEvent(url=page.url))
-    return note, board, page
+    return note, status, page
 
 
 def both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
@@ -221,7 +221,7 @@ def renewing(
     """What a coordinator does between rounds: take a later federation file, and see that
     everybody has it.
     """
-    handing = Handing(watched, link.ask)
+    handing = UpdateSender(watched, link.ask)
 
     def between() -> None:
         later, before = watched.look(), run.policy
@@ -229,7 +229,7 @@ def renewing(
             handing.renewed()
             if changed := needs_restart(before, later):
                 # they learn of a new key, certificate or rule before the door closes
-                handing.hand(link.present())
+                handing.send(link.present())
                 raise RosterError(
                     f"version {later.version} of {later.name} changes {', '.join(changed)}; start "
                     f"this command again: "
@@ -240,7 +240,7 @@ def renewing(
             names = tuple(one.name for one in later.members)
             left = tuple(sorted({one.name for one in before.members}.difference(names)))
             on_event(RenewedEvent(version=later.version, members=names, left=left))
-        handing.hand(link.present())
+        handing.send(link.present())
 
     return between
 

@@ -80,7 +80,7 @@ class DocumentParser:
         finally:
             self._audit.write(
                 Call(
-                    plugin=self._plugin.terms.id,
+                    plugin=self._plugin.manifest.id,
                     tool="parse",
                     sent_bytes=len(data),
                     received_bytes=received,

@@ -90,7 +90,7 @@ class PluginHost:
             )
             for tool in terms.tools:
                 if tool.name in self._owners:
-                    other = self._owners[tool.name].terms.id
+                    other = self._owners[tool.name].manifest.id
                     raise ManifestError(
                         f"{plugin_id} and {other} both offer the tool {tool.name}; "
                         f"enable one of them only"
@@ -111,10 +111,10 @@ class PluginHost:
         if not self.report.available:
             return []
         return [
-            ToolInfo(tool.name, tool.description, tool.schema, plugin.terms.id, tool.effect)
+            ToolInfo(tool.name, tool.description, tool.schema, plugin.manifest.id, tool.effect)
             for plugin in self.plugins.values()
             if plugin.disabled is None
-            for tool in plugin.terms.tools
+            for tool in plugin.manifest.tools
         ]
 
     async def call(self, call: ToolCall, deadline_s: float | None = None) -> ToolResult:
@@ -157,7 +157,7 @@ class PluginHost:
         sent = len(json.dumps(dict(call.arguments)))
         self._audit.write(
             Call(
-                plugin=plugin.terms.id,
+                plugin=plugin.manifest.id,
                 tool=call.name,
                 sent_bytes=sent,
                 # half a character is no reason to log nothing

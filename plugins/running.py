@@ -30,7 +30,7 @@ class Plugin:
     """One plugin: its terms, and its process while it has one."""
 
     def __init__(
-        self, terms: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S
+        self, manifest: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S
     ) -> None:
         """
         Args:
@@ -38,11 +38,11 @@ class Plugin:
             config files by default. config: files that the owner hands to it from elsewhere, by the
             name the manifest asks for.
         """
-        self.terms, self.folder, self.config, self.idle_s = terms, folder, config, idle_s
+        self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self.disabled: str | None = None
         self.connection: PluginConnection | None = None
         self._runs_on: Interpreter | None = None
-        granted = terms.head.permissions.storage_bytes
+        granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
         self._lock = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
@@ -65,7 +65,7 @@ class Plugin:
                 await self._lock.acquire()
         except TimeoutError:
             raise ToolError(
-                f"plugin {self.terms.id} was busy for {deadline_s:g} s; ask again"
+                f"plugin {self.manifest.id} was busy for {deadline_s:g} s; ask again"
             ) from None
         try:
             if self._idle is not None:
@@ -100,14 +100,16 @@ class Plugin:
 
     async def _connected(self, deadline_s: float) -> PluginConnection:
         if self.disabled is not None:
-            raise ToolError(f"plugin {self.terms.id} is disabled: {self.disabled}")
+            raise ToolError(f"plugin {self.manifest.id} is disabled: {self.disabled}")
         if self.connection is not None and self.connection.ended is None:
             return self.connection
         if self.connection is not None:
             await self.connection.close()
             self.connection = None
         connection = PluginConnection(
-            await linux.start(self._policy()), self.terms.id, self.terms.head.limits.memory_mb << 20
+            await linux.start(self._policy()),
+            self.manifest.id,
+            self.manifest.head.limits.memory_mb << 20,
         )
         try:
             self._compare(await connection.handshake(deadline_s))
@@ -116,21 +118,21 @@ class Plugin:
             await connection.close()
             raise
         self.connection = connection
-        logger.info("plugin %s started", self.terms.id)
+        logger.info("plugin %s started", self.manifest.id)
         return connection
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
         """Disable the plugin for good if what it offers is not what its manifest promised:
         descriptions steer a model.
         """
-        promised = self.terms.head.tools_digest
+        promised = self.manifest.head.tools_digest
         if (found := manifest.digest(live)) != promised:
             self.disabled = (
                 f"its live tools hash to {found[:12]}…, its manifest promises {promised[:12]}…"
             )
-            logger.error("plugin %s is disabled: %s", self.terms.id, self.disabled)
+            logger.error("plugin %s is disabled: %s", self.manifest.id, self.disabled)
             raise ToolError(
-                f"plugin {self.terms.id} is disabled: {self.disabled}; remove it or "
+                f"plugin {self.manifest.id} is disabled: {self.disabled}; remove it or "
                 f"ask its publisher"
             )
 
@@ -141,14 +143,14 @@ class Plugin:
         if self._runs_on is None:
             self._runs_on = interpreter.find(interpreter.unprivileged_user())
         files = {START: inside_source(), f"{KIT}/{SDK.name}": SDK.read_bytes()}
-        files |= {f"{BUNDLE}/{path}": content for path, content in self.terms.files.items()}
+        files |= {f"{BUNDLE}/{path}": content for path, content in self.manifest.files.items()}
         files |= {
-            f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config
+            f"{CONFIG}/{name}": self._config(name) for name in self.manifest.head.permissions.config
         }
-        if wanted := self.terms.head.runtime.packages:
+        if wanted := self.manifest.head.runtime.packages:
             files[f"{KIT}/packages.zip"] = packages.archive(wanted)
-        module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
-        head = self.terms.head
+        module = "bundle." + self.manifest.head.entry.removesuffix(".py").replace("/", ".")
+        head = self.manifest.head
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
         return SandboxPolicy(
             interpreter=self._runs_on,
@@ -164,11 +166,12 @@ class Plugin:
             content = path.read_bytes()
         except FileNotFoundError:
             raise ToolError(
-                f"{path}: no such file; plugin {self.terms.id} needs a {name} there"
+                f"{path}: no such file; plugin {self.manifest.id} needs a {name} there"
             ) from None
         except OSError as error:
             raise ToolError(
-                f"{path}: plugin {self.terms.id} needs it, and it cannot be read ({error.strerror})"
+                f"{path}: plugin {self.manifest.id} needs it, and it cannot be read "
+                f"({error.strerror})"
             ) from error
         if len(content) > MAX_CONFIG_BYTES:
             raise ToolError(
@@ -188,4 +191,4 @@ class Plugin:
         try:
             await self._keep()
         except PluginError as error:
-            logger.error("plugin %s: %s", self.terms.id, error)
+            logger.error("plugin %s: %s", self.manifest.id, error)

@@ -26,7 +26,7 @@ from ..core.errors import (
     QuietchoirError,
 )
 from ..crypto.identity.keys import Identity, PublicIdentity
-from ..crypto.pir.search import Opened, Questioner, unit
+from ..crypto.pir.search import Opened, PirClient, unit
 from .index import PROBE, Embeds, Passage
 from .messages import (
     MANIFEST_BYTES,
@@ -103,7 +103,7 @@ class Sealed:
     Hazard: open it when nothing more is sent in this session, and its connection is closed.
     """
 
-    questioner: Questioner
+    questioner: PirClient
     chosen: Opened
     replies: tuple[tuple[bytes, ...], ...]  # one for each choice
 
@@ -136,7 +136,7 @@ class SearchSession:
     ) -> None:
         self._address, self._identity, self._http = address, identity, http
         self._manifest: LibraryManifest | None = None
-        self._questioner: Questioner | None = None
+        self._questioner: PirClient | None = None
         self._key_id = b""
         self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
         self.bytes_up = self.bytes_down = 0
@@ -159,7 +159,7 @@ class SearchSession:
                 "this library was embedded with another model than ours; pull the model its host "
                 "names, or ask its owner"
             )
-        self._questioner = Questioner(manifest.shape)
+        self._questioner = PirClient(manifest.shape)
         keys = self._questioner.keys()
         self._key_id = key_id(keys)
         await self._ask(RequestKind.KEYS, keys)

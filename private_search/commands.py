@@ -95,7 +95,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
             limit=arguments.max_queries,
             listed=listed,
         )
-        desk = LibraryService(built, identity, budget, title=arguments.folder.resolve().name)
+        service = LibraryService(built, identity, budget, title=arguments.folder.resolve().name)
         address = f"{'https' if tls else 'http'}://{_netloc(listener)}/#{identity.public.raw.hex()}"
 
         def ready() -> None:
@@ -116,7 +116,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
                 flush=True,
             )
 
-        asyncio.run(serve(desk, listener, tls=tls, ready=ready))
+        asyncio.run(serve(service, listener, tls=tls, ready=ready))
 
 
 def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> None:

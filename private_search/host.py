@@ -1,7 +1,8 @@
 """The host of a library: checks, counts, multiplies, signs.
 
 `LibraryService` is the host without a network: bytes in, bytes out. `serve` puts it behind HTTP.
-Knows identities, budgets and the keeper. Never knows a question, a score or which passage was read.
+Knows identities, budgets and the PIR server. Never knows a question, a score or which passage was
+read.
 Always: signature, sequence, sizes and budget are checked in this order before SEAL sees a byte, and
 whatever SEAL then does happens in a worker.
 """
@@ -24,7 +25,7 @@ from ..core.errors import ConfigError, MessageError, ProtocolError, QuietchoirEr
 from ..core.server import connections, errors
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import Identity
-from ..crypto.pir.search import Keeper
+from ..crypto.pir.search import PirServer
 from .budget import QueryBudget
 from .index import Index
 from .messages import (
@@ -64,12 +65,12 @@ class LibraryService:
         workers: int = 1,
     ) -> None:
         texts = [passage.encode() for passage in index.passages]
-        self.keeper = Keeper(index.embeddings, texts, workers=workers)
-        if not 1 <= budget.limit <= self.keeper.shape.largest_budget:
+        self.server = PirServer(index.embeddings, texts, workers=workers)
+        if not 1 <= budget.limit <= self.server.shape.largest_budget:
             raise ConfigError(
                 f"a budget of {budget.limit} questions, must be 1 to "
-                f"{self.keeper.shape.largest_budget}: with as many answers "
-                f"as half of the {self.keeper.shape.dimension} dimensions an asker could work out "
+                f"{self.server.shape.largest_budget}: with as many answers "
+                f"as half of the {self.server.shape.dimension} dimensions an asker could work out "
                 f"the embeddings"
             )
         self._identity, self._budget = identity, budget
@@ -78,8 +79,8 @@ class LibraryService:
         self.manifest = LibraryManifest(
             title=title,
             host=identity.public.raw.hex(),
-            dimension=self.keeper.shape.dimension,
-            passages=self.keeper.shape.passages,
+            dimension=self.server.shape.dimension,
+            passages=self.server.shape.passages,
             parameters=SEARCH.digest.hex(),
             edition=os.urandom(16).hex(),
             questions=budget.limit,
@@ -105,30 +106,30 @@ class LibraryService:
 
     def close(self) -> None:
         """End the workers."""
-        self.keeper.close()
+        self.server.close()
 
     def _answer(self, request: SearchRequest) -> list[bytes]:
         if request.kind is RequestKind.KEYS:
             return self._take_keys(request)
         keys = self._keys_of(request)
         if request.kind is RequestKind.QUESTION:
-            self.keeper.check_question(request.parts)
+            self.server.check_question(request.parts)
             self._charge(request)
-            return self.keeper.score(keys, request.parts)
-        self.keeper.check_choice(request.parts)
+            return self.server.score(keys, request.parts)
+        self.server.check_choice(request.parts)
         self._charge(request)
-        return self.keeper.read(keys, request.parts)
+        return self.server.read(keys, request.parts)
 
     def _charge(self, request: SearchRequest) -> None:
         # Before the work: whoever signs bytes that crash the worker pays for them too.
         self._budget.charge(request.asker, request.kind, request.sequence)
 
     def _take_keys(self, request: SearchRequest) -> list[bytes]:
-        self.keeper.check_sizes(request.parts)
+        self.server.check_sizes(request.parts)
         if request.key_id != key_id(request.parts):
             raise ProtocolError("keys under another key's name; send them again")
         self._charge(request)
-        self.keeper.check_keys(request.parts)
+        self.server.check_keys(request.parts)
         with self._lock:
             self._keys[request.key_id] = (request.asker.raw.hex(), request.parts)
             while len(self._keys) > KEPT_KEYS:
@@ -149,27 +150,27 @@ class LibraryService:
             return keys
 
 
-def application(desk: LibraryService) -> web.Application:
-    """HTTP around a desk: one path, bodies bounded by the largest request that can be right."""
+def application(service: LibraryService) -> web.Application:
+    """HTTP around a service: one path, bodies bounded by the largest request that can be right."""
     door = asyncio.Semaphore(AT_ONCE)
 
     async def describe(_: web.Request) -> web.Response:
-        return web.Response(body=desk.describe(), content_type="application/json")
+        return web.Response(body=service.describe(), content_type="application/json")
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
         async with door:
-            status, reply = await asyncio.to_thread(desk.answer, body)
+            status, reply = await asyncio.to_thread(service.answer, body)
         return web.Response(status=status, body=reply, content_type="application/octet-stream")
 
     around = [connections.occupy, errors.answer_errors, connections.read_bodies(BODY_S)]
-    app = web.Application(middlewares=around, client_max_size=request_limit(desk.manifest.shape))
+    app = web.Application(middlewares=around, client_max_size=request_limit(service.manifest.shape))
     app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
     return app
 
 
 async def serve(
-    desk: LibraryService,
+    service: LibraryService,
     listener: socket,
     *,
     tls: ssl.SSLContext | None = None,
@@ -180,9 +181,9 @@ async def serve(
     Raises:
         WorkerError: the matrices could not be encoded in time.
     """
-    runner = web.AppRunner(application(desk), access_log=None)
+    runner = web.AppRunner(application(service), access_log=None)
     try:
-        await asyncio.to_thread(desk.keeper.start)
+        await asyncio.to_thread(service.server.start)
         listening, _ = await connections.listen(runner, ServerConfig(), listener, tls)
         if ready:
             ready()
@@ -192,4 +193,4 @@ async def serve(
             listening.close()
     finally:
         await runner.cleanup()
-        desk.close()
+        service.close()

@@ -53,7 +53,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything a keeper needs."""
+    """Everything a host needs."""
 
     passages: tuple[Passage, ...]
     embeddings: npt.NDArray[np.float32]  # [passages, dimension]

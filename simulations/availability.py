@@ -25,28 +25,32 @@ from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.wire import messages
 from ..federation.wire.link import InProcessLink
-from .scenario import Nights, Scenario
+from .scenario import Availability, Scenario
 
 Handle = Callable[[bytes], bytes]
 SCORING = 0.25  # of the time that a training takes
 LOOK_S = 60.0  # between two looks at who is there, at most
 
 
-class Sleeper:
+class AvailabilityTrace:
     """One party's days and nights: seconds of virtual time, from 0 on."""
 
-    def __init__(self, nights: Nights, rng: np.random.Generator) -> None:
-        self.nights, self.rng = nights, rng
-        self.slowness = float(rng.lognormal(0.0, nights.spread))
-        awake = rng.random() < nights.awake_s / (nights.awake_s + nights.asleep_s)
+    def __init__(self, availability: Availability, rng: np.random.Generator) -> None:
+        self.availability, self.rng = availability, rng
+        self.slowness = float(rng.lognormal(0.0, availability.spread))
+        awake = rng.random() < availability.awake_s / (availability.awake_s + availability.asleep_s)
         self.falls: list[float] = []  # ends of the times awake
-        self.wakes: list[float] = [0.0 if awake else float(rng.exponential(nights.asleep_s))]
+        self.wakes: list[float] = [0.0 if awake else float(rng.exponential(availability.asleep_s))]
 
     def cover(self, at: float) -> None:
         """Draw further than `at`."""
         while not self.falls or self.falls[-1] <= at:
-            self.falls.append(self.wakes[-1] + float(self.rng.exponential(self.nights.awake_s)))
-            self.wakes.append(self.falls[-1] + float(self.rng.exponential(self.nights.asleep_s)))
+            self.falls.append(
+                self.wakes[-1] + float(self.rng.exponential(self.availability.awake_s))
+            )
+            self.wakes.append(
+                self.falls[-1] + float(self.rng.exponential(self.availability.asleep_s))
+            )
 
     def turn(self, at: float) -> int:
         """Which time awake is going on at `at`, or comes next."""
@@ -61,7 +65,7 @@ class Sleeper:
         """Is it asleep, and has that been noticed?"""
         turn = self.turn(at)
         return self.wakes[turn] > at and (
-            turn == 0 or at - self.falls[turn - 1] >= self.nights.notice_s
+            turn == 0 or at - self.falls[turn - 1] >= self.availability.notice_s
         )
 
     def work(self, at: float, effort_s: float) -> tuple[float, float]:
@@ -72,8 +76,8 @@ class Sleeper:
         while True:
             turn = self.turn(at)
             start = max(at, self.wakes[turn])
-            if start - at >= self.nights.notice_s:
-                given_up = min(given_up, at + self.nights.notice_s)
+            if start - at >= self.availability.notice_s:
+                given_up = min(given_up, at + self.availability.notice_s)
             if start + effort_s <= self.falls[turn]:
                 return start + effort_s, given_up
             effort_s -= self.falls[turn] - start
@@ -84,12 +88,12 @@ class Sleeper:
 class Job:
     """A letter that was left with a party, or that was given up while the party works on."""
 
-    letter: bytes
+    message: bytes
     done: float
     given_up: float  # inf if it is answered in time
 
 
-class NightLink(InProcessLink):
+class AvailabilityLink(InProcessLink):
     """`LeavingLink` to parties that sleep.
 
     Args:
@@ -101,9 +105,11 @@ class NightLink(InProcessLink):
         self, handles: Mapping[str, Handle], members: Mapping[str, Client], scenario: Scenario
     ) -> None:
         super().__init__(handles)
-        self.nights, self.members, self.time = scenario.nights, members, 0.0
+        self.availability, self.members, self.time = scenario.availability, members, 0.0
         self.sleepers = {
-            name: Sleeper(scenario.nights, np.random.default_rng([scenario.seed, number]))
+            name: AvailabilityTrace(
+                scenario.availability, np.random.default_rng([scenario.seed, number])
+            )
             for number, name in enumerate(sorted(handles))
         }
         self.jobs: dict[str, Job] = {}
@@ -122,46 +128,46 @@ class NightLink(InProcessLink):
         """As `LeavingLink`."""
         return frozenset(name for name, job in self.jobs.items() if self.time < job.given_up)
 
-    def begin(self, name: str, letter: bytes, timeout_s: float) -> Job:
+    def begin(self, name: str, message: bytes, timeout_s: float) -> Job:
         """A party gets a letter now."""
-        task = messages.decode_task(letter, self.members[name].policy, name)
+        task = messages.decode_task(message, self.members[name].policy, name)
         done, given_up = self.sleepers[name].work(self.time, self.effort(name, task))
         late = min(given_up, self.time + timeout_s)
-        return Job(letter, done, late if late < done else math.inf)
+        return Job(message, done, late if late < done else math.inf)
 
     def effort(self, name: str, task: messages.Task) -> float:
         """Seconds awake that a letter takes this party."""
         if task.stage == messages.SCORE:
-            return SCORING * self.nights.work_s * self.sleepers[name].slowness
+            return SCORING * self.availability.work_s * self.sleepers[name].slowness
         if task.stage != messages.TRAIN or self.members[name].kept(task) is not None:
-            return self.nights.stage_s
-        return self.nights.work_s * self.sleepers[name].slowness
+            return self.availability.stage_s
+        return self.availability.work_s * self.sleepers[name].slowness
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link`; time goes on until the last answer, or until the last of the others is
         given up.
         """
         free, end = self.present(), self.time
         jobs = {
-            name: self.begin(name, letter, timeout_s)
-            for name, letter in letters.items()
+            name: self.begin(name, message, timeout_s)
+            for name, message in messages.items()
             if name in free
         }
         for name, job in sorted(jobs.items(), key=lambda one: one[1].done):
             if math.isinf(job.given_up):
                 self.time = job.done
-                yield from super().ask({name: job.letter}, timeout_s)
+                yield from super().ask({name: job.message}, timeout_s)
             else:
                 # it works on, and nobody waits for it
                 self.jobs[name], end = job, max(end, job.given_up)
         self.time = max(self.time, end)
 
-    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
         """As `LeavingLink`."""
         free = self.present()
         self.jobs |= {
-            name: self.begin(name, letter, timeout_s)
-            for name, letter in letters.items()
+            name: self.begin(name, message, timeout_s)
+            for name, message in messages.items()
             if name in free
         }
 
@@ -174,9 +180,9 @@ class NightLink(InProcessLink):
             self.skip()
         self.finish_late()
         for name in self.done():
-            yield from super().ask({name: self.jobs.pop(name).letter}, 0.0)
+            yield from super().ask({name: self.jobs.pop(name).message}, 0.0)
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """As `LeavingLink`."""
         for job in self.jobs.values():
             job.given_up = min(job.given_up, self.time)
@@ -189,7 +195,7 @@ class NightLink(InProcessLink):
         """Let parties end what nobody waits for any more; what came out of it stays with them."""
         for name in self.done():
             if not math.isinf(self.jobs[name].given_up):
-                list(super().ask({name: self.jobs.pop(name).letter}, 0.0))
+                list(super().ask({name: self.jobs.pop(name).message}, 0.0))
 
     def rest(self, at_most_s: float) -> None:
         """As `rounds.scheduler.Clock`."""
@@ -216,14 +222,14 @@ def conduct(
     """The coordinator of a simulation; where parties sleep, on a clock of their own, which its
     events tell as `at`.
     """
-    if not scenario.nights.on:
+    if not scenario.availability.on:
         return Coordinator(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
     link, tell = (
-        NightLink(handles, members, scenario),
+        AvailabilityLink(handles, members, scenario),
         options.pop("on_event", None) or (lambda event: None),
     )
     options |= {
         "on_event": lambda event: tell(dataclasses.replace(event, at=link.time)),
-        "grace_s": scenario.nights.grace_s,
+        "grace_s": scenario.availability.grace_s,
     }
     return Coordinator(policy, identity, link, clock=link, wait_s=math.inf, **options)

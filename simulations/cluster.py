@@ -54,7 +54,7 @@ class ClusterPlan:
         return tuple(f"node-{number:02}" for number in range(self.nodes))
 
 
-class Choir:
+class Cluster:
     """One federation, and the processes that play it."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Choir:
         """Where the coordinator writes what happened."""
         return self.folder / "report.json"
 
-    def told(self) -> dict[str, Any]:
+    def read_report(self) -> dict[str, Any]:
         """The finished run's report."""
         return dict(json.loads(self.report.read_text("utf-8")))
 

@@ -63,7 +63,7 @@ def run_simulation(arguments: Namespace) -> None:
         if (text := report.line(event, scenario.recipe.rounds)) is not None:
             console.print(text)
 
-    if scenario.nights.on:
+    if scenario.availability.on:
         outcome, laps = schedule_comparison.compare(scenario, model, tell)
         schedule_comparison.show(console, laps)
     else:

@@ -42,7 +42,7 @@ from ..core.training.trainer import Trainer
 from ..federation.personalization.change import PersonalChange
 from ..federation.personalization.keeping import training_seed
 from ..federation.personalization.settings import PersonalSettings
-from ..federation.personalization.trainer import PersonalVerdict, Workshop
+from ..federation.personalization.trainer import PersonalTrainer, PersonalVerdict
 from ..federation.store.checkpoint import Vector
 from . import machine
 from .population import PartyData, populate
@@ -139,12 +139,12 @@ class Study:
         self, shared: Tensor, home: PreparedHousehold
     ) -> tuple[Tensor, PersonalVerdict]:
         """The personal adapter [n], and what the guard of one says to it."""
-        workshop = Workshop(self.trainer, home.train, home.guard)
+        personal_trainer = PersonalTrainer(self.trainer, home.train, home.guard)
         seed = training_seed(f"{self.scenario.seed} {home.name}")
-        change = workshop.learn(
+        change = personal_trainer.learn(
             shared, PersonalChange.nothing(len(shared)), self.settings, seed=seed
         )
-        return change.upon(shared), workshop.judge(shared, change)
+        return change.upon(shared), personal_trainer.judge(shared, change)
 
     def alone(self, home: PreparedHousehold) -> Tensor:
         """By itself, from nothing."""

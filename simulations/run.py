@@ -30,7 +30,7 @@ from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, Mod
 from ..federation.store.checkpoint import Store, Vector
 from ..federation.store.client_store import ClientStore
 from ..federation.training.learner import Learner, TrainerLearner
-from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
+from ..federation.training.synthetic_task import PacedSyntheticLearner, SyntheticLearner
 from ..federation.wire import messages
 from .availability import conduct
 from .population import PartyData, populate
@@ -44,27 +44,27 @@ NO_MODEL = "0" * 64  # digest of a rehearsal's
 class FaultyParty:
     """A party that goes silent where the scenario says so."""
 
-    def __init__(self, party: Client, faults: tuple[Fault, ...]) -> None:
-        self.party, self.left = (
-            party,
-            {fault: fault.attempts for fault in faults if fault.party == party.name},
+    def __init__(self, client: Client, faults: tuple[Fault, ...]) -> None:
+        self.client, self.left = (
+            client,
+            {fault: fault.attempts for fault in faults if fault.party == client.name},
         )
 
-    def handle(self, letter: bytes) -> bytes:
+    def handle(self, message: bytes) -> bytes:
         """As `Client.handle`, unless it is time to vanish.
 
         Raises:
             FederationError: never seen by anybody but the link, which takes it for silence.
         """
-        task = messages.decode_task(letter, self.party.policy, self.party.name)
+        task = messages.decode_task(message, self.client.policy, self.client.name)
         for fault, left in self.left.items():
-            if left and task.place.round == fault.round and task.stage == fault.stage:
+            if left and task.round_id.round == fault.round and task.stage == fault.stage:
                 self.left[fault] -= 1
                 raise FederationError(
                     f"{fault.party} is silent at {fault.stage} of round "
                     f"{fault.round}, as the scenario says"
                 )
-        return self.party.handle(letter)
+        return self.client.handle(message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def simulate(
     stops = tensor_stops(policy.adapter, weights)
     handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Client]()
     # for ciphertexts: started only if the mode is sealed
-    desk, adder = Worker(MemberService), Worker(AdderService)
+    crypto_worker, adder = Worker(MemberService), Worker(AdderService)
     for name, learner in cast.learners.items():
         members[name] = Client(
             policy,
@@ -115,7 +115,7 @@ def simulate(
             size=size,
             stops=stops,
             consent=no_floor(),
-            secrets=ClientSecrets(ClientStore(None, size), desk),
+            secrets=ClientSecrets(ClientStore(None, size), crypto_worker),
             on_event=partial(trained_by, say, name),
             adopt=partial(adopted, on_adopt, name),
         )
@@ -138,7 +138,7 @@ def simulate(
     try:
         return coordinator.run()
     finally:
-        desk.close()
+        crypto_worker.close()
         adder.close()
 
 
@@ -190,9 +190,9 @@ def rehearsal(scenario: Scenario, people: list[PartyData]) -> Cast:
     size, batch = scenario.population.values, scenario.recipe.batch
     portions = dealt(scenario.population.portions, [person.name for person in people])
     learners: dict[str, Learner] = {
-        name: PacedRehearsal(size, name, examples, batch)
+        name: PacedSyntheticLearner(size, name, examples, batch)
         if examples
-        else RehearsalLearner(size, name)
+        else SyntheticLearner(size, name)
         for name, examples in portions.items()
     }
     return Cast(learners, size)

@@ -34,10 +34,10 @@ from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.store import checkpoint
 from ..federation.store.checkpoint import Vector
-from ..federation.training.synthetic_task import STEP, ForgetfulRehearsal
+from ..federation.training.synthetic_task import STEP, StatelessSyntheticLearner
 from ..federation.wire.link import InProcessLink
 from . import machine, report
-from .cluster import Choir, ClusterPlan
+from .cluster import Cluster, ClusterPlan
 from .engines import FlowerEngine
 from .processes import Child
 
@@ -83,10 +83,10 @@ def simulated(
         )
     with FlowerEngine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
         on_engine(engine)
-        choir = Choir(engine.stage, folder / "choir", plan)
+        cluster = Cluster(engine.stage, folder / "choir", plan)
         started = time.monotonic()
-        child = engine.run({**settings(folder, choir), "homes": str(choir.folder)})
-        return followed("ray", engine, choir, child, started, folder)
+        child = engine.run({**settings(folder, cluster), "homes": str(cluster.folder)})
+        return followed("ray", engine, cluster, child, started, folder)
 
 
 def deployed(
@@ -99,31 +99,35 @@ def deployed(
     """
     with FlowerEngine(folder / "logs") as engine:
         on_engine(engine)
-        choir = Choir(engine.stage, folder / "choir", plan)
+        cluster = Cluster(engine.stage, folder / "choir", plan)
         started = time.monotonic()
         for name in plan.names:
-            own = {"home": choir.folder / name, "federation": choir.file, "config": choir.settings}
+            own = {
+                "home": cluster.folder / name,
+                "federation": cluster.file,
+                "config": cluster.settings,
+            }
             engine.node(name, {key: str(path) for key, path in own.items()})
-        child = engine.run(settings(folder, choir))
-        return followed("supernodes", engine, choir, child, started, folder)
+        child = engine.run(settings(folder, cluster))
+        return followed("supernodes", engine, cluster, child, started, folder)
 
 
-def settings(folder: Path, choir: Choir) -> dict[str, str | int]:
+def settings(folder: Path, cluster: Cluster) -> dict[str, str | int]:
     """What both engines are told of a run."""
     return {
-        "federation": str(choir.file),
+        "federation": str(cluster.file),
         "state": str(folder / "state"),
-        "rehearse": choir.plan.size,
+        "rehearse": cluster.plan.size,
     }
 
 
 def followed(
-    name: str, engine: FlowerEngine, choir: Choir, child: Child, started: float, folder: Path
+    name: str, engine: FlowerEngine, cluster: Cluster, child: Child, started: float, folder: Path
 ) -> EngineOutcome:
     """Wait for the rounds of a run, then compare. The run's last steps, scoring and delivering,
     are not waited for.
     """
-    plan = choir.plan
+    plan = cluster.plan
     child.wait_for(lambda text: f"{plan.nodes} of {plan.nodes} members" in text, EVENT_S)
     start_s = time.monotonic() - started
     for number in range(1, plan.rounds + 1):
@@ -143,8 +147,8 @@ def followed(
             f"{name}: a round went without a member, so there is nothing to "
             f"compare; see {child.log}"
         )
-    policy = roster.load(choir.file)
-    difference = float(np.abs(state.server.flat - in_process(choir, policy)).max())
+    policy = roster.load(cluster.file)
+    difference = float(np.abs(state.server.flat - in_process(cluster, policy)).max())
     bound = rounding(policy, plan.rounds)
     if difference > bound:
         raise QuietchoirError(
@@ -171,17 +175,17 @@ def mean_of(entries: Sequence[Mapping[str, Any]], key: str, nodes: int) -> int:
     return sum(sum(entry[key].values()) for entry in entries) // (len(entries) * nodes)
 
 
-def in_process(choir: Choir, policy: Policy) -> Vector:
+def in_process(cluster: Cluster, policy: Policy) -> Vector:
     """The adapter that the same members make in this process."""
     anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
-    size, parties = choir.plan.size, dict[str, Client]()
-    for name in choir.plan.names:
-        identity = load_or_create(choir.folder / name).identity
-        parties[name] = Client(
-            policy, identity, ForgetfulRehearsal(size, name), size=size, consent=anything
+    size, clients = cluster.plan.size, dict[str, Client]()
+    for name in cluster.plan.names:
+        identity = load_or_create(cluster.folder / name).identity
+        clients[name] = Client(
+            policy, identity, StatelessSyntheticLearner(size, name), size=size, consent=anything
         )
-    link = InProcessLink({name: party.handle for name, party in parties.items()})
-    signer = Identity.load(choir.folder / founding.COORDINATOR_KEY)
+    link = InProcessLink({name: client.handle for name, client in clients.items()})
+    signer = Identity.load(cluster.folder / founding.COORDINATOR_KEY)
     run = Coordinator(policy, signer, link, size=size, wait_s=0.0, grace_s=0.0)
     run.run()
     return run.state.server.flat

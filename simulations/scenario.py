@@ -95,7 +95,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nights:
+class Availability:
     """When parties are awake, in seconds of virtual time; lengths are exponential."""
 
     asleep_s: float = 0.0  # mean; 0: nobody sleeps, and nothing takes time
@@ -137,7 +137,7 @@ class Scenario:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
-    nights: Nights = field(default_factory=Nights)
+    availability: Availability = field(default_factory=Availability)
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
@@ -158,10 +158,11 @@ def check_read(scenario: Scenario, table: dict[str, Any]) -> None:
             f"[population] {', '.join(sorted(unread))}: not read with kind = {kind!r}, which reads "
             f"{', '.join(sorted(READ[kind]))}"
         )
-    if not scenario.nights.on and (idle := set(table.get("nights", {})) - {"asleep_s"}):
+    idle = set(table.get("availability", {})) - {"asleep_s"}
+    if idle and not scenario.availability.on:
         raise ConfigError(
-            f"[nights] {', '.join(sorted(idle))}: not read while asleep_s is 0; set it to how long "
-            "parties sleep"
+            f"[availability] {', '.join(sorted(idle))}: not read while asleep_s is 0; set it to "
+            "how long parties sleep"
         )
 
 

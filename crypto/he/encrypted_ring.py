@@ -35,7 +35,7 @@ DEADLINE_S = 120.0  # for all ciphertexts of one contribution
 COEFFICIENTS_AT = 155
 
 
-class Desk(Protocol):
+class CryptoWorker(Protocol):
     """Where SEAL runs: a `Worker` or `WorkerPool` of core/worker.py with one of the two services
     below.
     """
@@ -164,9 +164,9 @@ class SealedRing:
         *,
         bound: bytes = b"",
         seed: bytes | None = None,
-        desk: Desk,
+        crypto_worker: CryptoWorker,
     ) -> None:
-        self.seal, self.counters, self.desk = seal, counters, desk
+        self.seal, self.counters, self.crypto_worker = seal, counters, crypto_worker
         self._seed, self._bound = seed, bound
 
     @property
@@ -234,7 +234,7 @@ class SealedRing:
                 "a ring without the members' key cannot close a contribution"
             )  # our bug
         slots = [row.tobytes() for row in words.slots]
-        rows = self.desk.call(
+        rows = self.crypto_worker.call(
             "encrypt", self.seal.parameters, self._seed, *slots, deadline_s=DEADLINE_S
         )
         return self.seal.frame(rows) + counters
@@ -291,7 +291,7 @@ class SealedTally:
                 seal.packing.parameters.seeded_bytes,
                 "a sealed contribution",
             )
-            ring.desk.call("check", seal.parameters, *rows, deadline_s=DEADLINE_S)
+            ring.crypto_worker.call("check", seal.parameters, *rows, deadline_s=DEADLINE_S)
             self._parts.append(rows)
         self._counters.add(counters)
 
@@ -314,14 +314,16 @@ class SealedTally:
         if seal is not None:
             columns = zip(self._masks, *self._parts, strict=True)
             rows = [
-                self._ring.desk.call("add", seal.parameters, mask.tobytes(), *parts)[0]
+                self._ring.crypto_worker.call("add", seal.parameters, mask.tobytes(), *parts)[0]
                 for mask, *parts in columns
             ]
             self.sealed_sum = seal.frame(rows)
         return self._counters.total()
 
 
-def open_sum(seal: Seal, seed: bytes, sealed_sum: bytes, desk: Desk) -> NDArray[np.int64]:
+def open_sum(
+    seal: Seal, seed: bytes, sealed_sum: bytes, crypto_worker: CryptoWorker
+) -> NDArray[np.int64]:
     """The sums [length] behind what the coordinator added up.
 
     Args:
@@ -336,7 +338,7 @@ def open_sum(seal: Seal, seed: bytes, sealed_sum: bytes, desk: Desk) -> NDArray[
     result. Tell nothing of it.
     """
     rows = seal.rows(sealed_sum, seal.packing.parameters.ciphertext_bytes, "the sealed sum")
-    opened = desk.call("decrypt", seal.parameters, seed, *rows, deadline_s=DEADLINE_S)
+    opened = crypto_worker.call("decrypt", seal.parameters, seed, *rows, deadline_s=DEADLINE_S)
     slots = np.stack(
         [np.frombuffer(row, np.uint64, seal.packing.parameters.degree) for row in opened]
     )

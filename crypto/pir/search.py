@@ -140,7 +140,7 @@ def _exactly(parts: Sequence[bytes], count: int, size: int) -> None:
         )
 
 
-class Keeper:
+class PirServer:
     """The host's half: embeddings and passages in clear, questions and choices never.
 
     Args:
@@ -245,7 +245,7 @@ class Opened:
     fault: CryptoError | WorkerError | None  # why the answer is of no use
 
 
-class Questioner:
+class PirClient:
     """The asker's half: one fresh key, in a worker, for the length of a session.
 
     Hazard: scores and passages are for the key's owner. What it sends after opening them must not

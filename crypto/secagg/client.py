@@ -32,9 +32,9 @@ from .messages import (
     BoxList,
     KeyCard,
     KeyList,
-    Parcel,
     Receipt,
     Revelation,
+    SealedShares,
     SignatureList,
     SurvivorList,
     Upload,
@@ -203,7 +203,7 @@ class SecAggClient:
         boxes = {
             peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]
         }
-        message = Parcel(self._me, boxes).encode(session, self._identity, view)
+        message = SealedShares(self._me, boxes).encode(session, self._identity, view)
         self._present, self._near = (
             frozenset(keys.cards),
             {peer: keys.cards[peer] for peer in holders[1:]},

@@ -236,7 +236,7 @@ class KeyCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class SealedShares:
     """Stage 1. A member's shares, each sealed for one neighbour."""
 
     sender: int

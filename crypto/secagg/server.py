@@ -28,9 +28,9 @@ from .messages import (
     BoxList,
     KeyCard,
     KeyList,
-    Parcel,
     Receipt,
     Revelation,
+    SealedShares,
     SignatureList,
     SurvivorList,
     Upload,
@@ -109,7 +109,7 @@ class SecAggServer:
         self._sums = _Sums(self._session)
         self._awaited: set[int] = set(range(len(self._session.names)))
         self._cards: dict[int, KeyCard] = {}
-        self._parcels: dict[int, Parcel] = {}
+        self._sealed_shares: dict[int, SealedShares] = {}
         self._receipts: dict[int, Receipt] = {}
         self._agreements: dict[int, bytes] = {}
         self._revelations: dict[int, Revelation] = {}
@@ -204,23 +204,23 @@ class SecAggServer:
         return dict.fromkeys(self._names(self._cards), self._keys.encode(self._session))
 
     def _shared(self, number: int, message: bytes) -> None:
-        parcel = Parcel.decode(message, self._session, self._view)
+        parcel = SealedShares.decode(message, self._session, self._view)
         self._same(number, parcel.sender)
         if tuple(parcel.boxes) != self._graph.neighbours(number):
             raise ProtocolError(
                 f"{self._session.names[number]} sealed shares for others than its "
                 f"neighbours; refused"
             )
-        self._parcels[number] = parcel
+        self._sealed_shares[number] = parcel
 
     def _send_boxes(self) -> dict[str, bytes]:
-        self._enough(self._parcels, "shared")
-        shared = tuple(sorted(self._parcels))
+        self._enough(self._sealed_shares, "shared")
+        shared = tuple(sorted(self._sealed_shares))
         self._view = shared_view(self._session, self._view, shared)
         out = {}
         for at in shared:
-            near = [peer for peer in self._graph.neighbours(at) if peer in self._parcels]
-            boxes = {peer: self._parcels[peer].boxes[at] for peer in near}
+            near = [peer for peer in self._graph.neighbours(at) if peer in self._sealed_shares]
+            boxes = {peer: self._sealed_shares[peer].boxes[at] for peer in near}
             out[self._session.names[at]] = BoxList(shared, boxes).encode(self._session)
         return out
 
@@ -255,7 +255,10 @@ class SecAggServer:
     def _revealed(self, number: int, message: bytes) -> None:
         revelation = Revelation.decode(message, self._session, self._view)
         self._same(number, revelation.sender)
-        held = {number, *(peer for peer in self._graph.neighbours(number) if peer in self._parcels)}
+        held = {
+            number,
+            *(peer for peer in self._graph.neighbours(number) if peer in self._sealed_shares),
+        }
         kinds = {peer: SELF_SHARE if peer in self._receipts else KEY_SHARE for peer in held}
         if kinds != {peer: share[:1] for peer, share in revelation.shares.items()}:
             raise ProtocolError(
@@ -269,7 +272,7 @@ class SecAggServer:
         masks off the sum.
         """
         # all of them first: nothing half-opened
-        rebuilt = {target: self._rebuild(target) for target in self._parcels}
+        rebuilt = {target: self._rebuild(target) for target in self._sealed_shares}
         for target, secret in rebuilt.items():
             if target in self._receipts:
                 mask_self(self._sums, self._session, secret, subtract=True)

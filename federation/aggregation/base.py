@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...crypto.he.encrypted_ring import Desk
+from ...crypto.he.encrypted_ring import CryptoWorker
 from ...crypto.identity.keys import Identity
 from ...crypto.secagg import RevealLedger
 from ..spec.policy import Policy
@@ -70,7 +70,7 @@ class ClientSecrets:
     """What only a member of a sealed federation has."""
 
     store: ClientStore
-    desk: Desk  # with crypto.sealed.MemberService
+    desk: CryptoWorker  # with crypto.sealed.MemberService
 
 
 class SumConsumer(Protocol):
@@ -197,7 +197,7 @@ class ServerContext:
     asked: int
     terms: Terms
     common: Common | None = None
-    desk: Desk | None = None
+    desk: CryptoWorker | None = None
 
 
 class AggregationServer(Protocol):

@@ -37,7 +37,14 @@ from ...core.errors import (
     ThresholdError,
 )
 from ...crypto.he.bfv import Packing, key_id
-from ...crypto.he.encrypted_ring import Desk, Seal, SealedRing, SealedTally, coefficients, open_sum
+from ...crypto.he.encrypted_ring import (
+    CryptoWorker,
+    Seal,
+    SealedRing,
+    SealedTally,
+    coefficients,
+    open_sum,
+)
 from ...crypto.identity.keys import bind
 from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
@@ -85,12 +92,12 @@ def make_ring(
     config: SecAggConfig,
     seal: Seal | None,
     bound: bytes,
-    desk: Desk,
+    desk: CryptoWorker,
     seed: bytes | None,
 ) -> SealedRing:
     """The ring of the round that `config` describes."""
     open_part = BitRing(length=counters(policy), bits=config.bits, parties=len(config.members))
-    return SealedRing(seal, open_part, bound=bound, seed=seed, desk=desk)
+    return SealedRing(seal, open_part, bound=bound, seed=seed, crypto_worker=desk)
 
 
 def shown(sealed_sum: bytes, bound: bytes, survivors: tuple[str, ...]) -> bytes:

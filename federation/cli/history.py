@@ -267,7 +267,7 @@ def made_anew(
     from ..membership.keys import load_or_create
     from ..personalization.keeping import Owner, personalize
     from ..personalization.settings import PersonalSettings
-    from ..personalization.trainer import Workshop
+    from ..personalization.trainer import PersonalTrainer
 
     settings: Config = config.load(arguments.config)
     active = registry.active() == card.adapter
@@ -281,11 +281,13 @@ def made_anew(
         trainer = Trainer(
             weights, shape, precision=settings.training.precision, threads=settings.training.threads
         )
-        workshop = Workshop(trainer, trainer.prepare(found.train), trainer.prepare(found.test))
+        personal_trainer = PersonalTrainer(
+            trainer, trainer.prepare(found.train), trainer.prepare(found.test)
+        )
         outcome = personalize(
             Owner(registry, load_or_create(registry.home).identity, weights),
             card.parent,
-            workshop,
+            personal_trainer,
             PersonalSettings.of(settings.training),
             afresh=True,
             activate=lambda _registry, _card: active,

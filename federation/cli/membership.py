@@ -75,7 +75,7 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     )
     flags.add(init)
     privacy_budget.add(init)
-    init.set_defaults(run=found_federation)
+    init.set_defaults(run=init_federation)
 
     accept = actions.add_parser(
         "accept", help="answer an invitation with this node's card: give the answer to the owner"
@@ -128,7 +128,7 @@ def show_identity(arguments: Namespace) -> None:
     print(own.card.text)
 
 
-def found_federation(arguments: Namespace) -> None:
+def init_federation(arguments: Namespace) -> None:
     """Make keys and file."""
     import dataclasses
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...core.models.weights import Weights
     from ...core.training.examples import Example
     from ..adapters.registry import Registry
-    from ..personalization.trainer import Workshop
+    from ..personalization.trainer import PersonalTrainer
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
@@ -96,9 +96,9 @@ def run_personalize(arguments: Namespace) -> None:
         examples = lent.train, lent.test
     else:
         examples = folder_examples(folder)
-    workshop = open_workshop(examples, weights, shape, given)
+    personal_trainer = open_trainer(examples, weights, shape, given)
     owner = Owner(registry, load_or_create(registry.home).identity, weights)
-    outcome = personalize(owner, name, workshop, settings, afresh=arguments.afresh)
+    outcome = personalize(owner, name, personal_trainer, settings, afresh=arguments.afresh)
     if lent is not None and outcome.adapter:
         with closing(HistoryStore(registry.home)) as store:
             store.note_trained(outcome.adapter, lent.ids)
@@ -137,12 +137,12 @@ def folder_examples(folder: Path) -> "tuple[list[Example], list[Example]]":
     return read_jsonl(folder / TRAIN), read_jsonl(folder / TEST)
 
 
-def open_workshop(
+def open_trainer(
     examples: "tuple[list[Example], list[Example]]",
     weights: "Weights",
     shape: "AdapterShape",
     config: "TrainingConfig",
-) -> "Workshop":
+) -> "PersonalTrainer":
     """The owner's examples, ready to be trained on.
 
     Raises:
@@ -150,7 +150,7 @@ def open_workshop(
     """
     from ...core.errors import DataError
     from ...core.training.trainer import Trainer
-    from ..personalization.trainer import Workshop
+    from ..personalization.trainer import PersonalTrainer
 
     train, test = examples
     if not train or not test:
@@ -160,4 +160,4 @@ def open_workshop(
             "under [training] in your configuration"
         )
     trainer = Trainer(weights, shape, precision=config.precision, threads=config.threads)
-    return Workshop(trainer, trainer.prepare(train), trainer.prepare(test))
+    return PersonalTrainer(trainer, trainer.prepare(train), trainer.prepare(test))

@@ -6,7 +6,7 @@ Knows flags and words for people. Always: heavy imports happen inside the functi
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
-from ..monitor.event_printer import percent, teller
+from ..monitor.event_printer import percent, printer
 from ..rounds.words import told_privacy
 
 MODEL_HELP = (
@@ -151,7 +151,7 @@ def run_coordinator(arguments: Namespace) -> None:
             keep_every=arguments.keep_every,
             model=arguments.model,
         ),
-        teller(arguments.json_lines),
+        printer(arguments.json_lines),
     )
     if arguments.report:
         report.write(arguments.report)
@@ -181,7 +181,7 @@ def run_member(arguments: Namespace) -> None:
     from ..client_node import ClientOptions, default_home, join
 
     settings = config.load(arguments.config)
-    joining = ClientOptions(
+    options = ClientOptions(
         file=arguments.file,
         data=arguments.data or settings.training.data,
         home=arguments.home or default_home(),
@@ -191,4 +191,4 @@ def run_member(arguments: Namespace) -> None:
         proxy=arguments.proxy or settings.training.proxy,
         model=arguments.model,
     )
-    join(joining, settings, teller(arguments.json_lines))
+    join(options, settings, printer(arguments.json_lines))

@@ -31,7 +31,7 @@ from ..events import FederationEvent
 from ..membership import roster
 from ..monitor.event_printer import sentence
 from ..server_node import CoordinatorOptions, coordinate
-from ..transport.records import answer_to, open_letter, seal_letter
+from ..transport.records import answer_to, payload_of, to_record
 from . import stateless_client
 from .grid import GREETING, NAME, NONCE, PROOF, GridLink
 from .stateless_client import Own
@@ -138,7 +138,7 @@ def letter(message: Message, context: Context) -> Message:
     kept = context.state.get(STATE)
     key = kept.get(KEY) if isinstance(kept, ConfigRecord) else None
     try:
-        content = open_letter(message)
+        content = payload_of(message)
         if content is None:
             raise MessageError("a message without a letter came; refused")
         reply, key = stateless_client.answer(
@@ -147,7 +147,7 @@ def letter(message: Message, context: Context) -> Message:
     except QuietchoirError as error:
         return refusal(message, error)
     context.state[STATE] = ConfigRecord({KEY: key})
-    return answer_to(message, seal_letter(reply))
+    return answer_to(message, to_record(reply))
 
 
 def refusal(message: Message, error: QuietchoirError) -> Message:

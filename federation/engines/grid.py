@@ -21,7 +21,7 @@ from ...core import log
 from ...core.errors import AuthenticationError
 from ...crypto.identity.keys import PublicIdentity, bind
 from ..spec.policy import Policy
-from ..transport.records import open_letter, seal_letter
+from ..transport.records import payload_of, to_record
 from .stateless_client import hello_context
 
 logger = log.get("federation.flower")
@@ -118,7 +118,7 @@ class GridLink:
         """Push each member's letter; message → member, of those that Flower took."""
         nodes = {name: node for node, name in self.names.items()}
         contents = {
-            nodes[name]: seal_letter(letter) for name, letter in letters.items() if name in nodes
+            nodes[name]: to_record(letter) for name, letter in letters.items() if name in nodes
         }
         pushed = self.push(contents, LETTER, timeout_s + LATE_S)
         return {number: self.names[node] for number, node in pushed.items()}
@@ -149,7 +149,7 @@ class GridLink:
         """As `LeavingLink.owing`."""
         return frozenset(name for name, _ in self.left.values())
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """As `LeavingLink.recall`; who works on such a letter still answers it, to nobody."""
         self.left = {}
 
@@ -172,7 +172,7 @@ class GridLink:
 
 def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
     """A member's answer, if that is what came."""
-    letter = None if reply.has_error() else open_letter(reply)
+    letter = None if reply.has_error() else payload_of(reply)
     if letter is not None:
         yield name, letter
     else:

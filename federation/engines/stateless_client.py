@@ -45,7 +45,7 @@ from ..store.database import DamagedError, Database
 from ..store.ledger import AnsweredRounds
 from ..store.member import hold, open_member
 from ..training.learner import Counts, Learner, Trained
-from ..training.synthetic_task import ForgetfulRehearsal
+from ..training.synthetic_task import StatelessSyntheticLearner
 from ..wire import messages
 from ..wire.messages import GROUP, RoundId
 
@@ -105,7 +105,7 @@ def hello_context(policy: Policy) -> bytes:
     return bind(HELLO, policy.federation)
 
 
-def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
+def answer(own: Own, message: bytes, key: bytes) -> tuple[bytes, bytes]:
     """Answer one letter.
 
     Args:
@@ -122,13 +122,13 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     check_freezable(policy)
     keys = load_or_create(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
-    task = messages.decode_task(letter, policy, name)
+    task = messages.decode_task(message, policy, name)
     folder = roster.folder(own.home, policy)
     with ExitStack() as opened:
         opened.enter_context(closing(hold(folder)))
         database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
-        place = AttemptSnapshot(database, policy.digest, name)
-        kept = place.take(key)
+        snapshot = AttemptSnapshot(database, policy.digest, name)
+        kept = snapshot.take(key)
         try:
             working, buffer = task.stage in messages.STAGES, ContributionBuffer(database)
             learner, size, weights = (
@@ -140,9 +140,9 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 cost = round_cost(policy, size)
                 check_upload(policy, cost.up + cost.once_up, own.config.consent)
             # started by sealed members alone
-            desk = opened.enter_context(closing(Worker(MemberService)))
-            seat = ClientNode(
-                joining=ClientOptions(
+            crypto_worker = opened.enter_context(closing(Worker(MemberService)))
+            node = ClientNode(
+                options=ClientOptions(
                     file=own.file, data=own.data, home=own.home, rehearse=own.rehearse
                 ),
                 config=own.config,
@@ -154,28 +154,28 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 folder=folder,
                 database=database,
                 ledger=AnsweredRounds(database),
-                secrets=ClientSecrets(ClientStore(database, size), desk),
+                secrets=ClientSecrets(ClientStore(database, size), crypto_worker),
                 buffer=buffer,
                 cache=ClientModelCache(database),
                 leave=threading.Event(),
                 on_event=lambda event: None,
             )
-            party = seat.party(policy)
-            before = party.attempt = None if kept is None else thaw_attempt(kept, party)
+            client = node.client(policy)
+            before = client.attempt = None if kept is None else thaw_attempt(kept, client)
             try:
-                reply = party.handle(letter)
+                reply = client.handle(message)
             except QuietchoirError:
                 # another attempt has begun, or this one has ended, and then it failed
-                if party.attempt is not before:
-                    place.wipe()
+                if client.attempt is not before:
+                    snapshot.wipe()
                 raise
-            aside = freeze_attempt(party)
+            aside = freeze_attempt(client)
         except QuietchoirError:
-            place.give_back()
+            snapshot.give_back()
             raise
         if aside is not None:
-            return reply, place.put(aside)
-        place.wipe()
+            return reply, snapshot.put(aside)
+        snapshot.wipe()
         return reply, b""
 
 
@@ -222,7 +222,7 @@ def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
         `member.resident`.
     """
     if own.rehearse:
-        return ForgetfulRehearsal(own.rehearse, name), own.rehearse, None
+        return StatelessSyntheticLearner(own.rehearse, name), own.rehearse, None
     return trained_by(own, policy, name)
 
 
@@ -237,9 +237,9 @@ def model_of(config: Config, policy: Policy) -> "tuple[Weights, Trainer]":
 def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
     """Kept, for so many nodes: under Ray one process answers for many, round after round."""
     weights, trainer = model_of(own.config, policy)
-    joining = ClientOptions(file=own.file, data=own.data, home=own.home)
+    options = ClientOptions(file=own.file, data=own.data, home=own.home)
     learner, size = make_learner(
-        joining, own.config, policy, weights, name, lambda event: None, trainer
+        options, own.config, policy, weights, name, lambda event: None, trainer
     )
     return learner, size, weights
 
@@ -301,17 +301,17 @@ class AttemptSnapshot:
         self.database.drop(ASIDE)
 
 
-def freeze_attempt(party: Client) -> bytes | None:
+def freeze_attempt(client: Client) -> bytes | None:
     """Whatever `party` needs to go on; None between attempts.
 
     Raises:
         ProtocolError: a mode whose members do not stop between two letters.
     """
-    attempt = party.attempt
-    before = b"" if attempt is not None else party.model.freeze()
+    attempt = client.attempt
+    before = b"" if attempt is not None else client.model.freeze()
     if attempt is None and not before:
         return None
-    fields: dict[str, Any] = {"size": party.size, "attempt": None}
+    fields: dict[str, Any] = {"size": client.size, "attempt": None}
     if attempt is not None:
         fields["attempt"] = {
             "place": asdict(attempt.place),
@@ -324,7 +324,7 @@ def freeze_attempt(party: Client) -> bytes | None:
     return len(header).to_bytes(4, "big") + header + body
 
 
-def thaw_attempt(kept: bytes, party: Client) -> Attempt | None:
+def thaw_attempt(kept: bytes, client: Client) -> Attempt | None:
     """The attempt that `freeze_attempt` kept, for a party of the same member; None where it only
     was about to begin: then what its members say to each other before goes on.
 
@@ -334,11 +334,11 @@ def thaw_attempt(kept: bytes, party: Client) -> Attempt | None:
     fields, body = split(kept)
     begun = fields["attempt"]
     if begun is None:
-        party.model.thaw(body)
+        client.model.thaw(body)
         return None
-    place = RoundId(**begun.pop("place"))
-    context = party.context(place, Terms(), (), (), False, 0, 0)
-    return Attempt(place, thaw(body, context), **begun)
+    round_id = RoundId(**begun.pop("place"))
+    context = client.context(round_id, Terms(), (), (), False, 0, 0)
+    return Attempt(round_id, thaw(body, context), **begun)
 
 
 def split(kept: bytes) -> tuple[dict[str, Any], bytes]:

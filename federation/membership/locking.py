@@ -23,7 +23,7 @@ from .unlock import OPEN, Asked, Lock
 
 OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "owner.key", "coordinator.key", "tls.key"
 TLS_KIND = "tls"  # what a locked TLS key calls itself; an unlocked one is PEM
-DOOR_FILE = "door.pem"
+SERVER_KEY_FILE = "door.pem"
 
 
 def protect(
@@ -113,7 +113,7 @@ def write_tls_key(path: Path, key: ec.EllipticCurvePrivateKey, lock: Lock) -> No
     )
 
 
-def door_key(
+def server_key(
     path: Path, scratch: Path, asked: keyfile.Passphrase | None = None
 ) -> tuple[Path, str]:
     """The TLS key as a server wants it: a file in `scratch`, and the password of this one start
@@ -123,7 +123,7 @@ def door_key(
         As `read_tls_key`.
     """
     password = secrets.token_hex(32)
-    kept = scratch / DOOR_FILE
+    kept = scratch / SERVER_KEY_FILE
     locked = _pem(
         read_tls_key(path, asked), serialization.BestAvailableEncryption(password.encode("ascii"))
     )

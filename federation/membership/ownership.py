@@ -100,11 +100,13 @@ def change(file: Path, owner_key: Path, tables: dict[str, Any]) -> Policy:
     return act(file, owner_key, CHANGE, tables)
 
 
-def rotate_coordinator(file: Path, owner_key: Path, keys: Path, way: str | None = None) -> Policy:
+def rotate_coordinator(
+    file: Path, owner_key: Path, keys: Path, lock_kind: str | None = None
+) -> Policy:
     """A new coordinator.key in `keys`; `way` as `lock_for`. Raises as `enroll`."""
     fresh, asked = Identity.generate(), Asked()
     save_beside(
-        fresh, keys / COORDINATOR_KEY, lock_for(way, keys / COORDINATOR_KEY, owner_key, asked)
+        fresh, keys / COORDINATOR_KEY, lock_for(lock_kind, keys / COORDINATOR_KEY, owner_key, asked)
     )
     now = roster.read(file).policy.coordinator
     table = dataclasses.asdict(dataclasses.replace(now, key=fresh.public.raw.hex()))
@@ -114,7 +116,7 @@ def rotate_coordinator(file: Path, owner_key: Path, keys: Path, way: str | None 
 
 
 def rotate_certificate(
-    file: Path, owner_key: Path, keys: Path, address: str = "", way: str | None = None
+    file: Path, owner_key: Path, keys: Path, address: str = "", lock_kind: str | None = None
 ) -> Policy:
     """A new tls.key in `keys` and its certificate, for another address if one is given; `way` as
     `lock_for`.
@@ -132,7 +134,7 @@ def rotate_certificate(
 
     asked = Asked()
     locking.write_tls_key(
-        keys / (TLS_KEY + NEXT), fresh, lock_for(way, keys / TLS_KEY, owner_key, asked)
+        keys / (TLS_KEY + NEXT), fresh, lock_for(lock_kind, keys / TLS_KEY, owner_key, asked)
     )
     table = dataclasses.asdict(dataclasses.replace(moved, certificate=certificate))
     policy = act(file, owner_key, ROTATE, {"coordinator": table}, asked=asked)
@@ -140,7 +142,7 @@ def rotate_certificate(
     return policy
 
 
-def rotate_owner(file: Path, owner_key: Path, way: str | None = None) -> Policy:
+def rotate_owner(file: Path, owner_key: Path, lock_kind: str | None = None) -> Policy:
     """A new key in the place of `owner_key`: the old owner signs the new one in, the new one
     accepts.
 
@@ -151,7 +153,7 @@ def rotate_owner(file: Path, owner_key: Path, way: str | None = None) -> Policy:
         As `enroll`.
     """
     fresh, asked = Identity.generate(), Asked()
-    waiting = save_beside(fresh, owner_key, lock_for(way, owner_key, owner_key, asked))
+    waiting = save_beside(fresh, owner_key, lock_for(lock_kind, owner_key, owner_key, asked))
     policy = act(file, owner_key, ROTATE, {"owner": fresh.public.raw.hex()}, fresh, asked)
     waiting.replace(owner_key)
     return policy
@@ -164,26 +166,30 @@ def save_beside(fresh: Identity, old: Path, lock: Lock) -> Path:
     return waiting
 
 
-def lock_for(way: str | None, old: Path, owner_key: Path, asked: Asked) -> Lock:
+def lock_for(lock_kind: str | None, old: Path, owner_key: Path, asked: Asked) -> Lock:
     """How the key that replaces `old` is locked, as it is written: there is no moment with it in
     clear.
 
     Args:
-        way: one of `unlock.WAYS`; None: as `old` is. A passphrase is the owner's key's, where that
-            has one: one passphrase opens whatever a run of these verbs needs, also the run that
-            finishes what a kill interrupted.
+        lock_kind: one of `unlock.LOCK_KINDS`; None: as `old` is. A passphrase is the owner's
+            key's, where that has one: one passphrase opens whatever a run of these verbs needs,
+            also the run that finishes what a kill interrupted.
 
     Raises:
         ConfigError, AuthenticationError: what is locked now does not open: a mistyped passphrase
         must not become the new key's.
     """
     Identity.load(owner_key, asked)
-    if way is None:
+    if lock_kind is None:
         if old.exists():
             open_once(old, asked)
         return lock_of(old, asked)
     known = lock_of(owner_key, asked)
-    return known if way == "passphrase" and known.passphrase is not None else choose(way, old)
+    return (
+        known
+        if lock_kind == "passphrase" and known.passphrase is not None
+        else choose(lock_kind, old)
+    )
 
 
 def open_once(path: Path, asked: Asked) -> None:

@@ -15,7 +15,7 @@ from ...core.errors import ConfigError
 from ...crypto.identity.keyfile import Keyring, SystemKeyring
 
 VARIABLE = "QUIETCHOIR_PASSPHRASE"
-WAYS = ("passphrase", "keyring", "none")
+LOCK_KINDS = ("passphrase", "keyring", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,20 @@ class Asked:
         return "Asked()"
 
 
-def choose(way: str, path: Path) -> Lock:
+def choose(kind: str, path: Path) -> Lock:
     """What the owner wants from now on.
 
     Args:
-        way: one of `WAYS`.
+        way: one of `LOCK_KINDS`.
         path: what is to be locked, for the prompt.
 
     Raises:
         ConfigError: two different passphrases, an empty one, nobody to ask, or no keyring on this
         system.
     """
-    if way == "none":
+    if kind == "none":
         return OPEN
-    if way == "keyring":
+    if kind == "keyring":
         return Lock(keyring=SystemKeyring())
     given = _from_environment()
     if given is None:

@@ -87,12 +87,12 @@ class Watched:
             return 0, 0, 0
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def letter(self) -> bytes:
+    def message(self) -> bytes:
         """The version in use, for members."""
         return MAGIC + self.kept.read_bytes()
 
 
-class Handing:
+class UpdateSender:
     """Which members have the version in use; hands it to those that may not have it."""
 
     def __init__(self, watched: Watched, ask: Ask) -> None:
@@ -100,7 +100,7 @@ class Handing:
         self.has: dict[str, int] = {}  # member → version it said that it holds
         self.tried: dict[str, float] = {}
 
-    def hand(self, present: frozenset[str]) -> None:
+    def send(self, present: frozenset[str]) -> None:
         """Give the file to whoever is present and does not have it; one that does not take it is
         asked again later.
         """
@@ -113,8 +113,8 @@ class Handing:
         if not behind:
             return
         self.tried |= dict.fromkeys(behind, now)
-        letter, digest = self.watched.letter(), self.watched.policy.digest
-        for name, answer in self.ask(dict.fromkeys(behind, letter), HAND_S):
+        message, digest = self.watched.message(), self.watched.policy.digest
+        for name, answer in self.ask(dict.fromkeys(behind, message), HAND_S):
             if answer == digest:
                 self.has[name] = version
 
@@ -123,7 +123,7 @@ class Handing:
         self.tried.clear()
 
 
-class Standing:
+class UpdateReceiver:
     """One member's party, under the newest version that it knows.
 
     Args:
@@ -144,16 +144,16 @@ class Standing:
         self.policy, self.kept, self.enter, self.taken, self.end = policy, kept, enter, taken, end
         self.answer = enter(policy)
 
-    def handle(self, letter: bytes) -> bytes:
+    def handle(self, message: bytes) -> bytes:
         """A letter for the party, or a later federation file.
 
         Raises:
             QuietchoirError: refused; nothing was changed.
         """
-        if letter.startswith(MAGIC):
-            return self.renew(letter[len(MAGIC) :])
+        if message.startswith(MAGIC):
+            return self.renew(message[len(MAGIC) :])
         roster.check_time(self.policy, "")
-        return self.answer(letter)
+        return self.answer(message)
 
     def renew(self, text: bytes) -> bytes:
         """Take a later version; answer the digest of the version that is held then.

@@ -21,7 +21,7 @@ from ..events import (
 PROGRESS_S = 3.0  # between two lines of progress, for people
 
 
-def teller(json_lines: bool) -> Callable[[FederationEvent], None]:
+def printer(json_lines: bool) -> Callable[[FederationEvent], None]:
     """Says what happens: JSON lines for programs, short lines for people."""
 
     told_at = -PROGRESS_S

@@ -45,15 +45,15 @@ LAST = {
 }
 
 
-class BoardCollector(Collector):
+class RunStatusCollector(Collector):
     """Reads the board whenever somebody asks."""
 
-    def __init__(self, board: RunStatus) -> None:
-        self.board = board
+    def __init__(self, status: RunStatus) -> None:
+        self.status = status
 
     def collect(self) -> Iterator[Metric]:
         """Every metric that has a value."""
-        seen = self.board.snapshot()
+        seen = self.status.snapshot()
         labels = {"federation": seen["federation"], "mode": seen["mode"]}
         names, values = list(labels), list(labels.values())
         for name, (key, words) in COUNTERS.items():
@@ -77,9 +77,9 @@ def newest(history: list[dict[str, Any]], key: str) -> float | None:
 class Metrics:
     """The text for one board."""
 
-    def __init__(self, board: RunStatus) -> None:
+    def __init__(self, status: RunStatus) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(BoardCollector(board))
+        self.registry.register(RunStatusCollector(status))
 
     def text(self) -> bytes:
         """As `/metrics` answers it."""

@@ -37,8 +37,8 @@ class Page:
         ConfigError: the port is taken, or others can read the token.
     """
 
-    def __init__(self, board: RunStatus, port: int, home: Path) -> None:
-        self.board, self.metrics, self.token = board, Metrics(board), auth.load_token(home)
+    def __init__(self, status: RunStatus, port: int, home: Path) -> None:
+        self.run_status, self.metrics, self.token = status, Metrics(status), auth.load_token(home)
         self.files = static.Pages(FOLDER)
         shared = static.Pages()
         self.files.files |= {name: shared.files[name] for name in SHARED}
@@ -69,11 +69,11 @@ class Page:
         return app
 
     async def status(self, _request: web.Request) -> web.Response:
-        """The board as JSON."""
-        return web.json_response(self.board.snapshot())
+        """The run as JSON."""
+        return web.json_response(self.run_status.snapshot())
 
     async def scrape(self, _request: web.Request) -> web.Response:
-        """The board as Prometheus reads it."""
+        """The run as Prometheus reads it."""
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     def run(self) -> None:

@@ -20,7 +20,7 @@ from ...crypto.identity.keys import Identity
 from ..adapters.registry import PERSONAL, SHOWN, Card, Registry, content_hash
 from .change import PersonalChange, shared_b
 from .settings import PersonalSettings
-from .trainer import PersonalVerdict, Workshop
+from .trainer import PersonalTrainer, PersonalVerdict
 
 logger = log.get("federation.personalization")
 
@@ -133,7 +133,7 @@ class Owner:
 def personalize(
     owner: Owner,
     name: str,
-    workshop: Workshop,
+    personal_trainer: PersonalTrainer,
     settings: PersonalSettings,
     *,
     afresh: bool = False,
@@ -168,10 +168,10 @@ def personalize(
         )
     tried: list[tuple[str, PersonalChange, PersonalVerdict]] = []
     for carried, start in starts(earlier, len(shared), settings):
-        change = workshop.learn(
+        change = personal_trainer.learn(
             shared, start, settings, seed=training_seed(parent.adapter), on_step=on_step
         )
-        tried.append((carried, change, workshop.judge(shared, change)))
+        tried.append((carried, change, personal_trainer.judge(shared, change)))
         if tried[-1][2].accepted:
             break
     carried, change, verdict = tried[-1]

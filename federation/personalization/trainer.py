@@ -39,7 +39,7 @@ class PersonalVerdict:
         return self.personal.correct >= self.shared.correct and self.personal.total > 0
 
 
-class Workshop:
+class PersonalTrainer:
     """One owner's examples and a trainer of its own: the federation's is never touched.
 
     Args:

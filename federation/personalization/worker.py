@@ -114,7 +114,7 @@ class PersonalizationWorker:
         self.pending = Pending(database)
         self.changed = threading.Condition()  # guards the four below
         self.wanted, self.tries = self.pending.read()
-        self.letters = 0  # being answered now
+        self.answering = 0  # being answered now
         self.leaving = False  # give up what runs
         self.last = False  # end when nothing is left to do
         self.thread = threading.Thread(target=self.run, name="quietchoir-personal", daemon=True)
@@ -123,14 +123,14 @@ class PersonalizationWorker:
     def attend(self, handle: Handler) -> Handler:
         """The same handler; while it answers a letter, the companion rests."""
 
-        def first(letter: bytes) -> bytes:
+        def first(message: bytes) -> bytes:
             with self.changed:
-                self.letters += 1
+                self.answering += 1
             try:
-                return handle(letter)
+                return handle(message)
             finally:
                 with self.changed:
-                    self.letters -= 1
+                    self.answering -= 1
                     self.changed.notify_all()
 
         return first
@@ -206,7 +206,7 @@ class PersonalizationWorker:
         """
         from ...core.training.trainer import Trainer
         from .keeping import personalize, unless_chosen_otherwise
-        from .trainer import Workshop
+        from .trainer import PersonalTrainer
 
         self.rest()
         learner, shape = self.learner, self.owner.registry.load(name).shape
@@ -222,9 +222,9 @@ class PersonalizationWorker:
                 "try: quietchoir adapter personalize"
             )
         trainer = Trainer(self.owner.weights, shape, precision=learner.trainer.precision)
-        workshop = Workshop(trainer, learner.prepared, learner.test, self.rest)
+        personal_trainer = PersonalTrainer(trainer, learner.prepared, learner.test, self.rest)
         return personalize(
-            self.owner, name, workshop, self.settings, activate=unless_chosen_otherwise
+            self.owner, name, personal_trainer, self.settings, activate=unless_chosen_otherwise
         )
 
     def rest(self) -> None:
@@ -237,7 +237,7 @@ class PersonalizationWorker:
             with self.changed:
                 if self.leaving or self.wanted:
                     raise AbandonedError
-                free = not self.letters
+                free = not self.answering
             # asked without the lock: a letter never waits for the answer
             if free and not self.busy():
                 return

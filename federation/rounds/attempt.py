@@ -28,7 +28,7 @@ from ..events import OnEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
 from ..wire import messages
-from ..wire.link import Post, Traffic
+from ..wire.link import Messenger, Traffic
 from ..wire.messages import Reply, RoundId
 from .global_model import ServerHeld
 from .report import RoundReport
@@ -129,7 +129,9 @@ class Signed:
 class RoundAttempt:
     """The attempts of one run. Args: model: where the adapter lives."""
 
-    def __init__(self, post: Post, logbook: Logbook, model: ServerHeld, on_event: OnEvent) -> None:
+    def __init__(
+        self, post: Messenger, logbook: Logbook, model: ServerHeld, on_event: OnEvent
+    ) -> None:
         self.post, self.logbook, self.model = post, logbook, model
         self.size, self.on_event = model.size, on_event
         # nobody can be summed from this adapter without these

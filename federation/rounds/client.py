@@ -150,8 +150,8 @@ class Client:
             own = secrets or ClientSecrets(ClientStore(None, size), Worker(MemberService))
             self.secrets, self.model = own, OwnModel(policy, size, name, identity, own)
 
-    def handle(self, letter: bytes) -> bytes:
-        """Answer one letter.
+    def handle(self, message: bytes) -> bytes:
+        """Answer one message.
 
         Raises:
             MessageError: refused; nothing was changed.
@@ -159,13 +159,13 @@ class Client:
             nothing was revealed. DataError and others of the tree: training failed; this attempt is
             over for this party.
         """
-        task = messages.decode_task(letter, self.policy, self.name)
+        task = messages.decode_task(message, self.policy, self.name)
         payload = self.answer(task)
         reply = Reply(
-            place=task.place,
+            round_id=task.round_id,
             stage=task.stage,
             sender=self.name,
-            task=messages.fingerprint(letter),
+            task=messages.fingerprint(message),
             payload=payload,
         )
         return messages.encode_reply(reply, self.policy, self.identity)
@@ -186,8 +186,8 @@ class Client:
         except LackingError as lacking:
             return lacking.reply
         if task.stage in self.model.stages:
-            self.ledger.check(task.place)  # `train` and `score` record it
-            return self.model.answer(task.place, task.stage, task.payload)
+            self.ledger.check(task.round_id)  # `train` and `score` record it
+            return self.model.answer(task.round_id, task.stage, task.payload)
         return self.go_on(task)
 
     def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
@@ -203,7 +203,7 @@ class Client:
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score; or keep a finished adapter, or undo a step."""
-        place, training = task.place, task.stage == messages.TRAIN
+        place, training = task.round_id, task.stage == messages.TRAIN
         found = self.resolve(place, task.stage, task.payload)
         order = found.order
         if task.stage in (messages.TRAIN, messages.SCORE):
@@ -240,7 +240,7 @@ class Client:
             MessageError: refused; nothing was changed.
             DataError and others of the tree: training failed.
         """
-        place = task.place
+        place = task.round_id
         version, payload = messages.split_train(task.payload)
         check_version(version, place)
         found = self.resolve(place, task.stage, payload)
@@ -280,7 +280,7 @@ class Client:
     def kept(self, task: Task) -> Contribution | None:
         """Buffered: what is offered again instead of training from the version that came."""
         version, _ = messages.split_train(task.payload)
-        buffer, run = self.buffer, task.place.run
+        buffer, run = self.buffer, task.round_id.run
         return None if buffer is None else buffer.fresh(run, self.policy, version)
 
     def join(self, task: Task, buffer: ContributionBuffer) -> bytes:
@@ -289,7 +289,7 @@ class Client:
         Raises:
             MessageError: refused; nothing was changed.
         """
-        place, group = task.place, messages.decode_group(task.payload)
+        place, group = task.round_id, messages.decode_group(task.payload)
         self.ledger.check(place)
         kept, staleness = buffer.for_group(place, self.policy, self.name, group)
         order = messages.Work(
@@ -461,14 +461,14 @@ class Client:
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
         attempt = self.attempt
-        if attempt is None or task.place != attempt.place or task.stage != attempt.expects:
+        if attempt is None or task.round_id != attempt.place or task.stage != attempt.expects:
             expected = (
                 "no stage"
                 if attempt is None
                 else (f"{attempt.expects} of round {attempt.place.round}")
             )
             raise MessageError(
-                f"found stage {task.stage!r} of round {task.place.round}, expected "
+                f"found stage {task.stage!r} of round {task.round_id.round}, expected "
                 f"{expected}; refused"
             )
         with self.ledger.step():

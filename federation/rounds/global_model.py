@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...core.errors import MessageError, RoundAborted
-from ...crypto.he.encrypted_ring import Desk
+from ...crypto.he.encrypted_ring import CryptoWorker
 from ..aggregation.attested_sum import Integers
 from ..aggregation.base import Common, Sum, WireCost
 from ..aggregation.ranges import spans
@@ -27,7 +27,7 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..wire import broadcast_digest as broadcast
 from ..wire import messages
-from ..wire.link import Post
+from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
 
 
@@ -41,11 +41,11 @@ class ServerHeld:
     held_by_members = False
     # of this attempt, where members hold it: what they have in common, and who adds ciphertexts
     common: Common | None = None
-    desk: Desk | None = None
+    desk: CryptoWorker | None = None
 
     def __init__(
         self,
-        post: Post,
+        post: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ...core import log
 from ...core.errors import MessageError, RoundAborted
 from ...core.worker import Worker
-from ...crypto.he.encrypted_ring import AdderService, Desk
+from ...crypto.he.encrypted_ring import AdderService, CryptoWorker
 from ...crypto.identity.keys import Identity
 from ..aggregation.base import ClientSecrets, Sum, WireCost
 from ..aggregation.server_optimizer import ServerOptimizer, combine, optimizer_of
@@ -28,7 +28,7 @@ from ..store.checkpoint import Logbook, Vector
 from ..store.client_store import Progress
 from ..wire import broadcast_digest as broadcast
 from ..wire import messages
-from ..wire.link import Post
+from ..wire.link import Messenger
 from ..wire.messages import RoundId
 from .global_model import ClientModel, Resolved, ServerHeld
 
@@ -42,13 +42,13 @@ class MemberHeld(ServerHeld):
 
     def __init__(
         self,
-        post: Post,
+        post: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,
         stops: Sequence[int],
         *,
-        desk: Desk | None,
+        desk: CryptoWorker | None,
         on_event: OnEvent,
     ) -> None:
         super().__init__(post, logbook, optimizer, size, stops)

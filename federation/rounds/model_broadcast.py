@@ -58,7 +58,7 @@ from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..store.database import Database, StoredRecord
 from ..wire import broadcast_digest as broadcast
 from ..wire import messages
-from ..wire.link import Post
+from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
 from . import delta_chain as steps
 from .delta_chain import ALL, NAME_BYTES, DeltaChain, Step, UnprovenError, name_of, origin_of
@@ -78,7 +78,7 @@ class ServerHeldDelta(ServerHeld):
 
     def __init__(
         self,
-        post: Post,
+        post: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,

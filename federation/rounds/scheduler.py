@@ -381,7 +381,7 @@ class Buffered:
     def renew(self) -> None:
         """What members keep outlives a new roster, what is under way is asked for again."""
         self.accountants.policy = self.policy
-        self.outbox.recall()
+        self.outbox.cancel()
         self.asked.clear()
 
     def hand_out(self, *, evaluate: bool = False) -> None:
@@ -590,12 +590,12 @@ class Buffered:
         """Let those who are still training finish, for so long that they get what comes of it."""
         clock = self.waiting.clock
         until = clock.now() + self.waiting.grace_s
-        while self.outbox.owed and clock.now() < until:
+        while self.outbox.pending and clock.now() < until:
             try:
                 self.take_in()
             except BudgetError as reason:
                 logger.info("%s", reason)
-        self.outbox.recall()
+        self.outbox.cancel()
 
     def wait_for_members(self) -> None:
         """Until enough members are there that are not training: for a vote, or to score and
@@ -630,7 +630,7 @@ class Buffered:
 
     def around(self) -> frozenset[str]:
         """Members that are there, or train."""
-        return self.attempt.post.link.present() | self.outbox.owed.keys()
+        return self.attempt.post.link.present() | self.outbox.pending.keys()
 
     def tell(self) -> None:
         """Say how many are there and ready, when it has changed."""

@@ -22,14 +22,14 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
-from ...crypto.he.encrypted_ring import Desk
+from ...crypto.he.encrypted_ring import CryptoWorker
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import combine, optimizer_of
 from ..events import AbortedEvent, BucketsEvent, DeliveredEvent, OnEvent, RoundEvent, StoppedEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import messages
-from ..wire.link import Link, Post
+from ..wire.link import Link, Messenger
 from . import validation as guard
 from .attempt import Outcome, RoundAttempt, write_entry
 from .delivery import Delivery
@@ -82,7 +82,7 @@ class Coordinator:
         patient: bool = False,
         grace_s: float = 30.0,
         clock: Clock | None = None,
-        desk: Desk | None = None,
+        desk: CryptoWorker | None = None,
     ) -> None:
         """Take up the run where its store left it.
 
@@ -101,7 +101,7 @@ class Coordinator:
         store = store or Store(None)
         # in sealed mode no adapter is here
         self.logbook = Logbook(store, policy, 0 if policy.can.model_held_by == "members" else size)
-        self.post = Post(policy, identity, link)
+        self.post = Messenger(policy, identity, link)
         self.model = self.model_of(tuple(stops) or (size,), desk)
         self.attempt = RoundAttempt(self.post, self.logbook, self.model, self.on_event)
         # while no round is under way: a later federation file may come
@@ -139,7 +139,7 @@ class Coordinator:
         """The way to the members."""
         return self.post.link
 
-    def model_of(self, stops: Sequence[int], desk: Desk | None) -> ServerHeld:
+    def model_of(self, stops: Sequence[int], desk: CryptoWorker | None) -> ServerHeld:
         """Where this run's adapter lives."""
         optimizer, held = optimizer_of(self.policy.recipe), held_by(self.policy)
         more = {"desk": desk, "on_event": self.on_event} if held is MemberHeld else {}

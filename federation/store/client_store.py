@@ -8,7 +8,7 @@ its memory is given up; what others are told of the adapter is a keyed tag, from
 guessed.
 
     group key             epoch | 32-byte seed
-    key share, and        epoch | `Holding.encode`; `ThresholdMemory.encode`, where nobody holds
+    key share, and        epoch | `KeyShare.encode`; `ThresholdMemory.encode`, where nobody holds
     its memory            the key singly
     model of RUN          steps done, adapter, velocity; and the same one step earlier
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import FederationError, ProtocolError
-from ...crypto.experimental.threshold import Holding, ThresholdMemory
+from ...crypto.experimental.threshold import KeyShare, ThresholdMemory
 from ...crypto.he.bfv import SEED_BYTES, key_id
 from ...crypto.identity.keys import bind, hkdf
 from ..spec.policy import check_hex
@@ -105,13 +105,13 @@ class KeyShareStore:
     def __repr__(self) -> str:
         return "KeyShareStore()"
 
-    def holding(self, epoch: bytes) -> Holding | None:
+    def holding(self, epoch: bytes) -> KeyShare | None:
         """The holding of this epoch, if there is one; that of another epoch is wiped."""
         if self._held is not None and self._held[0] != epoch:
             self.wipe()
         return None if self._held is None else self._held[1]
 
-    def keep(self, epoch: bytes, holding: Holding) -> None:
+    def keep(self, epoch: bytes, key_share: KeyShare) -> None:
         """Keep a holding instead of the one before.
 
         Raises:
@@ -119,9 +119,9 @@ class KeyShareStore:
         """
         if self.database is not None:
             with self.database.step():
-                self.database.put(SHARE, {"epoch": epoch.hex()}, holding.encode())
-                self.database.put(SHARE_MEMORY, {}, holding.memory.encode())
-        self._held = (epoch, holding)
+                self.database.put(SHARE, {"epoch": epoch.hex()}, key_share.encode())
+                self.database.put(SHARE_MEMORY, {}, key_share.memory.encode())
+        self._held = (epoch, key_share)
 
     def note(self) -> None:
         """Write down what was done with the holding; call it before an answer leaves.
@@ -138,19 +138,19 @@ class KeyShareStore:
             self.database.wipe(SHARE, SHARE_MEMORY)
         self._held = None
 
-    def _read(self) -> tuple[bytes, Holding] | None:
+    def _read(self) -> tuple[bytes, KeyShare] | None:
         share, memory = (found(self.database, name) for name in (SHARE, SHARE_MEMORY))
         if share is None:
             return None
         try:
             if memory is None:
                 raise ProtocolError("what was done with it is not known any more")
-            holding = Holding.decode(share.body, ThresholdMemory.decode(memory.body))
+            key_share = KeyShare.decode(share.body, ThresholdMemory.decode(memory.body))
         except ProtocolError as error:
             logger.warning("this member gives its share of the joint key up: %s", error)
             self.wipe()
             return None
-        return bytes.fromhex(share.fields["epoch"]), holding
+        return bytes.fromhex(share.fields["epoch"]), key_share
 
 
 class ClientStore:
@@ -181,14 +181,14 @@ class ClientStore:
         Where each holds only a share of the key, what they have in common instead: the key of their
         parts.
         """
-        if (holding := self.shelf.holding(epoch)) is not None:
-            return holding.readers
+        if (key_share := self.shelf.holding(epoch)) is not None:
+            return key_share.readers
         return self._key[1] if self._key is not None and self._key[0] == epoch.hex() else None
 
     def key_name(self, epoch: bytes) -> bytes | None:
         """32 bytes that name the members' key of this epoch, if it, or a share of it, is here."""
-        if (holding := self.shelf.holding(epoch)) is not None:
-            return holding.key_id
+        if (key_share := self.shelf.holding(epoch)) is not None:
+            return key_share.key_id
         seed = self.seed(epoch)
         return None if seed is None else key_id(seed)
 

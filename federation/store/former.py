@@ -239,13 +239,13 @@ def private(path: Path) -> bytes:
 
 def whose(path: Path, share: bytes) -> bytes:
     """What the memory of a key share is labelled with. Raises ConfigError: it is no share."""
-    from ...crypto.experimental.threshold import Holding, ThresholdMemory
+    from ...crypto.experimental.threshold import KeyShare, ThresholdMemory
 
     try:
-        holding = Holding.decode(share, ThresholdMemory())
+        key_share = KeyShare.decode(share, ThresholdMemory())
     except ProtocolError as error:
         raise ConfigError(f"{path}: {error}; remove it, the members make another key") from error
-    return digest("quietchoir holding 1", holding.key_id, holding.name)
+    return digest("quietchoir holding 1", key_share.key_id, key_share.name)
 
 
 def labelled(path: Path) -> tuple[bytes, bytes]:

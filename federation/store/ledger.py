@@ -91,29 +91,29 @@ class AnsweredRounds:
         """
         return nullcontext() if self.database is None else self.database.step()
 
-    def check(self, place: RoundId) -> None:
+    def check(self, round_id: RoundId) -> None:
         """Require that `place` is later than all that was answered in its run, and that no other
         run is going on.
 
         Raises:
             StaleError, RivalError: it is not.
         """
-        mark = self.marks.get(place.run)
-        if mark is not None and (place.round, place.attempt) <= mark:
+        mark = self.marks.get(round_id.run)
+        if mark is not None and (round_id.round, round_id.attempt) <= mark:
             raise StaleError(
-                f"round {place.round}, attempt {place.attempt} was already answered (this node is "
-                f"at round {mark[0]}, "
-                f"attempt {mark[1]}); a replay, or a coordinator with an older state; refused"
+                f"round {round_id.round}, attempt {round_id.attempt} was already answered (this "
+                f"node is at round {mark[0]}, attempt {mark[1]}); a replay, "
+                f"or a coordinator with an older state; refused"
             )
-        if self.standing.get(place.run) == REPLACED:
+        if self.standing.get(round_id.run) == REPLACED:
             raise RivalError(
-                f"run {place.run[:8]} was given up for a later one; its coordinator "
+                f"run {round_id.run[:8]} was given up for a later one; its coordinator "
                 f"must stop; refused"
             )
         going = self.going()
-        if going is not None and going != place.run and self.silence() < LEASE_S:
+        if going is not None and going != round_id.run and self.silence() < LEASE_S:
             raise RivalError(
-                f"found run {place.run[:8]}, but this node is in run {going[:8]}, heard "
+                f"found run {round_id.run[:8]}, but this node is in run {going[:8]}, heard "
                 f"{self.silence():.0f} s ago: two "
                 "coordinators with one identity, or one that lost its state; stop one of them. "
                 "Another run is taken up "
@@ -128,7 +128,7 @@ class AnsweredRounds:
         """Seconds since that run's coordinator was last heard."""
         return max(0.0, self.now() - self.heard_at)
 
-    def record(self, place: RoundId) -> None:
+    def record(self, round_id: RoundId) -> None:
         """Write down that work for `place` begins, and that its run is the one that this member is
         in.
 
@@ -136,11 +136,11 @@ class AnsweredRounds:
             MessageError: as `check`.
             QuietchoirError: the disk refuses; then nothing is recorded.
         """
-        self.check(place)
+        self.check(round_id)
         standing = {
             run: REPLACED if old == GOING else old for run, old in self.standing.items()
-        } | {place.run: GOING}
-        marks, now = {**self.marks, place.run: (place.round, place.attempt)}, self.now()
+        } | {round_id.run: GOING}
+        marks, now = {**self.marks, round_id.run: (round_id.round, round_id.attempt)}, self.now()
         self.write(marks, standing, now)
         self.marks, self.standing, self.heard_at = marks, standing, now
 

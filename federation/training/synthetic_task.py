@@ -25,7 +25,7 @@ def target(size: int) -> Vector:
     return (0.1 * np.cos(np.arange(size, dtype=np.float64))).astype(np.float32)
 
 
-class RehearsalLearner:
+class SyntheticLearner:
     """As `Learner`, in milliseconds."""
 
     def __init__(self, size: int, name: str = "") -> None:
@@ -54,7 +54,7 @@ class RehearsalLearner:
         return Counts(int(np.sum(np.abs(flat[places] - self.target[places]) < 0.05)), places.size)
 
 
-class ForgetfulRehearsal(RehearsalLearner):
+class StatelessSyntheticLearner(SyntheticLearner):
     """The same, its noise from its name alone, in every round the same.
 
     For processes that do not live as long as a run, and to compare runs: seeds follow from the
@@ -67,10 +67,10 @@ class ForgetfulRehearsal(RehearsalLearner):
 
     def train(self, flat: Vector, seed: int) -> Trained:
         """As `Learner`; the same adapter gives the same result in every process."""
-        return RehearsalLearner(self.size, self.name).train(flat, seed)
+        return SyntheticLearner(self.size, self.name).train(flat, seed)
 
 
-class PacedRehearsal(RehearsalLearner):
+class PacedSyntheticLearner(SyntheticLearner):
     """The same, as far in one round as its examples take it: members of different speeds.
 
     Args:

@@ -70,7 +70,7 @@ ENOUGH_S = 2.0  # a smaller difference cannot be why the door turned us away
 Answer = TypeVar("Answer")
 
 
-class LetterLostError(Exception):
+class MessageLostError(Exception):
     """The coordinator gave up on this letter while it was on its way; there will be others."""
 
 
@@ -213,7 +213,7 @@ class Connection:
         """The next message for this node, whole; None if there was none for a while.
 
         Raises:
-            LetterLostError: it was taken back while it was fetched.
+            MessageLostError: it was taken back while it was fetched.
         """
         response = self.insist(
             lambda: self.client.PullMessages(PullMessagesRequest(node=self.node))
@@ -249,20 +249,20 @@ class Connection:
                 request = PullObjectRequest(node=self.node, run_id=run_id, object_id=part.object_id)
                 answer = self.client.PullObject(request)
                 if not answer.object_available:
-                    raise LetterLostError("a part of it is gone")
+                    raise MessageLostError("a part of it is gone")
                 contents[part.object_id], self.progress = answer.object_content, time.monotonic()
 
         self.insist(rest)
         message = inflate_object_from_contents(tree.object_id, contents)
         if not isinstance(message, Message):
-            raise LetterLostError("its parts are no message")
+            raise MessageLostError("its parts are no message")
         return message
 
     def give(self, reply: Message, seconds: float) -> None:
         """Send a reply; it is one and the same reply however often the network makes us say it.
 
         Raises:
-            LetterLostError: nobody waits for it any more.
+            MessageLostError: nobody waits for it any more.
         """
         if is_inline(reply):
             tree = name_inline(reply)
@@ -285,7 +285,7 @@ class Connection:
                         object_content=objects[number].deflate(),
                     )
                     if not self.client.PushObject(request).stored:
-                        raise LetterLostError("the answer came too late")
+                        raise MessageLostError("the answer came too late")
                     self.progress = time.monotonic()
 
             self.insist(rest)

@@ -81,7 +81,7 @@ class Caller:
         return now - self.heard_at < UNHEARD_S if self.lines else now - self.hung_up_at < HUNG_UP_S
 
 
-class FleetDoor:
+class FleetEndpoint:
     """The SuperLink's app, as the network sees it; counts what passes.
 
     Args:

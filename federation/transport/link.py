@@ -20,8 +20,8 @@ from ...core import log
 from ...core.errors import FederationError
 from ..events import OnEvent, RefusalEvent
 from ..spec.policy import Policy
-from .messenger import LinkStatePost
-from .pending_deliveries import Underway
+from .messenger import LinkStateMessenger
+from .pending_deliveries import PendingDeliveries
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
@@ -65,10 +65,10 @@ class FlowerLink:
             self.run_id,
             SUPERLINK_NODE_ID,
         )
-        self.post = LinkStatePost(self.state, self.run_id)
+        self.messenger = LinkStateMessenger(self.state, self.run_id)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent: dict[str, float] = {}  # members that owed an answer, and since when
-        self.left = self.underway()  # letters whose answers are collected later
+        self.left = self.deliveries()  # letters whose answers are collected later
         self.closing = threading.Event()
         self.heart = threading.Thread(
             target=self.beat, name="quietchoir-task-heartbeat", daemon=True
@@ -80,7 +80,7 @@ class FlowerLink:
         is shut out at the door.
         """
         # they name the version before; and whoever left the roster answers nothing more
-        self.recall()
+        self.cancel()
         self.superlink.take(policy)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent = {name: since for name, since in self.silent.items() if name in self.ids}
@@ -100,44 +100,44 @@ class FlowerLink:
         """Members whose heartbeats arrive."""
         return frozenset(self.superlink.names[node] for node in self.state.get_nodes(self.run_id))
 
-    def underway(self) -> Underway:
+    def deliveries(self) -> PendingDeliveries:
         """No letters yet."""
-        return Underway(self.superlink, self.post, self.give_up, self.refused)
+        return PendingDeliveries(self.superlink, self.messenger, self.give_up, self.refused)
 
     def reachable(self) -> dict[str, int]:
         """Flower's number of each member that is online."""
         return {name: self.ids[name] for name in self.online() if name in self.ids}
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link.ask`."""
-        underway = self.underway()
+        pending = self.deliveries()
         try:
-            underway.put(self.reachable(), letters, timeout_s)
-            yield from self.answers(underway)
+            pending.put(self.reachable(), messages, timeout_s)
+            yield from self.answers(pending)
         finally:
-            underway.forget(everything=True)
+            pending.forget(everything=True)
 
-    def answers(self, underway: Underway) -> Iterator[tuple[str, bytes]]:
+    def answers(self, pending: PendingDeliveries) -> Iterator[tuple[str, bytes]]:
         """Answers as they come, until none is owed."""
         look_at = time.monotonic() + LOOK_S
-        while underway.owed:
-            self.superlink.door.news.clear()  # what comes from here on wakes the next wait
-            yield from underway.take()
+        while pending.pending:
+            self.superlink.endpoint.news.clear()  # what comes from here on wakes the next wait
+            yield from pending.take()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
-                underway.lose(self.online())
-            if underway.owed:
-                self.superlink.door.news.wait(max(0.0, min(underway.left_s(), LOOK_S)))
+                pending.lose(self.online())
+            if pending.pending:
+                self.superlink.endpoint.news.wait(max(0.0, min(pending.left_s(), LOOK_S)))
 
-    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
         """As `LeavingLink.leave`."""
-        self.left.put(self.reachable(), letters, timeout_s)
+        self.left.put(self.reachable(), messages, timeout_s)
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
         """As `LeavingLink.collect`."""
         until, found = time.monotonic() + wait_s, 0
         while True:
-            self.superlink.door.news.clear()
+            self.superlink.endpoint.news.clear()
             for answer in self.left.take():
                 yield answer
                 found += 1
@@ -145,13 +145,13 @@ class FlowerLink:
             self.left.forget()
             if found or (left := until - time.monotonic()) <= 0:
                 return
-            self.superlink.door.news.wait(min(left, LOOK_S))
+            self.superlink.endpoint.news.wait(min(left, LOOK_S))
 
     def owing(self) -> frozenset[str]:
         """As `LeavingLink.owing`."""
         return self.left.names
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """As `LeavingLink.recall`; who may still be working on such a letter is not there until
         it asks for work.
         """
@@ -174,7 +174,7 @@ class FlowerLink:
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of bodies that came in and went out through the door, all members together."""
-        return self.superlink.door.bytes_in, self.superlink.door.bytes_out
+        return self.superlink.endpoint.bytes_in, self.superlink.endpoint.bytes_out
 
     def close(self) -> None:
         """Close the door; members see the connection go and try again later."""

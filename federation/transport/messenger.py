@@ -22,12 +22,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 
-from .records import is_inline, name_inline, open_letter, seal_letter
+from .records import is_inline, name_inline, payload_of, to_record
 
 MESSAGE_TYPE = "train.letter"
 
 
-class LinkStatePost:
+class LinkStateMessenger:
     """The coordinator's box in one run."""
 
     def __init__(self, state: LinkState, run_id: int) -> None:
@@ -40,7 +40,7 @@ class LinkStatePost:
     def put(self, node_id: int, letter: bytes, lifetime_s: float) -> str | None:
         """Leave a letter for a node; its number, or None if Flower does not know the node."""
         message = Message(
-            seal_letter(letter), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s
+            to_record(letter), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s
         )
         if is_inline(message):
             tree = name_inline(message)
@@ -131,4 +131,4 @@ def opened(reply: Message) -> tuple[bytes | None, str]:
     """The letter in an answer, or why there is none."""
     if reply.has_error():
         return None, reply.error.reason or ""
-    return open_letter(reply), "no letter in its message"
+    return payload_of(reply), "no letter in its message"

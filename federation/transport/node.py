@@ -22,9 +22,9 @@ from ..events import ConnectedEvent, DisconnectedEvent, OnEvent, RefusedEvent
 from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
-from .connection import Connection, LetterLostError
+from .connection import Connection, MessageLostError
 from .proof import NOT_PROVED, TAKEN, UNHEARD_S
-from .records import answer_to, open_letter, seal_letter
+from .records import answer_to, payload_of, to_record
 
 logger = log.get("federation.flower")
 BACKOFF_S = (0.5, 15.0)
@@ -102,7 +102,7 @@ class FlowerNode:
                     reply = self.answer(message)
                     connection.give(reply, time.monotonic() - self.reached)
                     last = time.monotonic()
-            except LetterLostError as error:
+            except MessageLostError as error:
                 logger.info("a letter was lost: %s", error)
 
     def answer(self, message: Message) -> Message:
@@ -110,10 +110,10 @@ class FlowerNode:
         private data.
         """
         try:
-            letter = open_letter(message)
+            letter = payload_of(message)
             if letter is None:
                 raise MessageError("a message without a letter came; refused")
-            return answer_to(message, seal_letter(self.handle(letter)))
+            return answer_to(message, to_record(self.handle(letter)))
         except QuietchoirError as error:
             logger.info("refused: %s", error)
             self.on_event(RefusedEvent(reason=str(error)))

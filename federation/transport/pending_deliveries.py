@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...core import log
-from .messenger import LinkStatePost
+from .messenger import LinkStateMessenger
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
@@ -27,7 +27,7 @@ MEANING = {  # what a member's refusal says about the coordinator; its words sta
 
 
 @dataclass(slots=True)
-class Owed:
+class PendingDelivery:
     """One letter. Times are `time.monotonic`."""
 
     name: str
@@ -37,7 +37,7 @@ class Owed:
     left: int = HANDED_OUT  # times that it may still be handed out
 
 
-class Underway:
+class PendingDeliveries:
     """Some letters under way.
 
     Args:
@@ -49,53 +49,64 @@ class Underway:
     def __init__(
         self,
         superlink: SuperLink,
-        post: LinkStatePost,
+        messenger: LinkStateMessenger,
         give_up: Callable[[str, str], None],
         refused: Callable[[str, str], None],
     ) -> None:
-        self.superlink, self.post, self.give_up, self.refused = superlink, post, give_up, refused
-        self.owed: dict[str, Owed] = {}  # by number
+        self.superlink, self.messenger, self.give_up, self.refused = (
+            superlink,
+            messenger,
+            give_up,
+            refused,
+        )
+        self.pending: dict[str, PendingDelivery] = {}  # by number
         self.kept: set[str] = set()  # numbers that the link state holds
 
     @property
     def names(self) -> frozenset[str]:
         """Who owes an answer."""
-        return frozenset(one.name for one in self.owed.values())
+        return frozenset(one.name for one in self.pending.values())
 
-    def put(self, ids: Mapping[str, int], letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def put(self, ids: Mapping[str, int], messages: Mapping[str, bytes], timeout_s: float) -> None:
         """Leave letters for the members in `ids`; the others are passed over."""
         began = time.monotonic()
-        for name, letter in letters.items():
-            number = self.post.put(ids[name], letter, timeout_s + LATE_S) if name in ids else None
+        for name, message in messages.items():
+            number = (
+                self.messenger.put(ids[name], message, timeout_s + LATE_S) if name in ids else None
+            )
             if number is not None:
-                self.owed[number] = Owed(name, timeout_s, time.monotonic() + timeout_s, began)
+                self.pending[number] = PendingDelivery(
+                    name, timeout_s, time.monotonic() + timeout_s, began
+                )
                 self.kept.add(number)
                 self.superlink.ring(name)
 
     def left_s(self) -> float:
         """Until the next letter's time is over."""
-        return min((one.until for one in self.owed.values()), default=math.inf) - time.monotonic()
+        return (
+            min((one.until for one in self.pending.values()), default=math.inf) - time.monotonic()
+        )
 
     def take(self) -> Iterator[tuple[str, bytes]]:
         """Answers that are here; and those that will not come are given up."""
         idle = {
-            number: self.superlink.caller(one.name).idle_at for number, one in self.owed.items()
+            number: self.superlink.caller(one.name).idle_at for number, one in self.pending.items()
         }
-        for number, letter, reason in self.post.take(self.owed):
-            name = self.owed.pop(number).name
+        for number, letter, reason in self.messenger.take(self.pending):
+            name = self.pending.pop(number).name
             if letter is not None:
                 yield name, letter
             else:
                 self.refused(name, reason)
                 logger.warning("%s did not answer: %s%s", name, reason, MEANING.get(reason, ""))
         self.hand_out_again(idle)
-        for number, one in list(self.owed.items()):
+        for number, one in list(self.pending.items()):
             if time.monotonic() >= one.until:
                 self.drop(number, f"did not answer within {one.timeout_s:.0f} s")
 
     def lose(self, online: frozenset[str]) -> None:
         """Give up those whose heartbeats do not arrive."""
-        for number, one in list(self.owed.items()):
+        for number, one in list(self.pending.items()):
             if one.name not in online:
                 self.drop(number, "went away before it answered")
 
@@ -107,30 +118,30 @@ class Underway:
             idle: when each member had last asked in vain, by the letter's number, noted before
             answers were taken.
         """
-        for number, one in list(self.owed.items()):
+        for number, one in list(self.pending.items()):
             handed = self.superlink.caller(one.name).handed_at
             if not one.handed < handed < idle.get(number, -math.inf):
                 continue
-            if number in self.post.announced or not one.left:
+            if number in self.messenger.announced or not one.left:
                 self.drop(number, "asks for work instead of answering")
                 continue
             logger.info(
                 "%s asks for work while it owes an answer; its letter goes out again", one.name
             )
             one.left, one.handed = one.left - 1, handed
-            self.post.leave_again(number)
+            self.messenger.leave_again(number)
             self.superlink.ring(one.name)
 
     def drop(self, number: str, why: str) -> None:
         """Wait for this one no longer."""
-        self.give_up(self.owed.pop(number).name, why)
+        self.give_up(self.pending.pop(number).name, why)
 
     def forget(self, *, everything: bool = False) -> None:
         """Take what is owed no longer out of the link state; `everything`: nothing is owed any
         more.
         """
         if everything:
-            self.owed.clear()
-        if gone := self.kept - self.owed.keys():
+            self.pending.clear()
+        if gone := self.kept - self.pending.keys():
             self.kept -= gone
-            self.post.forget(gone)
+            self.messenger.forget(gone)

@@ -17,15 +17,15 @@ RECORD, FIELD = "letter", "bytes"
 INLINE_BYTES = 4 << 20  # below one of Flower's chunks (5 MiB): cutting would win nothing
 
 
-def seal_letter(letter: bytes) -> RecordDict:
+def to_record(letter: bytes) -> RecordDict:
     """Bytes as a Flower record."""
     if len(letter) <= INLINE_BYTES:
         return RecordDict({RECORD: ConfigRecord({FIELD: letter})})
     return RecordDict({RECORD: ArrayRecord({FIELD: Array(np.frombuffer(letter, np.uint8))})})
 
 
-def open_letter(message: Message) -> bytes | None:
-    """The bytes that `seal_letter` packed; None if the message holds something else."""
+def payload_of(message: Message) -> bytes | None:
+    """The bytes that `to_record` packed; None if the message holds something else."""
     record = message.content.get(RECORD) if message.has_content() else None
     if isinstance(record, ConfigRecord):
         field = record.get(FIELD)

@@ -28,10 +28,10 @@ from ...core import log
 from ...core.errors import ConfigError, FederationError
 from ...crypto.identity.keys import PublicIdentity
 from ..membership.keys import transport_point
-from ..membership.locking import door_key
+from ..membership.locking import server_key
 from ..spec.address import Address
 from ..spec.policy import Policy
-from .fleet_endpoint import Caller, FleetDoor
+from .fleet_endpoint import Caller, FleetEndpoint
 from .listener import IDLE_S, Listener
 
 logger = log.get("federation.flower")
@@ -71,15 +71,15 @@ class SuperLink:
         self.names: dict[int, str] = {}  # Flower's node id → member
         self.keys: dict[str, bytes] = {}  # member → transport key
         self.scratch = tempfile.TemporaryDirectory(prefix="quietchoir-")
-        self.tls_key, password = door_key(tls_key, Path(self.scratch.name))
+        self.tls_key, password = server_key(tls_key, Path(self.scratch.name))
         certificate = Path(self.scratch.name) / "certificate.pem"
         certificate.write_text(policy.coordinator.certificate, "ascii")
         app = create_app(self.configure(certificate), SuperLinkLifespan)
         self.state: LinkState = app.state.linkstate_factory.state()
-        self.door = FleetDoor(app, policy.federation)
-        self.door.drop = self.drop
+        self.endpoint = FleetEndpoint(app, policy.federation)
+        self.endpoint.drop = self.drop
         self.serving = uvicorn.Config(
-            self.door,
+            self.endpoint,
             log_level="error",
             access_log=False,
             lifespan="on",
@@ -145,15 +145,15 @@ class SuperLink:
                     identity,
                 )
         for node_id, name in list(self.names.items()):
-            if wanted.get(name) != (self.keys[name], self.door.identity(self.keys[name])):
+            if wanted.get(name) != (self.keys[name], self.endpoint.identity(self.keys[name])):
                 self.state.delete_node(NOOP_FLWR_AID, node_id)
-                del self.names[node_id], self.door.callers[self.keys.pop(name)]
+                del self.names[node_id], self.endpoint.callers[self.keys.pop(name)]
         for name, (key, identity) in wanted.items():
             if name not in self.keys:
                 node_id = self.state.create_node(
                     NOOP_FLWR_AID, "none", public_key=key, heartbeat_interval=0
                 )
-                self.names[node_id], self.keys[name], self.door.callers[key] = (
+                self.names[node_id], self.keys[name], self.endpoint.callers[key] = (
                     name,
                     key,
                     Caller(identity),
@@ -174,11 +174,11 @@ class SuperLink:
 
     def caller(self, name: str) -> Caller:
         """What a member did at the door so far."""
-        return self.door.callers[self.keys[name]]
+        return self.endpoint.callers[self.keys[name]]
 
     def ring(self, name: str) -> None:
         """There is a letter for `name`: answer its request for work, if one is held."""
-        self.door.ring(self.keys[name])
+        self.endpoint.ring(self.keys[name])
 
     def start(self) -> None:
         """Listen.
@@ -187,8 +187,8 @@ class SuperLink:
             FederationError: the port is in use or the address is not this machine's.
         """
         host, port = self.address
-        self.server = Listener(self.serving, listen(host, port), gone=self.door.line_gone)
-        self.door.proved, self.door.end = self.server.proved, self.server.end
+        self.server = Listener(self.serving, listen(host, port), gone=self.endpoint.line_gone)
+        self.endpoint.proved, self.endpoint.end = self.server.proved, self.server.end
         self.thread = threading.Thread(
             target=self.server.run, name="quietchoir-superlink", daemon=True
         )
@@ -204,7 +204,7 @@ class SuperLink:
 
     def stop(self) -> None:
         """Close the door and forget the scratch folder."""
-        self.door.close()
+        self.endpoint.close()
         if self.server is not None:
             self.server.should_exit = True
         if self.thread is not None:

@@ -1,11 +1,13 @@
 """Carries letters to parties and their answers back; and what a coordinator signs and checks.
 
-Knows names, bytes, time limits and, in `Post`, signatures. Knows nothing of what a letter asks for.
+Knows names, bytes, time limits and, in `Messenger`, signatures. Knows nothing of what a letter asks
+for.
 Always: `ask` yields each party's answer at most once, in any order, and ends when all answered,
 when the rest is known to be gone, or when the time is up. Who did not answer is missing from what
 it yields; nothing is raised. The same holds for `leave` and `collect`, for as many letters at a
-time as there are members that are left alone with one. A reply that `Post` yields was signed by the
-member that was asked, for the very letter it was asked with; the others are logged and missing.
+time as there are members that are left alone with one. A reply that `Messenger` yields was signed
+by the member that was asked, for the very letter it was asked with; the others are logged and
+missing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -28,7 +30,7 @@ class Link(Protocol):
         """Members that can be asked now."""
         ...
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """Deliver each letter; yield (party, answer) as answers arrive."""
         ...
 
@@ -37,7 +39,7 @@ class Link(Protocol):
 class LeavingLink(Link, Protocol):
     """A `Link` that also leaves letters, for members whose work others do not wait for."""
 
-    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
         """Deliver each letter, and wait for nothing: the answers come out of `collect`, others are
         asked meanwhile.
 
@@ -55,7 +57,7 @@ class LeavingLink(Link, Protocol):
         """Members that were left a letter, and are still waited for."""
         ...
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """Take back every letter that was left and is not answered."""
         ...
 
@@ -71,25 +73,25 @@ class InProcessLink:
         """All of them that owe nothing."""
         return frozenset(self.parties) - self.left.keys()
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """Call the parties one after another; one that refuses is logged and missing.
         `timeout_s` has no use here.
         """
         del timeout_s
-        for name, letter in letters.items():
+        for name, message in messages.items():
             if name not in self.parties:
                 continue
             try:
-                answer = self.parties[name](letter)
+                answer = self.parties[name](message)
             except QuietchoirError as error:
                 logger.warning("%s did not answer: %s", name, error)
                 continue
             yield name, answer
 
-    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
         """Keep them; a party works when its answer is collected."""
         del timeout_s
-        self.left |= {name: letter for name, letter in letters.items() if name in self.parties}
+        self.left |= {name: message for name, message in messages.items() if name in self.parties}
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
         """The next answer, if any letter brings one; one at a time, so that whoever is grouped
@@ -107,7 +109,7 @@ class InProcessLink:
         """Whose letters are not delivered yet."""
         return frozenset(self.left)
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """Take back what was left."""
         self.left.clear()
 
@@ -131,7 +133,7 @@ class Traffic:
         return self.of({*self.up, *self.down}.difference(names))
 
 
-class Post:
+class Messenger:
     """What leaves a coordinator, and what comes back."""
 
     def __init__(self, policy: Policy, identity: Identity, link: Link) -> None:
@@ -139,39 +141,41 @@ class Post:
         self.traffic = Traffic()  # of this attempt
 
     def ask(
-        self, stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> Iterator[Reply]:
         """Sign, send, and yield the replies that are what they claim to be."""
-        letters = self.sign(stage, payloads, place)
-        yield from self.check(self.link.ask(letters, timeout_s), dict(letters))
+        messages = self.sign(stage, payloads, round_id)
+        yield from self.check(self.link.ask(messages, timeout_s), dict(messages))
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
+    def sign(
+        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
+    ) -> dict[str, bytes]:
         """A letter for each, its bytes noted."""
-        letters = {
+        messages = {
             name: encode_task(
-                Task(place=place, stage=stage, recipient=name, payload=payload),
+                Task(round_id=round_id, stage=stage, recipient=name, payload=payload),
                 self.policy,
                 self.identity,
             )
             for name, payload in payloads.items()
         }
-        for name, letter in letters.items():
-            self.traffic.down[name] = self.traffic.down.get(name, 0) + len(letter)
-        return letters
+        for name, message in messages.items():
+            self.traffic.down[name] = self.traffic.down.get(name, 0) + len(message)
+        return messages
 
     def check(
-        self, answers: Iterable[tuple[str, bytes]], owed: dict[str, bytes]
+        self, answers: Iterable[tuple[str, bytes]], pending: dict[str, bytes]
     ) -> Iterator[Reply]:
         """The answers that are what they claim to be; each takes its letter out of what is owed."""
         for name, answer in answers:
             try:
-                if name not in owed:
+                if name not in pending:
                     raise MessageError(f"{name} was not asked or has answered already; refused")
-                reply = decode_reply(answer, self.policy, owed[name])
+                reply = decode_reply(answer, self.policy, pending[name])
             except MessageError as error:
                 logger.warning("%s", error)
                 continue
-            del owed[name]
+            del pending[name]
             self.traffic.up[name] = self.traffic.up.get(name, 0) + len(answer)
             yield reply
 
@@ -181,26 +185,26 @@ class PendingMessages:
     a time with each.
     """
 
-    def __init__(self, post: Post, link: LeavingLink) -> None:
-        self.post, self.link, self.owed = post, link, dict[str, bytes]()
+    def __init__(self, messenger: Messenger, link: LeavingLink) -> None:
+        self.messenger, self.link, self.pending = messenger, link, dict[str, bytes]()
 
     def leave(
-        self, stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> None:
         """Sign and send; the replies come out of `collect`."""
-        letters = self.post.sign(stage, payloads, place)
+        messages = self.messenger.sign(stage, payloads, round_id)
         # of an older letter to them nobody waits any more: they were there to be asked again
-        self.owed |= letters
-        self.link.leave(letters, timeout_s)
+        self.pending |= messages
+        self.link.leave(messages, timeout_s)
 
     def collect(self, wait_s: float) -> Iterator[Reply]:
         """Replies to what was left, as `LeavingLink.collect`."""
-        yield from self.post.check(self.link.collect(wait_s), self.owed)
+        yield from self.messenger.check(self.link.collect(wait_s), self.pending)
         waited = self.link.owing()
         # the others were given up
-        self.owed = {name: letter for name, letter in self.owed.items() if name in waited}
+        self.pending = {name: message for name, message in self.pending.items() if name in waited}
 
-    def recall(self) -> None:
+    def cancel(self) -> None:
         """Take back what was left and is not answered."""
-        self.owed.clear()
-        self.link.recall()
+        self.pending.clear()
+        self.link.cancel()

@@ -67,7 +67,7 @@ class RoundId:
 class Task:
     """The coordinator asks one member for one stage."""
 
-    place: RoundId
+    round_id: RoundId
     stage: str
     recipient: str
     payload: bytes
@@ -77,7 +77,7 @@ class Task:
 class Reply:
     """One member answers one task."""
 
-    place: RoundId
+    round_id: RoundId
     stage: str
     sender: str
     task: str  # sha256 of the task's bytes, hex
@@ -303,7 +303,7 @@ def decode_task(data: bytes, policy: Policy, recipient: str) -> Task:
     if fields["recipient"] != recipient:
         raise MessageError(f"a task for {fields['recipient']} came to {recipient}; refused")
     return Task(
-        place=round_id_of(fields), stage=fields["stage"], recipient=recipient, payload=payload
+        round_id=round_id_of(fields), stage=fields["stage"], recipient=recipient, payload=payload
     )
 
 
@@ -330,7 +330,7 @@ def decode_reply(data: bytes, policy: Policy, task: bytes) -> Reply:
             f"{member.name} answered another task than the one it was asked; refused"
         )
     return Reply(
-        place=round_id_of(fields),
+        round_id=round_id_of(fields),
         stage=fields["stage"],
         sender=member.name,
         task=fields["task"],
@@ -370,7 +370,7 @@ def _seal(
             "policy": policy.digest.hex(),
             "model": policy.model.digest,
             "stage": message.stage,
-            **dataclasses.asdict(message.place),
+            **dataclasses.asdict(message.round_id),
             **own,
         }
     )

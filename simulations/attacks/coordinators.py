@@ -86,9 +86,9 @@ def delta(run: Coordinator) -> ServerHeldDelta:
     return run.model
 
 
-def stage_of(letter: bytes) -> str:
+def stage_of(message: bytes) -> str:
     """What a letter asks for."""
-    return str(messages.split(letter)[0]["stage"])
+    return str(messages.split(message)[0]["stage"])
 
 
 def sums_of(run: Coordinator) -> list[Sum]:
@@ -106,7 +106,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
             found.append(one)
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         if stage == secagg.ATTEST:
             for shown in set(payloads.values()):
@@ -114,7 +114,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
                 bits = run.policy.protection.bits
                 opened, _ = attested_sum.decode_shown(shown, run.size, len(names), bits)
                 note(Sum(opened.astype(np.int64), names))
-        return ask(stage, payloads, place, timeout_s)
+        return ask(stage, payloads, round_id, timeout_s)
 
     def noting(sums: tuple[Sum, ...], codec: Any) -> Any:
         for one in sums:
@@ -235,12 +235,12 @@ def forged_greeting(*stubs: Stub) -> Result:
     own.
     """
     scene = federation(4, mode="sealed", bits=8, threshold=3)
-    place, own, dealer = RoundId("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
+    round_id, own, dealer = RoundId("0a" * 16, 1, 1), Ephemeral.generate(), scene.clients["ben"]
     policy, size = scene.policy, 0
-    asked = Hello(sender=VICTIM, public=own.public).signed(policy, place, scene.coordinator)
+    asked = Hello(sender=VICTIM, public=own.public).signed(policy, round_id, scene.coordinator)
 
     def letter(stage: str, payload: bytes) -> bytes:
-        task = Task(place=place, stage=stage, recipient="ben", payload=payload)
+        task = Task(round_id=round_id, stage=stage, recipient="ben", payload=payload)
         return messages.encode_task(task, policy, scene.coordinator)
 
     with without(*stubs):
@@ -251,7 +251,7 @@ def forged_greeting(*stubs: Stub) -> Result:
         if answers:
             payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
             parcel = SealedEnvelope(
-                purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
+                purpose="key", policy=policy, place=round_id, sender="ben", receiver=VICTIM
             )
             seed = parcel.opened(payload[state_transfer.TO + VICTIM], own)
             assert dealer.secrets is not None
@@ -270,10 +270,10 @@ def undone_for_some(*stubs: Stub) -> Result:
     for name, voice in scene.voices.items():
         voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
     with without(*stubs):
-        place = run.attempt.begin()
-        run.model.gather(tuple(sorted(scene.parties)), place)
+        round_id = run.attempt.begin()
+        run.model.gather(tuple(sorted(scene.clients)), round_id)
         payload = messages.encode_work(run.attempt.order(run.state.server.flat))
-        list(run.post.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
+        list(run.post.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), round_id, 5.0))
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
     from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
@@ -294,12 +294,12 @@ def noting(
     return noted
 
 
-def another_rollback(self: OwnModel, place: RoundId) -> None:
+def another_rollback(self: OwnModel, round_id: RoundId) -> None:
     """`OwnModel.rollback` where an undone step is not counted as a step."""
-    kept, before = self.store.progress(place.run), self.store.before(place.run)
+    kept, before = self.store.progress(round_id.run), self.store.before(round_id.run)
     assert before is not None
     gone_back = client_store.Progress(kept.steps, before.server.at_rest())
-    self.store.keep_progress(place.run, gone_back)
+    self.store.keep_progress(round_id.run, gone_back)
 
 
 # Two answers to one stage
@@ -310,15 +310,15 @@ def two_sets(*stubs: Stub) -> Result:
     of survivors.
     """
     scene, stop = federation(4), "consistency"
-    link = Stopping({name: one.handle for name, one in scene.parties.items()}, stop)
+    link = Stopping({name: one.handle for name, one in scene.clients.items()}, stop)
     refused(scene.run(link=link).train_round)
-    helpers = {name: one for name, one in scene.parties.items() if name != VICTIM}
+    helpers = {name: one for name, one in scene.clients.items() if name != VICTIM}
     halves = {
         name: one.attempt.aggregation for name, one in helpers.items() if one.attempt is not None
     }
     client = halves["ben"].client  # type: ignore[attr-defined]
     session, card, me = client._session, client._near[0], client._session.numbers
-    everybody = SurvivorList.decode(messages.split(link.letters["ben"])[1], session, client._view)
+    everybody = SurvivorList.decode(messages.split(link.messages["ben"])[1], session, client._view)
     sets = (
         everybody,
         SurvivorList({at: one for at, one in everybody.receipts.items() if at != me[VICTIM]}),
@@ -344,14 +344,14 @@ class Stopping(InProcessLink):
 
     def __init__(self, members: Mapping[str, Callable[[bytes], bytes]], stop: str) -> None:
         super().__init__(members)
-        self.stop, self.letters = stop, dict[str, bytes]()
+        self.stop, self.messages = stop, dict[str, bytes]()
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link`."""
-        if any(stage_of(letter) == self.stop for letter in letters.values()):
-            self.letters = dict(letters)
+        if any(stage_of(message) == self.stop for message in messages.values()):
+            self.messages = dict(messages)
             return iter(())
-        return super().ask(letters, timeout_s)
+        return super().ask(messages, timeout_s)
 
 
 def both(member: Client, folder: Path) -> list[Any]:
@@ -424,12 +424,12 @@ def adopted_first(*stubs: Stub) -> Result:
         handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
             run.post.ask(
-                messages.ADOPT, dict.fromkeys(scene.parties, handed), run.attempt.begin(), 5.0
+                messages.ADOPT, dict.fromkeys(scene.clients, handed), run.attempt.begin(), 5.0
             )
         )
         run.logbook.keep(server=TRAP, round=6, steps=())
         delta(run).ways.clear()
-        delta(run).held = dict.fromkeys(scene.parties, (name_of(TRAP),))
+        delta(run).held = dict.fromkeys(scene.clients, (name_of(TRAP),))
         words = refused(run.train_round)
     summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
     return Result(
@@ -456,7 +456,7 @@ def lowered_floor(*stubs: Stub) -> Result:
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         kept = Path(folder) / "federation.toml"
         policy = roster.adopt(roster.read_text(roster.dump(chain).encode(), ""), kept, "")
-        standing = update.Standing(
+        standing = update.UpdateReceiver(
             policy, kept, enter, taken=lambda policy: None, end=lambda reason: None
         )
         words = refused(lambda: standing.handle(update.MAGIC + roster.dump(later).encode()))
@@ -497,10 +497,10 @@ class Losing(InProcessLink):
 
     lost: frozenset[str] = frozenset()
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link`."""
-        for name, answer in super().ask(letters, timeout_s):
-            if not (name in self.lost and stage_of(letters[name]) == "mask"):
+        for name, answer in super().ask(messages, timeout_s):
+            if not (name in self.lost and stage_of(messages[name]) == "mask"):
                 yield name, answer
 
 
@@ -521,8 +521,8 @@ def many_sums(
     Args:
         between: called before each round, with its number.
     """
-    names = sorted(scene.parties)
-    link = Losing({name: one.handle for name, one in scene.parties.items()})
+    names = sorted(scene.clients)
+    link = Losing({name: one.handle for name, one in scene.clients.items()})
     run = scene.run(link=link)
     run.attempt.choose = lambda answers, terms, need: answers.only(answers.ready)  # type: ignore[method-assign]
     found = sums_of(run)

@@ -26,7 +26,7 @@ from aiohttp import web
 
 from ...core.errors import ConfigError, CryptoError, QuietchoirError, WorkerError
 from ...crypto.identity.keys import Identity, PublicIdentity
-from ...crypto.pir.search import Keeper, Opened, Questioner
+from ...crypto.pir.search import Opened, PirClient, PirServer
 from ...private_search import commands, messages
 from ...private_search.budget import QueryBudget
 from ...private_search.client import PROBE_COSINE, LibraryAddress, SearchSession
@@ -98,11 +98,11 @@ def index() -> Index:
 
 
 @functools.cache
-def keeper() -> Keeper:
+def server() -> PirServer:
     """A host's arithmetic with the loud row; its process ends with ours."""
     rows = index().embeddings.copy()
     rows[0] = 30 * WordVectors().embed([TOPIC])[0]
-    return Keeper(rows, [passage.encode() for passage in index().passages])
+    return PirServer(rows, [passage.encode() for passage in index().passages])
 
 
 def quiet() -> str:
@@ -112,7 +112,7 @@ def quiet() -> str:
     return min(words, key=lambda word: abs(float(WordVectors().embed([word])[0] @ loud)))
 
 
-def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
+def careless(asker: PirClient, answer: Sequence[bytes], count: int) -> Opened:
     """How choices were made before: the same messages, but encrypted anew only where the scores
     are of use.
     """
@@ -126,14 +126,14 @@ def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
 
 
 def steps_before_the_next_message(
-    choose: Callable[[Questioner, Sequence[bytes], int], Opened], question: str
+    choose: Callable[[PirClient, Sequence[bytes], int], Opened], question: str
 ) -> int:
     """What an asker's worker does between an answer and the choices, in calls of some
     milliseconds each.
     """
-    asker = Questioner(keeper().shape)
+    asker = PirClient(server().shape)
     try:
-        answer = keeper().score(asker.keys(), asker.question(WordVectors().embed([question])[0]))
+        answer = server().score(asker.keys(), asker.question(WordVectors().embed([question])[0]))
         worker, calls = asker._worker, 0
         before = worker.call
 
@@ -149,7 +149,7 @@ def steps_before_the_next_message(
         asker.close()
 
 
-def chosen_bit(choose: Callable[[Questioner, Sequence[bytes], int], Opened]) -> Result:
+def chosen_bit(choose: Callable[[PirClient, Sequence[bytes], int], Opened]) -> Result:
     """Does the time until the next message tell a question about the topic from another?"""
     near, far = (steps_before_the_next_message(choose, question) for question in (TOPIC, quiet()))
     return Result(
@@ -178,8 +178,10 @@ class HeldReply:
 class DirectLine:
     """A host at the other end of a line without a network."""
 
-    def __init__(self, desk: LibraryService, describe: Callable[[], bytes] | None = None) -> None:
-        self.desk, self.describe = desk, describe or desk.describe
+    def __init__(
+        self, service: LibraryService, describe: Callable[[], bytes] | None = None
+    ) -> None:
+        self.service, self.describe = service, describe or service.describe
         self.numbers: list[int] = []  # sequence numbers, as they came
 
     @asynccontextmanager
@@ -192,13 +194,13 @@ class DirectLine:
             yield HeldReply(self.describe())
             return
         assert data is not None
-        self.numbers.append(decode_request(data, self.desk.manifest.library).sequence)
-        yield HeldReply(self.desk.answer(data)[1])
+        self.numbers.append(decode_request(data, self.service.manifest.library).sequence)
+        yield HeldReply(self.service.answer(data)[1])
 
 
 @contextmanager
-def desk() -> Iterator[LibraryService]:
-    """An honest host's desk."""
+def service() -> Iterator[LibraryService]:
+    """An honest host's service."""
     with tempfile.TemporaryDirectory() as folder:
         open_ = LibraryService(index(), HOST, QueryBudget(Path(folder) / "budget.json", limit=11))
         try:
@@ -217,7 +219,7 @@ class Clocked(SearchSession):
 
 def clock_in_numbers(kind: type[SearchSession]) -> Result:
     """What the numbers of one session say of the time between its messages."""
-    with desk() as open_:
+    with service() as open_:
         line = DirectLine(open_)
 
         async def ask() -> None:
@@ -252,7 +254,7 @@ def manifests() -> Iterator[bytes]:
     yield from map(
         signed, ("5", "null", "[" * 20_000, '{"probe": 5}', '{"probe": [1' + "0" * 400 + "]}")
     )
-    with desk() as open_:
+    with service() as open_:
         good = open_.manifest
     for change in (
         {"probe": ()},
@@ -307,7 +309,7 @@ def broken_off(read: Callable[[bytes, PublicIdentity], LibraryManifest]) -> Resu
 
 def probe_of_nothing(judge: Callable[[LibraryManifest], bool]) -> Result:
     """A host with another model passes the probe, for numbers that are none are below nothing."""
-    with desk() as open_:
+    with service() as open_:
         raw = replace(open_.manifest, probe=(float("nan"),) * WordVectors.dimension).encode(HOST)
     try:
         taken = judge(decode_unchecked(raw))
@@ -324,7 +326,7 @@ def decode_unchecked(raw: bytes) -> LibraryManifest:
 
 def opens(manifest: LibraryManifest) -> bool:
     """Does the product go on with this manifest, although its own model is another?"""
-    with desk() as open_:
+    with service() as open_:
         line = DirectLine(open_, describe=lambda: manifest.encode(HOST))
 
         async def begin() -> bool:
@@ -455,7 +457,7 @@ ATTACKS: tuple[Attack, ...] = (
         promise="between an answer and the next message an asker does the same work whatever it "
         "opened to",
         unprotected=lambda: chosen_bit(careless),
-        protected=lambda: chosen_bit(Questioner.choose),
+        protected=lambda: chosen_bit(PirClient.choose),
     ),
     Attack(
         name="the asker's clock in its sequence numbers",

@@ -36,7 +36,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
     for step in taken:
         state = stepping.go(state, step, "")
     with without(*stubs):
-        place, names = run.attempt.begin(), tuple(sorted(scene.parties))
+        round_id, names = run.attempt.begin(), tuple(sorted(scene.clients))
         order = dataclasses.replace(
             run.attempt.order(run.state.server.flat), state=name_of(state), cohort=names
         )
@@ -50,7 +50,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         }
         ready = [
             reply.sender
-            for reply in run.post.ask(messages.TRAIN, told, place, 5.0)
+            for reply in run.post.ask(messages.TRAIN, told, round_id, 5.0)
             if messages.decode_ready(reply.payload) is not None
         ]
     return Result(bool(ready), f"{len(ready)} of {len(names)} members trained from there")

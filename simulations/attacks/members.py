@@ -67,16 +67,16 @@ def own_noise(*stubs: Stub) -> Result:
 def dragged(*stubs: Stub) -> Result:
     """A member sends the largest words that go through the masks, whatever it learned."""
     scene = federation(5)
-    honest = scene.parties[LIAR].go_on
+    honest = scene.clients[LIAR].go_on
 
     def shouting(task: Any) -> bytes:
-        attempt = scene.parties[LIAR].attempt
+        attempt = scene.clients[LIAR].attempt
         half = None if attempt is None else attempt.aggregation
         if task.stage == "mask" and isinstance(half, MaskedClient) and half.values is not None:
             half.values[: scene.size] = (1 << scene.policy.protection.bits) - 2
         return honest(task)
 
-    scene.parties[LIAR].go_on = shouting  # type: ignore[method-assign]
+    scene.clients[LIAR].go_on = shouting  # type: ignore[method-assign]
     with without(*stubs):
         run = scene.run()
         words = refused(run.train_round)
@@ -105,23 +105,23 @@ class WrongShares(InProcessLink):
     """One member's answers to the last stage hold shares that are not those it was given."""
 
     def __init__(self, scene: AttackScene, liars: tuple[str, ...] = (LIAR,)) -> None:
-        super().__init__({name: one.handle for name, one in scene.parties.items()})
+        super().__init__({name: one.handle for name, one in scene.clients.items()})
         for name in liars:
-            spoil(scene.parties[name])
+            spoil(scene.clients[name])
 
 
-def spoil(party: Client) -> None:
+def spoil(client: Client) -> None:
     """This member reveals something else than the shares of the others."""
-    honest = party.go_on
+    honest = client.go_on
 
     def lying(task: Any) -> bytes:
-        half = party.attempt.aggregation if party.attempt is not None else None
+        half = client.attempt.aggregation if client.attempt is not None else None
         if task.stage == "unmask" and isinstance(half, MaskedClient) and half.client is not None:
             held = half.client._held
             half.client._held = {peer: bytes(len(piece)) for peer, piece in held.items()}
         return honest(task)
 
-    party.go_on = lying  # type: ignore[method-assign]
+    client.go_on = lying  # type: ignore[method-assign]
 
 
 def wrong_shares(*stubs: Stub) -> Result:
@@ -254,12 +254,12 @@ class Measuring(InProcessLink):
     """Notes how long each member's longest answer is."""
 
     def __init__(self, scene: AttackScene) -> None:
-        super().__init__({name: one.handle for name, one in scene.parties.items()})
+        super().__init__({name: one.handle for name, one in scene.clients.items()})
         self.longest = dict[str, int]()
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link`."""
-        for name, answer in super().ask(letters, timeout_s):
+        for name, answer in super().ask(messages, timeout_s):
             self.longest[name] = max(len(answer), self.longest.get(name, 0))
             yield name, answer
 
@@ -293,9 +293,9 @@ def read_after_leaving(*stubs: Stub) -> Result:
     """
     scene, caught = federation(5, mode="sealed", bits=8, threshold=3), list[Any]()
     scene.run().train_round()
-    safe = scene.parties[LIAR].secrets
-    assert safe is not None
-    old = safe.store.seed(scene.policy.digest) or b""
+    client_secrets = scene.clients[LIAR].secrets
+    assert client_secrets is not None
+    old = client_secrets.store.seed(scene.policy.digest) or b""
     later = dataclasses.replace(
         scene.policy,
         version=2,
@@ -312,15 +312,15 @@ def read_after_leaving(*stubs: Stub) -> Result:
         return step
 
     with without((encrypted.WitnessServer, "show", listening), *stubs):
-        next_.parties = {
-            name: party_of(next_, name, key, vault=vault_of(scene, name))
+        next_.clients = {
+            name: party_of(next_, name, key, vault=client_store_of(scene, name))
             for name, key in next_.keys.items()
         }
         run = next_.run()
         run.train_round()
         seal, sealed_sum = caught[-1]
         got = list[Any]()
-        words = refused(lambda: got.append(open_sum(seal, old, sealed_sum, safe.desk)))
+        words = refused(lambda: got.append(open_sum(seal, old, sealed_sum, client_secrets.desk)))
     truth = np.sum([scene.voices[name].secret for name in next_.keys], axis=0)
     close = alike(got[0].astype(np.float64), truth) if got else 0.0
     return Result(
@@ -328,11 +328,11 @@ def read_after_leaving(*stubs: Stub) -> Result:
     )
 
 
-def vault_of(scene: AttackScene, name: str) -> ClientStore:
+def client_store_of(scene: AttackScene, name: str) -> ClientStore:
     """What a member keeps, in sealed mode."""
-    safe = scene.parties[name].secrets
-    assert safe is not None
-    return safe.store
+    client_secrets = scene.clients[name].secrets
+    assert client_secrets is not None
+    return client_secrets.store
 
 
 def of_any_epoch(self: ClientStore, epoch: bytes) -> bytes | None:

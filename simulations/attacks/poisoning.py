@@ -46,7 +46,7 @@ from ...federation.spec.policy import (
 )
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Learner, Trained
-from ...federation.training.synthetic_task import RehearsalLearner
+from ...federation.training.synthetic_task import SyntheticLearner
 from .. import machine
 from ..population import populate
 from ..run import Cast, make_learners, simulate
@@ -197,14 +197,14 @@ def rehearsed(rounds: int, values: int = 400) -> PoisoningSeries:
         recipe=recipe(rounds, server_momentum=0.0),
     )
     cast = make_learners(scenario, None, populate(scenario), lambda event: None)
-    target, taught = RehearsalLearner(values).target, dict[str, Learner]()
-    # as `RehearsalLearner.evaluate`
+    target, taught = SyntheticLearner(values).target, dict[str, Learner]()
+    # as `SyntheticLearner.evaluate`
     scored = np.linspace(0, values - 1, min(100, values)).astype(np.int64)
     places = np.setdiff1d(np.arange(values), scored)[::10]
     wanted = target.copy()
     wanted[places] += np.float32(AWAY)
     for name in cast.learners:
-        bad = RehearsalLearner(values, name)
+        bad = SyntheticLearner(values, name)
         bad.target = wanted
         taught[name] = bad
 

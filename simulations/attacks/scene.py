@@ -81,7 +81,7 @@ class AttackScene:
     coordinator: Identity
     keys: dict[str, Identity]
     voices: dict[str, Voice]
-    parties: dict[str, Client] = field(default_factory=dict)
+    clients: dict[str, Client] = field(default_factory=dict)
     size: int = SIZE
 
     @property
@@ -92,7 +92,7 @@ class AttackScene:
     def run(self, **options: Any) -> Coordinator:
         """A new run of its coordinator, which waits for nobody."""
         link = options.pop("link", None) or InProcessLink(
-            {name: one.handle for name, one in self.parties.items()}
+            {name: one.handle for name, one in self.clients.items()}
         )
         if self.policy.schedule.buffered:
             options.setdefault("clock", TickingClock())
@@ -103,7 +103,7 @@ class AttackScene:
 
     def opened(self) -> int:
         """Sums that somebody helped to open."""
-        return sum(len(party.ledger.sums._opened) for party in self.parties.values())
+        return sum(len(client.ledger.sums._opened) for client in self.clients.values())
 
 
 def federation(
@@ -148,7 +148,7 @@ def federation(
     voices = {name: Voice(number, size, blur) for number, name in enumerate(keys)}
     scene = AttackScene(policy, owner, coordinator, keys, voices, size=size)
     for name, key in keys.items():
-        scene.parties[name] = party_of(scene, name, key, stops)
+        scene.clients[name] = party_of(scene, name, key, stops)
     return scene
 
 
@@ -191,21 +191,21 @@ class DirectService:
         self.services = (MemberService(), AdderService())
 
     def call(self, method: str, *blobs: bytes, deadline_s: float = 60.0) -> list[bytes]:
-        """As `crypto.he.encrypted_ring.Desk`."""
+        """As `crypto.he.encrypted_ring.CryptoWorker`."""
         del deadline_s
         service = next(one for one in self.services if hasattr(one, method))
         answer: list[bytes] = getattr(service, method)(*blobs)
         return answer
 
 
-_DESK: list[DirectService] = []
+_CRYPTO_WORKER: list[DirectService] = []
 
 
 def desk() -> DirectService:
     """One for all scenes: its contexts take their time."""
-    if not _DESK:
-        _DESK.append(DirectService())
-    return _DESK[0]
+    if not _CRYPTO_WORKER:
+        _CRYPTO_WORKER.append(DirectService())
+    return _CRYPTO_WORKER[0]
 
 
 class Liar:
@@ -215,10 +215,12 @@ class Liar:
         self.honest, self.lie, self.to, self.lied = run.post.sign, lie, frozenset(to), 0
         run.post.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
-        """As `Post.sign`."""
+    def sign(
+        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
+    ) -> dict[str, bytes]:
+        """As `Messenger.sign`."""
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
-        return self.honest(stage, told, place)
+        return self.honest(stage, told, round_id)
 
     def bent(self, name: str, stage: str, payload: bytes) -> bytes:
         """The payload as it is told."""

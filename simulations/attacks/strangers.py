@@ -215,13 +215,13 @@ def by_name(headers: Any, path: str, federation: bytes, identity_of: Any) -> Pro
 def in_a_members_name(check: Callable[..., Proof | None]) -> Result:
     """How many requests of a stranger come to Flower, behind the door."""
     with mock.patch.object(proof, "check", check), opened() as (link, policy):
-        inner, reached = link.door.app, list[str]()
+        inner, reached = link.endpoint.app, list[str]()
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
             reached.append(scope.get("path", ""))
             await inner(scope, receive, send)
 
-        link.door.app = counted
+        link.endpoint.app = counted
         context = ssl.create_default_context(cadata=policy.coordinator.certificate)
         tried = 0
         for words in requests(link.keys["ann"]):

@@ -70,14 +70,14 @@ def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
     honest, found = run.post.ask, dict[str, bytes]()
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         if stage != ATTEST:
-            yield from honest(stage, payloads, place, timeout_s)
+            yield from honest(stage, payloads, round_id, timeout_s)
             return
         parties = {name: [*payloads.values()].count(one) for name, one in payloads.items()}
         told = {name: forged(run, forge, name, one, parties) for name, one in payloads.items()}
-        for reply in honest(stage, told, place, timeout_s):
+        for reply in honest(stage, told, round_id, timeout_s):
             found[reply.sender] = reply.payload
             yield reply
 
@@ -126,7 +126,7 @@ def earlier_again(*stubs: Stub) -> Result:
         run.train_round()
         found.clear()
         words = refused(run.train_round)
-    return signed(found, len(scene.parties), words)
+    return signed(found, len(scene.clients), words)
 
 
 def by_linearity(*stubs: Stub) -> Result:
@@ -148,7 +148,7 @@ def by_linearity(*stubs: Stub) -> Result:
         run.train_round()
         found.clear()
         words = refused(run.train_round)
-    return signed(found, len(scene.parties), words)
+    return signed(found, len(scene.clients), words)
 
 
 def another_buckets(*stubs: Stub) -> Result:
@@ -176,18 +176,18 @@ def guessing(*stubs: Stub) -> Result:
     honest = run.post.ask
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         for _ in range(GUESSES if stage == ATTEST else 0):
             whole, _ = attested_sum.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
             whole[0] += 1
             guess = tuple(secrets.randbelow(prime) for prime in tag.PRIMES)
             told = letter_of(whole, guess, len(payloads))
-            letter = run.post.sign(stage, {VICTIM: told}, place)[VICTIM]
-            refused(lambda letter=letter: found.append(scene.parties[VICTIM].handle(letter)))  # type: ignore[misc]
+            message = run.post.sign(stage, {VICTIM: told}, round_id)[VICTIM]
+            refused(lambda letter=message: found.append(scene.clients[VICTIM].handle(letter)))  # type: ignore[misc]
             if found:
                 break
-        yield from honest(stage, payloads, place, timeout_s)
+        yield from honest(stage, payloads, round_id, timeout_s)
 
     run.post.ask = asking  # type: ignore[method-assign]
     with without(*stubs):
@@ -200,7 +200,7 @@ def outside(*stubs: Stub) -> Result:
     harm?
     """
     scene = federation(4)
-    run, parties = scene.run(), len(scene.parties)
+    run, parties = scene.run(), len(scene.clients)
 
     def forge(name: str, shown: Shown) -> bytes:
         del name
@@ -253,10 +253,10 @@ def unlimited(body: bytes, size: int) -> bytes:
 
 
 def step_of(
-    scene: AttackScene, sums: Sequence[Sum], place: RoundId, policy: Policy | None = None
+    scene: AttackScene, sums: Sequence[Sum], round_id: RoundId, policy: Policy | None = None
 ) -> Step:
     """The step that a coordinator makes of sums and signatures."""
-    return DeltaChain(policy or scene.policy, SIZE, place.run).of_sums(sums, place, NAMES)
+    return DeltaChain(policy or scene.policy, SIZE, round_id.run).of_sums(sums, round_id, NAMES)
 
 
 def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
@@ -295,11 +295,11 @@ HONEST_STATEMENT = attested_sum.statement
 def saying_less(**less: Any) -> tuple[Stub, ...]:
     """Signatures that do not say some of this: a start, a policy, a place."""
 
-    def statement(policy: Policy, place: RoundId, digest: bytes, names: Any, terms: Any) -> Any:
+    def statement(policy: Policy, round_id: RoundId, digest: bytes, names: Any, terms: Any) -> Any:
         terms = dataclasses.replace(terms, start=less.get("start", terms.start))
         policy = dataclasses.replace(policy, nonce=less.get("nonce", policy.nonce))
-        place = dataclasses.replace(place, **less.get("place", {}))
-        return HONEST_STATEMENT(policy, place, digest, names, terms)
+        round_id = dataclasses.replace(round_id, **less.get("place", {}))
+        return HONEST_STATEMENT(policy, round_id, digest, names, terms)
 
     return (attested_sum, "statement", statement), (delta_chain, "statement", statement)
 
@@ -346,8 +346,8 @@ def under_other_bits(*stubs: Stub) -> Result:
         wide = dataclasses.replace(scene.policy.protection, bits=16)
         later, old = changed(scene.policy, protection=wide, version=2), step.totals[0]
         whole = attested_sum.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
-        made, place = Sum(whole, old.names, proof=old.proof), RoundId(run.state.run, 1, 1)
-        return gone(*follows(later, run.state.run, [step_of(scene, [made], place, later)]))
+        made, round_id = Sum(whole, old.names, proof=old.proof), RoundId(run.state.run, 1, 1)
+        return gone(*follows(later, run.state.run, [step_of(scene, [made], round_id, later)]))
 
 
 def counted_twice(*stubs: Stub) -> Result:
@@ -366,14 +366,14 @@ def counted_twice(*stubs: Stub) -> Result:
 
 def among_themselves(*stubs: Stub) -> Result:
     """Three of ten members sign a sum of their own three, which no round ever opened."""
-    scene, place, few = federation(10), RoundId("0a" * 16, 1, 1), ("ben", "cat", "dan")
+    scene, round_id, few = federation(10), RoundId("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
         said = attested_sum.statement(
-            scene.policy, place, attested_sum.digest_of(whole), few, Terms(start=origin_of(SIZE))
+            scene.policy, round_id, attested_sum.digest_of(whole), few, Terms(start=origin_of(SIZE))
         )
         made = Sum(whole, few, proof={name: scene.keys[name].sign(*said) for name in few})
-        return gone(*follows(scene.policy, place.run, [step_of(scene, [made], place)]))
+        return gone(*follows(scene.policy, round_id.run, [step_of(scene, [made], round_id)]))
 
 
 def two_of_one_attempt(*stubs: Stub) -> Result:
@@ -381,13 +381,13 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
     shown each.
     """
     scene, kept = federation(6), dict[int, tuple[npt.NDArray[Any], dict[str, bytes]]]()
-    run, place = scene.run(), list[RoundId]()
-    half = {name: number % 2 for number, name in enumerate(sorted(scene.parties))}
+    run, round_id = scene.run(), list[RoundId]()
+    half = {name: number % 2 for number, name in enumerate(sorted(scene.clients))}
 
     def forge(name: str, shown: Shown) -> Shown | None:
-        attempt = scene.parties[HELPER].attempt
+        attempt = scene.clients[HELPER].attempt
         assert attempt is not None
-        place[:] = [attempt.place]
+        round_id[:] = [attempt.place]
         check, whole = attempt.aggregation.check, shown[0].copy()  # type: ignore[attr-defined]
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
@@ -402,12 +402,12 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         refused(run.train_round)
         for name, signature in found.items():
             kept[half[name]][1].setdefault(name, signature)
-        names = tuple(sorted(scene.parties))
+        names = tuple(sorted(scene.clients))
         ends = [
             follows(
                 scene.policy,
                 run.state.run,
-                [step_of(scene, [Sum(whole, names, proof=proof)], place[0])],
+                [step_of(scene, [Sum(whole, names, proof=proof)], round_id[0])],
             )
             for whole, proof in kept.values()
         ]
@@ -423,12 +423,12 @@ def two_processes(*stubs: Stub) -> Result:
     key is a helper's.
     """
     scene, found = federation(4), set[bytes]()
-    link = Stopping({name: one.handle for name, one in scene.parties.items()}, ATTEST)
+    link = Stopping({name: one.handle for name, one in scene.clients.items()}, ATTEST)
     refused(scene.run(link=link).train_round)
-    member, helper = scene.parties[VICTIM], scene.parties[HELPER].attempt
+    member, helper = scene.clients[VICTIM], scene.clients[HELPER].attempt
     assert helper is not None
-    check, parties = helper.aggregation.check, len(scene.parties)  # type: ignore[attr-defined]
-    payload = messages.split(link.letters[VICTIM])[1]
+    check, parties = helper.aggregation.check, len(scene.clients)  # type: ignore[attr-defined]
+    payload = messages.split(link.messages[VICTIM])[1]
     whole, _ = attested_sum.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         recess, frozen = (
@@ -463,14 +463,14 @@ def whole_on_the_way(*stubs: Stub) -> Result:
         return messages.encode_told(dataclasses.replace(order, state=name_of(FREE)), told)
 
     run.logbook.keep(server=FREE, steps=())
-    delta(run).held = dict.fromkeys(scene.parties, (name_of(FREE),))
+    delta(run).held = dict.fromkeys(scene.clients, (name_of(FREE),))
     Liar(run, lie)
     with without(*stubs):
         words = refused(run.train_round)
     vouched = sum(
         one.model.cache.follows(name_of(FREE), run.state.run, SIZE) for one in joined(scene)
     )
-    summed = run.state.round == 2 and vouched == len(scene.parties)
+    summed = run.state.round == 2 and vouched == len(scene.clients)
     return Result(
         summed,
         f"{vouched} members vouch for an adapter of the coordinator's own, summed from it: "
@@ -480,7 +480,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
 
 def joined(scene: AttackScene) -> Iterator[Any]:
     """Members that follow the adapter."""
-    yield from (one for one in scene.parties.values() if isinstance(one.model, FollowedModel))
+    yield from (one for one in scene.clients.values() if isinstance(one.model, FollowedModel))
 
 
 def first_alone(taken: Sequence[Step]) -> bool:

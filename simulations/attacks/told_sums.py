@@ -81,7 +81,7 @@ def led_to_a_trap(*stubs: Stub) -> Result:
     scene: AttackScene = federation(PARTIES, size=ROWS * (WIDTH + 1))
     layers = {name: OneLayerLearner(number) for number, name in enumerate(scene.keys)}
     scene.voices = layers  # type: ignore[assignment]
-    scene.parties = {name: party_of(scene, name, key) for name, key in scene.keys.items()}
+    scene.clients = {name: party_of(scene, name, key) for name, key in scene.keys.items()}
     run = scene.run()
     way = np.random.default_rng(99).choice((-0.19, 0.19), WIDTH)
     trap = np.concatenate([np.tile(way, ROWS), -np.linspace(0.0, 0.19, ROWS)]).astype(np.float32)

@@ -114,7 +114,7 @@ def one_type(
         report["files"]["refused"] += 1
         found["refused"] = str(error)
         return
-    reason = network.complaint(loaded.architecture, loaded.tensors)
+    reason = network.unsupported(loaded.architecture, loaded.tensors)
     report["files"]["torch" if reason else "kernels"] += 1
     found["mixture"] = sorted({blocks.quant_type for blocks in loaded.tensors.values()})
     found["worse"] = worse(loaded, scale.text)

@@ -41,7 +41,7 @@ class CryptoScale:
     # parties: a thousand take minutes, and its members repeat each other
     cohort_once_above: int = 100
     # members of a joint key: each runs once, its members are the repeats
-    circles: tuple[int, ...] = (3, 10, 20)
+    key_groups: tuple[int, ...] = (3, 10, 20)
 
 
 QUICK = CryptoScale(
@@ -51,7 +51,7 @@ QUICK = CryptoScale(
     sealed_repeats=1,
     cohort_repeats=2,
     cohort_once_above=4,
-    circles=(3,),
+    key_groups=(3,),
 )
 
 
@@ -85,9 +85,9 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     tell("sums under encryption: ours and TenSEAL's tutorial setting")
     opened = _sealed(size, report)
     keep(report)
-    for parties in size.circles:
+    for parties in size.key_groups:
         tell(f"a joint key of {parties} members, and a sum that more than two thirds of them open")
-        _circle(parties, size, report)
+        _key_group(parties, size, report)
         keep(report)
     for parties in size.cohorts:
         tell(f"secure aggregation end to end, {parties} parties, 5 % dropping out")
@@ -227,7 +227,7 @@ def _sealed(size: CryptoScale, report: dict[str, Any]) -> bool:
     return ours.error == 0
 
 
-def _circle(parties: int, size: CryptoScale, report: dict[str, Any]) -> None:
+def _key_group(parties: int, size: CryptoScale, report: dict[str, Any]) -> None:
     cost, key = (
         threshold.measure(parties, size.length, bits=BITS, seed=SEED),
         f"threshold.{parties}",

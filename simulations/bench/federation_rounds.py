@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import QuietchoirError
-from ..cluster import PATIENCE_S, Choir, ClusterPlan
+from ..cluster import PATIENCE_S, Cluster, ClusterPlan
 from ..processes import ProcessGroup
 from .stopwatch import Sample
 
@@ -43,16 +43,16 @@ def measure(plan: ClusterPlan) -> RoundCost:
         tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as name,
         ProcessGroup(Path(name) / "logs") as stage,
     ):
-        choir = Choir(stage, Path(name), plan)
-        coordinator = choir.coordinate("coordinator", "--grace", "60")
-        nodes = choir.join_all()
+        cluster = Cluster(stage, Path(name), plan)
+        coordinator = cluster.coordinate("coordinator", "--grace", "60")
+        nodes = cluster.join_all()
         # memory is read while all are there
         coordinator.until("round", ROUND_S * plan.rounds, round=plan.rounds)
         memory = [child.memory_mb() for child in (coordinator, *nodes.values())]
         coordinator.finish(PATIENCE_S)
         for node in nodes.values():
             node.finish(PATIENCE_S)
-        history = [entry for entry in choir.told()["history"] if entry["kind"] == "train"]
+        history = [entry for entry in cluster.read_report()["history"] if entry["kind"] == "train"]
     if any(entry["parties"] != list(plan.names) for entry in history):
         raise QuietchoirError(
             f"{plan.mode}: a round's sum lacks a member; the machine is too busy "

@@ -19,7 +19,7 @@ from ...core.errors import RoundAborted
 from ...federation.aggregation.server_optimizer import FedAvgM
 from ...federation.spec.policy import Recipe
 from ...federation.store.checkpoint import ServerState
-from ...federation.training.synthetic_task import RehearsalLearner
+from ...federation.training.synthetic_task import SyntheticLearner
 
 REPLY_S = 3600.0  # training may take this long
 WAIT_S = 120.0  # for nodes to come
@@ -72,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
 def train(message: Message, context: Context) -> Message:
     """Score, train, return the change."""
     flat = values_of(message)
-    learner = RehearsalLearner(len(flat), str(context.node_config.get("partition-id", 0)))
+    learner = SyntheticLearner(len(flat), str(context.node_config.get("partition-id", 0)))
     counts = learner.evaluate(flat)
     trained = learner.train(flat, seed=int(message.metadata.group_id or 0))
     metrics = MetricRecord({"correct": counts.correct, "total": counts.total, "loss": trained.loss})

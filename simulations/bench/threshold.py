@@ -20,7 +20,7 @@ from ...crypto.experimental.threshold import (
     Contributor,
     Gathering,
     Holder,
-    Holding,
+    KeyShare,
     PartialReader,
     ThresholdPlan,
     letter,
@@ -56,7 +56,7 @@ class _Member:
     def __init__(self, plan: ThresholdPlan, name: str, identity: Identity) -> None:
         self.plan, self.name, self.identity = plan, name, identity
         self.seconds, self.sent, self.got = 0.0, 0, 0
-        self.holding: Holding
+        self.key_share: KeyShare
         before = clock()
         self.ceremony = Ceremony(plan, name, identity)
         self.seconds += clock() - before
@@ -73,17 +73,17 @@ class _Member:
         opening = self.ceremony.open(cards)
         return self._count(before, b"".join(cards.values()), opening)
 
-    def finish(self, letters: Mapping[str, bytes], rehearsal: bytes, responds: bool) -> bytes:
+    def finish(self, messages: Mapping[str, bytes], rehearsal: bytes, responds: bool) -> bytes:
         """Third step, with a part of the rehearsal."""
         before = clock()
-        self.holding = self.ceremony.finish(letters)
-        part = Holder(self.holding, self.identity).respond(rehearsal) if responds else b""
-        return self._count(before, b"".join(letters.values()), part)
+        self.key_share = self.ceremony.finish(messages)
+        part = Holder(self.key_share, self.identity).respond(rehearsal) if responds else b""
+        return self._count(before, b"".join(messages.values()), part)
 
     def settle(self, rehearsal: bytes, heard: Mapping[str, bytes]) -> None:
         """Fourth step."""
         before = clock()
-        reader = PartialReader(self.holding, rehearsal)
+        reader = PartialReader(self.key_share, rehearsal)
         for name, part in heard.items():
             reader.receive(name, part)
         reader.result()
@@ -127,8 +127,8 @@ def _make_key(plan: ThresholdPlan, members: Mapping[str, _Member], responders: l
     rehearsal = request(plan, REHEARSAL, responders, list(members))
     parts = {}
     for name, member in members.items():
-        letters = {sender: letter(plan, opening, name) for sender, opening in openings.items()}
-        parts[name] = member.finish(letters, rehearsal, name in responders)
+        messages = {sender: letter(plan, opening, name) for sender, opening in openings.items()}
+        parts[name] = member.finish(messages, rehearsal, name in responders)
     heard = {name: parts[name] for name in responders}
     for member in members.values():
         member.settle(rehearsal, heard)
@@ -139,11 +139,11 @@ def _one_round(
 ) -> ThresholdCost:
     rng, clear = np.random.default_rng(seed), np.zeros(plan.length, np.int64)
     first = next(iter(members.values()))
-    gathering, encrypting, up = Gathering(plan, first.holding.key_id, ROUND), [], 0
+    gathering, encrypting, up = Gathering(plan, first.key_share.key_id, ROUND), [], 0
     for name, member in members.items():
         values = rng.integers(0, 1 << bits, plan.length, dtype=np.uint64)
         before = clock()
-        sent = Contributor(member.holding, member.identity).encrypt(
+        sent = Contributor(member.key_share, member.identity).encrypt(
             ROUND, plan.packing.pack(values)
         )
         encrypting.append(clock() - before)
@@ -152,7 +152,7 @@ def _one_round(
     asked, parts, responding = gathering.request(responders), {}, []
     for name in responders:
         before = clock()
-        parts[name] = Holder(members[name].holding, members[name].identity).respond(asked)
+        parts[name] = Holder(members[name].key_share, members[name].identity).respond(asked)
         responding.append(clock() - before)
     summed = together(plan, asked, parts)
     opened, combining = _opened(members, asked, gathering.total, summed)
@@ -178,7 +178,7 @@ def _opened(
     taken = []
     for member in list(members.values())[:3]:
         before = clock()
-        reader = PartialReader(member.holding, asked, total)
+        reader = PartialReader(member.key_share, asked, total)
         reader.receive_sum(summed)
         opened = member.plan.packing.unpack(reader.result())
         taken.append(clock() - before)

@@ -127,7 +127,7 @@ def alive(pid: int) -> bool:
 
 def run_of(scene: FaultScene) -> str:
     """The run's name, from the coordinator's state."""
-    state = checkpoint.read(scene.choir.folder / "state")
+    state = checkpoint.read(scene.cluster.folder / "state")
     return "" if state is None else state.run
 
 

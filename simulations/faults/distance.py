@@ -18,8 +18,8 @@ import numpy as np
 from ...federation.membership import roster
 from ...federation.store import checkpoint
 from ...federation.store.checkpoint import Vector
-from ...federation.training.synthetic_task import RehearsalLearner
-from ..cluster import PATIENCE_S, Choir, ClusterPlan
+from ...federation.training.synthetic_task import SyntheticLearner
+from ..cluster import PATIENCE_S, Cluster, ClusterPlan
 from ..processes import Child, ProcessGroup
 from .line import LineProcess, address
 from .scene import require
@@ -74,10 +74,12 @@ def whole_run(mode: str) -> Callable[[Distance], None]:
 
     def fault(distance: Distance) -> None:
         plan = dataclasses.replace(distance.plan, mode=mode)
-        choir = Choir(distance.stage, distance.folder / mode, plan, host=address(0), port=PORT)
-        coordinator = distance.start(f"{mode}-coordinator", 0, choir.coordinating("--grace", "20"))
+        cluster = Cluster(distance.stage, distance.folder / mode, plan, host=address(0), port=PORT)
+        coordinator = distance.start(
+            f"{mode}-coordinator", 0, cluster.coordinating("--grace", "20")
+        )
         nodes = {
-            name: distance.start(f"{mode}-{name}", end, choir.joining(name))
+            name: distance.start(f"{mode}-{name}", end, cluster.joining(name))
             for end, name in enumerate(plan.names, start=1)
         }
         coordinator.until("delivered", PATIENCE_S)
@@ -85,7 +87,7 @@ def whole_run(mode: str) -> Callable[[Distance], None]:
         for node in nodes.values():
             node.until("adopted", PATIENCE_S)
             node.finish(PATIENCE_S)
-        check(choir, nodes)
+        check(cluster, nodes)
         carried, lost = distance.line.counts()
         require(
             carried > 0 and lost > 0,
@@ -95,31 +97,31 @@ def whole_run(mode: str) -> Callable[[Distance], None]:
     return fault
 
 
-def check(choir: Choir, nodes: dict[str, Child]) -> None:
+def check(cluster: Cluster, nodes: dict[str, Child]) -> None:
     """Everybody in every sum, and the sums exact.
 
     Raises:
         QuietchoirError: they are not.
     """
-    *trained, score = choir.told()["history"]
+    *trained, score = cluster.read_report()["history"]
     for entry in (*trained, score):
-        require(entry["parties"] == list(choir.plan.names), f"a sum has {entry['parties']}")
-    state = checkpoint.read(choir.folder / "state")
+        require(entry["parties"] == list(cluster.plan.names), f"a sum has {entry['parties']}")
+    state = checkpoint.read(cluster.folder / "state")
     require(
         state is not None and len(trained) == ROUNDS, f"{len(trained)} rounds are in the report"
     )
     assert state is not None  # the line above
     adapter, own = (
         state.server.flat,
-        [values_of(name, node, choir.plan.size) for name, node in nodes.items()],
+        [values_of(name, node, cluster.plan.size) for name, node in nodes.items()],
     )
-    step = 2 * roster.load(choir.file).recipe.update_range / ((1 << BITS) - 1)
+    step = 2 * roster.load(cluster.file).recipe.update_range / ((1 << BITS) - 1)
     off = float(np.abs(adapter - np.mean(own, axis=0)).max())
     require(
         off <= step,
         f"the adapter is {off:.4f} off the members' mean, one rounding step is {step:.4f}",
     )
-    counts = RehearsalLearner(choir.plan.size).evaluate(adapter)
+    counts = SyntheticLearner(cluster.plan.size).evaluate(adapter)
     found, expected = (
         (score["scored"], score["accuracy"]),
         (len(nodes), round(100 * counts.correct / counts.total) / 100),
@@ -133,7 +135,7 @@ def values_of(name: str, node: Child, size: int) -> Vector:
     """What a member trained in the one round: with another noise in each attempt of it, the last
     one counts.
     """
-    learner, zero = RehearsalLearner(size, name), np.zeros(size, np.float32)
+    learner, zero = SyntheticLearner(size, name), np.zeros(size, np.float32)
     times = sum(event["event"] == "trained" for event in node.events)
     require(times > 0, f"{name} never trained")
     return [learner.train(zero, 0) for _ in range(times)][-1].flat

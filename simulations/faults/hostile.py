@@ -17,7 +17,7 @@ from ...federation.aggregation.update import Codec, Terms
 from ...federation.rounds.client import Client
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
-from ...federation.training.synthetic_task import RehearsalLearner
+from ...federation.training.synthetic_task import SyntheticLearner
 from ...federation.wire import messages
 from ...federation.wire.messages import Reply
 
@@ -33,12 +33,12 @@ class Hostile(Client):
 
     kind_file = Path()
 
-    def handle(self, letter: bytes) -> bytes:
+    def handle(self, message: bytes) -> bytes:
         """As `Client.handle`, and then not."""
-        kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
+        kind, task = kind_in(self.kind_file), messages.decode_task(message, self.policy, self.name)
         if isinstance(self.learner, Spoiled):
             self.learner.kind = kind
-        honest = super().handle(letter)
+        honest = super().handle(message)
         if task.stage != STAGE or kind in ("", *TRAINED):
             return honest
         if kind == "noise":
@@ -54,9 +54,12 @@ class Hostile(Client):
             else self.name
         )
         reply = Reply(
-            place=task.place, stage=task.stage, sender=sender, task=messages.fingerprint(letter),
+            round_id=task.round_id,
+            stage=task.stage,
+            sender=sender,
+            task=messages.fingerprint(message),
             payload=spoiled.get(kind, payload),
-        )  # fmt: skip
+        )
         return messages.encode_reply(reply, self.policy, self.identity)
 
     def clipped(self, update: Vector, terms: Terms) -> int:
@@ -64,7 +67,7 @@ class Hostile(Client):
         return Codec(self.size, self.policy, terms).clipped(update)
 
 
-class Spoiled(RehearsalLearner):
+class Spoiled(SyntheticLearner):
     """A learner whose training may end in values that are not finite, or lead away from where
     the others go.
     """
@@ -91,6 +94,6 @@ def kind_in(path: Path) -> str:
 if __name__ == "__main__":
     Hostile.kind_file = Path(sys.argv[1])
     vars(client_node)["Client"] = Hostile
-    vars(client_node)["RehearsalLearner"] = Spoiled
+    vars(client_node)["SyntheticLearner"] = Spoiled
     sys.argv = ["quietchoir", *sys.argv[2:]]
     runpy.run_module("quietchoir.cli", run_name="__main__")

@@ -17,7 +17,7 @@ from typing import Any
 from ...core.errors import QuietchoirError
 from ...federation.membership import roster
 from ...federation.membership.founding import TLS_KEY
-from ..cluster import HOST, PATIENCE_S, Choir, ClusterPlan, free_port
+from ..cluster import HOST, PATIENCE_S, Cluster, ClusterPlan, free_port
 from ..processes import Child, ProcessGroup
 from .proxy import PASS, PULL, PUSH, Act, ProxiedBody, Proxy
 
@@ -37,9 +37,9 @@ class FaultScene:
     def __init__(self, folder: Path, plan: ClusterPlan) -> None:
         self.stage, self.plan = ProcessGroup(folder / "logs"), plan
         self.inner = free_port()  # where the coordinator listens
-        self.choir = Choir(self.stage, folder, plan)
-        self.policy = roster.load(self.choir.file)
-        self.proxy = Proxy(self.policy, folder / TLS_KEY, port=self.choir.port, behind=self.inner)
+        self.cluster = Cluster(self.stage, folder, plan)
+        self.policy = roster.load(self.cluster.file)
+        self.proxy = Proxy(self.policy, folder / TLS_KEY, port=self.cluster.port, behind=self.inner)
         self.turns = folder / "hostile.txt"  # what the hostile member does
         self.nodes: dict[str, Child] = {}
         self.starts = 0
@@ -70,7 +70,7 @@ class FaultScene:
         """Start a coordinator, by default the one."""
         self.starts += 1
         listen = f"{HOST}:{port or self.inner}"
-        child = self.choir.coordinate(
+        child = self.cluster.coordinate(
             f"{name}-{self.starts}", "--listen", listen, "--grace", "1", state=state
         )
         if name == "coordinator":
@@ -80,7 +80,7 @@ class FaultScene:
     def start_node(self, name: str) -> Child:
         """Start a member, with its clock and its character."""
         self.starts += 1
-        arguments = self.choir.joining(name)
+        arguments = self.cluster.joining(name)
         if name in CLOCKS:
             command = [sys.executable, "-m", f"{HERE}.clock", str(CLOCKS[name]), *arguments]
         elif name == HOSTILE:
@@ -143,8 +143,8 @@ class FaultScene:
 
     def copy_state(self, source: str, target: str) -> None:
         """A copy of a coordinator's folder; it must not run."""
-        shutil.rmtree(self.choir.folder / target, ignore_errors=True)
-        shutil.copytree(self.choir.folder / source, self.choir.folder / target)
+        shutil.rmtree(self.cluster.folder / target, ignore_errors=True)
+        shutil.copytree(self.cluster.folder / source, self.cluster.folder / target)
 
 
 class Trap:

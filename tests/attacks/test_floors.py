@@ -26,7 +26,7 @@ from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyT
 from quietchoir.federation.wire import broadcast_digest, messages
 from quietchoir.federation.wire.messages import RoundId, Task
 from quietchoir.tests.fakes.buffered import buffered, run_of
-from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.federation import House, SilentLink, clients, coordinator, house
 from quietchoir.tests.fakes.households import (
     ACCOMPLICES,
     RUN,
@@ -46,16 +46,16 @@ class Chooser:
     name.
     """
 
-    def __init__(self, home: House, members: dict[str, Client], place: RoundId) -> None:
-        self.home, self.members, self.place = home, members, place
+    def __init__(self, home: House, members: dict[str, Client], round_id: RoundId) -> None:
+        self.home, self.members, self.round_id = home, members, round_id
         self.order = messages.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(members)))
 
     def ask(self, name: str, stage: str, payload: bytes) -> bytes:
         """One letter and its answer's payload."""
-        task = Task(place=self.place, stage=stage, recipient=name, payload=payload)
-        letter = messages.encode_task(task, self.home.policy, self.home.coordinator)
+        task = Task(round_id=self.round_id, stage=stage, recipient=name, payload=payload)
+        message = messages.encode_task(task, self.home.policy, self.home.coordinator)
         return messages.decode_reply(
-            self.members[name].handle(letter), self.home.policy, letter
+            self.members[name].handle(message), self.home.policy, message
         ).payload
 
     def work(self) -> None:
@@ -74,7 +74,7 @@ class Chooser:
         half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,
-                place=self.place,
+                place=self.round_id,
                 length=Codec(SIZE, self.home.policy).length,
                 counted=True,
                 told=Contributors(ready),
@@ -136,14 +136,14 @@ def test_a_member_takes_the_threshold_from_whom_was_asked_not_from_who_is_said_t
     None
 ):
     home, members, chooser = ten()
-    before = {name: party.ledger.sums.snapshot() for name, party in members.items()}
+    before = {name: client.ledger.sums.snapshot() for name, client in members.items()}
     for ready in (*LISTS, ("ann", "ben", "cat", "dan", "eve", "fay")):
         for name in ready:
             with pytest.raises(
                 MessageError, match=f"{len(ready)} of 10 members that were asked are ready, need 7"
             ):
                 chooser.ask(name, "advertise", encode_contributors(Contributors(ready)))
-    assert {name: party.ledger.sums.snapshot() for name, party in members.items()} == before
+    assert {name: client.ledger.sums.snapshot() for name, client in members.items()} == before
     assert len(chooser.sum(("ann", "ben", "cat", "dan", "eve", "fay", "gus")).parties) == 7
     assert home.policy.recipe.cohort == 0
 
@@ -317,7 +317,7 @@ class Lone(Household):
 def lone(home: House) -> dict[str, Client]:
     """Members of whom ann alone can score."""
     numbers = {name: number for number, name in enumerate(home.members)}
-    return parties(home, SIZE, lambda name: Lone(name, numbers[name]))
+    return clients(home, SIZE, lambda name: Lone(name, numbers[name]))
 
 
 @pytest.mark.parametrize("protected", [False, True])
@@ -347,11 +347,11 @@ def test_enough_scores_are_told_and_if_one_of_them_drops_out_none_is() -> None:
     run.train_round()
     assert run.state.history[0]["scored"] == 3 and len(run.state.history[0]["parties"]) == 5
     lost = SilentLink(
-        {name: one.handle for name, one in households(home).items()}, lambda name, letter: False
+        {name: one.handle for name, one in households(home).items()}, lambda name, message: False
     )
     for name in ("dan", "eve"):
         lost.parties[name] = members_without(home, name).handle
-    lost.lose = lambda name, letter: name == "ann" and b'"stage":"mask"' in letter
+    lost.lose = lambda name, message: name == "ann" and b'"stage":"mask"' in message
     again = coordinator(home, {}, SIZE, link=lost)
     with pytest.raises(RoundAborted, match="2 of the 3 members that fill one part"):
         again.insist(again.train_round)

@@ -22,8 +22,8 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.buffered import buffered
-from quietchoir.tests.fakes.federation import House, TickingClock, coordinator, house, parties
-from quietchoir.tests.fakes.joint import DESK, joint_house
+from quietchoir.tests.fakes.federation import House, TickingClock, clients, coordinator, house
+from quietchoir.tests.fakes.joint import CRYPTO_WORKER, joint_house
 from quietchoir.tests.fakes.liar import (
     Liar,
     Secretive,
@@ -31,7 +31,7 @@ from quietchoir.tests.fakes.liar import (
     without_floors,
     without_the_binding,
 )
-from quietchoir.tests.fakes.sealed import sealed_parties
+from quietchoir.tests.fakes.sealed import sealed_clients
 
 SIZE = 400
 
@@ -55,12 +55,12 @@ def told_whole(members: int = 4, **options: Any) -> House:
 def secretive(home: House) -> dict[str, Client]:
     """Its members."""
     seeds = {name: number for number, name in enumerate(home.members)}
-    return parties(home, SIZE, lambda name: Secretive(SIZE, seeds[name]))
+    return clients(home, SIZE, lambda name: Secretive(SIZE, seeds[name]))
 
 
 def nothing_opened(members: Mapping[str, Client]) -> bool:
     """Did nobody help to open a sum?"""
-    return all(b'"opened": []' in party.ledger.sums.snapshot() for party in members.values())
+    return all(b'"opened": []' in client.ledger.sums.snapshot() for client in members.values())
 
 
 def stolen(run: Coordinator, others: int) -> np.ndarray:
@@ -111,8 +111,8 @@ def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Client]]:
     seeds = {name: number for number, name in enumerate(home.members)}
     learner = lambda name: Secretive(SIZE if key == "shared" else 700, seeds[name])  # noqa: E731
     if mode == "masked":
-        return home, parties(home, SIZE, learner)
-    return home, sealed_parties(home, SIZE if key == "shared" else 700, learner, desk=DESK)
+        return home, clients(home, SIZE, learner)
+    return home, sealed_clients(home, SIZE if key == "shared" else 700, learner, desk=CRYPTO_WORKER)
 
 
 MODES = [("masked", "shared"), ("sealed", "shared"), ("sealed", "threshold")]
@@ -127,9 +127,8 @@ def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator
         told, rest = messages.split_work(payload)
         return messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
 
-    run = coordinator(
-        home, members, size, **({"desk": DESK} if members["ann"].secrets is not None else {})
-    )
+    sealed = {"desk": CRYPTO_WORKER} if members["ann"].secrets is not None else {}
+    run = coordinator(home, members, size, **sealed)
     Liar(run, ("ben", "cat", "dan"), lie)
     return run
 

@@ -22,7 +22,7 @@ from quietchoir.core.errors import (
 )
 from quietchoir.crypto.he.parameters import SEARCH
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.crypto.pir.search import Keeper, Questioner
+from quietchoir.crypto.pir.search import PirClient, PirServer
 from quietchoir.private_search import host
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import LibraryAddress, ask
@@ -67,26 +67,26 @@ class Hostile(host.LibraryService):
 
 
 @pytest.fixture(scope="module")
-def one_desk(tmp_path_factory):
-    desk = Hostile(tmp_path_factory.mktemp("hostile"))
-    yield desk
-    desk.close()
+def one_service(tmp_path_factory):
+    service = Hostile(tmp_path_factory.mktemp("hostile"))
+    yield service
+    service.close()
 
 
 @pytest.fixture
-def desk(one_desk, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_desk, "_budget", QueryBudget(tmp_path / "b.json", limit=11))
-    monkeypatch.setattr(one_desk, "keeper", one_desk.keeper)
-    one_desk.scores = one_desk.passage = list
-    one_desk.seen.clear()
-    return one_desk
+def service(one_service, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_service, "_budget", QueryBudget(tmp_path / "b.json", limit=11))
+    monkeypatch.setattr(one_service, "server", one_service.server)
+    one_service.scores = one_service.passage = list
+    one_service.seen.clear()
+    return one_service
 
 
 async def asked(
-    desk: host.LibraryService, question: str = ABOUT, embedder: FakeEmbedder | None = None
+    service: host.LibraryService, question: str = ABOUT, embedder: FakeEmbedder | None = None
 ) -> Exception | None:
     """Ask over HTTP for `PASSAGES` passages; the error that the asker got, if any."""
-    runner = web.AppRunner(host.application(desk), access_log=None)
+    runner = web.AppRunner(host.application(service), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
@@ -105,11 +105,11 @@ async def asked(
 HONEST = ["KEYS", "QUESTION", "CHOICE", "CHOICE"]
 
 
-def kinds(desk: Hostile) -> list[str]:
-    return [kind for kind, _ in desk.seen]
+def kinds(service: Hostile) -> list[str]:
+    return [kind for kind, _ in service.seen]
 
 
-def loud(topic: str) -> Keeper:
+def loud(topic: str) -> PirServer:
     """Embeddings so long in one direction that the score leaves its range if the question is
     about `topic`.
     """
@@ -117,31 +117,31 @@ def loud(topic: str) -> Keeper:
     direction = FakeEmbedder().embed([topic])[0]
     rows = index.embeddings.copy()
     rows[0] = 30 * direction
-    return Keeper(rows, [passage.encode() for passage in index.passages])
+    return PirServer(rows, [passage.encode() for passage in index.passages])
 
 
-async def test_scores_beyond_their_range_stop_nobody(desk, monkeypatch):
+async def test_scores_beyond_their_range_stop_nobody(service, monkeypatch):
     """The instance: a score that only a question about one topic lifts over 1."""
-    keeper = loud(ABOUT)
-    monkeypatch.setattr(desk, "keeper", keeper)
+    server = loud(ABOUT)
+    monkeypatch.setattr(service, "server", server)
     try:
-        assert naive(keeper, ABOUT) == ["QUESTION"] and naive(keeper, quiet_for(keeper)) == [
+        assert naive(server, ABOUT) == ["QUESTION"] and naive(server, quiet_for(server)) == [
             "QUESTION",
             "CHOICE",
         ]  # one bit
         errors, seen = [], []
-        for question in (ABOUT, quiet_for(keeper)):
-            desk.seen.clear()
-            errors.append(await asked(desk, question))
-            seen.append(list(desk.seen))
+        for question in (ABOUT, quiet_for(server)):
+            service.seen.clear()
+            errors.append(await asked(service, question))
+            seen.append(list(service.seen))
         assert seen[0] == seen[1] and [kind for kind, _ in seen[0]] == HONEST
         assert isinstance(errors[0], ProtocolError) and "no cosines" in str(errors[0])
         assert errors[1] is None  # and yet the asker of the topic is told, afterwards
     finally:
-        keeper.close()
+        server.close()
 
 
-def quiet_for(keeper: Keeper) -> str:
+def quiet_for(server: PirServer) -> str:
     """A question that the loud row hardly hears."""
     embedder = FakeEmbedder()
     words = [
@@ -162,13 +162,13 @@ def quiet_for(keeper: Keeper) -> str:
     return min(words, key=lambda word: abs(float(embedder.embed([word])[0] @ loudest)))
 
 
-def naive(keeper: Keeper, question: str) -> list[str]:
+def naive(server: PirServer, question: str) -> list[str]:
     """The unprotected arm: an asker that believes its scores before it goes on."""
-    sent, questioner = [], Questioner(keeper.shape)
+    sent, questioner = [], PirClient(server.shape)
     try:
         keys = questioner.keys()
         sent.append("QUESTION")
-        answer = keeper.score(keys, questioner.question(FakeEmbedder().embed([question])[0]))
+        answer = server.score(keys, questioner.question(FakeEmbedder().embed([question])[0]))
         with contextlib.suppress(ProtocolError):
             questioner.choice(int(questioner.scores(answer).argmax()))
             sent.append("CHOICE")
@@ -194,53 +194,53 @@ SPOILED: dict[str, Answers] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-async def test_an_answer_of_no_use_is_followed_by_the_same_messages(desk, spoil):
-    desk.scores = SPOILED[spoil]
-    error = await asked(desk)
+async def test_an_answer_of_no_use_is_followed_by_the_same_messages(service, spoil):
+    service.scores = SPOILED[spoil]
+    error = await asked(service)
     assert isinstance(error, CryptoError)
-    assert kinds(desk) == HONEST
-    seen = list(desk.seen)
-    desk.seen.clear()
-    desk.scores = list
-    assert await asked(desk) is None
-    assert desk.seen == seen
+    assert kinds(service) == HONEST
+    seen = list(service.seen)
+    service.seen.clear()
+    service.scores = list
+    assert await asked(service) is None
+    assert service.seen == seen
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-async def test_a_first_passage_of_no_use_does_not_keep_the_second_choice_back(desk, spoil):
+async def test_a_first_passage_of_no_use_does_not_keep_the_second_choice_back(service, spoil):
     replies = iter([SPOILED[spoil], list])
-    desk.passage = lambda parts: next(replies)(parts)
-    assert isinstance(await asked(desk), CryptoError)
-    assert kinds(desk) == HONEST
+    service.passage = lambda parts: next(replies)(parts)
+    assert isinstance(await asked(service), CryptoError)
+    assert kinds(service) == HONEST
 
 
-async def test_an_answer_that_ends_the_askers_worker_is_followed_by_decoys(desk, monkeypatch):
-    def crash(self: Questioner, answer: Sequence[bytes]):
+async def test_an_answer_that_ends_the_askers_worker_is_followed_by_decoys(service, monkeypatch):
+    def crash(self: PirClient, answer: Sequence[bytes]):
         self._worker.close()
         raise WorkerError("ended with code -11")
 
-    monkeypatch.setattr(Questioner, "scores", crash)
-    assert isinstance(await asked(desk), WorkerError)
-    assert kinds(desk) == HONEST
-    assert {sizes for kind, sizes in desk.seen if kind == "CHOICE"} == {(SEARCH.seeded_bytes,)}
+    monkeypatch.setattr(PirClient, "scores", crash)
+    assert isinstance(await asked(service), WorkerError)
+    assert kinds(service) == HONEST
+    assert {sizes for kind, sizes in service.seen if kind == "CHOICE"} == {(SEARCH.seeded_bytes,)}
 
 
 @pytest.mark.parametrize(
     "vector",
     [np.zeros(24, np.float32), np.full(24, np.nan, np.float32), np.full(24, np.inf, np.float32)],
 )
-async def test_a_question_that_cannot_be_asked_begins_no_session(desk, vector):
+async def test_a_question_that_cannot_be_asked_begins_no_session(service, vector):
     class Odd(FakeEmbedder):
         def embed(self, texts):
             return np.stack(
                 [vector if text == ABOUT else super(Odd, self).embed([text])[0] for text in texts]
             )
 
-    assert isinstance(await asked(desk, embedder=Odd()), CryptoError)
-    assert desk.seen == []
+    assert isinstance(await asked(service, embedder=Odd()), CryptoError)
+    assert service.seen == []
 
 
-async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypatch):
+async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(service, monkeypatch):
     """What everybody sees may decide: neither a refusal nor a stranger's reply depends on the
     question.
     """
@@ -254,8 +254,8 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypa
         return before(self, raw)
 
     monkeypatch.setattr(Hostile, "answer", refusing)
-    assert isinstance(await asked(desk), BudgetError)
-    assert kinds(desk) == ["KEYS", "QUESTION"]
+    assert isinstance(await asked(service), BudgetError)
+    assert kinds(service) == ["KEYS", "QUESTION"]
     monkeypatch.setattr(
         Hostile,
         "answer",
@@ -264,12 +264,12 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypa
             SearchReply(ReplyKind.ANSWER, sha256(b"another").digest(), ()).encode(HOST),
         ),
     )
-    assert isinstance(await asked(desk), MessageError)
+    assert isinstance(await asked(service), MessageError)
 
 
 def test_choices_are_as_many_as_asked_for_and_never_more_than_there_are_passages():
-    questioner = Questioner(
-        Keeper(fake_index().embeddings, [text.encode() for text in TEXTS]).shape
+    questioner = PirClient(
+        PirServer(fake_index().embeddings, [text.encode() for text in TEXTS]).shape
     )
     try:
         for count in (1, 3, 99):

@@ -21,10 +21,10 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import broadcast_digest, messages
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.tests.fakes.federation import House, TickingClock, house, parties
-from quietchoir.tests.fakes.joint import DESK
+from quietchoir.tests.fakes.federation import House, TickingClock, clients, house
+from quietchoir.tests.fakes.joint import CRYPTO_WORKER
 from quietchoir.tests.fakes.liar import Liar, Secretive
-from quietchoir.tests.fakes.sealed import sealed_parties
+from quietchoir.tests.fakes.sealed import sealed_clients
 
 SIZE = 60
 NAMES = ("ann", "ben", "cat", "dan", "eve")
@@ -50,12 +50,12 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     seeds = {name: number for number, name in enumerate(home.members)}
     learner = lambda name: Secretive(SIZE, seeds[name])  # noqa: E731
     members = (
-        parties(home, SIZE, learner)
+        clients(home, SIZE, learner)
         if mode == "masked"
-        else sealed_parties(home, SIZE, learner, desk=DESK)
+        else sealed_clients(home, SIZE, learner, desk=CRYPTO_WORKER)
     )
-    link = InProcessLink({name: party.handle for name, party in members.items()})
-    more: dict[str, Any] = {"desk": DESK} if mode == "sealed" else {}
+    link = InProcessLink({name: client.handle for name, client in members.items()})
+    more: dict[str, Any] = {"desk": CRYPTO_WORKER} if mode == "sealed" else {}
     if kind == "buffered":
         more["clock"] = TickingClock()
     run = Coordinator(
@@ -265,7 +265,7 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
 def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:
     home, members, _ = scene("adapter")
     task = messages.Task(
-        place=messages.RoundId("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
+        round_id=messages.RoundId("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
     )
     with pytest.raises(QuietchoirError, match="which no member answers"):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))

@@ -31,9 +31,9 @@ from quietchoir.tests.fakes.federation import (
     House,
     SilentLink,
     TickingClock,
+    clients,
     coordinator,
     house,
-    parties,
 )
 from quietchoir.tests.fakes.households import (
     ACCOMPLICES,
@@ -145,10 +145,10 @@ def difference(home: House, members: Mapping[str, Client], absent: Collection[st
     return found
 
 
-def old_seed(place: RoundId, adapter: bytes, name: str) -> int:
+def old_seed(round_id: RoundId, adapter: bytes, name: str) -> int:
     """The seed as it was: of the number of the round and the name."""
     del adapter
-    return training_seed(RoundId("", place.round, 0), b"", name)
+    return training_seed(RoundId("", round_id.round, 0), b"", name)
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_members_do_not_sign_for_it_whatever_the_coordinator_does(
     run = again(home, members, ())
     run.post.link = SilentLink(
         {name: member.handle for name, member in members.items()},
-        lambda name, letter: name in absent and b'"stage":"mask"' in letter,
+        lambda name, message: name in absent and b'"stage":"mask"' in message,
     )
     with pytest.raises(RoundAborted, match="signed the survivors"):
         run.train_round()
@@ -257,7 +257,7 @@ def lose_the_sum(
     """
     link = SilentLink(
         {name: member.handle for name, member in members.items()},
-        lambda name, letter: name in silent and b'"stage":"mask"' in letter,
+        lambda name, message: name in silent and b'"stage":"mask"' in message,
     )
     run = coordinator(home, members, SIZE, link=link, store=store)
 
@@ -324,13 +324,13 @@ def test_what_a_guard_has_scored_is_not_scored_again_at_the_end() -> None:
     home = house(
         mode="masked", bits=12, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")}
     )
-    members = parties(home, SIZE, lambda name: FixedLearner(0.05, correct=6))
+    members = clients(home, SIZE, lambda name: FixedLearner(0.05, correct=6))
     link = SilentLink(
-        {name: party.handle for name, party in members.items()}, lambda name, letter: False
+        {name: client.handle for name, client in members.items()}, lambda name, message: False
     )
     report = coordinator(home, members, SIZE, link=link).run()
     scored = [
-        letter for name, letter in link.letters if name == "ann" and b'"stage":"score"' in letter
+        message for name, message in link.letters if name == "ann" and b'"stage":"score"' in message
     ]
     assert len(scored) == 2 and report.accuracy == {"before": 0.6, "after": 0.6}
 
@@ -350,8 +350,8 @@ def test_a_run_that_goes_on_after_its_end_does_not_score_the_same_adapter_twice(
 def test_a_training_seed_is_another_for_each_run_round_attempt_adapter_and_member() -> None:
     places = [RoundId(RUN, 1, 1), RoundId("0b" * 16, 1, 1), RoundId(RUN, 2, 1), RoundId(RUN, 1, 2)]
     seeds = [
-        training_seed(place, adapter, name)
-        for place in places
+        training_seed(round_id, adapter, name)
+        for round_id in places
         for adapter in (b"a" * 32, b"b" * 32)
         for name in ("ann", "ben")
     ]
@@ -416,7 +416,7 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
         RoundAborted, match="the shares of dan do not give the secret it advertised"
     ):
         run.insist(run.train_round)
-    others = {name: party.handle for name, party in members.items() if name != "dan"}
+    others = {name: client.handle for name, client in members.items() if name != "dan"}
     run.post.link = InProcessLink(others)
     with pytest.raises(RoundAborted, match="dan among them"):
         run.insist(run.train_round)
@@ -440,7 +440,7 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
         messages.Ready(scores=True, before=(("ann", "ben"), ("ben", "cat")))
     )
     reply = messages.Reply(
-        place=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=said
+        round_id=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=said
     )
     assert answers.take(reply) and answers.before == {"ann": frozenset({frozenset({"ann", "ben"})})}
     for bad in (

@@ -10,7 +10,7 @@ from quietchoir.crypto.he.encrypted_ring import SealedTally, open_sum
 from quietchoir.crypto.secagg import session
 from quietchoir.tests.attacks.test_secagg_transcript import guess, rebuilt_seed
 from quietchoir.tests.fakes.coordinator import masked_view
-from quietchoir.tests.fakes.sealed import SEED, LocalDesk, sealed_ring
+from quietchoir.tests.fakes.sealed import SEED, LocalCryptoWorker, sealed_ring
 from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round
 
 LENGTH, COUNTERS, TRIALS = 24, 3, 40
@@ -20,14 +20,14 @@ def test_two_worlds_with_the_same_sum_look_alike_even_to_whoever_decrypts_every_
     """Two members swap their updates. The pair opens the upload, peels the self-mask and the
     accomplice's, and must guess.
     """
-    desk, cohort = LocalDesk(), Cohort(3, length=LENGTH + COUNTERS, threshold=3)
+    crypto_worker, cohort = LocalCryptoWorker(), Cohort(3, length=LENGTH + COUNTERS, threshold=3)
     first, second, accomplice = cohort.names
     one, other = cohort.values[first], cohort.values[second]
     coin, right, right_unmasked, sizes = np.random.default_rng(2), 0, 0, set()
     for trial in range(TRIALS):
         world = int(coin.integers(2))
         cohort.values = {**cohort.values, first: (one, other)[world], second: (other, one)[world]}
-        ring = sealed_ring(LENGTH, parties=3, counters=COUNTERS, desk=desk)
+        ring = sealed_ring(LENGTH, parties=3, counters=COUNTERS, desk=crypto_worker)
         game = Round(cohort, attempt=trial, ring=ring).play(stages=4)
         secret = game.clients[accomplice]._mask
         game.play()

@@ -19,8 +19,8 @@ from quietchoir.crypto.secagg.messages import (
     SELF_SHARE,
     KeyCard,
     KeyList,
-    Parcel,
     Revelation,
+    SealedShares,
     SignatureList,
     SurvivorList,
 )
@@ -171,7 +171,7 @@ def test_without_signatures_the_coordinator_would_read_the_shares(
     victim, reader = (game.session.numbers[name] for name in cohort.names[:2])
     forged, own = substituted(game, cohort.names[0], Identity.generate())
     view = KeyList.decode(forged, game.session).view(game.session)
-    parcel = Parcel.decode(game.clients[cohort.names[1]].share(forged), game.session, view)
+    parcel = SealedShares.decode(game.clients[cohort.names[1]].share(forged), game.session, view)
     key = own.agree(
         game.server._cards[reader].channel, game.session.pair("channel", reader, victim)
     )

@@ -17,9 +17,9 @@ from quietchoir.crypto.secagg.messages import (
     BoxList,
     KeyCard,
     KeyList,
-    Parcel,
     Receipt,
     Revelation,
+    SealedShares,
     SignatureList,
     SurvivorList,
 )
@@ -100,7 +100,7 @@ def test_a_members_own_box_cannot_be_reflected_to_it() -> None:
     """Both directions of a pair have one key; only the associated data tells them apart."""
     game = Round(Cohort(4)).play(stages=2)
     true = BoxList.decode(game.brought[2][ME], game.session)
-    mirrored = {**true.boxes, 2: game.server._parcels[0].boxes[2]}
+    mirrored = {**true.boxes, 2: game.server._sealed_shares[0].boxes[2]}
     refused(
         game, BoxList(true.shared, mirrored).encode(game.session), AuthenticationError, "node-002"
     )
@@ -173,13 +173,13 @@ def test_the_coordinator_refuses_a_key_of_small_order() -> None:
 def test_the_coordinator_refuses_shares_for_others_than_the_neighbours() -> None:
     cohort = Cohort(5)
     game = Round(cohort).play(stages=1)
-    true = Parcel.decode(game.ask(FRIEND), game.session, game.server._view)
+    true = SealedShares.decode(game.ask(FRIEND), game.session, game.server._view)
     for boxes in (
         {},
         {at: box for at, box in true.boxes.items() if at},
         {**true.boxes, 4: true.boxes[0]},
     ):
-        message = Parcel(4, boxes).encode(
+        message = SealedShares(4, boxes).encode(
             game.session, cohort.identities[FRIEND], game.server._view
         )
         delivered(game, message, ProtocolError, "neighbours")

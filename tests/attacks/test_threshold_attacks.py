@@ -13,7 +13,7 @@ from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Gathering,
     Holder,
-    Holding,
+    KeyShare,
     PartialReader,
     residues,
     together,
@@ -23,7 +23,7 @@ from quietchoir.crypto.experimental.threshold.lattice import LIMBS, lattice
 from quietchoir.crypto.experimental.threshold.partial import (
     CHECK_BYTES,
     NONCE_BYTES,
-    Veil,
+    Pad,
     _masked,
     _smudged,
 )
@@ -224,9 +224,9 @@ def ntt(polynomial: Residues) -> Residues:
     return ring._read(cipher, 1)[0]
 
 
-def recovered(part: Residues, a: Residues, holding: Holding, points: list[int]) -> Residues:
+def recovered(part: Residues, a: Residues, key_share: KeyShare, points: list[int]) -> Residues:
     """The share that (part) = λ σ a would mean."""
-    weights = residues.weights(points, holding.number + 1, LIMBS)
+    weights = residues.weights(points, key_share.number + 1, LIMBS)
     scaled = residues.product(ntt(a), weights)
     inverse = np.stack(
         [
@@ -459,7 +459,7 @@ def test_a_responder_may_say_one_thing_to_one_reader_and_another_to_the_next_wit
     share = circle.share(responders[0])
     honest = _smudged(bad, share, common(circle.plan, bad.key_id, 92), (0, 1, 2))
     for said in (honest, residues.add(honest, shift)):
-        covered = Veil(bad.readers, named, 1).cover(_masked(bad, said, (0, 1, 2), named), 0)
+        covered = Pad(bad.readers, named, 1).cover(_masked(bad, said, (0, 1, 2), named), 0)
         context = bind("quietchoir joint part 1", named, 0)
         signed = covered + circle.identities[responders[0]].sign(
             context, hashlib.sha256(covered).digest()

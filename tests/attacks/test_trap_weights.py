@@ -78,12 +78,12 @@ def chosen(run: Coordinator) -> Coordinator:
 
 def trained_from(members: Mapping[str, Client]) -> set[bytes]:
     """Every adapter that somebody trained from."""
-    return {flat.tobytes() for party in members.values() for flat in party.learner.trained}  # type: ignore[attr-defined]
+    return {flat.tobytes() for client in members.values() for flat in client.learner.trained}  # type: ignore[attr-defined]
 
 
 def opened(members: Mapping[str, Client]) -> bool:
     """Did anybody help to open a sum?"""
-    return any(b'"opened": []' not in party.ledger.sums.snapshot() for party in members.values())
+    return any(b'"opened": []' not in client.ledger.sums.snapshot() for client in members.values())
 
 
 def without_vouching(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,19 +133,19 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
     if when != "a new run":
         run.learn(rounds := 2)
     if when == "everybody lost its disk":
-        for party in members.values():
-            followed(party).cache = ClientModelCache()
-    seen = [party.ledger.sums.snapshot() for party in members.values()]
+        for client in members.values():
+            followed(client).cache = ClientModelCache()
+    seen = [client.ledger.sums.snapshot() for client in members.values()]
     with pytest.raises(RoundAborted):
         chosen(run).learn(6)
-    assert [party.ledger.sums.snapshot().split(b'"opened"')[1] for party in members.values()] == [
+    assert [client.ledger.sums.snapshot().split(b'"opened"')[1] for client in members.values()] == [
         one.split(b'"opened"')[1] for one in seen
     ]
     assert rounds == len(run.state.history)
     trail = [
-        followed(party).cache.memory(run.state.run).trail
-        for party in members.values()
-        if isinstance(party.model, FollowedModel)
+        followed(client).cache.memory(run.state.run).trail
+        for client in members.values()
+        if isinstance(client.model, FollowedModel)
     ]
     assert all(name_of(TRAP) not in names for names in trail)
 
@@ -159,10 +159,10 @@ def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(
     members = fixed(home)
     run = chosen(coordinator(home, members, SIZE))
     for name in sorted(members)[:accomplices]:
-        recall = followed(members[name]).cache
-        assert recall is not None
+        model_cache = followed(members[name]).cache
+        assert model_cache is not None
         # they say that they followed
-        recall._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))
+        model_cache._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))
     if summed:
         run.train_round()
     else:
@@ -200,9 +200,9 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     members = fixed(home, tmp_path)
     run = coordinator(home, members, SIZE)
     run.learn(2)
-    for name, party in members.items():
+    for name, client in members.items():
         # everybody, at once: nobody could vouch for the others
-        followed(party).cache = ClientModelCache(open_member(tmp_path / name))
+        followed(client).cache = ClientModelCache(open_member(tmp_path / name))
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
@@ -275,9 +275,9 @@ def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(
         run.train_round()
     name = name_of(run.state.server)
     assert all(
-        name not in followed(party).cache.memory(run.state.run).trail
-        for party in members.values()
-        if isinstance(party.model, FollowedModel)
+        name not in followed(client).cache.memory(run.state.run).trail
+        for client in members.values()
+        if isinstance(client.model, FollowedModel)
     )
     assert len(run.state.history) == 1
 
@@ -330,9 +330,11 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
     run = coordinator(home, members, SIZE)
     run.learn(2)
     first, second = (delta_chain.split(bytes(32) + one.body)[1][0] for one in run.state.steps)
-    made, recall = DeltaChain(home.policy, SIZE, run.state.run), ClientModelCache()
+    made, model_cache = DeltaChain(home.policy, SIZE, run.state.run), ClientModelCache()
     origin, (one, two) = delta_chain.origin_of(SIZE), (entry.name for entry in run.state.steps)
-    good = recall.follow(made, two, delta_chain.join(origin, [first.encode(), second.encode()]))
+    good = model_cache.follow(
+        made, two, delta_chain.join(origin, [first.encode(), second.encode()])
+    )
     assert good.followed and good.passed == (one, two)
     total = first.totals[0]
     names = dict.fromkeys(total.names[: total.parties * 2 // 3])
@@ -360,8 +362,8 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
         ],
     }[forged]
     with pytest.raises(LackingError):
-        recall.follow(made, two, delta_chain.join(origin, [step.encode() for step in way]))
-    assert recall.memory(run.state.run) == Memory(run.state.run)
+        model_cache.follow(made, two, delta_chain.join(origin, [step.encode() for step in way]))
+    assert model_cache.memory(run.state.run) == Memory(run.state.run)
 
 
 @pytest.mark.parametrize("at", ["after a signed step", "after another whole"])
@@ -373,14 +375,14 @@ def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
     first = delta_chain.split(bytes(32) + run.state.steps[0].body)[1][0]
     whole = Step(kind="whole", state=TRAP.encode())
     way = [first, whole] if at == "after a signed step" else [whole, whole]
-    recall = ClientModelCache()
+    model_cache = ClientModelCache()
     with pytest.raises(MessageError, match="passes through a whole one"):
-        recall.follow(
+        model_cache.follow(
             DeltaChain(home.policy, SIZE, run.state.run),
             name_of(TRAP),
             delta_chain.join(delta_chain.origin_of(SIZE), [step.encode() for step in way]),
         )
-    assert recall.memory(run.state.run) == Memory(run.state.run)
+    assert model_cache.memory(run.state.run) == Memory(run.state.run)
 
 
 def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it() -> None:
@@ -394,8 +396,8 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
         kept.append(flat.tobytes())
         return card
 
-    for party in members.values():
-        party.adopt = keep
+    for client in members.values():
+        client.adopt = keep
     run = coordinator(home, members, SIZE)
     run.learn(2)
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
@@ -404,9 +406,9 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
     assert len(list(run.post.ask(messages.ADOPT, letters, run.attempt.begin(), 5.0))) == 4
     assert kept == [TRAP.flat.tobytes()] * 4
     assert not any(
-        followed(party).cache.follows(name_of(TRAP), run.state.run, SIZE)
-        for party in members.values()
-        if isinstance(party.model, FollowedModel)
+        followed(client).cache.follows(name_of(TRAP), run.state.run, SIZE)
+        for client in members.values()
+        if isinstance(client.model, FollowedModel)
     )
 
 
@@ -420,8 +422,8 @@ def test_which_buckets_sums_are_in_a_step_is_the_coordinators_choice(
     tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
     home = house(12, mode="masked", recipe={"attempts": 1}, tables=tables)
     members = fixed(home)
-    for party in members.values():
-        party.learner = FixedLearner(0.05)
+    for client in members.values():
+        client.learner = FixedLearner(0.05)
     run = coordinator(home, members, SIZE)
     run.learn(1)
     step = delta_chain.split(bytes(32) + run.state.steps[0].body)[1][0]
@@ -479,13 +481,13 @@ def test_sums_from_before_a_roster_grew_are_gone_by_after_it() -> None:
     run.learn(2)
     home.policy = dataclasses.replace(everybody, version=2, head="ab" * 32)
     home.members |= late
-    recalls = {name: followed(party).cache for name, party in members.items()}
+    recalls = {name: followed(client).cache for name, client in members.items()}
     members = fixed(home)
-    for name, recall in recalls.items():
-        followed(members[name]).cache = recall
+    for name, model_cache in recalls.items():
+        followed(members[name]).cache = model_cache
     for name in late:
         members[name].learner = FixedLearner(0.05)  # within the range
-    run.link.parties |= {name: party.handle for name, party in members.items()}  # type: ignore[attr-defined]
+    run.link.parties |= {name: client.handle for name, client in members.items()}  # type: ignore[attr-defined]
     run.take(home.policy)
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 6 and not delta(run).relying

@@ -55,9 +55,9 @@ def a_round(number: int, accuracy: float, kind: str = "train") -> dict[str, Any]
 async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
     tab: Tab, tmp_path: Path
 ) -> None:
-    board = RunStatus(house(4, mode="masked").policy)
-    board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
-    with Page(board, 0, tmp_path) as page:
+    status = RunStatus(house(4, mode="masked").policy)
+    status.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
+    with Page(status, 0, tmp_path) as page:
         await tab.open(page.url)
         await tab.until("document.querySelector('h1')?.innerText === 'choir'")
         assert "4 of 4 members are here" in await tab.run("document.body.innerText")
@@ -68,8 +68,8 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
                 if number == 3
                 else {}
             )
-            board.note(event_of({**a_round(number, 0.1 * number), **undone}))
-        board.note(event_of(a_round(4, 0.55, "score")))
+            status.note(event_of({**a_round(number, 0.1 * number), **undone}))
+        status.note(event_of(a_round(4, 0.55, "score")))
         await tab.until("document.querySelectorAll('svg.curve circle').length === 4")
         text = await tab.run("document.body.innerText")
         assert all(
@@ -87,7 +87,7 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
             )
             == 1
         )
-        board.note(event_of({"event": "delivered", "adapter": "", "members": list(NAMES)}))
+        status.note(event_of({"event": "delivered", "adapter": "", "members": list(NAMES)}))
         await tab.until("document.querySelector('.pill').innerText === 'finished'")
         assert all(url.startswith((f"http://{HOST}:{page.port}/", "data:")) for url in tab.urls)
         assert tab.problems == []
@@ -121,10 +121,10 @@ SIZES = """(() => {
 
 @pytest.mark.parametrize("width", [320, 390, 800, 1280])
 async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width: int) -> None:
-    board = RunStatus(house(4, mode="masked", recipe={"rounds": 120}).policy)
+    status = RunStatus(house(4, mode="masked", recipe={"rounds": 120}).policy)
     for number in range(1, 121):
-        board.note(event_of(a_round(number, 0.5)))
-    with Page(board, 0, tmp_path) as page:
+        status.note(event_of(a_round(number, 0.5)))
+    with Page(status, 0, tmp_path) as page:
         await tab.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -152,10 +152,10 @@ async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width:
 
 
 async def test_a_member_that_died_is_not_shown_as_present(tab: Tab, tmp_path: Path) -> None:
-    board, here = RunStatus(house(4, mode="masked").policy), [4]
-    board.presence = lambda: here[0]
-    board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
-    with Page(board, 0, tmp_path) as page:
+    status, here = RunStatus(house(4, mode="masked").policy), [4]
+    status.presence = lambda: here[0]
+    status.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
+    with Page(status, 0, tmp_path) as page:
         await tab.open(page.url)
         await tab.until("document.body?.innerText.includes('4 of 4')")
         # its heartbeats stopped, in the middle of a round: the run says nothing about it

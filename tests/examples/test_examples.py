@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.simulations.cluster import Choir, ClusterPlan
+from quietchoir.simulations.cluster import Cluster, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.house import ROOT
 
@@ -46,22 +46,22 @@ def test_a_chat_is_answered_from_python(model_path: Path) -> None:
 
 def test_members_join_from_python(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path / "logs") as stage:
-        choir = Choir(stage, tmp_path, ClusterPlan(nodes=3, size=200, rounds=2))
-        coordinator = choir.coordinate()
+        cluster = Cluster(stage, tmp_path, ClusterPlan(nodes=3, size=200, rounds=2))
+        coordinator = cluster.coordinate()
         members = {
             name: run(
                 "join_a_federation.py",
-                *(str(choir.file), "--home", str(tmp_path / name), "--rehearse", "200"),
+                *(str(cluster.file), "--home", str(tmp_path / name), "--rehearse", "200"),
                 QUIETCHOIR_HOME=str(tmp_path / name),
             )
-            for name in choir.plan.names
+            for name in cluster.plan.names
         }
         for name, member in members.items():
             out = told(member)
             assert f"joining name={name} federation=rehearsal" in out
             assert "trained" in out
         coordinator.finish(PATIENCE_S)
-        assert choir.told()["rounds"] == 2
+        assert cluster.read_report()["rounds"] == 2
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])

@@ -46,18 +46,19 @@ class NapLink(InProcessLink):
     the order it was left one.
     """
 
-    def __init__(self, parties: Mapping[str, Client]) -> None:
-        super().__init__({name: party.handle for name, party in parties.items()})
+    def __init__(self, clients: Mapping[str, Client]) -> None:
+        super().__init__({name: client.handle for name, client in clients.items()})
         self.asleep: set[str] = set()
         self.letters: list[tuple[str, bytes]] = []
 
     def present(self) -> frozenset[str]:
         return super().present() - self.asleep
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        self.letters += letters.items()
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.letters += messages.items()
         return super().ask(
-            {name: letter for name, letter in letters.items() if name not in self.asleep}, timeout_s
+            {name: message for name, message in messages.items() if name not in self.asleep},
+            timeout_s,
         )
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
@@ -100,7 +101,7 @@ def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> G
 
 
 def train_letter(
-    home: House, name: str, place: RoundId, version: int, flat: np.ndarray | None = None
+    home: House, name: str, round_id: RoundId, version: int, flat: np.ndarray | None = None
 ) -> bytes:
     """Train from this version."""
     told = (
@@ -110,30 +111,33 @@ def train_letter(
     )
     payload = messages.encode_train(version, told)
     return messages.encode_task(
-        Task(place=place, stage=messages.TRAIN, recipient=name, payload=payload),
+        Task(round_id=round_id, stage=messages.TRAIN, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
     )
 
 
-def group_letter(home: House, name: str, place: RoundId, group: Group) -> bytes:
+def group_letter(home: House, name: str, round_id: RoundId, group: Group) -> bytes:
     """You are summed with these."""
     task = Task(
-        place=place, stage=messages.GROUP, recipient=name, payload=messages.encode_group(group)
+        round_id=round_id,
+        stage=messages.GROUP,
+        recipient=name,
+        payload=messages.encode_group(group),
     )
     return messages.encode_task(task, home.policy, home.coordinator)
 
 
-def stage_letter(home: House, name: str, place: RoundId, stage: str, payload: bytes) -> bytes:
+def stage_letter(home: House, name: str, round_id: RoundId, stage: str, payload: bytes) -> bytes:
     """One stage of a protection."""
     return messages.encode_task(
-        Task(place=place, stage=stage, recipient=name, payload=payload),
+        Task(round_id=round_id, stage=stage, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
     )
 
 
-def answer(home: House, party: Client, letter: bytes) -> bytes:
+def answer(home: House, client: Client, message: bytes) -> bytes:
     """What a member says to a letter."""
-    reply: Reply = messages.decode_reply(party.handle(letter), home.policy, letter)
+    reply: Reply = messages.decode_reply(client.handle(message), home.policy, message)
     return reply.payload

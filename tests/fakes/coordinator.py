@@ -19,7 +19,9 @@ Numbers = NDArray[np.int64]
 def masked_view(game: Round) -> bytes:
     """Digest that uploads were signed under."""
     return shared_view(
-        game.session, game.server._keys.view(game.session), tuple(sorted(game.server._parcels))
+        game.session,
+        game.server._keys.view(game.session),
+        tuple(sorted(game.server._sealed_shares)),
     )
 
 

@@ -102,7 +102,7 @@ def house(
     return House(policy, owner, coordinator, keys)
 
 
-def parties(
+def clients(
     home: House,
     size: int,
     learner: Callable[[str], Any] = lambda name: FixedLearner(),
@@ -134,10 +134,10 @@ class SilentLink(InProcessLink):
         self.lose = lose
         self.letters: list[tuple[str, bytes]] = []
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        self.letters += letters.items()
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.letters += messages.items()
         return super().ask(
-            {name: letter for name, letter in letters.items() if not self.lose(name, letter)},
+            {name: message for name, message in messages.items() if not self.lose(name, message)},
             timeout_s,
         )
 
@@ -173,7 +173,7 @@ def coordinator(
 ) -> Coordinator:
     """A coordinator over an `InProcessLink` that never waits."""
     link = options.pop("link", None) or InProcessLink(
-        {name: party.handle for name, party in members.items()}
+        {name: client.handle for name, client in members.items()}
     )
     return Coordinator(
         home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}

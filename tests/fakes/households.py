@@ -6,7 +6,7 @@ import numpy as np
 
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.tests.fakes.federation import House, parties
+from quietchoir.tests.fakes.federation import House, clients
 
 SIZE = 300
 RUN = "0a" * 16
@@ -44,7 +44,7 @@ def households(
 ) -> dict[str, Client]:
     """Members with a household each."""
     numbers = {name: number for number, name in enumerate(home.members)}
-    return parties(
+    return clients(
         home,
         SIZE,
         lambda name: Household(numbers[name], amounts=amounts, held_out=held_out, shaken=shaken),

@@ -17,10 +17,15 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, coordinator, house
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
+from quietchoir.tests.fakes.sealed import (
+    LocalCryptoWorker,
+    adapter_of,
+    client_store_of,
+    sealed_clients,
+)
 
 SIZE = 700
-DESK = LocalDesk()
+CRYPTO_WORKER = LocalCryptoWorker()
 
 
 def joint_house(members: int = 4, **other: Any) -> House:
@@ -29,12 +34,12 @@ def joint_house(members: int = 4, **other: Any) -> House:
     )
 
 
-def stage_of(letter: bytes) -> str:
-    return str(messages.split(letter)[0]["stage"])
+def stage_of(message: bytes) -> str:
+    return str(messages.split(message)[0]["stage"])
 
 
 def adapters(members: Mapping[str, Client], run: str) -> list[Any]:
-    return [adapter_of(party, run) for party in members.values()]
+    return [adapter_of(client, run) for client in members.values()]
 
 
 def same(vectors: list[Any]) -> bool:
@@ -42,7 +47,7 @@ def same(vectors: list[Any]) -> bool:
 
 
 def keys(members: Mapping[str, Client]) -> list[bytes | None]:
-    return [vault_of(party).key_name(party.policy.digest) for party in members.values()]
+    return [client_store_of(client).key_name(client.policy.digest) for client in members.values()]
 
 
 class KeepingLink(InProcessLink):
@@ -53,26 +58,26 @@ class KeepingLink(InProcessLink):
     def __init__(
         self,
         members: Mapping[str, Client],
-        change: Callable[[str, bytes], bytes | None] = lambda name, letter: letter,
+        change: Callable[[str, bytes], bytes | None] = lambda name, message: message,
     ):
-        super().__init__({name: party.handle for name, party in members.items()})
+        super().__init__({name: client.handle for name, client in members.items()})
         self.change = change
         self.letters: list[tuple[str, bytes]] = []
         self.answers: list[tuple[str, str, bytes]] = []
 
     def stages(self) -> set[str]:
-        return {stage_of(letter) for _, letter in self.letters}
+        return {stage_of(message) for _, message in self.letters}
 
     def payloads(self, stage: str) -> dict[str, bytes]:
         """The last letter of this stage to each member."""
         return {
-            name: messages.split(letter)[1]
-            for name, letter in self.letters
-            if stage_of(letter) == stage
+            name: messages.split(message)[1]
+            for name, message in self.letters
+            if stage_of(message) == stage
         }
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        changed = {name: self.change(name, letter) for name, letter in letters.items()}
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        changed = {name: self.change(name, message) for name, message in messages.items()}
         brought = {name: letter for name, letter in changed.items() if letter is not None}
         self.letters += brought.items()
         for name, answer in super().ask(brought, timeout_s):
@@ -80,27 +85,27 @@ class KeepingLink(InProcessLink):
             yield name, answer
 
 
-def config_of(home: House, place: messages.RoundId) -> Any:
+def config_of(home: House, round_id: messages.RoundId) -> Any:
     length = SIZE + counters(home.policy)
     names = tuple(sorted(home.members))
     group = secagg.BucketGroup.of(names, len(names), Contributors(names, names))
-    return secagg.agree(home.policy, place, group, length, counted=True, context=b"")
+    return secagg.agree(home.policy, round_id, group, length, counted=True, context=b"")
 
 
 def ongoing(
     home: House,
 ) -> tuple[dict[str, Client], dict[str, threshold.ThresholdClient], KeepingLink]:
     """A round up to the moment before the sum is opened: members, their halves, and what passed."""
-    members = sealed_parties(home, SIZE, desk=DESK)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
     link = KeepingLink(
-        members, lambda name, letter: None if stage_of(letter) == threshold.OPEN else letter
+        members, lambda name, message: None if stage_of(message) == threshold.OPEN else message
     )
     with pytest.raises(RoundAborted):
-        coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
+        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
     halves = {
-        name: party.attempt.aggregation
-        for name, party in members.items()
-        if party.attempt is not None
+        name: client.attempt.aggregation
+        for name, client in members.items()
+        if client.attempt is not None
     }
     assert all(isinstance(half, threshold.ThresholdClient) for half in halves.values())
     return members, halves, link  # type: ignore[return-value]

@@ -25,9 +25,11 @@ class Liar:
         self.honest, self.to, self.lie, self.lied = run.post.sign, frozenset(to), lie, 0
         run.post.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
+    def sign(
+        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
+    ) -> dict[str, bytes]:
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
-        return self.honest(stage, told, place)
+        return self.honest(stage, told, round_id)
 
     def bent(self, name: str, stage: str, payload: bytes) -> bytes:
         told = self.lie(stage, payload) if name in self.to else None

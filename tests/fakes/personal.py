@@ -16,7 +16,7 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Registry, content_hash, make_card
 from quietchoir.federation.personalization.change import PersonalChange
 from quietchoir.federation.personalization.keeping import Owner
-from quietchoir.federation.personalization.trainer import PersonalVerdict, Workshop
+from quietchoir.federation.personalization.trainer import PersonalTrainer, PersonalVerdict
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.tests.fakes.federation import DIGEST, House, house
 from quietchoir.tests.fakes.training import chatter, tiny_pair
@@ -38,7 +38,7 @@ def shared_adapter(weights: Weights, seed: int, shape: AdapterShape = SHAPE) -> 
 
 
 @dataclasses.dataclass
-class Desk:
+class CryptoWorker:
     """One owner at work: a registry, a key, a federation."""
 
     home: Path
@@ -75,10 +75,10 @@ class Desk:
         }
 
 
-def open_workshop(weights: Weights, examples: int = 6, **options: Any) -> Workshop:
+def open_trainer(weights: Weights, examples: int = 6, **options: Any) -> PersonalTrainer:
     """A real one, over a few made-up conversations."""
     trainer = Trainer(weights, SHAPE, precision="float32")
-    return Workshop(
+    return PersonalTrainer(
         trainer, trainer.prepare(chatter(examples)), trainer.prepare(chatter(4, seed=9)), **options
     )
 
@@ -96,7 +96,7 @@ class Judged:
     def learn(
         self, shared: torch.Tensor, change: PersonalChange, settings: Any, **_: Any
     ) -> PersonalChange:
-        """As `Workshop.learn`, in no time."""
+        """As `PersonalTrainer.learn`, in no time."""
         self.starts.append(float((change.upon(shared) - shared)[0]))
         return PersonalChange(
             change.upon(shared) - shared + (self.step if settings.epochs else 0.0)
@@ -107,7 +107,7 @@ class Judged:
         return PersonalVerdict(Score(self.shared, 10), Score(self.right.pop(0), 10))
 
 
-def as_workshop(fake: Judged) -> Workshop:
+def as_workshop(fake: Judged) -> PersonalTrainer:
     """For the type checker."""
     return fake  # type: ignore[return-value]
 

@@ -34,7 +34,7 @@ class BothServices(MemberService, AdderService):
         AdderService.__init__(self)
 
 
-class LocalDesk:
+class LocalCryptoWorker:
     """A service called directly; it remembers what it was asked for."""
 
     def __init__(self, service: Any = None) -> None:
@@ -57,7 +57,7 @@ class CrashingAdder(AdderService):
         return super().check(parameters, *payload)
 
 
-class MarkingDesk(LocalDesk):
+class MarkingCryptoWorker(LocalCryptoWorker):
     """A hostile member's: its ciphertexts carry the mark."""
 
     def call(self, method: str, *blobs: bytes, deadline_s: float = 60.0) -> list[bytes]:
@@ -65,7 +65,7 @@ class MarkingDesk(LocalDesk):
         return [row[:-1] + bytes((MARK,)) for row in answer] if method == "encrypt" else answer
 
 
-class DriftingVault(ClientStore):
+class DriftingClientStore(ClientStore):
     """Steps to another adapter than the others, as a machine with a broken library would."""
 
     def keep_progress(self, run: str, progress: Progress) -> None:
@@ -91,26 +91,28 @@ def sealed_ring(
         else None
     )
     open_part = BitRing(length=counters, bits=bits, parties=parties)
-    return SealedRing(seal, open_part, bound=bound, seed=seed, desk=desk or LocalDesk())
+    return SealedRing(
+        seal, open_part, bound=bound, seed=seed, crypto_worker=desk or LocalCryptoWorker()
+    )
 
 
-def sealed_parties(
+def sealed_clients(
     home: House,
     size: int,
     learner: Callable[[str], Any] = lambda name: FixedLearner(),
     *,
     folder: Path | None = None,
     desk: Any = None,
-    vault: Callable[[Database | None, int], ClientStore] = ClientStore,
+    client_store: Callable[[Database | None, int], ClientStore] = ClientStore,
     adopt: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Client]:
     """Every member as a `Client` with a vault of its own; with `folder`, on disk."""
-    shared, parties = desk or LocalDesk(), {}
+    shared, clients = desk or LocalCryptoWorker(), {}
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)
         ledger = AnsweredRounds(place)
-        secrets = ClientSecrets(vault(place, size), shared)
-        parties[name] = Client(
+        secrets = ClientSecrets(client_store(place, size), shared)
+        clients[name] = Client(
             home.policy,
             identity,
             learner(name),
@@ -120,21 +122,21 @@ def sealed_parties(
             secrets=secrets,
             adopt=adopt(name),
         )
-    return parties
+    return clients
 
 
-def own(party: Client) -> OwnModel:
+def own(client: Client) -> OwnModel:
     """Where the adapter lives, at a member that steps it itself."""
-    assert isinstance(party.model, OwnModel)
-    return party.model
+    assert isinstance(client.model, OwnModel)
+    return client.model
 
 
-def vault_of(party: Client) -> ClientStore:
+def client_store_of(client: Client) -> ClientStore:
     """A member's secrets."""
-    assert party.secrets is not None
-    return party.secrets.store
+    assert client.secrets is not None
+    return client.secrets.store
 
 
-def adapter_of(party: Client, run: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def adapter_of(client: Client, run: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The adapter that a member holds."""
-    return vault_of(party).progress(run).server.flat
+    return client_store_of(client).progress(run).server.flat

@@ -11,7 +11,7 @@ from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Gathering,
     Holder,
-    Holding,
+    KeyShare,
     PartialReader,
     ThresholdPlan,
     letter,
@@ -67,7 +67,7 @@ class Circle:
         return {name: Ceremony(plan, name, self.identities[name]) for name in self.names}
 
     @property
-    def any(self) -> Holding:
+    def any(self) -> KeyShare:
         return self.holdings[self.names[0]]
 
     def contribute(self, name: str, round_: int, slots: Slots | None = None) -> bytes:

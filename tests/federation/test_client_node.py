@@ -29,7 +29,7 @@ from quietchoir.federation.events import FederationEvent, PreparingEvent, Withhe
 from quietchoir.federation.membership import founding, ownership, roster
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.monitor import event_printer
-from quietchoir.federation.monitor.event_printer import teller
+from quietchoir.federation.monitor.event_printer import printer
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import DIGEST, house
@@ -169,9 +169,9 @@ def test_progress_is_told_while_examples_are_prepared(
     write_jsonl(tmp_path / "train.jsonl", chatter(5))
     write_jsonl(tmp_path / "test.jsonl", chatter(2, seed=9))
     events: list[dict[str, Any]] = []
-    joining = ClientOptions(file=tmp_path, data=tmp_path, home=tmp_path)
+    options = ClientOptions(file=tmp_path, data=tmp_path, home=tmp_path)
     make_learner(
-        joining,
+        options,
         Config(),
         policy,
         weights,
@@ -184,7 +184,7 @@ def test_progress_is_told_while_examples_are_prepared(
     # from the first moment on
     assert [event["layer"] for event in told] == 2 * list(range(layers + 1))
     assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)
-    say, now = teller(False), [100.0]
+    say, now = printer(False), [100.0]
     capsys.readouterr()  # what training logs
     monkeypatch.setattr(event_printer, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for layer in range(41):  # a fast machine: no flood
@@ -215,13 +215,13 @@ def test_a_node_whose_history_lends_nothing_waits_loads_nothing_and_dials_nobody
     with closing(HistoryStore(tmp_path / "home")) as store:
         store.keep("talk", [Message("user", "a"), Message("assistant", "b")], source="page")
         store.approve("talk")
-    joining = ClientOptions(file=file, data=None, home=tmp_path / "home", patient=True)
-    join(joining, Config(), tell, leave)
+    options = ClientOptions(file=file, data=None, home=tmp_path / "home", patient=True)
+    join(options, Config(), tell, leave)
     assert [event.table() for event in told] == [
         {"event": "withheld", "federation": "choir", "withheld": 1}
     ]
     with pytest.raises(DataError, match=r"nothing may train choir \(1 examples are withheld\)"):
-        join(dataclasses.replace(joining, patient=False), Config(), told.append)
+        join(dataclasses.replace(options, patient=False), Config(), told.append)
 
 
 def test_a_waiting_node_goes_on_as_soon_as_its_owner_consents(

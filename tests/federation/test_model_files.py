@@ -34,7 +34,7 @@ from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, Variant, names_of
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.node import RegistryStore
-from quietchoir.tests.fakes.federation import House, coordinator, house, parties
+from quietchoir.tests.fakes.federation import House, clients, coordinator, house
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import save
 from quietchoir.tests.fakes.training import chatter
@@ -112,9 +112,9 @@ def test_a_round_over_three_formats_ends_in_one_adapter_that_each_of_them_serves
         home.policy, own["F32"], home.coordinator, Registry(tmp_path / "coordinator")
     )
     names: dict[str, str] = {}
-    members = parties(home, size, learner)
-    for name, party in members.items():
-        party.adopt = adopting(home, own[formats[name]], tmp_path / name, names, name)
+    members = clients(home, size, learner)
+    for name, client in members.items():
+        client.adopt = adopting(home, own[formats[name]], tmp_path / name, names, name)
     run = coordinator(home, members, size, keep=keep)
     report = run.run()
     assert report.history[0]["parties"] == list(home.members) and run.state.server.flat.any()

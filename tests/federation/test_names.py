@@ -73,7 +73,7 @@ from quietchoir.tests.fakes.search import fake_index
 from quietchoir.tests.federation.adapters.test_registry import SHAPE, TINY
 
 SIZE, RUN = 12, "0a" * 16
-PLACE = RoundId(RUN, 1, 1)
+ROUND_ID = RoundId(RUN, 1, 1)
 Attempt = tuple[Callable[[], object], type[QuietchoirError], str]
 
 
@@ -114,10 +114,10 @@ def federation_number(world: World) -> Iterator[Attempt]:
         ("not that federation's file"),
     )
     other = dataclasses.replace(world.home.policy, nonce="02" * 16)
-    task = Task(place=PLACE, stage=messages.TRAIN, recipient="ann", payload=b"")
-    letter = messages.encode_task(task, other, world.home.coordinator)
+    task = Task(round_id=ROUND_ID, stage=messages.TRAIN, recipient="ann", payload=b"")
+    message = messages.encode_task(task, other, world.home.coordinator)
     yield (
-        lambda: messages.decode_task(letter, world.home.policy, "ann"),
+        lambda: messages.decode_task(message, world.home.policy, "ann"),
         MessageError,
         "found federation",
     )
@@ -159,16 +159,22 @@ def invitation_key(world: World) -> Iterator[Attempt]:
 def member_name(world: World) -> Iterator[Attempt]:
     policy, keys = world.home.policy, world.home.members
     asked = messages.encode_task(
-        Task(place=PLACE, stage="x", recipient="ann", payload=b""), policy, world.home.coordinator
+        Task(round_id=ROUND_ID, stage="x", recipient="ann", payload=b""),
+        policy,
+        world.home.coordinator,
     )
     for signer in (keys["ben"], world.thief):
         reply = Reply(
-            place=PLACE, stage="x", sender="ann", task=messages.fingerprint(asked), payload=b""
+            round_id=ROUND_ID,
+            stage="x",
+            sender="ann",
+            task=messages.fingerprint(asked),
+            payload=b"",
         )
         data = messages.encode_reply(reply, policy, signer)
         yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
-    greeting = Hello(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
-    yield lambda: Hello.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
+    greeting = Hello(sender="ben", public=bytes(32)).signed(policy, ROUND_ID, world.thief)
+    yield lambda: Hello.decode(greeting, policy, ROUND_ID, "ben"), MessageError, "not signed by ben"
     yield (
         lambda: roster.check_member(policy, world.thief.public.raw),
         RosterError,
@@ -183,11 +189,11 @@ def member_name(world: World) -> Iterator[Attempt]:
 
 
 def coordinator_key(world: World) -> Iterator[Attempt]:
-    task = Task(place=PLACE, stage=messages.TRAIN, recipient="ann", payload=b"")
+    task = Task(round_id=ROUND_ID, stage=messages.TRAIN, recipient="ann", payload=b"")
     for signer in (world.thief, world.home.members["ben"], world.home.owner):
-        letter = messages.encode_task(task, world.home.policy, signer)
+        message = messages.encode_task(task, world.home.policy, signer)
         yield (
-            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            partial(messages.decode_task, message, world.home.policy, "ann"),
             MessageError,
             "not signed by",
         )
@@ -197,23 +203,25 @@ def task_name(world: World) -> Iterator[Attempt]:
     policy = world.home.policy
     one, two = (
         messages.encode_task(
-            Task(place=PLACE, stage="x", recipient="ann", payload=payload),
+            Task(round_id=ROUND_ID, stage="x", recipient="ann", payload=payload),
             policy,
             world.home.coordinator,
         )
         for payload in (b"1", b"2")
     )
-    reply = Reply(place=PLACE, stage="x", sender="ann", task=messages.fingerprint(one), payload=b"")
+    reply = Reply(
+        round_id=ROUND_ID, stage="x", sender="ann", task=messages.fingerprint(one), payload=b""
+    )
     data = messages.encode_reply(reply, policy, world.home.members["ann"])
     yield lambda: messages.decode_reply(data, policy, two), MessageError, "another task"
 
 
 def run_name(world: World) -> Iterator[Attempt]:
     for run in ("../../../../../../../../tmp/aaaaa"[:32], "0A" * 16, "0a" * 15, "0" * 31 + "/"):
-        task = Task(place=RoundId(run, 1, 1), stage=messages.TRAIN, recipient="ann", payload=b"")
-        letter = messages.encode_task(task, world.home.policy, world.home.coordinator)
+        task = Task(round_id=RoundId(run, 1, 1), stage=messages.TRAIN, recipient="ann", payload=b"")
+        message = messages.encode_task(task, world.home.policy, world.home.coordinator)
         yield (
-            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            partial(messages.decode_task, message, world.home.policy, "ann"),
             MessageError,
             "run are out of range",
         )
@@ -236,29 +244,33 @@ def state_name(world: World) -> Iterator[Attempt]:
     policy = dataclasses.replace(
         world.home.policy, recipe=dataclasses.replace(world.home.policy.recipe, download="change")
     )
-    recall = ClientModelCache()
+    model_cache = ClientModelCache()
     there = ServerState(flat=np.ones(SIZE, np.float32), velocity=np.zeros(SIZE, np.float32))
     way = DeltaChain(policy, SIZE, RUN)
     whole = b"".join(way_to(way, there))
-    yield lambda: recall.follow(way, "ab" * 32, whole), MessageError, "not the one that is named"
+    yield (
+        lambda: model_cache.follow(way, "ab" * 32, whole),
+        MessageError,
+        "not the one that is named",
+    )
     sealed = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {
         name: StateTransfer(sealed.policy, name, key, ClientStore(None, SIZE))
         for name, key in sealed.members.items()
     }
     greetings = {
-        name: one.answer(PLACE, state_transfer.GREET, b"") for name, one in members.items()
+        name: one.answer(ROUND_ID, state_transfer.GREET, b"") for name, one in members.items()
     }
     asked = parts.join({state_transfer.TO + "ben": greetings["ben"]})
-    dealt = parts.split(members["ann"].answer(PLACE, state_transfer.DEAL, asked))
+    dealt = parts.split(members["ann"].answer(ROUND_ID, state_transfer.DEAL, asked))
     members["ben"].answer(
-        PLACE,
+        ROUND_ID,
         state_transfer.TAKE,
         parts.join(
             {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + "ben"]}
         ),
     )
-    handed = parts.split(members["ann"].answer(PLACE, state_transfer.HAND, asked))
+    handed = parts.split(members["ann"].answer(ROUND_ID, state_transfer.HAND, asked))
     alone = parts.join(
         {
             state_transfer.FROM: b"ann",
@@ -267,7 +279,7 @@ def state_name(world: World) -> Iterator[Attempt]:
         }
     )
     yield (
-        lambda: members["ben"].answer(PLACE, state_transfer.FOLLOW, alone),
+        lambda: members["ben"].answer(ROUND_ID, state_transfer.FOLLOW, alone),
         MessageError,
         ("members have this adapter, need"),
     )
@@ -393,15 +405,15 @@ def public_card(world: World) -> Iterator[Attempt]:
 
 def library_name(world: World) -> Iterator[Attempt]:
     asker = Identity.generate()
-    desk = library_host.LibraryService(
+    service = library_host.LibraryService(
         fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
     )
     try:
-        told = desk.describe()
+        told = service.describe()
         yield lambda: decode_manifest(told, world.thief.public), AuthenticationError, "signature"
         fields: dict[str, Any] = {
             "kind": RequestKind.KEYS,
-            "library": desk.manifest.library,
+            "library": service.manifest.library,
             "asker": asker.public,
             "key_id": bytes(32),
             "sequence": 1,
@@ -409,33 +421,33 @@ def library_name(world: World) -> Iterator[Attempt]:
         }
         elsewhere = SearchRequest(**{**fields, "library": bytes(32)}).encode(asker)
         yield (
-            lambda: decode_request(elsewhere, desk.manifest.library),
+            lambda: decode_request(elsewhere, service.manifest.library),
             MessageError,
             ("another library"),
         )
         stranger = SearchRequest(**fields).encode(world.thief)
         yield (
-            lambda: decode_request(stranger, desk.manifest.library),
+            lambda: decode_request(stranger, service.manifest.library),
             AuthenticationError,
             "signature",
         )
     finally:
-        desk.close()
+        service.close()
 
 
 def search_key_id(world: World) -> Iterator[Attempt]:
-    from quietchoir.crypto.pir.search import Questioner
+    from quietchoir.crypto.pir.search import PirClient
     from quietchoir.private_search.messages import decode_reply
 
     asker = Identity.generate()
-    desk = library_host.LibraryService(
+    service = library_host.LibraryService(
         fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
     )
-    questioner = Questioner(desk.manifest.shape)
+    questioner = PirClient(service.manifest.shape)
     try:
         keys = questioner.keys()
         fields: dict[str, Any] = {
-            "library": desk.manifest.library,
+            "library": service.manifest.library,
             "asker": asker.public,
             "sequence": 1,
             "parts": tuple(keys),
@@ -444,13 +456,13 @@ def search_key_id(world: World) -> Iterator[Attempt]:
             asker
         )
         yield (
-            lambda: decode_reply(desk.answer(raw)[1], raw, world.home.owner.public),
+            lambda: decode_reply(service.answer(raw)[1], raw, world.home.owner.public),
             ProtocolError,
             "another key's name",
         )
     finally:
         questioner.close()
-        desk.close()
+        service.close()
 
 
 def plugin_id(world: World) -> Iterator[Attempt]:

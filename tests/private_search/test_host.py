@@ -1,4 +1,4 @@
-"""The desk refuses what it must and survives what it parses; over real HTTP a private question
+"""The service refuses what it must and survives what it parses; over real HTTP a private question
 is answered.
 """
 
@@ -22,7 +22,7 @@ from quietchoir.core.errors import (
 )
 from quietchoir.crypto.he.parameters import SEARCH
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.crypto.pir.search import Questioner
+from quietchoir.crypto.pir.search import PirClient
 from quietchoir.private_search import host
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import LibraryAddress, SearchSession, ask
@@ -46,12 +46,12 @@ QUESTION = "When does the bus leave to the harbour?"
 
 
 class Wire:
-    """One asker at one desk, without a network: keeps what it sent, forges on request."""
+    """One asker at one service, without a network: keeps what it sent, forges on request."""
 
-    def __init__(self, desk, identity=ASKER):
-        self.desk, self.identity, self.sent, self.sequence = desk, identity, [], 0
-        self.manifest = decode_manifest(desk.describe(), HOST.public)
-        self.questioner = Questioner(self.manifest.shape)
+    def __init__(self, service, identity=ASKER):
+        self.service, self.identity, self.sent, self.sequence = service, identity, [], 0
+        self.manifest = decode_manifest(service.describe(), HOST.public)
+        self.questioner = PirClient(self.manifest.shape)
         self.keys = self.questioner.keys()
 
     def request(self, kind, parts, **changes):
@@ -68,7 +68,7 @@ class Wire:
 
     def send(self, raw):
         self.sent.append(raw)
-        _, reply = self.desk.answer(raw)
+        _, reply = self.service.answer(raw)
         return decode_reply(reply, raw, HOST.public)
 
     def question(self, text=QUESTION):
@@ -78,31 +78,33 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-def keeper_desk(tmp_path_factory):
-    desk = host.LibraryService(
+def shared_service(tmp_path_factory):
+    service = host.LibraryService(
         fake_index(), HOST, QueryBudget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT)
     )
-    yield desk
-    desk.close()
+    yield service
+    service.close()
 
 
 @pytest.fixture
-def desk(keeper_desk, tmp_path, monkeypatch):
+def service(shared_service, tmp_path, monkeypatch):
     """The same workers with a new budget and no keys for every test."""
-    monkeypatch.setattr(keeper_desk, "_budget", QueryBudget(tmp_path / "budget.json", limit=LIMIT))
-    keeper_desk._keys.clear()
-    return keeper_desk
+    monkeypatch.setattr(
+        shared_service, "_budget", QueryBudget(tmp_path / "budget.json", limit=LIMIT)
+    )
+    shared_service._keys.clear()
+    return shared_service
 
 
 @pytest.fixture(scope="module")
-def shared_wire(keeper_desk):
-    wire = Wire(keeper_desk)
+def shared_wire(shared_service):
+    wire = Wire(shared_service)
     yield wire
     wire.questioner.close()
 
 
 @pytest.fixture
-def wire(shared_wire, desk):
+def wire(shared_wire, service):
     shared_wire.sent.clear()
     return shared_wire
 
@@ -113,8 +115,8 @@ def enrolled(wire):
     return wire
 
 
-def state(desk):
-    return dict(desk._keys), dict(desk._budget._spent), dict(desk._budget._last)
+def state(service):
+    return dict(service._keys), dict(service._budget._spent), dict(service._budget._last)
 
 
 def test_a_question_is_answered_and_its_passage_read(enrolled):
@@ -175,26 +177,26 @@ def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled)
         (lambda wire, raw: wire.request(RequestKind.QUESTION, [b"x"] * 5), MessageError),
     ],
 )
-def test_what_is_not_right_is_refused_and_nothing_changes(enrolled, desk, spoil, kind):
+def test_what_is_not_right_is_refused_and_nothing_changes(enrolled, service, spoil, kind):
     raw = spoil(enrolled, enrolled.question())
-    before = state(desk)
-    status, reply = desk.answer(raw)
+    before = state(service)
+    status, reply = service.answer(raw)
     assert status in (400, 403)
     with pytest.raises(kind):
         decode_reply(reply, raw, HOST.public)
-    assert state(desk) == before
+    assert state(service) == before
 
 
-def test_a_replayed_question_is_refused(enrolled, desk):
+def test_a_replayed_question_is_refused(enrolled, service):
     raw = enrolled.question()
     enrolled.send(raw)
-    before = state(desk)
+    before = state(service)
     with pytest.raises(MessageError, match="sent before"):
         enrolled.send(raw)
-    assert state(desk) == before
+    assert state(service) == before
 
 
-def test_another_parameter_set_is_refused(enrolled, desk):
+def test_another_parameter_set_is_refused(enrolled, service):
     raw = bytearray(enrolled.question())
     raw[5:13] = bytes(8)
     body = bytes(raw[:-64])
@@ -204,7 +206,7 @@ def test_another_parameter_set_is_refused(enrolled, desk):
         decode_request(body + ASKER.sign(REQUEST_CONTEXT, body), enrolled.manifest.library)
 
 
-def test_somebody_elses_key_id_is_refused(enrolled, desk):
+def test_somebody_elses_key_id_is_refused(enrolled, service):
     eve = Identity.generate()
     raw = SearchRequest(
         kind=RequestKind.QUESTION,
@@ -215,32 +217,32 @@ def test_somebody_elses_key_id_is_refused(enrolled, desk):
         parts=(bytes(SEARCH.seeded_bytes),),
     ).encode(eve)
     with pytest.raises(MessageError, match="does not hold for you"):
-        decode_reply(desk.answer(raw)[1], raw, HOST.public)
+        decode_reply(service.answer(raw)[1], raw, HOST.public)
 
 
-def test_signed_bytes_that_seal_cannot_read_are_charged_and_the_host_lives(enrolled, desk):
+def test_signed_bytes_that_seal_cannot_read_are_charged_and_the_host_lives(enrolled, service):
     """An asker's own signature does not help it to end the host."""
     good = enrolled.questioner.question(FakeEmbedder().embed([QUESTION])[0])[0]
     for place in (20, 21, 30, 100, 5000):
         changed = good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]
         with contextlib.suppress(ProtocolError, WorkerError):
             enrolled.send(enrolled.request(RequestKind.QUESTION, [changed]))
-    assert desk._budget.left(ASKER.public, RequestKind.QUESTION) == LIMIT - 5
+    assert service._budget.left(ASKER.public, RequestKind.QUESTION) == LIMIT - 5
     assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
 
 
-def test_a_crashed_worker_is_told_and_replaced(enrolled, desk):
-    desk.keeper.workers._all[0]._child.kill()
+def test_a_crashed_worker_is_told_and_replaced(enrolled, service):
+    service.server.workers._all[0]._child.kill()
     with contextlib.suppress(WorkerError):
         enrolled.send(enrolled.question())
     assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
 
 
-def test_the_budget_ends_the_questions_and_a_new_identity_does_not_help(enrolled, desk):
-    desk._budget._spent["strangers"]["QUESTION"] = LIMIT
+def test_the_budget_ends_the_questions_and_a_new_identity_does_not_help(enrolled, service):
+    service._budget._spent["strangers"]["QUESTION"] = LIMIT
     with pytest.raises(BudgetError, match="used up"):
         enrolled.send(enrolled.question())
-    status, _ = desk.answer(enrolled.question())
+    status, _ = service.answer(enrolled.question())
     assert status == 429
 
 
@@ -250,10 +252,10 @@ def test_a_budget_that_gives_the_embeddings_away_cannot_be_set(tmp_path):
             host.LibraryService(fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=limit))
 
 
-def test_old_keys_make_room_for_new_ones(wire, desk, monkeypatch):
+def test_old_keys_make_room_for_new_ones(wire, service, monkeypatch):
     monkeypatch.setattr(host, "KEPT_KEYS", 1)
     wire.send(wire.request(RequestKind.KEYS, wire.keys))
-    other = Wire(desk, EVE)
+    other = Wire(service, EVE)
     try:
         other.send(other.request(RequestKind.KEYS, other.keys))
         with pytest.raises(MessageError, match="send the keys first"):
@@ -262,9 +264,9 @@ def test_old_keys_make_room_for_new_ones(wire, desk, monkeypatch):
         other.questioner.close()
 
 
-def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
+def test_replies_and_manifests_of_others_are_not_believed(enrolled, service):
     raw = enrolled.question()
-    _, reply = desk.answer(raw)
+    _, reply = service.answer(raw)
     for spoiled in (
         reply[:-1],
         reply[:200] + b"\1" + reply[201:],
@@ -277,21 +279,21 @@ def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
     with pytest.raises(MessageError):
         decode_reply(b"<html>", raw, HOST.public)
     with pytest.raises(AuthenticationError):
-        decode_manifest(desk.manifest.encode(EVE), HOST.public)
+        decode_manifest(service.manifest.encode(EVE), HOST.public)
     for junk in (b"", b"{}", b"[]", b'{"manifest": 1, "signature": "zz"}'):
         with pytest.raises(ProtocolError, match="manifest"):
             decode_manifest(junk, HOST.public)
-    assert len(reply) <= reply_limit(desk.manifest.shape) and len(raw) <= request_limit(
-        desk.manifest.shape
+    assert len(reply) <= reply_limit(service.manifest.shape) and len(raw) <= request_limit(
+        service.manifest.shape
     )
 
 
 @contextlib.asynccontextmanager
-async def served(desk):
-    """The desk behind HTTP on a free port; its workers stay for the other tests."""
+async def served(service):
+    """The service behind HTTP on a free port; its workers stay for the other tests."""
     from aiohttp import web
 
-    runner = web.AppRunner(host.application(desk), access_log=None)
+    runner = web.AppRunner(host.application(service), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
@@ -301,8 +303,8 @@ async def served(desk):
             await runner.cleanup()
 
 
-async def test_over_http_the_best_passage_comes_back_with_its_costs(desk):
-    async with served(desk) as address:
+async def test_over_http_the_best_passage_comes_back_with_its_costs(service):
+    async with served(service) as address:
         answer = await ask(
             LibraryAddress.parse(address), QUESTION, FakeEmbedder(), ASKER, passages=2
         )
@@ -315,13 +317,13 @@ async def test_over_http_the_best_passage_comes_back_with_its_costs(desk):
     )
 
 
-async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
-    async with served(desk) as address, aiohttp.ClientSession() as http:
+async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(service):
+    async with served(service) as address, aiohttp.ClientSession() as http:
         url = address.split("/#")[0] + "/library"
         for body, status in (
             (b"", 400),
             (os.urandom(1000), 400),
-            (bytes(request_limit(desk.manifest.shape) + 1), 413),
+            (bytes(request_limit(service.manifest.shape) + 1), 413),
         ):
             async with http.post(url, data=body) as reply:
                 assert reply.status == status
@@ -330,8 +332,8 @@ async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
         ].passage.text == TEXTS[3]
 
 
-async def test_another_model_another_host_and_no_host_are_sentences(desk):
-    async with served(desk) as address:
+async def test_another_model_another_host_and_no_host_are_sentences(service):
+    async with served(service) as address:
         with pytest.raises(ConfigError, match="another model"):
             await ask(LibraryAddress.parse(address), QUESTION, FakeEmbedder(salt=1), ASKER)
         wrong = address.split("#")[0] + "#" + EVE.public.raw.hex()
@@ -341,7 +343,7 @@ async def test_another_model_another_host_and_no_host_are_sentences(desk):
         await ask(LibraryAddress.parse(address), QUESTION, FakeEmbedder(), ASKER)
 
 
-async def test_a_host_that_sends_too_much_is_cut_off(desk):
+async def test_a_host_that_sends_too_much_is_cut_off(service):
     from aiohttp import web
 
     app = web.Application()
@@ -365,19 +367,19 @@ async def test_a_host_that_sends_too_much_is_cut_off(desk):
 
 def test_serving_stops_cleanly_when_cancelled(tmp_path):
     async def run():
-        desk = host.LibraryService(
+        service = host.LibraryService(
             fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=LIMIT)
         )
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ready = asyncio.Event()
-            task = asyncio.create_task(host.serve(desk, listener, ready=ready.set))
+            task = asyncio.create_task(host.serve(service, listener, ready=ready.set))
             await ready.wait()
-            child = desk.keeper.workers._all[0]._child
+            child = service.server.workers._all[0]._child
             assert child is not None
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            assert desk.keeper.workers._all[0]._child is None
+            assert service.server.workers._all[0]._child is None
             with pytest.raises(ValueError, match="closed"):
                 child.is_alive()
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from quietchoir.core.models.embedding.embedder import SentenceEmbedder
-from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
+from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, PirClient, PirServer
 from quietchoir.tests.fakes.search import TEXTS
 
 QUESTIONS = (
@@ -17,16 +17,16 @@ QUESTIONS = (
 def test_real_questions_find_under_encryption_what_they_find_in_clear(embedder_path):
     embedder = SentenceEmbedder.load(embedder_path)
     rows = embedder.embed(list(TEXTS))
-    keeper = Keeper(rows, [text.encode() for text in TEXTS])
-    questioner = Questioner(keeper.shape)
+    server = PirServer(rows, [text.encode() for text in TEXTS])
+    questioner = PirClient(server.shape)
     try:
         keys = questioner.keys()
         for question, right in QUESTIONS:
             vector = embedder.embed([question])[0]
-            scores = questioner.scores(keeper.score(keys, questioner.question(vector)))
+            scores = questioner.scores(server.score(keys, questioner.question(vector)))
             assert np.abs(scores - rows @ vector).max() < SCORE_ERROR + 6 * SCORE_NOISE
             assert scores.argmax() == (rows @ vector).argmax() == right
-        assert questioner.passage(keeper.read(keys, questioner.choice(3))).decode() == TEXTS[3]
+        assert questioner.passage(server.read(keys, questioner.choice(3))).decode() == TEXTS[3]
     finally:
-        keeper.close()
+        server.close()
         questioner.close()

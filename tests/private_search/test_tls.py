@@ -46,8 +46,8 @@ async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
         certificate(tmp_path, "host"),
         certificate(tmp_path, "other"),
     )
-    desk = host.LibraryService(fake_index(), identity, QueryBudget(tmp_path / "b.json", limit=3))
-    runner = web.AppRunner(host.application(desk), access_log=None)
+    service = host.LibraryService(fake_index(), identity, QueryBudget(tmp_path / "b.json", limit=3))
+    runner = web.AppRunner(host.application(service), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(
@@ -76,4 +76,4 @@ async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
                     )
         finally:
             await runner.cleanup()
-            desk.close()
+            service.close()

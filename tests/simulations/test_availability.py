@@ -9,8 +9,8 @@ import pytest
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.simulations import schedule_comparison
-from quietchoir.simulations.availability import Sleeper
-from quietchoir.simulations.scenario import Nights, Scenario, load
+from quietchoir.simulations.availability import AvailabilityTrace
+from quietchoir.simulations.scenario import Availability, Scenario, load
 
 SHIPPED = load("rarely-awake")
 
@@ -25,7 +25,9 @@ def small(scenario: Scenario) -> Scenario:
 
 
 def test_work_goes_on_where_sleep_interrupted_it_and_a_long_sleep_is_noticed() -> None:
-    sleeper = Sleeper(Nights(asleep_s=1000.0, notice_s=20.0), np.random.default_rng(1))
+    sleeper = AvailabilityTrace(
+        Availability(asleep_s=1000.0, notice_s=20.0), np.random.default_rng(1)
+    )
     sleeper.wakes, sleeper.falls = [0.0, 1010.0, 1500.0], [1000.0, 1400.0, 9000.0]
     assert sleeper.work(0.0, 900.0) == (900.0, math.inf)
     assert sleeper.work(900.0, 200.0) == (1110.0, math.inf)  # ten seconds are not missed

@@ -62,7 +62,7 @@ def test_a_name_that_no_federation_can_have_is_refused_when_it_is_read(
         "[recipe]\nserver_lr = inf",
         "[recipe]\nlr = nan",
         "[adapter]\nalpha = -inf",
-        "[nights]\nasleep_s = nan",
+        "[availability]\nasleep_s = nan",
         '[privacy]\nmechanism = "skellam"\nclip = inf',
     ],
 )
@@ -80,7 +80,7 @@ def test_a_number_without_an_end_is_refused_by_its_name(tmp_path: Path, line: st
         ("[population]\nvalues = 9", r"values: not read with kind"),
         ("[population]\nhouseholds = 3\nranks = [4, 4, 4, 2]", r"4 values for 3 households"),
         ("[population]\nhouseholds = 3\nportions = [4, 4, 4, 2]", r"4 values for 3 households"),
-        ("[nights]\nawake_s = 60.0", r"awake_s: not read while asleep_s is 0"),
+        ("[availability]\nawake_s = 60.0", r"awake_s: not read while asleep_s is 0"),
     ],
 )
 def test_a_key_that_would_not_be_looked_at_is_refused(

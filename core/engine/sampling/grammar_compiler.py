@@ -125,7 +125,7 @@ class Compiler:
                 self._survived.move_to_end(name)
                 return
             if self._worker is None:
-                self._worker = WorkerPool(Trial, spelling(self._tokenizer), terms=TERMS)
+                self._worker = WorkerPool(Trial, spelling(self._tokenizer), limits=TERMS)
             worker = self._worker
         [reason] = worker.call(
             "survive", constraint.kind.encode(), constraint.text.encode(), deadline_s=DEADLINE_S

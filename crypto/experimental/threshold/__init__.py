@@ -9,7 +9,7 @@ output; messages are bytes that the caller carries.
 
 from .contribution import REHEARSAL, Contributor, Gathering, parse, request
 from .dkg import Ceremony, check_card, check_opening, letter
-from .key_share import Holding
+from .key_share import KeyShare
 from .memory import ThresholdMemory
 from .partial import Holder, PartialReader, check_part, together
 from .plan import JointPacking, ThresholdPlan
@@ -22,10 +22,10 @@ __all__ = [
     "Contributor",
     "Gathering",
     "Holder",
-    "Holding",
     "JointPacking",
     "JointRing",
     "JointTally",
+    "KeyShare",
     "PartialReader",
     "ThresholdMemory",
     "ThresholdPlan",

@@ -27,7 +27,7 @@ from ....core.errors import ProtocolError, ThresholdError
 from ...identity.keys import SIGNATURE_BYTES, Identity, bind, digest, hkdf
 from . import residues
 from .dkg import first_common
-from .key_share import Holding
+from .key_share import KeyShare
 from .lattice import LIMBS, Slots, lattice
 from .plan import LARGEST_COHORT, PLAIN_MODULUS, ThresholdPlan
 from .residues import Residues
@@ -115,8 +115,8 @@ def _context(key_id: bytes, number: int, round_number: int) -> bytes:
 class Contributor:
     """Encrypts one member's slots."""
 
-    def __init__(self, holding: Holding, identity: Identity) -> None:
-        self._holding, self._identity = holding, identity
+    def __init__(self, key_share: KeyShare, identity: Identity) -> None:
+        self._key_share, self._identity = key_share, identity
 
     def encrypt(self, round_number: int, slots: Slots) -> bytes:
         """Slots [rows, N] (packed, masked or not, each below t) as one signed contribution.
@@ -125,7 +125,7 @@ class Contributor:
             ProtocolError: a second contribution to one round; numbers start at 1 and a retry takes
             another.
         """
-        holding, packing = self._holding, self._holding.plan.packing
+        key_share, packing = self._key_share, self._key_share.plan.packing
         if (
             slots.shape != (packing.rows, packing.parameters.degree)
             or (slots >= np.uint64(PLAIN_MODULUS)).any()
@@ -136,14 +136,14 @@ class Contributor:
             )
         if round_number == REHEARSAL:
             raise ValueError("round 0 is the rehearsal's; count rounds from 1")
-        holding.memory.encrypt(round_number)
+        key_share.memory.encrypt(round_number)
         made = lattice().encrypt(
-            holding.secret, common(holding.plan, holding.key_id, round_number), slots
+            key_share.secret, common(key_share.plan, key_share.key_id, round_number), slots
         )
         body = residues.to_bytes(made)
         told = hashlib.sha256(body).digest()
         return body + self._identity.sign(
-            _context(holding.key_id, holding.number, round_number), told
+            _context(key_share.key_id, key_share.number, round_number), told
         )
 
 
@@ -152,7 +152,7 @@ class Gathering:
     sealed for members.
 
     Args:
-        key_id: as the members' `Holding` has it.
+        key_id: as the members' `KeyShare` has it.
     """
 
     def __init__(self, plan: ThresholdPlan, key_id: bytes, round_number: int) -> None:

@@ -48,7 +48,7 @@ from ...identity.keys import (
     seal_box,
 )
 from . import residues
-from .key_share import Holding
+from .key_share import KeyShare
 from .lattice import LIMBS, lattice
 from .plan import POLYNOMIAL_BYTES, ThresholdPlan
 from .residues import Residues
@@ -174,7 +174,7 @@ class Ceremony:
         self._opening = head + b"".join(boxes) + signature
         return self._opening
 
-    def finish(self, letters: Mapping[str, bytes]) -> Holding:
+    def finish(self, messages: Mapping[str, bytes]) -> KeyShare:
         """The joint key and this member's shares.
 
         Args:
@@ -188,7 +188,7 @@ class Ceremony:
         """
         if not self._opening or self._done:
             raise RuntimeError("finish comes once, after open")  # our bug
-        found = self._complete(letters, letter_bytes(self._plan), "letters")
+        found = self._complete(messages, letter_bytes(self._plan), "letters")
         if found[self._number] != letter(self._plan, self._opening, self._name):
             raise ProtocolError("our own letter came back changed; this attempt is abandoned")
         parts, dealt = zip(
@@ -209,15 +209,15 @@ class Ceremony:
         }
         key_id = digest("quietchoir joint key id 1", self._view, residues.to_bytes(joint))
         self._done = True
-        return Holding(self._plan, self._name, key_id, joint, self._secret, shares, pairs, readers)
+        return KeyShare(self._plan, self._name, key_id, joint, self._secret, shares, pairs, readers)
 
     def _make_part(self) -> Residues:
         nothing = np.zeros((1, JOINT.degree), np.uint64)
         return lattice().encrypt(self._secret, first_common(self._plan), nothing)
 
-    def _checked(self, number: int, letter: bytes) -> tuple[Residues, bytes]:
+    def _checked(self, number: int, message: bytes) -> tuple[Residues, bytes]:
         """A member's part, and what it dealt to us."""
-        head, rest = letter[:HEAD_BYTES], letter[HEAD_BYTES:]
+        head, rest = message[:HEAD_BYTES], message[HEAD_BYTES:]
         size = len(self._plan.members) * HASH_BYTES
         hashes, box, signature = rest[:size], rest[size:-SIGNATURE_BYTES], rest[-SIGNATURE_BYTES:]
         name, card = self._plan.names[number], self._cards[number]

@@ -28,7 +28,7 @@ NUMBERS = ("epoch", "attempt", "threshold", "min_parties", "length", "bits")  # 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Holding:
+class KeyShare:
     """What one member has when the joint key is made.
 
     Hazard: `secret`, `shares`, `pairs` and `readers` are secrets; they are in no repr and are not
@@ -78,7 +78,7 @@ class Holding:
         )
 
     @staticmethod
-    def decode(raw: bytes, memory: ThresholdMemory) -> "Holding":
+    def decode(raw: bytes, memory: ThresholdMemory) -> "KeyShare":
         """Read what `encode` wrote.
 
         Args:
@@ -131,7 +131,7 @@ class Holding:
         joint = residues.from_bytes(raw[end:][:POLYNOMIAL_BYTES], 1, LIMBS)
         secret = residues.from_bytes(raw[end + POLYNOMIAL_BYTES :][:SECRET_BYTES], 1, LIMBS + 1)[0]
         shares = residues.from_bytes(raw[end + POLYNOMIAL_BYTES + SECRET_BYTES :], n, LIMBS)
-        return Holding(
+        return KeyShare(
             plan,
             name,
             key_id,

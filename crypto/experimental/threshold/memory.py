@@ -2,7 +2,7 @@
 
 Knows rounds, requests and counts. Knows no polynomial.
 Always: a round is encrypted for once, and opened over one set of contributors; openings are counted
-against the plan. It belongs to one `Holding`: whoever keeps that on a disk writes this down before
+against the plan. It belongs to one `KeyShare`: whoever keeps that on a disk writes this down before
 an answer leaves, and uses neither alone.
 """
 

@@ -60,7 +60,7 @@ from ....core.errors import AuthenticationError, ProtocolError, ThresholdError
 from ...identity.keys import SIGNATURE_BYTES, Identity, bind, hkdf
 from . import residues
 from .contribution import REHEARSAL, common, parse, request_id
-from .key_share import Holding
+from .key_share import KeyShare
 from .lattice import LIMBS, Slots, lattice
 from .plan import POLYNOMIAL_BYTES, PRIMES, RESIDUE_BYTES, ThresholdPlan
 from .residues import Residues
@@ -74,7 +74,7 @@ OVERHEAD = NONCE_BYTES + CHECK_BYTES  # of one covered part over its polynomials
 Checks = list[list[int]]  # [copies][limbs]
 
 
-class Veil:
+class Pad:
     """What members do with the parts of one request.
 
     Args:
@@ -220,8 +220,8 @@ def read_checks(raw: bytes) -> Checks:
 class Holder:
     """One member's shares at work."""
 
-    def __init__(self, holding: Holding, identity: Identity) -> None:
-        self._holding, self._identity = holding, identity
+    def __init__(self, key_share: KeyShare, identity: Identity) -> None:
+        self._key_share, self._identity = key_share, identity
 
     def respond(self, request: bytes) -> bytes:
         """This member's part of the opening that `request` asks for: covered for members, and
@@ -233,41 +233,43 @@ class Holder:
             responders than the threshold. BudgetError: the key has opened as much as its smudging
             allows.
         """
-        holding = self._holding
-        round_number, responders, contributors = parse(holding.plan, request)
-        if holding.number not in responders:
+        key_share = self._key_share
+        round_number, responders, contributors = parse(key_share.plan, request)
+        if key_share.number not in responders:
             raise ProtocolError("a request for other responders; it is not answered")
-        named, rows = request_id(holding.key_id, request), _rows(holding.plan, round_number)
-        holding.memory.check(holding.plan, round_number, contributors, named, rows)
-        share = holding.shares[contributors[0]]
+        named, rows = request_id(key_share.key_id, request), _rows(key_share.plan, round_number)
+        key_share.memory.check(key_share.plan, round_number, contributors, named, rows)
+        share = key_share.shares[contributors[0]]
         for number in contributors[1:]:
-            share = residues.add(share, holding.shares[number])
+            share = residues.add(share, key_share.shares[number])
         part = _smudged(
-            holding, share, common(holding.plan, holding.key_id, round_number), responders
+            key_share, share, common(key_share.plan, key_share.key_id, round_number), responders
         )
-        part = _masked(holding, part, responders, named)
-        covered = Veil(holding.readers, named, rows).cover(part, holding.number)
-        holding.memory.open(round_number, contributors, named, rows)  # before it leaves
+        part = _masked(key_share, part, responders, named)
+        covered = Pad(key_share.readers, named, rows).cover(part, key_share.number)
+        key_share.memory.open(round_number, contributors, named, rows)  # before it leaves
         return covered + self._identity.sign(
-            _context(named, holding.number), hashlib.sha256(covered).digest()
+            _context(named, key_share.number), hashlib.sha256(covered).digest()
         )
 
 
 def _smudged(
-    holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]
+    key_share: KeyShare, share: Residues, commons: Residues, responders: Sequence[int]
 ) -> Residues:
     """λ σ a + smudging, [rows, 3, N]."""
     points = [number + 1 for number in responders]
-    weighted = residues.product(share, residues.weights(points, holding.number + 1, LIMBS))
-    smudging = np.stack([residues.smudging(holding.plan.smudging_bits, LIMBS) for _ in commons])
+    weighted = residues.product(share, residues.weights(points, key_share.number + 1, LIMBS))
+    smudging = np.stack([residues.smudging(key_share.plan.smudging_bits, LIMBS) for _ in commons])
     return residues.add(lattice().multiply(commons, weighted), smudging)
 
 
-def _masked(holding: Holding, part: Residues, responders: Sequence[int], named: bytes) -> Residues:
-    me = holding.number
+def _masked(
+    key_share: KeyShare, part: Residues, responders: Sequence[int], named: bytes
+) -> Residues:
+    me = key_share.number
     for other in responders:
         if other != me:
-            key = hkdf(holding.pairs[other], bind("quietchoir joint mask 1", named))
+            key = hkdf(key_share.pairs[other], bind("quietchoir joint mask 1", named))
             rows = [residues.random(hkdf(key, bind("row", at)), LIMBS) for at in range(len(part))]
             part = (residues.add if me < other else residues.subtract)(part, np.stack(rows))
     return part
@@ -286,22 +288,22 @@ class PartialReader:
         ThresholdError: a request with another number of responders, or too few contributions.
     """
 
-    def __init__(self, holding: Holding, request: bytes, total: bytes = b"") -> None:
-        self._holding = holding
-        self.round, self._responders, contributors = parse(holding.plan, request)
-        self.contributors = tuple(holding.plan.names[number] for number in contributors)
+    def __init__(self, key_share: KeyShare, request: bytes, total: bytes = b"") -> None:
+        self._key_share = key_share
+        self.round, self._responders, contributors = parse(key_share.plan, request)
+        self.contributors = tuple(key_share.plan.names[number] for number in contributors)
         self._named, self._rows = (
-            request_id(holding.key_id, request),
-            _rows(holding.plan, self.round),
+            request_id(key_share.key_id, request),
+            _rows(key_share.plan, self.round),
         )
         self._total = (
-            holding.joint
+            key_share.joint
             if self.round == REHEARSAL
             else residues.from_bytes(total, self._rows, LIMBS)
         )
         self._parts: dict[int, Residues] = {}
         self._summed: Residues | None = None
-        self._veil = Veil(holding.readers, self._named, self._rows)
+        self._pad = Pad(key_share.readers, self._named, self._rows)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -311,7 +313,7 @@ class PartialReader:
         if self._summed is not None:
             return ()
         return tuple(
-            self._holding.plan.names[number]
+            self._key_share.plan.names[number]
             for number in self._responders
             if number not in self._parts
         )
@@ -323,14 +325,14 @@ class PartialReader:
             ProtocolError: not a responder of this request, a second part, or bytes that are no
             polynomials. AuthenticationError: not this member's part of this very request.
         """
-        number = self._holding.plan.number(name)
+        number = self._key_share.plan.number(name)
         if number not in self._responders or number in self._parts:
             raise ProtocolError(
                 f"{name} is no responder of this request or has answered it "
                 f"before; the part is refused"
             )
-        covered = _checked(self._holding.plan, self._named, self._rows, name, message)
-        self._parts[number] = self._veil.uncover(number, covered)
+        covered = _checked(self._key_share.plan, self._named, self._rows, name, message)
+        self._parts[number] = self._pad.uncover(number, covered)
 
     def receive_sum(self, message: bytes) -> None:
         """Take all parts at once, as `together` added them up.
@@ -341,7 +343,7 @@ class PartialReader:
         """
         if self._parts or self._summed is not None:
             raise ProtocolError("parts of this request are here already; their sum is refused")
-        self._summed = self._veil.uncover_sum(self._responders, message)
+        self._summed = self._pad.uncover_sum(self._responders, message)
 
     def result(self) -> Slots:
         """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all

@@ -61,7 +61,7 @@ class JointRing(SealedRing):
         close: Close | None = None,
     ) -> None:
         self.sealing = Seal(packing=plan.packing, key_id=key_id)
-        super().__init__(self.sealing, counters, bound=bound, desk=_Nowhere())
+        super().__init__(self.sealing, counters, bound=bound, crypto_worker=_Nowhere())
         self.plan, self.key_id, self.round_number, self._close = plan, key_id, round_number, close
 
     @property

@@ -21,7 +21,7 @@ from ....crypto.experimental.threshold import (
     REHEARSAL,
     Ceremony,
     Holder,
-    Holding,
+    KeyShare,
     PartialReader,
     ThresholdMemory,
     ThresholdPlan,
@@ -49,7 +49,7 @@ class _Ongoing:
     plan: ThresholdPlan
     ceremony: Ceremony
     expects: str = REVEAL
-    holding: Holding | None = None
+    holding: KeyShare | None = None
     request: bytes = b""
 
 
@@ -115,7 +115,7 @@ class DkgClient:
         holding = None
         if kept[end:]:
             memory = ThresholdMemory.decode(bytes.fromhex(fields["memory"]))
-            holding = Holding.decode(kept[end:], memory)
+            holding = KeyShare.decode(kept[end:], memory)
         self._ongoing = _Ongoing(
             place, plan, ceremony, fields["expects"], holding, bytes.fromhex(fields["request"])
         )

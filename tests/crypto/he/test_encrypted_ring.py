@@ -20,7 +20,7 @@ from quietchoir.crypto.he.encrypted_ring import (
 )
 from quietchoir.crypto.he.parameters import SEALED, RingParameters
 from quietchoir.crypto.ring import BitRing
-from quietchoir.tests.fakes.sealed import MARK, SEED, CrashingAdder, LocalDesk, sealed_ring
+from quietchoir.tests.fakes.sealed import MARK, SEED, CrashingAdder, LocalCryptoWorker, sealed_ring
 from quietchoir.tests.fakes.secagg import Cohort, Round
 
 LENGTH, COUNTERS = 20_000, 3
@@ -28,7 +28,7 @@ LENGTH, COUNTERS = 20_000, 3
 
 @pytest.fixture(scope="module")
 def desk():
-    return LocalDesk()
+    return LocalCryptoWorker()
 
 
 def play(cohort, desk, silent=None, stages=5):
@@ -106,11 +106,11 @@ def test_contributions_of_other_lengths_keys_and_parameters_never_reach_seal(des
         Seal(packing=seal_of(ring).packing, key_id=key_id(bytes(32))),
         ring.counters,
         seed=bytes(32),
-        desk=desk,
+        crypto_worker=desk,
     )
     foreign = other.close(other.lift(np.ones(LENGTH + COUNTERS, np.uint32)))
-    tally, quiet = ring.tally(), LocalDesk()
-    tally._ring = SealedRing(seal_of(ring), ring.counters, desk=quiet)
+    tally, quiet = ring.tally(), LocalCryptoWorker()
+    tally._ring = SealedRing(seal_of(ring), ring.counters, crypto_worker=quiet)
     swapped = payload[:32] + b"otherset" + payload[40:]
     for bad in (b"", payload[:-1], payload + b"\0", foreign, swapped, bytes(len(payload))):
         with pytest.raises(ProtocolError):
@@ -139,7 +139,7 @@ def test_a_changed_upload_is_refused_by_its_signature_before_seal_sees_it(desk):
 
 
 def test_bytes_that_crash_seal_cost_their_sender_its_place_and_nobody_else_anything():
-    member, worker = LocalDesk(), Worker(CrashingAdder)
+    member, worker = LocalCryptoWorker(), Worker(CrashingAdder)
     ring = sealed_ring(LENGTH, parties=3, desk=member)
     tally = sealed_ring(LENGTH, parties=3, seed=None, desk=worker).tally()
     values = [np.full(LENGTH + COUNTERS, value, np.uint32) for value in (1, 2, 3)]
@@ -212,7 +212,7 @@ def test_rings_differ_in_name_when_anything_differs_that_must_be_agreed_on():
         SealedRing(
             Seal(packing=Packing(length=100, bits=8, parties=3), key_id=bytes(32)),
             BitRing(length=3, bits=8, parties=3),
-            desk=LocalDesk(),
+            crypto_worker=LocalCryptoWorker(),
         ),
     ]
     assert len({ring.name for ring in rings}) == len(rings)

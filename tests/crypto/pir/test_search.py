@@ -13,8 +13,8 @@ from quietchoir.crypto.pir.search import (
     PASSAGE_BYTES,
     SCORE_ERROR,
     SCORE_NOISE,
-    Keeper,
-    Questioner,
+    PirClient,
+    PirServer,
     Shape,
 )
 from quietchoir.tests.fakes.search import unit_rows
@@ -25,14 +25,14 @@ PASSAGES = [f"passage {index}: {'ä' * (index % 50)}".encode() for index in rang
 
 @pytest.fixture(scope="module")
 def keeper():
-    one = Keeper(ROWS, PASSAGES)
+    one = PirServer(ROWS, PASSAGES)
     yield one
     one.close()
 
 
 @pytest.fixture(scope="module")
 def questioner(keeper):
-    one = Questioner(keeper.shape)
+    one = PirClient(keeper.shape)
     yield one
     one.close()
 
@@ -65,15 +65,15 @@ def test_every_passage_can_be_read_and_only_the_chosen_one_comes(keeper, questio
 def test_a_library_beyond_one_ciphertext_is_searched_and_read_too():
     rows = unit_rows(2050, 8)
     texts = [f"{index}".encode() for index in range(2050)]
-    keeper, questioner = Keeper(rows, texts), Questioner(Shape(dimension=8, passages=2050))
+    server, questioner = PirServer(rows, texts), PirClient(Shape(dimension=8, passages=2050))
     try:
         keys = questioner.keys()
-        scores = questioner.scores(keeper.score(keys, questioner.question(rows[2049])))
+        scores = questioner.scores(server.score(keys, questioner.question(rows[2049])))
         assert np.abs(scores - rows @ rows[2049]).max() < SCORE_ERROR + 6 * SCORE_NOISE
-        assert questioner.passage(keeper.read(keys, questioner.choice(2049))) == b"2049"
-        assert questioner.passage(keeper.read(keys, questioner.choice(7))) == b"7"
+        assert questioner.passage(server.read(keys, questioner.choice(2049))) == b"2049"
+        assert questioner.passage(server.read(keys, questioner.choice(7))) == b"7"
     finally:
-        keeper.close()
+        server.close()
         questioner.close()
 
 
@@ -107,7 +107,7 @@ def test_what_the_keeper_receives_holds_no_secret_key_and_does_not_open_an_answe
     for blob in received:
         with pytest.raises(ProtocolError):
             from_wire(seal.SecretKey(), context, blob, len(blob))
-    stranger = Questioner(keeper.shape)
+    stranger = PirClient(keeper.shape)
     try:  # every key but the asker's own opens the answer to numbers that are no cosines
         with pytest.raises(ProtocolError, match="no cosines"):
             stranger.scores(keeper.score(keys, received[2:3]))
@@ -161,7 +161,7 @@ def test_a_library_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match="split"):
         search.passage_column(b"x" * (PASSAGE_BYTES + 1))
     with pytest.raises(CryptoError, match="embed them again"):
-        Keeper(ROWS, PASSAGES[:-1])
+        PirServer(ROWS, PASSAGES[:-1])
 
 
 def test_a_passage_that_was_not_decrypted_right_is_refused_by_its_checksum():
@@ -176,7 +176,7 @@ def recovered(keeper, rows, questions):
     """Least-squares estimate of the keeper's embeddings from the scores of `questions`; relative
     error.
     """
-    asker = Questioner(keeper.shape)
+    asker = PirClient(keeper.shape)
     try:
         keys = asker.keys()
         answers = np.stack(
@@ -196,9 +196,9 @@ def test_as_many_bare_answers_as_dimensions_give_the_embeddings_away_and_the_bud
     texts = [b"x"] * 40
     questions = unit_rows(dimension, dimension, seed=10)
     # the unprotected arm: all of it
-    assert recovered(Keeper(rows, texts, noisy=False), rows, questions) < 0.02
+    assert recovered(PirServer(rows, texts, noisy=False), rows, questions) < 0.02
     allowed = Shape(dimension=dimension, passages=40).largest_budget
     assert allowed < dimension / 2
     # Of isotropic embeddings a budget below half the dimension leaves more than half of the energy
     # unseen.
-    assert recovered(Keeper(rows, texts), rows, questions[:allowed]) > 0.6
+    assert recovered(PirServer(rows, texts), rows, questions[:allowed]) > 0.6

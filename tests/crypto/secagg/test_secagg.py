@@ -350,7 +350,8 @@ def test_a_sparse_round_masks_with_fewer_than_everybody() -> None:
     game = Round(Cohort(40)).play(stages=2)
     assert game.server._plan.degree < 39
     assert all(
-        len(parcel.boxes) == game.server._plan.degree for parcel in game.server._parcels.values()
+        len(parcel.boxes) == game.server._plan.degree
+        for parcel in game.server._sealed_shares.values()
     )
 
 

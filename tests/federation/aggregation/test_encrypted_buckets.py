@@ -16,7 +16,7 @@ from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import FixedLearner, House, coordinator, house
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
 SIZE = 40
 Lie = Callable[[dict[str, bytes]], dict[str, bytes]]
@@ -39,22 +39,22 @@ class Lying(InProcessLink):
     def __init__(self, home: House, members: dict[str, Client], lie: Lie) -> None:
         self.home, self.told = home, list[dict[str, bytes]]()
 
-        def lied_to(party: Client, letter: bytes) -> bytes:
-            task = messages.decode_task(letter, home.policy, party.name)
+        def lied_to(client: Client, letter: bytes) -> bytes:
+            task = messages.decode_task(letter, home.policy, client.name)
             if task.stage == APPLY:
                 self.told.append(parts.split(task.payload))
                 payload = parts.join(lie(parts.split(task.payload)))
                 changed = dataclasses.replace(task, payload=payload)
                 other = messages.encode_task(changed, home.policy, home.coordinator)
-                reply = messages.decode_reply(party.handle(other), home.policy, other)
+                reply = messages.decode_reply(client.handle(other), home.policy, other)
                 answer = dataclasses.replace(reply, task=messages.fingerprint(letter))
-                return messages.encode_reply(answer, home.policy, party.identity)
-            return party.handle(letter)
+                return messages.encode_reply(answer, home.policy, client.identity)
+            return client.handle(letter)
 
         super().__init__(
             {
-                name: (lambda letter, party=party: lied_to(party, letter))  # type: ignore[misc]
-                for name, party in members.items()
+                name: (lambda letter, party=client: lied_to(party, letter))  # type: ignore[misc]
+                for name, client in members.items()
             }
         )
 
@@ -88,46 +88,46 @@ def repeated(told: dict[str, bytes]) -> dict[str, bytes]:
 
 def test_too_few_for_two_buckets_make_one_sum_and_step_from_it() -> None:
     """As in masked mode: the file asks for buckets, and five members fill none but one."""
-    home, desk = (
+    home, crypto_worker = (
         house(
             5,
             mode="sealed",
             recipe={"rounds": 1, "evaluate_every": 0, "server_optimizer": "fedavg", "attempts": 1},
             tables={"aggregation": AggregationTable(rule="median", buckets=3)},
         ),
-        LocalDesk(),
+        LocalCryptoWorker(),
     )
-    members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.01), desk=desk)
-    run = coordinator(home, members, SIZE, desk=desk)
+    members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.01), desk=crypto_worker)
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     run.train_round()
     assert run.state.round == 1
-    for party in members.values():
-        assert np.abs(adapter_of(party, run.state.run) - 0.01).max() < 2e-4
+    for client in members.values():
+        assert np.abs(adapter_of(client, run.state.run) - 0.01).max() < 2e-4
 
 
 @pytest.mark.parametrize("lie", [swapped, fewer, of_others, alone, repeated])
 def test_a_sum_that_its_bucket_did_not_sign_is_not_decrypted(lie: Lie) -> None:
-    home, desk = twelve(), LocalDesk()
-    members = sealed_parties(home, SIZE, desk=desk)
+    home, crypto_worker = twelve(), LocalCryptoWorker()
+    members = sealed_clients(home, SIZE, desk=crypto_worker)
     link = Lying(home, members, lie)
-    run = coordinator(home, members, SIZE, desk=desk, link=link)
-    asked = len(desk.asked)
+    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    asked = len(crypto_worker.asked)
     with pytest.raises(RoundAborted):
         run.insist(run.train_round)
-    assert link.told and "decrypt" not in desk.asked[asked:]
-    assert all(not adapter_of(party, run.state.run).any() for party in members.values())
+    assert link.told and "decrypt" not in crypto_worker.asked[asked:]
+    assert all(not adapter_of(client, run.state.run).any() for client in members.values())
     assert run.state.round == 0
 
 
 def test_one_household_of_twelve_that_pulls_hard_moves_nobody() -> None:
     """What buckets are for; the mean would have moved by a twelfth of its pull."""
-    home, desk = twelve(), LocalDesk()
-    members = sealed_parties(
-        home, SIZE, lambda name: FixedLearner(0.2 if name == "ann" else 0.01), desk=desk
+    home, crypto_worker = twelve(), LocalCryptoWorker()
+    members = sealed_clients(
+        home, SIZE, lambda name: FixedLearner(0.2 if name == "ann" else 0.01), desk=crypto_worker
     )
-    run = coordinator(home, members, SIZE, desk=desk)
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     run.train_round()
     assert run.state.history[-1]["buckets"] == 3
-    for party in members.values():
-        moved = adapter_of(party, run.state.run)
+    for client in members.values():
+        moved = adapter_of(client, run.state.run)
         assert np.abs(moved - 0.01).max() < 2e-4

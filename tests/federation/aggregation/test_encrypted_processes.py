@@ -114,10 +114,10 @@ def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coor
         name.removeprefix("model of ") for name in names(folders[0]) if name.startswith("model of ")
     )
     vaults = [ClientStore(member.open_member(folder), SIZE) for folder in folders]
-    seeds = {vault.seed(policy.digest) for vault in vaults}
+    seeds = {client_store.seed(policy.digest) for client_store in vaults}
     assert len(seeds) == 1
     assert (
-        len({vault.progress(run).encode() for vault in vaults}) == 1
+        len({client_store.progress(run).encode() for client_store in vaults}) == 1
         and vaults[0].progress(run).steps == 1
     )
     seed, adapter = seeds.pop(), vaults[0].progress(run).server.flat

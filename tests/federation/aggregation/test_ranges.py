@@ -15,9 +15,9 @@ from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.wire import messages
-from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.federation import FixedLearner, clients, coordinator, house
 from quietchoir.tests.fakes.liar import Liar, other_work
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 from quietchoir.tests.fakes.training import tiny_pair
 
 SIZE, STOPS = 300, (100, 300)
@@ -86,15 +86,15 @@ def test_narrow_ranges_round_finer_and_say_what_they_cut() -> None:
 @pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
 def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mode: str) -> None:
     home = house(mode=mode, bits=8, recipe={"ranges": "tensor", "update_range": 0.2})
-    desk = LocalDesk()
+    crypto_worker = LocalCryptoWorker()
     members = (
-        sealed_parties(home, SIZE, lambda name: TwoScales(), desk=desk)
+        sealed_clients(home, SIZE, lambda name: TwoScales(), desk=crypto_worker)
         if mode == "sealed"
-        else parties(home, SIZE, lambda name: TwoScales(), stops=STOPS)
+        else clients(home, SIZE, lambda name: TwoScales(), stops=STOPS)
     )
-    for party in members.values():
-        party.stops = STOPS
-    run = coordinator(home, members, SIZE, stops=STOPS, desk=desk)
+    for client in members.values():
+        client.stops = STOPS
+    run = coordinator(home, members, SIZE, stops=STOPS, desk=crypto_worker)
     report = run.run()
     flat = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
     steps = 1 + 1.7 + (1 + 0.7 * 1.7)
@@ -114,7 +114,7 @@ def test_members_that_were_told_different_ranges_never_sum() -> None:
         min_cohort=3,
         threshold=3,
     )
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     run = coordinator(home, members, SIZE, stops=(SIZE,))
     Liar(run, ("ann",), other_work(SIZE, ranges=((SIZE, 0.05),)))
     run.train_round()
@@ -134,7 +134,7 @@ def test_a_coordinator_without_ranges_is_refused_where_the_file_asks_for_them(
 
     monkeypatch.setattr(RoundAttempt, "order", forgetful)
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
-        coordinator(home, parties(home, SIZE), SIZE).train_round()
+        coordinator(home, clients(home, SIZE), SIZE).train_round()
 
 
 def test_the_tensors_of_a_model_join_and_cover_its_adapter() -> None:

@@ -34,9 +34,9 @@ from quietchoir.tests.fakes.federation import (
     FixedLearner,
     House,
     SilentLink,
+    clients,
     coordinator,
     house,
-    parties,
 )
 
 RANK = 8
@@ -66,8 +66,8 @@ def columns_of(flat: np.ndarray) -> np.ndarray:
     return means
 
 
-def stage_of(letter: bytes) -> str:
-    fields, _ = messages.split(letter)
+def stage_of(message: bytes) -> str:
+    fields, _ = messages.split(message)
     return str(fields["stage"])
 
 
@@ -75,7 +75,7 @@ def stage_of(letter: bytes) -> str:
 def test_every_column_moves_by_the_mean_of_those_who_train_it(mode: str) -> None:
     home = mixed({**BIG, **SMALL}, mode=mode)
     steps = dict(zip(home.members, (0.03, 0.06, 0.09, 0.12, 0.15), strict=True))
-    run = coordinator(home, parties(home, SIZE, lambda name: FixedLearner(steps[name])), SIZE)
+    run = coordinator(home, clients(home, SIZE, lambda name: FixedLearner(steps[name])), SIZE)
     run.train_round()
     found = columns_of(run.state.server.flat)
     assert np.abs(found[:3] - 0.09).max() < STEP and np.abs(found[3:] - 0.06).max() < STEP
@@ -86,7 +86,7 @@ def test_every_column_moves_by_the_mean_of_those_who_train_it(mode: str) -> None
 
 def test_columns_that_too_few_train_are_trained_by_nobody() -> None:
     home = mixed({"ann": 0, "ben": 6, "cat": 3, "dan": 3, "eve": 3})
-    run = coordinator(home, parties(home, SIZE), SIZE)
+    run = coordinator(home, clients(home, SIZE), SIZE)
     run.train_round()
     found = run.state.server.flat.reshape(-1, RANK)
     assert not found[:, 3:].any() and np.abs(found[:, :3] - 0.1).max() < 3 * STEP
@@ -116,7 +116,7 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
             monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.rank_masks_of", careless)
     run = coordinator(
         home,
-        parties(home, SIZE, lambda name: Secretive() if name == "ann" else FixedLearner()),
+        clients(home, SIZE, lambda name: Secretive() if name == "ann" else FixedLearner()),
         SIZE,
     )
     run.train_round()
@@ -127,10 +127,10 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
 
 def test_a_sum_that_lost_a_large_member_stays_shut_and_the_next_attempt_has_fewer_columns() -> None:
     home = mixed({**BIG, **SMALL}, threshold=3, recipe={"rounds": 1, "attempts": 2})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "ann" and stage_of(letter) == "mask",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "ann" and stage_of(message) == "mask",
     )
     run = coordinator(home, members, SIZE, link=link)
     report = run.run(rounds=1)
@@ -148,29 +148,29 @@ def test_members_refuse_survivors_without_enough_of_a_column_whatever_the_coordi
     """A coordinator that keeps no floor itself, and calls one of the three large members dead."""
     home = mixed({**BIG, **SMALL}, threshold=3, recipe={"rounds": 1, "attempts": 1})
     monkeypatch.setattr(SecAggServer, "_enough", lambda self, found, what: None)
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "ann" and stage_of(letter) == "mask",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "ann" and stage_of(message) == "mask",
     )
     with pytest.raises(RoundAborted, match="0 members signed the survivors"):
         coordinator(home, members, SIZE, link=link).run(rounds=1)
-    for party in members.values():
-        assert party.ledger.sums.snapshot().count(b'"opened": []') == 1  # no share left anybody
+    for client in members.values():
+        assert client.ledger.sums.snapshot().count(b'"opened": []') == 1  # no share left anybody
 
 
 def test_too_few_ready_large_members_are_told_before_anything_is_masked() -> None:
     home = mixed({**BIG, **SMALL}, recipe={"rounds": 1, "attempts": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "cat" and stage_of(letter) == "train",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "cat" and stage_of(message) == "train",
     )
     with pytest.raises(
         RoundAborted, match="2 of the 3 members that train 8 columns are in it, need 3"
     ):
         coordinator(home, members, SIZE, link=link).run(rounds=1)
-    assert not any(stage_of(letter) == "advertise" for _, letter in link.letters)
+    assert not any(stage_of(message) == "advertise" for _, message in link.letters)
 
 
 def test_every_bucket_has_enough_members_of_the_largest_rank() -> None:
@@ -194,7 +194,7 @@ def test_noise_reaches_every_coordinate_also_of_a_member_that_trains_few() -> No
         mechanism="skellam", clip=1.0, noise_multiplier=2.0, epsilon=500.0, counters="exact"
     )
     home = mixed({**BIG, "dan": 2, "eve": 2}, bits=16, tables={"privacy": private})
-    members = parties(home, SIZE, lambda name: FixedLearner(0.0))
+    members = clients(home, SIZE, lambda name: FixedLearner(0.0))
     run = coordinator(home, members, SIZE)
     run.train_round()
     spread = run.state.server.flat.reshape(-1, RANK).std(axis=0)
@@ -245,7 +245,7 @@ def test_what_a_member_sends_in_columns_that_nobody_trains_is_dropped(
     home = mixed(dict.fromkeys(("ann", "ben", "cat", "dan"), 3), mode=mode)
     # members that break the rule
     monkeypatch.setattr(RankMasks, "trained", lambda self, name, size: np.ones(size, bool))
-    run = coordinator(home, parties(home, SIZE), SIZE)
+    run = coordinator(home, clients(home, SIZE), SIZE)
     run.train_round()
     assert not run.state.server.flat.reshape(-1, RANK)[:, 3:].any()
 
@@ -278,13 +278,13 @@ def test_a_file_whose_ranks_cannot_be_kept_is_refused_and_the_owner_of_a_node_ha
 def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> None:
     """Who is asked decides who trains what; the draw decides who is asked."""
     home = mixed({**BIG, **SMALL})
-    members, place = parties(home, SIZE), RoundId("0c" * 16, 1, 1)
+    members, round_id = clients(home, SIZE), RoundId("0c" * 16, 1, 1)
     origin = origin_of(SIZE)
     order = messages.Work(
         flat=np.zeros(SIZE, np.float32), state=origin, cohort=("ann", "dan", "eve"), absent=("ben",)
     )
     task = messages.Task(
-        place=place,
+        round_id=round_id,
         stage=messages.TRAIN,
         recipient="ann",
         payload=messages.encode_told(order, bytes.fromhex(origin)),

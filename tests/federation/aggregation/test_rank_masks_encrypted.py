@@ -11,9 +11,9 @@ import pytest
 from quietchoir.core.errors import RoundAborted
 from quietchoir.crypto import ring
 from quietchoir.federation.spec.policy import AdapterTable
-from quietchoir.federation.training.synthetic_task import PacedRehearsal
-from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.federation.training.synthetic_task import PacedSyntheticLearner
+from quietchoir.tests.fakes.federation import House, SilentLink, clients, coordinator, house
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 from quietchoir.tests.federation.aggregation.test_rank_masks import stage_of
 
 RANK, SIZE = 8, 64 * 8
@@ -36,17 +36,17 @@ def mixed(mode: str, **options: Any) -> House:
     return dataclasses.replace(home, policy=dataclasses.replace(home.policy, members=members))
 
 
-def paced(name: str) -> PacedRehearsal:
-    return PacedRehearsal(SIZE, name, PACE[name], 16)
+def paced(name: str) -> PacedSyntheticLearner:
+    return PacedSyntheticLearner(SIZE, name, PACE[name], 16)
 
 
 @pytest.fixture(scope="module")
-def desk() -> LocalDesk:
-    return LocalDesk()
+def desk() -> LocalCryptoWorker:
+    return LocalCryptoWorker()
 
 
 def test_all_modes_end_with_the_same_adapter_to_the_last_bit(
-    desk: LocalDesk, monkeypatch: pytest.MonkeyPatch
+    crypto_worker: LocalCryptoWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Different ranks and different numbers of steps together: what a sum is divided by is the
     same wherever it is done.
@@ -58,30 +58,32 @@ def test_all_modes_end_with_the_same_adapter_to_the_last_bit(
     found = []
     for mode, download in (("plain", "adapter"), ("masked", "adapter"), ("masked", "change")):
         home = mixed(mode, recipe={"download": download})
-        run = coordinator(home, parties(home, SIZE, paced), SIZE)
+        run = coordinator(home, clients(home, SIZE, paced), SIZE)
         run.run()
         found.append(run.state.server.flat)
     for key in ("shared", "threshold"):
         home = mixed("sealed", key=key)
-        members = sealed_parties(home, SIZE, paced, desk=desk)
-        run = coordinator(home, members, SIZE, desk=desk)
+        members = sealed_clients(home, SIZE, paced, desk=crypto_worker)
+        run = coordinator(home, members, SIZE, desk=crypto_worker)
         report = run.run()
         assert report.history[0]["columns"] == {"2": 5, "3": 4, "8": 3}
-        found += [adapter_of(party, run.state.run) for party in members.values()]
+        found += [adapter_of(client, run.state.run) for client in members.values()]
     assert len(found) == 13 and all(np.array_equal(found[0], other) for other in found[1:])
     columns = np.abs(found[0].reshape(-1, RANK)).mean(axis=0)
     # the columns that only three train keep step with the others
     assert columns.min() > 0.5 * columns.max()
 
 
-def test_sealed_members_do_not_open_a_sum_that_lost_a_large_member(desk: LocalDesk) -> None:
+def test_sealed_members_do_not_open_a_sum_that_lost_a_large_member(
+    crypto_worker: LocalCryptoWorker,
+) -> None:
     home = mixed("sealed", recipe={"attempts": 1})
-    members = sealed_parties(home, SIZE, paced, desk=desk)
+    members = sealed_clients(home, SIZE, paced, desk=crypto_worker)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "ben" and stage_of(letter) == "mask",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "ben" and stage_of(message) == "mask",
     )
-    run = coordinator(home, members, SIZE, desk=desk, link=link)
+    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
     with pytest.raises(RoundAborted, match="2 of the 3 members that fill one part"):
         run.run(rounds=1)
-    assert not any(adapter_of(party, run.state.run).any() for party in members.values())
+    assert not any(adapter_of(client, run.state.run).any() for client in members.values())

@@ -16,9 +16,9 @@ from quietchoir.federation.aggregation.server_optimizer import (
 from quietchoir.federation.spec.policy import Recipe
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.training.learner import Trained
-from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.federation.training.synthetic_task import SyntheticLearner
+from quietchoir.tests.fakes.federation import FixedLearner, clients, coordinator, house
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
 SIZE = 120
 
@@ -76,16 +76,16 @@ def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(
     optimizer: str, tmp_path: Path
 ) -> None:
     recipe = {"server_optimizer": optimizer, "server_lr": 0.05, "rounds": 3}
-    home, desk = house(mode="sealed", bits=8, recipe=recipe), LocalDesk()
-    members = sealed_parties(
-        home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path
+    home, crypto_worker = house(mode="sealed", bits=8, recipe=recipe), LocalCryptoWorker()
+    members = sealed_clients(
+        home, SIZE, lambda name: SyntheticLearner(SIZE, name), desk=crypto_worker, folder=tmp_path
     )
-    run = coordinator(home, members, SIZE, desk=desk)
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     report = run.run(rounds=2)
-    again = sealed_parties(
-        home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path
+    again = sealed_clients(
+        home, SIZE, lambda name: SyntheticLearner(SIZE, name), desk=crypto_worker, folder=tmp_path
     )
-    adapters = [adapter_of(party, run.state.run) for party in again.values()]
+    adapters = [adapter_of(client, run.state.run) for client in again.values()]
     assert report.rounds == 2 and adapters[0].any()
     assert all(np.array_equal(adapters[0], other) for other in adapters[1:])
     kept = again["ann"].secrets.store.progress(run.state.run).server  # type: ignore[union-attr]
@@ -94,7 +94,7 @@ def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(
 
 def test_a_killed_coordinator_goes_on_with_its_second_moments(tmp_path: Path) -> None:
     home = house(recipe={"server_optimizer": "fedadam", "server_lr": 0.05})
-    members, store = parties(home, SIZE), Store(tmp_path)
+    members, store = clients(home, SIZE), Store(tmp_path)
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
     store.close()
@@ -131,7 +131,7 @@ def test_who_takes_more_steps_counts_no_more_than_others_where_steps_are_agreed(
 ) -> None:
     home = house(bits=16, recipe={"agreed_steps": agreed})
     steps = dict(zip(home.members, (1, 2, 4, 13), strict=True))
-    run = coordinator(home, parties(home, SIZE, lambda name: HastyLearner(steps[name])), SIZE)
+    run = coordinator(home, clients(home, SIZE, lambda name: HastyLearner(steps[name])), SIZE)
     run.train_round()
     assert np.abs(run.state.server.flat - expected).max() < 1e-4
 

@@ -24,7 +24,7 @@ from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.store import damage
 
-PLACE = RoundId("ab" * 16, 1, 1)
+ROUND_ID = RoundId("ab" * 16, 1, 1)
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ def meeting() -> Meeting:
     return Meeting(
         home,
         members,
-        {name: one.answer(PLACE, state_transfer.GREET, b"") for name, one in members.items()},
+        {name: one.answer(ROUND_ID, state_transfer.GREET, b"") for name, one in members.items()},
     )
 
 
@@ -58,14 +58,14 @@ def share_key(meeting: Meeting) -> None:
     """Ann deals, the others take."""
     asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat", "dan")}
     dealt = parts.split(
-        meeting.members["ann"].answer(PLACE, state_transfer.DEAL, parts.join(asked))
+        meeting.members["ann"].answer(ROUND_ID, state_transfer.DEAL, parts.join(asked))
     )
     meeting.greetings["ann"] = dealt[state_transfer.OWN]
     for name in ("ben", "cat", "dan"):
         given = parts.join(
             {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + name]}
         )
-        meeting.greetings[name] = meeting.members[name].answer(PLACE, state_transfer.TAKE, given)
+        meeting.greetings[name] = meeting.members[name].answer(ROUND_ID, state_transfer.TAKE, given)
 
 
 def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(
@@ -73,21 +73,21 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
 ) -> None:
     ann, stranger = meeting.members["ann"], Identity.generate()
     forged = Hello(sender="ben", public=Ephemeral.generate().public).signed(
-        meeting.policy, PLACE, stranger
+        meeting.policy, ROUND_ID, stranger
     )
     outsider = Hello(sender="mallory", public=Ephemeral.generate().public).signed(
-        meeting.policy, PLACE, stranger
+        meeting.policy, ROUND_ID, stranger
     )
-    later = RoundId(PLACE.run, PLACE.round, PLACE.attempt + 1)
-    for name, asked, place in (
-        ("ben", forged, PLACE),
-        ("mallory", outsider, PLACE),
-        ("ben", meeting.greetings["cat"], PLACE),
+    later = RoundId(ROUND_ID.run, ROUND_ID.round, ROUND_ID.attempt + 1)
+    for name, asked, round_id in (
+        ("ben", forged, ROUND_ID),
+        ("mallory", outsider, ROUND_ID),
+        ("ben", meeting.greetings["cat"], ROUND_ID),
         ("ben", meeting.greetings["ben"], later),
-        ("ben", meeting.greetings["ben"][:-1], PLACE),
+        ("ben", meeting.greetings["ben"][:-1], ROUND_ID),
     ):
         with pytest.raises(MessageError):
-            ann.answer(place, state_transfer.DEAL, parts.join({state_transfer.TO + name: asked}))
+            ann.answer(round_id, state_transfer.DEAL, parts.join({state_transfer.TO + name: asked}))
     assert ann.vault.seed(meeting.policy.digest) is None  # refused before a key was made
     share_key(meeting)
     seeds = {one.vault.seed(meeting.policy.digest) for one in meeting.members.values()}
@@ -98,7 +98,7 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
     policy, ben = meeting.policy, meeting.members["ben"]
     asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat")}
     dealt = parts.split(
-        meeting.members["ann"].answer(PLACE, state_transfer.DEAL, parts.join(asked))
+        meeting.members["ann"].answer(ROUND_ID, state_transfer.DEAL, parts.join(asked))
     )
     own, other = dealt[state_transfer.TO + "ben"], dealt[state_transfer.TO + "cat"]
     flipped = own[:40] + bytes((own[40] ^ 1,)) + own[41:]
@@ -111,25 +111,25 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
     ):
         with pytest.raises((MessageError, AuthenticationError)):
             ben.answer(
-                PLACE,
+                ROUND_ID,
                 state_transfer.TAKE,
                 parts.join({state_transfer.FROM: sender, state_transfer.PARCEL: parcel}),
             )
     with pytest.raises(MessageError):
         ben.answer(
-            PLACE,
+            ROUND_ID,
             state_transfer.FOLLOW,
             parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
         )
     with pytest.raises(MessageError, match="sender's name"):
-        ben.answer(PLACE, state_transfer.TAKE, parts.join({state_transfer.PARCEL: own}))
+        ben.answer(ROUND_ID, state_transfer.TAKE, parts.join({state_transfer.PARCEL: own}))
     assert ben.vault.seed(policy.digest) is None
     ben.answer(
-        PLACE, state_transfer.GREET, b""
+        ROUND_ID, state_transfer.GREET, b""
     )  # a new box key: the parcel for the old one is worthless
     with pytest.raises(AuthenticationError):
         ben.answer(
-            PLACE,
+            ROUND_ID,
             state_transfer.TAKE,
             parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
         )
@@ -140,31 +140,31 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     policy, dan = meeting.policy, meeting.members["dan"]
     seed = meeting.members["ann"].vault.seed(policy.digest)
     server = dataclasses.replace(
-        dan.vault.progress(PLACE.run).server, flat=np.arange(5, dtype=np.float32)
+        dan.vault.progress(ROUND_ID.run).server, flat=np.arange(5, dtype=np.float32)
     )
     good = Progress(7, server)
     for name in ("ann", "ben", "cat"):
-        meeting.members[name].vault.keep_progress(PLACE.run, good)
-        meeting.greetings[name] = meeting.members[name].greeting(PLACE)
+        meeting.members[name].vault.keep_progress(ROUND_ID.run, good)
+        meeting.greetings[name] = meeting.members[name].greeting(ROUND_ID)
 
     def parcel(content: bytes) -> bytes:
         box = SealedEnvelope(
             purpose="state",
             policy=policy,
-            place=PLACE,
+            place=ROUND_ID,
             sender="ann",
             receiver="dan",
             content=content,
         )
         return box.sealed(
             meeting.home.members["ann"],
-            Hello.decode(meeting.greetings["dan"], policy, PLACE, "dan").public,
+            Hello.decode(meeting.greetings["dan"], policy, ROUND_ID, "dan").public,
         )
 
     def follow(content: bytes, *witnesses: str) -> bytes:
         said = {state_transfer.SAYS + name: meeting.greetings[name] for name in witnesses}
         return dan.answer(
-            PLACE,
+            ROUND_ID,
             state_transfer.FOLLOW,
             parts.join(
                 {state_transfer.FROM: b"ann", state_transfer.PARCEL: parcel(content), **said}
@@ -180,22 +180,22 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     ):
         with pytest.raises(FederationError):
             follow(content, *witnesses)
-    assert dan.vault.progress(PLACE.run).steps == 0
+    assert dan.vault.progress(ROUND_ID.run).steps == 0
     follow(good.encode(), "ann", "ben", "cat")
-    assert seed is not None and dan.vault.progress(PLACE.run).tag(seed, PLACE.run) == good.tag(
-        seed, PLACE.run
-    )
+    assert seed is not None and dan.vault.progress(ROUND_ID.run).tag(
+        seed, ROUND_ID.run
+    ) == good.tag(seed, ROUND_ID.run)
 
 
 def test_what_is_damaged_in_a_vault_is_handed_over_again_and_a_readable_one_refused(
     tmp_path: Path,
 ) -> None:
     run, epoch = "ab" * 16, b"\1" * 32
-    vault = ClientStore(open_member(tmp_path), 4)
-    seed = vault.make_seed(epoch)
-    vault.keep_progress(run, Progress(2, vault.progress(run).server))
+    client_store = ClientStore(open_member(tmp_path), 4)
+    seed = client_store.make_seed(epoch)
+    client_store.keep_progress(run, Progress(2, client_store.progress(run).server))
     with pytest.raises(FederationError, match="run = "):
-        vault.progress("../escape")
+        client_store.progress("../escape")
     again = ClientStore(open_member(tmp_path), 4)
     assert again.seed(epoch) == seed and again.progress(run).steps == 2
     damage(tmp_path, model_of(run))

@@ -21,9 +21,9 @@ from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     FixedLearner,
     TickingClock,
+    clients,
     coordinator,
     house,
-    parties,
 )
 from quietchoir.tests.fakes.liar import Liar, other_work
 
@@ -85,7 +85,7 @@ def test_a_mean_with_noise_is_no_longer_than_what_it_may_be() -> None:
 @pytest.mark.parametrize("download", ["adapter", "change"])
 def test_an_adapter_that_no_round_can_have_made_is_refused(download: str) -> None:
     home = house(4, mode="masked", recipe={"attempts": 1, "download": download})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     run = coordinator(home, members, SIZE)
     if download == "adapter":
         Liar(run, sorted(members), other_work(SIZE, flat=np.full(SIZE, 3000.0, np.float32)))
@@ -94,14 +94,14 @@ def test_an_adapter_that_no_round_can_have_made_is_refused(download: str) -> Non
             server=ServerState(np.full(SIZE, 3000.0, np.float32), np.zeros(SIZE, np.float32))
         )
     before = [
-        (dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()
+        (dict(client.ledger.marks), client.ledger.sums.snapshot()) for client in members.values()
     ]
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
     assert before == [
-        (dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()
+        (dict(client.ledger.marks), client.ledger.sums.snapshot()) for client in members.values()
     ]
-    assert all(not party.learner.trained for party in members.values())  # type: ignore[attr-defined]
+    assert all(not client.learner.trained for client in members.values())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("share, sent", [(0.25, False), (0.75, True)])
@@ -114,9 +114,9 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
             return dataclasses.replace(super().train(flat, seed), flat=flat + half)
 
     home = house(4, mode="masked", recipe={"attempts": 1})
-    members = parties(home, SIZE, lambda name: Wild())
-    for party in members.values():
-        party.consent = dataclasses.replace(ANY_MODE, max_clipped=share)
+    members = clients(home, SIZE, lambda name: Wild())
+    for client in members.values():
+        client.consent = dataclasses.replace(ANY_MODE, max_clipped=share)
     run = coordinator(home, members, SIZE)
     if sent:
         run.train_round()
@@ -124,7 +124,7 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
         return
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
-    assert all(party.attempt is None for party in members.values())
+    assert all(client.attempt is None for client in members.values())
     order = messages.Work(flat=np.zeros(SIZE, np.float32))
     with pytest.raises(DataError, match=r"20 of 40 coordinates .* consent\.max_clipped allows 25%"):
         ann = members["ann"]
@@ -143,7 +143,7 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
 def test_where_noise_shortens_updates_nothing_is_withheld() -> None:
     table = PrivacyTable(mechanism="skellam", noise_multiplier=1.0, clip=0.1, epsilon=1000.0)
     home = house(4, mode="masked", bits=16, tables={"privacy": table}, recipe={"attempts": 1})
-    run = coordinator(home, parties(home, SIZE), SIZE)
+    run = coordinator(home, clients(home, SIZE), SIZE)
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
 
@@ -152,7 +152,7 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
     home = buffered(
         mode="masked", recipe={"attempts": 1, "ranges": "tensor"}, schedule={"patience_s": 300.0}
     )
-    members = parties(home, 50)
+    members = clients(home, 50)
     run = run_of(home, members, clock=TickingClock())
     honest = run.attempt.order
 
@@ -165,11 +165,11 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
     run.attempt.order = narrow  # type: ignore[method-assign]
     with pytest.raises(RoundAborted, match="members are ready"):
         run.learn(1)
-    offering = [party for party in members.values() if party.learner.trained]  # type: ignore[attr-defined]
+    offering = [client for client in members.values() if client.learner.trained]  # type: ignore[attr-defined]
     assert len(offering) >= 3
-    for party in offering:
-        assert party.buffer is not None
-        assert party.buffer.look(run.state.run, rules_of(party.policy)) is not None
+    for client in offering:
+        assert client.buffer is not None
+        assert client.buffer.look(run.state.run, rules_of(client.policy)) is not None
 
 
 def test_an_owner_that_allows_nothing_sensible_is_told() -> None:

@@ -19,7 +19,7 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.personalization.keeping import personalize
 from quietchoir.federation.personalization.settings import PersonalSettings
 from quietchoir.tests.fakes.federation import DIGEST
-from quietchoir.tests.fakes.personal import Desk, Judged, as_workshop, tiny_weights
+from quietchoir.tests.fakes.personal import CryptoWorker, Judged, as_workshop, tiny_weights
 
 INIT = ("--name", "choir", "--model-digest", DIGEST, "--prompt-system", "", "--prompt-answers",
         "any", "--prompt-turns", "all")  # fmt: skip
@@ -98,16 +98,16 @@ def test_what_is_forgotten_is_gone_with_the_states_that_were_computed_of_it(
 
 
 @pytest.fixture
-def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> CryptoWorker:
     """The same node, with a tiny model."""
-    made = Desk(home, tiny_weights())
+    made = CryptoWorker(home, tiny_weights())
     tiny: Weights = made.weights
     monkeypatch.setattr(catalog, "find", lambda name: home)
     monkeypatch.setattr(model_files, "load", lambda path: tiny)
     return made
 
 
-def personal(desk: Desk, store: HistoryStore) -> tuple[str, str]:
+def personal(desk: CryptoWorker, store: HistoryStore) -> tuple[str, str]:
     """A shared adapter, and this owner's on top, which learned every example."""
     shared = desk.deliver(1)
     outcome = personalize(desk.owner, shared, as_workshop(Judged(6)), PersonalSettings(epochs=1))
@@ -117,7 +117,7 @@ def personal(desk: Desk, store: HistoryStore) -> tuple[str, str]:
 
 
 def test_a_personal_adapter_that_learned_it_is_deleted_and_made_anew(
-    desk: Desk, home: Path, capsys: pytest.CaptureFixture[str]
+    desk: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(HistoryStore(home)) as store:
         shared, old = personal(desk, store)
@@ -137,7 +137,7 @@ def test_a_personal_adapter_that_learned_it_is_deleted_and_made_anew(
 
 
 def test_with_too_little_left_the_shared_adapter_answers_again(
-    desk: Desk, home: Path, capsys: pytest.CaptureFixture[str]
+    desk: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(HistoryStore(home)) as store:
         shared, _ = personal(desk, store)

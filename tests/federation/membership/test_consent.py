@@ -14,7 +14,7 @@ from quietchoir.federation import costs
 from quietchoir.federation.membership.consent import check_consent, check_upload
 from quietchoir.federation.spec.policy import PrivacyTable
 from quietchoir.federation.training.learner import Trained
-from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.federation import FixedLearner, clients, coordinator, house
 
 PRIVATE = PrivacyTable(mechanism="discrete-gaussian", epsilon=8.0)
 
@@ -115,7 +115,7 @@ def test_a_round_takes_at_most_what_was_told_and_nearly_that(mode: str, key: str
         key=key,
         recipe={"rounds": 2, "evaluate_every": 0, "work_timeout_s": 60, "stage_timeout_s": 60},
     )
-    report = coordinator(home, parties(home, size, lambda name: Noisy()), size).run(2)
+    report = coordinator(home, clients(home, size, lambda name: Noisy()), size).run(2)
     trained = [entry for entry in report.history if entry["kind"] == "train"]
     # where adapters are followed, the first round tells of zeros, by name alone
     round_ = trained[home.policy.followed]

@@ -19,7 +19,7 @@ from quietchoir.federation.membership.founding import (
     Founding,
     create_federation,
 )
-from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
+from quietchoir.federation.membership.locking import protect, read_tls_key, server_key
 from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.keyring import ForgetfulKeyring, MemoryKeyring
@@ -96,12 +96,12 @@ def test_the_door_opens_with_a_locked_key_that_never_lies_on_the_disk_in_clear(
     folder: Path, tmp_path: Path
 ) -> None:
     protect(folder, Lock(passphrase="many voices"))
-    kept, password = door_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")
+    kept, password = server_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")
     assert b"ENCRYPTED PRIVATE KEY" in kept.read_bytes() and kept.stat().st_mode & 0o777 == 0o600
-    assert door_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")[1] != password
+    assert server_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")[1] != password
     certificate = tmp_path / "certificate.pem"
     certificate.write_text(roster.load(folder / FILE).coordinator.certificate)
-    kept, password = door_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")
+    kept, password = server_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, kept, password)
     with pytest.raises(ssl.SSLError):
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, kept, "another")

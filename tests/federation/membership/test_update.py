@@ -16,8 +16,8 @@ from quietchoir.federation.membership.update import (
     AGAIN_S,
     MAGIC,
     MAX_BYTES,
-    Handing,
-    Standing,
+    UpdateReceiver,
+    UpdateSender,
     Watched,
 )
 from quietchoir.federation.rounds.client import Client
@@ -27,18 +27,22 @@ from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house
-from quietchoir.tests.fakes.sealed import LocalDesk
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker
 
 SIZE = 8
 
 
 class Town:
-    """A federation whose file lies on a disk, its members as `Standing`, its coordinator over a
-    link that can be replaced.
+    """A federation whose file lies on a disk, its members as `UpdateReceiver`, its coordinator over
+    a link that can be replaced.
     """
 
     def __init__(self, folder: Path, mode: str = "plain") -> None:
-        self.folder, self.home, self.desk = folder, house(4, mode=mode), LocalDesk()
+        self.folder, self.home, self.crypto_worker = (
+            folder,
+            house(4, mode=mode),
+            LocalCryptoWorker(),
+        )
         self.chain = create_chain(self.home.policy, self.home.owner)
         self.file, self.events = folder / "federation.toml", list[dict[str, object]]()
         roster.write(self.file, self.chain)
@@ -47,22 +51,22 @@ class Town:
         self.link = TakingLink({name: node.handle for name, node in self.nodes.items()})
         self.watched = Watched(self.file, folder / "kept.toml", tables(self.events.append))
         home = dataclasses.replace(self.home, policy=self.chain.policy)
-        self.run = coordinator(home, {}, SIZE, link=self.link, desk=self.desk)
+        self.run = coordinator(home, {}, SIZE, link=self.link, desk=self.crypto_worker)
         self.run.between = renewing(self.watched, self.run, self.link, tables(self.events.append))  # type: ignore[arg-type]
 
-    def node(self, name: str, key: Identity, chain: Chain | None = None) -> Standing:
+    def node(self, name: str, key: Identity, chain: Chain | None = None) -> UpdateReceiver:
         kept = self.folder / name / "federation.toml"
-        policy, safe = (
+        policy, client_secrets = (
             roster.adopt(chain or self.chain, kept, ""),
-            ClientSecrets(ClientStore(None, SIZE), self.desk),
+            ClientSecrets(ClientStore(None, SIZE), self.crypto_worker),
         )
 
         def enter(newest: Policy) -> Callable[[bytes], bytes]:
             return Client(
-                newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, secrets=safe
+                newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, secrets=client_secrets
             ).handle
 
-        return Standing(
+        return UpdateReceiver(
             policy,
             kept,
             enter,
@@ -92,9 +96,9 @@ class TakingLink(InProcessLink):
     def present(self) -> frozenset[str]:
         return super().present() & self.let_in
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        self.asked += [(name, letter.startswith(MAGIC)) for name, letter in letters.items()]
-        return super().ask(letters, timeout_s)
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.asked += [(name, message.startswith(MAGIC)) for name, message in messages.items()]
+        return super().ask(messages, timeout_s)
 
 
 @pytest.fixture
@@ -139,13 +143,13 @@ def test_a_letter_of_a_revoked_coordinator_or_under_the_old_version_is_refused(t
     letters: list[bytes] = []
     ann = town.nodes["ann"].handle
 
-    def keep(letter: bytes) -> bytes:
-        letters.append(letter)
-        return ann(letter)
+    def keep(message: bytes) -> bytes:
+        letters.append(message)
+        return ann(message)
 
     town.link.parties["ann"] = keep
     town.run.run(1)
-    work = next(letter for letter in letters if not letter.startswith(MAGIC))
+    work = next(message for message in letters if not message.startswith(MAGIC))
     town.change(REVOKE, {"name": "dan"})
     town.nodes["ben"].handle(MAGIC + town.file.read_bytes())
     with pytest.raises(MessageError, match="another version of the federation file"):
@@ -245,18 +249,18 @@ def test_the_run_ends_when_its_file_does(town: Town) -> None:
 def test_a_member_that_does_not_take_the_file_is_asked_again_later(town: Town) -> None:
     asked: list[list[str]] = []
 
-    def ask(letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        asked.append(list(letters))
+    def ask(messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        asked.append(list(messages))
         yield "ann", town.chain.policy.digest
         yield "ben", b"something else"
 
-    handing = Handing(town.watched, ask)
+    handing = UpdateSender(town.watched, ask)
     everybody = frozenset({"ann", "ben", "cat"})
-    handing.hand(everybody)
-    handing.hand(everybody)
+    handing.send(everybody)
+    handing.send(everybody)
     assert asked == [["ann", "ben", "cat"]]
     handing.tried = {name: since - AGAIN_S for name, since in handing.tried.items()}
-    handing.hand(everybody)
+    handing.send(everybody)
     handing.renewed()
-    handing.hand(everybody)
+    handing.send(everybody)
     assert asked[1:] == [["ben", "cat"], ["ben", "cat"]]

@@ -25,7 +25,7 @@ from quietchoir.federation.monitor.run_status import RunStatus
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.tests.fakes.events import event_of
-from quietchoir.tests.fakes.federation import coordinator, house, parties
+from quietchoir.tests.fakes.federation import clients, coordinator, house
 
 SIZE = 8
 MEMBERS = ("ann", "ben", "cat", "dan")
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home, state = house(4), tmp_path_factory.mktemp("made") / "state"
     log, store = AuditLog(state), Store(state)
     roster.write(state / roster.FILE, create_chain(home.policy, home.owner))
-    coordinator(home, parties(home, SIZE), SIZE, store=store, on_event=log.note).run(2)
+    coordinator(home, clients(home, SIZE), SIZE, store=store, on_event=log.note).run(2)
     store.close()
     return state
 
@@ -216,7 +216,7 @@ def test_the_page_needs_its_token_and_a_host_of_its_own(page: Page, seen: dict[s
 
 def test_a_port_that_is_taken_is_told(page: Page, folder: Path) -> None:
     with pytest.raises(ConfigError, match="cannot listen"):
-        Page(page.board, page.port, folder)
+        Page(page.run_status, page.port, folder)
 
 
 def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:

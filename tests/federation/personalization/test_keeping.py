@@ -37,16 +37,16 @@ from quietchoir.federation.personalization.keeping import (
     unless_chosen_otherwise,
 )
 from quietchoir.federation.personalization.settings import PersonalSettings
-from quietchoir.federation.personalization.trainer import Workshop, pieces
+from quietchoir.federation.personalization.trainer import PersonalTrainer, pieces
 from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.fakes.personal import (
     SHAPE,
-    Desk,
+    CryptoWorker,
     Judged,
     as_workshop,
     mode_of,
     modes,
-    open_workshop,
+    open_trainer,
     shared_adapter,
     tiny_weights,
 )  # fmt: skip
@@ -62,17 +62,17 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def workshop(weights: Weights) -> Workshop:
-    return open_workshop(weights)
+def workshop(weights: Weights) -> PersonalTrainer:
+    return open_trainer(weights)
 
 
 @pytest.fixture
-def desk(weights: Weights, tmp_path: Path) -> Desk:
-    return Desk(tmp_path / "home", weights)
+def desk(weights: Weights, tmp_path: Path) -> CryptoWorker:
+    return CryptoWorker(tmp_path / "home", weights)
 
 
 def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
-    weights: Weights, desk: Desk
+    weights: Weights, desk: CryptoWorker
 ) -> None:
     shared, x = shared_adapter(weights, 1), torch.randn(32)
     flat = shared_b(shared, weights)
@@ -112,13 +112,13 @@ def test_a_change_is_not_shown_not_pickled_and_no_array() -> None:
 
 
 def test_training_moves_the_personal_part_alone_and_proximal_pulls_it_to_the_shared_one(
-    weights: Weights, workshop: Workshop
+    weights: Weights, personal_trainer: PersonalTrainer
 ) -> None:
     shared = shared_b(shared_adapter(weights, 1), weights)
     before, far = shared.clone(), PersonalChange(torch.full_like(shared, 0.3))
     lengths = {
         proximal: float(
-            (workshop.learn(shared, far, settings, seed=1).upon(shared) - shared).norm()
+            (personal_trainer.learn(shared, far, settings, seed=1).upon(shared) - shared).norm()
         )
         for proximal in (0.0, 100.0)
         if (settings := PersonalSettings(epochs=3, lr=1e-2, proximal=proximal))
@@ -126,16 +126,16 @@ def test_training_moves_the_personal_part_alone_and_proximal_pulls_it_to_the_sha
     assert torch.equal(shared, before)
     # towards the shared one, not to where training began
     assert lengths[100.0] < 0.97 * lengths[0.0]
-    again = [workshop.learn(shared, far, TRAIN, seed=1).upon(shared) for _ in range(2)]
+    again = [personal_trainer.learn(shared, far, TRAIN, seed=1).upon(shared) for _ in range(2)]
     assert torch.equal(*again)
 
 
 def test_an_owners_own_words_are_learned_on_top_and_judged_on_what_was_held_out(
     weights: Weights,
 ) -> None:
-    trainer = open_workshop(weights).trainer
+    trainer = open_trainer(weights).trainer
     examples = trainer.prepare(chatter(3))
-    seen = Workshop(trainer, examples, examples)
+    seen = PersonalTrainer(trainer, examples, examples)
     shared = shared_b(shared_adapter(weights, 1), weights)
     change = seen.learn(
         shared,
@@ -152,16 +152,22 @@ def test_an_owners_own_words_are_learned_on_top_and_judged_on_what_was_held_out(
 
 
 def test_scoring_in_pieces_gives_what_scoring_at_once_gives(
-    weights: Weights, workshop: Workshop
+    weights: Weights, personal_trainer: PersonalTrainer
 ) -> None:
-    parts = list(pieces(workshop.test, 3))
+    parts = list(pieces(personal_trainer.test, 3))
     assert [len(part) for part in parts] == [3, 1]
-    assert sum((part.examples for part in parts), ()) == workshop.test.examples
+    assert sum((part.examples for part in parts), ()) == personal_trainer.test.examples
     rested: list[int] = []
-    watched = Workshop(workshop.trainer, workshop.train, workshop.test, lambda: rested.append(1))
+    watched = PersonalTrainer(
+        personal_trainer.trainer,
+        personal_trainer.train,
+        personal_trainer.test,
+        lambda: rested.append(1),
+    )
     flat = shared_b(shared_adapter(weights, 1), weights)
     assert (
-        watched.score(flat) == workshop.trainer.evaluate(flat, workshop.test) and len(rested) == 1
+        watched.score(flat) == personal_trainer.trainer.evaluate(flat, personal_trainer.test)
+        and len(rested) == 1
     )
     watched.learn(
         flat, PersonalChange.nothing(len(flat)), PersonalSettings(epochs=2, batch=2), seed=1
@@ -169,7 +175,9 @@ def test_scoring_in_pieces_gives_what_scoring_at_once_gives(
     assert len(rested) == 1 + 1 + 6  # before, and after each step
 
 
-def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(desk: Desk) -> None:
+def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(
+    desk: CryptoWorker,
+) -> None:
     parent = desk.deliver(1)
     outcome = personalize(desk.owner, parent[:8], as_workshop(Judged(7)), TRAIN)
     card = desk.registry.card(outcome.adapter)
@@ -195,7 +203,7 @@ def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(desk: 
     )
 
 
-def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: Desk) -> None:
+def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: CryptoWorker) -> None:
     parent = desk.deliver(1)
     desk.registry.activate(parent)
     before = desk.files()
@@ -206,7 +214,7 @@ def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: Desk) -> None:
     assert personalize(desk.owner, parent, as_workshop(Judged(5)), TRAIN).active
 
 
-def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: Desk) -> None:
+def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: CryptoWorker) -> None:
     first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
     newer = desk.deliver(2)
     outcome = personalize(desk.owner, newer, as_workshop(Judged(6)), CARRY)
@@ -225,7 +233,7 @@ def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: Desk) -> None
 
 
 def test_an_earlier_change_that_has_become_a_burden_is_dropped_for_one_from_nothing(
-    desk: Desk,
+    desk: CryptoWorker,
 ) -> None:
     first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
     newer, both = desk.deliver(2), Judged(4, 6)
@@ -241,7 +249,7 @@ def test_an_earlier_change_that_has_become_a_burden_is_dropped_for_one_from_noth
     assert desk.files() == before and first.adapter in desk.registry.list()
 
 
-def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: Desk) -> None:
+def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: CryptoWorker) -> None:
     parent = desk.deliver(1)
     personal = personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
     odd = shared_adapter(desk.weights, 3)
@@ -275,7 +283,7 @@ def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: Desk) -> N
 
 
 def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on(
-    desk: Desk,
+    desk: CryptoWorker,
 ) -> None:
     first = desk.deliver(1)
     somebody = Owner(desk.registry, Identity.generate(), desk.weights)
@@ -285,14 +293,14 @@ def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on
     assert (
         personalize(desk.owner, desk.deliver(2, wider), as_workshop(Judged(6)), TRAIN).carried == ""
     )
-    other = Desk(desk.home, desk.weights, identity=desk.identity)  # of another federation
+    other = CryptoWorker(desk.home, desk.weights, identity=desk.identity)  # of another federation
     assert personalize(desk.owner, other.deliver(4), as_workshop(Judged(6)), TRAIN).carried == ""
     damaged = desk.registry.personal()[0].adapter
     (desk.registry.path(damaged) / "card.json").write_text("{}")
     assert damaged not in {card.adapter for card in desk.registry.personal()}
 
 
-def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: Desk) -> None:
+def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: CryptoWorker) -> None:
     parent = desk.deliver(1)
 
     def unasked() -> bool:
@@ -314,7 +322,7 @@ def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: Desk) -> No
 
 
 def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(
-    desk: Desk, tmp_path: Path
+    desk: CryptoWorker, tmp_path: Path
 ) -> None:
     parent = desk.deliver(1)
     kept = personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
@@ -345,7 +353,7 @@ def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(
     assert card.personal and name == kept and modes(list(elsewhere.path(name).iterdir())) == {0o600}
 
 
-def test_an_adapter_is_removed_unless_it_is_needed(desk: Desk) -> None:
+def test_an_adapter_is_removed_unless_it_is_needed(desk: CryptoWorker) -> None:
     parent = desk.deliver(1)
     first, second = (
         personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN, afresh=one).adapter
@@ -367,7 +375,9 @@ def test_an_adapter_is_removed_unless_it_is_needed(desk: Desk) -> None:
     assert desk.registry.list() == [] and desk.registry.rollback() is None
 
 
-def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(desk: Desk) -> None:
+def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(
+    desk: CryptoWorker,
+) -> None:
     parent = desk.deliver(1)
     told = json.loads(desk.registry.card(parent).text())
     assert not {"scope", "serial"} & told.keys()
@@ -380,7 +390,10 @@ def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(desk
 
 
 def test_the_verb_trains_tells_and_lists(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    desk: CryptoWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(adapters, "weights_of", lambda arguments: desk.weights)
     data = tmp_path / "data"
@@ -423,6 +436,6 @@ def test_the_configuration_is_what_the_settings_say() -> None:
     with pytest.raises(ConfigError, match="lr = 0"):
         PersonalSettings.of(TrainingConfig(personal_lr=0.0))
     with pytest.raises(DataError, match="--data"):
-        from quietchoir.federation.cli.personalization import open_workshop
+        from quietchoir.federation.cli.personalization import open_trainer
 
-        open_workshop(([], []), tiny_weights(), SHAPE, TrainingConfig())
+        open_trainer(([], []), tiny_weights(), SHAPE, TrainingConfig())

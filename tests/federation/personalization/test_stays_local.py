@@ -36,7 +36,7 @@ from quietchoir.federation.membership.founding import (
 )
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.personalization.change import PersonalChange, shared_b
-from quietchoir.federation.personalization.trainer import Workshop
+from quietchoir.federation.personalization.trainer import PersonalTrainer
 from quietchoir.federation.personalization.worker import NAME as PENDING
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.server_node import keeper
@@ -47,7 +47,7 @@ from quietchoir.federation.training.learner import Trained, TrainerLearner
 from quietchoir.federation.transport import node as flower
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import ANY_MODE, DIGEST
-from quietchoir.tests.fakes.personal import TABLE, Desk, Door, tiny_weights
+from quietchoir.tests.fakes.personal import TABLE, CryptoWorker, Door, tiny_weights
 from quietchoir.tests.fakes.store import names
 from quietchoir.tests.fakes.training import CHATTER, chatter
 
@@ -64,9 +64,9 @@ class HearingLink(InProcessLink):
         super().__init__(members)
         self.heard: list[bytes] = []
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        self.heard += letters.values()
-        for name, answer in super().ask(letters, timeout_s):
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.heard += messages.values()
+        for name, answer in super().ask(messages, timeout_s):
             self.heard.append(answer)
             yield name, answer
 
@@ -135,11 +135,11 @@ class Members:
         config = Config(training=training, consent=ANY_MODE)
         for name in MEMBERS:
             home = self.folder / name
-            joining = ClientOptions(file=self.file, data=home, home=home, once=self.once)
+            options = ClientOptions(file=self.file, data=home, home=home, once=self.once)
             leave = threading.Event() if self.once else self.leave
             thread = threading.Thread(
                 target=join,
-                args=(joining, config, self.tell, leave),
+                args=(options, config, self.tell, leave),
                 kwargs={"loaded": self.weights},
             )
             self.threads.append(thread)
@@ -231,7 +231,7 @@ def test_the_protection_is_given_the_same_values_with_a_personal_adapter_and_wit
     assert len(without.updates) == 2 * 3 * (2 + 1)
     assert beside.updates == without.updates
     assert beside.adapters == without.adapters
-    assert [len(letter) for letter in beside.heard] == [len(letter) for letter in without.heard]
+    assert [len(message) for message in beside.heard] == [len(message) for message in without.heard]
     assert [event.of for event in beside.events] == [2] * 6 and all(
         event.adapter for event in beside.events
     )
@@ -241,9 +241,9 @@ def test_a_member_that_started_from_its_personal_adapter_would_be_found_out(
     play: Play, without: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control arm: the comparison above can fail."""
-    learn, honest, learned = Workshop.learn, TrainerLearner.train, list[PersonalChange]()
+    learn, honest, learned = PersonalTrainer.learn, TrainerLearner.train, list[PersonalChange]()
 
-    def watched(shop: Workshop, *given: Any, **more: Any) -> PersonalChange:
+    def watched(shop: PersonalTrainer, *given: Any, **more: Any) -> PersonalChange:
         learned.append(learn(shop, *given, **more))
         return learned[-1]
 
@@ -251,7 +251,7 @@ def test_a_member_that_started_from_its_personal_adapter_would_be_found_out(
         start = learned[-1].upon(torch.from_numpy(flat.copy())).numpy() if learned else flat
         return honest(learner, start, seed)
 
-    monkeypatch.setattr(Workshop, "learn", watched)
+    monkeypatch.setattr(PersonalTrainer, "learn", watched)
     monkeypatch.setattr(TrainerLearner, "train", leaky)
     beside = play(personal=True)
     first, second = beside.updates[:9], beside.updates[9:]
@@ -267,7 +267,7 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
     play: Play, without: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Workshop,
+        PersonalTrainer,
         "learn",
         lambda shop, shared, change, *_, **__: PersonalChange(
             torch.full_like(shared, float(MARKER)) - shared
@@ -284,11 +284,12 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
     assert {folder.name for folder in folders} == {event.adapter for event in trace.events}
     # with their members, not with the coordinator
     assert {folder.parent.parent.name for folder in folders} == set(MEMBERS)
-    for letter in trace.heard:
-        assert MARKER.tobytes() not in letter
+    for message in trace.heard:
+        assert MARKER.tobytes() not in message
         for event in trace.events:
             assert (
-                event.adapter.encode() not in letter and bytes.fromhex(event.adapter) not in letter
+                event.adapter.encode() not in message
+                and bytes.fromhex(event.adapter) not in message
             )
     assert trace.updates == without.updates
 
@@ -363,7 +364,7 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
 def test_a_coordinators_card_that_claims_to_be_personal_is_refused(
     tmp_path: Path, weights: Weights
 ) -> None:
-    desk = Desk(tmp_path, weights)
+    desk = CryptoWorker(tmp_path, weights)
     shared = desk.registry.card(desk.deliver(1))
     policy = dataclasses.replace(desk.federation.policy, adapter=TABLE)
     flat = shared_b(desk.registry.load(shared.adapter), weights).numpy()

@@ -29,7 +29,7 @@ from quietchoir.federation.personalization.worker import (
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.tests.fakes.events import tables
-from quietchoir.tests.fakes.personal import Desk, open_workshop, tiny_weights
+from quietchoir.tests.fakes.personal import CryptoWorker, open_trainer, tiny_weights
 
 PATIENCE_S = 60.0
 ONE, TWO = "aa" * 32, "bb" * 32
@@ -86,10 +86,10 @@ class Scene:
 def scene(tmp_path: Path) -> Iterator[Scene]:
     playing = Scene(tmp_path)
     yield playing
-    for companion in playing.made:
-        companion.close()
-        companion.thread.join(PATIENCE_S)
-        assert not companion.thread.is_alive()
+    for personalization_worker in playing.made:
+        personalization_worker.close()
+        personalization_worker.thread.join(PATIENCE_S)
+        assert not personalization_worker.thread.is_alive()
 
 
 def test_what_came_of_it_is_told_in_numbers_and_words(scene: Scene) -> None:
@@ -121,10 +121,10 @@ def test_it_rests_while_a_letter_is_answered_and_while_somebody_waits_for_the_ma
     companion = scene.start(work, busy=is_busy)
     busy.set()
 
-    def answer(letter: bytes) -> bytes:
+    def answer(message: bytes) -> bytes:
         answering.set()
         answered.set()
-        return letter[::-1]
+        return message[::-1]
 
     companion.adopted(ONE)
     assert begun.wait(PATIENCE_S)
@@ -139,13 +139,13 @@ def test_it_rests_while_a_letter_is_answered_and_while_somebody_waits_for_the_ma
 def test_a_letter_that_fails_ends_the_rest_too(scene: Scene) -> None:
     companion = scene.start(lambda companion, name: companion.rest())
 
-    def refuse(letter: bytes) -> bytes:
+    def refuse(message: bytes) -> bytes:
         companion.adopted(ONE)
         raise FederationError("refused")
 
     with pytest.raises(FederationError, match="refused"):
         companion.attend(refuse)(b"")
-    assert scene.told()["adapter"] and companion.letters == 0
+    assert scene.told()["adapter"] and companion.answering == 0
 
 
 def test_a_failure_is_told_and_the_next_adapter_is_worked_on(scene: Scene) -> None:
@@ -230,36 +230,36 @@ def test_a_disk_that_refuses_harms_nobody(tmp_path: Path) -> None:
 
 
 def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
-    desk, shop = Desk(tmp_path / "home", tiny_weights()), open_workshop(tiny_weights())
+    desk, shop = CryptoWorker(tmp_path / "home", tiny_weights()), open_trainer(tiny_weights())
     parent = desk.deliver(1)
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
-    companion = PersonalizationWorker(
+    personalization_worker = PersonalizationWorker(
         desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
-    companion.adopted(parent)
+    personalization_worker.adopted(parent)
     assert "test.jsonl" in events.get(timeout=PATIENCE_S)["words"]
-    companion.finish()
+    personalization_worker.finish()
     assert desk.files() == before
 
 
 def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_its_owner(
     tmp_path: Path,
 ) -> None:
-    desk, shop = Desk(tmp_path / "home", tiny_weights()), open_workshop(tiny_weights())
+    desk, shop = CryptoWorker(tmp_path / "home", tiny_weights()), open_trainer(tiny_weights())
     parent = desk.deliver(1, AdapterShape(rank=2, alpha=4.0, upper_layers=1))
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
-    companion = PersonalizationWorker(
+    personalization_worker = PersonalizationWorker(
         desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
-    companion.adopted(parent)
+    personalization_worker.adopted(parent)
     assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
         "words"
     ]
-    companion.finish()
+    personalization_worker.finish()
     assert desk.files() == before
 
 

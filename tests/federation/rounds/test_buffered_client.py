@@ -39,7 +39,7 @@ from quietchoir.tests.fakes.buffered import (
     stage_letter,
     train_letter,
 )
-from quietchoir.tests.fakes.federation import House, parties
+from quietchoir.tests.fakes.federation import House, clients
 from quietchoir.tests.fakes.store import contents, damage, everywhere, names
 
 
@@ -67,19 +67,19 @@ def home() -> House:
 @pytest.fixture
 def ann(home: House, tmp_path: Path) -> Iterator[Client]:
     """A member whose contribution is from version 3."""
-    party = member(home, "ann", tmp_path)
-    assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == offer(3)
-    yield party
+    client = member(home, "ann", tmp_path)
+    assert answer(home, client, train_letter(home, "ann", TRAINED, 3)) == offer(3)
+    yield client
 
 
-def snapshot(party: Client, folder: Path) -> object:
+def snapshot(client: Client, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = contents(folder)
-    attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
-    assert party.buffer is not None
-    kept = party.buffer.look(RUN, rules_of(party.policy))
-    trained = len(party.learner.trained)  # type: ignore[attr-defined]
-    return files, attempt, dict(party.ledger.marks), party.ledger.sums.snapshot(), kept, trained
+    attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
+    assert client.buffer is not None
+    kept = client.buffer.look(RUN, rules_of(client.policy))
+    trained = len(client.learner.trained)  # type: ignore[attr-defined]
+    return files, attempt, dict(client.ledger.marks), client.ledger.sums.snapshot(), kept, trained
 
 
 def spelled(home: House, payload: bytes) -> bytes:
@@ -213,15 +213,17 @@ def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
 class Sly:
     """A coordinator's side of one group that says to each member what it likes."""
 
-    def __init__(self, home: House, members: Mapping[str, Client], place: RoundId) -> None:
-        self.home, self.members, self.place = home, members, place
+    def __init__(self, home: House, members: Mapping[str, Client], round_id: RoundId) -> None:
+        self.home, self.members, self.round_id = home, members, round_id
 
     def call(self, told: Mapping[str, Group]) -> None:
         """Tell each member its group."""
         for name, group in told.items():
             assert messages.decode_ready(
                 answer(
-                    self.home, self.members[name], group_letter(self.home, name, self.place, group)
+                    self.home,
+                    self.members[name],
+                    group_letter(self.home, name, self.round_id, group),
                 )
             )
 
@@ -235,7 +237,7 @@ class Sly:
         half = MaskedServer(
             ServerContext(
                 policy=policy,
-                place=self.place,
+                place=self.round_id,
                 length=Codec(SIZE, policy).length,
                 counted=True,
                 told=Contributors(names),
@@ -249,7 +251,7 @@ class Sly:
             stage, payloads = step
             for name, payload in payloads.items():
                 if (name, stage) != (silent, "consistency") and (name, stage) != (silent, "unmask"):
-                    letter = stage_letter(self.home, name, self.place, stage, payload)
+                    letter = stage_letter(self.home, name, self.round_id, stage, payload)
                     half.receive(name, answer(self.home, self.members[name], letter))
             done.append(stage)
             following = half.advance()
@@ -261,8 +263,8 @@ class Sly:
 def quartet(home: House, folder: Path) -> dict[str, Client]:
     """Four members with a contribution from version 0 each."""
     members = {name: member(home, name, folder) for name in home.members}
-    for name, party in members.items():
-        party.handle(train_letter(home, name, RoundId(RUN, 1, 1), 0))
+    for name, client in members.items():
+        client.handle(train_letter(home, name, RoundId(RUN, 1, 1), 0))
     return members
 
 
@@ -289,9 +291,9 @@ def test_one_contribution_never_goes_into_two_groups(
     sly.call(dict.fromkeys(first.names, first))
     assert sly.sum(first.told, first.names, until)[-1] == until
     before = snapshot(four["ann"], tmp_path)
-    for place in (RoundId(RUN, 1, 3), RoundId(RUN, 2, 1)):
+    for round_id in (RoundId(RUN, 1, 3), RoundId(RUN, 2, 1)):
         with pytest.raises(MessageError, match="the last one has left"):
-            four["ann"].handle(group_letter(home, "ann", place, zero("ann", "ben", "dan")))
+            four["ann"].handle(group_letter(home, "ann", round_id, zero("ann", "ben", "dan")))
     assert snapshot(four["ann"], tmp_path) == before
 
 
@@ -320,12 +322,12 @@ def test_members_told_different_groups_never_meet_in_a_sum(
         sly.call({"ann": other, "ben": said, "cat": said})
         with pytest.raises((CryptoError, RoundAborted)):
             sly.sum(told, said.names)
-    assert all(b'"opened": []' in party.ledger.sums.snapshot() for party in four.values())
+    assert all(b'"opened": []' in client.ledger.sums.snapshot() for client in four.values())
 
 
 def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_path: Path) -> None:
     home = buffered(4, mode="masked", threshold=3, recipe={"attempts": 2})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
 
     class Equivocator(NapLink):
         def ask(
@@ -349,7 +351,7 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
     with pytest.raises(RoundAborted, match="need 3"):
         run.run()
     assert run.state.round == 0 and not run.state.server.flat.any() and len(run.aborted) == 2
-    assert all(b'"opened": []' in party.ledger.sums.snapshot() for party in members.values())
+    assert all(b'"opened": []' in client.ledger.sums.snapshot() for client in members.values())
 
 
 def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(
@@ -421,6 +423,6 @@ def test_a_damaged_record_costs_a_training_and_a_full_disk_keeps_in_memory(
     )
     full = open_member(tmp_path / "full")
     full.connection.execute("PRAGMA query_only = ON")
-    drawer = ContributionBuffer(full)
-    drawer.keep(kept)
-    assert drawer.look(RUN, rules_of(ann.policy)) is kept and names(tmp_path / "full") == set()
+    buffer = ContributionBuffer(full)
+    buffer.keep(kept)
+    assert buffer.look(RUN, rules_of(ann.policy)) is kept and names(tmp_path / "full") == set()

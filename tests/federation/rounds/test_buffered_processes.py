@@ -13,7 +13,7 @@ import pytest
 
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE
-from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Cluster, ClusterPlan
 from quietchoir.simulations.processes import Child, ProcessGroup
 
 SLEEPER = "node-03"
@@ -31,14 +31,14 @@ class Night:
 
     def __init__(self, folder: Path) -> None:
         self.stage = ProcessGroup(folder / "logs")
-        self.choir = Choir(self.stage, folder, PLAN)
-        self.coordinator = self.choir.coordinate("coordinator", "--grace", "5")
+        self.cluster = Cluster(self.stage, folder, PLAN)
+        self.coordinator = self.cluster.coordinate("coordinator", "--grace", "5")
         self.nodes = {name: self.start(name) for name in PLAN.names}
         self.last = 0
 
     def start(self, name: str, number: int = 1) -> Child:
         """Start a member, the `number`-th time."""
-        return self.stage.start(f"{name}-{number}", *self.choir.joining(name))
+        return self.stage.start(f"{name}-{number}", *self.cluster.joining(name))
 
     def step(self, *, among: str = "", without: str = "-") -> dict[str, Any]:
         """The next step with one member in its sum, and without another."""
@@ -78,19 +78,19 @@ def test_rounds_wait_for_nobody_who_sleeps_and_outlive_kill_9_of_members_and_coo
     night.step(among="node-00")
 
     night.coordinator.kill()
-    state = checkpoint.read(night.choir.folder / "state")
+    state = checkpoint.read(night.cluster.folder / "state")
     assert state is not None and state.round >= night.last
-    night.coordinator = night.choir.coordinate(
+    night.coordinator = night.cluster.coordinate(
         "coordinator-2", "--grace", "5", "--rounds", str(state.round + 2)
     )
     night.coordinator.until("delivered", PATIENCE_S)
     night.coordinator.finish(PATIENCE_S)
-    report = night.choir.told()
+    report = night.cluster.read_report()
     trained = [entry for entry in report["history"] if entry["kind"] == "train"]
     assert [entry["round"] for entry in trained] == list(range(1, state.round + 3)) and report[
         "rounds"
     ] == state.round + 2
     assert all(len(entry["parties"]) >= 3 for entry in trained)
     assert report["accuracy"]["after"] is not None and len(report["delivered"]) >= 3
-    for path in night.choir.folder.glob(f"node-*/**/{FILE}*"):
+    for path in night.cluster.folder.glob(f"node-*/**/{FILE}*"):
         assert path.stat().st_mode & 0o077 == 0

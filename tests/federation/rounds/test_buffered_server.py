@@ -23,20 +23,20 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
 from quietchoir.federation.training.learner import Counts
-from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import Link
 from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, buffered_schedule, run_of
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, house, parties
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, house
 
 NOISE = PrivacyTable(
     mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"
 )
 
 
-def stage_of(letter: bytes) -> str:
+def stage_of(message: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = messages.split(letter)
+    fields, _ = messages.split(message)
     return str(fields["stage"])
 
 
@@ -75,7 +75,7 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
             return frozenset()
 
         def ask(
-            self, letters: Mapping[str, bytes], timeout_s: float
+            self, messages: Mapping[str, bytes], timeout_s: float
         ) -> Iterator[tuple[str, bytes]]:
             return iter(())
 
@@ -90,7 +90,7 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
 @pytest.mark.parametrize("mode", ["plain", "masked"])
 def test_a_run_goes_on_with_whoever_is_ready_and_arrives(mode: str) -> None:
     home = buffered(5, mode=mode, recipe={"rounds": 8})
-    members = parties(home, 200, lambda name: RehearsalLearner(200, name))
+    members = clients(home, 200, lambda name: SyntheticLearner(200, name))
     report = run_of(home, members).run()
     trained = [entry for entry in report.history if entry["kind"] == "train"]
     assert [entry["round"] for entry in trained] == list(range(1, 9)) and report.aborted == []
@@ -102,9 +102,9 @@ def test_a_run_goes_on_with_whoever_is_ready_and_arrives(mode: str) -> None:
 
 def test_members_of_buffered_rounds_name_a_round_as_the_coordinator_does() -> None:
     home, told = buffered(mode="masked", recipe={"rounds": 2}), list[FederationEvent]()
-    members = parties(home, SIZE)
-    for party in members.values():
-        party.on_event = told.append
+    members = clients(home, SIZE)
+    for client in members.values():
+        client.on_event = told.append
     run = run_of(home, members, on_event=told.append)
     run.logbook.skip()
     run.run()
@@ -121,7 +121,7 @@ def test_members_of_buffered_rounds_name_a_round_as_the_coordinator_does() -> No
 @pytest.mark.parametrize("mode", ["plain", "masked"])
 def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
     home = buffered(mode=mode, bits=16)
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
     buffered_schedule(run).hand_out()
@@ -145,7 +145,7 @@ def test_a_member_gets_the_newest_adapter_and_its_scores_count_only_while_it_is_
     None
 ):
     home = buffered(mode="masked", bits=12, recipe={"rounds": 4})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     run = run_of(home, members)
     run.learn(4)
     for entry in run.state.history:
@@ -158,7 +158,7 @@ def test_a_member_gets_the_newest_adapter_and_its_scores_count_only_while_it_is_
 
 def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:
     home = buffered(schedule={"max_staleness": 0})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
     buffered_schedule(run).hand_out()
@@ -178,23 +178,23 @@ def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:
 
 def test_below_the_minimum_nothing_is_called_and_the_adapter_is_unchanged() -> None:
     home = buffered(mode="masked", schedule={"patience_s": 1e-9})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = NapLink(members)
     link.asleep = {"cat", "dan"}
     run = run_of(home, members, link)
     with pytest.raises(RoundAborted, match="nobody has contributed"):
         run.run()
     assert run.state.round == 0 and not run.state.server.flat.any()
-    assert link.letters and {stage_of(letter) for _, letter in link.letters} == {"train"}
+    assert link.letters and {stage_of(message) for _, message in link.letters} == {"train"}
 
 
 def test_members_that_go_away_from_a_patient_coordinator_are_waited_for() -> None:
     home = buffered(mode="masked", schedule={"patience_s": 1000.0})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link, patient=True)
     run.learn(1)
-    buffered_schedule(run).outbox.recall()
+    buffered_schedule(run).outbox.cancel()
     link.asleep, buffered_schedule(run).news_at = {"cat", "dan"}, -1e9
     buffered_schedule(run).check_patience()
     link.asleep = set()
@@ -208,7 +208,7 @@ def test_members_that_go_away_from_a_patient_coordinator_are_waited_for() -> Non
 
 def test_a_larger_buffer_waits_for_more() -> None:
     home = buffered(6, schedule={"buffer": 5})
-    run = run_of(home, parties(home, SIZE))
+    run = run_of(home, clients(home, SIZE))
     run.learn(3)
     assert [len(entry["parties"]) for entry in run.state.history] == [5, 5, 5]
 
@@ -216,21 +216,21 @@ def test_a_larger_buffer_waits_for_more() -> None:
 @pytest.mark.parametrize("stage", ["group", "advertise", "share", "mask", "consistency", "unmask"])
 def test_a_group_that_fails_is_tried_anew_and_nothing_is_averaged_over_fewer(stage: str) -> None:
     home = buffered(3, mode="masked", threshold=3, recipe={"attempts": 4})
-    members, left = parties(home, SIZE), [2]
+    members, left = clients(home, SIZE), [2]
 
-    def lose(name: str, letter: bytes) -> bool:
-        if name != "ben" or stage_of(letter) != stage or not left[0]:
+    def lose(name: str, message: bytes) -> bool:
+        if name != "ben" or stage_of(message) != stage or not left[0]:
             return False
         left[0] -= 1
         return True
 
-    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
+    link = SilentLink({name: client.handle for name, client in members.items()}, lose)
     run = run_of(home, members, link)
     run.learn(1)
     assert len(run.aborted) == 2 and run.state.round == 1
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat"]
     assert np.abs(run.state.server.flat - 0.1).max() < 0.01
-    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
+    trained = {name: len(client.learner.trained) for name, client in members.items()}  # type: ignore[attr-defined]
     sent = {"consistency", "unmask"} | ({"mask"} if stage == "mask" else set())
     # what has left a member never leaves it again
     assert trained["ann"] == trained["cat"] == (3 if stage in sent else 1)
@@ -239,10 +239,10 @@ def test_a_group_that_fails_is_tried_anew_and_nothing_is_averaged_over_fewer(sta
 
 def test_groups_that_fail_again_and_again_end_the_run_with_their_reason() -> None:
     home = buffered(3, mode="masked", recipe={"attempts": 2})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "ben" and stage_of(letter) == "share",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "ben" and stage_of(message) == "share",
     )
     run = run_of(home, members, link)
     with pytest.raises(RoundAborted):
@@ -252,20 +252,20 @@ def test_groups_that_fail_again_and_again_end_the_run_with_their_reason() -> Non
 
 def test_a_restarted_coordinator_is_offered_what_members_kept(tmp_path: Path) -> None:
     home = buffered(mode="masked", recipe={"rounds": 3})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = Store(tmp_path)
     first = run_of(home, members, store=store)
     first.learn(1)
     buffered_schedule(first).hand_out()
-    while buffered_schedule(first).outbox.owed:
+    while buffered_schedule(first).outbox.pending:
         buffered_schedule(first).take_in()
-    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
+    trained = {name: len(client.learner.trained) for name, client in members.items()}  # type: ignore[attr-defined]
     store.close()  # killed: who is ready was in its memory alone
     store = Store(tmp_path)
     again = run_of(home, members, store=store)
     assert again.state.round == 1 and buffered_schedule(again).offers == {}
     again.learn(2)
-    assert {name: len(party.learner.trained) for name, party in members.items()} == trained  # type: ignore[attr-defined]
+    assert {name: len(client.learner.trained) for name, client in members.items()} == trained  # type: ignore[attr-defined]
     again.run()
     assert again.state.round == 3 and again.aborted == []
     store.close()
@@ -281,7 +281,7 @@ class Judging(FixedLearner):
 @pytest.mark.parametrize("mode", ["plain", "masked"])
 def test_members_vote_between_steps_and_a_worse_adapter_is_undone(mode: str) -> None:
     home = buffered(5, mode=mode, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")})
-    run = run_of(home, parties(home, SIZE, lambda name: Judging()))
+    run = run_of(home, clients(home, SIZE, lambda name: Judging()))
     run.learn(2)
     assert [entry["guard"]["kept"] for entry in run.state.history] == [True, False]
     assert run.state.server.flat.mean() == pytest.approx(0.1, abs=0.01)
@@ -290,7 +290,7 @@ def test_members_vote_between_steps_and_a_worse_adapter_is_undone(mode: str) -> 
 @pytest.mark.parametrize("mode", ["plain", "masked"])
 def test_ranges_of_tensors_are_told_to_the_group(mode: str) -> None:
     home = buffered(mode=mode, bits=16, recipe={"ranges": "tensor", "rounds": 3})
-    run = run_of(home, parties(home, SIZE, lambda name: FixedLearner(0.02)))
+    run = run_of(home, clients(home, SIZE, lambda name: FixedLearner(0.02)))
     run.learn(3)
     assert all(entry["ranges"] for entry in run.state.history)
     assert run.state.server.flat.mean() == pytest.approx(
@@ -300,7 +300,7 @@ def test_ranges_of_tensors_are_told_to_the_group(mode: str) -> None:
 
 def test_each_group_charges_its_members_once_and_the_report_names_who_paid_most() -> None:
     home = buffered(5, mode="masked", bits=16, recipe={"rounds": 3}, tables={"privacy": NOISE})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
     run.learn(1)
@@ -309,9 +309,9 @@ def test_each_group_charges_its_members_once_and_the_report_names_who_paid_most(
     taken = {
         name: sum(name in entry["parties"] for entry in run.state.history) for name in home.members
     }
-    for name, party in members.items():
+    for name, client in members.items():
         assert (
-            len(party.accountant.account.history)
+            len(client.accountant.account.history)
             == len(buffered_schedule(run).accountants.of(name).account.history)
             == taken[name]
         )
@@ -324,29 +324,29 @@ def test_each_group_charges_its_members_once_and_the_report_names_who_paid_most(
 
 def test_a_group_that_came_to_nothing_is_paid_for_as_well() -> None:
     home = buffered(3, mode="masked", bits=16, tables={"privacy": NOISE})
-    members, lost = parties(home, SIZE), [True]
+    members, lost = clients(home, SIZE), [True]
 
-    def lose(name: str, letter: bytes) -> bool:
-        return name == "ben" and stage_of(letter) == "unmask" and bool(lost and lost.pop())
+    def lose(name: str, message: bytes) -> bool:
+        return name == "ben" and stage_of(message) == "unmask" and bool(lost and lost.pop())
 
     run = run_of(
-        home, members, SilentLink({name: party.handle for name, party in members.items()}, lose)
+        home, members, SilentLink({name: client.handle for name, client in members.items()}, lose)
     )
     run.learn(1)
     assert len(run.aborted) == 1
-    assert {len(party.accountant.account.history) for party in members.values()} == {2}
+    assert {len(client.accountant.account.history) for client in members.values()} == {2}
     assert run.scheduler.accountant.spent()["steps"] == 2  # type: ignore[index]
 
 
 def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends_well() -> None:
     tight = dataclasses.replace(NOISE, epsilon=2.0)
     home = buffered(4, bits=16, recipe={"rounds": 50}, tables={"privacy": tight})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     report = run_of(home, members).run()
     assert "used up their privacy budget" in report.stopped and 0 < report.rounds < 50
     assert report.privacy is not None and report.privacy["epsilon"] <= 2.0
-    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
-    paid = {name: len(party.accountant.account.history) for name, party in members.items()}
+    trained = {name: len(client.learner.trained) for name, client in members.items()}  # type: ignore[attr-defined]
+    paid = {name: len(client.accountant.account.history) for name, client in members.items()}
     # nobody trains for nothing, but for the last one
     assert all(trained[name] - paid[name] <= 1 for name in trained)
     assert report.delivered == sorted(home.members)
@@ -354,10 +354,10 @@ def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends
 
 def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Path) -> None:
     policy = buffered(bits=16, tables={"privacy": NOISE}).policy
-    place = messages.RoundId("0a" * 16, 1, 1)
+    round_id = messages.RoundId("0a" * 16, 1, 1)
     each, one = (open_run(tmp_path / name) for name in ("each", "any"))
-    PrivacyAccountants(policy, SIZE, each).pay(["ann", "ben", "cat"], place)
-    PrivacyAccountant(policy, SIZE, "any member", one).pay(place)
+    PrivacyAccountants(policy, SIZE, each).pay(["ann", "ben", "cat"], round_id)
+    PrivacyAccountant(policy, SIZE, "any member", one).pay(round_id)
     check_books(each, buffered=True)
     check_books(one, buffered=False)
     for database, other in ((each, False), (one, True)):
@@ -367,25 +367,25 @@ def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Pat
 
 def test_a_later_roster_keeps_what_members_have_made() -> None:
     home = buffered(5, mode="masked")
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     drawers = {name: party.buffer for name, party in members.items() if party.buffer is not None}
     run = run_of(home, members)
     run.learn(1)
     buffered_schedule(run).hand_out()
-    while buffered_schedule(run).outbox.owed:
+    while buffered_schedule(run).outbox.pending:
         buffered_schedule(run).take_in()
     later = dataclasses.replace(home.policy, version=2, members=home.policy.members[:4])
     house_ = dataclasses.replace(
         home, policy=later, members={name: home.members[name] for name in list(home.members)[:4]}
     )
-    again = parties(house_, SIZE)
-    for name, party in again.items():
-        assert party.buffer is not None
-        party.buffer = drawers[name]
+    again = clients(house_, SIZE)
+    for name, client in again.items():
+        assert client.buffer is not None
+        client.buffer = drawers[name]
     # the same members, under the new version
     buffered_schedule(run).outbox.link = run.post.link = NapLink(again)
     run.take(later)
     run.learn(2)
-    assert all(not party.learner.trained for party in again.values())  # type: ignore[attr-defined]
+    assert all(not client.learner.trained for client in again.values())  # type: ignore[attr-defined]
     other = dataclasses.replace(later, recipe=dataclasses.replace(later.recipe, lr=0.5))
     assert isinstance(drawers["ann"], ContributionBuffer) and other.digest != later.digest

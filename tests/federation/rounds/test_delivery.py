@@ -15,7 +15,7 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.store.checkpoint import Store, Vector
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.events import tables
-from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.federation import SilentLink, clients, coordinator, house
 from quietchoir.tests.federation.rounds.test_server import stage_of
 
 SIZE = 200
@@ -33,7 +33,7 @@ class SleepyLink(InProcessLink):
 
 
 def link_of(members: Mapping[str, Client]) -> SleepyLink:
-    return SleepyLink({name: party.handle for name, party in members.items()})
+    return SleepyLink({name: client.handle for name, client in members.items()})
 
 
 def awake_after(looks: int, link: SleepyLink) -> Callable[[], None]:
@@ -50,7 +50,7 @@ def awake_after(looks: int, link: SleepyLink) -> Callable[[], None]:
 
 def test_members_that_go_away_are_waited_for_and_nobody_is_asked_meanwhile() -> None:
     home = house(4, recipe={"rounds": 2, "attempts": 1})
-    members, heard = parties(home, SIZE), list[dict[str, Any]]()
+    members, heard = clients(home, SIZE), list[dict[str, Any]]()
     link = link_of(members)
     run = coordinator(home, members, SIZE, link=link, patient=True, on_event=tables(heard.append))
     run.learn(1)
@@ -64,16 +64,16 @@ def test_members_that_go_away_are_waited_for_and_nobody_is_asked_meanwhile() -> 
 def test_a_round_that_fails_because_members_went_away_is_not_counted() -> None:
     """Four times as often as the recipe allows, and the run goes on."""
     home = house(4, mode="masked", threshold=3, recipe={"rounds": 1, "attempts": 1})
-    members, losses = parties(home, SIZE), [8]  # of two members, at once
+    members, losses = clients(home, SIZE), [8]  # of two members, at once
     link = link_of(members)
 
     def vanish(name: str) -> Callable[[bytes], bytes]:
-        def answer(letter: bytes) -> bytes:
-            if stage_of(letter) == "share" and losses[0]:
+        def answer(message: bytes) -> bytes:
+            if stage_of(message) == "share" and losses[0]:
                 losses[0] -= 1
                 link.asleep.add(name)
                 raise RoundAborted("gone")
-            return members[name].handle(letter)
+            return members[name].handle(message)
 
         return answer
 
@@ -86,7 +86,7 @@ def test_a_round_that_fails_because_members_went_away_is_not_counted() -> None:
 
 def test_at_the_start_too_few_members_end_the_command_after_its_wait() -> None:
     home = house(4)
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = link_of(members)
     link.asleep = {"ann", "ben"}
     with pytest.raises(RoundAborted, match="2 members came within 0 s, need 3"):
@@ -95,10 +95,10 @@ def test_at_the_start_too_few_members_end_the_command_after_its_wait() -> None:
 
 def test_a_round_that_fails_while_everybody_is_there_is_counted() -> None:
     home = house(4, recipe={"attempts": 2})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name in ("ann", "ben"),
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name in ("ann", "ben"),
     )
     run = coordinator(home, members, SIZE, link=link, patient=True)
     with pytest.raises(RoundAborted):
@@ -131,9 +131,9 @@ def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     home, kept = house(4, mode="masked", recipe={"rounds": 2, **recipe}), Kept()
-    members = parties(home, SIZE)
-    for name, party in members.items():
-        party.adopt = kept.adopt(name)
+    members = clients(home, SIZE)
+    for name, client in members.items():
+        client.adopt = kept.adopt(name)
     link = link_of(members)
     store = Store(tmp_path)
     run = coordinator(home, members, SIZE, link=link, store=store, keep=kept.keep)
@@ -177,20 +177,22 @@ def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(
 
 def test_a_member_that_does_not_take_it_is_missing_and_the_others_get_theirs() -> None:
     home = house(4, recipe={"rounds": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "dan" and stage_of(letter) == "adopt",
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "dan" and stage_of(message) == "adopt",
     )
     run = coordinator(home, members, SIZE, link=link)
     assert run.run().delivered == ["ann", "ben", "cat"]
     # once more, and no more
-    assert [stage_of(letter) for name, letter in link.letters if name == "dan"].count("adopt") == 2
+    assert [stage_of(message) for name, message in link.letters if name == "dan"].count(
+        "adopt"
+    ) == 2
 
 
 def test_more_rounds_on_a_finished_run_are_delivered_anew(tmp_path: Path) -> None:
     home = house(4, recipe={"rounds": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = Store(tmp_path)
     coordinator(home, members, SIZE, store=store).run()
     store.close()
@@ -205,10 +207,10 @@ def test_more_rounds_on_a_finished_run_are_delivered_anew(tmp_path: Path) -> Non
 
 def test_in_sealed_mode_members_that_hold_the_adapter_must_be_there_too() -> None:
     home = house(4, mode="sealed", threshold=3, recipe={"rounds": 1})
-    members, heard = parties(home, SIZE), list[dict[str, Any]]()
+    members, heard = clients(home, SIZE), list[dict[str, Any]]()
     kept = Kept()
-    for name, party in members.items():
-        party.adopt = kept.adopt(name)
+    for name, client in members.items():
+        client.adopt = kept.adopt(name)
     link = link_of(members)
     run: Coordinator = coordinator(home, members, SIZE, link=link, on_event=tables(heard.append))
     link.asleep = {"dan"}

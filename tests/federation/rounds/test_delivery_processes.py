@@ -4,7 +4,7 @@ to hand the adapter out.
 
 from pathlib import Path
 
-from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Cluster, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 
 PLAN = ClusterPlan(
@@ -20,19 +20,19 @@ def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(
 ) -> None:
     absent, *others = PLAN.names
     with ProcessGroup(tmp_path / "logs") as stage:
-        choir = Choir(stage, tmp_path, PLAN)
-        run = choir.coordinate("coordinator", "--grace", "0")
+        cluster = Cluster(stage, tmp_path, PLAN)
+        run = cluster.coordinate("coordinator", "--grace", "0")
         run.until("starting", PATIENCE_S)  # before anything is loaded
         run.until("open", PATIENCE_S)
-        nodes = {name: choir.join(name) for name in others}
+        nodes = {name: cluster.join(name) for name in others}
         run.until("round", PATIENCE_S, round=1)
         for node in nodes.values():
             node.kill()
         # and it does: `attempts = 1`, and it goes on once they are back
         run.until("waiting", PATIENCE_S, present=0)
-        nodes = {name: choir.join(name) for name in others}
+        nodes = {name: cluster.join(name) for name in others}
         run.finish(PATIENCE_S)
-        report = choir.told()
+        report = cluster.read_report()
         assert (
             report["rounds"] == PLAN.rounds
             and report["delivered"] == others
@@ -41,22 +41,22 @@ def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(
         for node in nodes.values():
             node.finish(PATIENCE_S)
 
-        late = choir.join(absent)
+        late = cluster.join(absent)
         waits = late.until("disconnected", PATIENCE_S)
         assert "nobody listens there" in waits["reason"]
         assert ("hands out when it is started again") in waits["waits_for"] and "--once" in waits[
             "waits_for"
         ]
-        again = choir.coordinate("again")
+        again = cluster.coordinate("again")
         staying = again.until("staying", PATIENCE_S)
         assert staying["missing"] == [absent] and 3590 < staying["seconds"] <= 3600
         late.until("adopted", PATIENCE_S)
         again.finish(PATIENCE_S)
         late.finish(PATIENCE_S)
         assert (
-            choir.told()["delivered"] == list(PLAN.names)
-            and choir.told()["history"] == report["history"]
+            cluster.read_report()["delivered"] == list(PLAN.names)
+            and cluster.read_report()["history"] == report["history"]
         )
 
         # all have it: there is nothing to stay for
-        choir.coordinate("once more").finish(PATIENCE_S)
+        cluster.coordinate("once more").finish(PATIENCE_S)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import quietchoir
-from quietchoir.tests.fakes.federation import coordinator, house, parties
+from quietchoir.tests.fakes.federation import clients, coordinator, house
 
 ROOT = Path(quietchoir.__file__).resolve().parent
 SIZE, MEMBERS = 50, 4
@@ -26,7 +26,7 @@ def entered(mode: str, rooms: tuple[str, ...] = ("federation", "crypto")) -> lis
     round itself, both sides of it, from the number of the attempt to the step on disk.
     """
     home = house(MEMBERS, mode=mode, recipe={"evaluate_every": 0})
-    conductor = coordinator(home, parties(home, SIZE), SIZE)
+    conductor = coordinator(home, clients(home, SIZE), SIZE)
     conductor.insist(conductor.train_round)  # warm: what is remembered once is not a round's
     found = set[str]()
 

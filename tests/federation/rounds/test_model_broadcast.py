@@ -38,18 +38,18 @@ from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import AnsweredRounds, StaleError
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     House,
     SilentLink,
+    clients,
     coordinator,
     delta,
     followed,
     house,
-    parties,
 )
 from quietchoir.tests.fakes.store import damage, names
 
@@ -57,7 +57,7 @@ SIZE = 4000
 RUN = "0a" * 16
 
 
-class Noting(RehearsalLearner):
+class Noting(SyntheticLearner):
     """Trains as a rehearsal does; remembers the bits that it was told."""
 
     def __init__(self, name: str) -> None:
@@ -84,12 +84,12 @@ def change_house(
 
 def noting(home: House) -> dict[str, Client]:
     """Its members."""
-    return parties(home, SIZE, Noting)
+    return clients(home, SIZE, Noting)
 
 
 def told(members: Mapping[str, Client]) -> dict[str, list[bytes]]:
     """What each was told."""
-    return {name: party.learner.told for name, party in members.items()}  # type: ignore[attr-defined]
+    return {name: client.learner.told for name, client in members.items()}  # type: ignore[attr-defined]
 
 
 def follow_rounds(run: Coordinator, members: Mapping[str, Client], rounds: int) -> None:
@@ -148,7 +148,7 @@ def test_every_member_trains_from_the_coordinators_very_bits(
     protection: dict[str, Any],
 ) -> None:
     home = change_house(members, mode=mode, recipe=recipe, tables=tables, **protection)
-    everybody = parties(home, SIZE, Noting, stops=(1000, SIZE))
+    everybody = clients(home, SIZE, Noting, stops=(1000, SIZE))
     run = coordinator(home, everybody, SIZE, stops=(1000, SIZE))
     rounds = 2 if home.policy.privacy.on else 3  # accounting takes a second a round
     follow_rounds(run, everybody, rounds)
@@ -243,7 +243,7 @@ def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
     elif harm == "all is gone":
         database.drop(NAME, SUM, *states)
     members = on_disk(home, tmp_path)
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda *_: False)
+    link = SilentLink({name: client.handle for name, client in members.items()}, lambda *_: False)
     run.post.link = link
     follow_rounds(run, members, 1)
     assert len(run.state.history[-1]["parties"]) == 4 and run.aborted == []
@@ -295,20 +295,20 @@ def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_s
     assert all(one.packing != KEPT for one in last.kept_by("nobody").totals)
     named = delta_chain.read(*parted(last.kept_by("ann").encode()))
     assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
-    recall = followed(members["ann"]).cache
-    assert recall is not None and recall._sum is not None
+    model_cache = followed(members["ann"]).cache
+    assert model_cache is not None and model_cache._sum is not None
     made, start = DeltaChain(home.policy, SIZE, run.state.run), run.state.steps[-1].before
     wanted = name_of(run.state.server)
-    assert recall.follow(made, wanted, delta_chain.join(start, [named.encode()])).followed
+    assert model_cache.follow(made, wanted, delta_chain.join(start, [named.encode()])).followed
     other = dataclasses.replace(named.totals[0], body=bytes(32))
     false = dataclasses.replace(named, totals=(other,))
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, wanted, delta_chain.join(start, [false.encode()]))
-    assert lacking.value.reply == recall.names(run.state.run)
+        model_cache.follow(made, wanted, delta_chain.join(start, [false.encode()]))
+    assert lacking.value.reply == model_cache.names(run.state.run)
     # its integers are what the others signed, or it is not gone by
-    recall.keep_sum(bytes(32), recall._sum[1] + np.uint16(1))
+    model_cache.keep_sum(bytes(32), model_cache._sum[1] + np.uint16(1))
     with pytest.raises(LackingError):
-        recall.follow(made, wanted, delta_chain.join(start, [false.encode()]))
+        model_cache.follow(made, wanted, delta_chain.join(start, [false.encode()]))
 
 
 def parted(step: bytes) -> tuple[bytes, bytes]:
@@ -334,12 +334,12 @@ def test_an_undone_round_is_told_as_an_optimizer_at_rest() -> None:
     members = noting(home)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 2)
-    for party in members.values():
-        party.learner.worse = True  # type: ignore[attr-defined]
+    for client in members.values():
+        client.learner.worse = True  # type: ignore[attr-defined]
     run.train_round()
     assert not run.state.history[-1]["guard"]["kept"] and not run.state.server.velocity.any()
-    for party in members.values():
-        party.learner.worse = False  # type: ignore[attr-defined]
+    for client in members.values():
+        client.learner.worse = False  # type: ignore[attr-defined]
     follow_rounds(run, members, 2)
     assert max(down(run, 3).values()) < max(down(run, 0).values()) + 500  # a word: it was undone
 
@@ -362,7 +362,7 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
         consent=ANY_MODE,
         ledger=members["ann"].ledger,
     )
-    run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+    run.post.link = type(run.post.link)({name: client.handle for name, client in members.items()})  # type: ignore[call-arg]
     follow_rounds(run, members, 1)
     assert down(run)["ann"] > 8 * SIZE > 4 * SIZE > down(run)["ben"]
     cost = costs.round_cost(home.policy, SIZE)
@@ -404,7 +404,7 @@ def test_a_member_that_fell_silent_while_it_worked_is_asked_what_it_holds() -> N
     home, silent = change_house(), [False]
     members = noting(home)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
+        {name: client.handle for name, client in members.items()},
         lambda name, letter: silent[0] and name == "dan" and b'"stage":"train"' in letter,
     )
     run = coordinator(home, members, SIZE, link=link)
@@ -556,10 +556,10 @@ REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
 def test_a_malformed_way_is_refused_and_nothing_is_remembered(
     sentence: str, way: Callable[[], bytes]
 ) -> None:
-    recall = ClientModelCache()
+    model_cache = ClientModelCache()
     with pytest.raises(MessageError, match=sentence):
-        recall.follow(stepping(), "ab" * 32, way())
-    assert recall.memory(RUN) == Memory(RUN)
+        model_cache.follow(stepping(), "ab" * 32, way())
+    assert model_cache.memory(RUN) == Memory(RUN)
 
 
 @pytest.mark.parametrize(
@@ -588,10 +588,10 @@ def test_a_malformed_way_is_refused_and_nothing_is_remembered(
     ],
 )
 def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, step: Step) -> None:
-    recall = ClientModelCache()
+    model_cache = ClientModelCache()
     with pytest.raises(MessageError, match=sentence):
-        recall.follow(stepping(), "ab" * 32, delta_chain.join(origin_of(100), [step.encode()]))
-    assert recall.memory(RUN) == Memory(RUN)
+        model_cache.follow(stepping(), "ab" * 32, delta_chain.join(origin_of(100), [step.encode()]))
+    assert model_cache.memory(RUN) == Memory(RUN)
 
 
 @pytest.mark.parametrize("shown", ["below", "above", "of more bits"])
@@ -621,45 +621,47 @@ def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
 
 
 def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None:
-    made, recall = stepping(), ClientModelCache()
+    made, model_cache = stepping(), ClientModelCache()
     first = of_sum(made, np.full(100, 3 * 127 + 5), round_=1)
     state = made.go(ServerState.zeros(100), first, origin_of(100))
-    led = recall.follow(made, name_of(state), delta_chain.join(origin_of(100), [first.encode()]))
+    led = model_cache.follow(
+        made, name_of(state), delta_chain.join(origin_of(100), [first.encode()])
+    )
     assert led.state.encode() == state.encode() and led.followed
-    assert recall.memory(RUN) == Memory(RUN)
-    recall.keep(led)
-    held = {name for name, _ in recall.memory(RUN).held}
+    assert model_cache.memory(RUN) == Memory(RUN)
+    model_cache.keep(led)
+    held = {name for name, _ in model_cache.memory(RUN).held}
     assert held == {origin_of(100), name_of(state)}
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, "ab" * 32, delta_chain.join("cd" * 32, []))
-    names = [bytes.fromhex(name) for name, _ in recall.memory(RUN).held]
-    assert lacking.value.reply == recall.names(RUN) == LACKS + b"".join(names)
+        model_cache.follow(made, "ab" * 32, delta_chain.join("cd" * 32, []))
+    names = [bytes.fromhex(name) for name, _ in model_cache.memory(RUN).held]
+    assert lacking.value.reply == model_cache.names(RUN) == LACKS + b"".join(names)
     # a processor that calculates otherwise: whole, please
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, "ab" * 32, delta_chain.join(origin_of(100), [first.encode()]))
+        model_cache.follow(made, "ab" * 32, delta_chain.join(origin_of(100), [first.encode()]))
     assert lacking.value.reply == LACKS
     other = DeltaChain(made.policy, 100, "0b" * 16)
     with pytest.raises(LackingError):
         # held, but of another run
-        recall.follow(other, name_of(state), delta_chain.join(name_of(state), []))
-    assert {name for name, _ in recall.memory(RUN).held} == held
+        model_cache.follow(other, name_of(state), delta_chain.join(name_of(state), []))
+    assert {name for name, _ in model_cache.memory(RUN).held} == held
 
 
 def test_a_replayed_letter_is_stale_whatever_it_tells() -> None:
     home = change_house()
     members, letters = noting(home), dict[str, bytes]()
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
+        {name: client.handle for name, client in members.items()},
         lambda name, letter: bool(letters.setdefault(name, letter) and False),
     )
     run = coordinator(home, members, SIZE, link=link)
     follow_rounds(run, members, 2)
-    recall = followed(members["ann"]).cache
-    assert recall is not None
-    before = recall.memory(run.state.run)
+    model_cache = followed(members["ann"]).cache
+    assert model_cache is not None
+    before = model_cache.memory(run.state.run)
     with pytest.raises(StaleError):
         members["ann"].handle(letters["ann"])
-    assert recall.memory(run.state.run) is before
+    assert model_cache.memory(run.state.run) is before
 
 
 def test_a_letter_with_the_adapter_itself_is_refused_where_changes_are_told() -> None:
@@ -680,19 +682,19 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
     home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
-    ledgers = {name: party.ledger for name, party in members.items()}
+    ledgers = {name: client.ledger for name, client in members.items()}
     for name, key in home.members.items():
         members[name] = Client(
             home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name]
         )
-    run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+    run.post.link = type(run.post.link)({name: client.handle for name, client in members.items()})  # type: ignore[call-arg]
     run.take(home.policy)
     follow_rounds(run, members, 2)
     assert max(down(run, 1).values()) < 4 * SIZE > max(down(run, 2).values())
     assert all(
-        isinstance(party.model, FollowedModel)
-        and len(followed(party).cache.memory(run.state.run).trail) == 2
-        for party in members.values()
+        isinstance(client.model, FollowedModel)
+        and len(followed(client).cache.memory(run.state.run).trail) == 2
+        for client in members.values()
     )
 
 
@@ -724,7 +726,7 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
                     cache=followed(kept).cache,
                 )
             run.post.link = type(run.post.link)(
-                {name: party.handle for name, party in members.items()}
+                {name: client.handle for name, client in members.items()}
             )  # type: ignore[call-arg]
             run.take(home.policy)
 

@@ -30,11 +30,11 @@ from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.simulations.cluster import Choir, ClusterPlan
+from quietchoir.simulations.cluster import Cluster, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
-from quietchoir.tests.fakes.federation import House, house, parties
+from quietchoir.tests.fakes.federation import House, clients, house
 from quietchoir.tests.fakes.grid import LocalGrid
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
 RANK, FEW = 4, 2  # columns of the adapter, and those that a small member trains
 SIZE = 16 * RANK
@@ -196,7 +196,7 @@ def founded(cell: Cell) -> House:
 
 def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
     """One round over our own link: the members, and every copy of the adapter that came of it."""
-    home, desk = founded(cell), LocalDesk()
+    home, crypto_worker = founded(cell), LocalCryptoWorker()
     names = sorted(home.members)
 
     def learner(name: str) -> Mover:
@@ -204,9 +204,11 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
 
     held = home.policy.can.model_held_by == "members"
     members = (
-        sealed_parties(home, SIZE, learner, desk=desk) if held else parties(home, SIZE, learner)
+        sealed_clients(home, SIZE, learner, desk=crypto_worker)
+        if held
+        else clients(home, SIZE, learner)
     )
-    link = InProcessLink({name: party.handle for name, party in members.items()})
+    link = InProcessLink({name: client.handle for name, client in members.items()})
     run = Coordinator(
         home.policy,
         home.coordinator,
@@ -214,11 +216,11 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
         size=SIZE,
         wait_s=0.0,
         grace_s=0.0,
-        desk=desk if held else None,
+        desk=crypto_worker if held else None,
     )
     run.learn(1)
     if held:
-        return names, [adapter_of(party, run.state.run) for party in members.values()]
+        return names, [adapter_of(client, run.state.run) for client in members.values()]
     return names, [run.state.server.flat]
 
 
@@ -226,7 +228,7 @@ def over_engines(
     cell: Cell, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[str], list[np.ndarray]]:
     """One round over Flower's apps, each letter a member of its own process."""
-    played = Choir(
+    played = Cluster(
         ProcessGroup(folder / "logs"),
         folder / "choir",
         ClusterPlan(

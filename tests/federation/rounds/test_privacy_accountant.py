@@ -18,12 +18,12 @@ from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import open_member
-from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.events import tables
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, coordinator, house
+from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
 SIZE = 256
 PRIVATE = PrivacyTable(
@@ -40,11 +40,11 @@ def private(
 
 
 def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
-    policy, place = private().policy, RoundId("0a" * 16, 1, 1)
+    policy, round_id = private().policy, RoundId("0a" * 16, 1, 1)
     noise = noise_of(policy, SIZE)
     # of the fewest in a sum, less the one who reads it
     assert noise is not None and noise.honest == 2
-    codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, place)))
+    codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, round_id)))
     update = np.full(SIZE, 0.05, np.float32)
     found = np.stack(
         [
@@ -70,14 +70,14 @@ def test_a_sealed_run_that_sends_no_counters_delivers_what_its_last_round_made()
     """No score round stands between the last step and the delivery, so members are asked once
     more what they hold.
     """
-    home, desk = (
+    home, crypto_worker = (
         private(
             "sealed", counters="none", noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 1}
         ),
-        LocalDesk(),
+        LocalCryptoWorker(),
     )
-    members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
-    report = coordinator(home, members, SIZE, desk=desk).run()
+    members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.1), desk=crypto_worker)
+    report = coordinator(home, members, SIZE, desk=crypto_worker).run()
     assert report.delivered == sorted(members)
 
 
@@ -89,12 +89,12 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
     home = private(
         mode, mechanism=mechanism, noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 2}
     )
-    desk = LocalDesk()
+    crypto_worker = LocalCryptoWorker()
     if mode == "sealed":
-        members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
+        members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.1), desk=crypto_worker)
     else:
-        members = parties(home, SIZE, lambda name: FixedLearner(0.1))
-    run = coordinator(home, members, SIZE, desk=desk)
+        members = clients(home, SIZE, lambda name: FixedLearner(0.1))
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     report = run.run()
     flat = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
     noise = noise_of(home.policy, SIZE)
@@ -122,7 +122,7 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
 
 def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
     home = private("masked", epsilon=1.5, recipe={"rounds": 9})
-    members = parties(home, SIZE, lambda name: FixedLearner(0.1))
+    members = clients(home, SIZE, lambda name: FixedLearner(0.1))
     events: list[dict[str, Any]] = []
     run = coordinator(home, members, SIZE, on_event=tables(events.append))
     report = run.run()
@@ -131,7 +131,7 @@ def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
     )
     assert "the budget is 1.5" in report.stopped and report.aborted == []
     assert report.delivered == sorted(members) and report.history[-1]["kind"] == "score"
-    assert all(len(party.learner.trained) == report.rounds for party in members.values())  # type: ignore[attr-defined]
+    assert all(len(client.learner.trained) == report.rounds for client in members.values())  # type: ignore[attr-defined]
     assert [
         event["event"] for event in events if event["event"] in ("stopped", "score", "delivered")
     ] == ["stopped", "score", "delivered"]
@@ -141,9 +141,9 @@ def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path:
     home = private("masked", epsilon=1.5, recipe={"rounds": 9})
 
     def open_parties() -> Any:
-        members = parties(home, SIZE, lambda name: FixedLearner(0.1))
-        for name, party in members.items():
-            party.accountant = PrivacyAccountant(
+        members = clients(home, SIZE, lambda name: FixedLearner(0.1))
+        for name, client in members.items():
+            client.accountant = PrivacyAccountant(
                 home.policy, SIZE, name, open_member(tmp_path / name)
             )
         return members
@@ -159,12 +159,12 @@ def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path:
 
 def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
     home = private("masked", recipe={"rounds": 1, "attempts": 3})
-    members, lost = parties(home, SIZE), [True]
+    members, lost = clients(home, SIZE), [True]
 
-    def lose(name: str, letter: bytes) -> bool:
-        return lost[0] and name in ("cat", "dan") and b'"stage":"mask"' in letter
+    def lose(name: str, message: bytes) -> bool:
+        return lost[0] and name in ("cat", "dan") and b'"stage":"mask"' in message
 
-    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
+    link = SilentLink({name: client.handle for name, client in members.items()}, lose)
 
     def heal(event: dict[str, object]) -> None:
         lost[0] = lost[0] and event["event"] != "aborted"
@@ -241,21 +241,23 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
     home, told = private("masked"), []
 
     def ann() -> Any:
-        party = parties(home, SIZE)["ann"]  # its ledger is in memory: lost whenever the node starts
-        party.accountant = PrivacyAccountant(
+        client = clients(home, SIZE)[
+            "ann"
+        ]  # its ledger is in memory: lost whenever the node starts
+        client.accountant = PrivacyAccountant(
             home.policy, SIZE, "ann", open_member(tmp_path / "ann")
         )
-        return party
+        return client
 
     link = SilentLink(
-        {name: party.handle for name, party in parties(home, SIZE).items()},
-        lambda name, letter: False,
+        {name: client.handle for name, client in clients(home, SIZE).items()},
+        lambda name, message: False,
     )
     coordinator(home, {}, SIZE, link=link).train_round()
-    letter = next(one for name, one in link.letters if name == "ann" and b'"stage":"train"' in one)
+    message = next(one for name, one in link.letters if name == "ann" and b'"stage":"train"' in one)
     for _ in range(3):
         party = ann()
-        party.handle(letter)
+        party.handle(message)
         assert len(party.learner.trained) == 1
         told.append(party.accountant.spent())
     assert [one["steps"] for one in told] == [1, 2, 3] and told[0]["epsilon"] < told[1][
@@ -265,7 +267,7 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
 
 def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_path: Path) -> None:
     home = private("masked")
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = Store(tmp_path)
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
@@ -276,10 +278,10 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     again = coordinator(home, members, SIZE, store=store)
     assert again.scheduler.accountant.spent()["steps"] == 1  # type: ignore[index]
     store.close()
-    place = RoundId(run.state.run, 1, 1)
+    round_id = RoundId(run.state.run, 1, 1)
     before = members["ann"].accountant.account.history
     task = messages.Task(
-        place=place,
+        round_id=round_id,
         stage=messages.TRAIN,
         recipient="ann",
         payload=messages.encode_work(messages.Work(flat=np.zeros(SIZE, np.float32))),
@@ -291,7 +293,7 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
 
 def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
     home = private("masked", counters="none")
-    members = parties(home, SIZE, lambda name: FixedLearner(0.1, correct=7))
+    members = clients(home, SIZE, lambda name: FixedLearner(0.1, correct=7))
     report = coordinator(home, members, SIZE).run()
     assert [entry["kind"] for entry in report.history] == ["train"] * 3  # no scoring round
     assert all(
@@ -329,26 +331,26 @@ def test_a_file_that_cannot_hold_its_promise_is_refused(
 def test_noise_that_does_not_fit_the_bits_is_said_before_anybody_trains() -> None:
     home = house(4, bits=4, tables={"privacy": PRIVATE})
     with pytest.raises(ConfigError, match="no room for noise"):
-        parties(home, SIZE)
+        clients(home, SIZE)
 
 
 def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     home = private("masked")
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     run = coordinator(home, members, SIZE)
 
-    def empty(place: RoundId) -> None:
+    def empty(round_id: RoundId) -> None:
         raise BudgetError("nothing left")
 
     monkeypatch.setattr(run.scheduler.accountant, "pay", empty)
     report = run.run()
     assert (report.rounds, report.stopped) == (0, "nothing left")
-    assert all(party.learner.trained == [] for party in members.values())  # type: ignore[attr-defined]
+    assert all(client.learner.trained == [] for client in members.values())  # type: ignore[attr-defined]
 
 
 def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     home = private("masked", members=5, epsilon=2.0, recipe={"rounds": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     for number in range(20):
         try:
             members["eve"].accountant.pay(RoundId("0c" * 16, number, 1))
@@ -359,13 +361,13 @@ def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     assert members["eve"].learner.trained == []  # type: ignore[attr-defined]
 
 
-def rehearsal(size: int) -> Callable[[str], RehearsalLearner]:
-    return lambda name: RehearsalLearner(size, name)
+def rehearsal(size: int) -> Callable[[str], SyntheticLearner]:
+    return lambda name: SyntheticLearner(size, name)
 
 
 def test_a_federation_without_the_table_is_as_it_was() -> None:
     home = house(4)
-    members = parties(home, SIZE, rehearsal(SIZE))
+    members = clients(home, SIZE, rehearsal(SIZE))
     report = coordinator(home, members, SIZE).run()
     assert (
         report.privacy is None
@@ -377,10 +379,10 @@ def test_a_federation_without_the_table_is_as_it_was() -> None:
 
 def test_too_few_members_abort_before_the_budget_is_blamed() -> None:
     home = private("masked", recipe={"attempts": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name in ("cat", "dan"),
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name in ("cat", "dan"),
     )
     with pytest.raises(RoundAborted, match="2 of 4 members are ready"):
         coordinator(home, members, SIZE, link=link).run()

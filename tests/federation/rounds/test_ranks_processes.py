@@ -10,7 +10,7 @@ import pytest
 from quietchoir import cli
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.policy import Policy
-from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Cluster, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import DIGEST
 
@@ -22,17 +22,17 @@ def test_a_small_node_trains_its_columns_beside_three_large_ones(tmp_path: Path)
     the network.
     """
     with ProcessGroup(tmp_path / "logs") as stage:
-        choir = Choir(
+        cluster = Cluster(
             stage,
             tmp_path / "choir",
             ClusterPlan(nodes=4, size=4096, rounds=1, ranks=(4,), recipe={"evaluate_every": 1}),
         )
-        coordinator, nodes = choir.coordinate(), choir.join_all()
+        coordinator, nodes = cluster.coordinate(), cluster.join_all()
         assert nodes["node-00"].until("trained", PATIENCE_S)["columns"] == 4
         assert nodes["node-01"].until("trained", PATIENCE_S)["columns"] == 16
         for child in (coordinator, *nodes.values()):
             child.finish(PATIENCE_S)
-        told = choir.told()
+        told = cluster.read_report()
     rounds = [entry for entry in told["history"] if entry["kind"] == "train"]
     assert [entry["columns"] for entry in rounds] == [{"4": 4, "16": 3}]
     assert told["accuracy"]["after"] > told["accuracy"]["before"]

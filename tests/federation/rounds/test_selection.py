@@ -13,7 +13,7 @@ from quietchoir.federation.rounds.attempt import Draw, Outcome
 from quietchoir.federation.rounds.scheduler import Synchronous, check, draw, ranking
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire.messages import RoundId
-from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.federation import SilentLink, clients, coordinator, house
 
 RUN = "0a" * 16
 POLICY = house(8, recipe={"cohort": 4}).policy
@@ -74,7 +74,7 @@ def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = house(8, recipe={"cohort": 3, "attempts": 1}, mode="masked")
-    members = parties(home, 20)
+    members = clients(home, 20)
     picked = [("ann", "ben", "cat")]
     monkeypatch.setattr(Synchronous, "draw", lambda self, place, *, everybody: Draw(picked[0], ()))
     run = coordinator(home, members, 20)
@@ -86,10 +86,11 @@ def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(
 
 def test_who_was_asked_in_vain_is_not_asked_again_in_that_round() -> None:
     home = house(8, recipe={"cohort": 3, "attempts": 8})
-    members = parties(home, 20)
+    members = clients(home, 20)
     deaf = ("ann", "ben", "cat")
     link = SilentLink(
-        {name: party.handle for name, party in members.items()}, lambda name, letter: name in deaf
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name in deaf,
     )
     run = coordinator(home, members, 20, link=link)
     for _ in range(4):
@@ -119,7 +120,7 @@ def test_sums_from_one_adapter_that_came_to_nothing_do_not_stop_a_drawn_cohort(
     size: int, asked: int
 ) -> None:
     home = house(size, mode="masked", bits=12, recipe={"cohort": asked, "attempts": 3})
-    run = coordinator(home, parties(home, 8), 8)
+    run = coordinator(home, clients(home, 8), 8)
     sums = list[frozenset[str]]()
 
     def lost() -> Outcome:

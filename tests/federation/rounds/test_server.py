@@ -17,9 +17,9 @@ from quietchoir.federation.events import AskedEvent, FederationEvent, TrainedEve
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.training.learner import Trained
-from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, coordinator, house
 
 SIZE = 200
 
@@ -40,9 +40,9 @@ def open_store(tmp_path: Path) -> Iterator[Callable[[], Store]]:
         store.close()
 
 
-def stage_of(letter: bytes) -> str:
+def stage_of(message: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = messages.split(letter)
+    fields, _ = messages.split(message)
     return str(fields["stage"])
 
 
@@ -100,7 +100,7 @@ def test_digits_of_summed_counters_tell_no_more_than_the_counters(
 def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
     home = house(mode=mode, bits=12)
     steps = dict(zip(home.members, (0.05, 0.10, 0.15, -0.02), strict=True))
-    members = parties(home, SIZE, lambda name: FixedLearner(steps[name], correct=6))
+    members = clients(home, SIZE, lambda name: FixedLearner(steps[name], correct=6))
     run = coordinator(home, members, SIZE)
     report = run.run()
     mean, momentum = np.mean(list(steps.values())), home.policy.recipe.server_momentum
@@ -126,7 +126,7 @@ def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.Monk
     for mode in ("plain", "masked"):
         home = house(mode=mode)
         run = coordinator(
-            home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE
+            home, clients(home, SIZE, lambda name: SyntheticLearner(SIZE, name)), SIZE
         )
         run.run()
         results.append(run.state.server.flat)
@@ -136,7 +136,7 @@ def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.Monk
 def test_a_rehearsal_arrives_at_its_target() -> None:
     home = house(mode="masked", recipe={"rounds": 8})
     report = coordinator(
-        home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE
+        home, clients(home, SIZE, lambda name: SyntheticLearner(SIZE, name)), SIZE
     ).run()
     assert report.accuracy["before"] < 0.5 < 0.95 < report.accuracy["after"]  # type: ignore[operator]
 
@@ -145,7 +145,7 @@ def test_what_the_coordinator_held_is_noise_under_masks_and_an_update_without() 
     held = {}
     for mode in ("plain", "masked"):
         home = house(mode=mode)
-        held[mode] = coordinator(home, parties(home, 4000), 4000).run().held
+        held[mode] = coordinator(home, clients(home, 4000), 4000).run().held
     assert (
         held["masked"]["chi_square_per_degree"] < 1.6 < 50 < held["plain"]["chi_square_per_degree"]
     )
@@ -155,10 +155,10 @@ def test_what_the_coordinator_held_is_noise_under_masks_and_an_update_without() 
 @pytest.mark.parametrize("stage", ["train", "advertise", "share", "mask", "consistency", "unmask"])
 def test_a_party_that_falls_silent_is_survived_or_the_round_aborts_cleanly(stage: str) -> None:
     home = house(4, mode="masked", min_cohort=3, threshold=3)
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "dan" and stage_of(letter) == stage,
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "dan" and stage_of(message) == stage,
     )
     run = coordinator(home, members, SIZE, link=link)
     report = run.run(rounds=1)
@@ -181,10 +181,10 @@ def test_below_the_minimum_a_round_aborts_and_the_adapter_is_unchanged(
     mode: str, stage: str, open_store: Callable[[], Store]
 ) -> None:
     home = house(4, mode=mode, min_cohort=3, recipe={"attempts": 2})
-    members, silent = parties(home, SIZE), [True]
+    members, silent = clients(home, SIZE), [True]
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: silent[0] and name in ("cat", "dan") and stage_of(letter) == stage,
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: silent[0] and name in ("cat", "dan") and stage_of(message) == stage,
     )
     store = open_store()
     run = coordinator(home, members, SIZE, link=link, store=store)
@@ -201,11 +201,11 @@ def test_below_the_minimum_a_round_aborts_and_the_adapter_is_unchanged(
 
 def test_nobody_is_asked_below_the_minimum() -> None:
     home = house(4, recipe={"attempts": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     del members["ann"], members["ben"]
     with pytest.raises(RoundAborted, match="2 members came within 0 s, need 3"):
         coordinator(home, members, SIZE).run()
-    assert all(party.learner.trained == [] for party in members.values())  # type: ignore[attr-defined]
+    assert all(client.learner.trained == [] for client in members.values())  # type: ignore[attr-defined]
 
 
 def test_a_party_whose_training_fails_is_missing_and_says_nothing() -> None:
@@ -214,7 +214,7 @@ def test_a_party_whose_training_fails_is_missing_and_says_nothing() -> None:
             return Trained(flat=flat * np.float32(np.nan), examples=1, tokens=1, loss=1.0)
 
     home = house(4, mode="masked")
-    members = parties(home, SIZE, lambda name: Broken() if name == "ben" else FixedLearner())
+    members = clients(home, SIZE, lambda name: Broken() if name == "ben" else FixedLearner())
     report = coordinator(home, members, SIZE).run(rounds=1)
     assert report.history[0]["parties"] == ["ann", "cat", "dan"]
     with pytest.raises(DataError, match="not finite"):
@@ -225,7 +225,7 @@ def test_a_run_goes_on_where_its_store_left_it(
     tmp_path: Path, open_store: Callable[[], Store]
 ) -> None:
     home = house(mode="masked")
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     first = open_store()
     half = coordinator(home, members, SIZE, store=first)
     half.train_round()
@@ -243,7 +243,7 @@ def test_a_run_goes_on_where_its_store_left_it(
 @pytest.mark.parametrize("mode", ["plain", "masked"])
 def test_members_name_a_round_as_the_coordinator_does_when_numbers_were_lost(mode: str) -> None:
     home, told = house(mode=mode), list[FederationEvent]()
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     members["ann"].on_event = told.append
     run = coordinator(home, members, SIZE, on_event=told.append)
     run.logbook.skip()  # a sum was opened under it, and the step lost
@@ -263,7 +263,7 @@ def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(
     open_store: Callable[[], Store],
 ) -> None:
     home = house(mode="masked")
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = open_store()
     doomed = coordinator(home, members, SIZE, store=store)
     doomed.commit = lambda server, entry: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
@@ -279,7 +279,7 @@ def test_members_refuse_a_coordinator_with_an_older_state(
     tmp_path: Path, open_store: Callable[[], Store]
 ) -> None:
     home = house(recipe={"attempts": 1})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = open_store()
     coordinator(home, members, SIZE, store=store).train_round()
     store.close()
@@ -314,7 +314,7 @@ def test_a_foreign_checkpoint_is_refused(open_store: Callable[[], Store]) -> Non
 
 def test_a_full_disk_stops_the_run_before_anything_changes(open_store: Callable[[], Store]) -> None:
     home = house()
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     store = open_store()
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
@@ -336,7 +336,7 @@ def test_a_full_disk_stops_the_run_before_anything_changes(open_store: Callable[
 
 def test_the_cohort_is_drawn_from_a_seed_that_members_can_compute() -> None:
     home = house(8, recipe={"cohort": 3})
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     run = coordinator(home, members, SIZE)
     cohorts = []
     for _ in range(6):

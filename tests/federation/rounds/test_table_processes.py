@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
-from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Cluster, ClusterPlan
 from quietchoir.simulations.faults.hostile import POISONED
 from quietchoir.simulations.processes import Child, ProcessGroup
 
@@ -46,8 +46,8 @@ class Story:
 
     def __init__(self, stage: ProcessGroup, folder: Path, plan: ClusterPlan) -> None:
         self.stage, self.folder, self.plan = stage, folder, plan
-        self.choir = Choir(stage, folder, plan)
-        self.coordinator = self.choir.coordinate(f"{folder.name}-coordinator", "--grace", "30")
+        self.cluster = Cluster(stage, folder, plan)
+        self.coordinator = self.cluster.coordinate(f"{folder.name}-coordinator", "--grace", "30")
         self.nodes: dict[str, Child] = {}
 
     def join(self, name: str, *before: str) -> None:
@@ -56,7 +56,7 @@ class Story:
             sys.executable,
             "-m",
             *(before or ("quietchoir.cli",)),
-            *self.choir.joining(name),
+            *self.cluster.joining(name),
         ]
         self.nodes[name] = self.stage.start_other(f"{self.folder.name}-{name}", command)
 
@@ -66,7 +66,7 @@ class Story:
             node.until("adopted", PATIENCE_S)
         for child in (self.coordinator, *self.nodes.values()):
             child.finish(PATIENCE_S)
-        self.report: dict[str, Any] = self.choir.told()
+        self.report: dict[str, Any] = self.cluster.read_report()
         self.status: dict[str, Any] = json.loads(
             self.stage.run("federation", "status", "--state", str(self.folder / "state"), "--json")
         )

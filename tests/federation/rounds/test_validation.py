@@ -17,8 +17,13 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.events import tables as as_tables
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, coordinator, house
+from quietchoir.tests.fakes.sealed import (
+    LocalCryptoWorker,
+    adapter_of,
+    client_store_of,
+    sealed_clients,
+)
 
 SIZE = 60
 VOTE = {"guard": GuardTable(rule="vote", margin=0.05)}
@@ -65,12 +70,15 @@ def test_a_member_has_one_voice_whatever_the_number_of_its_examples() -> None:
 
 @pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
 def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str) -> None:
-    home, desk = house(mode=mode, bits=12, recipe={"rounds": 5}, tables=VOTE), LocalDesk()
+    home, crypto_worker = (
+        house(mode=mode, bits=12, recipe={"rounds": 5}, tables=VOTE),
+        LocalCryptoWorker(),
+    )
     if mode == "sealed":
-        members = sealed_parties(home, SIZE, lambda name: Turning(bad=(3,)), desk=desk)
+        members = sealed_clients(home, SIZE, lambda name: Turning(bad=(3,)), desk=crypto_worker)
     else:
-        members = parties(home, SIZE, lambda name: Turning(bad=(3,)))
-    run = coordinator(home, members, SIZE, desk=desk)
+        members = clients(home, SIZE, lambda name: Turning(bad=(3,)))
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     report = run.run()
     trained = [entry for entry in report.history if entry["kind"] == messages.TRAIN]
     verdicts = [entry["guard"]["kept"] for entry in trained]
@@ -86,66 +94,71 @@ def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str
     assert report.accuracy["after"] == pytest.approx(min(1.0, expected), abs=0.02)
     assert trained[3]["accuracy"] == trained[2]["accuracy"]  # what round four started from
     if mode == "sealed":
-        assert len({adapter_of(party, run.state.run).tobytes() for party in members.values()}) == 1
+        assert (
+            len({adapter_of(client, run.state.run).tobytes() for client in members.values()}) == 1
+        )
 
 
 def test_sealed_members_that_missed_the_undoing_are_handed_the_parent() -> None:
-    home, desk = (
+    home, crypto_worker = (
         house(5, mode="sealed", bits=12, threshold=3, recipe={"rounds": 5}, tables=VOTE),
-        LocalDesk(),
+        LocalCryptoWorker(),
     )
-    members = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk)
+    members = sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker)
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: name == "eve" and b'"stage":"undo"' in letter,
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name == "eve" and b'"stage":"undo"' in message,
     )
-    run = coordinator(home, members, SIZE, desk=desk, link=link)
+    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
     report = run.run()
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
     assert report.history[2]["parties"] == ["ann", "ben", "cat", "dan", "eve"]
-    assert len({adapter_of(party, run.state.run).tobytes() for party in members.values()}) == 1
+    assert len({adapter_of(client, run.state.run).tobytes() for client in members.values()}) == 1
 
 
 def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
-    home, desk = (
+    home, crypto_worker = (
         house(4, mode="sealed", bits=12, threshold=3, recipe={"rounds": 4}, tables=VOTE),
-        LocalDesk(),
+        LocalCryptoWorker(),
     )
-    members, lost = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk), [True]
+    members, lost = (
+        sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker),
+        [True],
+    )
 
-    def lose(name: str, letter: bytes) -> bool:
-        return lost[0] and name != "ann" and b'"stage":"undo"' in letter
+    def lose(name: str, message: bytes) -> bool:
+        return lost[0] and name != "ann" and b'"stage":"undo"' in message
 
     def heal(event: dict[str, object]) -> None:
         lost[0] = lost[0] and event["event"] != "aborted"
 
-    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
-    run = coordinator(home, members, SIZE, desk=desk, link=link, on_event=as_tables(heal))
+    link = SilentLink({name: client.handle for name, client in members.items()}, lose)
+    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link, on_event=as_tables(heal))
     report = run.run()
     assert len(report.aborted) == 1 and "went back" in report.aborted[0]
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
     starts = members["ben"].learner.trained  # type: ignore[attr-defined]
     assert np.allclose(starts[2], starts[1], atol=1e-6)
-    assert {vault_of(party).progress(run.state.run).steps for party in members.values()} == {
-        run.state.round
-    }
+    assert {
+        client_store_of(client).progress(run.state.run).steps for client in members.values()
+    } == {run.state.round}
 
 
 def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
-    home, desk = house(4, mode="sealed"), LocalDesk()
-    members = sealed_parties(home, SIZE, desk=desk)
-    run = coordinator(home, members, SIZE, desk=desk)
+    home, crypto_worker = house(4, mode="sealed"), LocalCryptoWorker()
+    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, desk=crypto_worker)
     run.train_round()
     ann = members["ann"]
-    place = messages.RoundId(run.state.run, 9, 1)
-    seed = vault_of(ann).seed(home.policy.digest)
+    round_id = messages.RoundId(run.state.run, 9, 1)
+    seed = client_store_of(ann).seed(home.policy.digest)
     assert seed is not None
-    tag = vault_of(ann).progress(run.state.run).tag(seed, run.state.run).hex()
+    tag = client_store_of(ann).progress(run.state.run).tag(seed, run.state.run).hex()
     order = messages.encode_work(messages.Work(flat=np.zeros(0, np.float32), state=tag))
-    task = messages.Task(place=place, stage=messages.UNDO, recipient="ann", payload=order)
-    letter = messages.encode_task(task, home.policy, home.coordinator)
-    ann.handle(letter)
-    progress = vault_of(ann).progress(run.state.run)
+    task = messages.Task(round_id=round_id, stage=messages.UNDO, recipient="ann", payload=order)
+    message = messages.encode_task(task, home.policy, home.coordinator)
+    ann.handle(message)
+    progress = client_store_of(ann).progress(run.state.run)
     assert (
         progress.steps == 2
         and not progress.server.flat.any()
@@ -153,17 +166,17 @@ def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
     )
     before = ann.ledger.marks.copy()
     with pytest.raises(MessageError):  # a replay
-        ann.handle(letter)
-    assert vault_of(ann).progress(run.state.run) is progress and ann.ledger.marks == before
+        ann.handle(message)
+    assert client_store_of(ann).progress(run.state.run) is progress and ann.ledger.marks == before
 
 
 def test_a_vote_that_cannot_be_held_keeps_nothing(tmp_path: Path) -> None:
     home = house(mode="masked", recipe={"attempts": 2}, tables=VOTE)
-    members = parties(home, SIZE, lambda name: Turning())
+    members = clients(home, SIZE, lambda name: Turning())
     deaf = [True]
     link = SilentLink(
-        {name: party.handle for name, party in members.items()},
-        lambda name, letter: deaf[0] and name in ("cat", "dan") and b'"stage":"score"' in letter,
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: deaf[0] and name in ("cat", "dan") and b'"stage":"score"' in message,
     )
     store = Store(tmp_path)
     run = coordinator(home, members, SIZE, link=link, store=store)
@@ -179,17 +192,20 @@ def test_a_vote_that_cannot_be_held_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_a_sealed_coordinator_killed_before_the_vote_asks_for_it_first(tmp_path: Path) -> None:
-    home, desk = house(4, mode="sealed", bits=12, recipe={"rounds": 3}, tables=VOTE), LocalDesk()
-    members = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk)
+    home, crypto_worker = (
+        house(4, mode="sealed", bits=12, recipe={"rounds": 3}, tables=VOTE),
+        LocalCryptoWorker(),
+    )
+    members = sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker)
     store = Store(tmp_path)
-    doomed = coordinator(home, members, SIZE, desk=desk, store=store)
+    doomed = coordinator(home, members, SIZE, desk=crypto_worker, store=store)
     doomed.train_round()
     doomed.confirm = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         doomed.train_round()
     store.close()
     store = Store(tmp_path)
-    again = coordinator(home, members, SIZE, desk=desk, store=store)
+    again = coordinator(home, members, SIZE, desk=crypto_worker, store=store)
     again.train_round()
     assert [entry["guard"]["kept"] for entry in again.state.history] == [True, False, True]
     store.close()
@@ -212,12 +228,12 @@ def one_pulls_down(name: str) -> FixedLearner:
 def test_the_middle_of_three_sums_is_not_moved_by_one() -> None:
     tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
     home = house(12, mode="masked", bits=12, tables=tables)
-    run = coordinator(home, parties(home, SIZE, one_pulls_down), SIZE)
+    run = coordinator(home, clients(home, SIZE, one_pulls_down), SIZE)
     run.train_round()
     assert run.state.history[0]["buckets"] == 3
     assert np.abs(run.state.server.flat - 0.05).max() < 0.003
     plain = house(9, mode="masked", bits=12)
-    other = coordinator(plain, parties(plain, SIZE, one_pulls_down), SIZE)
+    other = coordinator(plain, clients(plain, SIZE, one_pulls_down), SIZE)
     other.train_round()
     assert abs(float(other.state.server.flat.mean()) - (8 * 0.05 - 0.2) / 9) < 0.003
 
@@ -226,13 +242,13 @@ def test_the_middle_of_three_sums_is_not_moved_by_one() -> None:
 def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> None:
     tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
     home = house(12, mode="masked", bits=12, threshold=3, tables=tables)
-    members = parties(home, SIZE)
+    members = clients(home, SIZE)
     gone: list[str] = []
 
-    def lose(name: str, letter: bytes) -> bool:
-        if f'"stage":"{stage}"'.encode() in letter and not gone:
+    def lose(name: str, message: bytes) -> bool:
+        if f'"stage":"{stage}"'.encode() in message and not gone:
             gone.append(name)
-        return name in gone and f'"stage":"{stage}"'.encode() in letter
+        return name in gone and f'"stage":"{stage}"'.encode() in message
 
     run = coordinator(
         home,
@@ -261,7 +277,7 @@ def test_every_bucket_adds_noise_enough_for_itself() -> None:
     assert noise is not None and noise.honest == 2
     events: list[dict[str, Any]] = []
     reader = as_tables(events.append)
-    report = coordinator(home, parties(home, SIZE), SIZE, on_event=reader).run(rounds=1)
+    report = coordinator(home, clients(home, SIZE), SIZE, on_event=reader).run(rounds=1)
     assert ("each over 4 members or more") in events[0][
         "price"
     ] and "noise for its own size" in events[0]["price"]

@@ -200,9 +200,9 @@ def test_an_older_place_is_stale_also_after_a_restart(tmp_path: Path) -> None:
     ledger.sums.open(b"federation", 2, 3)
     ledger.save()
     again = AnsweredRounds(open_member(tmp_path))
-    for place in (RoundId(ONE, 2, 3), RoundId(ONE, 2, 1), RoundId(ONE, 1, 9)):
+    for round_id in (RoundId(ONE, 2, 3), RoundId(ONE, 2, 1), RoundId(ONE, 1, 9)):
         with pytest.raises(StaleError, match="older state"):
-            again.record(place)
+            again.record(round_id)
     assert again.sums.snapshot() == ledger.sums.snapshot()
     again.record(RoundId(ONE, 2, 4))
 

@@ -35,8 +35,8 @@ from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
 from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import coordinator
-from quietchoir.tests.fakes.joint import DESK, SIZE, joint_house
-from quietchoir.tests.fakes.sealed import sealed_parties, vault_of
+from quietchoir.tests.fakes.joint import CRYPTO_WORKER, SIZE, joint_house
+from quietchoir.tests.fakes.sealed import client_store_of, sealed_clients
 from quietchoir.tests.fakes.store import contents, damage, everywhere, names, query
 
 FORMER = Path(__file__).parents[2] / "vectors" / "state-of-0.tar.gz"
@@ -66,12 +66,14 @@ def check_member(folder: Path, told: dict[str, Any]) -> None:
     assert ledger.standing == told["ledger"]["standing"]
     assert ledger.heard_at == told["ledger"]["heard"]
     assert ledger.sums.snapshot().decode() == told["ledger"]["sums"]
-    vault = ClientStore(database, 4)
-    assert vault.seed(bytes.fromhex(told["vault"]["epoch"])) == bytes.fromhex(told["vault"]["seed"])
+    client_store = ClientStore(database, 4)
+    assert client_store.seed(bytes.fromhex(told["vault"]["epoch"])) == bytes.fromhex(
+        told["vault"]["seed"]
+    )
     for run in (RUN, OTHER):
         now, before = told["vault"][run]
-        earlier = vault.before(run)
-        assert vault.progress(run).encode().hex() == now
+        earlier = client_store.before(run)
+        assert client_store.progress(run).encode().hex() == now
         assert (None if earlier is None else earlier.encode().hex()) == before
     kept = ContributionBuffer(database).look(RUN, told["contribution"]["rules"])
     assert kept is not None
@@ -98,8 +100,11 @@ def test_what_a_member_of_the_former_version_kept_is_taken_over_and_its_files_ar
         check_member(folder, told)
     assert {path.name for path in folder.iterdir()} == {FILE, former.ANSWERED}
     assert secret not in b"".join(path.read_bytes() for path in folder.iterdir())
-    place, key = AttemptSnapshot(open_member(folder), b"federation", "ann"), told["attempt"]["key"]
-    assert place.take(bytes.fromhex(key)) == told["attempt"]["content"].encode()
+    snapshot, key = (
+        AttemptSnapshot(open_member(folder), b"federation", "ann"),
+        told["attempt"]["key"],
+    )
+    assert snapshot.take(bytes.fromhex(key)) == told["attempt"]["content"].encode()
     # the former version is told, and answers nothing twice
     with pytest.raises(FederationError, match=r"version 2; expected .* version 1: .*use that one"):
         Database(folder / former.ANSWERED, "", 1)
@@ -198,9 +203,9 @@ def test_what_an_earlier_program_had_answered_in_json_stays_answered(tmp_path: P
 @pytest.mark.parametrize("memory", ["right", "another's", "none"])
 def test_a_share_is_taken_over_with_its_memory_or_given_up(tmp_path: Path, memory: str) -> None:
     home = joint_house(4)
-    members = sealed_parties(home, SIZE, desk=DESK)
-    coordinator(home, members, SIZE, desk=DESK).train_round()
-    share = vault_of(members["ann"]).shelf.holding(home.policy.digest)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    coordinator(home, members, SIZE, desk=CRYPTO_WORKER).train_round()
+    share = client_store_of(members["ann"]).shelf.holding(home.policy.digest)
     assert share is not None
 
     def write(name: str, label: bytes, content: bytes) -> None:
@@ -261,25 +266,25 @@ def test_a_damaged_run_of_the_former_version_is_refused_and_left_as_it_is(old: P
 
 def test_a_step_is_whole_whoever_writes_in_it_and_memory_follows(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    ledger, vault = AnsweredRounds(database), ClientStore(database, 4)
+    ledger, client_store = AnsweredRounds(database), ClientStore(database, 4)
     account = Account(Budget(epsilon=9.0), scope="ann", book=PrivacyBook(database))
     database.forget.append(account.reread)
     ledger.record(RoundId(RUN, 1, 1))
     before = contents(tmp_path)
-    moved = vault.progress(RUN)
+    moved = client_store.progress(RUN)
 
     def all_of_it() -> None:
         with ledger.step():
             ledger.record(RoundId(RUN, 2, 1))
             account.charge(f"{RUN}/2/1", STEP)
-            vault.keep_progress(RUN, type(moved)(1, moved.server))
+            client_store.keep_progress(RUN, type(moved)(1, moved.server))
             database.drop("nothing")
             raise BudgetError("no more")
 
     with pytest.raises(BudgetError):
         all_of_it()
     assert (ledger.marks, account.history) == ({RUN: (1, 1)}, ())
-    assert vault.progress(RUN).steps == 0 and contents(tmp_path) == before
+    assert client_store.progress(RUN).steps == 0 and contents(tmp_path) == before
     ledger.record(RoundId(RUN, 2, 1))  # the same place: it never was
     again = AnsweredRounds(open_member(tmp_path))
     assert again.marks == {RUN: (2, 1)}
@@ -310,10 +315,10 @@ def test_nothing_is_left_of_what_was_wiped_or_written_over(tmp_path: Path) -> No
 
 def test_a_key_whose_epoch_is_over_is_nowhere_on_the_disk(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    vault = ClientStore(database, 4)
-    before = vault.make_seed(bytes(32))
+    client_store = ClientStore(database, 4)
+    before = client_store.make_seed(bytes(32))
     assert before in everywhere(tmp_path)
-    after = vault.make_seed(b"\1" * 32)
+    after = client_store.make_seed(b"\1" * 32)
     assert before not in everywhere(tmp_path) and after in everywhere(tmp_path)
     assert ClientStore(database, 4).seed(b"\1" * 32) == after
 

@@ -31,16 +31,11 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership.keys import NodeKeys
 from quietchoir.federation.store.ledger import StaleError
 from quietchoir.federation.transport import connection, fleet_endpoint
-from quietchoir.federation.transport.connection import ClockedAuth, Connection, LetterLostError
-from quietchoir.federation.transport.fleet_endpoint import Caller, FleetDoor
+from quietchoir.federation.transport.connection import ClockedAuth, Connection, MessageLostError
+from quietchoir.federation.transport.fleet_endpoint import Caller, FleetEndpoint
 from quietchoir.federation.transport.node import FlowerNode
 from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
-from quietchoir.federation.transport.records import (
-    INLINE_BYTES,
-    answer_to,
-    open_letter,
-    seal_letter,
-)
+from quietchoir.federation.transport.records import INLINE_BYTES, answer_to, payload_of, to_record
 from quietchoir.tests.fakes.events import tables
 
 KEY, FEDERATION, SESSION = b"a transport key", bytes(32), "ab" * 16
@@ -79,7 +74,7 @@ class FakeFlower:
 
 
 async def request(
-    door: FleetDoor,
+    endpoint: FleetEndpoint,
     path: str,
     body: bytes = b"ask",
     *,
@@ -102,7 +97,7 @@ async def request(
     async def send(event: fleet_endpoint.Event) -> None:
         sent.append(event)
 
-    door.loop = asyncio.get_running_loop()
+    endpoint.loop = asyncio.get_running_loop()
     scope = {
         "type": "http",
         "method": "POST",
@@ -111,7 +106,7 @@ async def request(
         "client": line,
         "state": {},
     }
-    await door(scope, receive, send)
+    await endpoint(scope, receive, send)
     return (
         (sent[0]["status"], b"".join(event.get("body", b"") for event in sent[1:]))
         if sent
@@ -119,126 +114,138 @@ async def request(
     )
 
 
-def opened(flower: FakeFlower) -> FleetDoor:
+def opened(flower: FakeFlower) -> FleetEndpoint:
     """A door before `flower` that knows one key, and whose member has dialled in."""
-    door = FleetDoor(flower, FEDERATION)
-    door.callers[KEY] = Caller(MEMBER.public, session=SESSION)
-    return door
+    endpoint = FleetEndpoint(flower, FEDERATION)
+    endpoint.callers[KEY] = Caller(MEMBER.public, session=SESSION)
+    return endpoint
 
 
 async def test_work_that_is_there_is_handed_out_at_once() -> None:
-    door = opened(FakeFlower((200, b"work")))
-    assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (200, b"work")
-    assert door.callers[KEY].handed_at > door.callers[KEY].idle_at
+    endpoint = opened(FakeFlower((200, b"work")))
+    assert await request(endpoint, fleet_endpoint.ASKS_FOR_WORK) == (200, b"work")
+    assert endpoint.callers[KEY].handed_at > endpoint.callers[KEY].idle_at
 
 
 async def test_a_request_for_work_waits_until_the_bell_rings() -> None:
     flower = FakeFlower((200, b""), (200, b"work"))
-    door = opened(flower)
-    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK))
-    while not door.news.is_set():  # it is held, and the link was told that this node is idle
+    endpoint = opened(flower)
+    asked = asyncio.ensure_future(request(endpoint, fleet_endpoint.ASKS_FOR_WORK))
+    while not endpoint.news.is_set():  # it is held, and the link was told that this node is idle
         await asyncio.sleep(0)
     assert not asked.done() and len(flower.requests) == 1
-    door.ring(KEY)
+    endpoint.ring(KEY)
     assert await asked == (200, b"work")
-    assert door.callers[KEY].bells == set()
+    assert endpoint.callers[KEY].bells == set()
 
 
 async def test_a_request_for_work_ends_empty_after_a_while_and_at_once_when_the_door_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fleet_endpoint, "HOLD_S", 0.05)
-    door = opened(FakeFlower())
-    assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (200, b"")
+    endpoint = opened(FakeFlower())
+    assert await request(endpoint, fleet_endpoint.ASKS_FOR_WORK) == (200, b"")
     monkeypatch.setattr(fleet_endpoint, "HOLD_S", 1000.0)
-    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK))
-    door.news.clear()
-    while not door.news.is_set():
+    asked = asyncio.ensure_future(request(endpoint, fleet_endpoint.ASKS_FOR_WORK))
+    endpoint.news.clear()
+    while not endpoint.news.is_set():
         await asyncio.sleep(0)
-    door.close()
+    endpoint.close()
     assert await asked == (200, b"")
 
 
 async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
     flower, gone = FakeFlower((200, b""), (200, b"work")), asyncio.Event()
-    door = opened(flower)
-    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK, hang_up=gone))
-    while not door.news.is_set():
+    endpoint = opened(flower)
+    asked = asyncio.ensure_future(request(endpoint, fleet_endpoint.ASKS_FOR_WORK, hang_up=gone))
+    while not endpoint.news.is_set():
         await asyncio.sleep(0)
     gone.set()
     await asked
     assert (
         flower.answers == [(200, b"work")]
-        and door.callers[KEY].handed_at < door.callers[KEY].idle_at
+        and endpoint.callers[KEY].handed_at < endpoint.callers[KEY].idle_at
     )
 
 
 async def test_nobody_is_held_whom_flower_refuses_and_its_words_do_not_leave_the_house() -> None:
     for status, told in ((401, 401), (500, 400), (302, 400)):
-        door = opened(FakeFlower((status, b"words")))
-        assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (told, b"")
-        assert door.callers[KEY].idle_at == door.callers[KEY].handed_at and not door.news.is_set()
+        endpoint = opened(FakeFlower((status, b"words")))
+        assert await request(endpoint, fleet_endpoint.ASKS_FOR_WORK) == (told, b"")
+        assert (
+            endpoint.callers[KEY].idle_at == endpoint.callers[KEY].handed_at
+            and not endpoint.news.is_set()
+        )
 
 
 async def test_a_stranger_is_not_read_and_not_counted() -> None:
     flower = FakeFlower()
-    door, before = FleetDoor(flower, FEDERATION), None
+    endpoint, before = FleetEndpoint(flower, FEDERATION), None
     for known in (False, True):
         if known:
-            door.callers[KEY] = Caller(Identity.generate().public, session=SESSION)
-            before = dataclasses.replace(door.callers[KEY])
+            endpoint.callers[KEY] = Caller(Identity.generate().public, session=SESSION)
+            before = dataclasses.replace(endpoint.callers[KEY])
         for path in sorted(fleet_endpoint.ROUTES):
-            assert await request(door, path) == (401, b"")
-    assert door.callers[KEY] == before and not flower.requests
-    assert (door.bytes_in, door.bytes_out, door.news.is_set(), door.owners) == (0, 0, False, {})
+            assert await request(endpoint, path) == (401, b"")
+    assert endpoint.callers[KEY] == before and not flower.requests
+    assert (endpoint.bytes_in, endpoint.bytes_out, endpoint.news.is_set(), endpoint.owners) == (
+        0,
+        0,
+        False,
+        {},
+    )
 
 
 async def test_a_node_that_dials_anew_replaces_its_dead_self_but_not_one_that_is_here() -> None:
     flower, other = FakeFlower(), "cd" * 16
-    door, dropped = opened(flower), list[bytes]()
-    door.drop = dropped.append
-    assert (await request(door, "/v1/fleet/send-node-heartbeat"))[0] == 200  # the first one is here
+    endpoint, dropped = opened(flower), list[bytes]()
+    endpoint.drop = dropped.append
+    assert (await request(endpoint, "/v1/fleet/send-node-heartbeat"))[
+        0
+    ] == 200  # the first one is here
     for path in sorted(fleet_endpoint.ROUTES):
-        assert (await request(door, path, session=other, line=("another", 2)))[0] == TAKEN
+        assert (await request(endpoint, path, session=other, line=("another", 2)))[0] == TAKEN
     assert (
         not dropped
         and len(flower.requests) == 1
-        and door.callers[KEY].lines == {("a member", 1): None}
+        and endpoint.callers[KEY].lines == {("a member", 1): None}
     )
     # the first one again: its line had broken
-    assert (await request(door, fleet_endpoint.DIALS_IN))[0] == 200 and dropped == [KEY]
-    door.line_gone(("a member", 1))
-    door.callers[KEY].hung_up_at -= fleet_endpoint.HUNG_UP_S  # a moment later
-    assert (await request(door, fleet_endpoint.ASKS_FOR_WORK, session=other))[0] == NOT_DIALLED_IN
-    assert (await request(door, fleet_endpoint.DIALS_IN, session=other, line=("another", 2)))[
+    assert (await request(endpoint, fleet_endpoint.DIALS_IN))[0] == 200 and dropped == [KEY]
+    endpoint.line_gone(("a member", 1))
+    endpoint.callers[KEY].hung_up_at -= fleet_endpoint.HUNG_UP_S  # a moment later
+    assert (await request(endpoint, fleet_endpoint.ASKS_FOR_WORK, session=other))[
+        0
+    ] == NOT_DIALLED_IN
+    assert (await request(endpoint, fleet_endpoint.DIALS_IN, session=other, line=("another", 2)))[
         0
     ] == 200 and dropped == [KEY, KEY]
     # and now the first one is the second
-    assert (await request(door, fleet_endpoint.ASKS_FOR_WORK))[0] == TAKEN
+    assert (await request(endpoint, fleet_endpoint.ASKS_FOR_WORK))[0] == TAKEN
 
 
 async def test_a_process_that_hangs_on_the_line_without_a_word_is_gone_after_a_while() -> None:
-    door, other = opened(FakeFlower()), "cd" * 16
-    await request(door, "/v1/fleet/send-node-heartbeat")
-    door.callers[KEY].heard_at -= UNHEARD_S
-    assert (await request(door, fleet_endpoint.DIALS_IN, session=other))[0] == 200
+    endpoint, other = opened(FakeFlower()), "cd" * 16
+    await request(endpoint, "/v1/fleet/send-node-heartbeat")
+    endpoint.callers[KEY].heard_at -= UNHEARD_S
+    assert (await request(endpoint, fleet_endpoint.DIALS_IN, session=other))[0] == 200
 
 
 async def test_a_process_that_says_goodbye_is_gone_at_once() -> None:
-    door = opened(FakeFlower())
-    await request(door, fleet_endpoint.LEAVES)
-    assert (await request(door, fleet_endpoint.DIALS_IN, session="cd" * 16))[0] == 200
+    endpoint = opened(FakeFlower())
+    await request(endpoint, fleet_endpoint.LEAVES)
+    assert (await request(endpoint, fleet_endpoint.DIALS_IN, session="cd" * 16))[0] == 200
 
 
 async def test_one_member_has_few_connections() -> None:
-    door, ended = opened(FakeFlower()), list[tuple[str, int]]()
-    door.end = ended.append
+    endpoint, ended = opened(FakeFlower()), list[tuple[str, int]]()
+    endpoint.end = ended.append
     for port in range(fleet_endpoint.LINES + 3):
-        await request(door, "/v1/fleet/send-node-heartbeat", line=("a member", port))
+        await request(endpoint, "/v1/fleet/send-node-heartbeat", line=("a member", port))
     assert ended == [("a member", 0), ("a member", 1), ("a member", 2)]
     for port in range(fleet_endpoint.LINES + 3):
-        door.line_gone(("a member", port))
-    assert not door.callers[KEY].lines and not door.owners
+        endpoint.line_gone(("a member", port))
+    assert not endpoint.callers[KEY].lines and not endpoint.owners
 
 
 async def test_a_request_past_the_limit_is_turned_away_unread(
@@ -258,7 +265,7 @@ async def test_a_request_past_the_limit_is_turned_away_unread(
 async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_endpoint, "SILENCE_S", 0.01)
     flower = FakeFlower()
-    door, sent = opened(flower), list[fleet_endpoint.Event]()
+    endpoint, sent = opened(flower), list[fleet_endpoint.Event]()
 
     async def receive() -> fleet_endpoint.Event:
         return await asyncio.get_running_loop().create_future()  # never comes
@@ -267,7 +274,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
         sent.append(event)
 
     path = "/v1/fleet/push-object"
-    await door(
+    await endpoint(
         {"type": "http", "method": "POST", "path": path, "headers": proved(path), "state": {}},
         receive,
         send,
@@ -336,7 +343,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def message(letter: bytes) -> Message:
-    made = Message(seal_letter(letter), dst_node_id=7, message_type="train.letter")
+    made = Message(to_record(letter), dst_node_id=7, message_type="train.letter")
     made.metadata.__dict__["_message_id"] = made.object_id
     return made
 
@@ -348,7 +355,7 @@ def test_a_long_letter_that_is_interrupted_goes_on_where_it_was(line: Any) -> No
         number: part.deflate() for number, part in get_all_nested_objects(letter).items()
     }
     got = session.fetch(get_object_tree(letter), 1)
-    assert open_letter(got) == LONG
+    assert payload_of(got) == LONG
     # nothing came twice
     assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored)
     assert len(coordinator.stored) > 4
@@ -356,13 +363,13 @@ def test_a_long_letter_that_is_interrupted_goes_on_where_it_was(line: Any) -> No
 
 def test_a_long_answer_that_is_interrupted_goes_on_where_it_was(line: Any) -> None:
     session, coordinator = line({1, 4, 6})
-    session.give(answer_to(message(b"letter"), seal_letter(LONG)), 0.0)
+    session.give(answer_to(message(b"letter"), to_record(LONG)), 0.0)
     assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored) > 4
 
 
 def test_a_letter_that_was_taken_back_is_not_waited_for(line: Any) -> None:
     session, _ = line(set())
-    with pytest.raises(LetterLostError):
+    with pytest.raises(MessageLostError):
         session.fetch(get_object_tree(message(LONG)), 1)
 
 
@@ -370,14 +377,14 @@ def test_patience_with_a_dead_line_ends(line: Any, monkeypatch: pytest.MonkeyPat
     session, _ = line(set(range(1, 10_000)))
     monkeypatch.setattr(connection, "PATIENCE_S", 0.05)
     with pytest.raises(httpx.ReadError):
-        session.give(answer_to(message(b"letter"), seal_letter(b"answer")), 0.0)
+        session.give(answer_to(message(b"letter"), to_record(b"answer")), 0.0)
 
 
 def test_an_answer_lives_as_long_as_its_letter_whatever_this_nodes_clock_says() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 7, 0
     letter = message(b"letter")
     letter.metadata.created_at -= 86400  # the coordinator's clock is a day behind ours
-    reply = message_to_proto(answer_to(letter, seal_letter(b"answer"))).metadata
+    reply = message_to_proto(answer_to(letter, to_record(b"answer"))).metadata
     assert (reply.created_at, reply.ttl) == (
         letter.metadata.created_at,
         letter.metadata.ttl,

@@ -144,7 +144,7 @@ async def test_uvicorn_has_the_seams_that_are_used() -> None:
         "server_state",
         "app_state",
     ]
-    config = uvicorn.Config(fleet_endpoint.FleetDoor(None, b""), ws="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(fleet_endpoint.FleetEndpoint(None, b""), ws="none")  # type: ignore[arg-type]
     made = vars(HttpToolsProtocol(config, ServerState(), {}, asyncio.get_running_loop()))
     assert {"cycle", "client", "transport"} <= set(made)
     assert {"response_complete"} <= set(vars(RequestResponseCycle(*[None] * 11)))  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_p
     )
     policy = create_federation(tmp_path, founding)
     link = superlink.SuperLink(policy, tmp_path / TLS_KEY)
-    paths = set(link.door.app.openapi()["paths"])  # type: ignore[attr-defined]
+    paths = set(link.endpoint.app.openapi()["paths"])  # type: ignore[attr-defined]
     assert paths >= fleet_endpoint.ROUTES
     hidden = paths - fleet_endpoint.ROUTES
     assert {path for path in hidden if path.startswith(("/v1/control", "/v1/runtime"))}
@@ -205,10 +205,8 @@ def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_p
 def test_a_letter_of_any_size_comes_out_as_it_went_in(size: int) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     letter = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = Message(
-        records.seal_letter(letter), dst_node_id=2, message_type=messenger.MESSAGE_TYPE
-    )
-    assert records.open_letter(message) == letter
+    message = Message(records.to_record(letter), dst_node_id=2, message_type=messenger.MESSAGE_TYPE)
+    assert records.payload_of(message) == letter
 
 
 @pytest.mark.parametrize(
@@ -219,7 +217,7 @@ def test_a_message_without_a_letter_is_told_apart(
 ) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     assert (
-        records.open_letter(Message(RecordDict(content), dst_node_id=2, message_type="train"))
+        records.payload_of(Message(RecordDict(content), dst_node_id=2, message_type="train"))
         is None
     )
 

@@ -54,7 +54,7 @@ def test_who_was_left_a_letter_is_not_there_until_it_is_taken_back_and_asks_agai
     link.leave({"ann": b"train"}, 60.0)
     assert link.present() == {"ben", "cat"} and link.owing() == {"ann"}
     assert list(link.collect(0.0)) == []
-    link.recall()
+    link.cancel()
     assert link.present() == {"ben", "cat"} and not link.owing()  # it may be at work on it still
     link.superlink.caller("ann").idle_at = link.silent["ann"] + 1
     assert link.present() == {"ann", "ben", "cat"}
@@ -65,15 +65,15 @@ def test_asking_others_leaves_a_long_letter_whole_and_what_nobody_waits_for_take
 ) -> None:
     store = link.state.object_store
     link.leave({"ann": LONG}, 60.0)
-    (number,) = link.left.owed
+    (number,) = link.left.pending
     pieces = len(store)
-    assert pieces > 1 and all(link.post.parts(number).values())
-    for letter in (b"short", LONG + b"another"):
+    assert pieces > 1 and all(link.messenger.parts(number).values())
+    for message in (b"short", LONG + b"another"):
         # their time is over at once
-        assert list(link.ask({"ben": letter, "cat": letter}, 0.0)) == []
-        assert len(store) == pieces and all(link.post.parts(number).values())
-    link.recall()
-    assert len(store) == 0 and not link.post.sent and not link.post.heads
+        assert list(link.ask({"ben": message, "cat": message}, 0.0)) == []
+        assert len(store) == pieces and all(link.messenger.parts(number).values())
+    link.cancel()
+    assert len(store) == 0 and not link.messenger.sent and not link.messenger.heads
 
 
 def test_a_member_that_goes_away_over_a_letter_is_owed_nothing_more(link: FlowerLink) -> None:

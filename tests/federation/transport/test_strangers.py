@@ -29,7 +29,7 @@ from quietchoir.federation.membership.keys import load_or_create, transport_poin
 from quietchoir.federation.transport.fleet_endpoint import ROUTES
 from quietchoir.federation.transport.listener import HEAD_S, UNPROVEN
 from quietchoir.federation.transport.proof import PROOF_HEADER, SESSION_HEADER, prove
-from quietchoir.simulations.cluster import HOST, PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import HOST, PATIENCE_S, Cluster, ClusterPlan
 from quietchoir.simulations.processes import Child, ProcessGroup
 
 PLAN = ClusterPlan(
@@ -50,17 +50,17 @@ class Scene:
     """
 
     def __init__(self, stage: ProcessGroup, folder: Path) -> None:
-        self.choir = Choir(stage, folder, PLAN)
-        self.coordinator = self.choir.coordinate("coordinator", "--grace", "30")
+        self.cluster = Cluster(stage, folder, PLAN)
+        self.coordinator = self.cluster.coordinate("coordinator", "--grace", "30")
         self.coordinator.until("open", PATIENCE_S)
-        self.nodes = self.choir.join_all()
+        self.nodes = self.cluster.join_all()
         self.coordinator.until("round", PATIENCE_S)
-        self.policy = roster.load(self.choir.file)
+        self.policy = roster.load(self.cluster.file)
         self.victim = public_key_to_bytes(transport_point(self.policy.members[0].transport))
 
     @property
     def url(self) -> str:
-        return f"https://{HOST}:{self.choir.port}"
+        return f"https://{HOST}:{self.cluster.port}"
 
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cadata=self.policy.coordinator.certificate)
@@ -105,7 +105,7 @@ def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
     """All headers of a request of `node-00`, whose keys are lent to the test, but for what is
     `wrong`.
     """
-    keys = load_or_create(scene.choir.folder / PLAN.names[0])
+    keys = load_or_create(scene.cluster.folder / PLAN.names[0])
     timestamp = (
         datetime.datetime.now(datetime.UTC) + wrong.get("by", datetime.timedelta())
     ).isoformat()
@@ -215,17 +215,17 @@ def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(
     scene: Scene,
 ) -> None:
     name = PLAN.names[0]
-    copy = scene.choir.folder / "copied" / name
-    shutil.copytree(scene.choir.folder / name, copy)
-    second = scene.choir.stage.start(
+    copy = scene.cluster.folder / "copied" / name
+    shutil.copytree(scene.cluster.folder / name, copy)
+    second = scene.cluster.stage.start(
         "second",
         "--config",
-        str(scene.choir.settings),
+        str(scene.cluster.settings),
         "join",
-        str(scene.choir.file),
+        str(scene.cluster.file),
         "--home",
         str(copy),
-        *scene.choir.rehearsed,
+        *scene.cluster.rehearsed,
     )
     told = second.until("disconnected", PATIENCE_S)
     assert "another one takes part with this node's keys" in told["reason"] and not told["again"]
@@ -238,7 +238,7 @@ def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(
 
 
 def raw(scene: Scene) -> socket.socket:
-    return socket.create_connection((HOST, scene.choir.port), timeout=30)
+    return socket.create_connection((HOST, scene.cluster.port), timeout=30)
 
 
 def spoken(scene: Scene) -> ssl.SSLSocket:
@@ -342,7 +342,7 @@ def test_a_member_that_comes_while_strangers_crowd_the_door_gets_in(scene: Scene
     try:
         name = PLAN.names[-1]
         scene.nodes[name].kill()
-        scene.nodes[name] = scene.choir.join(name)
+        scene.nodes[name] = scene.cluster.join(name)
         while set(scene.coordinator.until("round", PATIENCE_S)["parties"]) != set(PLAN.names):
             pass
     finally:

@@ -18,7 +18,7 @@ from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import Reply, RoundId, Task
-from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house, parties
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, clients, house
 from quietchoir.tests.fakes.store import contents, query
 
 SIZE = 50
@@ -32,7 +32,7 @@ def home() -> House:
 
 @pytest.fixture
 def ann(home: House, tmp_path: Path) -> Client:
-    return parties(home, SIZE, folder=tmp_path)["ann"]
+    return clients(home, SIZE, folder=tmp_path)["ann"]
 
 
 def order(home: House, **changes: object) -> bytes:
@@ -47,7 +47,7 @@ def letter(
     """A good first letter to ann, unless changed."""
     payload = order(home)
     fields = {
-        "place": RoundId(RUN, 1, 1),
+        "round_id": RoundId(RUN, 1, 1),
         "stage": messages.TRAIN,
         "recipient": "ann",
         "payload": payload,
@@ -56,16 +56,16 @@ def letter(
     return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
 
-def snapshot(party: Client, folder: Path) -> object:
+def snapshot(client: Client, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = contents(folder)
-    attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
+    attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
     return (
         files,
         attempt,
-        dict(party.ledger.marks),
-        party.ledger.sums.snapshot(),
-        len(party.learner.trained),  # type: ignore[attr-defined]
+        dict(client.ledger.marks),
+        client.ledger.sums.snapshot(),
+        len(client.learner.trained),  # type: ignore[attr-defined]
     )
 
 
@@ -110,7 +110,9 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "truncated": lambda home: letter(home)[:-70],
     "empty": lambda home: b"",
     "a reply": lambda home: messages.encode_reply(
-        Reply(place=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=b""),
+        Reply(
+            round_id=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=b""
+        ),
         home.policy,
         home.coordinator,
     ),
@@ -141,11 +143,11 @@ def test_no_changed_byte_is_accepted(home: House, ann: Client) -> None:
 def test_a_replayed_letter_changes_nothing_even_after_a_restart(
     home: House, ann: Client, tmp_path: Path
 ) -> None:
-    ann.handle(letter(home, place=RoundId(RUN, 2, 1)))
+    ann.handle(letter(home, round_id=RoundId(RUN, 2, 1)))
     before = snapshot(ann, tmp_path)
-    for place in (RoundId(RUN, 2, 1), RoundId(RUN, 1, 9)):
+    for round_id in (RoundId(RUN, 2, 1), RoundId(RUN, 1, 9)):
         with pytest.raises(MessageError, match="already answered"):
-            ann.handle(letter(home, place=place))
+            ann.handle(letter(home, round_id=round_id))
     assert snapshot(ann, tmp_path) == before
     again = Client(
         home.policy,
@@ -156,8 +158,8 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
         ledger=AnsweredRounds(open_member(tmp_path / "ann")),
     )
     with pytest.raises(MessageError, match="older state"):
-        again.handle(letter(home, place=RoundId(RUN, 2, 1)))
-    again.handle(letter(home, place=RoundId(RUN, 2, 2)))
+        again.handle(letter(home, round_id=RoundId(RUN, 2, 1)))
+    again.handle(letter(home, round_id=RoundId(RUN, 2, 2)))
 
 
 def test_stages_come_in_order_and_once(home: House, ann: Client) -> None:
@@ -167,7 +169,7 @@ def test_stages_come_in_order_and_once(home: House, ann: Client) -> None:
         with pytest.raises(MessageError, match="expected advertise"):
             ann.handle(letter(home, stage=stage, payload=b""))
     with pytest.raises(MessageError, match="expected advertise of round 1"):
-        ann.handle(letter(home, stage="advertise", place=RoundId(RUN, 1, 2), payload=cohort))
+        ann.handle(letter(home, stage="advertise", round_id=RoundId(RUN, 1, 2), payload=cohort))
     ann.handle(letter(home, stage="advertise", payload=cohort))
     with pytest.raises(MessageError, match="expected share"):
         ann.handle(letter(home, stage="advertise", payload=cohort))
@@ -202,13 +204,13 @@ def test_a_cohort_that_the_roster_does_not_allow_is_refused(
 
 
 def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Client) -> None:
-    task, other = letter(home), letter(home, place=RoundId(RUN, 1, 2))
+    task, other = letter(home), letter(home, round_id=RoundId(RUN, 1, 2))
     answer = ann.handle(task)
     assert messages.decode_reply(answer, home.policy, task).sender == "ann"
     with pytest.raises(MessageError, match="another task"):
         messages.decode_reply(answer, home.policy, other)
     forged = Reply(
-        place=RoundId(RUN, 1, 1),
+        round_id=RoundId(RUN, 1, 1),
         stage=messages.TRAIN,
         sender="ann",
         task=messages.fingerprint(task),
@@ -220,7 +222,7 @@ def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Client) -
         )
     with pytest.raises(MessageError, match="was asked"):
         messages.decode_reply(
-            ann.handle(letter(home, place=RoundId(RUN, 1, 3))),
+            ann.handle(letter(home, round_id=RoundId(RUN, 1, 3))),
             home.policy,
             letter(home, recipient="ben"),
         )
@@ -271,10 +273,11 @@ WORK = messages.Work(
     ranges=((1, 0.1), (2, 1e-07)),
     cohort=("ann", "ben"),
     absent=("cat",),
+    round=3,
 )
 WORK_HEADER = (
     rb'{"absent":["cat"],"card":"\u00e9","cohort":["ann","ben"],"evaluate":true,'
-    rb'"ranges":[[1,0.1],[2,1e-07]],"state":"ab"}'
+    rb'"ranges":[[1,0.1],[2,1e-07]],"round":3,"state":"ab"}'
 )
 GROUP = messages.Group(
     version=9,
@@ -291,7 +294,7 @@ READY = messages.Ready(scores=True, before=(("ann", "ben"), ()))
 READY_HEADER = b'{"before":[["ann","ben"],[]],"scores":true}'
 
 
-def test_every_message_has_the_bytes_that_it_always_had(home: House) -> None:
+def test_every_message_has_the_bytes_that_are_written_here(home: House) -> None:
     length = len(WORK_HEADER).to_bytes(4, "big")
     vector = b"\0\0\x80\x3f\0\0\x20\xc0"
     assert messages.encode_work(WORK) == length + WORK_HEADER + vector

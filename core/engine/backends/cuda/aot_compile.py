@@ -101,7 +101,7 @@ class Compiled:
     spilled: int  # bytes of a thread's registers that went to memory
     shared: int  # bytes of one program
 
-    def complaint(self) -> str:
+    def unsupported(self) -> str:
         """Why it would not start; empty if it would."""
         if self.shared > SHARED[self.capability]:
             return (
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
                     if chosen.json
                     else f"{where} {kernel.name:13} {takes}"
                 )
-                complaints += [kernel.complaint()] if kernel.complaint() else []
+                complaints += [kernel.unsupported()] if kernel.unsupported() else []
     print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
     return int(bool(complaints))
 

@@ -265,7 +265,7 @@ class Network:
         return text.decode("utf-8", "replace")
 
 
-def complaint(architecture: Architecture, tensors: Mapping[str, QuantTensor]) -> str | None:
+def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) -> str | None:
     """Why the library cannot run a model of these sizes and matrices; None if it can."""
     if reason := library.available():
         return reason

@@ -19,14 +19,14 @@ from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Batch
 from ..backend import label, unlabel
 from . import library
-from .network import Network, NetworkStep, block_bytes, complaint
+from .network import Network, NetworkStep, block_bytes, unsupported
 
 KEPT_ADAPTERS = 32  # packed ones beyond those of the step; packing one takes about a millisecond
 
 
 def supports(weights: Weights) -> str | None:
     """Why the native engine cannot run this model, for people; None if it can."""
-    return complaint(weights.architecture, weights.tensors)
+    return unsupported(weights.architecture, weights.tensors)
 
 
 class NativeRunner:

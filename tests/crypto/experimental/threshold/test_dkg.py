@@ -57,10 +57,10 @@ def test_a_ceremony_needs_everybody_and_runs_in_order():
         letters(me, {circle.names[1]: b"short"})
     holdings = [each.finish(letters(each, openings)) for each in ceremonies.values()]
     assert (
-        len({holding.key_id for holding in holdings}) == 1
+        len({key_share.key_id for key_share in holdings}) == 1
         and holdings[0].key_id != circle.any.key_id
     )
-    assert len({holding.readers for holding in holdings}) == 1
+    assert len({key_share.readers for key_share in holdings}) == 1
     with pytest.raises(RuntimeError):
         me.finish(mine)
     with pytest.raises(ProtocolError, match="another identity"):

@@ -9,7 +9,7 @@ from quietchoir.crypto.experimental.threshold.lattice import LIMBS
 from quietchoir.crypto.experimental.threshold.partial import (
     CHECK_BYTES,
     NONCE_BYTES,
-    Veil,
+    Pad,
     add_up,
     read_checks,
     write_checks,
@@ -30,7 +30,7 @@ def part(number: int) -> Residues:
 
 @pytest.fixture(scope="module")
 def covered() -> dict[int, bytes]:
-    return {number: Veil(KEY, NAMED, ROWS).cover(part(number), number) for number in NUMBERS}
+    return {number: Pad(KEY, NAMED, ROWS).cover(part(number), number) for number in NUMBERS}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def summed(covered: dict[int, bytes]) -> bytes:
 def test_what_was_added_in_the_dark_opens_to_the_exact_sum(
     covered: dict[int, bytes], summed: bytes
 ) -> None:
-    veil, expected = Veil(KEY, NAMED, ROWS), part(NUMBERS[0])
+    veil, expected = Pad(KEY, NAMED, ROWS), part(NUMBERS[0])
     for number in NUMBERS[1:]:
         expected = residues.add(expected, part(number))
     assert np.array_equal(veil.uncover_sum(NUMBERS, summed), expected)
@@ -55,7 +55,7 @@ def test_what_was_added_in_the_dark_opens_to_the_exact_sum(
 
 
 def test_a_covered_part_looks_like_chance_and_is_never_the_same_twice() -> None:
-    veil, nothing = Veil(KEY, NAMED, ROWS), np.zeros((ROWS, LIMBS, 8192), np.uint64)
+    veil, nothing = Pad(KEY, NAMED, ROWS), np.zeros((ROWS, LIMBS, 8192), np.uint64)
     first, second = (
         residues.from_bytes(veil.cover(nothing, 1)[NONCE_BYTES:-CHECK_BYTES], ROWS, LIMBS)
         for _ in range(2)
@@ -77,7 +77,7 @@ def bumped(raw: bytes, at: int, prime: int) -> bytes:
 
 
 def test_every_change_of_the_sum_is_noticed(covered: dict[int, bytes], summed: bytes) -> None:
-    veil, head = Veil(KEY, NAMED, ROWS), len(NUMBERS) * NONCE_BYTES
+    veil, head = Pad(KEY, NAMED, ROWS), len(NUMBERS) * NONCE_BYTES
     polynomial = 8192 * RESIDUE_BYTES
     wrong = [
         bumped(summed, head + (row * LIMBS + limb) * polynomial + 77 * RESIDUE_BYTES, PRIMES[limb])
@@ -92,7 +92,7 @@ def test_every_change_of_the_sum_is_noticed(covered: dict[int, bytes], summed: b
         summed[NONCE_BYTES : 2 * NONCE_BYTES] + summed[:NONCE_BYTES] + summed[32:],
     ]
     twice = add_up([covered[1], covered[1], covered[4]], ROWS)
-    other = Veil(KEY, bytes(32), ROWS)
+    other = Pad(KEY, bytes(32), ROWS)
     mixed = add_up([covered[1], covered[4], other.cover(part(6), 6)], ROWS)
     for bad in (*wrong, twice, mixed):
         with pytest.raises(AuthenticationError, match="not what the responders sent"):
@@ -100,7 +100,7 @@ def test_every_change_of_the_sum_is_noticed(covered: dict[int, bytes], summed: b
     for stranger, numbers in (
         (veil, (1, 4, 5)),
         (other, NUMBERS),
-        (Veil(bytes(32), NAMED, ROWS), NUMBERS),
+        (Pad(bytes(32), NAMED, ROWS), NUMBERS),
         (veil, (4, 1, 6)),
     ):
         with pytest.raises(AuthenticationError):
@@ -111,9 +111,9 @@ def test_a_change_that_fits_one_check_is_caught_by_the_other(
     summed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unprotected arm: without checks, a member takes the changed sum for the true one."""
-    veil, head = Veil(KEY, NAMED, ROWS), len(NUMBERS) * NONCE_BYTES
+    veil, head = Pad(KEY, NAMED, ROWS), len(NUMBERS) * NONCE_BYTES
     changed = bumped(summed, head, PRIMES[0])
-    dots = Veil._dots(veil, np.zeros((ROWS, LIMBS, 8192), np.uint64))
+    dots = Pad._dots(veil, np.zeros((ROWS, LIMBS, 8192), np.uint64))
     assert dots == [[0] * LIMBS] * 2
     unit = np.zeros((ROWS, LIMBS, 8192), np.uint64)
     unit[0, 0, 0] = 1
@@ -127,8 +127,8 @@ def test_a_change_that_fits_one_check_is_caught_by_the_other(
     checks[1][0] = (checks[1][0] + second) % PRIMES[0]
     forged = veil.uncover_sum(NUMBERS, changed[:-CHECK_BYTES] + write_checks(checks))
     assert np.array_equal(residues.subtract(forged, veil.uncover_sum(NUMBERS, summed)), unit)
-    monkeypatch.setattr(Veil, "_dots", lambda self, body: [[0] * LIMBS] * 2)
-    monkeypatch.setattr(Veil, "_offsets", lambda self, number, nonce: [[0] * LIMBS] * 2)
+    monkeypatch.setattr(Pad, "_dots", lambda self, body: [[0] * LIMBS] * 2)
+    monkeypatch.setattr(Pad, "_offsets", lambda self, number, nonce: [[0] * LIMBS] * 2)
     blank = changed[:-CHECK_BYTES] + bytes(CHECK_BYTES)
     assert np.array_equal(
         residues.subtract(veil.uncover_sum(NUMBERS, blank), forged), unit * np.uint64(0)
@@ -138,7 +138,7 @@ def test_a_change_that_fits_one_check_is_caught_by_the_other(
 def test_what_is_malformed_is_refused_before_anything_is_computed(
     covered: dict[int, bytes], summed: bytes
 ) -> None:
-    veil = Veil(KEY, NAMED, ROWS)
+    veil = Pad(KEY, NAMED, ROWS)
     high, tail = b"\xff" * RESIDUE_BYTES, len(summed) - CHECK_BYTES
     for bad in (
         b"", summed[:-1], summed + b"\0", summed[NONCE_BYTES:], summed[:48] + high + summed[55:],

@@ -11,9 +11,9 @@ from quietchoir.core.errors import AuthenticationError, ProtocolError
 from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Holder,
-    Holding,
     JointRing,
     JointTally,
+    KeyShare,
     PartialReader,
     ThresholdMemory,
     closing,
@@ -112,7 +112,7 @@ def test_a_ring_without_a_share_cannot_close_and_rings_differ_in_name_when_keys_
     with pytest.raises(RuntimeError):
         ring.close(ring.lift(np.zeros(LENGTH + COUNTERS, np.uint32)))
     with pytest.raises(RuntimeError):
-        ring.desk.call("encrypt")
+        ring.crypto_worker.call("encrypt")
     counters = BitRing(length=COUNTERS, bits=8, parties=5)
     others = [
         JointRing(circle.plan, bytes(32), 12, counters, bound=b"adapter"),
@@ -131,12 +131,14 @@ def test_a_plaintext_added_in_the_dark_is_rounded_as_the_noise_bound_says() -> N
 
 
 def test_a_holding_comes_back_from_bytes_with_what_it_remembers(circle: Circle) -> None:
-    holding = circle.holdings["node-002"]
-    holding.memory.encrypt(77)
-    again = Holding.decode(holding.encode(), ThresholdMemory.decode(holding.memory.encode()))
-    assert again.encode() == holding.encode() and again.memory.encode() == holding.memory.encode()
+    key_share = circle.holdings["node-002"]
+    key_share.memory.encrypt(77)
+    again = KeyShare.decode(key_share.encode(), ThresholdMemory.decode(key_share.memory.encode()))
+    assert (
+        again.encode() == key_share.encode() and again.memory.encode() == key_share.memory.encode()
+    )
     assert (again.plan, again.name, again.key_id, again.readers) == (
-        holding.plan, holding.name, holding.key_id, holding.readers,
+        key_share.plan, key_share.name, key_share.key_id, key_share.readers,
     )  # fmt: skip
     with pytest.raises(ProtocolError, match="encrypted for before"):
         again.memory.encrypt(77)
@@ -144,7 +146,7 @@ def test_a_holding_comes_back_from_bytes_with_what_it_remembers(circle: Circle) 
     asked = gathering.request(circle.names[:3])
     reader = circle.reader(gathering, circle.names[:3])
     for name in circle.names[:3]:
-        held = Holding.decode(circle.holdings[name].encode(), ThresholdMemory())
+        held = KeyShare.decode(circle.holdings[name].encode(), ThresholdMemory())
         reader.receive(name, Holder(held, circle.identities[name]).respond(asked))
     assert np.array_equal(circle.plan.packing.unpack(reader.result()), circle.sum())
 
@@ -153,13 +155,13 @@ def test_bytes_that_are_no_holding_are_refused_with_a_typed_error(circle: Circle
     true, rng = circle.any.encode(), np.random.default_rng(5)
     for size in (0, 3, 4, 100, len(true) - 1):
         with pytest.raises(ProtocolError):
-            Holding.decode(true[:size], ThresholdMemory())
+            KeyShare.decode(true[:size], ThresholdMemory())
     header = 4 + int.from_bytes(true[:4], "big")
     read = 0
     for at in rng.integers(0, header, 300):
         changed = true[:at] + bytes([true[at] ^ 1 << int(rng.integers(8))]) + true[at + 1 :]
         try:
-            Holding.decode(changed, ThresholdMemory())
+            KeyShare.decode(changed, ThresholdMemory())
             read += 1  # a digit of a key or a name: that is the file's checksum to find
         except ProtocolError:
             pass

@@ -27,7 +27,7 @@ from quietchoir.federation.store.member import FILE
 from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house
 from quietchoir.tests.fakes.joint import (
-    DESK,
+    CRYPTO_WORKER,
     SIZE,
     KeepingLink,
     config_of,
@@ -36,24 +36,24 @@ from quietchoir.tests.fakes.joint import (
     ongoing,
     stage_of,
 )
-from quietchoir.tests.fakes.sealed import own, sealed_parties, vault_of
+from quietchoir.tests.fakes.sealed import client_store_of, own, sealed_clients
 from quietchoir.tests.fakes.store import damage, query
 
 
 @pytest.mark.parametrize("broken", ["share", "memory", "no memory"])
 def test_a_damaged_share_or_one_without_its_memory_is_given_up(broken: str, tmp_path: Path) -> None:
     home = joint_house(4)
-    link = KeepingLink(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))
-    run = coordinator(home, {}, SIZE, desk=DESK, link=link)
+    link = KeepingLink(sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER))
+    run = coordinator(home, {}, SIZE, desk=CRYPTO_WORKER, link=link)
     run.train_round()
-    assert keys(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))[0] is not None
+    assert keys(sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER))[0] is not None
     if broken == "no memory":
         query(tmp_path / "ann" / FILE, "DELETE FROM records WHERE name = ?", SHARE_MEMORY)
     else:
         damage(tmp_path / "ann", SHARE if broken == "share" else SHARE_MEMORY)
-    members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
+    members = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
     assert keys(members)[0] is None
-    link.parties = {name: party.handle for name, party in members.items()}
+    link.parties = {name: client.handle for name, client in members.items()}
     run.train_round()
     assert len(set(keys(members))) == 1  # a new key for all
 
@@ -63,20 +63,20 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     members, halves, link = ongoing(home)
     ann, total = halves["ann"], set(link.payloads(WITNESS).values()).pop()
     signed = {SAYS + name: half.sum.witness(total) for name, half in halves.items()}
-    holding, names = ann.holding, ann.holding.plan.names
+    key_share, names = ann.holding, ann.holding.plan.names
     number = round_number(ann.context.place)
-    good = request(holding.plan, number, names[:3], names)
-    before = holding.memory.encode()
+    good = request(key_share.plan, number, names[:3], names)
+    before = key_share.memory.encode()
     for given, error in (
         ({dkg_client.REQUEST: good}, ThresholdError),  # signed by nobody
         ({dkg_client.REQUEST: good, **dict(list(signed.items())[:2])}, ThresholdError),
         ({dkg_client.REQUEST: good, **signed, SAYS + "ben": signed[SAYS + "cat"]}, MessageError),
         (
-            {dkg_client.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed},
+            {dkg_client.REQUEST: request(key_share.plan, number, names[:3], names[:3]), **signed},
             MessageError,
         ),  # three of four
         (
-            {dkg_client.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed},
+            {dkg_client.REQUEST: request(key_share.plan, number + 2, names[:3], names), **signed},
             MessageError,
         ),
         ({dkg_client.REQUEST: good[:-1], **signed}, ProtocolError),
@@ -84,17 +84,17 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     ):
         with pytest.raises(error):
             ann.answer(threshold.OPEN, parts.join(given))
-    assert holding.memory.encode() == before and ann.stages == threshold.STAGES
+    assert key_share.memory.encode() == before and ann.stages == threshold.STAGES
     assert ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     with pytest.raises(ProtocolError, match="answered before"):
         ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     for first in (1, 2):
-        other = request(holding.plan, number, (*names, *names)[first : first + 3], names)
+        other = request(key_share.plan, number, (*names, *names)[first : first + 3], names)
         ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: other, **signed}))
     with pytest.raises(MessageError, match="3 times"):
         ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     assert not any(
-        vault_of(party).progress(ann.context.place.run).steps for party in members.values()
+        client_store_of(client).progress(ann.context.place.run).steps for client in members.values()
     )
 
 
@@ -102,15 +102,15 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
 def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kind: str) -> None:
     """dan's own bytes are wrong, under a letter that it signed itself."""
     home = joint_house(5, open_with=3)
-    members = sealed_parties(home, SIZE, desk=DESK)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
     stage = {"card": dkg_client.COMMIT, "opening": dkg_client.REVEAL, "part": threshold.OPEN}[kind]
     handle = members["dan"].handle
 
-    def hostile(letter: bytes) -> bytes:
-        answer = handle(letter)
-        if stage_of(letter) != stage:
+    def hostile(message: bytes) -> bytes:
+        answer = handle(message)
+        if stage_of(message) != stage:
             return answer
-        reply = messages.decode_reply(answer, home.policy, letter)
+        reply = messages.decode_reply(answer, home.policy, message)
         if len(reply.payload) <= 32:  # nothing, or a tag
             return answer
         changed = reply.payload[:40] + bytes([reply.payload[40] ^ 1]) + reply.payload[41:]
@@ -120,13 +120,13 @@ def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kin
 
     members["dan"].handle = hostile  # type: ignore[method-assign]
     link = SilentLink(
-        {name: party.handle for name, party in members.items()}, lambda name, letter: False
+        {name: client.handle for name, client in members.items()}, lambda name, message: False
     )
-    run = coordinator(home, members, SIZE, desk=DESK, link=link)
+    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link)
     run.train_round()
-    others = [party for name, party in members.items() if name != "dan"]
-    assert len({vault_of(party).key_name(home.policy.digest) for party in others}) == 1
-    assert all(vault_of(party).progress(run.state.run).steps == 1 for party in others)
+    others = [client for name, client in members.items() if name != "dan"]
+    assert len({client_store_of(client).key_name(home.policy.digest) for client in others}) == 1
+    assert all(client_store_of(client).progress(run.state.run).steps == 1 for client in others)
     in_sum = kind == "part"
     assert run.state.history[0]["parties"] == sorted(
         name for name in members if name != "dan" or in_sum
@@ -146,24 +146,24 @@ def test_a_federation_file_that_makes_no_sense_is_refused() -> None:
 
 def test_fewer_members_than_open_with_asks_for_make_no_key() -> None:
     home = joint_house(5, open_with=5)
-    members = sealed_parties(home, SIZE, desk=DESK)
-    link = KeepingLink(members, lambda name, letter: None if name == "eve" else letter)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    link = KeepingLink(members, lambda name, message: None if name == "eve" else message)
     with pytest.raises(RoundAborted, match="need 5"):
-        coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
+        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
     assert dkg_client.COMMIT not in link.stages()
 
 
 def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     home = joint_house(4)
-    members = sealed_parties(home, SIZE, desk=DESK)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
     link = KeepingLink(
-        members, lambda name, letter: None if stage_of(letter) == dkg_client.REVEAL else letter
+        members, lambda name, message: None if stage_of(message) == dkg_client.REVEAL else message
     )
     with pytest.raises(RoundAborted):
-        coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
+        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
     setup = own(members["ann"]).setup
     assert setup.forming is not None and setup.box_key is not None
-    place, asked = setup.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
+    round_id, asked = setup.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
     circle = asked[dkg_client.NAMES]
     state = setup.forming._ongoing
     for wrong in (
@@ -178,30 +178,30 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
         {dkg_client.NAMES: circle},
     ):
         with pytest.raises(MessageError):
-            setup.answer(place, dkg_client.COMMIT, parts.join(wrong))
+            setup.answer(round_id, dkg_client.COMMIT, parts.join(wrong))
     with pytest.raises(MessageError, match="expected reveal"):
-        setup.answer(place, dkg_client.SETTLE, parts.join({}))
+        setup.answer(round_id, dkg_client.SETTLE, parts.join({}))
     with pytest.raises(MessageError, match="not greeted"):
-        setup.answer(dataclasses.replace(place, attempt=9), dkg_client.COMMIT, parts.join(asked))
+        setup.answer(dataclasses.replace(round_id, attempt=9), dkg_client.COMMIT, parts.join(asked))
     with pytest.raises(MessageError, match="protection"):
-        setup.answer(place, "deal", parts.join({}))
+        setup.answer(round_id, "deal", parts.join({}))
     assert setup.forming._ongoing is state and keys(members) == [None] * 4
     shared = house(4, mode="sealed")
-    other = sealed_parties(shared, SIZE, desk=DESK)["ann"]
+    other = sealed_clients(shared, SIZE, desk=CRYPTO_WORKER)["ann"]
     with pytest.raises(MessageError, match="protection"):
-        own(other).setup.answer(place, dkg_client.COMMIT, parts.join(asked))
+        own(other).setup.answer(round_id, dkg_client.COMMIT, parts.join(asked))
 
 
 def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_nothing() -> None:
     home, rng = joint_house(3), np.random.default_rng(7)
     caught: dict[str, bytes] = {}
-    members = sealed_parties(home, SIZE, desk=DESK)
+    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
 
-    def attack(name: str, letter: bytes) -> bytes:
-        stage = stage_of(letter)
+    def attack(name: str, message: bytes) -> bytes:
+        stage = stage_of(message)
         if name != "ann" or stage not in dkg_client.STAGES[1:] or stage in caught:
-            return letter
-        caught[stage] = payload = messages.split(letter)[1]
+            return message
+        caught[stage] = payload = messages.split(message)[1]
         ann = own(members["ann"]).setup
         assert ann is not None and ann.forming is not None and ann.box_key is not None
         expects = ann.forming._ongoing.expects  # type: ignore[union-attr]
@@ -216,9 +216,9 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
                     ann.answer(ann.box_key[0], stage, cut)
         assert ann.forming._ongoing.expects == expects  # type: ignore[union-attr]
         assert keys(members)[0] is None
-        return letter  # and the true one still works
+        return message  # and the true one still works
 
-    run = coordinator(home, members, SIZE, desk=DESK, link=KeepingLink(members, attack))
+    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=KeepingLink(members, attack))
     run.train_round()
     assert (
         set(caught) == set(dkg_client.STAGES[1:])
@@ -231,17 +231,17 @@ def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
     home = joint_house(4)
     ann = ongoing(home)[1]["ann"]
     with pytest.raises(ProtocolError, match="took no part"):
-        place = ann.context.place
+        round_id = ann.context.place
         config = dataclasses.replace(
-            config_of(home, place),
-            members={**config_of(home, place).members, "eve": Identity.generate().public},
+            config_of(home, round_id),
+            members={**config_of(home, round_id).members, "eve": Identity.generate().public},
             threshold=4,
         )
         threshold.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
     with pytest.raises(ProtocolError, match="made for"):
         threshold.make_joint_ring(
             home.policy,
-            dataclasses.replace(config_of(home, place), bits=4),
+            dataclasses.replace(config_of(home, round_id), bits=4),
             ann.holding.plan,
             ann.holding.key_id,
             1,
