@@ -1,7 +1,9 @@
 """One party's contribution as unsigned whole numbers, and the sum of many as floats again.
 
-Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that
-scores and losses are summed under the same protection as the update. Knows nothing of masks.
+Knows what happens to an update on its way into a sum and is undone on the sum in reverse
+(`Transform`: weights, rank masks, fixed point, the federation's noise), and a few counters that
+ride in the same vector, so that scores and losses are summed under the same protection as the
+update. Knows nothing of masks.
 Always: the counters in a decoded sum are exact, or all zero where a private federation sends none;
 none of them holds an amount of anybody's examples, answers or tokens; without noise the update is
 off by at most one rounding step per party.
@@ -12,6 +14,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +24,12 @@ from ...core.errors import DataError
 from ...crypto import ring
 from ...crypto.privacy.noise import Noise
 from ...crypto.ring import Range
-from ..spec.policy import Policy
+from ..spec.policy import Policy, weight
 from ..store.checkpoint import Vector
 from ..wire.messages import RoundId
 from .rank_masks import RankMasks
 
+Floats = npt.NDArray[np.float64]
 COUNTER_BITS = 24  # of one counter in one party
 COUNTER_MODULUS = 2**41 - 21  # of their sums, of 65,536 parties at most
 SCORE_UNIT = 100  # scores travel as per cent: finer ones would tell of how many answers they are
@@ -134,6 +138,122 @@ class Statistics:
         return Statistics(**{name: sum(getattr(one, name) for one in several) for name in names})
 
 
+class Transform(Protocol):
+    """One thing that happens to every update [n] on its way into a sum. A new one is one class and
+    one line, of `transforms_of` (before rounding) or of `Codec`.
+    """
+
+    def apply(self, update: Vector) -> npt.NDArray[Any]:
+        """The update after it."""
+        ...
+
+    def undo(self, sums: npt.NDArray[Any], parties: int, names: Sequence[str]) -> Floats:
+        """What a sum [n] over `parties` says of the updates before it; `names` are theirs, where
+        that matters.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Times a factor: how much a contribution counts, so a sum of them is what is wanted.
+
+    Source: steps: Wang et al. 2020, FedNova: nobody counts more for more of them. Staleness:
+    `spec.policy.weight`.
+    """
+
+    factor: float
+
+    def apply(self, update: Vector) -> Vector:
+        """As `Transform`."""
+        return (update * np.float32(self.factor)).astype(np.float32)
+
+    def undo(self, sums: Floats, parties: int, names: Sequence[str]) -> Floats:
+        """As they are."""
+        del parties, names
+        return sums
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """A coordinate's sum is divided by those who train it, so nobody else may move it.
+
+    Args:
+        shares: who trains which; None: everybody all of them. name: whose update, at a member.
+    """
+
+    shares: RankMasks | None
+    name: str = ""
+
+    def apply(self, update: Vector) -> Vector:
+        """As `Transform`."""
+        if self.shares is None:
+            return update
+        return np.where(self.shares.trained(self.name, update.size), update, np.float32(0.0))
+
+    def undo(self, sums: Floats, parties: int, names: Sequence[str]) -> Floats:
+        """The mean."""
+        if self.shares is None:
+            return sums / parties
+        if len(names) != parties:
+            raise ValueError(
+                f"{len(names)} names of {parties} contributions to columns that not all train"
+            )  # our bug
+        return self.shares.mean(sums, names)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Cut to the ranges of its tensors, then whole numbers, rounded at random."""
+
+    ranges: Sequence[Range]
+    bits: int
+
+    def apply(self, update: Vector) -> npt.NDArray[np.uint64]:
+        """As `Transform`."""
+        return ring.encode(update, self.ranges, self.bits).astype(np.uint64)
+
+    def undo(self, sums: npt.NDArray[Any], parties: int, names: Sequence[str]) -> Floats:
+        """Raises DataError: a sum that so many contributions cannot have."""
+        del names
+        return ring.decode_sum(sums, parties, self.ranges, self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Cut to the clip, rotated, whole numbers, each with its share of noise. Args: seed: public."""
+
+    noise: Noise
+    seed: bytes
+
+    def apply(self, update: Vector) -> npt.NDArray[np.uint64]:
+        """As `Transform`."""
+        return self.noise.encode(update, self.seed).astype(np.uint64)
+
+    def undo(self, sums: npt.NDArray[Any], parties: int, names: Sequence[str]) -> Floats:
+        """Raises DataError: a sum that so many contributions cannot have."""
+        del names
+        return self.noise.decode_sum(sums, parties, self.seed)
+
+
+def transforms_of(
+    policy: Policy, terms: Terms, name: str, *, steps: int = 0, staleness: int = 0
+) -> list[Transform]:
+    """What happens to an update of the member `name` before it is rounded, in order.
+
+    Args:
+        steps: that it was trained; staleness: of its adapter, where rounds are buffered.
+    """
+    found = list[Transform]()
+    if policy.recipe.agreed_steps and steps:
+        found.append(Scaled(policy.recipe.agreed_steps / steps))
+    if staleness:
+        found.append(Scaled(weight(staleness)))
+    if terms.shares is not None:
+        found.append(Averaged(terms.shares, name))
+    return found
+
+
 class Codec:
     """Float update [n] and counters ↔ unsigned integers [length], each below 2^bits.
 
@@ -144,12 +264,15 @@ class Codec:
 
     def __init__(self, size: int, policy: Policy, terms: Terms | None = None) -> None:
         terms = terms or Terms()
-        self.size, self.seed, self.shares = size, terms.seed, terms.shares
+        self.size, self.shares = size, terms.shares
         self.bits = policy.protection.bits
         self.counted = policy.privacy.counts
         self.noise = noise_of(policy, size)
         self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
         self.ranges = list(terms.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
+        rounded = Rounded(self.ranges, self.bits)
+        self.rounding = rounded if self.noise is None else Noised(self.noise, terms.seed)
+        self.transforms: tuple[Transform, ...] = (Averaged(terms.shares), self.rounding)
         self.digits = ring.digits(self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 
@@ -197,17 +320,8 @@ class Codec:
         """
         if update.shape != (self.size,):
             raise ValueError(f"an update of shape {update.shape} must be of shape ({self.size},)")
-        return np.concatenate(
-            [self.whole(update), self.spell(statistics if self.counted else Statistics())]
-        )
-
-    def whole(self, update: Vector) -> npt.NDArray[np.uint64]:
-        """The update as whole numbers [n]."""
-        if not self.size:
-            return np.zeros(0, np.uint64)
-        if self.noise is not None:
-            return self.noise.encode(update, self.seed).astype(np.uint64)
-        return ring.encode(update, self.ranges, self.bits).astype(np.uint64)
+        whole = self.rounding.apply(update) if self.size else np.zeros(0, np.uint64)
+        return np.concatenate([whole, self.spell(statistics if self.counted else Statistics())])
 
     def decode(
         self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()
@@ -236,18 +350,10 @@ class Codec:
         """
         if not self.size:
             return np.zeros(0, np.float32)
-        sums = (
-            ring.decode_sum(total, parties, self.ranges, self.bits)
-            if self.noise is None
-            else self.noise.decode_sum(total, parties, self.seed)
-        )
-        if self.shares is None:
-            return (sums / parties).astype(np.float32)
-        if len(names) != parties:
-            raise ValueError(
-                f"{len(names)} names of {parties} contributions to columns that not all train"
-            )  # our bug
-        return self.shares.mean(sums, names).astype(np.float32)
+        found: npt.NDArray[Any] = total
+        for one in reversed(self.transforms):
+            found = one.undo(found, parties, names)
+        return found.astype(np.float32)
 
     def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
         """The summed counters behind the sums of their digits."""

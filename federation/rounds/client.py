@@ -42,10 +42,11 @@ from ..aggregation.update import (
     Terms,
     check_clipped,
     seed_of,
+    transforms_of,
 )
 from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
 from ..membership.consent import check_consent
-from ..spec.policy import Policy, weight
+from ..spec.policy import Policy
 from ..store.checkpoint import Vector
 from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
@@ -301,10 +302,9 @@ class Client:
         )
         split = messages.split_seed(place.run, group.version)
         terms = self.terms(place, order, group.told, split, True)
-        # before it is clipped and noised
-        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)
-        if terms.shares is not None:
-            update[~terms.shares.trained(self.name, update.size)] = 0.0
+        update = kept.update  # weighed before it is clipped and noised
+        for one in transforms_of(self.policy, terms, self.name, staleness=staleness):
+            update = one.apply(update)
         clipped = self.clipped(update, terms)
         unpaid = self.begin(place, pays=True)
         self.on_event(
@@ -500,12 +500,8 @@ class Client:
                 "training ended in values that are not finite; nothing is sent, a lower lr may help"
             )
         update = trained.flat.astype(np.float32) - order.flat
-        # a coordinate's sum is divided by those who train it, so nobody else may move it
-        if terms.shares is not None:
-            update[~terms.shares.trained(self.name, update.size)] = 0.0
-        if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
-            # Wang et al. 2020, FedNova: nobody counts more for more steps
-            update *= np.float32(agreed / trained.steps)
+        for one in transforms_of(self.policy, terms, self.name, steps=trained.steps):
+            update = one.apply(update)
         statistics = dataclasses.replace(
             Statistics.scores(counts.correct, counts.total), trained=1,
             loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),

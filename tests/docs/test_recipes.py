@@ -18,6 +18,8 @@ KINDS = {
     "A sampling parameter",
     "A protection mode",
     "A server optimizer",
+    "A transform of updates",
+    "A schedule of rounds",
     "A scenario",
     "An attack",
     "A plugin",
