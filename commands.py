@@ -50,6 +50,13 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         "--token-file", type=Path, metavar="FILE", help="its token (default: this node's own)"
     )
     chatting.set_defaults(run=chat)
+    chatting.add_argument(
+        "--collection",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="documents whose passages answers may cite; may be given again",
+    )
     for verb in (serving, chatting):
         verb.add_argument("--model", help="a name that `model list` shows, or a file")
         verb.add_argument(
@@ -147,7 +154,9 @@ def chat(arguments: Namespace) -> None:
             runner.run(node.start_assistant())
             node.open_history()
             kept = None if node.history is None else KeptChat(node.history, "chat")
-            converse(LocalReplier(node, kept), runner, screen.typed, write, kept)
+            converse(
+                LocalReplier(node, kept, arguments.collection), runner, screen.typed, write, kept
+            )
         finally:
             runner.run(node.stop())
 
@@ -157,8 +166,9 @@ class LocalReplier:
     that.
     """
 
-    def __init__(self, node: "Node", kept: "KeptChat | None") -> None:
-        self.node, self.kept = node, kept
+    def __init__(self, node: "Node", kept: "KeptChat | None", collections: "Sequence[str]") -> None:
+        """`collections`: of documents, whose passages answers may cite."""
+        self.node, self.kept, self.collections = node, kept, tuple(collections)
         self.renew()
 
     def renew(self) -> None:
@@ -177,6 +187,8 @@ class LocalReplier:
             messages=tuple(messages),
             talk=SamplingParams(**self.node.sampling.given()),  # type: ignore[arg-type]  # fields by their names
             adapter=self.node.adapters.active,
+            collections=self.collections,
+            use_memory=True,
             conversation=self.conversation,
         )
         answer = self.node.assistant.reply(ask)
@@ -196,7 +208,7 @@ def remote(arguments: Namespace) -> "RemoteAssistant":
     from .core.server.client import RemoteAssistant
 
     token = read_token(arguments.token_file or paths.home() / TOKEN_FILE)
-    return RemoteAssistant(arguments.url, token)
+    return RemoteAssistant(arguments.url, token, arguments.collection)
 
 
 def write(text: str) -> None:

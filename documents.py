@@ -6,12 +6,13 @@ Always: what is deleted here is deleted from what a node saved of its conversati
 """
 
 import sys
+import threading
 import time
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .core import paths, screen
 
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from .core.retrieval.database import Passphrase
     from .core.retrieval.indexing import Progress, Update
     from .core.retrieval.memory import FactStore
+    from .plugins.documents import SandboxedParser
 
 EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings too, once it was pulled
 COLLECTIONS = "collections"  # in the node's home
-# what the cache held when the node stopped, if its owner keeps that
-CONVERSATIONS = "conversations"
 FORGOTTEN = "forgotten"  # in the node's home: when something was deleted last
 WATCH_S = 2.0
 
@@ -100,12 +100,69 @@ def open_collections(passphrase: "Passphrase | None" = None) -> "Collections":
     )
 
 
+def forgotten_at() -> float:
+    """When something was deleted last, in seconds of the file's clock; 0: never."""
+    path = paths.home() / FORGOTTEN
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
 def open_memory(passphrase: "Passphrase | None" = None) -> "FactStore":
     """This node's memory."""
     from .core.retrieval.memory import FILE, FactStore
     from .federation.membership.unlock import Asked
 
     return FactStore(paths.home() / FILE, passphrase=passphrase or Asked())
+
+
+class NodeDocuments:
+    """Collections and memory of one running node. Nothing is opened, read or started before it is
+    asked for: a node that has none pays nothing.
+
+    Args:
+        run: carries a coroutine out in the node's loop, called from other threads.
+    """
+
+    def __init__(self, run: "Callable[[Coroutine[Any, Any, Any]], Any]") -> None:
+        from .federation.membership.unlock import Asked
+
+        self._passphrase = Asked()  # one answer for all of them
+        self.collections = open_collections(self._passphrase)
+        self._run = run
+        self._memory: FactStore | None = None
+        self._parser: SandboxedParser | None = None
+        self._lock = threading.Lock()
+
+    def memory(self) -> "FactStore":
+        """The facts. Raises: RetrievalError, ConfigError: the file does not open."""
+        with self._lock:
+            if self._memory is None:
+                self._memory = open_memory(self._passphrase)
+            return self._memory
+
+    def facts(self) -> list[str]:
+        """Those that are kept; none, and no file is made, where nothing was ever proposed."""
+        from .core.retrieval.memory import FILE
+
+        if not (paths.home() / FILE).exists():
+            return []
+        return [fact.text for fact in self.memory().facts(kept=True)]
+
+    def parser(self) -> "SandboxedParser":
+        """The documents plugin. Raises: PluginError: it is not usable."""
+        from .plugins.documents import SandboxedParser
+
+        with self._lock:
+            if self._parser is None:
+                self._parser = SandboxedParser(self._run)
+            return self._parser
+
+    def close(self) -> None:
+        """Let the files go, and end the parser."""
+        self.collections.close()
+        if self._memory is not None:
+            self._memory.close()
+        if self._parser is not None:
+            self._parser.close()
 
 
 @contextmanager
@@ -294,11 +351,11 @@ def forget_saved() -> None:
     Raises:
         RetrievalError: the disk refuses; says which file is left.
     """
-    from .core.engine.conversations import saved
+    from .core.engine.conversations import FOLDER, saved
     from .core.retrieval.database import obliterate
 
     paths.write_atomically(paths.home() / FORGOTTEN, f"{time.time()}\n".encode(), mode=0o600)
-    for path in saved(paths.home() / CONVERSATIONS):
+    for path in saved(paths.home() / FOLDER):
         obliterate(path)
 
 

@@ -31,7 +31,9 @@ from .core.models.hub.catalog import model_name
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim
+from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
+from .documents import EMBEDDING, NodeDocuments, forget_saved, forgotten_at
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
 from .federation.events import (
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     )
 
 HOUSEHOLD = "quietchoir/household"
-EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings once it was pulled
 HOME_FILE = "home.json"
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
@@ -132,6 +133,7 @@ class Node:
         self.engine: Engine
         self.adapters: AdapterSwitch
         self.assistant: Assistant
+        self.documents: NodeDocuments
         self.server: NodeServer
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
@@ -153,6 +155,11 @@ class Node:
         self.weights = self.loaded
         recommended = catalog.sampling(self.config.engine.model).over(self.weights.sampling)
         self.sampling = self.config.sampling.over(recommended).over(UNSAID)
+        loop = asyncio.get_running_loop()
+        self.documents = NodeDocuments(
+            lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+        )
+        self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
         self.engine.start()
         self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
@@ -173,6 +180,8 @@ class Node:
             prompt_of=self.adapters.prompt_of,
             config=self.config.tools,
             window=self.window(),
+            documents=self.documents.collections,
+            facts=self.documents.facts,
         )
 
     def window(self) -> ContextWindow:
@@ -212,10 +221,13 @@ class Node:
             await asyncio.to_thread(kept.save_latest, folder, 0)
             return
         await asyncio.to_thread(kept.restore_latest, folder)
+        forgotten = forgotten_at()
 
         def keep() -> None:
+            # what was deleted meanwhile may stand in any of them
+            rest = most if forgotten_at() == forgotten else 0
             try:
-                kept.save_latest(folder, most)
+                kept.save_latest(folder, rest)
             except QuietchoirError as error:
                 logger.error(
                     "conversations were not kept, the next start computes them anew: %s", error
@@ -249,6 +261,12 @@ class Node:
             stats=self.stats,
             embedding=embedding,
             history=self.history,
+            documents=OwnersDocuments(
+                self.documents.collections,
+                self.documents.memory,
+                self.documents.parser,
+                forget_saved,
+            ),
             destinations=lambda: self.destinations,
             sampling=self.sampling,
         )

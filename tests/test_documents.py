@@ -66,7 +66,7 @@ def test_copies_are_listed_and_what_a_node_saved_of_conversations_is_deleted(hom
     run("collection", "create", "house")
     copy = home / "collections" / "house.collection.bak"
     copy.write_bytes(b"copied")
-    saved = home / documents.CONVERSATIONS / "0000-abc.conversation"
+    saved = home / "conversations" / "0000-abc.conversation"
     saved.parent.mkdir()
     saved.write_bytes(b"keys and values")
     assert run("collection", "remove", "house") == 0

@@ -25,6 +25,17 @@ from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .approvals import Approvals
 from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, calls_in, format_of
+from .citations import (
+    MOST_PASSAGES,
+    Citation,
+    Cited,
+    NoDocuments,
+    PassageFinder,
+    cited,
+    question_of,
+    with_facts,
+    with_passages,
+)
 from .context import ContextWindow, LeftOut, Message, Prompt
 from .events import (
     ANY_TOOL,
@@ -47,6 +58,7 @@ ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
+PASSAGES_SHARE = 2  # of the context, one part at most is passages of documents
 # The role under which what others wrote stands in a conversation.
 FOREIGN = "tool"
 logger = log.get("assistant")
@@ -93,6 +105,7 @@ class Turn:
     form: CallFormat  # in which this model writes calls
     constraint: Constraint | None  # what holds for the next generation
     foreign: bool  # text that neither owner nor model wrote stands in the conversation
+    citations: tuple[Citation, ...] = ()  # passages of documents that it is shown
     calls: list[ToolCall] = field(default_factory=list)  # of the last generation
     repeats: bool = False  # they are those of the generation before
     said: str = ""  # beside them
@@ -124,6 +137,8 @@ class Assistant:
         config: ToolsConfig | None = None,
         ranking: ToolRanking | None = None,
         window: ContextWindow | None = None,
+        documents: PassageFinder | None = None,
+        facts: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """
         Args:
@@ -132,6 +147,8 @@ class Assistant:
             threshold_of: from which probability on an adapter's calls are right, as measured on
                 held-out examples; None: not measured, so it is never sure.
             window: fits conversations; None: by their words alone.
+            documents: searches collections; None: there are none.
+            facts: what the owner had the assistant keep.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -144,21 +161,26 @@ class Assistant:
         self.approvals = Approvals(self.config)
         self.ranking = ranking or ToolRanking()
         self.window = window or ContextWindow(tokenizer.encode)
+        self.documents = documents or NoDocuments()
+        self.facts = facts
 
     async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
 
         Yields:
-            `LeftOut`, where the conversation did not fit; text pieces; for each call a
-            `ToolCallEvent`, where the owner is asked an `ApprovalEvent` and an `ApprovedEvent`, and
-            a `ToolResultEvent`; before each further generation a `LoopStepEvent`; `Finished` last.
-            Calls of the caller's own tools have no result: it brings one in its next request.
+            `Cited`, where collections are asked; `LeftOut`, where the conversation did not fit;
+            text pieces; for each call a `ToolCallEvent`, where the owner is asked an
+            `ApprovalEvent` and an `ApprovedEvent`, and a `ToolResultEvent`; before each further
+            generation a `LoopStepEvent`; `Finished` last. Calls of the caller's own tools have no
+            result: it brings one in its next request.
 
         Raises:
             RequestError: it can never run as it is. OverloadedError: it could later.
             ToolCallCutError: the token limit cut a call. EngineError: it broke half-way.
         """
         turn = await self._begin(ask)
+        if ask.collections:
+            yield Cited(turn.citations)
         if len(turn.listed) < len(turn.known) and turn.listed:
             yield ToolsListedEvent(tuple(tool.name for tool in turn.listed), len(turn.known))
         for number in range(1, self.config.steps + 1):
@@ -198,10 +220,17 @@ class Assistant:
         Raises:
             RequestError: a tool is demanded that is not on offer, or a form of the answer beside.
         """
+        citations: tuple[Citation, ...] = ()
+        if ask.collections:
+            citations = await asyncio.to_thread(self._cite, ask)
+            ask = replace(ask, messages=with_passages(ask.messages, citations))
+            self.approvals.read(ask.conversation)
         known = self._known_tools(ask)
         self._check_choice(ask, known)
         form = self._call_format(ask)
         messages = self._as_trained(ask, known)
+        if ask.use_memory and self._prompt_format(ask).answers != "tool_call":
+            messages = with_facts(messages, await asyncio.to_thread(self.facts))
         listed = await self._listed(ask, known, form)
         return Turn(
             ask=ask,
@@ -210,8 +239,17 @@ class Assistant:
             listed=listed,
             form=form,
             constraint=self._constraint(ask, known, form),
-            foreign=any(message.role == FOREIGN for message in messages),
+            foreign=bool(citations) or any(message.role == FOREIGN for message in messages),
+            citations=citations,
         )
+
+    def _cite(self, ask: ChatRequest) -> tuple[Citation, ...]:
+        """Passages for the newest question. Raises: RetrievalError: no such collection, or it does
+        not open.
+        """
+        found = self.documents.find(ask.collections, question_of(ask.messages), MOST_PASSAGES)
+        room = self.context // PASSAGES_SHARE
+        return cited(found, lambda text: len(self.tokenizer.encode(text)), room)
 
     def _go_on(self, turn: Turn, *, last: bool) -> None:
         """Prepare the next generation; the last one cannot call."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..engine.sampling.logprobs import TokenLogprobs
 from ..engine.sampling.params import SamplingParams
 from ..toolcall import ToolCall
+from .citations import Cited
 from .context import LeftOut, Message
 from .tools import Effect, ToolInfo, ToolResult
 
@@ -27,6 +28,8 @@ class ChatRequest:
     talk: SamplingParams | None = None
     adapter: str | None = None  # an adapter the engine holds
     use_tools: bool = True
+    collections: tuple[str, ...] = ()  # of documents, whose passages the answer may cite
+    use_memory: bool = False  # show the model the facts that its owner had it keep
     # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
     tool_choice: str | None = None
     parallel_tool_calls: bool = True  # one answer may call several tools at once
@@ -110,7 +113,8 @@ class Finished:
 
 
 Event = (
-    LeftOut
+    Cited
+    | LeftOut
     | Text
     | ToolsListedEvent
     | LoopStepEvent

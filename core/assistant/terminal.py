@@ -15,6 +15,7 @@ from typing import Protocol
 from ..errors import EngineError, QuietchoirError
 from ..screen import one_line, visible
 from ..toolcall import render
+from .citations import Cited
 from .context import LeftOut, Message
 from .events import (
     ApprovalEvent,
@@ -145,6 +146,9 @@ class TerminalChat:
                 self.write(f"[{event.told()}]\n")
             case Text(text):
                 self.write(visible(text))
+            case Cited(citations):
+                for one in citations:
+                    self.write(f"[{one.number}] {one_line(one.passage.place)}\n")
             case ToolCallEvent(call=call):
                 self.write(f"[{one_line(render(call))}]\n")
             case ToolResultEvent(result=result) if not result.ok:

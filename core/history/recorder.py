@@ -91,7 +91,8 @@ async def keep(
 
     def write() -> None:
         messages = (*request.messages, answer)
-        store.keep(request.conversation, messages, source=source)
+        used = request.collections
+        store.keep(request.conversation, messages, source=source, collections=used)
         if confirmed:
             store.approve(request.conversation, origin="confirmed")
 

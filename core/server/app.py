@@ -21,6 +21,7 @@ from ..history.store import HistoryStore
 from . import auth, connections
 from . import errors as refusals
 from . import static as pages
+from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
 from .history import HistoryApi
 from .node_api import Api
@@ -39,6 +40,7 @@ class Parts:
     stats: Callable[[], Mapping[str, Any]] = dict
     embedding: Source | None = None  # the model behind /v1/embeddings
     history: HistoryStore | None = None  # None: nothing is kept
+    documents: OwnersDocuments | None = None  # collections and memory
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
     # how talk is drawn where clients leave it open
@@ -65,6 +67,8 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     app.add_routes(api.routes())
     if parts.history is not None:
         app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
+    if parts.documents is not None:
+        app.add_routes(DocumentsApi(parts.documents).routes())
     app.add_routes(pages.Pages().routes())
     return app
 

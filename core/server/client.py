@@ -6,10 +6,12 @@ Knows the stream's framing and the chunk's shape. Knows nothing of terminals.
 import json
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import aiohttp
 
+from ..assistant.citations import Citation, Cited
 from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
@@ -25,6 +27,7 @@ from ..assistant.events import (
 from ..assistant.tools import ToolResult
 from ..errors import ConfigError, EngineError
 from ..history.recorder import kept_words
+from ..retrieval.store import RetrievedPassage
 from ..toolcall import ToolCall
 
 CONNECT_S = 10.0
@@ -35,7 +38,9 @@ SOURCE = "chat"  # as which a node keeps these conversations
 class RemoteAssistant:
     """One running node."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, collections: Sequence[str] = ()) -> None:
+        """`collections`: of the node's documents, whose passages answers may cite."""
+        self.collections = collections
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {token}"}
         self.renew()
@@ -98,6 +103,8 @@ class RemoteAssistant:
             "messages": [to_json(message) for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
+            "collections": list(self.collections),
+            "memory": True,
             "metadata": {"conversation": self.conversation, "source": SOURCE},
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
@@ -172,6 +179,8 @@ def from_context(found: dict[str, Any]) -> LeftOut:
 def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]:
     """What one chunk adds; its calls are noted in `calls`."""
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
+    if cited := delta.get("citations"):
+        found.append(Cited(tuple(map(citation, cited))))
     for one in delta.get("tool_calls", ()):
         call = ToolCall(
             one["function"]["name"], json.loads(one["function"]["arguments"]), one["id"]
@@ -199,6 +208,13 @@ def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]
     if listed := delta.get("tools_listed"):
         found.append(ToolsListedEvent(tuple(listed["names"]), listed["offered"]))
     return found
+
+
+def citation(told: dict[str, Any]) -> Citation:
+    """A passage, as the API tells it."""
+    names = [field.name for field in fields(RetrievedPassage)]
+    passage = RetrievedPassage(**{name: told[name] for name in names})
+    return Citation(told["number"], told["collection"], passage)
 
 
 def to_json(message: Message) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
     ApprovalError,
     DataError,
+    DocumentError,
     EngineError,
     MissingPartError,
     ModelNotFoundError,
@@ -22,6 +23,7 @@ from ..errors import (
     QuietchoirError,
     RequestError,
     ToolCallCutError,
+    UnknownEntryError,
 )
 from .auth import AccessDenied
 
@@ -59,6 +61,10 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", code="request_not_possible")
         case ModelNotFoundError():
             return 404, shape(message, "invalid_request_error", "model", "model_not_found")
+        case UnknownEntryError():
+            return 404, shape(message, "invalid_request_error", code="not_found")
+        case DocumentError():
+            return 400, shape(message, "invalid_request_error", code="not_readable")
         case MissingPartError():
             return 400, shape(message, "invalid_request_error", code="not_installed")
         case OverloadedError():

@@ -31,6 +31,7 @@ from .schemas import (
 )
 
 MAX_STOPS = 4
+MOST_COLLECTIONS = 8
 MOST_TOKENS = 1 << 20
 # Of `metadata`: a conversation that is named is kept on this node, under the name of its client.
 KEPT = ("conversation", "source")
@@ -106,6 +107,10 @@ CHAT = Record(
         "logprobs": flag,
         "top_logprobs": number(int, 0, MAX_LOGPROBS),
         "parallel_tool_calls": flag,
+        # ours: documents whose passages the answer may cite
+        "collections": listed(named, most=MOST_COLLECTIONS),
+        # ours: whether the model is shown the facts that its owner had it keep
+        "memory": flag,
         # `conversation` in it: by which this node keeps it, and knows what was allowed in it
         "metadata": mapping,
     },
@@ -195,6 +200,8 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
         messages=conversation,
         begun=begun,
         caller_tools=body.get("tools"),
+        collections=body.get("collections", ()),
+        use_memory=body.get("memory", False),
         parallel_tool_calls=body.get("parallel_tool_calls", True),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
         conversation=kept.get("conversation", ""),

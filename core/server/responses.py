@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from ..assistant.citations import Cited
 from ..assistant.context import LeftOut
 from ..assistant.events import (
     ApprovalEvent,
@@ -75,6 +76,8 @@ class Shapes:
             case Text(text, found):
                 delta: dict[str, Any] = {"content": text}
                 beside = {"logprobs": self.logprobs(found)} if self.tells else {}
+            case Cited():
+                delta = {"citations": citations_of(event)}
             case ToolCallEvent():
                 delta = {"tool_calls": [{"index": self.calls, **called(event)}]}
                 self.calls += 1
@@ -127,11 +130,14 @@ class Shapes:
         approvals: dict[str, dict[str, Any]] = {}
         context: dict[str, Any] = {}
         found: list[TokenLogprobs] = []
+        citations: list[dict[str, Any]] = []
         async for event in events:
             match event:
                 case Text():
                     text += event.text
                     found += event.logprobs
+                case Cited():
+                    citations += citations_of(event)
                 case ToolCallEvent():
                     calls.append(called(event))
                 case ToolResultEvent():
@@ -160,6 +166,8 @@ class Shapes:
                 message["tool_calls"] = calls
             if results:
                 message["tool_results"] = results
+            if citations:
+                message["citations"] = citations
             if approvals:
                 message["approvals"] = list(approvals.values())
             beside = {"logprobs": self.logprobs(found)} if self.tells else {}
@@ -214,6 +222,20 @@ def left_out(event: LeftOut) -> dict[str, Any]:
         "excerpted_turns": list(event.excerpted_turns),
         "condensed_turns": list(event.condensed_turns),
     }
+
+
+def citations_of(event: Cited) -> list[dict[str, Any]]:
+    """The passages that an answer is given: our addition, like `tool_results`."""
+    return [
+        dataclasses.asdict(one.passage)
+        | {
+            "number": one.number,
+            "collection": one.collection,
+            "place": one.passage.place,
+            "url": f"/api/collections/{one.collection}/passages/{one.passage.id}",
+        }
+        for one in event.citations
+    ]
 
 
 def letters(token: Logprob) -> str:

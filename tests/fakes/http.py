@@ -13,6 +13,7 @@ from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.server.app import NodeServer, Parts, claim
+from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
@@ -29,7 +30,9 @@ class Served:
     store: FakeStore = field(default_factory=FakeStore)
     embedding: Source | None = None
     history: HistoryStore | None = None
+    documents: OwnersDocuments | None = None
     destinations: dict[str, str] = field(default_factory=dict)
+    tokenizer: WordTokenizer = field(default_factory=WordTokenizer)
     assistant: Assistant = field(init=False)
     adapters: AdapterSwitch = field(init=False)
     server: NodeServer = field(init=False)
@@ -39,7 +42,15 @@ class Served:
     async def running(self, **limits: Any) -> AsyncIterator["Served"]:
         self.adapters = AdapterSwitch("smollm2", FakeShelf(), self.store)
         await self.adapters.start()
-        self.assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
+        own = self.documents
+        self.assistant = Assistant(
+            self.engine,
+            self.tokenizer,
+            self.tools,
+            context=2000,
+            documents=own.collections if own else None,
+            facts=lambda: [one.text for one in own.memory().facts(kept=True)] if own else [],
+        )
         config = ServerConfig(port=0, **limits)
         self.server = NodeServer(
             Parts(
@@ -48,6 +59,7 @@ class Served:
                 token=TOKEN,
                 embedding=self.embedding,
                 history=self.history,
+                documents=self.documents,
                 destinations=lambda: self.destinations,
             ),
             config,

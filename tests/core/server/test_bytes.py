@@ -31,6 +31,9 @@ ROUTES = [
     b"/v1/models",
     b"/v1/models/x",
     b"/api/status",
+    b"/api/collections",
+    b"/api/collections/x/passages/1",
+    b"/api/memory",
 ]
 ROUTES += [
     b"/api/adapters",
