@@ -223,7 +223,7 @@ class ClientNode:
     adopted: str | None = None  # the finished adapter that came last; empty in a rehearsal
 
     def take_part(self, policy: Policy) -> None:
-        """Serve letters until told to leave.
+        """Serve messages until told to leave.
 
         Raises:
             QuietchoirError: a later version of the file ended this node's part, or the coordinator
@@ -279,7 +279,7 @@ class ClientNode:
         )
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
-        """What answers letters under one version; raises as `party`."""
+        """What answers messages under one version; raises as `party`."""
         return self.client(policy).handle
 
     def client(self, policy: Policy) -> Client:

@@ -1,7 +1,7 @@
 """What one round costs a member on the wire, told before it joins.
 
 Knows which mode's cost it is (`aggregation/registry`), how the adapter comes (`rounds`), and words.
-Knows nothing of links. An estimate: payloads exactly, letters around them about.
+Knows nothing of links. An estimate: payloads exactly, messages around them about.
 Always: at least what a round that goes well really takes (a test counts), for the largest cohort
 the roster allows; a round that is tried again costs again.
 """

@@ -200,7 +200,7 @@ class PersonalEvent(FederationEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedEvent(FederationEvent):
-    """A letter or a later federation file was refused here."""
+    """A message or a later federation file was refused here."""
 
     kind = "refused"
     reason: str
@@ -344,7 +344,7 @@ class AbortedEvent(FederationEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalEvent(FederationEvent):
-    """A member refused a letter, and said of what kind the refusal is."""
+    """A member refused a message, and said of what kind the refusal is."""
 
     kind = "refusal"
     party: str

@@ -1,10 +1,10 @@
 """Parties that are awake at random times, on a clock that only waiting moves.
 
 Knows when each party is awake, how long its work takes, and when its absence is noticed. Knows
-nothing of letters' contents but their stage, or of what is done with answers.
+nothing of messages' contents but their stage, or of what is done with answers.
 Always: the same seed gives the same nights, whatever the schedule of the rounds; a party that
 sleeps does nothing, and what it was working on goes on when it wakes; nobody is told so: like the
-real link (`federation/transport`), this one gives up a letter whose party has been gone for
+real link (`federation/transport`), this one gives up a message whose party has been gone for
 `notice_s`, and the answer that comes later is turned away.
 
 Not covered: bytes take no time; a party's owner does not use the machine.
@@ -86,7 +86,7 @@ class AvailabilityTrace:
 
 @dataclass(slots=True)
 class Job:
-    """A letter that was left with a party, or that was given up while the party works on."""
+    """A message that was left with a party, or that was given up while the party works on."""
 
     message: bytes
     done: float
@@ -97,8 +97,8 @@ class AvailabilityLink(InProcessLink):
     """`LeavingLink` to parties that sleep.
 
     Args:
-        handles: what answers each party's letters; members: the parties themselves, to see who need
-        not train.
+        handles: what answers each party's messages; members: the parties themselves, to see who
+        need not train.
     """
 
     def __init__(
@@ -129,14 +129,14 @@ class AvailabilityLink(InProcessLink):
         return frozenset(name for name, job in self.jobs.items() if self.time < job.given_up)
 
     def begin(self, name: str, message: bytes, timeout_s: float) -> Job:
-        """A party gets a letter now."""
+        """A party gets a message now."""
         task = messages.decode_task(message, self.members[name].policy, name)
         done, given_up = self.sleepers[name].work(self.time, self.effort(name, task))
         late = min(given_up, self.time + timeout_s)
         return Job(message, done, late if late < done else math.inf)
 
     def effort(self, name: str, task: messages.Task) -> float:
-        """Seconds awake that a letter takes this party."""
+        """Seconds awake that a message takes this party."""
         if task.stage == messages.SCORE:
             return SCORING * self.availability.work_s * self.sleepers[name].slowness
         if task.stage != messages.TRAIN or self.members[name].kept(task) is not None:

@@ -36,7 +36,7 @@ class ClusterPlan:
     nodes: int = 4
     mode: str = "masked"
     size: int = 20_000  # values of the adapter
-    bits: int = 8  # of one of them in a letter
+    bits: int = 8  # of one of them in a message
     rounds: int = 3
     min_cohort: int = 3
     threshold: int = 3

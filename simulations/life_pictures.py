@@ -138,7 +138,7 @@ REQUEST = Picture(
         Box("7", 3, 1, "text or call", "held back while it\ncould be a call"),
         Box("4", 0, 2, "submit", "queue; shared blocks\nof earlier prompts"),
         Box("5", 1, 2, "step", "plan → forward →\nsample → commit"),
-        Box("6", 2, 2, "output", "tokens to whole letters,\nstop texts"),
+        Box("6", 2, 2, "output", "tokens to whole messages,\nstop texts"),
         Box("4a", 0, 3, "grammar", "a schema compiles in\na worker first"),
         Box("7a", 3, 3, "tool", "a plugin answers in\nits sandbox"),
     ),
@@ -147,7 +147,7 @@ REQUEST = Picture(
 UPDATE = Picture(
     "update",
     "The life of an update: coordinator, the wire, member, and the member's trainer.",
-    ("coordinator", "on the wire\nsigned letters", "member", "trainer"),
+    ("coordinator", "on the wire\nsigned messages", "member", "trainer"),
     (
         Box("1", 0, 0, "attempt", "its number on disk,\nprivacy paid, cohort drawn"),
         Box("7", 2, 0, "sum", "masks cancel; never\nover fewer than agreed"),

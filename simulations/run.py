@@ -37,7 +37,7 @@ from .population import PartyData, populate
 from .report import PartyPreparedEvent, PartyTrainedEvent
 from .scenario import Fault, Scenario, dealt
 
-NO_ADDRESS = "127.0.0.1:1"  # nobody listens: letters go from function to function
+NO_ADDRESS = "127.0.0.1:1"  # nobody listens: messages go from function to function
 NO_MODEL = "0" * 64  # digest of a rehearsal's
 
 

@@ -4,7 +4,7 @@ process, compared.
     python -m quietchoir.simulations.scale [--nodes 20] [--rounds 2] [--out FILE]
 
 Knows how a rehearsed federation is handed to Flower's engines, and how far two runs of it may
-differ. Knows nothing of how either carries letters.
+differ. Knows nothing of how either carries messages.
 Always: the three runs have the same members, keys, seeds and federation file; what an engine made
 is compared with what this process makes of the same, and a difference beyond rounding is an error.
 """

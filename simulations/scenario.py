@@ -102,7 +102,7 @@ class Availability:
     awake_s: float = 600.0  # mean
     work_s: float = 240.0  # awake, that a training takes a party of middling speed
     spread: float = 0.5  # of the logarithm of the parties' speeds
-    stage_s: float = 0.5  # that any other letter takes
+    stage_s: float = 0.5  # that any other message takes
     notice_s: float = 20.0  # until a party that fell asleep is missed
     grace_s: float = 30.0  # synchronous: once the minimum is there, how long the rest is waited for
 

@@ -1,6 +1,6 @@
 """What one node sends: a proxy of its own, through which it dials, that counts.
 
-Knows the method CONNECT (RFC 9110, section 9.3.6) and bytes. Knows nothing of TLS, letters or who
+Knows the method CONNECT (RFC 9110, section 9.3.6) and bytes. Knows nothing of TLS, messages or who
 is right: what passes is sealed between the node and its coordinator.
 Always: every byte of a connection is passed on in order and counted; a node that does not dial has
 counts of zero.

@@ -176,7 +176,7 @@ def run_coordinator(arguments: Namespace) -> None:
 
 
 def run_member(arguments: Namespace) -> None:
-    """Serve letters until stopped."""
+    """Serve messages until stopped."""
     from ...core import config
     from ..client_node import ClientOptions, default_home, join
 

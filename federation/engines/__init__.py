@@ -1,6 +1,6 @@
 """Flower's own engines: `flwr run` on a stock SuperLink or under Ray.
 
-Reading order: apps (what Flower calls), stateless_client (a member for one letter), grid (our link
+Reading order: apps (what Flower calls), stateless_client (a member for one message), grid (our link
 over Flower's). What travels is `../transport/records`.
 """
 

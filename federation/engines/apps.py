@@ -37,7 +37,7 @@ from .grid import GREETING, NAME, NONCE, PROOF, GridLink
 from .stateless_client import Own
 
 logger = log.get("federation.flower")
-# of what is put aside between two letters: in the SuperNode's memory, nowhere else
+# of what is put aside between two messages: in the SuperNode's memory, nowhere else
 STATE, KEY = "quietchoir", "key"
 GRACE_S = 30.0  # once the minimum is there, how long the rest of the roster is waited for
 
@@ -134,13 +134,13 @@ def hello(message: Message, context: Context) -> Message:
 
 @client_app.train("letter")
 def letter(message: Message, context: Context) -> Message:
-    """Answer one letter of our coordinator's as this node's member."""
+    """Answer one message of our coordinator's as this node's member."""
     kept = context.state.get(STATE)
     key = kept.get(KEY) if isinstance(kept, ConfigRecord) else None
     try:
         content = payload_of(message)
         if content is None:
-            raise MessageError("a message without a letter came; refused")
+            raise MessageError("a message of Flower's without one of ours came; refused")
         reply, key = stateless_client.answer(
             own_of(context), content, key if isinstance(key, bytes) else b""
         )

@@ -2,7 +2,7 @@
 simulation.
 
 Knows which of Flower's nodes is which member, and how long it is waited for. Knows nothing of what
-letters say.
+messages say.
 Always: a node is a member once it has proved it, with the member's key, for this run and this very
 node; nothing else is sent to a stranger than the question who it is.
 
@@ -31,7 +31,7 @@ GREETING, NONCE, NAME, PROOF = "greeting", "nonce", "name", "proof"
 POLL_S = 0.1  # between two looks for answers; Flower's own calls wait for 3 s
 LOOK_S = 0.5  # between two looks at who is there
 GREETING_S = 120.0  # a node has so long to say who it is; then it is asked again
-LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any more
+LATE_S = 60.0  # Flower keeps a message for so long after nobody waits for it any more
 
 
 class GridLink:
@@ -45,7 +45,7 @@ class GridLink:
         # nodes that did not prove who they are: when they may be asked again
         self.strangers: dict[int, float] = {}
         self.online: frozenset[int] = frozenset()
-        # letters that were left: message → member, and until when it is waited for
+        # messages that were left: Flower's number → member, and until when it is waited for
         self.left: dict[str, tuple[str, float]] = {}
         self.looked = -LOOK_S
 
@@ -100,9 +100,9 @@ class GridLink:
                 )
                 self.strangers[node] = time.monotonic() + GREETING_S
 
-    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link.ask`."""
-        waiting = self.deliver(letters, timeout_s)
+        waiting = self.deliver(messages, timeout_s)
         deadline = time.monotonic() + timeout_s
         while waiting:
             for reply in self.pull(waiting):
@@ -114,19 +114,19 @@ class GridLink:
         for name in waiting.values():
             logger.warning("%s did not answer within %.0f s", name, timeout_s)
 
-    def deliver(self, letters: Mapping[str, bytes], timeout_s: float) -> dict[str, str]:
-        """Push each member's letter; message → member, of those that Flower took."""
+    def deliver(self, messages: Mapping[str, bytes], timeout_s: float) -> dict[str, str]:
+        """Push each member's message; Flower's number → member, of those that it took."""
         nodes = {name: node for node, name in self.names.items()}
         contents = {
-            nodes[name]: to_record(letter) for name, letter in letters.items() if name in nodes
+            nodes[name]: to_record(payload) for name, payload in messages.items() if name in nodes
         }
         pushed = self.push(contents, LETTER, timeout_s + LATE_S)
         return {number: self.names[node] for number, node in pushed.items()}
 
-    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
         """As `LeavingLink.leave`."""
         deadline = time.monotonic() + timeout_s
-        for number, name in self.deliver(letters, timeout_s).items():
+        for number, name in self.deliver(messages, timeout_s).items():
             self.left[number] = name, deadline
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
@@ -150,7 +150,7 @@ class GridLink:
         return frozenset(name for name, _ in self.left.values())
 
     def cancel(self) -> None:
-        """As `LeavingLink.recall`; who works on such a letter still answers it, to nobody."""
+        """As `LeavingLink.cancel`; who works on such a message still answers it, to nobody."""
         self.left = {}
 
     def push(
@@ -172,9 +172,9 @@ class GridLink:
 
 def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
     """A member's answer, if that is what came."""
-    letter = None if reply.has_error() else payload_of(reply)
-    if letter is not None:
-        yield name, letter
+    payload = None if reply.has_error() else payload_of(reply)
+    if payload is not None:
+        yield name, payload
     else:
         logger.warning("%s did not answer: %s", name, reason_of(reply))
 

@@ -1,13 +1,13 @@
-"""A member for one letter: opened from its home, asked once, put away again. (`member` is the one
+"""A member for one message: opened from its home, asked once, put away again. (`member` is the one
 that stays.)
 
-    home, federation file → party → [what was put aside] → the letter's answer → [what is put aside]
-    + its key
+    home, federation file → party → [what was put aside] → the message's answer → [what is put
+    aside] + its key
 
-Knows how the organs fit, where the process that answers one letter may not be the one that answers
+Knows how the organs fit, where the process that answers one message may not be the one that answers
 the next. Knows nothing of Flower; the key of what is put aside is the caller's to keep, in memory.
-Always: consent, roster, ledger and privacy are checked for every letter as `join` checks them; the
-model is loaded for letters that need it, and kept for as long as this process lives.
+Always: consent, roster, ledger and privacy are checked for every message as `join` checks them; the
+model is loaded for messages that need it, and kept for as long as this process lives.
 """
 
 import json
@@ -106,7 +106,7 @@ def hello_context(policy: Policy) -> bytes:
 
 
 def answer(own: Own, message: bytes, key: bytes) -> tuple[bytes, bytes]:
-    """Answer one letter.
+    """Answer one message.
 
     Args:
         key: of what the last call put aside; empty if there is none.
@@ -208,7 +208,7 @@ read_before: dict[tuple[Path, Path], tuple[Policy, tuple[int, ...]]] = {}
 
 
 def size_of(kept: bytes | None) -> int:
-    """Values of the adapter, for a letter that goes on with what was put aside; without that it
+    """Values of the adapter, for a message that goes on with what was put aside; without that it
     will be refused.
     """
     return 0 if kept is None else int(split(kept)[0]["size"])
@@ -245,12 +245,12 @@ def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
 
 
 class AttemptSnapshot:
-    """What one member keeps between two letters of one attempt.
+    """What one member keeps between two messages of one attempt.
 
-        letter → take (it is gone for everybody else) → answer → put (under another key) → the
+        message → take (it is gone for everybody else) → answer → put (under another key) → the
         answer leaves
 
-    What was put aside is taken once at most, whatever dies when; a refused letter leaves it as it
+    What was put aside is taken once at most, whatever dies when; a refused message leaves it as it
     was; it opens under one key only, which is new each time and never on this disk, so that an old
     copy of the database opens nothing; a crash between `take` and `put` loses the attempt for this
     member, as a kill of `quietchoir join` does.
@@ -291,7 +291,7 @@ class AttemptSnapshot:
         return key
 
     def give_back(self) -> None:
-        """The letter was refused: what was taken is there again, under the same key."""
+        """The message was refused: what was taken is there again, under the same key."""
         with suppress(DamagedError):
             if (kept := self.database.get(ASIDE)) is not None:
                 self.database.put(ASIDE, {"taken": False}, kept.body)
@@ -305,7 +305,7 @@ def freeze_attempt(client: Client) -> bytes | None:
     """Whatever `party` needs to go on; None between attempts.
 
     Raises:
-        ProtocolError: a mode whose members do not stop between two letters.
+        ProtocolError: a mode whose members do not stop between two messages.
     """
     attempt = client.attempt
     before = b"" if attempt is not None else client.model.freeze()

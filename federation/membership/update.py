@@ -3,14 +3,15 @@
     operator   puts the newer file over the coordinator's copy
     coordinator, between rounds: reads it, shuts out who left, hands the file to every member that
     is there
-    member     checks the owner's chain, takes part under the new version from the next letter on
+    member     checks the owner's chain, takes part under the new version from the next message on
 
-Knows files, the owner's chain and the letter that carries it. Knows nothing of rounds or of Flower.
+Knows files, the owner's chain and the message that carries it. Knows nothing of rounds or of
+Flower.
 Always: only a chain that goes on from the one that is held is taken, on disk first; who belongs
 (members, owner, dates) changes between rounds, anything else ends the run with a sentence that
 names it: start again, it goes on from the last whole round.
 
-Hazard: the letter is signed by no coordinator; the owner's signatures inside it are what counts. A
+Hazard: the message is signed by no coordinator; the owner's signatures inside it are what counts. A
 coordinator can keep a file from its members, it cannot make one up.
 """
 
@@ -145,7 +146,7 @@ class UpdateReceiver:
         self.answer = enter(policy)
 
     def handle(self, message: bytes) -> bytes:
-        """A letter for the party, or a later federation file.
+        """A message for the party, or a later federation file.
 
         Raises:
             QuietchoirError: refused; nothing was changed.

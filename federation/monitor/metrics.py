@@ -23,8 +23,8 @@ COUNTERS = {
         "attempts that ended without a sum, since this coordinator started",
     ),
     "dropouts": ("dropped", "times that a member that was asked is not in the sum"),
-    "bytes_up": ("bytes_up", "bytes of letters from members, in rounds that ended with a sum"),
-    "bytes_down": ("bytes_down", "bytes of letters to members, in rounds that ended with a sum"),
+    "bytes_up": ("bytes_up", "bytes of messages from members, in rounds that ended with a sum"),
+    "bytes_down": ("bytes_down", "bytes of messages to members, in rounds that ended with a sum"),
 }
 GAUGES = {
     "rounds_planned": ("rounds", "training rounds that the run is to have"),

@@ -1,8 +1,8 @@
 """What a node adds to the shared adapter: B_p, over the same public A.
 
-Knows one flat vector. Knows nothing of files, training or letters.
+Knows one flat vector. Knows nothing of files, training or messages.
 Always: a change shows its length and nothing else, cannot be pickled, and is no array: nothing that
-writes letters takes it.
+writes messages takes it.
 
 LoRA is linear in B: (B_s + B_p) A x = B_s A x + B_p A x. Over one A, the shared and the personal
 part are again one adapter of the same rank, so a personal adapter costs in the engine what the
@@ -24,7 +24,7 @@ class PersonalChange:
     """B_p, float32 [n].
 
     Hazard: it holds what its owner's own examples taught it, in clear. There is no way from here
-    into a letter; keep it so.
+    into a message; keep it so.
     """
 
     __slots__ = ("_flat",)

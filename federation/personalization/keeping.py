@@ -1,8 +1,8 @@
 """From a shared adapter to this node's personal one: carried over, trained, judged, kept, made
 active.
 
-Knows cards, the registry and the order of the work. Knows nothing of letters: what it makes goes to
-this disk and nowhere else.
+Knows cards, the registry and the order of the work. Knows nothing of messages: what it makes goes
+to this disk and nowhere else.
 Always: only a personal adapter that is not worse than its shared one on the owner's held-out
 examples is kept; a failure leaves the registry as it was; the shared adapter is never changed.
 """

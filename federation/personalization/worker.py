@@ -1,7 +1,7 @@
 """Beside a member: after each finished shared adapter, this node's personal one, while nobody waits
 for the machine.
 
-Knows when to work and when to rest. Knows nothing of what a letter says: it only counts those that
+Knows when to work and when to rest. Knows nothing of what a message says: it only counts those that
 are being answered.
 Always: one thread, with a trainer of its own, so that the federation's training is what it would be
 without; a failure is told and ends nothing; a newer shared adapter takes the place of the one that
@@ -121,7 +121,7 @@ class PersonalizationWorker:
         self.thread.start()
 
     def attend(self, handle: Handler) -> Handler:
-        """The same handler; while it answers a letter, the companion rests."""
+        """The same handler; while it answers a message, the companion rests."""
 
         def first(message: bytes) -> bytes:
             with self.changed:
@@ -228,7 +228,7 @@ class PersonalizationWorker:
         )
 
     def rest(self) -> None:
-        """Wait while a letter is being answered, or somebody else wants the machine.
+        """Wait while a message is being answered, or somebody else wants the machine.
 
         Raises:
             AbandonedError: this work is not wanted any more.
@@ -238,7 +238,7 @@ class PersonalizationWorker:
                 if self.leaving or self.wanted:
                     raise AbandonedError
                 free = not self.answering
-            # asked without the lock: a letter never waits for the answer
+            # asked without the lock: a message never waits for the answer
             if free and not self.busy():
                 return
             with self.changed:

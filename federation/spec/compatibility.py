@@ -46,7 +46,7 @@ class Axes:
     min_tokens: int = 0
     counts: bool = True  # counters travel beside the update
     guard: str = "off"
-    engines: bool = False  # Flower's own carry the letters
+    engines: bool = False  # Flower's own carry the messages
 
     @property
     def can(self) -> Capabilities:
@@ -131,10 +131,10 @@ RULES = (
     Exclusion(
         lambda axes: axes.engines and not axes.can.snapshot,
         lambda axes: (
-            f"mode {axes.mode!r} keeps a member's process from letter to letter, which Flower's "
+            f"mode {axes.mode!r} keeps a member's process from message to message, which Flower's "
             "own engines do not; run it with `quietchoir coordinate` and `join`"
         ),
-        nature="a process ends with every letter there",
+        nature="a process ends with every message there",
     ),
 )
 

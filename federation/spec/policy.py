@@ -633,7 +633,7 @@ def is_over(expires: int) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def digest_of(policy: Policy) -> bytes:
-    """Remembered, because every letter names it."""
+    """Remembered, because every message names it."""
     return hashlib.sha256(canonical(policy.table())).digest()
 
 
@@ -687,7 +687,7 @@ def weight(staleness: int) -> float:
     if staleness < 0:
         raise ValueError(
             f"staleness = {staleness} must be at least 0"
-        )  # our bug: whoever reads letters has checked
+        )  # our bug: whoever reads messages has checked
     return 1.0 / math.sqrt(1 + staleness)
 
 

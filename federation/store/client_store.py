@@ -1,7 +1,7 @@
 """What a member of a sealed federation keeps to itself: the members' key, or its share of a joint
 one, and the adapter with its optimizer.
 
-Knows records of a member's database. Knows nothing of letters or rounds' protection.
+Knows records of a member's database. Knows nothing of messages or rounds' protection.
 Always: a key, and a share of one, belongs to one epoch (one version of the federation file) and
 serves no other; what was done with a share is on disk before an answer leaves, and a share without
 its memory is given up; what others are told of the adapter is a keyed tag, from which it cannot be

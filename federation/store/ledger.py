@@ -6,7 +6,7 @@ Always: a place is on disk before any work for it begins, and a round that is ab
 before its shares leave; within a run, only later attempts are new, also after a restart of the node
 and also when a coordinator comes back with an older state.
 
-One run at a time. While the coordinator of one run is heard, letters of another run are refused:
+One run at a time. While the coordinator of one run is heard, messages of another run are refused:
 two coordinators with one identity would train on half of the members each. The other run is taken
 up once the first is finished, or has been silent for `LEASE_S`; from then on the first one is
 refused for good, whoever brings it back.
@@ -34,7 +34,7 @@ class StaleError(MessageError):
 
 
 class RivalError(MessageError):
-    """A letter of another run than the one that this member is in."""
+    """A message of another run than the one that this member is in."""
 
 
 class AnsweredRounds:

@@ -1,6 +1,6 @@
 """A learner over what this node's owner said may train: it is read anew before every training.
 
-Knows the node's history and prepared examples. Knows nothing of rounds, letters or protection.
+Knows the node's history and prepared examples. Knows nothing of rounds, messages or protection.
 Always: what is trained on is what the history allows at that moment: a conversation that was
 forgotten, or whose consent was taken back, is in no training after that; where nothing is allowed
 any more, none is made and nothing is sent.

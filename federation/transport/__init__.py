@@ -6,11 +6,11 @@ link (the coordinator's side), reach, connection and node (a member's side). Flo
 `../engines`. tests/federation/transport/test_flower_contract.py fails when an internal that is used
 here moves.
 
-A letter of up to 4 MiB costs two requests: it comes with the answer to a held request for work, and
-its answer goes in the message that announces it. A longer one travels as Flower's objects, chunks
-of 5 MiB named by their content, and goes on where it was after an interruption. A node that asks
-for work while it owes an answer never got its letter (or has died since): it is handed it again,
-and what it has done already its ledger refuses to do twice.
+A message of up to 4 MiB costs two requests: it comes with the answer to a held request for work,
+and its answer goes in the message that announces it. A longer one travels as Flower's objects,
+chunks of 5 MiB named by their content, and goes on where it was after an interruption. A node that
+asks for work while it owes an answer never got its message (or has died since): it is handed it
+again, and what it has done already its ledger refuses to do twice.
 """
 
 import os

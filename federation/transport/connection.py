@@ -1,6 +1,6 @@
 """One dialled-in session of a member with the coordinator's door.
 
-Knows the fleet's routes as a client, retries and heartbeats. Knows nothing of what letters say.
+Knows the fleet's routes as a client, retries and heartbeats. Knows nothing of what messages say.
 Always: the only certificate accepted is the one in the signed federation file; a request that the
 network broke is made again, and is one that Flower takes twice without harm; nothing that comes is
 ever imported (`get-fab` is never called).
@@ -71,7 +71,7 @@ Answer = TypeVar("Answer")
 
 
 class MessageLostError(Exception):
-    """The coordinator gave up on this letter while it was on its way; there will be others."""
+    """The coordinator gave up on this message while it was on its way; there will be others."""
 
 
 class ClockedAuth:

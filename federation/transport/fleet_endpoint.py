@@ -2,7 +2,7 @@
 until there is some.
 
 Knows requests, who proves to have made them, and which process of a member is the one that is here.
-Knows nothing of letters, rounds or sockets.
+Knows nothing of messages, rounds or sockets.
 Always: what is not a POST to one of the eight routes, or does not prove in its head that a member
 makes it (`proof`), is refused with a status and no more: nothing of it is read, counted, passed on
 or remembered. One process of a member at a time is here: a second one with the same keys is turned
@@ -207,7 +207,7 @@ class FleetEndpoint:
         """
         # `gone` ends when the caller hangs up
         bell, gone = asyncio.Event(), asyncio.ensure_future(receive())
-        here.bells.add(bell)  # before Flower is asked: no letter can slip in between
+        here.bells.add(bell)  # before Flower is asked: no message can slip in between
         deadline = time.monotonic() + HOLD_S
         try:
             while True:
@@ -241,7 +241,8 @@ class FleetEndpoint:
         async def receive() -> Event:
             if waiting:
                 return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # stays: nobody hangs up
+            stays: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+            return await stays  # nobody hangs up
 
         async def send(event: Event) -> None:
             answer.append(event)

@@ -1,9 +1,9 @@
 """The coordinator's `Link` over Flower.
 
-Knows which member is there, and how long it is waited for. Knows nothing of what letters say.
-Always: a member that goes away counts as missing for the letter that it owed, so that nothing waits
-for a dead process; one that asks for work while it owes an answer never got its letter, and is
-handed it again.
+Knows which member is there, and how long it is waited for. Knows nothing of what messages say.
+Always: a member that goes away counts as missing for the message that it owed, so that nothing
+waits for a dead process; one that asks for work while it owes an answer never got its message, and
+is handed it again.
 """
 
 import threading
@@ -39,7 +39,7 @@ class FlowerLink:
 
         Args:
             listen: HOST:PORT, if it is not the address that members dial.
-            on_event: hears who refused a letter, and of what kind the refusal was.
+            on_event: hears who refused a message, and of what kind the refusal was.
 
         Raises:
             ConfigError, FederationError: as `SuperLink`.
@@ -68,7 +68,7 @@ class FlowerLink:
         self.messenger = LinkStateMessenger(self.state, self.run_id)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent: dict[str, float] = {}  # members that owed an answer, and since when
-        self.left = self.deliveries()  # letters whose answers are collected later
+        self.left = self.deliveries()  # messages whose answers are collected later
         self.closing = threading.Event()
         self.heart = threading.Thread(
             target=self.beat, name="quietchoir-task-heartbeat", daemon=True
@@ -76,7 +76,7 @@ class FlowerLink:
         self.heart.start()
 
     def take(self, policy: Policy) -> None:
-        """Carry letters to the roster of a later version of the federation file; whoever left it
+        """Carry messages to the roster of a later version of the federation file; whoever left it
         is shut out at the door.
         """
         # they name the version before; and whoever left the roster answers nothing more
@@ -101,7 +101,7 @@ class FlowerLink:
         return frozenset(self.superlink.names[node] for node in self.state.get_nodes(self.run_id))
 
     def deliveries(self) -> PendingDeliveries:
-        """No letters yet."""
+        """No messages yet."""
         return PendingDeliveries(self.superlink, self.messenger, self.give_up, self.refused)
 
     def reachable(self) -> dict[str, int]:
@@ -152,14 +152,14 @@ class FlowerLink:
         return self.left.names
 
     def cancel(self) -> None:
-        """As `LeavingLink.recall`; who may still be working on such a letter is not there until
+        """As `LeavingLink.cancel`; who may still be working on such a message is not there until
         it asks for work.
         """
         self.silent |= dict.fromkeys(self.left.names, time.monotonic())
         self.left.forget(everything=True)
 
     def refused(self, name: str, kind: str) -> None:
-        """Note that `name` answered without a letter."""
+        """Note that `name` answered without a message."""
         self.on_event(RefusalEvent(party=name, refusal=kind))
 
     def give_up(self, name: str, why: str) -> None:

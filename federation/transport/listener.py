@@ -1,7 +1,7 @@
 """Connections from the network: few and short until a member has proved itself on one.
 
-Knows sockets, TLS and time limits. Knows nothing of routes, keys or letters; the door says on which
-connections a member is.
+Knows sockets, TLS and time limits. Knows nothing of routes, keys or messages; the door says on
+which connections a member is.
 Always: a connection on which nobody has proved who it is ends `HEAD_S` after it was made, at the
 latest, whatever it does; there are at most `UNPROVEN` of them, and one more ends the oldest of the
 address that has the most, so that strangers at fewer than `UNPROVEN` addresses never keep a member

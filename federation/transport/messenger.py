@@ -1,9 +1,9 @@
-"""Letters in the link state of our own SuperLink: put there for a node, taken from there when it
+"""Messages in the link state of our own SuperLink: put there for a node, taken from there when it
 has answered.
 
 Knows Flower's messages and objects. Knows nothing of time limits, of who is there, or of what
-letters say.
-Always: an answer is taken once, and whole; what belongs to a letter is gone from the link state
+messages say.
+Always: an answer is taken once, and whole; what belongs to a message is gone from the link state
 after `forget`, so that months of rounds take no memory.
 """
 
@@ -24,7 +24,7 @@ from flwr.supercore.object_store import NoObjectInStoreError
 
 from .records import is_inline, name_inline, payload_of, to_record
 
-MESSAGE_TYPE = "train.letter"
+MESSAGE_TYPE = "train.payload"
 
 
 class LinkStateMessenger:
@@ -33,14 +33,14 @@ class LinkStateMessenger:
     def __init__(self, state: LinkState, run_id: int) -> None:
         self.state, self.run_id = state, run_id
         self.sent: dict[str, Message] = {}  # as the link state holds them, by number
-        # answers whose objects are still coming: by the letter's number
+        # answers whose objects are still coming: by the message's number
         self.announced: dict[str, str] = {}
-        self.heads: dict[str, str] = {}  # names of the answers that came, by the letter's number
+        self.heads: dict[str, str] = {}  # names of the answers that came, by the message's number
 
-    def put(self, node_id: int, letter: bytes, lifetime_s: float) -> str | None:
-        """Leave a letter for a node; its number, or None if Flower does not know the node."""
+    def put(self, node_id: int, payload: bytes, lifetime_s: float) -> str | None:
+        """Leave a message for a node; its number, or None if Flower does not know the node."""
         message = Message(
-            to_record(letter), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s
+            to_record(payload), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s
         )
         if is_inline(message):
             tree = name_inline(message)
@@ -53,7 +53,7 @@ class LinkStateMessenger:
         return message.metadata.message_id
 
     def put_objects(self, message: Message) -> Message:
-        """Store a long letter in pieces; the message without them."""
+        """Store a long one in pieces; the message without them."""
         message.metadata.__dict__["_message_id"] = message.object_id
         with no_object_id_recompute():
             tree, objects = get_object_tree(message), get_all_nested_objects(message)
@@ -67,7 +67,7 @@ class LinkStateMessenger:
         return bare
 
     def take(self, numbers: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
-        """Answers that are here whole: (letter's number, answer, reason why there is none)."""
+        """Answers that are here whole: (message's number, answer, reason why there is none)."""
         asked = set(numbers) - set(self.announced)
         for reply in self.state.get_message_res(asked, self.run_id) if asked else ():
             number = reply.metadata.reply_to_message_id
@@ -93,11 +93,11 @@ class LinkStateMessenger:
         return {part.object_id: store.get(part.object_id) for part in iterate_object_tree(tree)}
 
     def leave_again(self, number: str) -> None:
-        """The node never got this letter: let Flower hand it out once more."""
+        """The node never got this message: let Flower hand it out once more."""
         self.sent[number].metadata.delivered_at = ""
 
     def forget(self, numbers: Collection[str]) -> None:
-        """Drop these letters and whatever belongs to them; answers to them that still come are
+        """Drop these messages and whatever belongs to them; answers to them that still come are
         turned away.
         """
         for late in self.state.get_message_res(
@@ -116,7 +116,7 @@ class LinkStateMessenger:
 
 
 def inflate(head: str, parts: dict[str, bytes]) -> tuple[bytes | None, str]:
-    """The letter behind objects that a node made as it liked, or why there is none."""
+    """The message behind objects that a node made as it liked, or why there is none."""
     try:
         message = inflate_object_from_contents(head, parts)
     # flwr raises whatever its parsers raise; a hostile node must not end the run
@@ -128,7 +128,7 @@ def inflate(head: str, parts: dict[str, bytes]) -> tuple[bytes | None, str]:
 
 
 def opened(reply: Message) -> tuple[bytes | None, str]:
-    """The letter in an answer, or why there is none."""
+    """The message in an answer, or why there is none."""
     if reply.has_error():
         return None, reply.error.reason or ""
-    return payload_of(reply), "no letter in its message"
+    return payload_of(reply), "no message of ours in it"

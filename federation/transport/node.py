@@ -1,6 +1,6 @@
-"""A member's side of Flower: dial in, take a letter, answer it, again.
+"""A member's side of Flower: dial in, take a message, answer it, again.
 
-Knows back-off and when to leave; `connection` knows the routes. Knows nothing of what letters say;
+Knows back-off and when to leave; `connection` knows the routes. Knows nothing of what messages say;
 `handle` does.
 Always: only local code runs; a lost connection is dialled again.
 
@@ -35,11 +35,11 @@ Handler = Callable[[bytes], bytes]
 
 
 class FlowerNode:
-    """Serve letters until told to stop.
+    """Serve messages until told to stop.
 
     Args:
-        handle: one letter in, one answer out; may raise anything of `QuietchoirError`.
-        leave: ends `run` once the coordinator is silent or gone; a letter that is being worked on
+        handle: one message in, one answer out; may raise anything of `QuietchoirError`.
+        leave: ends `run` once the coordinator is silent or gone; a message that is being worked on
         is answered first. wait_s: give up if the coordinator cannot be reached for so long; 0 never
         gives up. proxy: URL of the one to go through, if any.
     """
@@ -90,7 +90,7 @@ class FlowerNode:
                 pause = min(2 * pause, BACKOFF_S[1])
 
     def serve(self, connection: Connection) -> None:
-        """Letters, one after another."""
+        """Messages, one after another."""
         last = time.monotonic()
         while not connection.lost.is_set():
             if self.leave.is_set() and time.monotonic() - last > LINGER_S:
@@ -103,17 +103,17 @@ class FlowerNode:
                     connection.give(reply, time.monotonic() - self.reached)
                     last = time.monotonic()
             except MessageLostError as error:
-                logger.info("a letter was lost: %s", error)
+                logger.info("a message was lost: %s", error)
 
     def answer(self, message: Message) -> Message:
         """Let `handle` answer; a refusal goes back as its kind alone, because its words may hold
         private data.
         """
         try:
-            letter = payload_of(message)
-            if letter is None:
-                raise MessageError("a message without a letter came; refused")
-            return answer_to(message, to_record(self.handle(letter)))
+            payload = payload_of(message)
+            if payload is None:
+                raise MessageError("a message of Flower's without one of ours came; refused")
+            return answer_to(message, to_record(self.handle(payload)))
         except QuietchoirError as error:
             logger.info("refused: %s", error)
             self.on_event(RefusedEvent(reason=str(error)))

@@ -1,8 +1,8 @@
-"""Letters that were handed to Flower and whose answers are still owed.
+"""Messages that were handed to Flower and whose answers are still owed.
 
 Knows who owes what, until when, and what became of it. Knows nothing of who waits, or of what
-letters say.
-Always: an answer is taken once; a letter whose member went away, let its time pass, or asks for
+messages say.
+Always: an answer is taken once; a message whose member went away, let its time pass, or asks for
 work instead of answering is owed no longer; whatever is owed no longer is gone from the link state.
 """
 
@@ -17,7 +17,7 @@ from .superlink import SuperLink
 
 logger = log.get("federation.flower")
 HANDED_OUT = 5  # times, at most: then whoever asks without answering is missing
-LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any more
+LATE_S = 60.0  # Flower keeps a message for so long after nobody waits for it any more
 MEANING = {  # what a member's refusal says about the coordinator; its words stay with the member
     "StaleError": ": it has answered this place or a later one, so the state here is older than "
     "the run: restore the newest",
@@ -28,7 +28,7 @@ MEANING = {  # what a member's refusal says about the coordinator; its words sta
 
 @dataclass(slots=True)
 class PendingDelivery:
-    """One letter. Times are `time.monotonic`."""
+    """One message. Times are `time.monotonic`."""
 
     name: str
     timeout_s: float
@@ -38,11 +38,11 @@ class PendingDelivery:
 
 
 class PendingDeliveries:
-    """Some letters under way.
+    """Some messages under way.
 
     Args:
         give_up: called with a member that owes an answer, and why it is not waited for.
-        refused: called with a member that answered without a letter, and of what kind its refusal
+        refused: called with a member that answered without a message, and of what kind its refusal
         was.
     """
 
@@ -68,7 +68,7 @@ class PendingDeliveries:
         return frozenset(one.name for one in self.pending.values())
 
     def put(self, ids: Mapping[str, int], messages: Mapping[str, bytes], timeout_s: float) -> None:
-        """Leave letters for the members in `ids`; the others are passed over."""
+        """Leave messages for the members in `ids`; the others are passed over."""
         began = time.monotonic()
         for name, message in messages.items():
             number = (
@@ -82,7 +82,7 @@ class PendingDeliveries:
                 self.superlink.ring(name)
 
     def left_s(self) -> float:
-        """Until the next letter's time is over."""
+        """Until the next message's time is over."""
         return (
             min((one.until for one in self.pending.values()), default=math.inf) - time.monotonic()
         )
@@ -92,10 +92,10 @@ class PendingDeliveries:
         idle = {
             number: self.superlink.caller(one.name).idle_at for number, one in self.pending.items()
         }
-        for number, letter, reason in self.messenger.take(self.pending):
+        for number, payload, reason in self.messenger.take(self.pending):
             name = self.pending.pop(number).name
-            if letter is not None:
-                yield name, letter
+            if payload is not None:
+                yield name, payload
             else:
                 self.refused(name, reason)
                 logger.warning("%s did not answer: %s%s", name, reason, MEANING.get(reason, ""))
@@ -111,11 +111,11 @@ class PendingDeliveries:
                 self.drop(number, "went away before it answered")
 
     def hand_out_again(self, idle: Mapping[str, float]) -> None:
-        """Letters whose members asked for work after they were handed out: they were lost on the
+        """Messages whose members asked for work after they were handed out: they were lost on the
         way, or the node died.
 
         Args:
-            idle: when each member had last asked in vain, by the letter's number, noted before
+            idle: when each member had last asked in vain, by the message's number, noted before
             answers were taken.
         """
         for number, one in list(self.pending.items()):
@@ -126,7 +126,7 @@ class PendingDeliveries:
                 self.drop(number, "asks for work instead of answering")
                 continue
             logger.info(
-                "%s asks for work while it owes an answer; its letter goes out again", one.name
+                "%s asks for work while it owes an answer; its message goes out again", one.name
             )
             one.left, one.handed = one.left - 1, handed
             self.messenger.leave_again(number)

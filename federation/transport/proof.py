@@ -2,7 +2,7 @@
 how it is turned away.
 
 Knows two headers of Flower's and two of ours, the roster's keys and how old a proof may be. Knows
-nothing of connections, bodies or letters.
+nothing of connections, bodies or messages.
 Always: a proof is a signature with the member's Ed25519 key over this federation, this route, this
 time and this session; one that lacks anything, or has anything twice, proves nothing.
 

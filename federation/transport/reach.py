@@ -1,7 +1,7 @@
 """The way to a coordinator: whom to trust at its end, past which proxies, and in a sentence why it
 led nowhere.
 
-Knows TLS, proxies and what httpx raises. Knows nothing of Flower's routes or of letters.
+Knows TLS, proxies and what httpx raises. Knows nothing of Flower's routes or of messages.
 Always: the one certificate that is trusted is the signed file's, whatever this machine's clock says
 of its dates; proxies of the environment are passed by; a reason says what was found and what to do,
 and quotes nothing that the other side sent.

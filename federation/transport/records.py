@@ -1,9 +1,9 @@
-"""A letter as the content of a Flower message, and back.
+"""One of our messages as the content of one of Flower's, and back.
 
-Knows two shapes. A letter of up to `INLINE_BYTES` is one field, and travels inside the message
+Knows two shapes. A message of up to `INLINE_BYTES` is one field, and travels inside the message
 itself: one request. A longer one is an array, because Flower cuts arrays, and nothing else, into
 objects that are fetched one by one and named by their content: after an interruption only those
-that are missing are sent again. Knows nothing of what letters say.
+that are missing are sent again. Knows nothing of what messages say.
 Always: what comes out is bytes or nothing; no pickle is ever loaded.
 """
 
@@ -17,11 +17,11 @@ RECORD, FIELD = "letter", "bytes"
 INLINE_BYTES = 4 << 20  # below one of Flower's chunks (5 MiB): cutting would win nothing
 
 
-def to_record(letter: bytes) -> RecordDict:
+def to_record(payload: bytes) -> RecordDict:
     """Bytes as a Flower record."""
-    if len(letter) <= INLINE_BYTES:
-        return RecordDict({RECORD: ConfigRecord({FIELD: letter})})
-    return RecordDict({RECORD: ArrayRecord({FIELD: Array(np.frombuffer(letter, np.uint8))})})
+    if len(payload) <= INLINE_BYTES:
+        return RecordDict({RECORD: ConfigRecord({FIELD: payload})})
+    return RecordDict({RECORD: ArrayRecord({FIELD: Array(np.frombuffer(payload, np.uint8))})})
 
 
 def payload_of(message: Message) -> bytes | None:
@@ -39,12 +39,13 @@ def payload_of(message: Message) -> bytes | None:
         return None
 
 
-def answer_to(letter: Message, content: RecordDict | Error) -> Message:
-    """A reply, valid as long as the letter: the coordinator made those times, so this node's
+def answer_to(message: Message, content: RecordDict | Error) -> Message:
+    """A reply, valid as long as the message: the coordinator made those times, so this node's
     clock has no say.
     """
-    reply = Message(content, reply_to=letter)
-    reply.metadata.created_at, reply.metadata.ttl = letter.metadata.created_at, letter.metadata.ttl
+    reply = Message(content, reply_to=message)
+    asked = message.metadata
+    reply.metadata.created_at, reply.metadata.ttl = asked.created_at, asked.ttl
     return reply
 
 

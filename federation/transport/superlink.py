@@ -1,6 +1,6 @@
 """Flower's SuperLink inside the coordinator's process, behind one door.
 
-Knows TLS, Flower's switches and who may come in. Knows nothing of letters or rounds.
+Knows TLS, Flower's switches and who may come in. Knows nothing of messages or rounds.
 Always: the network reaches what `door` lets through and nothing else: no Control, no Runtime, no
 code push, no self-registration, no documentation pages. There is no second, private door: the
 coordinator speaks to the link state directly (see `post`).
@@ -177,7 +177,7 @@ class SuperLink:
         return self.endpoint.callers[self.keys[name]]
 
     def ring(self, name: str) -> None:
-        """There is a letter for `name`: answer its request for work, if one is held."""
+        """There is a message for `name`: answer its request for work, if one is held."""
         self.endpoint.ring(self.keys[name])
 
     def start(self) -> None:

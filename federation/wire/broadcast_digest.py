@@ -1,10 +1,10 @@
 """The broadcast digest: what all members of one attempt were told alike, as 32 bytes that their
 masks follow from.
 
-Knows which parts of letters may differ between members, and why that is harmless. Knows nothing of
+Knows which parts of messages may differ between members, and why that is harmless. Knows nothing of
 masks, training or links.
 Always: a member hashes what *it* was told, as it decoded and checked it, never a digest that came
-in a letter. Whatever is not named in `MAY_DIFFER` is in the digest, in `crypto.secagg`'s own
+in a message. Whatever is not named in `MAY_DIFFER` is in the digest, in `crypto.secagg`'s own
 (`BOUND_LATER`), or compared with the member's own file (`OWN`), so members that were told different
 things are in different sessions and their contributions never meet in a sum. A stage that nobody
 put into one of these tables is refused by every member.
@@ -24,10 +24,10 @@ from ..spec.policy import canonical
 
 PROTOCOL = "quietchoir broadcast 1"
 
-# Stages whose letters are hashed here, whole but for what MAY_DIFFER names.
+# Stages whose messages are hashed here, whole but for what MAY_DIFFER names.
 HASHED = frozenset({"train", "score", "group", "advertise"})
 
-# Fields of a letter's own header that every member compares with what it has.
+# Fields of a message's own header that every member compares with what it has.
 OWN = {
     "kind": "a task",
     "federation": "of the member's own file",
@@ -60,7 +60,7 @@ BOUND_LATER = {
 
 # What members of one attempt may be told differently, and why it is harmless.
 MAY_DIFFER = {
-    "recipient": "each letter is for one member; who is asked is hashed, as the cohort",
+    "recipient": "each message is for one member; who is asked is hashed, as the cohort",
     "way": "the steps to the adapter that is meant: where they end is hashed, whatever they "
     "started from",
     "holds": "asks for names of states, says nothing, changes nothing",

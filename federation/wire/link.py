@@ -1,12 +1,12 @@
-"""Carries letters to parties and their answers back; and what a coordinator signs and checks.
+"""Carries messages to parties and their answers back; and what a coordinator signs and checks.
 
-Knows names, bytes, time limits and, in `Messenger`, signatures. Knows nothing of what a letter asks
-for.
+Knows names, bytes, time limits and, in `Messenger`, signatures. Knows nothing of what a message
+asks for.
 Always: `ask` yields each party's answer at most once, in any order, and ends when all answered,
 when the rest is known to be gone, or when the time is up. Who did not answer is missing from what
-it yields; nothing is raised. The same holds for `leave` and `collect`, for as many letters at a
+it yields; nothing is raised. The same holds for `leave` and `collect`, for as many messages at a
 time as there are members that are left alone with one. A reply that `Messenger` yields was signed
-by the member that was asked, for the very letter it was asked with; the others are logged and
+by the member that was asked, for the very message it was asked with; the others are logged and
 missing.
 """
 
@@ -31,16 +31,16 @@ class Link(Protocol):
         ...
 
     def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        """Deliver each letter; yield (party, answer) as answers arrive."""
+        """Deliver each message; yield (party, answer) as answers arrive."""
         ...
 
 
 @runtime_checkable
 class LeavingLink(Link, Protocol):
-    """A `Link` that also leaves letters, for members whose work others do not wait for."""
+    """A `Link` that also leaves messages, for members whose work others do not wait for."""
 
     def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
-        """Deliver each letter, and wait for nothing: the answers come out of `collect`, others are
+        """Deliver each message, and wait for nothing: the answers come out of `collect`, others are
         asked meanwhile.
 
         Who owes such an answer is not `present`, so that nobody is ever asked two things at once.
@@ -48,26 +48,26 @@ class LeavingLink(Link, Protocol):
         ...
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """Answers to letters that were left, as (party, answer): those that are here; if none
+        """Answers to messages that were left, as (party, answer): those that are here; if none
         is, the next, for `wait_s`.
         """
         ...
 
     def owing(self) -> frozenset[str]:
-        """Members that were left a letter, and are still waited for."""
+        """Members that were left a message, and are still waited for."""
         ...
 
     def cancel(self) -> None:
-        """Take back every letter that was left and is not answered."""
+        """Take back every message that was left and is not answered."""
         ...
 
 
 class InProcessLink:
-    """Parties of a simulation: each is a function from letter to answer, called in turn."""
+    """Parties of a simulation: each is a function from message to answer, called in turn."""
 
     def __init__(self, parties: Mapping[str, Callable[[bytes], bytes]]) -> None:
         self.parties = dict(parties)
-        self.left: dict[str, bytes] = {}  # letters that `collect` delivers
+        self.left: dict[str, bytes] = {}  # messages that `collect` delivers
 
     def present(self) -> frozenset[str]:
         """All of them that owe nothing."""
@@ -94,7 +94,7 @@ class InProcessLink:
         self.left |= {name: message for name, message in messages.items() if name in self.parties}
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """The next answer, if any letter brings one; one at a time, so that whoever is grouped
+        """The next answer, if any message brings one; one at a time, so that whoever is grouped
         need not wait for all.
         """
         del wait_s
@@ -106,7 +106,7 @@ class InProcessLink:
                 return
 
     def owing(self) -> frozenset[str]:
-        """Whose letters are not delivered yet."""
+        """Whose messages are not delivered yet."""
         return frozenset(self.left)
 
     def cancel(self) -> None:
@@ -116,7 +116,7 @@ class InProcessLink:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of letters in one attempt, by party."""
+    """Bytes of messages in one attempt, by party."""
 
     up: dict[str, int] = field(default_factory=dict)
     down: dict[str, int] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Messenger:
     def sign(
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
     ) -> dict[str, bytes]:
-        """A letter for each, its bytes noted."""
+        """A message for each, its bytes noted."""
         messages = {
             name: encode_task(
                 Task(round_id=round_id, stage=stage, recipient=name, payload=payload),
@@ -166,7 +166,7 @@ class Messenger:
     def check(
         self, answers: Iterable[tuple[str, bytes]], pending: dict[str, bytes]
     ) -> Iterator[Reply]:
-        """The answers that are what they claim to be; each takes its letter out of what is owed."""
+        """The answers that are what they claim to be; each takes its message out of what is owed."""
         for name, answer in answers:
             try:
                 if name not in pending:
@@ -181,7 +181,7 @@ class Messenger:
 
 
 class PendingMessages:
-    """Letters of a post that are left with members, and answered whenever they are done; one at
+    """Messages of a post that are left with members, and answered whenever they are done; one at
     a time with each.
     """
 
@@ -193,7 +193,7 @@ class PendingMessages:
     ) -> None:
         """Sign and send; the replies come out of `collect`."""
         messages = self.messenger.sign(stage, payloads, round_id)
-        # of an older letter to them nobody waits any more: they were there to be asked again
+        # of an older message to them nobody waits any more: they were there to be asked again
         self.pending |= messages
         self.link.leave(messages, timeout_s)
 

@@ -1,6 +1,6 @@
 """Attacks by whoever runs the rounds: alone, or with members that help.
 
-Knows what a coordinator can say, and to whom. Knows nothing of the network: letters go to parties
+Knows what a coordinator can say, and to whom. Knows nothing of the network: messages go to parties
 in this process.
 Always: what an arm finds is measured (a correlation with the victim's secret, bits of a key, what
 was trained from); in the unprotected arm one protection is taken away, with those that stand beside
@@ -87,7 +87,7 @@ def delta(run: Coordinator) -> ServerHeldDelta:
 
 
 def stage_of(message: bytes) -> str:
-    """What a letter asks for."""
+    """What a message asks for."""
     return str(messages.split(message)[0]["stage"])
 
 
@@ -340,7 +340,7 @@ def two_sets(*stubs: Stub) -> Result:
 
 
 class Stopping(InProcessLink):
-    """Brings every letter until a stage, and keeps that one's."""
+    """Brings every message until a stage, and keeps that one's."""
 
     def __init__(self, members: Mapping[str, Callable[[bytes], bytes]], stop: str) -> None:
         super().__init__(members)
@@ -493,7 +493,7 @@ def score_alone(*stubs: Stub) -> Result:
 
 
 class Losing(InProcessLink):
-    """Brings every letter, and keeps from the coordinator the uploads of those in `lost`."""
+    """Brings every message, and keeps from the coordinator the uploads of those in `lost`."""
 
     lost: frozenset[str] = frozenset()
 

@@ -36,7 +36,7 @@ from ...plugins.sandbox.probe import SandboxReport, probe
 from .catalogue import Attack, NotHere, Result
 
 PLUGIN = "tests/guest"
-# letters that a model reads and nobody sees
+# messages that a model reads and nobody sees
 HIDDEN = "\U000e0073\U000e0065\U000e006e\U000e0064\u200b\u2062"
 TOOL = {"name": "act", "description": "Act.", "inputSchema": {"type": "object", "properties": {}}}
 PLAYED = """
@@ -77,7 +77,7 @@ def bundle(folder: Path, source: str, tool: Mapping[str, Any] = TOOL) -> Path:
 
 
 def old_rules(text: str) -> None:
-    """The count of a grammar's rules, with two repetitions that share letters."""
+    """The count of a grammar's rules, with two repetitions that share messages."""
     re.findall(r"^[ \t]*[?!]*[A-Za-z_]\w*[^:\n\"/]*:", text, re.MULTILINE)
 
 
@@ -116,7 +116,7 @@ def square(read: Callable[[str], None], size: int) -> Result:
         worst = max(worst, (seconds[1] / max(seconds[0], 1e-4), seconds[1]))
     return Result(
         worst[0] > 9 and worst[1] > 0.2,
-        f"four times the letters: {worst[0]:.1f} times as long, {worst[1]:.2f} s",
+        f"four times the messages: {worst[0]:.1f} times as long, {worst[1]:.2f} s",
     )
 
 
@@ -154,7 +154,7 @@ def untraced(kind: type[PluginHost]) -> Result:
     return Result(lines == 0, f"one call, {lines} lines in the log")
 
 
-# Letters that nobody sees, where nobody looked
+# Messages that nobody sees, where nobody looked
 
 
 def played(answer: str) -> str:
@@ -188,7 +188,7 @@ def played(answer: str) -> str:
 
 
 def unseen_in_errors(words: Callable[[str], str]) -> Result:
-    """Letters that nobody sees, in a refusal and in last words."""
+    """Messages that nobody sees, in a refusal and in last words."""
     answers = (
         f"say(asked['id'], error={{'code': 1, 'message': 'no {HIDDEN}'}})",
         f"sys.stderr.write('bye {HIDDEN}\\n'); sys.stderr.flush(); sys.exit(1)",
@@ -196,7 +196,7 @@ def unseen_in_errors(words: Callable[[str], str]) -> Result:
     with mock.patch.object(client, "words", words):
         said = "".join(map(played, answers))
     left = sum(said.count(letter) for letter in HIDDEN)
-    return Result(left > 0, f"{left} hidden letters of {2 * len(HIDDEN)} passed on")
+    return Result(left > 0, f"{left} hidden messages of {2 * len(HIDDEN)} passed on")
 
 
 def unseen_in_a_schema(texts: Callable[[Any], Iterator[str]]) -> Result:
@@ -216,7 +216,7 @@ def unseen_in_a_schema(texts: Callable[[Any], Iterator[str]]) -> Result:
                 shown = json.dumps(read.tools[0].schema, ensure_ascii=False)
                 taken += legible(shown) != shown
     return Result(
-        taken > 0, f"{taken} of {len(places)} schemas with hidden letters are offered to models"
+        taken > 0, f"{taken} of {len(places)} schemas with hidden messages are offered to models"
     )
 
 
@@ -389,7 +389,7 @@ GROWING: tuple[dict[str, Any], ...] = (
 
 
 def growing(count: Callable[[Path], int]) -> Result:
-    """Tokens of one letter."""
+    """Tokens of one message."""
     most = taken = 0
     with tempfile.TemporaryDirectory() as there:
         for number, change in enumerate(GROWING):
@@ -398,7 +398,7 @@ def growing(count: Callable[[Path], int]) -> Result:
                 taken += 1
     return Result(
         most > 1_000,
-        f"{taken} of {len(GROWING)} tokenizers taken, most tokens of one letter: {most}",
+        f"{taken} of {len(GROWING)} tokenizers taken, most tokens of one message: {most}",
     )
 
 

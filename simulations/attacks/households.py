@@ -188,7 +188,7 @@ def learn_together(
     file: Path | None,
     tell: Tell,
 ) -> Vector:
-    """The adapter [n] after so many rounds of the plain mean, without keys or letters.
+    """The adapter [n] after so many rounds of the plain mean, without keys or messages.
 
     Raises:
         DataError: `file` holds another adapter's rounds.

@@ -209,7 +209,7 @@ def desk() -> DirectService:
 
 
 class Liar:
-    """What a coordinator's letters say to some members is another thing. `lied` counts."""
+    """What a coordinator's messages say to some members is another thing. `lied` counts."""
 
     def __init__(self, run: Coordinator, lie: Lie, to: Collection[str] = NAMES) -> None:
         self.honest, self.lie, self.to, self.lied = run.post.sign, lie, frozenset(to), 0

@@ -26,7 +26,7 @@ class RoundCost:
     """What a mode costs in one federation."""
 
     seconds: Sample  # of each round after the first
-    up: float  # bytes of letters that one node sends in a round
+    up: float  # bytes of messages that one node sends in a round
     down: float  # and gets
     up_bound: float  # bytes that its contribution alone needs
     coordinator_mb: float  # peak resident memory, with the processes it started

@@ -1,7 +1,7 @@
 """A member that answers what no honest member would: python -m
 quietchoir.simulations.faults.hostile FILE ARGUMENTS…
 
-FILE holds one of `KINDS`, or nothing; it is read anew for every letter. Knows the product's own
+FILE holds one of `KINDS`, or nothing; it is read anew for every message. Knows the product's own
 party, and holds a real member's keys: that is what a hostile member has.
 """
 
@@ -44,7 +44,7 @@ class Hostile(Client):
         if kind == "noise":
             return secrets.token_bytes(len(honest))
         if kind == "huge":
-            # more than the door lets in at once, less than a letter may be
+            # more than the door lets in at once, less than a message may be
             return secrets.token_bytes(64 << 20)
         payload = messages.split(honest, messages.Reply)[1]
         spoiled = {"short": payload[: len(payload) // 2], "long": payload * 2}

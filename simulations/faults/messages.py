@@ -1,4 +1,4 @@
-"""Letters that are repeated, late, in the wrong order, old, cut short, or travel over a bad line.
+"""Messages that are repeated, late, in the wrong order, old, cut short, or travel over a bad line.
 
 Always: a fault ends with a round that has every member in its sum again.
 """
@@ -108,7 +108,7 @@ def old(*, up: bool) -> Fault:
         scene.proxy.rule = rule
         if up:  # its true answer is lost, and it does not answer twice
             scene.round(without=frozenset({victim}), among=frozenset(scene.plan.names) - {victim})
-        else:  # it refuses the old letter, and is handed the true one again
+        else:  # it refuses the old message, and is handed the true one again
             scene.refuses(victim, "already answered")
         scene.proxy.rule = None
         scene.whole()
@@ -121,8 +121,8 @@ FAULTS: dict[str, Fault] = {
     "answers arrive in another order": under(mixed_up),
     "an answer comes too late": late,
     "an old answer comes again": old(up=True),
-    "an old letter comes again": old(up=False),
+    "an old message comes again": old(up=False),
     "answers are cut short": cut_short(up=True),
-    "letters are cut short": cut_short(up=False),
+    "messages are cut short": cut_short(up=False),
     "100 ms and 1 % loss between all": under(bad_line()),
 }

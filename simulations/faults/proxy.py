@@ -2,7 +2,7 @@
 passes.
 
 Knows the coordinator's TLS key: it is worse than any stranger on the network, who sees none of what
-it sees. Knows HTTP bodies and the stage that a letter names. Knows no member's key and no
+it sees. Knows HTTP bodies and the stage that a message names. Knows no member's key and no
 coordinator's.
 Always: without a rule everything passes as it is; leaving it closes its port and its threads.
 """
@@ -28,7 +28,7 @@ from ...federation.membership.keys import transport_point
 from ...federation.spec.policy import Policy
 from ..cluster import HOST
 
-STAGE = re.compile(rb'"stage":"([a-z]+)"')  # in a letter's header, wherever it lies in a body
+STAGE = re.compile(rb'"stage":"([a-z]+)"')  # in a message's header, wherever it lies in a body
 KEY_HEADER = "flwr-public-key"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 START_S = 30.0
@@ -41,7 +41,7 @@ class ProxiedBody:
     up: bool  # from a member
     node: str  # the member, if its key is known
     path: str
-    stage: str  # of the letter inside; empty if there is none
+    stage: str  # of the message inside; empty if there is none
     body: bytes
 
 
@@ -197,6 +197,6 @@ def hang_up(request: web.Request) -> web.Response:
 
 
 def stage_in(body: bytes) -> str:
-    """The stage of the letter in a body; empty if there is none."""
+    """The stage of the message in a body; empty if there is none."""
     found = STAGE.search(body)
     return found[1].decode("ascii") if found else ""

@@ -1,7 +1,7 @@
 """One federation to which faults are done, one after another, while it goes on with its rounds.
 
 Knows which processes there are and how they are started again. Knows nothing of single faults.
-Always: all letters pass the proxy; two members have wrong clocks and one may turn hostile; a fault
+Always: all messages pass the proxy; two members have wrong clocks and one may turn hostile; a fault
 mends what it broke.
 """
 
@@ -183,7 +183,7 @@ def is_answer(passage: ProxiedBody, stage: str = "") -> bool:
 
 
 def is_letter(passage: ProxiedBody, stage: str = "") -> bool:
-    """Is it a letter to a member, in this stage if one is named?"""
+    """Is it a message to a member, in this stage if one is named?"""
     return (
         not passage.up
         and passage.path == PULL

@@ -51,7 +51,7 @@ class Chooser:
         self.order = messages.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(members)))
 
     def ask(self, name: str, stage: str, payload: bytes) -> bytes:
-        """One letter and its answer's payload."""
+        """One message and its answer's payload."""
         task = Task(round_id=self.round_id, stage=stage, recipient=name, payload=payload)
         message = messages.encode_task(task, self.home.policy, self.home.coordinator)
         return messages.decode_reply(

@@ -179,7 +179,7 @@ def test_a_member_that_was_told_something_else_is_in_no_sum(kind: str) -> None:
 
 
 def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
-    """One round, or one vote, in which the victim is told something else in every letter of one
+    """One round, or one vote, in which the victim is told something else in every message of one
     stage.
     """
     _, members, run = scene(kind)

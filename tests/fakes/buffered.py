@@ -1,4 +1,4 @@
-"""Buffered rounds in one process: members that nap, and letters of a coordinator that says what
+"""Buffered rounds in one process: members that nap, and messages of a coordinator that says what
 a test wants it to.
 """
 
@@ -42,7 +42,7 @@ def buffered(
 
 
 class NapLink(InProcessLink):
-    """Parties that are asleep are not there, and do not work on their letters; each is asked in
+    """Parties that are asleep are not there, and do not work on their messages; each is asked in
     the order it was left one.
     """
 
@@ -138,6 +138,6 @@ def stage_letter(home: House, name: str, round_id: RoundId, stage: str, payload:
 
 
 def answer(home: House, client: Client, message: bytes) -> bytes:
-    """What a member says to a letter."""
+    """What a member says to a message."""
     reply: Reply = messages.decode_reply(client.handle(message), home.policy, message)
     return reply.payload

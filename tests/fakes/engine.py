@@ -184,7 +184,8 @@ class FakeModel:
 
 def config(**changes: object) -> EngineConfig:
     """Limits of a tiny engine."""
-    return EngineConfig(**{"context": 256, "kv_bytes": 64 * TINY_BLOCK_BYTES, **changes})  # type: ignore[arg-type]
+    small = {"context": 256, "kv_bytes": 64 * TINY_BLOCK_BYTES}
+    return EngineConfig(**{**small, **changes})  # type: ignore[arg-type]
 
 
 def drain(engine: Engine, until: Callable[[], bool] = lambda: False) -> None:

@@ -125,7 +125,7 @@ def clients(
 
 
 class SilentLink(InProcessLink):
-    """Loses the letters of chosen parties at chosen stages."""
+    """Loses the messages of chosen parties at chosen stages."""
 
     def __init__(
         self, members: Mapping[str, Callable[[bytes], bytes]], lose: Callable[[str, bytes], bool]

@@ -52,7 +52,7 @@ def keys(members: Mapping[str, Client]) -> list[bytes | None]:
 
 class KeepingLink(InProcessLink):
     """Keeps every byte that passes the coordinator, both ways, and lets a test change or lose
-    letters.
+    messages.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class KeepingLink(InProcessLink):
         return {stage_of(message) for _, message in self.letters}
 
     def payloads(self, stage: str) -> dict[str, bytes]:
-        """The last letter of this stage to each member."""
+        """The last message of this stage to each member."""
         return {
             name: messages.split(message)[1]
             for name, message in self.letters

@@ -17,7 +17,7 @@ Lie = Callable[[str, bytes], bytes | None]
 
 
 class Liar:
-    """What a coordinator's letters say to chosen members is another thing, under its own
+    """What a coordinator's messages say to chosen members is another thing, under its own
     signature. `lied` counts.
     """
 

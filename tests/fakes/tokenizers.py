@@ -52,7 +52,7 @@ class Kind:
 def byte_level(
     pattern: str, *, composed: bool = False, whole: bool = False
 ) -> Callable[[], Tokenizer]:
-    """GPT-2's letters behind a pattern."""
+    """GPT-2's messages behind a pattern."""
 
     def make() -> Tokenizer:
         tokenizer = Tokenizer(BPE(ignore_merges=whole))

@@ -502,7 +502,7 @@ NAMES = {
     "member": Name("its key in the roster", "wire/messages", member_name),
     "public card": Name("both of a node's keys", "membership/keys", public_card),
     "coordinator": Name("its key in the signed file", "wire/messages", coordinator_key),
-    "task": Name("the letter's bytes", "wire/messages", task_name),
+    "task": Name("the message's bytes", "wire/messages", task_name),
     "run": Name("drawn", "wire/messages", run_name),
     "state": Name("the adapter's and the optimizer's bits", "rounds/model_broadcast", state_name),
     "adapter": Name("model, shape and values", "adapters/registry", adapter_name),

@@ -66,7 +66,8 @@ def test_a_sum_of_members_frozen_before_every_stage_is_right_also_when_one_drops
         opening = payloads.get("ann", b"")
         payloads = dict(server.advance() or {})
     assert server.result is not None
-    assert server.result.total.tolist() == sum(VALUES[name] for name in NAMES[:3]).tolist()  # type: ignore[union-attr]
+    whole = sum(VALUES[name] for name in NAMES[:3])
+    assert server.result.total.tolist() == whole.tolist()  # type: ignore[union-attr]
     assert clients["ann"].stage is Stage.DONE
     with pytest.raises(ProtocolError, match="over"):
         freeze(clients["ann"])

@@ -82,13 +82,13 @@ class ListeningLink(InProcessLink):
 
 
 def stage_of(letter: bytes) -> str:
-    """What a letter asks for."""
+    """What a message asks for."""
     fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 
 def payload_of(letter: bytes) -> bytes:
-    """What a letter carries."""
+    """What a message carries."""
     return messages.split(letter)[1]
 
 

@@ -66,7 +66,7 @@ def test_the_bound_is_reached_by_a_cohort_that_always_moves_as_far_as_it_may(
         check_reach(recipe, state.flat * np.float32(1.01), 20, 0.2)
     with pytest.raises(
         MessageError, match="80 rounds of this federation"
-    ):  # whatever round a letter claims
+    ):  # whatever round a message claims
         check_reach(recipe, np.full(1, 1e6, np.float32), 10**9, 0.2)
 
 

@@ -290,7 +290,7 @@ def test_a_stranger_gets_no_letter(tmp_path: Path) -> None:
     played.kept[5] = played.fresh(5)
     link = grid.GridLink(played, roster.load(cluster.file))
     assert link.present() == frozenset(cluster.plan.names)
-    messages = dict.fromkeys([*cluster.plan.names, "somebody"], b"a letter that is refused")
+    messages = dict.fromkeys([*cluster.plan.names, "somebody"], b"a message that is refused")
     assert list(link.ask(messages, 5.0)) == []
     assert {
         message.metadata.message_type
@@ -316,7 +316,7 @@ def test_a_node_with_a_home_takes_no_path_from_the_run(tmp_path: Path) -> None:
 def test_a_refusal_tells_its_kind_and_not_its_words(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path)
     played = grid_of(cluster)
-    letter = Message(to_record(b"no letter at all"), dst_node_id=1, message_type=grid.LETTER)
+    letter = Message(to_record(b"no message at all"), dst_node_id=1, message_type=grid.LETTER)
     letter.metadata.__dict__["_message_id"] = "1"
     reply = played.call(1, letter)
     assert (reply.has_error(), reply.error.reason) == (True, MessageError.__name__)

@@ -41,7 +41,8 @@ def founding(**changes: object) -> Founding:
         "recipe": Recipe(),
         "model": ModelTable(digest=DIGEST),
     }
-    return Founding(**{"name": "choir", "address": "127.0.0.1:8790", **tables_, **changes})  # type: ignore[arg-type]
+    named = {"name": "choir", "address": "127.0.0.1:8790"}
+    return Founding(**{**named, **tables_, **changes})  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_what_is_read(home: House, tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ class Town:
         self.watched = Watched(self.file, folder / "kept.toml", tables(self.events.append))
         home = dataclasses.replace(self.home, policy=self.chain.policy)
         self.run = coordinator(home, {}, SIZE, link=self.link, desk=self.crypto_worker)
-        self.run.between = renewing(self.watched, self.run, self.link, tables(self.events.append))  # type: ignore[arg-type]
+        told = tables(self.events.append)
+        self.run.between = renewing(self.watched, self.run, self.link, told)  # type: ignore[arg-type]
 
     def node(self, name: str, key: Identity, chain: Chain | None = None) -> UpdateReceiver:
         kept = self.folder / name / "federation.toml"

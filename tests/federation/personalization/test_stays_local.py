@@ -1,4 +1,4 @@
-"""No letter knows of a personal adapter: whole members with and without one give the same values
+"""No message knows of a personal adapter: whole members with and without one give the same values
 to the protection.
 """
 
@@ -58,7 +58,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class HearingLink(InProcessLink):
-    """Writes down every letter and every answer."""
+    """Writes down every message and every answer."""
 
     def __init__(self, members: Mapping[str, Callable[[bytes], bytes]]) -> None:
         super().__init__(members)
@@ -273,7 +273,7 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
             torch.full_like(shared, float(MARKER)) - shared
         ),
     )
-    trace = play("plain", personal=True)  # no masks: whatever is in a letter can be read
+    trace = play("plain", personal=True)  # no masks: whatever is in a message can be read
     marked = [
         path
         for path in trace.folder.rglob("*")

@@ -73,7 +73,7 @@ def ann(home: House, tmp_path: Path) -> Iterator[Client]:
 
 
 def snapshot(client: Client, folder: Path) -> object:
-    """Everything a refused letter must not change."""
+    """Everything a refused message must not change."""
     files = contents(folder)
     attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
     assert client.buffer is not None

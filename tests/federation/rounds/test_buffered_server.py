@@ -35,7 +35,7 @@ NOISE = PrivacyTable(
 
 
 def stage_of(message: bytes) -> str:
-    """What a letter asks for."""
+    """What a message asks for."""
     fields, _ = messages.split(message)
     return str(fields["stage"])
 
@@ -125,7 +125,7 @@ def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
     link = NapLink(members)
     run = run_of(home, members, link)
     buffered_schedule(run).hand_out()
-    link.asleep = {"dan"}  # asleep over its letter of version 0
+    link.asleep = {"dan"}  # asleep over its message of version 0
     run.learn(1)
     assert (run.state.history[0]["parties"], run.state.history[0]["staleness"]) == (
         ["ann", "ben", "cat"],

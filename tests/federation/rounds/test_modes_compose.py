@@ -227,7 +227,7 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
 def over_engines(
     cell: Cell, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[str], list[np.ndarray]]:
-    """One round over Flower's apps, each letter a member of its own process."""
+    """One round over Flower's apps, each message a member of its own process."""
     played = Cluster(
         ProcessGroup(folder / "logs"),
         folder / "choir",

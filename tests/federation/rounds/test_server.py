@@ -41,7 +41,7 @@ def open_store(tmp_path: Path) -> Iterator[Callable[[], Store]]:
 
 
 def stage_of(message: bytes) -> str:
-    """What a letter asks for."""
+    """What a message asks for."""
     fields, _ = messages.split(message)
     return str(fields["stage"])
 

@@ -45,7 +45,8 @@ def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int,
 
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
 def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechanism: str) -> None:
-    asked = tables(privacy=PrivacyTable(mechanism=mechanism, clip=2.0, colluders=1), min_cohort=5)  # type: ignore[arg-type]
+    privacy = PrivacyTable(mechanism=mechanism, clip=2.0, colluders=1)  # type: ignore[arg-type]
+    asked = tables(privacy=privacy, min_cohort=5)
     found = budgeted(6.0, 1e-6, asked, {}, 1000)
     assert (
         found.privacy.epsilon,

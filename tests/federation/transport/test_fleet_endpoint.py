@@ -1,4 +1,4 @@
-"""The door holds a request for work until there is some; long letters survive a broken
+"""The door holds a request for work until there is some; long messages survive a broken
 connection object by object.
 """
 

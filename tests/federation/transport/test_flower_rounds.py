@@ -32,7 +32,7 @@ from quietchoir.federation.transport.superlink import listen
 from quietchoir.tests.fakes.federation import DIGEST
 
 MEMBERS = ("ann", "ben", "cat", "dan")
-SIZE = "70000"  # letters above and below the chunking limit
+SIZE = "70000"  # messages above and below the chunking limit
 ROUNDS = 12  # so many that the run is still going when its node is killed
 PATIENCE_S = 90.0  # of the test; nothing is measured
 

@@ -1,4 +1,4 @@
-"""Letters in Flower's link state: what is answered is taken out, what is still owed stays, piece
+"""Messages in Flower's link state: what is answered is taken out, what is still owed stays, piece
 by piece.
 """
 

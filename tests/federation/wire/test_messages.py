@@ -1,4 +1,4 @@
-"""What crosses the border: refused letters leave memory and disk as they were."""
+"""What crosses the border: refused messages leave memory and disk as they were."""
 
 import dataclasses
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def order(home: House, **changes: object) -> bytes:
 def letter(
     home: House, *, signer: Identity | None = None, policy: object = None, **changes: object
 ) -> bytes:
-    """A good first letter to ann, unless changed."""
+    """A good first message to ann, unless changed."""
     payload = order(home)
     fields = {
         "round_id": RoundId(RUN, 1, 1),
@@ -53,11 +53,12 @@ def letter(
         "payload": payload,
         **changes,
     }
-    return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
+    task, key = Task(**fields), signer or home.coordinator  # type: ignore[arg-type]
+    return messages.encode_task(task, policy or home.policy, key)  # type: ignore[arg-type]
 
 
 def snapshot(client: Client, folder: Path) -> object:
-    """Everything a refused letter must not change."""
+    """Everything a refused message must not change."""
     files = contents(folder)
     attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
     return (

@@ -28,7 +28,8 @@ def weights() -> Weights:
 def row(
     said: tuple[int, ...] = (), drafts: tuple[int, ...] = (), offset: int = 0, **params: object
 ) -> LogitRow:
-    one = Sequence(GenerationRequest(prompt=(1, 2, 2), sampling_params=SamplingParams(**params)))  # type: ignore[arg-type]
+    sampled = SamplingParams(**params)  # type: ignore[arg-type]
+    one = Sequence(GenerationRequest(prompt=(1, 2, 2), sampling_params=sampled))
     for token in said:
         one.accept(token)
     return LogitRow(one.sampling, drafts, offset)

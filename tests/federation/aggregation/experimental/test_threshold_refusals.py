@@ -100,7 +100,7 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
 
 @pytest.mark.parametrize("kind", ["card", "opening", "part"])
 def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kind: str) -> None:
-    """dan's own bytes are wrong, under a letter that it signed itself."""
+    """dan's own bytes are wrong, under a message that it signed itself."""
     home = joint_house(5, open_with=3)
     members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
     stage = {"card": dkg_client.COMMIT, "opening": dkg_client.REVEAL, "part": threshold.OPEN}[kind]
