@@ -166,7 +166,7 @@ class Messenger:
     def check(
         self, answers: Iterable[tuple[str, bytes]], pending: dict[str, bytes]
     ) -> Iterator[Reply]:
-        """The answers that are what they claim to be; each takes its message out of what is owed."""
+        """The answers that are what they claim to be; each takes its message out of `pending`."""
         for name, answer in answers:
             try:
                 if name not in pending:

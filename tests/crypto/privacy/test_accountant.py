@@ -179,7 +179,7 @@ def test_one_skellam_step_among_others_is_counted_with_them() -> None:
 
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
 def test_a_step_of_real_noise_costs_no_less_than_its_multiplier_says(mechanism: str) -> None:
-    size: dict[str, Any] = {"length": 50_000, "clip": 1.0, "honest": 10, "bits": 16}
+    size = {"length": 50_000, "clip": 1.0, "honest": 10, "bits": 16}
     noise = Noise(multiplier=3.0, mechanism=mechanism, **size)  # type: ignore[arg-type]
     step = PrivacyStep.of(noise)
     assert 0.999 * 3.0 < step.multiplier <= 3.0 + 1e-12
