@@ -112,7 +112,7 @@ class ClientContext:
     vouch: int = 0
     relies: int = 0  # which of them others must vouch for, because it did not
     scores: bool = False  # this contribution holds scores
-    subjects: tuple[bytes, ...] = ()  # what it is about (`survivor_sets.subjects`)
+    subjects: tuple[bytes, ...] = ()  # what it is about (`rounds.client.subjects`)
 
 
 class AggregationClient(Protocol):

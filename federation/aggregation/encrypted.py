@@ -52,8 +52,7 @@ from ...crypto.secagg.snapshot import read_config, spell_config
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES
 from ..wire.messages import RoundId
-from . import parts
-from . import secagg as masked
+from . import parts, secagg
 from .base import ClientContext, ServerContext, Sum, Values, WireCost
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
@@ -65,7 +64,7 @@ Names = tuple[str, ...]
 RingOf = Callable[[SecAggConfig], SealedRing]
 WITNESS, APPLY = "witness", "apply"
 SUM, IN, SAYS = "sum", "in", "says/"  # names of a bucket's parts, after its number
-STAGES = (*masked.STAGES, WITNESS, APPLY)
+STAGES = (*secagg.STAGES, WITNESS, APPLY)
 
 
 def counters(policy: Policy) -> int:
@@ -227,7 +226,7 @@ class EncryptedClient:
     @property
     def stages(self) -> tuple[str, ...]:
         """A round that only scores seals nothing."""
-        return STAGES if self.sum.seals else masked.STAGES
+        return STAGES if self.sum.seals else secagg.STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
@@ -451,7 +450,7 @@ class WitnessServer:
         sample, members = self.masked.sample, len(self.masked.config.members)
         if sample is None or self.seal is None:
             return None
-        return masked.payload_of(sample, self.contribution_bytes, members)
+        return secagg.payload_of(sample, self.contribution_bytes, members)
 
     def sums(self, held: dict[str, object]) -> tuple[Sum]:
         """The counters' sums. Args: held: what the coordinator held of one member."""
@@ -564,6 +563,6 @@ SETUP_BYTES = 3000  # hellos, and signatures over the encrypted sum
 def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """What a contribution of `size` values costs in a cohort of so many, and the sum."""
     packing = Packing(length=size, bits=policy.protection.bits, parties=cohort)
-    letters = masked.letter_bytes(cohort) + SETUP_BYTES
+    letters = secagg.letter_bytes(cohort) + SETUP_BYTES
     down = packing.rows * packing.parameters.ciphertext_bytes
     return WireCost(packing.wire_bytes + letters, down + letters)

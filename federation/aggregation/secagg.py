@@ -31,10 +31,9 @@ from ...crypto.secagg import (
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
 from ..spec.policy import MAX_BITS, Policy, canonical
-from ..wire import broadcast_digest as broadcast
+from ..wire import broadcast_digest
 from ..wire.messages import RoundId
-from . import attested_sum as totals
-from . import parts
+from . import attested_sum, parts
 from .base import (
     LETTER_BYTES,
     MAX_PEERS,
@@ -50,7 +49,7 @@ from .buckets import buckets
 from .rank_masks import RankMasks, rank_masks_of
 from .update import SAMPLE, Codec, Terms, describe, seed_of
 
-logger = log.get("federation.masked")
+logger = log.get("federation.secagg")
 RingOf = Callable[[SecAggConfig], Ring]
 WORD = "<u2"  # of a value; 16 bits are as many as a federation may have
 assert MAX_BITS <= 16
@@ -161,7 +160,7 @@ def agree(
         floors=tuple(floors),
         context=context,
         subjects=group.subjects,
-        tagged=length - Codec(0, policy).length if counted and totals.attested(policy) else 0,
+        tagged=length - Codec(0, policy).length if counted and attested_sum.attested(policy) else 0,
     )
 
 
@@ -188,7 +187,7 @@ class MaskedClient:
     @property
     def stages(self) -> tuple[str, ...]:
         """In this order, each once."""
-        attested = self.counted and totals.attested(self.context.policy)
+        attested = self.counted and attested_sum.attested(self.context.policy)
         return (*STAGES, ATTEST) if attested else STAGES
 
     def answer(self, stage: str, payload: bytes) -> bytes:
@@ -243,17 +242,19 @@ class MaskedClient:
         if check is None:
             raise ProtocolError(f"found stage {ATTEST!r} before 'unmask'; refused")
         bits, parties = context.policy.protection.bits, len(check.survivors)
-        whole, tags = totals.decode_shown(payload, self.size, parties, bits)
+        whole, tags = attested_sum.decode_shown(payload, self.size, parties, bits)
         if not check.fits(whole, tags):
             raise ProtocolError(
                 "the sum that was shown is not the one that was opened, or one of its members sent "
                 "a wrong tag; it is not "
                 "signed"
             )
-        digest = totals.digest_of(whole)
+        digest = attested_sum.digest_of(whole)
         context.model.keep_sum(digest, whole)  # the step that is made of it need not bring it again
         return context.identity.sign(
-            *totals.statement(context.policy, context.place, digest, check.survivors, context.terms)
+            *attested_sum.statement(
+                context.policy, context.place, digest, check.survivors, context.terms
+            )
         )
 
     def join(self, ready: bytes) -> SecAggConfig:
@@ -275,7 +276,7 @@ class MaskedClient:
         group = BucketGroup.of(cohort, len(context.cohort), told, context.subjects)
         config = agree(
             policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
-            context=broadcast.context(context.terms.told, ready),
+            context=broadcast_digest.context(context.terms.told, ready),
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
@@ -396,7 +397,7 @@ class MaskedServer:
             BucketGroup.of(cohort, context.asked, context.told),
             context.length,
             counted=context.counted,
-            context=broadcast.context(terms.told, self.ready),
+            context=broadcast_digest.context(terms.told, self.ready),
             shares=terms.shares,
         )
         self.proof: dict[str, bytes] = {}
@@ -431,7 +432,7 @@ class MaskedServer:
             sum to be theirs.
         """
         if self.done == len(STAGES):
-            need = totals.witnesses(len(self.opened.survivors))
+            need = attested_sum.witnesses(len(self.opened.survivors))
             if len(self.proof) < need:
                 raise ThresholdError(
                     f"{len(self.proof)} members signed the opened sum, need "
@@ -460,16 +461,18 @@ class MaskedServer:
     def shown(self) -> bytes:
         """The opened sum with its tag, for those whose sum it is."""
         survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
-        self.packed = totals.pack(whole, len(survivors), self.config.bits)
-        digest = totals.digest_of(whole)
-        self.said = totals.statement(self.policy, self.place, digest, survivors, self.terms)
-        return totals.encode_shown(self.packed, self.opened.tags)
+        self.packed = attested_sum.pack(whole, len(survivors), self.config.bits)
+        digest = attested_sum.digest_of(whole)
+        self.said = attested_sum.statement(self.policy, self.place, digest, survivors, self.terms)
+        return attested_sum.encode_shown(self.packed, self.opened.tags)
 
     def witnessed(self, party: str, signature: bytes) -> None:
         """Note a signature under the opened sum. Raises ProtocolError for one that is none: it
         would stop all members.
         """
-        if not totals.signed_by(self.policy, self.said, self.opened.survivors, {party: signature}):
+        if not attested_sum.signed_by(
+            self.policy, self.said, self.opened.survivors, {party: signature}
+        ):
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature
 
@@ -587,7 +590,7 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """
     length, bits, letters = Codec(size, policy).length, policy.protection.bits, letter_bytes(cohort)
     shown = 0
-    if totals.attested(policy):
+    if attested_sum.attested(policy):
         shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
         length += tag.width(bits)
         letters += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)

@@ -20,7 +20,7 @@ from .experimental.key_group import KeyGroup, needed
 from .hello import Hello
 from .state_transfer import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
 
-logger = log.get("federation.muster")
+logger = log.get("federation.setup")
 
 
 class KeyAndStateSetup:

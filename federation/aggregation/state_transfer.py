@@ -9,7 +9,7 @@ all.
     with key = "threshold" there is no key to deal and take; the stages of `forming` make one that
     nobody has
 
-Knows greetings, parcels and the vault. Knows nothing of Flower, training or masks.
+Knows greetings, parcels and the store. Knows nothing of Flower, training or masks.
 Always: key and adapter go to members of the roster only, sealed, for the attempt in which they
 asked; an adapter is taken only with the signatures of enough other members under it, whatever the
 coordinator says; a refused message changes nothing.
@@ -28,13 +28,13 @@ from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES, ClientStore, Progress
 from ..wire.messages import RoundId
 from . import parts
-from .experimental import dkg_client as forming
+from .experimental import dkg_client
 from .experimental.dkg_client import DkgClient
 from .experimental.key_group import KeyGroup
 from .hello import Hello, SealedEnvelope
 
 GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
-STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *forming.STAGES)
+STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *dkg_client.STAGES)
 OWN, FROM, PARCEL, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names of parts
 
 
@@ -48,10 +48,10 @@ def witnesses(policy: Policy) -> int:
 class StateTransfer:
     """One member, before its rounds."""
 
-    def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
-        self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
-        self.forming = (
-            DkgClient(policy, name, identity, vault)
+    def __init__(self, policy: Policy, name: str, identity: Identity, store: ClientStore) -> None:
+        self.policy, self.name, self.identity, self.store = policy, name, identity, store
+        self.dkg = (
+            DkgClient(policy, name, identity, store)
             if policy.protection.key == "threshold"
             else None
         )
@@ -64,15 +64,15 @@ class StateTransfer:
             MessageError, AuthenticationError, FederationError: refused; nothing was changed.
             ProtocolError, ThresholdError: as `DkgClient.answer`.
         """
-        if stage in (forming.STAGES if self.forming is None else (DEAL, TAKE)):
+        if stage in (dkg_client.STAGES if self.dkg is None else (DEAL, TAKE)):
             raise MessageError(
                 f"found stage {stage!r}, but protection.key = "
                 f"{self.policy.protection.key!r}; refused"
             )
-        if self.forming is not None and stage in forming.STAGES:
+        if self.dkg is not None and stage in dkg_client.STAGES:
             self.own_box(place)
-            return self.forming.answer(place, stage, payload) or (
-                self.greeting(place) if stage == forming.SETTLE else b""
+            return self.dkg.answer(place, stage, payload) or (
+                self.greeting(place) if stage == dkg_client.SETTLE else b""
             )
         if stage == GREET:
             if payload:
@@ -89,12 +89,12 @@ class StateTransfer:
         epoch = self.policy.digest
         public, seed, key = (
             self.own_box(place).public,
-            self.vault.seed(epoch),
-            self.vault.key_name(epoch),
+            self.store.seed(epoch),
+            self.store.key_name(epoch),
         )
         if seed is None or key is None:
             return Hello(sender=self.name, public=public).signed(self.policy, place, self.identity)
-        progress, before = self.vault.progress(place.run), self.vault.before(place.run)
+        progress, before = self.store.progress(place.run), self.store.before(place.run)
         greeting = Hello(
             sender=self.name,
             public=public,
@@ -103,7 +103,7 @@ class StateTransfer:
             tag=progress.tag(seed, place.run),
             before=bytes(TAG_BYTES) if before is None else before.tag(seed, place.run),
             circle=b""
-            if (held := self.vault.shelf.holding(epoch)) is None
+            if (held := self.store.shelf.holding(epoch)) is None
             else KeyGroup.of(held.plan).encode(),
         )
         return greeting.signed(self.policy, place, self.identity)
@@ -114,7 +114,7 @@ class StateTransfer:
         """
         askers = self.greetings(asked, TO, place)
         self.own_box(place)
-        seed = self.vault.seed(self.policy.digest) or self.vault.make_seed(self.policy.digest)
+        seed = self.store.seed(self.policy.digest) or self.store.make_seed(self.policy.digest)
         return self.parcels("key", place, askers, seed)
 
     def take(self, place: RoundId, given: dict[str, bytes]) -> bytes:
@@ -124,13 +124,13 @@ class StateTransfer:
         seed = self.unwrap("key", place, given)
         if len(seed) != SEED_BYTES:
             raise MessageError(f"a key of {len(seed)} bytes came, {SEED_BYTES} expected; refused")
-        self.vault.keep_seed(self.policy.digest, seed)
+        self.store.keep_seed(self.policy.digest, seed)
         return self.greeting(place)
 
     def hand(self, place: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal this member's adapter for those that are behind."""
         askers = self.greetings(asked, TO, place)
-        return self.parcels("state", place, askers, self.vault.progress(place.run).encode())
+        return self.parcels("state", place, askers, self.store.progress(place.run).encode())
 
     def follow(self, place: RoundId, given: dict[str, bytes]) -> bytes:
         """Open an adapter, or go back by one step if none was sent; keep it if enough others have
@@ -140,12 +140,12 @@ class StateTransfer:
             MessageError: no key, no adapter, or one that too few others have; and as `unwrap`.
             FederationError: no adapter of this shape.
         """
-        seed, key = self.vault.seed(self.policy.digest), self.vault.key_name(self.policy.digest)
+        seed, key = self.store.seed(self.policy.digest), self.store.key_name(self.policy.digest)
         if seed is None:
             raise MessageError("an adapter came before the members' key; refused")
         if PARCEL in given:
-            progress = Progress.decode(self.unwrap("state", place, given), self.vault.size)
-        elif (before := self.vault.before(place.run)) is not None:
+            progress = Progress.decode(self.unwrap("state", place, given), self.store.size)
+        elif (before := self.store.before(place.run)) is not None:
             progress = before
         else:
             raise MessageError("no adapter came, and there is none to go back to; refused")
@@ -160,7 +160,7 @@ class StateTransfer:
             raise MessageError(
                 f"{same} members have this adapter, need {witnesses(self.policy)}; it is not taken"
             )
-        self.vault.keep_progress(place.run, progress)
+        self.store.keep_progress(place.run, progress)
         return self.greeting(place)
 
     def freeze(self) -> bytes:
@@ -175,7 +175,7 @@ class StateTransfer:
         header = json.dumps(
             {"place": [place.run, place.round, place.attempt], "key": key.private_bytes().hex()}
         ).encode("ascii")
-        ceremony = b"" if self.forming is None else self.forming.freeze()
+        ceremony = b"" if self.dkg is None else self.dkg.freeze()
         return len(header).to_bytes(4, "big") + header + ceremony
 
     def thaw(self, kept: bytes) -> None:
@@ -184,8 +184,8 @@ class StateTransfer:
         header = json.loads(kept[4:end])
         place = RoundId(*header["place"])
         self.box_key = (place, Ephemeral(bytes.fromhex(header["key"])))
-        if self.forming is not None:
-            self.forming.thaw(place, kept[end:])
+        if self.dkg is not None:
+            self.dkg.thaw(place, kept[end:])
 
     def parcels(
         self, purpose: str, place: RoundId, askers: dict[str, Hello], content: bytes

@@ -11,31 +11,10 @@ sum say so when they are ready, so that a coordinator that remembers nothing can
 for, whom it must.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ..spec.policy import Policy
-
 Sets = frozenset[frozenset[str]]
-TRAINING, SCORES = "training", "scores"
-
-
-def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
-    """What a contribution is about, in the ledger's terms: training from an adapter, and its
-    scores, each for itself.
-
-    A later version of the federation file is another one: its owner may let members go that no sum
-    can do without.
-
-    Args:
-        adapter: `adapter_digest` of the one that it was made from.
-    """
-    kinds = [TRAINING] * training + [SCORES] * scored
-    return tuple(
-        hashlib.sha256(f"quietchoir {kind} 1".encode() + policy.digest + adapter).digest()
-        for kind in kinds
-    )
 
 
 @dataclass(frozen=True, slots=True)

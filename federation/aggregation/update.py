@@ -27,7 +27,8 @@ from ...crypto.ring import Range
 from ..spec.policy import Policy, weight
 from ..store.checkpoint import Vector
 from ..wire.messages import RoundId
-from .rank_masks import RankMasks
+from .ranges import Spans, read_spans
+from .rank_masks import RankMasks, rank_masks_of
 
 Floats = npt.NDArray[np.float64]
 COUNTER_BITS = 24  # of one counter in one party
@@ -62,6 +63,31 @@ def seed_of(policy: Policy, place: RoundId) -> bytes:
     return hashlib.sha256(
         b"quietchoir rotation seed 2" + policy.federation + f"{place.run} {place.round}".encode()
     ).digest()
+
+
+def terms_of(
+    policy: Policy,
+    size: int,
+    place: RoundId,
+    ranges: Spans,
+    cohort: Sequence[str],
+    *,
+    told: bytes,
+    start: str,
+    adapter: bytes,
+) -> Terms:
+    """What the contributions of this place have in common; the same at the server and at members.
+
+    Args:
+        ranges: of the update's tensors, as they are told; cohort: who trains, nobody where it is
+        scored. The others as `Terms`.
+
+    Raises:
+        MessageError: ranges that the federation does not allow.
+    """
+    given = read_spans(ranges, size, policy.recipe.update_range) if ranges else ()
+    shares = rank_masks_of(policy, cohort, place.attempt) if cohort and policy.ranked else None
+    return Terms(given, seed_of(policy, place), told, start, shares, adapter)
 
 
 @functools.lru_cache(maxsize=16)

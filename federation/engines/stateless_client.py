@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ...core.models.weights import Weights
     from ...core.training.trainer import Trainer
 
-logger = log.get("federation.visit")
+logger = log.get("federation.stateless_client")
 ASIDE = "attempt"  # record
 HELLO = "quietchoir hello on Flower's grid 1"
 

@@ -18,12 +18,10 @@ from ...core.errors import CryptoError, DataError, RoundAborted, WorkerError
 from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
-from ..aggregation.ranges import read_spans
-from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose, eligible
-from ..aggregation.update import Codec, Statistics, Terms, seed_of
+from ..aggregation.update import Codec, Statistics, Terms
 from ..events import OnEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
@@ -183,28 +181,6 @@ class RoundAttempt:
             absent=told.absent,
             round=self.logbook.state.round + 1,
         )
-
-    def terms(
-        self,
-        place: RoundId,
-        ranges: messages.Ranges,
-        cohort: tuple[str, ...] = (),
-        *,
-        told: bytes,
-        start: str,
-        adapter: bytes,
-    ) -> Terms:
-        """What the contributions of this place have in common.
-
-        Args:
-            cohort: who trains; told: the broadcast digest; start: name of the state that a step
-            is made from; adapter: what buckets follow from.
-        """
-        policy = self.policy
-        spans = read_spans(ranges, self.size, policy.recipe.update_range) if ranges else ()
-        ranked = bool(cohort) and policy.ranked
-        shares = rank_masks_of(policy, cohort, place.attempt) if ranked else None
-        return Terms(spans, seed_of(policy, place), told, start, shares, adapter)
 
     def aggregate(self, group: ReadyGroup) -> Outcome:
         """Sum what these members have ready.

@@ -29,11 +29,10 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
 from ..aggregation.base import AggregationClient, ClientContext, ClientSecrets, Values
-from ..aggregation.ranges import read_spans, spans
+from ..aggregation.ranges import spans
 from ..aggregation.rank_masks import narrowed, rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest, check_reach
-from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import (
     LARGEST_LOSS,
     LOSS_UNIT,
@@ -41,7 +40,7 @@ from ..aggregation.update import (
     Statistics,
     Terms,
     check_clipped,
-    seed_of,
+    terms_of,
     transforms_of,
 )
 from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
@@ -51,8 +50,7 @@ from ..store.checkpoint import Vector
 from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
 from ..training.learner import Counts, Learner, Trained
-from ..wire import broadcast_digest as broadcast
-from ..wire import messages
+from ..wire import broadcast_digest, messages
 from ..wire.messages import GROUP, Reply, RoundId, Task
 from .attempt import Draw
 from .contribution_buffer import Contribution, ContributionBuffer, check_version, rules_of
@@ -62,7 +60,7 @@ from .model_broadcast import ClientModelCache, FollowedModel
 from .privacy_accountant import PrivacyAccountant
 from .scheduler import check
 
-logger = log.get("federation.party")
+logger = log.get("federation.client")
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
 
 
@@ -174,7 +172,7 @@ class Client:
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""
         # whoever adds a stage says what binds it, or why nothing need
-        if task.stage not in broadcast.KNOWN:
+        if task.stage not in broadcast_digest.KNOWN:
             raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
         try:
             if task.stage == messages.TRAIN and self.buffer is not None:
@@ -228,7 +226,7 @@ class Client:
         )
         scores = self.policy.privacy.counts and statistics.scored > 0
         scored = order.evaluate or not training
-        about = self.about(adapter, training=training, scored=scored)
+        about = subjects(self.policy, adapter, training=training, scored=scored)
         vouch, relies = self.model.vouching(place.run, ((0, order.state),), 0)
         context = self.context(place, terms, order.cohort, about, scores, vouch, relies)
         values = Codec(update.size, self.policy, terms).encode(update, statistics)
@@ -319,18 +317,12 @@ class Client:
         if staleness:  # its scores are of an adapter that is not the one this step starts from
             statistics = dataclasses.replace(statistics, scored=0, score=0)
         scores = self.policy.privacy.counts and statistics.scored > 0
-        about = self.about(bytes.fromhex(kept.adapter), training=True, scored=scores)
+        about = subjects(self.policy, bytes.fromhex(kept.adapter), training=True, scored=scores)
         states = [(version, state) for version, _, state in group.adapters]
         vouch, relies = self.model.vouching(place.run, states, kept.version)
         context = self.context(place, terms, group.names, about, scores, vouch, relies)
         values, relied = codec.encode(update, statistics), kept.state if relies else ""
         return self.protect(context, values, kept.tokens, relied, True, leaves=True)
-
-    def about(self, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
-        """What a contribution is about. Nobody signs for a sum where each contribution is read."""
-        if self.policy.can.server_reads_updates:
-            return ()
-        return subjects(self.policy, adapter, training=training, scored=scored)
 
     def context(
         self,
@@ -419,15 +411,15 @@ class Client:
                     "ranges came that do not follow from the adapter's last steps; refused"
                 )
             given = follow
-        return Terms(
-            read_spans(given, self.size, recipe.update_range) if wanted else (),
-            seed_of(policy, place),
-            told,
-            order.state if policy.followed else "",
-            rank_masks_of(policy, order.cohort, place.attempt)
-            if training and policy.ranked
-            else None,
-            adapter,
+        return terms_of(
+            policy,
+            self.size,
+            place,
+            given if wanted else (),
+            order.cohort if training else (),
+            told=told,
+            start=order.state if policy.followed else "",
+            adapter=adapter,
         )
 
     def begin(self, place: RoundId, *, pays: bool = False, undoes: bool = False) -> str:
@@ -547,3 +539,22 @@ def training_seed(place: RoundId, adapter: bytes, name: str) -> int:
         f"quietchoir training 2 {place.run} {place.round} {place.attempt} {name} "
     ).encode() + adapter
     return int.from_bytes(hashlib.sha256(seed).digest()[:4], "big")
+
+
+def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
+    """What a contribution is about, in the ledger's terms: training from an adapter, and its
+    scores, each for itself.
+
+    A later version of the federation file is another one: its owner may let members go that no sum
+    can do without.
+
+    Args:
+        adapter: `adapter_digest` of the one that it was made from.
+    """
+    if policy.can.server_reads_updates:
+        return ()  # nobody signs for a sum where each contribution is read
+    kinds = ["training"] * training + ["scores"] * scored
+    return tuple(
+        hashlib.sha256(f"quietchoir {kind} 1".encode() + policy.digest + adapter).digest()
+        for kind in kinds
+    )

@@ -25,8 +25,7 @@ from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.update import Terms
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
-from ..wire import broadcast_digest as broadcast
-from ..wire import messages
+from ..wire import broadcast_digest, messages
 from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
 
@@ -199,7 +198,7 @@ class ClientModel:
         order = messages.decode_work(payload, self.size)
         if self.policy.can.server_reads_updates:
             return Resolved(order=order, told=b"", claimed=order.flat)  # no masks to follow from it
-        told = broadcast.of_work(stage, order.header(), order.flat)
+        told = broadcast_digest.of_work(stage, order.header(), order.flat)
         return Resolved(order=order, told=told, claimed=order.flat)
 
     def keep(self, found: Resolved) -> None:

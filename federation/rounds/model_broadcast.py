@@ -56,15 +56,14 @@ from ..aggregation.server_optimizer import ServerOptimizer, combine
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..store.database import Database, StoredRecord
-from ..wire import broadcast_digest as broadcast
-from ..wire import messages
+from ..wire import broadcast_digest, messages
 from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
-from . import delta_chain as steps
+from . import delta_chain
 from .delta_chain import ALL, NAME_BYTES, DeltaChain, Step, UnprovenError, name_of, origin_of
 from .global_model import ClientModel, Followed, LackingError, Resolved, ServerHeld
 
-logger = log.get("federation.telling")
+logger = log.get("federation.model_broadcast")
 # the state that it starts from, if it needs one; and the bytes that lead from there
 Way = tuple[tuple[str, ...], bytes]
 # a way is told by steps up to so many times the whole, or so many bytes; else as the whole
@@ -183,7 +182,7 @@ class ServerHeldDelta(ServerHeld):
             return
         self.ways[name] = Walked(name, before, step.encode())
         while (
-            len(self.ways) > steps.MAX_STEPS
+            len(self.ways) > delta_chain.MAX_STEPS
             or sum(len(one.body) for one in self.ways.values()) > self.longest()
         ):
             if len(self.ways) == 1:
@@ -315,12 +314,16 @@ class ServerHeldDelta(ServerHeld):
         whole is wanted.
         """
         taken, at, held = list[bytes](), order.state, self.held.get(member, ())
-        while at not in (*held, self.origin) and at in self.ways and len(taken) < steps.MAX_STEPS:
+        while (
+            at not in (*held, self.origin)
+            and at in self.ways
+            and len(taken) < delta_chain.MAX_STEPS
+        ):
             taken.insert(0, self.told(at, member))
             at = self.ways[at].before
         if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= self.longest():
-            return (at,), steps.join(at, taken)
-        return (), steps.join(
+            return (at,), delta_chain.join(at, taken)
+        return (), delta_chain.join(
             "", [Step(kind="whole", state=self.state(order.flat).encode()).encode()]
         )
 
@@ -399,7 +402,10 @@ class FollowedModel(ClientModel):
         chain = DeltaChain(self.policy, self.size, place.run, self.stops)
         led = self.cache.follow(chain, named.state, way)
         order = replace(named, flat=led.state.flat)
-        told, velocity = broadcast.of_work(stage, order.header(), order.flat), led.state.velocity
+        told, velocity = (
+            broadcast_digest.of_work(stage, order.header(), order.flat),
+            led.state.velocity,
+        )
         return Resolved(order=order, told=told, claimed=led.state, velocity=velocity, led=led)
 
     def keep(self, found: Resolved) -> None:
@@ -456,9 +462,9 @@ class ClientModelCache:
             and be told otherwise. MessageError: malformed, or a whole state that is not the one
             meant; refused.
         """
-        start, taken = steps.split(way)
+        start, taken = delta_chain.split(way)
         memory, origin = self.memory(stepping.run), origin_of(stepping.size)
-        whole = steps.told_whole(taken)
+        whole = delta_chain.told_whole(taken)
         state = (
             ServerState.zeros(stepping.size)
             if whole or start == origin

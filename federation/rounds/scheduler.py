@@ -41,12 +41,11 @@ from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
-from ..aggregation.update import Terms
+from ..aggregation.update import Terms, terms_of
 from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import RunState, Vector
-from ..wire import broadcast_digest as broadcast
-from ..wire import messages
+from ..wire import broadcast_digest, messages
 from ..wire.link import LeavingLink, PendingMessages
 from ..wire.messages import Group, Reply, RoundId
 from .attempt import Answers, Draw, ReadyGroup, RoundAttempt
@@ -185,10 +184,10 @@ class Synchronous:
         told = (
             b""  # no masks could follow from it
             if policy.can.server_reads_updates
-            else broadcast.of_work(kind, order.header(), order.flat)
+            else broadcast_digest.of_work(kind, order.header(), order.flat)
         )
-        terms = attempt.terms(
-            place, order.ranges, found.cohort if training else (),
+        terms = terms_of(
+            policy, attempt.size, place, order.ranges, found.cohort if training else (),
             told=told, start=order.state, adapter=adapter_digest(flat),
         )  # fmt: skip
         answers = self.work(kind, order, able, place)
@@ -536,8 +535,8 @@ class Buffered:
         )
         self.group = group.names
         spent = self.accountants.pay(group.names, place)
-        terms = self.attempt.terms(
-            place, group.ranges, group.names,
+        terms = terms_of(
+            self.policy, self.attempt.size, place, group.ranges, group.names,
             told=group.told, start=group.state, adapter=self.split_seed(),
         )  # fmt: skip
         answers = self.come(group, place)

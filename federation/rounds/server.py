@@ -30,7 +30,7 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import messages
 from ..wire.link import Link, Messenger
-from . import validation as guard
+from . import validation
 from .attempt import Outcome, RoundAttempt, write_entry
 from .delivery import Delivery
 from .global_model import ServerHeld
@@ -287,7 +287,9 @@ class Coordinator:
             (counters, len(total.parties))
             for counters, total in zip(outcome.votes, outcome.sums, strict=True)
         ]
-        return guard.judge(self.policy.guard, votes, guard.best_of([*self.state.history, *running]))
+        return validation.judge(
+            self.policy.guard, votes, validation.best_of([*self.state.history, *running])
+        )
 
     def owes_vote(self) -> bool:
         """Sealed mode: members step by themselves, so they judge afterwards; is the last step
@@ -371,7 +373,7 @@ class Coordinator:
         history = self.state.history
         if history and history[-1]["kind"] == messages.SCORE:
             return True
-        return self.policy.guard.on and guard.parents_score(history) is not None
+        return self.policy.guard.on and validation.parents_score(history) is not None
 
     def wants_score(self) -> bool:
         """Does this round score the adapter it starts from? The first one does; later ones'

@@ -56,8 +56,8 @@ class _Ongoing:
 class DkgClient:
     """One member, making joint keys."""
 
-    def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
-        self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
+    def __init__(self, policy: Policy, name: str, identity: Identity, store: ClientStore) -> None:
+        self.policy, self.name, self.identity, self.store = policy, name, identity, store
         self._ongoing: _Ongoing | None = None
 
     def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
@@ -109,7 +109,7 @@ class DkgClient:
             return
         start = 4 + int.from_bytes(kept[:4], "big")
         fields = json.loads(kept[4:start])
-        plan = KeyGroup.decode(fields["circle"].encode("ascii")).plan(self.policy, self.vault.size)
+        plan = KeyGroup.decode(fields["circle"].encode("ascii")).plan(self.policy, self.store.size)
         end = start + fields["ceremony"]
         ceremony = Ceremony.thaw(kept[start:end], plan, self.name, self.identity)
         holding = None
@@ -134,7 +134,7 @@ class DkgClient:
             raise MessageError("a ceremony of another attempt; refused")
         if self.name not in circle.names:
             raise MessageError("a ceremony without this member; refused")
-        plan = circle.plan(self.policy, self.vault.size)
+        plan = circle.plan(self.policy, self.store.size)
         ceremony = Ceremony(plan, self.name, self.identity)
         card = ceremony.commit()
         self._ongoing = _Ongoing(place, plan, ceremony)
@@ -171,7 +171,7 @@ class DkgClient:
         for sender, part in named(given, PART).items():
             reader.receive(sender, part)
         reader.result()
-        self.vault.shelf.keep(self.policy.digest, ongoing.holding)
+        self.store.shelf.keep(self.policy.digest, ongoing.holding)
         self._ongoing = None
         return b""
 

@@ -26,7 +26,7 @@ from .. import parts
 from .dkg_client import CARD, COMMIT, FINISH, LETTER, NAMES, NUMBER, PART, REQUEST, REVEAL, SETTLE
 from .key_group import KeyGroup, needed
 
-logger = log.get("federation.convening")
+logger = log.get("federation.dkg")
 Ask = Callable[[str, Mapping[str, bytes], RoundId, float], Iterator[Reply]]
 Check = Callable[[str, bytes], None]
 # ceremonies in one attempt of a round, each without those who fell silent in the one before

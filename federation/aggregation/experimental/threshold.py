@@ -44,8 +44,7 @@ from ....crypto.he.encrypted_ring import HEAD_BYTES, SealedRing
 from ....crypto.ring import BitRing
 from ....crypto.secagg import SecAggConfig
 from ...spec.policy import Policy
-from .. import parts
-from .. import secagg as masked
+from .. import parts, secagg
 from ..base import ClientContext, ServerContext, Sum, Values, WireCost
 from ..buckets import Step
 from ..encrypted import (
@@ -65,7 +64,7 @@ from .key_group import KeyGroup, round_number
 OPEN = "open"
 SAYS = "says/"  # names of parts: signatures over the sum, by who signed
 SUMMED = "parts"  # all parts of a request, added up
-STAGES = (*masked.STAGES, WITNESS, OPEN)
+STAGES = (*secagg.STAGES, WITNESS, OPEN)
 REQUESTS = 3  # for parts, in one attempt
 
 
@@ -98,7 +97,7 @@ class ThresholdClient:
     @property
     def stages(self) -> tuple[str, ...]:
         """Another letter comes after each request for parts."""
-        return (*STAGES, *(OPEN,) * self.requests) if self.sum.seals else masked.STAGES
+        return (*STAGES, *(OPEN,) * self.requests) if self.sum.seals else secagg.STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's own secret, for those who have shares of the same key,
@@ -336,7 +335,7 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     Besides, the ceremony that makes the key: polynomials to and from every other member.
     """
     packing = JointPacking(length=size, bits=policy.protection.bits, parties=cohort)
-    vector, letters = packing.rows * POLYNOMIAL_BYTES, masked.letter_bytes(cohort) + SETUP_BYTES
+    vector, letters = packing.rows * POLYNOMIAL_BYTES, secagg.letter_bytes(cohort) + SETUP_BYTES
     return WireCost(
         2 * vector + letters,
         2 * vector + letters,

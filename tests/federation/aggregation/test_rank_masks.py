@@ -112,8 +112,13 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
         def careless(policy: Policy, cohort: Any, attempt: int) -> RankMasks:
             return RankMasks(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
 
-        for module in ("client", "attempt", "scheduler", "delta_chain"):
-            monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.rank_masks_of", careless)
+        for module in (
+            "rounds.client",
+            "rounds.scheduler",
+            "rounds.delta_chain",
+            "aggregation.update",
+        ):
+            monkeypatch.setattr(f"quietchoir.federation.{module}.rank_masks_of", careless)
     run = coordinator(
         home,
         clients(home, SIZE, lambda name: Secretive() if name == "ann" else FixedLearner()),

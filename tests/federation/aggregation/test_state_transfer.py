@@ -88,9 +88,9 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
     ):
         with pytest.raises(MessageError):
             ann.answer(round_id, state_transfer.DEAL, parts.join({state_transfer.TO + name: asked}))
-    assert ann.vault.seed(meeting.policy.digest) is None  # refused before a key was made
+    assert ann.store.seed(meeting.policy.digest) is None  # refused before a key was made
     share_key(meeting)
-    seeds = {one.vault.seed(meeting.policy.digest) for one in meeting.members.values()}
+    seeds = {one.store.seed(meeting.policy.digest) for one in meeting.members.values()}
     assert len(seeds) == 1 and None not in seeds
 
 
@@ -123,7 +123,7 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
         )
     with pytest.raises(MessageError, match="sender's name"):
         ben.answer(ROUND_ID, state_transfer.TAKE, parts.join({state_transfer.PARCEL: own}))
-    assert ben.vault.seed(policy.digest) is None
+    assert ben.store.seed(policy.digest) is None
     ben.answer(
         ROUND_ID, state_transfer.GREET, b""
     )  # a new box key: the parcel for the old one is worthless
@@ -138,13 +138,13 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
 def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meeting: Meeting) -> None:
     share_key(meeting)
     policy, dan = meeting.policy, meeting.members["dan"]
-    seed = meeting.members["ann"].vault.seed(policy.digest)
+    seed = meeting.members["ann"].store.seed(policy.digest)
     server = dataclasses.replace(
-        dan.vault.progress(ROUND_ID.run).server, flat=np.arange(5, dtype=np.float32)
+        dan.store.progress(ROUND_ID.run).server, flat=np.arange(5, dtype=np.float32)
     )
     good = Progress(7, server)
     for name in ("ann", "ben", "cat"):
-        meeting.members[name].vault.keep_progress(ROUND_ID.run, good)
+        meeting.members[name].store.keep_progress(ROUND_ID.run, good)
         meeting.greetings[name] = meeting.members[name].greeting(ROUND_ID)
 
     def parcel(content: bytes) -> bytes:
@@ -180,9 +180,9 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     ):
         with pytest.raises(FederationError):
             follow(content, *witnesses)
-    assert dan.vault.progress(ROUND_ID.run).steps == 0
+    assert dan.store.progress(ROUND_ID.run).steps == 0
     follow(good.encode(), "ann", "ben", "cat")
-    assert seed is not None and dan.vault.progress(ROUND_ID.run).tag(
+    assert seed is not None and dan.store.progress(ROUND_ID.run).tag(
         seed, ROUND_ID.run
     ) == good.tag(seed, ROUND_ID.run)
 

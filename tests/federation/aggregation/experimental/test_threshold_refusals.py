@@ -162,10 +162,10 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
     setup = own(members["ann"]).setup
-    assert setup.forming is not None and setup.box_key is not None
+    assert setup.dkg is not None and setup.box_key is not None
     round_id, asked = setup.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
     circle = asked[dkg_client.NAMES]
-    state = setup.forming._ongoing
+    state = setup.dkg._ongoing
     for wrong in (
         {**asked, dkg_client.NAMES: circle.replace(b'"dan"', b'"mal"')},  # a stranger
         {
@@ -185,7 +185,7 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
         setup.answer(dataclasses.replace(round_id, attempt=9), dkg_client.COMMIT, parts.join(asked))
     with pytest.raises(MessageError, match="protection"):
         setup.answer(round_id, "deal", parts.join({}))
-    assert setup.forming._ongoing is state and keys(members) == [None] * 4
+    assert setup.dkg._ongoing is state and keys(members) == [None] * 4
     shared = house(4, mode="sealed")
     other = sealed_clients(shared, SIZE, desk=CRYPTO_WORKER)["ann"]
     with pytest.raises(MessageError, match="protection"):
@@ -203,8 +203,8 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
             return message
         caught[stage] = payload = messages.split(message)[1]
         ann = own(members["ann"]).setup
-        assert ann is not None and ann.forming is not None and ann.box_key is not None
-        expects = ann.forming._ongoing.expects  # type: ignore[union-attr]
+        assert ann is not None and ann.dkg is not None and ann.box_key is not None
+        expects = ann.dkg._ongoing.expects  # type: ignore[union-attr]
         for _ in range(60):
             bad = bytearray(payload)
             reach = len(bad) if rng.integers(2) else min(len(bad), 400)
@@ -214,7 +214,7 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
             if cut != payload:
                 with pytest.raises((MessageError, CryptoError)):
                     ann.answer(ann.box_key[0], stage, cut)
-        assert ann.forming._ongoing.expects == expects  # type: ignore[union-attr]
+        assert ann.dkg._ongoing.expects == expects  # type: ignore[union-attr]
         assert keys(members)[0] is None
         return message  # and the true one still works
 
