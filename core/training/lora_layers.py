@@ -22,6 +22,7 @@ from ..models.weights import Weights
 from .frozen_layers import dense_linear
 from .packing import PackedBatch
 
+DENSE = 0.9  # share of rows with a gradient above which they are not picked out
 ADAPTER = "default"  # PEFT's name for the one adapter
 
 
@@ -107,9 +108,16 @@ class LoraProduct(torch.autograd.Function):
         """
         (grad,) = outer
         weight, a, b, low = ctx.saved_tensors
+        # rows of examples that teach nothing, and padding of none: there is nothing to go back
+        live = torch.nonzero(grad.any(dim=1))[:, 0]
+        some, whole = len(live) < len(grad) * DENSE, None
+        if some:
+            whole, grad, low = grad, grad[live], low[live]
         into = None
         if ctx.needs_input_grad[0]:
             into = (grad @ weight).addmm_((grad @ b).mul_(ctx.scale), a)
+            if whole is not None:
+                into = into.new_zeros(len(whole), into.shape[1]).index_copy_(0, live, into)
         return into, None, None, grad.T @ low if ctx.needs_input_grad[3] else None, None
 
 

@@ -14,6 +14,10 @@ from ..models.quant.tensor import QuantTensor
 # rows that are multiplied with the head at once: fewer leave the processor waiting for the head
 MATRIX_ROWS = 512
 CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once, while they are in a cache
+# A target that lacks less than this to certainty teaches nothing: its gradient is left out, and
+# with it the work of going back through the head and, where an example has no other, the layers.
+SURE = 2.0**-7
+DENSE = 0.8  # share of rows with a gradient above which they are not picked out
 TINY = 1e-38  # the smallest likelihood of a target that is told apart; its gradient stays exact
 CHUNK_TOKENS = 8192  # vocabulary rows that are decoded at once when scoring
 ROUNDING = 2.0**-8  # twice the most that a number rounded to bfloat16 is off, relative
@@ -43,13 +47,21 @@ class AnswerLoss(torch.autograd.Function):
             part = slice(start, start + len(room))
             logit_grad = room[: len(rows[part])]  # logits that become softmax - onehot in place
             torch.mm(rows[part], weight.T, out=logit_grad)
+            missed = []
             for piece, wanted in zip(
                 torch.split(logit_grad, CHUNK_ROWS),
                 torch.split(targets[part], CHUNK_ROWS),
                 strict=True,
             ):
-                total += grads_in_place(piece, wanted[:, None])
-            torch.mm(logit_grad, weight, out=gradient[part])
+                loss, lacking = grads_in_place(piece, wanted[:, None])
+                total += loss
+                missed.append(lacking)
+            live = torch.nonzero(torch.cat(missed) >= SURE)[:, 0]
+            if len(live) > DENSE * len(logit_grad):
+                torch.mm(logit_grad, weight, out=gradient[part])
+            else:
+                gradient[part] = 0
+                gradient[start + live] = logit_grad[live] @ weight
         ctx.save_for_backward(gradient)
         return total
 
@@ -60,8 +72,9 @@ class AnswerLoss(torch.autograd.Function):
         return gradient * outer[0].to(gradient.dtype), None, None, None
 
 
-def grads_in_place(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits [C, V] into softmax - onehot of targets [C, 1]; the summed loss, float32 scalar.
+def grads_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits [C, V] into softmax - onehot of targets [C, 1]; the summed loss, float32 scalar,
+    and what each target lacks to certainty, float32 [C].
 
     A target's own gradient is minus the sum of all others: 1 - softmax would be lost to rounding
     where the model is nearly sure, and every row of gradients sums to 0.
@@ -71,7 +84,8 @@ def grads_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     missed = logits.scatter_(1, targets, 0.0).sum(dim=1, keepdim=True)
     logits.scatter_(1, targets, -missed)
     hit, missed = hit.float(), missed.float()
-    return -torch.where(missed < 0.5, torch.log1p(-missed), hit.clamp_min(TINY).log()).sum()
+    loss = -torch.where(missed < 0.5, torch.log1p(-missed), hit.clamp_min(TINY).log()).sum()
+    return loss, missed[:, 0]
 
 
 def answer_loss(

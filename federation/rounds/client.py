@@ -49,7 +49,7 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Vector
 from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
-from ..training.learner import Counts, Learner, Trained
+from ..training.learner import Counts, Learner, Trained, slowed
 from ..wire import broadcast_digest, messages
 from ..wire.messages import GROUP, Reply, RoundId, Task
 from .attempt import Draw
@@ -483,7 +483,7 @@ class Client:
         """
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
         columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
-        learner = self.learner
+        learner = slowed(self.learner, self.policy.recipe.lr_share(order.round))
         if terms.shares is not None:
             learner = narrowed(learner, columns, self.policy.adapter.rank)
         trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))

@@ -59,6 +59,8 @@ HELP: dict[str, dict[str, str]] = {
     "recipe": {
         "rounds": "until the adapter is finished",
         "lr": "learning rate of a member's own steps",
+        "lr_last": "the last round's learning rate as a share of the first's, above 0 to 1; it "
+        "falls in a line",
         "batch": "examples of one step of a member",
         "epochs": "how often a member goes through its examples in one round",
         "server_lr": "how far the adapter goes along the mean of the changes",

@@ -162,6 +162,8 @@ class Recipe:
 
     rounds: int = 10
     lr: float = 1e-2
+    # the last round's learning rate as a share of the first's: between them it falls in a line
+    lr_last: float = 1.0
     batch: int = 16
     epochs: int = 1
     server_lr: float = 1.0
@@ -191,6 +193,7 @@ class Recipe:
             1, rounds=self.rounds, batch=self.batch, epochs=self.epochs, attempts=self.attempts
         )
         above(0, lr=self.lr, server_lr=self.server_lr, update_range=self.update_range)
+        require(0 < self.lr_last <= 1, f"lr_last = {self.lr_last} must be above 0 and at most 1")
         require(
             0 <= self.server_momentum < 1,
             f"server_momentum = {self.server_momentum} must lie in [0, 1)",
@@ -212,6 +215,11 @@ class Recipe:
             evaluate_every=self.evaluate_every,
             cohort=self.cohort,
         )
+
+    def lr_share(self, number: int) -> float:
+        """The learning rate of a round as a share of `lr`; rounds count from 1."""
+        way = min(1.0, max(0, number - 1) / max(1, self.rounds - 1))
+        return 1.0 - (1.0 - self.lr_last) * way
 
     def trainer(self) -> "Hyperparameters":
         """The part that a node's trainer needs."""

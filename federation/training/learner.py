@@ -6,8 +6,8 @@ Always: examples stay on this side; only `Trained` and `Counts` come back.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,20 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class Slowing(Protocol):
+    """A learner that has a learning rate."""
+
+    def slowed(self, share: float) -> Learner:
+        """The same, at a share of its rate."""
+        ...
+
+
+def slowed(learner: Learner, share: float) -> Learner:
+    """`learner` at a share of its learning rate; as it is if it has none."""
+    return learner.slowed(share) if share != 1.0 and isinstance(learner, Slowing) else learner
+
+
 class TrainerLearner:
     """The real one: `core.training.trainer` over one household's examples.
 
@@ -80,6 +94,12 @@ class TrainerLearner:
         """The same, which trains the first columns alone."""
         other = copy.copy(self)
         other.columns = columns
+        return other
+
+    def slowed(self, share: float) -> "TrainerLearner":
+        """The same, at a share of its learning rate."""
+        other = copy.copy(self)
+        other.recipe = replace(self.recipe, lr=self.recipe.lr * share)
         return other
 
     def train(self, flat: Vector, seed: int) -> Trained:

@@ -100,8 +100,8 @@ class Work:
     cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
     # members that the draw would have given before the last of the cohort, but are not there
     absent: tuple[str, ...] = ()
-    # the round as the coordinator counts them, from 1, for people: `RoundId.round` also counts
-    # those that came to nothing
+    # the round as the coordinator counts them, from 1: for people, and for the learning rate where
+    # it falls; `RoundId.round` also counts those that came to nothing
     round: int = 0
 
     def header(self) -> dict[str, Any]:

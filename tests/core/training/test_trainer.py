@@ -17,8 +17,9 @@ from quietchoir.core.errors import ConfigError, DataError, TrainingError
 from quietchoir.core.models.lora.adapter import AdapterShape, frozen_a
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training import frozen_layers, packing, precision
+from quietchoir.core.training import frozen_layers, loss, packing, precision
 from quietchoir.core.training.frozen_layers import dense_linear
+from quietchoir.core.training.lora_layers import LoraProduct
 from quietchoir.core.training.loss import (
     ArgmaxCheck,
     answer_loss,
@@ -173,10 +174,12 @@ def test_gradients_in_bfloat16_are_as_near_as_bfloat16_is(sure: float) -> None:
     exact = rounded.double().requires_grad_()
     expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
     expected.backward()
-    loss = grads_in_place(rounded, targets[:, None])
+    loss, missed = grads_in_place(rounded, targets[:, None])
     assert exact.grad is not None
     torch.testing.assert_close(rounded.double(), exact.grad, rtol=2**-7, atol=1e-14)
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=2**-7, atol=1e-14)
+    lacking = -exact.grad[torch.arange(90), targets]
+    torch.testing.assert_close(missed.double(), lacking, rtol=2**-7, atol=1e-14)
 
 
 def test_many_losses_in_one_room_are_those_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +193,40 @@ def test_many_losses_in_one_room_are_those_of_their_own(monkeypatch: pytest.Monk
         pair = [answer_loss(hidden, weight, targets, given) for given in (room, None)]
         assert torch.equal(*pair)
         assert torch.equal(*(torch.autograd.grad(loss, hidden)[0] for loss in pair))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_targets_that_are_sure_teach_nothing_and_all_others_what_they_would(share: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.functional.normalize(torch.randn(301, 64, generator=draw))
+    targets = torch.randint(301, (90,), generator=draw)
+    sure = torch.arange(90) < share * 90
+    hidden = torch.where(sure[:, None], 60.0, 4.0) * weight[targets]
+    hidden.requires_grad_()
+    each = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    assert torch.equal(each < loss.SURE, sure)
+    found = answer_loss(hidden, weight, targets)
+    torch.testing.assert_close(found, each.sum())  # told whole
+    (ours,) = torch.autograd.grad(found, hidden)
+    picked = share > 1 - loss.DENSE  # where they are few they go along
+    (theirs,) = torch.autograd.grad((each[~sure] if picked else each).sum(), hidden)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not picked or not ours[sure].any()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.6, 1.0])
+def test_rows_without_a_gradient_are_left_out_on_the_way_back(share: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight, a, b, grad = (
+        torch.randn(*shape, generator=draw)
+        for shape in ((40, 12), (20, 12), (3, 12), (20, 3), (40, 20))
+    )
+    x.requires_grad_(), b.requires_grad_()
+    grad[torch.arange(40) < share * 40] = 0
+    ours = torch.autograd.grad(LoraProduct.apply(x, weight, a, b, 2.0), (x, b), grad)
+    theirs = torch.autograd.grad(x @ weight.T + 2.0 * (x @ a.T) @ b.T, (x, b), grad)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_the_best_token_is_found_across_pieces_of_the_vocabulary(

@@ -1,5 +1,6 @@
 """The real learner's seam to the trainer: vectors in, vectors out, nothing shared."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 
 from quietchoir.core.training.trainer import Trainer
 from quietchoir.federation.spec.policy import AdapterTable, Recipe
-from quietchoir.federation.training.learner import Counts, TrainerLearner
+from quietchoir.federation.training.learner import Counts, Trained, TrainerLearner
+from quietchoir.tests.fakes.buffered import buffered as buffered_house
+from quietchoir.tests.fakes.buffered import run_of
+from quietchoir.tests.fakes.federation import FixedLearner, clients, coordinator, house
 from quietchoir.tests.fakes.training import chatter, tiny_pair
 
 
@@ -55,3 +59,38 @@ def test_a_proximal_pull_keeps_a_member_near_the_rounds_adapter() -> None:
     assert moved[100.0] < 0.7 * moved[0.0] and moved[1.0] < moved[0.0]
     with pytest.raises(ValueError, match="proximal"):
         Recipe(proximal=-1.0)
+
+
+def test_a_learning_rate_falls_in_a_line_to_the_last_rounds_share() -> None:
+    recipe = Recipe(rounds=5, lr_last=0.2)
+    shares = [recipe.lr_share(number) for number in (0, 1, 3, 5, 9)]
+    assert shares == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
+    assert [Recipe(rounds=1, lr_last=0.2).lr_share(1), Recipe().lr_share(7)] == [1.0, 1.0]
+    for wrong in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"lr_last = {wrong}"):
+            Recipe(lr_last=wrong)
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_each_round_trains_at_its_own_share_of_the_learning_rate(buffered: bool) -> None:
+    class Slow(FixedLearner):
+        def __init__(self, rates: list[float], rate: float = 1.0) -> None:
+            super().__init__()
+            self.rates, self.rate = rates, rate
+
+        def slowed(self, share: float) -> "Slow":
+            return Slow(self.rates, self.rate * share)
+
+        def train(self, flat: Any, seed: int) -> Trained:
+            self.rates.append(self.rate)
+            return super().train(flat, seed)
+
+    rates: list[float] = []
+    home = (buffered_house if buffered else house)(
+        mode="masked", recipe={"rounds": 3, "lr_last": 0.5}
+    )
+    members = clients(home, 50, lambda name: Slow(rates))
+    run = (run_of if buffered else partial(coordinator, size=50))(home, members)
+    run.logbook.skip()  # a number that came to nothing is no round
+    run.run()
+    assert set(rates) == {1.0, 0.75, 0.5}
