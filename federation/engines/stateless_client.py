@@ -28,7 +28,6 @@ from ...crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from ..aggregation import state_transfer
 from ..aggregation.base import ClientSecrets
 from ..aggregation.registry import check_freezable, thaw
-from ..aggregation.update import Terms
 from ..client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from ..costs import round_cost
 from ..membership import roster
@@ -337,7 +336,7 @@ def thaw_attempt(kept: bytes, client: Client) -> Attempt | None:
         client.model.thaw(body)
         return None
     round_id = RoundId(**begun.pop("place"))
-    context = client.context(round_id, Terms(), (), (), False, 0, 0)
+    context = client.context(round_id)
     return Attempt(round_id, thaw(body, context), **begun)
 
 

@@ -17,8 +17,9 @@ plain) values are sent, so it is in one sum at most, whether that sum is opened 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -224,13 +225,20 @@ class Client:
         update, statistics, tokens = (
             self.train(order, place, terms) if training else self.score(order)
         )
-        scores = self.policy.privacy.counts and statistics.scored > 0
         scored = order.evaluate or not training
-        about = subjects(self.policy, adapter, training=training, scored=scored)
-        vouch, relies = self.model.vouching(place.run, ((0, order.state),), 0)
-        context = self.context(place, terms, order.cohort, about, scores, vouch, relies)
-        values = Codec(update.size, self.policy, terms).encode(update, statistics)
-        return self.protect(context, values, tokens, order.state if relies else "", training)
+        return self.contribute(
+            self.context(
+                place,
+                terms=terms,
+                cohort=order.cohort,
+                scores=self.policy.privacy.counts and statistics.scored > 0,
+                subjects=subjects(self.policy, adapter, training=training, scored=scored),
+            ),
+            Codec(update.size, self.policy, terms).encode(update, statistics),
+            tokens,
+            training,
+            states={0: order.state},
+        )
 
     def offer(self, task: Task, buffer: ContributionBuffer) -> bytes:
         """Buffered: offer what is kept; train first if nothing is, or if that is too stale.
@@ -317,24 +325,25 @@ class Client:
         if staleness:  # its scores are of an adapter that is not the one this step starts from
             statistics = dataclasses.replace(statistics, scored=0, score=0)
         scores = self.policy.privacy.counts and statistics.scored > 0
-        about = subjects(self.policy, bytes.fromhex(kept.adapter), training=True, scored=scores)
-        states = [(version, state) for version, _, state in group.adapters]
-        vouch, relies = self.model.vouching(place.run, states, kept.version)
-        context = self.context(place, terms, group.names, about, scores, vouch, relies)
-        values, relied = codec.encode(update, statistics), kept.state if relies else ""
-        return self.protect(context, values, kept.tokens, relied, True, leaves=True)
+        adapter = bytes.fromhex(kept.adapter)
+        return self.contribute(
+            self.context(
+                place,
+                terms=terms,
+                cohort=group.names,
+                scores=scores,
+                subjects=subjects(self.policy, adapter, training=True, scored=scores),
+            ),
+            codec.encode(update, statistics),
+            kept.tokens,
+            True,
+            states={version: state for version, _, state in group.adapters},
+            own=kept.version,
+            leaves=True,
+        )
 
-    def context(
-        self,
-        place: RoundId,
-        terms: Terms,
-        cohort: tuple[str, ...],
-        about: tuple[bytes, ...],
-        scores: bool,
-        vouch: int,
-        relies: int,
-    ) -> ClientContext:
-        """Who this member is in an attempt."""
+    def context(self, place: RoundId, **given: Any) -> ClientContext:
+        """Who this member is in an attempt. Args: given: as `ClientContext`."""
         return ClientContext(
             policy=self.policy,
             name=self.name,
@@ -343,37 +352,38 @@ class Client:
             place=place,
             model=self.model,
             secrets=self.secrets,
-            terms=terms,
-            cohort=cohort,
-            vouch=vouch,
-            relies=relies,
-            scores=scores,
-            subjects=about,
+            **given,
         )
 
-    def protect(
+    def contribute(
         self,
         context: ClientContext,
         values: Values,
         tokens: int,
-        relies_on: str,
         training: bool,
         *,
+        states: Mapping[int, str],
+        own: int = 0,
         leaves: bool = False,
     ) -> bytes:
-        """Take part in the protection's stages; say that the contribution is ready."""
-        make = AGGREGATIONS[self.policy.protection.kind].client
-        aggregation = make(context, values, tokens, training)
-        self.attempt = Attempt(context.place, aggregation, relies_on=relies_on, leaves=leaves)
-        return self.ready(context)
+        """Take part in the protection's stages; tell the coordinator that a contribution is ready,
+        and nothing of how the work went: that travels inside the sum.
 
-    def ready(self, context: ClientContext) -> bytes:
-        """What the coordinator is told of a contribution, and nothing of how the work went: that
-        travels inside the sum.
+        Args:
+            states: versions that the sum's contributions are of, with the names of their states;
+            own: this one's; leaves: as `Attempt`.
         """
-        before = {
-            earlier for subject in context.subjects for earlier in self.ledger.sums.before(subject)
-        }
+        place, sums = context.place, self.ledger.sums
+        vouch, relies = self.model.vouching(place.run, sorted(states.items()), own)
+        context = dataclasses.replace(context, vouch=vouch, relies=relies)
+        make = AGGREGATIONS[self.policy.protection.kind].client
+        self.attempt = Attempt(
+            place,
+            make(context, values, tokens, training),
+            relies_on=states[own] if relies else "",
+            leaves=leaves,
+        )
+        before = {one for subject in context.subjects for one in sums.before(subject)}
         return messages.encode_ready(
             messages.Ready(scores=context.scores, before=tuple(sorted(before)))
         )

@@ -61,7 +61,7 @@ ROUND_ID = RoundId("ab" * 16, 1, 1)
 
 
 @pytest.fixture(scope="module")
-def desk() -> LocalCryptoWorker:
+def crypto_worker() -> LocalCryptoWorker:
     """One for all: keys come with each call."""
     return LocalCryptoWorker()
 

@@ -41,7 +41,7 @@ def paced(name: str) -> PacedSyntheticLearner:
 
 
 @pytest.fixture(scope="module")
-def desk() -> LocalCryptoWorker:
+def crypto_worker() -> LocalCryptoWorker:
     return LocalCryptoWorker()
 
 
