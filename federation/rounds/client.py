@@ -493,7 +493,9 @@ class Client:
         """
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
         columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
-        learner = slowed(self.learner, self.policy.recipe.lr_share(order.round))
+        learner = self.learner
+        if (share := self.policy.recipe.lr_share(order.round)) != 1.0:
+            learner = slowed(learner, share)
         if terms.shares is not None:
             learner = narrowed(learner, columns, self.policy.adapter.rank)
         trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))
