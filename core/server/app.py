@@ -63,7 +63,13 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     openai = OpenAI(parts.assistant, parts.adapters, embeddings, created, parts.sampling, history)
     app.add_routes(openai.routes())
     app.add_routes(embeddings.routes())
-    api = Api(parts.adapters, parts.assistant.tools, parts.assistant.approvals, parts.stats)
+    api = Api(
+        parts.adapters,
+        parts.assistant.tools,
+        parts.assistant.approvals,
+        parts.stats,
+        documents=parts.documents is not None,
+    )
     app.add_routes(api.routes())
     if parts.history is not None:
         app.add_routes(HistoryApi(parts.history, parts.destinations).routes())

@@ -29,11 +29,15 @@ class Api:
         tools: Tools,
         approvals: Approvals,
         stats: Callable[[], Mapping[str, Any]],
+        *,
+        documents: bool = False,
     ) -> None:
+        """`documents`: this node has collections and memory."""
         self.adapters = adapters
         self.tools = tools
         self.approvals = approvals
         self.stats = stats
+        self.documents = documents
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
@@ -55,7 +59,12 @@ class Api:
         """Model, active adapter, the engine's counters."""
         stats = await asyncio.to_thread(self.stats)
         return web.json_response(
-            {"model": self.adapters.model, "adapter": self.adapters.active, "engine": stats}
+            {
+                "model": self.adapters.model,
+                "adapter": self.adapters.active,
+                "engine": stats,
+                "documents": self.documents,
+            }
         )
 
     async def list_adapters(self, _request: web.Request) -> web.Response:

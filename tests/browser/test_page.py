@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.retrieval.collections import Collections
+from quietchoir.core.retrieval.memory import FactStore
+from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.tests.browser.chromium import Tab, browser, find
 from quietchoir.tests.fakes.http import TOKEN, Served, until
+from quietchoir.tests.fakes.retrieval import LineParser
 from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
 
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen", "name": "ceiling light"}))
@@ -151,3 +156,43 @@ async def test_what_the_node_refuses_is_shown(tab: Tab) -> None:
         )
         await choose(tab, "broken")
         await tab.until("document.querySelector('.notice')?.innerText.includes('another model')")
+
+
+async def test_a_citation_opens_its_passage_as_text_and_a_fact_is_kept_after_a_yes(
+    tab: Tab, tmp_path: Path
+) -> None:
+    collections, memory = Collections(tmp_path / "all"), FactStore(tmp_path / "memory")
+    collections.create("house")
+    lease = f"# Lease\nthe rent is due in March {EVIL}"
+    collections.drop("house", "lease.txt", lease.encode(), LineParser())
+    own = OwnersDocuments(collections, lambda: memory, LineParser, lambda: None)
+    served = Served(engine_saying(["In March [1]."]), FakeTools(names=()))
+    served.documents, served.history = own, HistoryStore(tmp_path / "home")
+    async with served.running():
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await tab.until("document.querySelector('.documents input')")
+        await tab.run("document.querySelector('.documents input').click()")
+        await say(tab, "when is the rent due?")
+        assert await answered(tab, 1) == "In March [1]."
+        cited = "document.querySelector('.citations details')"
+        assert await tab.run(f"{cited}.querySelector('summary').innerText") == (
+            "[1] lease.txt, line 2"
+        )
+        await tab.run(f"{cited}.querySelector('summary').click()")
+        await tab.until(f"{cited}.querySelector('.passage')?.innerText.includes('in March')")
+        assert await tab.run(f"{cited}.querySelectorAll('img, script, a').length") == 0
+        assert not [url for url in tab.urls if "evil" in url]
+
+        await tab.run("document.querySelector('.remember').click()")
+        await tab.until("document.querySelector('.memory .asked')")
+        assert memory.facts(kept=True) == []
+        await tab.run("document.querySelector('.memory .asked button').click()")
+        await tab.until("document.querySelector('.memory li') && !document.querySelector('.asked')")
+        (fact,) = memory.facts(kept=True)
+        assert (fact.text, fact.turn) == ("when is the rent due?", 1)
+        await tab.run("document.querySelector('.memory button[type=button]').click()")
+        await tab.until("document.querySelectorAll('.memory li').length === 1")
+        assert memory.facts() == [] and tab.problems == []
+    collections.close()
+    memory.close()
+    served.history.close()

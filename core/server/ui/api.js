@@ -39,17 +39,22 @@ async function request(path, options = {}) {
 export const get = async (path) => (await request(path)).json();
 export const post = async (path, body) =>
   (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
+export const put = async (path, body) =>
+  (await request(path, { method: "PUT", body: JSON.stringify(body) })).json();
+export const del = async (path) => (await request(path, { method: "DELETE" })).json();
 
 /**
  * Ask, and yield each chunk of the answer as it comes. `signal` aborts; memory is freed. The node
- * keeps the conversation under its name.
+ * keeps the conversation under its name; the answer may cite documents of these collections.
  */
-export async function* ask(messages, conversation, signal) {
+export async function* ask(messages, conversation, collections, signal) {
   const body = {
     messages,
     stream: true,
     stream_options: { include_usage: true },
     max_tokens: 512,
+    collections,
+    memory: true,
     metadata: { conversation, source: "page" },
   };
   const asked = { method: "POST", body: JSON.stringify(body), signal };

@@ -2,6 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
+import { Citations, Collections, Memory, propose } from "./documents.js";
 import { Consent, newConversation, Verdict } from "./feedback.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 
@@ -54,6 +55,7 @@ function grow(answer, chunk) {
   for (const result of delta.tool_results ?? []) {
     put(({ id }) => id === result.tool_call_id, { result });
   }
+  if (delta.citations) next.citations = delta.citations;
   if (delta.tools_listed) next.listed = delta.tools_listed;
   next.cut = choice.stop_reason ?? choice.finish_reason;
   return next;
@@ -69,6 +71,8 @@ function App() {
   const [notice, setNotice] = useState("");
   const [conversation, setConversation] = useState(newConversation());
   const [kept, setKept] = useState({ destinations: {}, consent: "never" });
+  const [collections, setCollections] = useState([]);
+  const [proposed, setProposed] = useState(0);
   const running = useRef(null);
   const end = useRef(null);
   const busy = messages.at(-1)?.state === "busy";
@@ -117,7 +121,7 @@ function App() {
     };
     show();
     try {
-      for await (const chunk of ask(past.map(toApi), conversation, control.signal)) {
+      for await (const chunk of ask(past.map(toApi), conversation, collections, control.signal)) {
         current = grow(current, chunk);
         show();
       }
@@ -164,6 +168,12 @@ function App() {
     if (!Object.keys(kept.destinations).length) return null;
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
+  const remember = (text, turn) =>
+    propose(text, conversation, turn)
+      .then(() => setProposed(proposed + 1))
+      .catch(refuse);
+  const cites = ({ citations }) =>
+    citations?.length && html`<${Citations} citations=${citations} />`;
   const approve = (id, approved, remember) =>
     post(`/api/approvals/${id}`, { approved, remember }).catch(refuse);
   const choose = (name) => {
@@ -191,6 +201,9 @@ function App() {
   return html`
     <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages.length}
       onAdapter=${choose} onLook=${look} onFresh=${fresh}
+      documents=${status?.documents &&
+      html`<${Collections} chosen=${collections} onChoose=${setCollections} />
+        <${Memory} proposed=${proposed} />`}
       consent=${messages.length > 1 &&
       html`<${Consent} destinations=${kept.destinations} consent=${kept.consent}
         onConsent=${consentTo} />`} />
@@ -200,7 +213,8 @@ function App() {
       ${messages.map(
         (message, index) =>
           html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-            onAgain=${again} onApprove=${approve} verdict=${verdictOn(index)} />`,
+            onAgain=${again} onApprove=${approve} citations=${cites(message)}
+            onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)} />`,
       )}
       <div ref=${end} class="end" />
     </main>

@@ -5,6 +5,8 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { toHtml } from "./markdown.js";
 
 const ICONS = {
+  page: "M7 3h7l4 4v14H7zM14 3v4h4M10 12h5m-5 4h5",
+  memory: "M7 4h10v16l-5-4-5 4z",
   send: "M12 19V5m0 0-6 6m6-6 6 6",
   stop: "M8 8h8v8H8z",
   sun:
@@ -36,7 +38,9 @@ export const Mark = ({ singing }) => html`
 export const adapterName = ({ id, description }) =>
   description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12);
 
-export function Header({ status, adapters, tools, consent, onAdapter, onLook, onFresh, empty }) {
+export function Header({
+  status, adapters, tools, consent, documents, onAdapter, onLook, onFresh, empty,
+}) {
   const pick = (event) => onAdapter(event.target.value || null);
   return html`<header class="top">
     <div class="brand"><${Mark} /><span>quietchoir</span></div>
@@ -54,7 +58,7 @@ export function Header({ status, adapters, tools, consent, onAdapter, onLook, on
           )}
         </select>
       </label>`}
-      ${consent}
+      ${consent} ${documents}
       <${Tools} tools=${tools} />
       <${ThemeButton} />
       <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation"
@@ -105,14 +109,21 @@ export function Welcome({ model, suggestions, onAsk }) {
   </section>`;
 }
 
-export function Message({ message, last, onAgain, onApprove, verdict }) {
+export function Message({
+  message, last, onAgain, onApprove, onRemember, citations, verdict,
+}) {
   if (message.role === "user") {
-    return html`<article class="message user"><div class="bubble">${message.text}</div></article>`;
+    return html`<article class="message user">
+      <button class="small remember" onClick=${onRemember} title="Remember this"
+        aria-label="Remember this"><${Icon} name="memory" /></button>
+      <div class="bubble">${message.text}</div>
+    </article>`;
   }
   const busy = message.state === "busy";
   return html`<article class="message assistant" aria-busy=${busy}>
     <${Mark} singing=${busy} />
     <div class="body">
+      ${citations}
       ${message.context && html`<${LeftOut} context=${message.context} />`}
       ${message.calls.map(
         (call) =>
