@@ -84,7 +84,7 @@ def open_trainer(weights: Weights, examples: int = 6, **options: Any) -> Persona
 
 
 class Judged:
-    """A workshop that adds `step` to every value, and whose verdicts are told beforehand: right
+    """A trainer that adds `step` to every value, and whose verdicts are told beforehand: right
     answers of 10.
     """
 

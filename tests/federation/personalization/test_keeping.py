@@ -62,7 +62,7 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def workshop(weights: Weights) -> PersonalTrainer:
+def personal_trainer(weights: Weights) -> PersonalTrainer:
     return open_trainer(weights)
 
 
