@@ -1,5 +1,5 @@
 """A node as a member: its data, its learner, its party, its connection. (The coordinator's
-counterpart is `coordination`.)
+counterpart is `server_node`.)
 
 Knows how the organs are put together. Knows nothing of what they do inside.
 Always: the model is loaded once and stays; the federation file is accepted before anything is read

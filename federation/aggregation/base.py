@@ -1,12 +1,12 @@
 """How a cohort's contributions become one sum, and who can see what on the way.
 
-Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or
+Knows two sides that speak in opaque bytes, stage by stage. Knows nothing of training, links or
 signatures on letters.
 Always: all modes sum the same integers, so they give the same total, to the last bit.
 
     plain   the coordinator sees every contribution (simulations, one owner's own machines)
     masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors,
-    nothing else sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums
+    nothing else sealed  the same inside ciphertexts (`crypto.he`): the coordinator sees the sums
     of the counters alone
 """
 
@@ -61,7 +61,7 @@ class Sum:
     held: dict[str, object] = field(default_factory=dict)
     # signatures of those that found it to be their sum
     proof: Mapping[str, bytes] = field(default_factory=dict)
-    # without its counters, as `totals.pack` made it for those that checked it
+    # without its counters, as `attested_sum.pack` made it for those that checked it
     packed: tuple[str, bytes] | None = field(default=None, repr=False)
 
 
@@ -70,7 +70,7 @@ class ClientSecrets:
     """What only a member of a sealed federation has."""
 
     store: ClientStore
-    desk: CryptoWorker  # with crypto.sealed.MemberService
+    desk: CryptoWorker  # with `crypto.he.encrypted_ring.MemberService`
 
 
 class SumConsumer(Protocol):

@@ -1,8 +1,8 @@
 """Several sums at once: each bucket of members goes through the same stages by itself.
 
-Knows halves and who belongs to which. Knows nothing of how a half protects, or of what is done with
-the sums.
-Always: a member's bytes reach the half of its own bucket alone; a bucket that fails is left out,
+Knows servers of one bucket and who belongs to which. Knows nothing of how one protects, or of what
+is done with the sums.
+Always: a member's bytes reach the server of its own bucket alone; a bucket that fails is left out,
 and the round fails with the last of its reasons once no bucket is left.
 """
 
@@ -23,22 +23,22 @@ class Buckets:
     """The coordinator's side of one attempt, whatever the number of its sums.
 
     Args:
-        halves: each with the members of its bucket; all of one mode, so that their stages are the
+        servers: each with the members of its bucket; all of one mode, so that their stages are the
         same.
     """
 
-    def __init__(self, halves: Sequence[tuple[tuple[str, ...], AggregationServer]]) -> None:
-        self.halves = list(halves)
-        self.asked = len(self.halves)
+    def __init__(self, servers: Sequence[tuple[tuple[str, ...], AggregationServer]]) -> None:
+        self.servers = list(servers)
+        self.asked = len(self.servers)
 
     @property
     def opens_at(self) -> str:
         """As `AggregationServer`."""
-        return self.halves[0][1].opens_at
+        return self.servers[0][1].opens_at
 
     def begin(self) -> Step:
         """The first stage and its payloads, by party."""
-        return merge([half.begin() for _, half in self.halves])
+        return merge([server.begin() for _, server in self.servers])
 
     def receive(self, party: str, payload: bytes) -> None:
         """Give one answer to its bucket.
@@ -46,9 +46,9 @@ class Buckets:
         Raises:
             As `AggregationServer.receive`. An answer for a bucket that failed is dropped.
         """
-        for members, half in self.halves:
+        for members, server in self.servers:
             if party in members:
-                half.receive(party, payload)
+                server.receive(party, payload)
 
     def advance(self) -> Step | None:
         """The next stage of all buckets that are left; None once their sums are open.
@@ -57,20 +57,20 @@ class Buckets:
             CryptoError, WorkerError, RoundAborted: the last bucket's reason.
         """
         steps: list[Step | None] = []
-        for entry in tuple(self.halves):
+        for entry in tuple(self.servers):
             try:
                 steps.append(entry[1].advance())
             except (CryptoError, RoundAborted, WorkerError) as error:
                 logger.warning("the sum over %s failed: %s", ", ".join(entry[0]), error)
-                self.halves.remove(entry)
-                if not self.halves:
+                self.servers.remove(entry)
+                if not self.servers:
                     raise
         going = [step for step in steps if step is not None]
         return merge(going) if going else None
 
     def sums(self) -> tuple[Sum, ...]:
         """One sum for each bucket that is left, after `advance` said None."""
-        return tuple(one for _, half in self.halves for one in half.sums())
+        return tuple(one for _, server in self.servers for one in server.sums())
 
 
 def merge(steps: Sequence[Step]) -> Step:

@@ -524,9 +524,9 @@ class EncryptedServer:
 class EncryptedBuckets(Buckets):
     """Several sealed sums at once: every member decrypts all of them, since all step alike."""
 
-    def __init__(self, halves: Sequence[tuple[tuple[str, ...], EncryptedServer]]) -> None:
-        super().__init__(halves)
-        self.sealed = list(halves)  # by number, whatever becomes of them
+    def __init__(self, servers: Sequence[tuple[tuple[str, ...], EncryptedServer]]) -> None:
+        super().__init__(servers)
+        self.sealed = list(servers)  # by number, whatever becomes of them
 
     def advance(self) -> Step | None:
         """As `Buckets`; with the signatures over each sum everybody is shown all the sums.
@@ -534,12 +534,12 @@ class EncryptedBuckets(Buckets):
         Raises:
             As `Buckets`. DisagreementError: members ended with different adapters.
         """
-        step, left = super().advance(), [half for _, half in self.halves]
-        going = [(at, half) for at, (_, half) in enumerate(self.sealed) if half in left]
+        step, left = super().advance(), [server for _, server in self.servers]
+        going = [(at, server) for at, (_, server) in enumerate(self.sealed) if server in left]
         if step is None:
-            if len({tag for _, half in going for tag in half.tags.values()}) > len(going):
+            if len({tag for _, server in going for tag in server.tags.values()}) > len(going):
                 logger.warning("some members ended with another adapter than the others")
-            alike = [Counter(half.tags.values()).most_common(1) for _, half in going]
+            alike = [Counter(server.tags.values()).most_common(1) for _, server in going]
             if len({most[0][0] for most in alike if most}) > 1:
                 raise DisagreementError(
                     "members of different buckets ended the round with different adapters; look at "
@@ -549,10 +549,10 @@ class EncryptedBuckets(Buckets):
         if step[0] != APPLY:
             return step
         shown_all: dict[str, bytes] = {}
-        for number, half in going:
-            shown_all[f"{number}/{SUM}"] = half.sum.sealed_sum
-            shown_all[f"{number}/{IN}"] = "\n".join(half.sum.survivors).encode("ascii")
-            signatures = half.sum.signatures.items()
+        for number, server in going:
+            shown_all[f"{number}/{SUM}"] = server.sum.sealed_sum
+            shown_all[f"{number}/{IN}"] = "\n".join(server.sum.survivors).encode("ascii")
+            signatures = server.sum.signatures.items()
             shown_all |= {f"{number}/{SAYS}{name}": signature for name, signature in signatures}
         return APPLY, dict.fromkeys(step[1], parts.join(shown_all))
 

@@ -65,7 +65,7 @@ class BucketGroup:
     Args:
         asked: how many were asked for the round; ready: everybody who is summed in some bucket;
             scoring: members of the cohort whose contributions hold scores; subjects: as
-            `repeats.subjects`, at a member.
+            `rounds.client.subjects`, at a member.
     """
 
     cohort: tuple[str, ...]
@@ -85,7 +85,7 @@ class BucketGroup:
     def threshold(self, policy: Policy) -> int:
         """Survivors and signatures without which the sum is not opened.
 
-        Of all that are ready: `draw.needed`. Of a bucket, which is a sum over few: more than two
+        Of all that are ready: `Policy.needed`. Of a bucket, which is a sum over few: more than two
         thirds, more than what two sets of survivors need that only colluders are in both of, and
         `Policy.smallest_sum`.
         """

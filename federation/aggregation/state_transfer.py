@@ -6,8 +6,8 @@ all.
     take     open it                                            hand    seal the adapter for those
                                                                         that are behind
     follow   open it, if enough members say that theirs is the same
-    with key = "threshold" there is no key to deal and take; the stages of `forming` make one that
-    nobody has
+    with key = "threshold" there is no key to deal and take; the stages of `dkg_client` make one
+    that nobody has
 
 Knows greetings, parcels and the store. Knows nothing of Flower, training or masks.
 Always: key and adapter go to members of the roster only, sealed, for the attempt in which they

@@ -1,5 +1,5 @@
-"""A member for one message: opened from its home, asked once, put away again. (`member` is the one
-that stays.)
+"""A member for one message: opened from its home, asked once, put away again. (`client_node` is the
+one that stays.)
 
     home, federation file → party → [what was put aside] → the message's answer → [what is put
     aside] + its key
@@ -217,8 +217,8 @@ def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
     """The learner, the size of its adapter, and the model behind it.
 
     Raises:
-        DataError, ModelNotFoundError, IntegrityError: as `member.make_learner` and
-        `member.resident`.
+        DataError, ModelNotFoundError, IntegrityError: as `client_node.make_learner` and
+        `model_files.resident`.
     """
     if own.rehearse:
         return StatelessSyntheticLearner(own.rehearse, name), own.rehearse, None
@@ -341,6 +341,6 @@ def thaw_attempt(kept: bytes, client: Client) -> Attempt | None:
 
 
 def split(kept: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and half."""
+    """Header and the rest."""
     end = 4 + int.from_bytes(kept[:4], "big")
     return json.loads(kept[4:end]), kept[end:]

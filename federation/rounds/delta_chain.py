@@ -12,7 +12,7 @@ numbers before anything is allocated or inflated for them; all that a step does 
     rest    the same adapter, with an optimizer that remembers nothing: after a change was undone.
             Where there is a guard
     whole   everything anew: adapter, velocity, and second moments if the optimizer has them. It
-            follows from nothing, so who takes it relies on others (`recall`)
+            follows from nothing, so who takes it relies on others (`model_broadcast`)
 
 Floats of an adapter look like noise to a compressor; their sums do not, which is why the sums
 travel (`aggregation/attested_sum`), signed by those whose sums they are where these can check them.

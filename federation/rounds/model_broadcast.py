@@ -5,7 +5,7 @@ is done with replies.
 Always: every member of an attempt is told the name of one state, which the masks follow from; how
 it got there (steps, or the whole) makes no difference to the bits, for a state is used only if its
 name, a hash of them, is the one that was asked for. The steps are written down with the state that
-they lead to (`logbook`); what members hold need not survive a kill: a coordinator that starts again
+they lead to (`Logbook`); what members hold need not survive a kill: a coordinator that starts again
 asks them. A member remembers nothing before the letter was checked whole, and what is on its disk
 is the whole old memory or the whole new one.
 
@@ -18,7 +18,7 @@ sums, where the adapter alone would show what they add up to. Sums are every mem
 this mode (`crypto/README.md`).
 
 A state is *followed* if this member went to it from zeros, where every run starts, by opened sums
-and the federation's own rules (`steps`), or from a state that enough others signed to have
+and the federation's own rules (`delta_chain`), or from a state that enough others signed to have
 followed. Whoever takes a state whole has followed nothing: it says so, and takes part only with
 enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its state counts as
 followed too. So a coordinator that hands over an adapter of its own finds nobody who would vouch

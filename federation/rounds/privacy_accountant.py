@@ -95,7 +95,7 @@ class PrivacyAccountant:
 
 
 class PrivacyAccountants:
-    """The coordinator's books where it chooses whom it sums: a purse for each member, as that
+    """The coordinator's books where it chooses whom it sums: an account for each member, as that
     member keeps its own.
 
     Args:
@@ -139,7 +139,7 @@ class PrivacyAccountants:
         """Of the member that has spent most."""
         return max(
             self.each.values(),
-            key=lambda purse: 0.0 if purse.step is None else purse.account.epsilon().epsilon,
+            key=lambda one: 0.0 if one.step is None else one.account.epsilon().epsilon,
         )
 
     def part(self, names: Iterable[str]) -> tuple[list[str], list[str]]:

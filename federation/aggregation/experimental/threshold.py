@@ -1,4 +1,4 @@
-"""Sealed rounds in which no member can open a sum alone: as `halves`, but t members open it
+"""Sealed rounds in which no member can open a sum alone: as `encrypted`, but t members open it
 together.
 
     advertise ─ share ─ mask ─ consistency ─ unmask      in the ring of
@@ -10,12 +10,12 @@ together.
     open        the parts, added up in the dark: uncover, step the adapter, keep it, answer its tag
 
 Knows how the joint key and a round fit together. Knows nothing of how the key was made (see
-`forming`), of training or links.
+`dkg_client`), of training or links.
 Always: a part is given for exactly the survivors that this member signed, and once a request; what
 it is given for is on disk before it leaves; with fewer than t parts nobody learns anything and the
 round aborts; the coordinator reads no part.
 
-Not covered: as `halves`. Who opens a sum learns it: t members that collude with the coordinator
+Not covered: as `encrypted`. Who opens a sum learns it: t members that collude with the coordinator
 show it every sum of the epoch, never an update, for masks are inside.
 """
 
