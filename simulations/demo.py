@@ -14,6 +14,8 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from .scenario import SHIPPED
 
 OWN_FILES = "the next demo removes what this one wrote"
 PARTS = ("data", "federation", "nodes", "state", "logs", "coordinator.json", "report.json")
+SCORE_EVERY = 3  # rounds: a score takes a sixth of a member's round
 START_S, ROUND_S, END_S = 300.0, 1200.0, 120.0  # generous: a slow machine is not a broken one
 MODELS = ("smollm2-135m-instruct", "minilm-l6-v2")
 DISK_BYTES = 256 << 20  # what a demonstration writes, generously
@@ -60,8 +63,10 @@ class Demo:
     def run(self) -> None:
         """From nothing to an answered request."""
         started = time.monotonic()
-        self.make_households()
-        self.found_federation()
+        with ThreadPoolExecutor() as beside:  # nodes make their keys meanwhile
+            cards = beside.map(self.identify, self.names)
+            self.make_households()
+        self.found_federation(list(cards))
         # first: they prepare their examples while the assistant loads and is asked
         others = self.start_others()
         assistant = self.start_assistant()
@@ -105,11 +110,18 @@ class Demo:
             rooms = ", ".join(area["name"] for area in home["areas"][:4])
             self.console.print(f"  {name}: {len(home['devices'])} devices; {rooms}, …")
 
-    def found_federation(self) -> None:
+    def identify(self, name: str) -> str:
+        """A node's public card; its keys are made and stay there."""
+        return self.stage.run("federation", "identity", **self.environment(name)).strip()
+
+    def found_federation(self, cards: Sequence[str]) -> None:
         """The owner founds and signs; each node's key goes into the roster."""
         self.heading("2  one federation file, signed by its owner; every node brings its own key")
         place = self.folder / "federation"
-        numbers = {"rounds": self.rounds, "lr": 1.5e-2, "threshold": 3, "min-cohort": 3, "seed": 1}
+        numbers = {
+            **{"rounds": self.rounds, "lr": 1.5e-2, "evaluate-every": SCORE_EVERY},
+            **{"threshold": 3, "min-cohort": 3, "seed": 1},
+        }
         flags = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
         address = f"127.0.0.1:{free_port()}"
         self.stage.run(
@@ -122,8 +134,7 @@ class Demo:
             address,
             *flags,
         )
-        for name in self.names:
-            card = self.stage.run("federation", "identity", **self.environment(name)).strip()
+        for name, card in zip(self.names, cards, strict=True):
             self.stage.run("federation", "enroll", str(self.file), "--name", name, "--public", card)
         for line in self.stage.run("federation", "show", str(self.file)).splitlines()[
             : 7 + self.nodes
