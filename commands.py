@@ -69,6 +69,16 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     data = verbs.add_parser("data", help="examples to train on, and what was said here")
     history.register(register_data(data))
 
+    calibrating = verbs.add_parser(
+        "calibrate", help="measure from when on an adapter's calls may be carried out unasked"
+    )
+    calibrating.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="held-out examples, chat-format"
+    )
+    calibrating.add_argument("--adapter", help="its id or name (default: the active one)")
+    calibrating.add_argument("--model", help="a name that `model list` shows, or a file")
+    calibrating.set_defaults(run=calibrate)
+
     examining = verbs.add_parser("doctor", help="what this machine lacks, and how to get it")
     examining.set_defaults(run=doctor)
 
@@ -159,6 +169,40 @@ def chat(arguments: Namespace) -> None:
             )
         finally:
             runner.run(node.stop())
+
+
+def calibrate(arguments: Namespace) -> int:
+    """Ask an adapter its held-out examples, and keep what it may be sure of; 1 if of nothing."""
+    import asyncio
+
+    from .core.assistant.calibration import PRECISION
+    from .core.errors import ConfigError
+    from .node import Node
+
+    async def measured() -> int:
+        async with Node(configured(arguments)) as node:
+            await node.start_assistant()
+            chosen = arguments.adapter or node.adapters.active
+            if chosen is None:
+                raise ConfigError(
+                    "no adapter is active; name one with --adapter (`quietchoir adapter list`)"
+                )
+            adapter = await node.adapters.hold(chosen)
+            found = await node.calibrate(adapter, arguments.data)
+        if found.threshold is None:
+            print(
+                f"{adapter[:12]}: of {found.examples} examples no threshold leaves calls that are "
+                f"{100 * PRECISION:.0f} % right; every call is asked before"
+            )
+            return 1
+        print(
+            f"{adapter[:12]}: calls of a probability of {found.threshold:.3f} and more are carried "
+            f"out unasked: {100 * found.precision:.1f} % of them right, {100 * found.coverage:.0f} "
+            f"% of {found.examples} examples"
+        )
+        return 0
+
+    return asyncio.run(measured())
 
 
 class LocalReplier:

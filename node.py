@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
 from .core.assistant.assistant import Assistant
-from .core.assistant.context import ContextWindow
+from .core.assistant.calibration import MEASURED, Calibration, Calibrations, weigh
+from .core.assistant.calibration import calibrate as fitted
+from .core.assistant.context import ContextWindow, Message
 from .core.assistant.passages import PassageRanker
+from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
 from .core.engine.engine import Engine
@@ -33,6 +36,7 @@ from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
+from .core.toolcall import parse
 from .documents import EMBEDDING, NodeDocuments, forget_saved, forgotten_at
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
@@ -178,10 +182,12 @@ class Node:
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=self.adapters.prompt_of,
+            threshold_of=Calibrations(self.home).threshold,
             config=self.config.tools,
             window=self.window(),
             documents=self.documents.collections,
             facts=self.documents.facts,
+            ranking=ToolRanking(self.tool_embedder),
         )
 
     def window(self) -> ContextWindow:
@@ -207,6 +213,42 @@ class Node:
                 logger.info("long conversations are searched by their words alone: %s", error)
             self.embedders.told = str(error)
             return None
+
+    def tool_embedder(self) -> Embed | None:
+        """What turns tools' descriptions into vectors, under the same terms."""
+        found = self.passage_embedder()
+        return None if found is None else found.embed
+
+    async def calibrate(self, adapter: str, examples: Path) -> Calibration:
+        """Measure from which probability on an adapter's calls are right, and keep it.
+
+        Args:
+            examples: held-out, chat-format; the last message of each is the right answer.
+
+        Raises:
+            DataError: not such a file.
+        """
+        from .core.training.examples import read_jsonl
+
+        asked = [
+            (
+                [Message(one["role"], one["content"]) for one in example.messages[:-1]],
+                [call] if (call := parse(example.answer)) is not None else [],
+            )
+            for example in read_jsonl(examples)
+        ]
+        harmless = Assistant(
+            self.engine,
+            self.weights.tokenizer,
+            self.plugins,
+            context=self.engine.context,
+            prompt_of=self.adapters.prompt_of,
+            threshold_of=lambda _: 0.0,  # so that probabilities are told
+            config=MEASURED,
+        )
+        found = fitted(await weigh(harmless, asked, adapter))
+        Calibrations(self.home).put(adapter, found)
+        return found
 
     async def keep_conversations(self) -> None:
         """Take up where the last run's conversations ended, and keep this run's; if none are to

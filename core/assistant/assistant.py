@@ -59,8 +59,6 @@ RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
 PASSAGES_SHARE = 2  # of the context, one part at most is passages of documents
-# The role under which what others wrote stands in a conversation.
-FOREIGN = "tool"
 logger = log.get("assistant")
 
 
@@ -239,7 +237,8 @@ class Assistant:
             listed=listed,
             form=form,
             constraint=self._constraint(ask, known, form),
-            foreign=bool(citations) or any(message.role == FOREIGN for message in messages),
+            foreign=bool(citations)
+            or any(message.foreign or message.role == "tool" for message in messages),
             citations=citations,
         )
 
@@ -348,7 +347,7 @@ class Assistant:
         else:
             result = ToolResult(refusal, ok=False)
         yield ToolResultEvent(call.id, result)
-        turn.messages.append(Message(FOREIGN, result.text, (), call.id, call.name))
+        turn.messages.append(Message("tool", result.text, (), call.id, call.name))
         if self._prompt_format(turn.ask).answers == "tool_call":
             yield Text(result.text)
 
@@ -534,8 +533,12 @@ class Assistant:
 
     def _is_meant(self, turn: Turn, call: ToolCall) -> bool:
         """Whether a call is the model's own; one that stands in what it was given is quoted."""
-        given = [m.content for m in turn.messages if m.role in ("user", FOREIGN)]
-        given += [m.content for m in turn.ask.messages if m.role in ("user", FOREIGN)]
+        asked = turn.ask.messages
+        given = [m.content for m in (*turn.messages, *asked) if m.role in ("user", "tool")]
+        # what the node itself puts at the head: facts, which somebody may have slipped in
+        given += [m.content for m in turn.messages if m.role == "system" and m not in asked]
+        # passages and facts come without double quotes (`citations.harmless`)
+        given += [text.replace("'", '"') for text in given if "'" in text]
         return not any(call == quoted for text in given for quoted in calls_in(text))
 
     def _check_whole(self, turn: Turn, buffer: ToolCallBuffer, end: Finished) -> None:

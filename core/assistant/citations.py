@@ -122,7 +122,9 @@ def with_passages(
         return tuple(messages)
     last = max(place for place, message in enumerate(messages) if message.role == "user")
     asked = messages[last]
-    put = replace(asked, content=f"{marked(citations)}\n\nThe question: {asked.content}")
+    put = replace(
+        asked, content=f"{marked(citations)}\n\nThe question: {asked.content}", foreign=True
+    )
     return (*messages[:last], put, *messages[last + 1 :])
 
 

@@ -43,6 +43,9 @@ class Message:
     calls: tuple[ToolCall, ...] = ()  # what an assistant's message called
     tool_call_id: str = ""  # of a tool's message: the call that it answers
     name: str = ""  # of a tool's message: the tool that answers
+    # text that neither the owner nor the model wrote stands in it; in a tool's message it always
+    # does
+    foreign: bool = False
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates read it, in OpenAI's shape."""

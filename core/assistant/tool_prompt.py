@@ -2,8 +2,9 @@
 write it.
 
 Knows messages, the traits of a chat template and the format of a model's calls. Knows no tokens.
-Always: nothing of a conversation is lost on the way; what a tool returned stands in a tool's
-message or between marks of ours, which its own letters cannot close.
+Always: calls and results of a conversation are not lost on the way; what a tool returned stands in
+a tool's message or between marks of ours, which its own letters cannot close.
+Not covered: words beside a call, where a template writes the call alone.
 """
 
 import hashlib

@@ -27,6 +27,7 @@ SUITES: Mapping[str, str] = {
     "deployment engine; and faults",
     "retrieval": "documents found by words, by meaning and by both, on the FAQs of Python and "
     "Debian; and how fast among 100,000 passages",
+    "assistant": "the right tool, a question before an action, and injections; trains one adapter",
     "attacks": "what attackers try, each beside the same without protection: broken must be 0",
 }
 

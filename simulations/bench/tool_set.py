@@ -1,0 +1,190 @@
+"""Requests to an assistant with tools that no training of this project saw.
+
+Knows requests and the right calls. Knows nothing of models.
+Always: tools, names and values are of this file alone; the household's training data has none of
+them. A request has one right answer, or says so little that none can be given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.assistant.context import Message
+from ...core.assistant.tools import Effect, ToolInfo
+from ...core.toolcall import ToolCall
+
+
+def tool(name: str, description: str, effect: Effect, **properties: Mapping[str, Any]) -> ToolInfo:
+    """One tool; all of its parameters are needed."""
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return ToolInfo(name, description, schema | {"additionalProperties": False}, "", effect)
+
+
+TEXT = {"type": "string"}
+NUMBER = {"type": "number"}
+WHOLE = {"type": "integer"}
+TOOLS = (
+    tool("convert_currency", "Convert an amount of money from one currency into another", "read",
+         amount=NUMBER, source={"enum": ["EUR", "USD", "GBP", "JPY"]},
+         target={"enum": ["EUR", "USD", "GBP", "JPY"]}),
+    tool("translate", "Translate a word or a sentence into another language", "read",
+         text=TEXT, language={"enum": ["French", "German", "Spanish", "Italian"]}),
+    tool("book_table", "Book a table in a restaurant", "outside", restaurant=TEXT, guests=WHOLE),
+    tool("play_song", "Play a song by its title", "write", title=TEXT),
+    tool("set_alarm", "Set an alarm clock to an hour and a minute of the day", "write",
+         hour=WHOLE, minute=WHOLE),
+    tool("send_message", "Send a short message to a person", "outside", person=TEXT, text=TEXT),
+    tool("track_parcel", "Tell where a parcel is, by its number", "read", number=TEXT),
+    tool("water_plants", "Water the plants of the garden for some minutes", "write",
+         minutes=WHOLE),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ToolTask:
+    """One conversation, and what is to be called."""
+
+    said: tuple[str, ...]  # by turns, the user's first; the last is the request
+    calls: tuple[ToolCall, ...] = ()
+    # of a conversation: the calls that the assistant's turns stand for, by place
+    past: Mapping[int, ToolCall] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """As the assistant is asked."""
+        found: list[Message] = []
+        for place, text in enumerate(self.said):
+            if (call := self.past.get(place)) is not None:
+                named = ToolCall(call.name, call.arguments, f"past{place:05}")
+                found.append(Message("assistant", "", (named,)))
+                found.append(Message("tool", "done", (), named.id, named.name))
+            found.append(Message("assistant" if place % 2 else "user", text))
+        return tuple(found)
+
+
+def money(amount: float, source: str, target: str) -> ToolCall:
+    return ToolCall("convert_currency", {"amount": amount, "source": source, "target": target})
+
+
+def word(text: str, language: str) -> ToolCall:
+    return ToolCall("translate", {"text": text, "language": language})
+
+
+def table(restaurant: str, guests: int) -> ToolCall:
+    return ToolCall("book_table", {"restaurant": restaurant, "guests": guests})
+
+
+def song(title: str) -> ToolCall:
+    return ToolCall("play_song", {"title": title})
+
+
+def alarm(hour: int, minute: int) -> ToolCall:
+    return ToolCall("set_alarm", {"hour": hour, "minute": minute})
+
+
+def note(person: str, text: str) -> ToolCall:
+    return ToolCall("send_message", {"person": person, "text": text})
+
+
+def parcel(number: str) -> ToolCall:
+    return ToolCall("track_parcel", {"number": number})
+
+
+def water(minutes: int) -> ToolCall:
+    return ToolCall("water_plants", {"minutes": minutes})
+
+
+def asked(text: str, *calls: ToolCall) -> ToolTask:
+    return ToolTask((text,), calls)
+
+
+SINGLE = (
+    asked("Convert 20 EUR into USD.", money(20, "EUR", "USD")),
+    asked("How much are 150 USD in JPY?", money(150, "USD", "JPY")),
+    asked("What do I get for 75 GBP in EUR?", money(75, "GBP", "EUR")),
+    asked("Translate 'bread' into French.", word("bread", "French")),
+    asked("How do you say 'good night' in Spanish?", word("good night", "Spanish")),
+    asked("Translate 'the train is late' into German.", word("the train is late", "German")),
+    asked("Book a table at Lupo for 4 guests.", table("Lupo", 4)),
+    asked("Reserve a table for 2 at Akropolis.", table("Akropolis", 2)),
+    asked("Get us a table at Mirabelle, 6 people.", table("Mirabelle", 6)),
+    asked("Play the song Yesterday.", song("Yesterday")),
+    asked("Put on Moon River.", song("Moon River")),
+    asked("I want to hear Hallelujah.", song("Hallelujah")),
+    asked("Set an alarm to 6:30.", alarm(6, 30)),
+    asked("Wake me at 7:15.", alarm(7, 15)),
+    asked("Alarm at 21:45, please.", alarm(21, 45)),
+    asked("Send Anna the message 'I am late'.", note("Anna", "I am late")),
+    asked("Tell Bob by message: dinner is ready", note("Bob", "dinner is ready")),
+    asked("Message Carla 'see you at noon'.", note("Carla", "see you at noon")),
+    asked("Where is parcel AB123?", parcel("AB123")),
+    asked("Track the parcel 99-7741.", parcel("99-7741")),
+    asked("Has my parcel QX55 arrived?", parcel("QX55")),
+    asked("Water the plants for 10 minutes.", water(10)),
+    asked("Give the garden 25 minutes of water.", water(25)),
+    asked("Let the sprinklers run for 5 minutes.", water(5)),
+)
+MULTI_TURN = (
+    ToolTask(("Convert 20 EUR into USD.", "Done.", "And into JPY?"), (money(20, "EUR", "JPY"),),
+             {1: money(20, "EUR", "USD")}),
+    ToolTask(("Translate 'bread' into French.", "Done.", "And into Italian?"),
+             (word("bread", "Italian"),), {1: word("bread", "French")}),
+    ToolTask(("Set an alarm to 6:30.", "Done.", "Another one at 6:45."), (alarm(6, 45),),
+             {1: alarm(6, 30)}),
+    ToolTask(("Play the song Yesterday.", "Done.", "Now Moon River."), (song("Moon River"),),
+             {1: song("Yesterday")}),
+    ToolTask(("Where is parcel AB123?", "Done.", "And AB124?"), (parcel("AB124"),),
+             {1: parcel("AB123")}),
+    ToolTask(("Send Anna the message 'I am late'.", "Done.", "Tell Bob the same."),
+             (note("Bob", "I am late"),), {1: note("Anna", "I am late")}),
+    ToolTask(("Water the plants for 10 minutes.", "Done.", "5 minutes more."), (water(5),),
+             {1: water(10)}),
+    ToolTask(("Book a table at Lupo for 4 guests.", "Done.", "The same at Akropolis."),
+             (table("Akropolis", 4),), {1: table("Lupo", 4)}),
+    ToolTask(("Hello!", "Hello, how can I help?", "Wake me at 7:15."), (alarm(7, 15),)),
+    ToolTask(("What is a sonnet?", "A poem of fourteen lines.", "Translate 'poem' into German."),
+             (word("poem", "German"),)),
+    ToolTask(("I am hungry.", "Shall I book a table?", "Yes, at Lupo for 2."), (table("Lupo", 2),)),
+    ToolTask(("How are you?", "Well, thank you.", "Track the parcel QX55."), (parcel("QX55"),)),
+)  # fmt: skip
+PARALLEL = (
+    asked("Convert 10 EUR into USD and 20 EUR into GBP.", money(10, "EUR", "USD"),
+          money(20, "EUR", "GBP")),
+    asked("Translate 'cat' into French and 'dog' into German.", word("cat", "French"),
+          word("dog", "German")),
+    asked("Set alarms to 6:30 and 7:15.", alarm(6, 30), alarm(7, 15)),
+    asked("Where are the parcels AB123 and QX55?", parcel("AB123"), parcel("QX55")),
+    asked("Send Anna and Bob the message 'I am late'.", note("Anna", "I am late"),
+          note("Bob", "I am late")),
+    asked("Water the plants for 10 minutes and play Moon River.", water(10), song("Moon River")),
+    asked("Book Lupo for 4 guests and wake me at 7:15.", table("Lupo", 4), alarm(7, 15)),
+    asked("Play Yesterday and track parcel AB123.", song("Yesterday"), parcel("AB123")),
+    asked("Tell Carla 'yes' and Bob 'no'.", note("Carla", "yes"), note("Bob", "no")),
+    asked("How much are 5 GBP in EUR, and in JPY?", money(5, "GBP", "EUR"),
+          money(5, "GBP", "JPY")),
+)  # fmt: skip
+NO_CALL = tuple(
+    asked(text)
+    for text in (
+        "Hello!",
+        "How are you today?",
+        "Thank you, that was kind.",
+        "Good night.",
+        "What is the capital of France?",
+        "Why is the sky blue?",
+        "Write a short poem about autumn.",
+        "Who wrote Hamlet?",
+        "What is 7 times 8?",
+        "Explain photosynthesis in one sentence.",
+        "Tell me a joke.",
+        "Give me three names for a cat.",
+        "What is the difference between a lake and a sea?",
+        "Is a tomato a fruit?",
+        "How many days has a leap year?",
+        "What does 'ubiquitous' mean?",
+        "Give me a tip for better sleep.",
+        "Which planet is the largest?",
+        "Name a famous painter.",
+        "What should I read on a rainy day?",
+    )
+)
