@@ -78,6 +78,7 @@ def coordinate(
         RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
     """
     from .rounds.privacy_accountant import check_books
+    from .rounds.scheduler import Waiting
     from .rounds.server import Coordinator
     from .store.checkpoint import Store
 
@@ -116,9 +117,9 @@ def coordinate(
                 store=store,
                 keep=keep,
                 on_event=on_event,
-                wait_s=coordinating.wait_s,
-                patient=True,
-                grace_s=coordinating.grace_s,
+                waiting=Waiting(
+                    wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, patient=True
+                ),
                 desk=crypto_worker,
             )
             if carry is None:

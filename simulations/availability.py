@@ -21,6 +21,7 @@ import numpy as np
 
 from ..crypto.identity.keys import Identity
 from ..federation.rounds.client import Client
+from ..federation.rounds.scheduler import Waiting
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.wire import messages
@@ -223,13 +224,12 @@ def conduct(
     events tell as `at`.
     """
     if not scenario.availability.on:
-        return Coordinator(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
+        at_once = Waiting(grace_s=0.0)
+        return Coordinator(policy, identity, InProcessLink(handles), waiting=at_once, **options)
     link, tell = (
         AvailabilityLink(handles, members, scenario),
         options.pop("on_event", None) or (lambda event: None),
     )
-    options |= {
-        "on_event": lambda event: tell(dataclasses.replace(event, at=link.time)),
-        "grace_s": scenario.availability.grace_s,
-    }
-    return Coordinator(policy, identity, link, clock=link, wait_s=math.inf, **options)
+    options["on_event"] = lambda event: tell(dataclasses.replace(event, at=link.time))
+    waiting = Waiting(wait_s=math.inf, grace_s=scenario.availability.grace_s, clock=link)
+    return Coordinator(policy, identity, link, waiting=waiting, **options)

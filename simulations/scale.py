@@ -30,6 +30,7 @@ from ..crypto.identity.keys import Identity
 from ..federation.membership import founding, roster
 from ..federation.membership.keys import load_or_create
 from ..federation.rounds.client import Client
+from ..federation.rounds.scheduler import FOR_NOBODY
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.store import checkpoint
@@ -186,7 +187,7 @@ def in_process(cluster: Cluster, policy: Policy) -> Vector:
         )
     link = InProcessLink({name: client.handle for name, client in clients.items()})
     signer = Identity.load(cluster.folder / founding.COORDINATOR_KEY)
-    run = Coordinator(policy, signer, link, size=size, wait_s=0.0, grace_s=0.0)
+    run = Coordinator(policy, signer, link, size=size, waiting=FOR_NOBODY)
     run.run()
     return run.state.server.flat
 

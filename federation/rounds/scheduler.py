@@ -102,6 +102,9 @@ class Waiting:
     between: Callable[[], None] = lambda: None
 
 
+FOR_NOBODY = Waiting(wait_s=0.0, grace_s=0.0)
+
+
 class RoundScheduler(Protocol):
     """One run's."""
 

@@ -38,15 +38,7 @@ from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, PrivacyAccountant, PrivacyAccountants
 from .report import RunReport, summary
-from .scheduler import (
-    Buffered,
-    Clock,
-    PatienceError,
-    RealClock,
-    RoundScheduler,
-    Synchronous,
-    Waiting,
-)
+from .scheduler import Buffered, PatienceError, RoundScheduler, Synchronous, Waiting
 from .validation import Verdict
 from .words import told_buckets
 
@@ -63,7 +55,7 @@ class Coordinator:
         size: length n of the adapter's flat vector; stops: where its tensors end, by default only
         at n. keep: takes the finished adapter [n] and its evaluation; returns its name and its
         signed card. Not in sealed mode.
-        wait_s, grace_s, patient, clock: as `scheduler.Waiting`.
+        waiting: how long members are waited for.
         desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
     """
 
@@ -78,10 +70,7 @@ class Coordinator:
         store: Store | None = None,
         keep: Keeper | None = None,
         on_event: OnEvent | None = None,
-        wait_s: float = 600.0,
-        patient: bool = False,
-        grace_s: float = 30.0,
-        clock: Clock | None = None,
+        waiting: Waiting | None = None,
         desk: CryptoWorker | None = None,
     ) -> None:
         """Take up the run where its store left it.
@@ -106,13 +95,7 @@ class Coordinator:
         self.attempt = RoundAttempt(self.post, self.logbook, self.model, self.on_event)
         # while no round is under way: a later federation file may come
         self.between: Callable[[], None] = lambda: None
-        waiting = Waiting(
-            wait_s=wait_s,
-            grace_s=grace_s,
-            patient=patient,
-            clock=clock or RealClock(),
-            between=lambda: self.between(),
-        )
+        waiting = dataclasses.replace(waiting or Waiting(), between=lambda: self.between())
         self.waiting, self.cohort, self.scheduler = waiting, *self.schedules(waiting, store)
         self.delivery = Delivery(self.attempt, self.on_event)
         self.held: dict[str, object] = {}

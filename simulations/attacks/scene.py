@@ -20,6 +20,7 @@ from ...core.config import ConsentConfig
 from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import Identity
 from ...federation.rounds.client import Client
+from ...federation.rounds.scheduler import FOR_NOBODY
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import (
     CoordinatorTable,
@@ -94,11 +95,12 @@ class AttackScene:
         link = options.pop("link", None) or InProcessLink(
             {name: one.handle for name, one in self.clients.items()}
         )
+        waiting = FOR_NOBODY
         if self.policy.schedule.buffered:
-            options.setdefault("clock", TickingClock())
+            waiting = dataclasses.replace(waiting, clock=TickingClock())
         if self.policy.protection.mode == "sealed":
             options.setdefault("desk", desk())
-        options = {"wait_s": 0.0, "grace_s": 0.0, **options}
+        options.setdefault("waiting", waiting)
         return Coordinator(self.policy, self.coordinator, link, size=self.size, **options)
 
     def opened(self) -> int:

@@ -17,7 +17,7 @@ from quietchoir.core.errors import RoundAborted
 from quietchoir.federation.aggregation.secagg import BucketGroup
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.scheduler import Buffered
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY, Buffered
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
@@ -177,9 +177,7 @@ def behind_an_older_version(home: House, members: dict[str, Client]) -> Coordina
         home.coordinator,
         link,
         size=SIZE,
-        wait_s=0.0,
-        grace_s=0.0,
-        clock=TickingClock(),
+        waiting=dataclasses.replace(FOR_NOBODY, clock=TickingClock()),
     )
     Liar(run, ("ben", "cat"), lie)
     return run

@@ -17,6 +17,7 @@ from quietchoir.federation.aggregation import encrypted, secagg, state_transfer
 from quietchoir.federation.aggregation.experimental import dkg_client, threshold
 from quietchoir.federation.rounds import model_broadcast
 from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import broadcast_digest, messages
@@ -56,11 +57,8 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     )
     link = InProcessLink({name: client.handle for name, client in members.items()})
     more: dict[str, Any] = {"desk": CRYPTO_WORKER} if mode == "sealed" else {}
-    if kind == "buffered":
-        more["clock"] = TickingClock()
-    run = Coordinator(
-        home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, **more
-    )
+    waiting = dataclasses.replace(FOR_NOBODY, clock=TickingClock())
+    run = Coordinator(home.policy, home.coordinator, link, size=SIZE, waiting=waiting, **more)
     return home, members, run
 
 

@@ -2,6 +2,7 @@
 a test wants it to.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.delta_chain import origin_of
-from quietchoir.federation.rounds.scheduler import Buffered
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY, Buffered
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
@@ -73,9 +74,9 @@ def run_of(
     """A coordinator that never waits."""
     link = link or NapLink(members)
     size = next(iter(members.values())).size
-    return Coordinator(
-        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
-    )
+    given = {name: options.pop(name) for name in ("patient", "clock") if name in options}
+    waiting = dataclasses.replace(FOR_NOBODY, **given)
+    return Coordinator(home.policy, home.coordinator, link, size=size, waiting=waiting, **options)
 
 
 def buffered_schedule(run: Coordinator) -> Buffered:

@@ -11,6 +11,7 @@ from quietchoir.core.config import ConsentConfig
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.model_broadcast import FollowedModel, ServerHeldDelta
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import (
     CoordinatorTable,
@@ -175,6 +176,7 @@ def coordinator(
     link = options.pop("link", None) or InProcessLink(
         {name: client.handle for name, client in members.items()}
     )
+    waiting = dataclasses.replace(FOR_NOBODY, patient=options.pop("patient", False))
     return Coordinator(
-        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
+        home.policy, home.coordinator, link, size=size, **{"waiting": waiting, **options}
     )

@@ -38,6 +38,7 @@ from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.personalization.change import PersonalChange, shared_b
 from quietchoir.federation.personalization.trainer import PersonalTrainer
 from quietchoir.federation.personalization.worker import NAME as PENDING
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.policy import ModelTable, Policy, ProtectionTable, Recipe
@@ -157,7 +158,7 @@ class Members:
         link = HearingLink(self.handlers)
         store = Store(None, run=f"{len(trace.adapters) + 1:032x}")  # members' seeds follow from it
         run = Coordinator(
-            self.policy, identity, link, size=size, keep=keep, store=store, wait_s=0.0, grace_s=0.0
+            self.policy, identity, link, size=size, keep=keep, store=store, waiting=FOR_NOBODY
         )
         report = run.run()
         assert sorted(report.delivered) == list(MEMBERS)

@@ -22,6 +22,7 @@ from quietchoir.federation.engines import apps, stateless_client
 from quietchoir.federation.engines.apps import Settings
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import RoundAttempt
+from quietchoir.federation.rounds.scheduler import FOR_NOBODY
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.compatibility import CAPABILITIES, Axes, Exclusion, refused
 from quietchoir.federation.spec.policy import AdapterTable, AggregationTable, Policy, ScheduleTable
@@ -214,8 +215,7 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
         home.coordinator,
         link,
         size=SIZE,
-        wait_s=0.0,
-        grace_s=0.0,
+        waiting=FOR_NOBODY,
         desk=crypto_worker if held else None,
     )
     run.learn(1)
