@@ -147,6 +147,10 @@ class NodeDocuments:
             return []
         return [fact.text for fact in self.memory().facts(kept=True)]
 
+    def remember(self, fact: str, conversation: str, turn: int, said: str) -> None:
+        """Keep a fact that its owner said yes to. Raises: as `FactStore.propose`."""
+        self.memory().propose(fact, conversation=conversation, turn=turn, said=said, kept=True)
+
     def parser(self) -> "SandboxedParser":
         """The documents plugin. Raises: PluginError: it is not usable."""
         from .plugins.documents import SandboxedParser

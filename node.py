@@ -188,6 +188,7 @@ class Node:
             documents=self.documents.collections,
             facts=self.documents.facts,
             ranking=ToolRanking(self.tool_embedder),
+            remember=self.documents.remember,
         )
 
     def window(self) -> ContextWindow:

@@ -19,7 +19,14 @@ from .. import log
 from ..config import ToolsConfig
 from ..engine.request import Generation, GenerationRequest
 from ..engine.sampling.params import Constraint, SamplingParams
-from ..errors import EngineError, ModelFileError, PluginError, RequestError, ToolCallCutError
+from ..errors import (
+    EngineError,
+    ModelFileError,
+    PluginError,
+    QuietchoirError,
+    RequestError,
+    ToolCallCutError,
+)
 from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
@@ -58,6 +65,21 @@ ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
+# Offered where a conversation uses memory, unless `tools.never` names it; whatever else the owner's
+# rules say, each fact is asked first.
+REMEMBER = ToolInfo(
+    "remember",
+    "Remembers one lasting fact that the user told about themselves",
+    {
+        "type": "object",
+        "properties": {"fact": {"type": "string", "description": "one sentence"}},
+        "required": ["fact"],
+        "additionalProperties": False,
+    },
+)
+Remember = Callable[
+    [str, str, int, str], object
+]  # a fact, its conversation, its turn, what was said
 PASSAGES_SHARE = 2  # of the context, one part at most is passages of documents
 logger = log.get("assistant")
 
@@ -104,6 +126,7 @@ class Turn:
     constraint: Constraint | None  # what holds for the next generation
     foreign: bool  # text that neither owner nor model wrote stands in the conversation
     citations: tuple[Citation, ...] = ()  # passages of documents that it is shown
+    question: str = ""  # the newest one, as its user wrote it
     calls: list[ToolCall] = field(default_factory=list)  # of the last generation
     repeats: bool = False  # they are those of the generation before
     said: str = ""  # beside them
@@ -137,6 +160,7 @@ class Assistant:
         window: ContextWindow | None = None,
         documents: PassageFinder | None = None,
         facts: Callable[[], Sequence[str]] = tuple,
+        remember: Remember | None = None,
     ) -> None:
         """
         Args:
@@ -147,6 +171,7 @@ class Assistant:
             window: fits conversations; None: by their words alone.
             documents: searches collections; None: there are none.
             facts: what the owner had the assistant keep.
+            remember: keeps a fact that its owner said yes to; None: it is offered to no model.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -161,6 +186,7 @@ class Assistant:
         self.window = window or ContextWindow(tokenizer.encode)
         self.documents = documents or NoDocuments()
         self.facts = facts
+        self.remember = remember
 
     async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
@@ -219,6 +245,7 @@ class Assistant:
             RequestError: a tool is demanded that is not on offer, or a form of the answer beside.
         """
         citations: tuple[Citation, ...] = ()
+        question = next((m.content for m in reversed(ask.messages) if m.role == "user"), "")
         if ask.collections:
             citations = await asyncio.to_thread(self._cite, ask)
             ask = replace(ask, messages=with_passages(ask.messages, citations))
@@ -240,6 +267,7 @@ class Assistant:
             foreign=bool(citations)
             or any(message.foreign or message.role == "tool" for message in messages),
             citations=citations,
+            question=question,
         )
 
     def _cite(self, ask: ChatRequest) -> tuple[Citation, ...]:
@@ -327,6 +355,8 @@ class Assistant:
         verdict = self.approvals.verdict(
             tool, turn.ask.conversation, confident=self._is_sure(turn), foreign=turn.foreign
         )
+        if tool is REMEMBER and verdict == "allow":
+            verdict = "ask"
         refusal = f"{call.name} is never to be called here, by its owner's rule."
         if verdict == "ask":
             with self.approvals.ask(call, tool, turn.ask.conversation) as question:
@@ -340,7 +370,9 @@ class Assistant:
                 "nobody said yes in time." if said is None else "the owner said no."
             )
         if verdict == "allow":
-            result = await self._carry_out(call)
+            result = await (
+                self._remember(turn, call) if tool is REMEMBER else self._carry_out(call)
+            )
             if tool.effect != "write":
                 turn.foreign = True
                 self.approvals.read(turn.ask.conversation)
@@ -452,10 +484,17 @@ class Assistant:
             # an answer in a form, or one that was begun as text, is that answer, even where it
             # looks like a call
             return {}
-        return {
-            info.name: info
-            for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)
-        }
+        offered = self.tools.tools() if ask.caller_tools is None else ask.caller_tools
+        known = {info.name: info for info in offered}
+        memory = (
+            ask.use_memory
+            and ask.caller_tools is None
+            and self.remember is not None
+            and self.approvals.rule(REMEMBER) != "never"
+        )
+        if memory and self._prompt_format(ask).answers != "tool_call":
+            known.setdefault(REMEMBER.name, REMEMBER)
+        return known
 
     def _check_choice(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> None:
         """Raises: RequestError: a demanded tool is not on offer, or a form of its own beside."""
@@ -561,6 +600,19 @@ class Assistant:
         return (
             threshold is not None and turn.probability is not None and turn.probability >= threshold
         )
+
+    async def _remember(self, turn: Turn, call: ToolCall) -> ToolResult:
+        """Keep a fact that its owner has just said yes to."""
+        assert self.remember is not None  # else it was not offered
+        fact = str(call.arguments.get("fact", ""))
+        number = sum(message.role == "user" for message in turn.ask.messages)
+        try:
+            await asyncio.to_thread(
+                self.remember, fact, turn.ask.conversation, number, turn.question
+            )
+        except QuietchoirError as error:
+            return ToolResult(f"Not kept: {error}", ok=False)
+        return ToolResult("Kept.")
 
     async def _carry_out(self, call: ToolCall) -> ToolResult:
         try:

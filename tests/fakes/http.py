@@ -9,9 +9,10 @@ from typing import Any
 import aiohttp
 
 from quietchoir.core.assistant.adapters import AdapterSwitch
-from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.assistant.assistant import Assistant, Remember
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.app import NodeServer, Parts, claim
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
@@ -49,6 +50,7 @@ class Served:
             self.tools,
             context=2000,
             documents=own.collections if own else None,
+            remember=keep_in(own.memory()) if own else None,
             facts=lambda: [one.text for one in own.memory().facts(kept=True)] if own else [],
         )
         config = ServerConfig(port=0, **limits)
@@ -84,6 +86,13 @@ class Served:
         """Status and JSON of one request."""
         async with self.session.get(path, **options) as response:
             return response.status, await response.json()
+
+
+def keep_in(memory: FactStore) -> Remember:
+    """Keeps facts as a node does."""
+    return lambda fact, conversation, turn, said: memory.propose(
+        fact, conversation=conversation, turn=turn, said=said, kept=True
+    )
 
 
 async def until(true: Callable[[], object]) -> None:

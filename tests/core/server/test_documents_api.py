@@ -1,5 +1,6 @@
 """Collections and memory over HTTP; answers that cite."""
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.client import RemoteAssistant
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.http import TOKEN, Served, until
 from quietchoir.tests.fakes.retrieval import LineParser, WordEmbedder
 from quietchoir.tests.fakes.server import FakeTools, engine_saying
 
@@ -194,7 +195,7 @@ async def test_a_fact_is_shown_kept_edited_and_forgotten_and_only_a_kept_one_is_
     async with own.session.delete(f"/api/memory/{fact['id']}") as gone:
         assert gone.status == 200
     await asked(own, memory=True)
-    assert [dict(one) for one in own.tokenizer.last_messages] == RENT["messages"]
+    assert "I pay" not in json.dumps([dict(one) for one in own.tokenizer.last_messages])
 
 
 async def test_a_terminal_far_away_is_told_the_same_citations(own):
@@ -229,3 +230,32 @@ async def test_a_call_that_a_document_quotes_is_not_the_models_own(own):
     own.documents.collections.forget("ann", "evil.txt")
     await asked(own, collections=["ann"])
     assert own.tools.calls  # the same words, when no document holds them, are a call
+
+
+@pytest.mark.parametrize("rules", [{"write": "allow"}, {"allow": ("remember",)}])
+@pytest.mark.parametrize("yes", [True, False])
+async def test_a_fact_that_the_model_would_keep_is_shown_first_whatever_the_rules_allow(
+    own, rules, yes
+):
+    call = ToolCall("remember", {"fact": "the user rents"})
+    own.engine.scripts = itertools.cycle([[render(call)], ["Done."]])
+    own.assistant.approvals.rules = ToolsConfig(**rules)
+    fields = {"memory": True, "metadata": {"conversation": "c9"}}
+    answer = asyncio.create_task(asked(own, **fields))
+    await until(lambda: own.assistant.approvals.pending())
+    memory = own.documents.memory()
+    (question,) = own.assistant.approvals.pending()
+    assert "'the user rents'" in question.text and memory.facts() == []
+    own.assistant.approvals.answer(question.id, yes)
+    await answer
+    told = [(one.text, one.kept, one.conversation, one.turn, one.said) for one in memory.facts()]
+    assert told == [("the user rents", True, "c9", 1, RENT["messages"][0]["content"])] * yes
+
+
+async def test_without_memory_the_model_is_offered_no_way_to_remember(own):
+    own.engine.scripts = itertools.cycle([[render(ToolCall("remember", {"fact": "x"}))]])
+    message = await asked(own)
+    assert "tool_calls" not in message and own.documents.memory().facts() == []
+    own.assistant.approvals.rules = ToolsConfig(never=("remember",))
+    await asked(own, memory=True)
+    assert "remember" not in json.dumps([dict(one) for one in own.tokenizer.last_messages])
