@@ -129,8 +129,16 @@ class RoundScheduler(Protocol):
         """
         ...
 
+    def retry(self) -> None:
+        """A group came to nothing; the next one may be asked for when this returns.
+
+        Raises:
+            PatienceError: too few members came.
+        """
+        ...
+
     def wait_for_members(self) -> None:
-        """Until enough are there. Raises PatienceError: still too few."""
+        """Until enough are there to score or vote. Raises PatienceError: still too few."""
         ...
 
     def too_few_are_here(self) -> bool:
@@ -158,6 +166,10 @@ class Synchronous:
         self.silent: tuple[int, frozenset[str]] = (0, frozenset())
 
     def start(self) -> None:
+        """As `RoundScheduler`."""
+        self.wait_for_members()
+
+    def retry(self) -> None:
         """As `RoundScheduler`."""
         self.wait_for_members()
 
@@ -356,6 +368,9 @@ class Buffered:
     def start(self) -> None:
         """As `RoundScheduler`; nobody is waited for."""
         self.news_at = self.waiting.clock.now()
+
+    def retry(self) -> None:
+        """As `RoundScheduler`: whoever is there is asked anew at once."""
 
     def next_group(self, *, evaluate: bool) -> ReadyGroup:
         """As `RoundScheduler`: as soon as enough contributions are ready.

@@ -182,7 +182,7 @@ class Coordinator:
         """
         self.scheduler.start()
         while self.state.round < goal:
-            self.insist(self.train_round)
+            self.insist(self.train_round, self.scheduler.retry)
 
     def take(self, policy: Policy) -> None:
         """Go on under a later version of the federation file that differs in who belongs,
@@ -320,9 +320,11 @@ class Coordinator:
         self.logbook.keep(finished=True, adapter=name, card=card, delivered=delivered)
         self.on_event(DeliveredEvent(adapter=name, members=delivered))
 
-    def insist(self, attempt: Callable[[], T]) -> T:
-        """Try a round as often as the recipe allows; between attempts wait until enough members are
-        there.
+    def insist(self, attempt: Callable[[], T], retry: Callable[[], None] | None = None) -> T:
+        """Try a round as often as the recipe allows.
+
+        Args:
+            retry: between attempts; by default waits until enough members are there.
 
         Raises:
             RoundAborted: the last attempt's reason; state and adapter are those of the last whole
@@ -340,7 +342,7 @@ class Coordinator:
                 left -= not (self.waiting.patient and self.scheduler.too_few_are_here())
                 if not left:
                     raise
-                self.scheduler.wait_for_members()
+                (retry or self.scheduler.wait_for_members)()
 
     def abandon(self, reason: RoundAborted) -> None:
         """Note an attempt that ended without a sum."""

@@ -181,7 +181,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
     stage.
     """
     _, members, run = scene(kind)
-    run.insist = lambda attempt: attempt()  # type: ignore[method-assign]
+    run.insist = lambda attempt, *retry: attempt()  # type: ignore[method-assign]
     before = run.state.server.flat.tobytes()
     meant: dict[bytes, bytes] = {}
 

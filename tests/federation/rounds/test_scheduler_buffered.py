@@ -12,13 +12,14 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
 from quietchoir.federation.events import AskedEvent, FederationEvent, WorkEvent
+from quietchoir.federation.rounds.attempt import Outcome, ReadyGroup
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.privacy_accountant import (
     PrivacyAccountant,
     PrivacyAccountants,
     check_books,
 )
-from quietchoir.federation.rounds.scheduler import Buffered, Synchronous
+from quietchoir.federation.rounds.scheduler import Buffered, PatienceError, Synchronous
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
@@ -27,7 +28,7 @@ from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import Link
 from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, buffered_schedule, run_of
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, house
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, TickingClock, clients, house
 
 NOISE = PrivacyTable(
     mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"
@@ -204,6 +205,26 @@ def test_members_that_go_away_from_a_patient_coordinator_are_waited_for() -> Non
     buffered_schedule(run).news_at = -1e9
     with pytest.raises(RoundAborted, match="nobody has contributed"):
         buffered_schedule(run).check_patience()
+
+
+def test_after_a_group_that_failed_whoever_is_there_goes_on_though_too_few_are() -> None:
+    home = buffered(mode="masked", schedule={"patience_s": 30.0})
+    members = clients(home, SIZE)
+    link = NapLink(members)
+    run = run_of(home, members, link, clock=TickingClock())
+    aggregate = run.attempt.aggregate
+
+    def fail(group: ReadyGroup) -> Outcome:
+        link.asleep, run.attempt.aggregate = {"cat", "dan"}, aggregate  # type: ignore[method-assign]
+        link.letters.clear()
+        raise RoundAborted("two went away")
+
+    run.attempt.aggregate = fail  # type: ignore[method-assign]
+    with pytest.raises(PatienceError, match="nobody has contributed"):
+        run.learn(1)
+    assert len(run.aborted) == 1
+    asked = {name for name, letter in link.letters if stage_of(letter) == "train"}
+    assert asked == {"ann", "ben"}
 
 
 def test_a_larger_buffer_waits_for_more() -> None:
