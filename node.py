@@ -20,6 +20,7 @@ from .core.assistant.assistant import Assistant
 from .core.assistant.calibration import MEASURED, Calibration, Calibrations, weigh
 from .core.assistant.calibration import calibrate as fitted
 from .core.assistant.context import ContextWindow, Message
+from .core.assistant.idle import IdleThread
 from .core.assistant.passages import PassageRanker
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.config import Config, SamplingConfig
@@ -201,6 +202,9 @@ class Node:
         else:
             advice = f"take a model that holds more than {model}"
         ranker = PassageRanker(self.passage_embedder)
+        quiet = IdleThread(lambda: not self.answering(), [ranker.settle])
+        quiet.start()
+        self.parts.push_async_callback(asyncio.to_thread, quiet.stop)
         return ContextWindow(self.weights.tokenizer.encode, ranker, advice=advice)
 
     def passage_embedder(self) -> "SentenceEmbedder | None":

@@ -99,8 +99,8 @@ SAMPLING_RANGES = {
 class ContextConfig:
     """What is done with a conversation that is longer than the model reads."""
 
-    # its turns are found by meaning too, once minilm-l6-v2 was pulled; the first such conversation
-    # loads it and torch (about 300 MB)
+    # its turns are found by meaning too, once minilm-l6-v2 was pulled; the first quiet moment after
+    # such a conversation loads it and torch (about 300 MB)
     embeddings: bool = True
 
 

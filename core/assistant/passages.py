@@ -16,16 +16,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-PASSAGE_CHARACTERS = 240  # some 50 tokens of English: finer finds better, coarser reads better
+PASSAGE_CHARACTERS = 120  # some 25 tokens of English: finer finds better, coarser reads better
 LONGEST_SENTENCE = 480  # characters; a longer one is cut at a space, or anywhere where it has none
-CONTEXT_CHARACTERS = 160  # of what stands before a passage: "He was born there" needs it
+CONTEXT_CHARACTERS = 80  # of what stands before a passage: "He was born there" needs it
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as its authors chose it
+SETTLED = 32  # passages at a time whose meaning is computed
 MOST_VECTORS = 16_384  # kept in memory, the least recently used forgotten first
+FEW = 8  # passages that may hold a word that tells something, however few there are in all
+COMMON = 0.04  # of the passages; a word that more of them hold tells nothing, where others do
 MOST_TERMS = 64  # of a question, that are looked up
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
 WORD = re.compile(r"\w+")
@@ -90,12 +94,16 @@ def sentences(text: str) -> Iterator[str]:
 class PassageRanker:
     """Orders passages by how well they answer a question; every method may be called from any
     thread.
+
+    What a passage means is computed when nobody waits (`settle`), since that takes longer than
+    reading a prompt; until then its words speak for it.
     """
 
     def __init__(self, embedder: Callable[[], TextEmbedder | None] = lambda: None) -> None:
-        """`embedder`: asked at each ranking; None where there is none, and words alone decide."""
+        """`embedder`: None where there is none, and words alone decide."""
         self._embedder = embedder
         self._vectors: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._pending: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def rank(self, questions: Sequence[str], passages: Sequence[str]) -> list[int]:
@@ -105,37 +113,50 @@ class PassageRanker:
             questions: what is asked; the first is the question itself, others (what was said before
                 it, what stands around it) only help.
         """
-        orders = [order for question in questions for order in self._orders(question, passages)]
         score = np.zeros(len(passages))
-        for order in orders:
-            score[order] += 1 / (RANK_CONSTANT + 1 + np.arange(len(order)))
+        places, vectors = self._known(passages)
+        for question in questions:
+            orders = [by_words(question, passages)]
+            if len(places) and (embedder := self._embedder()) is not None:
+                near = vectors @ embedder.embed([question])[0]
+                orders.append(places[np.argsort(-near, kind="stable")])
+            for order in orders:
+                score[order] += 1 / (RANK_CONSTANT + 1 + np.arange(len(order)))
         return [int(place) for place in np.argsort(-score, kind="stable")]
 
-    def _orders(self, question: str, passages: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
-        """Places by BM25 (those that share a word), then by meaning (all)."""
-        yield by_words(question, passages)
-        if (vectors := self.vectors([question, *passages])) is not None:
-            yield np.argsort(-(vectors[1:] @ vectors[0]), kind="stable")
-
-    def vectors(self, texts: Sequence[str]) -> Vectors | None:
-        """Unit vectors of texts [N, D]; None without an embedding model. Each text is read once."""
-        if (embedder := self._embedder()) is None:
-            return None
-        names = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in texts]
+    def settle(self) -> bool:
+        """Compute what some passages mean that were ranked by their words; False: none waits."""
         with self._lock:
-            new = {
-                name: text
-                for name, text in zip(names, texts, strict=True)
-                if name not in self._vectors
-            }
-            for name, vector in zip(new, embedder.embed([*new.values()]), strict=True):
+            batch = dict(islice(self._pending.items(), SETTLED))
+        if not batch:
+            return False
+        if (embedder := self._embedder()) is None:
+            self._pending.clear()
+            return False
+        vectors = embedder.embed([*batch.values()])
+        with self._lock:
+            for name, vector in zip(batch, vectors, strict=True):
                 self._vectors[name] = vector
-            for name in names:
-                self._vectors.move_to_end(name)
-            found = np.stack([self._vectors[name] for name in names])
+                self._pending.pop(name, None)
             while len(self._vectors) > MOST_VECTORS:
                 self._vectors.popitem(last=False)
-        return found
+        return True
+
+    def _known(self, passages: Sequence[str]) -> tuple[npt.NDArray[np.int64], Vectors]:
+        """Places of the passages whose vectors are known, [K], and those, [K, D]; the others wait
+        for `settle`.
+        """
+        found: dict[int, Vectors] = {}
+        with self._lock:
+            for place, text in enumerate(passages):
+                name = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+                if (vector := self._vectors.get(name)) is not None:
+                    self._vectors.move_to_end(name)
+                    found[place] = vector
+                elif len(self._pending) < MOST_VECTORS:
+                    self._pending[name] = text
+        vectors = np.stack([*found.values()]) if found else np.empty((0, 0), np.float32)
+        return np.array([*found], np.int64), vectors
 
 
 def by_words(question: str, passages: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -146,10 +167,21 @@ def by_words(question: str, passages: Sequence[str]) -> npt.NDArray[np.int64]:
     with sqlite3.connect(":memory:") as index:
         index.execute("CREATE VIRTUAL TABLE passage USING fts5(text, tokenize='porter unicode61')")
         index.executemany("INSERT INTO passage(rowid, text) VALUES (?, ?)", enumerate(passages))
-        wanted = " OR ".join(f'"{term}"' for term in terms)
+        told = [
+            term for term in terms if 0 < holding(index, term) <= max(2, COMMON * len(passages))
+        ]
+        wanted = " OR ".join(f'"{term}"' for term in told or terms)
         rows = index.execute(
             "SELECT rowid FROM passage WHERE passage MATCH ? ORDER BY rank, rowid", (wanted,)
         )
         found = np.array([row for (row,) in rows], np.int64)
     index.close()
     return found
+
+
+def holding(index: sqlite3.Connection, term: str) -> int:
+    """How many passages hold a word."""
+    (count,) = index.execute(
+        "SELECT count(*) FROM passage WHERE passage MATCH ?", (f'"{term}"',)
+    ).fetchone()
+    return int(count)

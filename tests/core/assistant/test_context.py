@@ -1,15 +1,17 @@
 """A conversation of any length fits, and what bears on its question is in the prompt."""
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.assistant.context import GAP, ContextWindow, Message, turns
+from quietchoir.core.assistant.idle import IdleThread
 from quietchoir.core.assistant.passages import PassageRanker, split_passages
 from quietchoir.core.errors import RequestError
 from quietchoir.core.toolcall import ToolCall
@@ -127,6 +129,7 @@ def test_a_huge_tool_result_is_excerpted_for_the_question() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=25), st.integers(90, 300))
+@settings(deadline=None)
 def test_whatever_its_lengths_it_fits_and_roles_take_turns(lengths: list[int], budget: int) -> None:
     messages = [SYSTEM]
     for number, length in enumerate(lengths):
@@ -214,19 +217,44 @@ class Synonyms:
         return np.array([[float(yes), float(not yes)] for yes in about], np.float32)
 
 
-def test_meaning_finds_what_shares_no_word_and_each_text_is_embedded_once() -> None:
-    tokenizer = WordTokenizer()
-    embedder = Synonyms()
-    context = ContextWindow(tokenizer.encode, PassageRanker(lambda: embedder))
+def test_meaning_finds_what_shares_no_word_once_it_was_computed_and_each_text_is_read_once() -> (
+    None
+):
+    embedder, tokenizer = Synonyms(), WordTokenizer()
+    ranker = PassageRanker(lambda: embedder)
+    context = ContextWindow(tokenizer.encode, ranker)
     messages = [*talk(10), Message("user", FACT), Message("assistant", "Noted."), *talk(30)]
     question = Message("user", "I locked myself out!")
-    context.fit([*messages, question], tokenizer, 120)
-    assert FACT in text([dict(one) for one in tokenizer.last_messages])
-    first = len(embedder.read)
-    context.fit(
-        [*messages, question, Message("assistant", "ok"), Message("user", "And now?")],
-        tokenizer,
-        120,
-    )
-    assert len(embedder.read) <= first + 4
+
+    def is_shown() -> bool:
+        context.fit([*messages, question], tokenizer, 120)
+        return FACT in text([dict(one) for one in tokenizer.last_messages])
+
+    assert not is_shown() and embedder.read == []  # nobody waits for it
+    while ranker.settle():
+        pass
+    read = len(embedder.read)
+    assert is_shown()
+    assert not ranker.settle()
+    assert len(embedder.read) == read + 2  # the question, alone and with what was said before it
     assert len(set(embedder.read)) == len(embedder.read)
+
+
+def test_work_waits_until_nobody_does_and_a_failure_ends_nothing() -> None:
+    busy, done = threading.Event(), threading.Event()
+    busy.set()
+
+    def fails() -> bool:
+        raise RuntimeError("a disk is full")
+
+    def works() -> bool:
+        assert not busy.is_set()
+        done.set()
+        return False
+
+    quiet = IdleThread(lambda: not busy.is_set(), [fails, works])
+    quiet.start()
+    busy.clear()
+    assert done.wait(30)
+    quiet.stop()
+    assert "quietchoir-idle" not in [thread.name for thread in threading.enumerate()]
