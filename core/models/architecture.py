@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelError
+
 # In the order in which every list of ours names them.
 PROJECTIONS = (
     "self_attn.q_proj",
@@ -25,6 +27,7 @@ ATTENTION_PROJECTIONS = PROJECTIONS[:4]
 QKV = PROJECTIONS[:3]
 ROPE_PROJECTIONS = PROJECTIONS[:2]  # whose rows rope turns
 GATE_UP = PROJECTIONS[4:6]
+MLP_PROJECTIONS = PROJECTIONS[4:]
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # behind a projection's name, as PEFT writes
 
 # Larger than any model that this code could hold; a file that claims more is damaged or hostile.
@@ -38,6 +41,7 @@ LIMITS = {
     "vocab_size": 1 << 22,
     "context_length": 1 << 30,
 }
+MAX_EXPERTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ class Architecture:
     family: str  # a key of families.FAMILIES
     num_layers: int
     hidden_size: int  # D, of the residual stream
-    intermediate_size: int  # F
+    intermediate_size: int  # F; of a mixture, that of one expert
     num_heads: int  # H, of queries
     num_kv_heads: int  # KV, of keys and values; H is a multiple of it
     head_dim: int
@@ -73,6 +77,20 @@ class Architecture:
     # cosines and sines are multiplied by it in those layers (Phi-3's long rope)
     rope_magnitude: float = 1.0
     attention_scale: float = 0.0  # of q·k; 0.0 = 1/sqrt(head_dim)
+    # the first numbers of each head that rope turns; 0 = all of them (Phi-4-mini)
+    rope_dim: int = 0
+    # a feed-forward of so many experts, of which each row takes some; 0 = one for all (Mixtral)
+    num_experts: int = 0
+    experts_per_token: int = 0
+    # the shares of a row's experts add up to 1; else they are as the softmax over all has them
+    expert_norm: bool = True
+    # norms before attention and before the MLP; without them there are `post_norms` (OLMo 2)
+    pre_norms: bool = True
+    # `qk_norm` is over all heads of a row at once (OLMo 2)
+    wide_qk_norm: bool = False
+    # what attention and MLP add is multiplied by it (Granite)
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0  # of the logits (Granite)
 
     def window(self, layer: int) -> int:
         """How many rows a row of this layer sees, itself included; 0 = all before it."""
@@ -86,14 +104,19 @@ class Architecture:
         """What q·k is multiplied by before the softmax."""
         return self.attention_scale or self.head_dim**-0.5
 
+    @property
+    def turned(self) -> int:
+        """How many numbers of each head rope turns, the first ones."""
+        return self.rope_dim or self.head_dim
+
     def inv_freq(self, layer: int) -> NDArray[np.float32]:
-        """By how much a position turns pair i of each head in this layer, [head_dim / 2]; empty
+        """By how much a position turns pair i of each head in this layer, [turned / 2]; empty
         = no rope.
         """
         rope = self.rope_base(layer)
         if rope == 0.0:
             return np.empty(0, np.float32)
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        exponents = np.arange(0, self.turned, 2, dtype=np.float32) / np.float32(self.turned)
         # The power to its last bit, as torch's own comes; numpy's in float32 may miss it by one.
         powers = np.power(np.float64(rope), exponents.astype(np.float64)).astype(np.float32)
         plain: NDArray[np.float32] = np.float32(1) / powers
@@ -111,8 +134,10 @@ class Architecture:
 
         With `post_norms`, "post_attention_layernorm" stands after attention and
         "pre_feedforward_layernorm" before the MLP; without, "post_attention_layernorm" is the one
-        before the MLP.
+        before the MLP. Without `pre_norms` there are those behind alone.
         """
+        if not self.pre_norms:
+            return ("post_attention_layernorm", "post_feedforward_layernorm")
         usual = ("input_layernorm", "post_attention_layernorm")
         return (
             (*usual, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -120,30 +145,63 @@ class Architecture:
             else usual
         )
 
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Those that each layer has once: not what the experts of a mixture have."""
+        return ATTENTION_PROJECTIONS if self.num_experts else PROJECTIONS
+
     def projection(self, name: str) -> tuple[int, int]:
-        """Rows and columns of one projection of a layer, for example of "self_attn.q_proj"."""
+        """Rows and columns of one projection of a layer, for example of "self_attn.q_proj".
+
+        Raises:
+            ModelError: the projection of a mixture's feed-forward: there are many.
+        """
+        if name not in self.projections:
+            raise ModelError(
+                f"{self.num_experts} experts of this {self.family} model have a {name} each, and "
+                f"adapters change what all rows share; name q_proj, k_proj, v_proj or o_proj"
+            )
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        if name in MLP_PROJECTIONS:
+            return self.expert_projection(name)
         return {
             "self_attn.q_proj": (queries, self.hidden_size),
             "self_attn.k_proj": (keys, self.hidden_size),
             "self_attn.v_proj": (keys, self.hidden_size),
             "self_attn.o_proj": (self.hidden_size, queries),
-            "mlp.gate_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.up_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
         }[name]
+
+    def expert_projection(self, name: str) -> tuple[int, int]:
+        """Rows and columns of one expert's "mlp.gate_proj", "mlp.up_proj" or "mlp.down_proj"."""
+        into = (self.intermediate_size, self.hidden_size)
+        return into[::-1] if name == "mlp.down_proj" else into
+
+    def experts(self, name: str) -> tuple[str, ...]:
+        """The names inside a layer of all experts' "mlp.gate_proj", for example."""
+        leaf = name.removeprefix("mlp.")
+        return tuple(f"mlp.experts.{expert}.{leaf}" for expert in range(self.num_experts))
 
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
         """Every tensor of one layer, under Hugging Face's name inside the layer; a vector is one
         row.
         """
         norms = {f"{name}.weight": (1, self.hidden_size) for name in self.layer_norms()}
+        shares = {"q": self.num_heads, "k": self.num_kv_heads} if self.wide_qk_norm else {}
         heads = {
-            f"self_attn.{letter}_norm.weight": (1, self.head_dim) for letter in "qk" if self.qk_norm
+            f"self_attn.{letter}_norm.weight": (1, self.head_dim * shares.get(letter, 1))
+            for letter in "qk"
+            if self.qk_norm
         }
-        matrices = {f"{name}.weight": self.projection(name) for name in PROJECTIONS}
+        matrices = {f"{name}.weight": self.projection(name) for name in self.projections}
+        if self.num_experts:
+            matrices["mlp.gate.weight"] = (self.num_experts, self.hidden_size)
+        of_experts = {
+            f"{name}.weight": self.expert_projection(kind)
+            for kind in MLP_PROJECTIONS
+            for name in self.experts(kind)
+        }
         biases = {f"{name}.bias": (1, self.projection(name)[0]) for name in self.biases}
-        return norms | heads | matrices | biases
+        return norms | heads | matrices | of_experts | biases
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Every tensor, under Hugging Face's names; the head is named also where it is the
@@ -171,7 +229,10 @@ class Architecture:
         for name, limit in LIMITS.items():
             if not 0 < getattr(self, name) <= limit:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {limit}")
-        numbers = (self.norm_eps, self.embedding_scale, self.rope_magnitude, *self.rope_factors)
+        numbers = (
+            *(self.norm_eps, self.embedding_scale, self.rope_magnitude, *self.rope_factors),
+            *(self.residual_scale, self.logit_scale),
+        )
         if (
             not all(math.isfinite(number) and number > 0 for number in numbers)
             or not 0 <= self.attention_scale < math.inf
@@ -184,10 +245,22 @@ class Architecture:
             raise ValueError(
                 f"{self.num_heads} query heads do not share {self.num_kv_heads} key heads evenly"
             )
-        if self.head_dim % 2 or len(self.rope_factors) not in (0, self.head_dim // 2):
+        if (
+            self.head_dim % 2
+            or self.turned % 2
+            or not 0 < self.turned <= self.head_dim
+            or len(self.rope_factors) not in (0, self.turned // 2)
+        ):
             raise ValueError(
-                f"rope cannot turn heads of {self.head_dim} by {len(self.rope_factors)} factors"
+                f"rope cannot turn {self.turned} of {self.head_dim} numbers of a head by "
+                f"{len(self.rope_factors)} factors"
             )
+        if not 0 <= self.num_experts <= MAX_EXPERTS or (
+            self.num_experts and not 0 < self.experts_per_token <= self.num_experts
+        ):
+            raise ValueError(f"a row takes {self.experts_per_token} of {self.num_experts} experts")
+        if not self.pre_norms and not self.post_norms:
+            raise ValueError("it has no norms")
         by_layer = (self.windows, self.rope_bases)
         if min(self.windows, default=0) < 0 or any(
             len(one) not in (0, self.num_layers) for one in by_layer

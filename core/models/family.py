@@ -26,6 +26,12 @@ GGUF_NAMES: Mapping[str, str] = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+}
+# of families that have no other norms of the width
+NORMS_BEHIND: Mapping[str, str] = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 GGUF_ENDS: Mapping[str, str] = {
     "model.embed_tokens": "token_embd",
@@ -65,6 +71,10 @@ class Family:
     hf_activation_key: str = "hidden_act"
     hf_activations: Mapping[str, str] = field(default_factory=lambda: HF_ACTIVATIONS)
     hf_attention_bias: bool = True  # whether a config's `attention_bias` is listened to
+    hf_partial_rope: bool = False  # whether a config's `partial_rotary_factor` is listened to
+    mixture: bool = False  # whether its feed-forward may be a mixture of experts
+    # parts of the names of a folder's tensors, theirs -> ours
+    hf_renamed: Mapping[str, str] = field(default_factory=dict)
 
     def in_gguf(self, ours: str) -> str:
         """The file's name of a tensor inside a layer, without its ".weight" or ".bias"."""
@@ -108,6 +118,8 @@ class Family:
         settings: dict[str, Any] = {}
         if any(architecture.windows):
             settings["attention.sliding_window"] = max(architecture.windows)
+        if architecture.rope_magnitude != 1.0:
+            settings["rope.scaling.attn_factor"] = float(architecture.rope_magnitude)
         if len(set(factors)) == 1:
             settings |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0])}
             return settings, {}

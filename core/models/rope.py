@@ -1,8 +1,8 @@
 """How a model's rope is stretched beyond the context it was first trained for.
 
 Knows the rules that files name. Knows nothing of files or layers.
-Always: a rule that is not here is refused; one that changes with the length of the text (Phi-3's)
-is kept as it is for short texts, and the context is cut to where it would change.
+Always: a rule that is not here is refused; one that changes with the length of the text (Phi-3's,
+the dynamic one) is kept as it is for short texts, and the context is cut to where it would change.
 """
 
 import math
@@ -30,7 +30,13 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": (LONG := ("factor", "attention_factor", "short_factor", "long_factor")),
     "su": LONG,
+    "dynamic": ("factor",),
+    "yarn": (
+        *("factor", "attention_factor", "beta_fast", "beta_slow", "truncate"),
+        *("mscale", "mscale_all_dim"),
+    ),
 }
+BETA_FAST, BETA_SLOW = 32.0, 1.0  # turns within the first context, where a file does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ def rope_scaling(rule: Mapping[str, Any], head_dim: int, theta: float, context: 
         return RopeScaling((number(rule, "factor"),) * (head_dim // 2))
     if kind == "llama3":
         return RopeScaling(llama3_factors(rule, head_dim, theta))
+    if kind == "dynamic":  # for texts that are no longer than the first context, plain
+        number(rule, "factor")
+        return RopeScaling(context=context)
+    if kind == "yarn":
+        return yarn(rule, head_dim, theta)
     return longrope(rule, head_dim, context)
 
 
@@ -96,6 +107,50 @@ def llama3_factors(rule: Mapping[str, Any], head_dim: int, theta: float) -> tupl
         between, (1 - blend) * frequencies / np.float32(factor) + blend * frequencies, scaled
     )
     return tuple((frequencies / scaled).tolist())
+
+
+def yarn(rule: Mapping[str, Any], head_dim: int, theta: float) -> RopeScaling:
+    """Divisors by pair: 1 for pairs that turn often within the first context, `factor` for those
+    that turn hardly, a straight line between; and larger cosines.
+
+    Source: Peng et al. 2023 (YaRN), section 3, as `transformers` computes it.
+    """
+    factor, original = number(rule, "factor"), number(rule, "original_max_position_embeddings")
+    turns = [
+        number({"beta_fast": BETA_FAST, "beta_slow": BETA_SLOW} | said(rule), key)
+        for key in ("beta_fast", "beta_slow")
+    ]
+    if theta <= 1:
+        raise ValueError(f"rope turns with base {theta}")
+    first, last = (
+        head_dim * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
+        for beta in turns
+    )
+    if rule.get("truncate") is not False:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    pairs = np.arange(head_dim // 2, dtype=np.float64)
+    slow = np.clip((pairs - first) / (last - first or 0.001), 0, 1)
+    factors = 1 / (slow / factor + 1 - slow)
+    return RopeScaling(tuple(factors.tolist()), yarn_magnitude(rule, factor))
+
+
+def yarn_magnitude(rule: Mapping[str, Any], factor: float) -> float:
+    """What cosines and sines are multiplied by."""
+    if rule.get("attention_factor") is not None:
+        return number(rule, "attention_factor")
+
+    def grown(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    if rule.get("mscale") and rule.get("mscale_all_dim"):
+        return grown(number(rule, "mscale")) / grown(number(rule, "mscale_all_dim"))
+    return grown(1.0)
+
+
+def said(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rule says: null and 0 say nothing."""
+    return {key: value for key, value in rule.items() if value}
 
 
 def longrope(rule: Mapping[str, Any], head_dim: int, context: int) -> RopeScaling:

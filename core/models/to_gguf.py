@@ -22,7 +22,7 @@ from . import generation_config
 from .architecture import ROPE_PROJECTIONS, Architecture
 from .checkpoint import from_gguf
 from .families import FAMILIES
-from .family import GGUF_ENDS
+from .family import GGUF_ENDS, Family
 from .files.gguf import GgufFile
 from .quant.quantize import quantize, stored_type
 from .quant.tensor import PLAIN, QuantTensor, plain
@@ -39,6 +39,7 @@ class TensorPlan:
 
     name: str
     parts: tuple[str, ...]  # our names, one above the other
+    stacked: bool  # the file counts them in a dimension of its own: experts
     quant_type: str
     interleaved: bool
 
@@ -94,28 +95,32 @@ def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
     tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
     for ours, theirs in GGUF_ENDS.items():
         if ours != "lm_head" or not tied:
-            yield TensorPlan(
-                f"{theirs}.weight",
-                (f"{ours}.weight",),
-                type_of(weights, f"{ours}.weight", quant_type),
-                False,
-            )
-    fused = {part: theirs for theirs, parts in family.gguf_fused.items() for part in parts}
+            name = f"{ours}.weight"
+            kind = type_of(weights, name, quant_type)
+            yield TensorPlan(f"{theirs}.weight", (name,), False, kind, False)
     for layer in range(weights.architecture.num_layers):
-        prefix = f"model.layers.{layer}."
-        for theirs, parts in family.gguf_fused.items():
-            names = tuple(f"{prefix}{part}.weight" for part in parts)
-            yield TensorPlan(
-                f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], quant_type), False
-            )
-        for ours in weights.architecture.layer_shapes():
-            module, _, suffix = ours.rpartition(".")
-            if module not in fused:
-                name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
-                turned = family.interleaved and module in ROPE_PROJECTIONS
-                yield TensorPlan(
-                    name, (prefix + ours,), type_of(weights, prefix + ours, quant_type), turned
-                )
+        yield from layer_plan(weights, family, layer, quant_type)
+
+
+def layer_plan(
+    weights: Weights, family: Family, layer: int, quant_type: str
+) -> Iterator[TensorPlan]:
+    """Every tensor of one layer."""
+    architecture, prefix = weights.architecture, f"model.layers.{layer}."
+    grouped = from_gguf.gguf_fused(family, architecture)
+    for theirs, parts in grouped.items():
+        names = tuple(f"{prefix}{part}.weight" for part in parts)
+        kind = type_of(weights, names[0], quant_type)
+        stacked = theirs not in family.gguf_fused
+        yield TensorPlan(f"blk.{layer}.{theirs}.weight", names, stacked, kind, False)
+    fused = {part for parts in grouped.values() for part in parts}
+    for ours in architecture.layer_shapes():
+        module, _, suffix = ours.rpartition(".")
+        if module not in fused:
+            name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
+            kind = type_of(weights, prefix + ours, quant_type)
+            turned = family.interleaved and module in ROPE_PROJECTIONS
+            yield TensorPlan(name, (prefix + ours,), False, kind, turned)
 
 
 def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
@@ -131,7 +136,9 @@ def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     )
     rows = whole.shape[0]
     return (
-        whole.take(from_gguf.interleave(rows, weights.architecture.head_dim))
+        whole.take(
+            from_gguf.interleave(rows, weights.architecture.head_dim, weights.architecture.turned)
+        )
         if one.interleaved
         else whole
     )
@@ -167,9 +174,19 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         "attention.key_length": architecture.head_dim,
         "attention.value_length": architecture.head_dim,
         "attention.layer_norm_rms_epsilon": float(architecture.norm_eps),
-        "rope.dimension_count": architecture.head_dim,
+        "rope.dimension_count": architecture.turned,
         "rope.freq_base": float(architecture.rope_theta),
         "vocab_size": architecture.vocab_size,
+        **(mixture(architecture) if architecture.num_experts else {}),
+    }
+
+
+def mixture(architecture: Architecture) -> dict[str, Any]:
+    """The keys of a mixture of experts."""
+    return {
+        "expert_count": architecture.num_experts,
+        "expert_used_count": architecture.experts_per_token,
+        "expert_feed_forward_length": architecture.intermediate_size,
     }
 
 
@@ -271,9 +288,10 @@ def write(
     for one in plans:
         rows = sum(weights.tensors[name].shape[0] for name in one.parts)
         columns = weights.tensors[one.parts[0]].shape[1]
-        announce(
-            writer, gguf, one.name, one.quant_type, (columns,) if rows == 1 else (rows, columns)
-        )
+        shape: tuple[int, ...] = (columns,) if rows == 1 else (rows, columns)
+        if one.stacked:
+            shape = (len(one.parts), rows // len(one.parts), columns)
+        announce(writer, gguf, one.name, one.quant_type, shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

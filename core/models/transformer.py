@@ -94,6 +94,7 @@ class SelfAttention(nn.Module):
                 f"{name.removeprefix('self_attn.')[0]}_bias",
                 nn.Parameter(bias, requires_grad=False),
             )
+        self.wide_norm = architecture.wide_qk_norm
         self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
         self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
         # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
@@ -129,19 +130,27 @@ class SelfAttention(nn.Module):
         return y if bias is None else y + bias
 
     def _heads(self, letter: str, x: Tensor, norm: nn.Module | None) -> Tensor:
-        heads = self._project(letter, x).view(len(x), -1, self.head_dim)
-        return heads if norm is None else norm(heads)
+        rows = self._project(letter, x)
+        if norm is not None and self.wide_norm:
+            rows = norm(rows)
+        heads = rows.view(len(x), -1, self.head_dim)
+        return heads if norm is None or self.wide_norm else norm(heads)
 
 
 class FeedForward(nn.Module):
     """A gated product: SwiGLU, or with Gemma's activation GeGLU."""
 
     def __init__(
-        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
+        self,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
+        prefix: str = "mlp.",
     ) -> None:
+        """`prefix`: of its matrices' names inside the layer."""
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (
-            make.linear(own[f"mlp.{name}_proj"]) for name in ("gate", "up", "down")
+            make.linear(own[f"{prefix}{name}_proj"]) for name in ("gate", "up", "down")
         )
         self.activation = ACTIVATIONS[architecture.activation]
 
@@ -151,9 +160,40 @@ class FeedForward(nn.Module):
         return out
 
 
+class ExpertFeedForward(nn.Module):
+    """Many feed-forwards, of which each row takes the few that a router scores highest, by their
+    shares.
+
+    Source: Shazeer et al. 2017; shares as Mixtral's and Qwen3's, a softmax over all experts.
+    """
+
+    def __init__(
+        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
+    ) -> None:
+        super().__init__()
+        self.gate = make.linear(own["mlp.gate"])
+        self.experts = nn.ModuleList(
+            FeedForward(architecture, own, make, f"mlp.experts.{expert}.")
+            for expert in range(architecture.num_experts)
+        )
+        self.taken, self.norm = architecture.experts_per_token, architecture.expert_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        shares, chosen = self.gate(x).float().softmax(-1).topk(self.taken)  # [N, taken] each
+        if self.norm:
+            shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            rows, place = (chosen == expert).nonzero(as_tuple=True)
+            share = shares[rows, place, None].to(x.dtype)
+            out = out.index_add(0, rows, self.experts[expert](x[rows]) * share)
+        return out
+
+
 class DecoderLayer(nn.Module):
     """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it
-    adds as well.
+    adds as well, OLMo 2 that alone.
     """
 
     input_layernorm: RMSNorm
@@ -170,32 +210,38 @@ class DecoderLayer(nn.Module):
             if name.startswith(prefix)
         }
         self.layer, self.post_norms = layer, architecture.post_norms
+        self.pre_norms, self.scale = architecture.pre_norms, architecture.residual_scale
         for name in architecture.layer_norms():
             setattr(self, name, make.norm(own[name]))
         self.self_attn = SelfAttention(layer, architecture, own, make)
-        self.mlp = FeedForward(architecture, own, make)
+        mlp = ExpertFeedForward if architecture.num_experts else FeedForward
+        self.mlp = mlp(architecture, own, make)
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What attention sees of the rows, [N, D] -> [N, D]."""
+        out: Tensor = self.input_layernorm(x) if self.pre_norms else x
+        return out
 
     def attention_residual(self, mixed: Tensor) -> Tensor:
         """What the attention's output [N, D] adds."""
-        out: Tensor = self.post_attention_layernorm(mixed) if self.post_norms else mixed
-        return out
+        return self._scaled(self.post_attention_layernorm(mixed) if self.post_norms else mixed)
 
     def mlp_residual(self, x: Tensor) -> Tensor:
         """What the feed-forward adds, [N, D] -> [N, D]."""
-        if self.post_norms:
-            out: Tensor = self.post_feedforward_layernorm(
-                self.mlp(self.pre_feedforward_layernorm(x))
-            )
-        else:
-            out = self.mlp(self.post_attention_layernorm(x))
-        return out
+        if not self.post_norms:
+            return self._scaled(self.mlp(self.post_attention_layernorm(x)))
+        seen = self.pre_feedforward_layernorm(x) if self.pre_norms else x
+        return self._scaled(self.post_feedforward_layernorm(self.mlp(seen)))
 
     def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
         x = x + self.attention_residual(
-            self.self_attn(self.input_layernorm(x), rope[self.layer], attention)
+            self.self_attn(self.attention_input(x), rope[self.layer], attention)
         )
         return x + self.mlp_residual(x)
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        return added if self.scale == 1.0 else added * self.scale
 
 
 class Decoder(nn.Module):
@@ -275,7 +321,8 @@ class Transformer(nn.Module):
                 f"this slice has no head"
             )
         out: Tensor = self.lm_head(self.model.norm(x))
-        return out
+        scale = self.architecture.logit_scale
+        return out if scale == 1.0 else out * scale
 
     def rope_tables(self, positions: Tensor, dtype: torch.dtype) -> RopeTables:
         """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of
@@ -299,7 +346,8 @@ class Transformer(nn.Module):
 
 
 def apply_rope(x: Tensor, rope: CosSin | None) -> Tensor:
-    """Rope in half-split order: [N, heads, hd] -> same; without a rope x itself.
+    """Rope in half-split order: [N, heads, hd] -> same; without a rope x itself. Numbers of a head
+    beyond those that the rope has cosines for stay as they are.
 
     Source: Su et al. 2021 (RoFormer), equation 34; halves paired as Hugging Face's Llama pairs
     them.
@@ -307,5 +355,7 @@ def apply_rope(x: Tensor, rope: CosSin | None) -> Tensor:
     if rope is None:
         return x
     cosine, sine = rope
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    half = cosine.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)

@@ -84,7 +84,8 @@ class UpperLayers:
         for layer in lower:
             x = layer(x, rope, batch)
         out: Tensor = self.model.model.norm(last_layer(last, x, rope, batch))
-        return out
+        scale = self.model.architecture.logit_scale  # of logits, and the head is linear
+        return out if scale == 1.0 else out * scale
 
 
 class LoraProduct(torch.autograd.Function):
@@ -150,7 +151,7 @@ def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBa
     of M rows, [M, D].
     """
     wanted, block, cos_sin = batch.answer_rows, layer.self_attn, rope[layer.layer]
-    normed = layer.input_layernorm(x)
+    normed = layer.attention_input(x)
     q = block.queries(normed[wanted], cos_sin and (cos_sin[0][wanted], cos_sin[1][wanted]))
     # attention wants all rows
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)

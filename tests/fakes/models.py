@@ -38,6 +38,16 @@ LONG_ROPE = {
     "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
     "long_factor": [2.0 + pair for pair in range(8)],
 }
+SIX_FACTORS = {
+    "short_factor": [1.0 + 0.1 * pair for pair in range(6)],
+    "long_factor": [2.0 + pair for pair in range(6)],
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
 # Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
 # than the tests' texts.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,6 +80,50 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
     "smollm3": ("SmolLM3Config", {"tie_word_embeddings": True}),
     "phi3": ("Phi3Config", {"sliding_window": 11, "original_max_position_embeddings": 512}),
+    "phi4-mini": (
+        "Phi3Config",
+        {
+            "rope_parameters": {**LONG_ROPE, "partial_rotary_factor": 0.75} | SIX_FACTORS,
+            "original_max_position_embeddings": 128,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2-yarn": ("Qwen2Config", {"rope_parameters": YARN, "head_dim": 16}),
+    "llama-dynamic": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}},
+    ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "sliding_window": None}),
+    "qwen3moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 32,
+            "num_experts": 9,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3moe-shares": (
+        "Qwen3MoeConfig",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.0625,
+            "logits_scaling": 0.125,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "exaone4": ("Exaone4Config", {"sliding_window": 9}),
+    "exaone4-small": (
+        "Exaone4Config",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 8},
+    ),
     "phi3-long": (
         "Phi3Config",
         {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
@@ -135,8 +189,10 @@ class GgufWriter:
         "mlp.up_proj": "ffn_up",
         "mlp.gate_up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "mlp.gate": "ffn_gate_inp",
     }
-    GEMMA_NAMES: ClassVar[dict[str, str]] = {
+    # of families with norms behind attention and MLP
+    BEHIND_NAMES: ClassVar[dict[str, str]] = {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
@@ -144,9 +200,12 @@ class GgufWriter:
 
     def __init__(self, model: Any, path: Path, kind: str = "F32") -> None:
         self.model, self.config, self.kind = model, model.config, kind
-        self.family = {"mistral": "llama", "gemma3_text": "gemma3"}.get(
-            self.config.model_type, self.config.model_type
-        )
+        self.family = {
+            "mistral": "llama",
+            "mixtral": "llama",
+            "gemma3_text": "gemma3",
+            "qwen3_moe": "qwen3moe",
+        }.get(self.config.model_type, self.config.model_type)
         self.writer = gguf.GGUFWriter(path, self.family)
 
     def write(self) -> None:
@@ -186,15 +245,32 @@ class GgufWriter:
             "mistral",
             "phi3",
             "gemma3_text",
+            "exaone4",
         ):
             writer.add_sliding_window(config.sliding_window)
         if self.family == "gemma3":
             writer.add_float32("gemma3.attention.scale", config.query_pre_attn_scalar**-0.5)
+        if self.family == "granite":
+            writer.add_float32("granite.attention.scale", config.attention_multiplier)
+            writer.add_embedding_scale(config.embedding_multiplier)
+            writer.add_residual_scale(config.residual_multiplier)
+            writer.add_logit_scale(config.logits_scaling)
+        if experts := getattr(config, "num_local_experts", 0):
+            writer.add_expert_count(experts)
+            writer.add_expert_used_count(config.num_experts_per_tok)
+            if self.family == "qwen3moe":
+                writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
     def ropes(self) -> None:
         rope = self.config.rope_parameters
         rope = rope.get("full_attention", rope)
         self.writer.add_rope_freq_base(rope["rope_theta"])
+        if part := rope.get("partial_rotary_factor"):
+            self.writer.add_rope_dimension_count(int(self.head_dim * part))
+        if rope["rope_type"] == "yarn":
+            self.writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            self.writer.add_rope_scaling_factor(rope["factor"])
+            self.writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         if rope["rope_type"] == "linear":
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             self.writer.add_rope_scaling_factor(rope["factor"])
@@ -218,8 +294,11 @@ class GgufWriter:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
         if self.family == "gemma3" and name.endswith("norm.weight"):
             tensor = tensor + 1
+        if ".experts." in name:
+            self.experts(name, tensor)
+            return
         module, _, suffix = name.rpartition(".")
-        if self.family in ("llama", "smollm3") and module.endswith(("q_proj", "k_proj")):
+        if self.family in ("llama", "smollm3", "granite") and module.endswith(("q_proj", "k_proj")):
             heads = tensor.shape[0] // self.head_dim
             tensor = (
                 tensor.view(heads, 2, self.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
@@ -233,7 +312,8 @@ class GgufWriter:
             theirs = ends[module]
         else:
             _, _, layer, inner = module.split(".", 3)
-            names = {**self.NAMES, **(self.GEMMA_NAMES if self.family == "gemma3" else {})}
+            behind = self.family in ("gemma3", "olmo2", "exaone4")
+            names = {**self.NAMES, **(self.BEHIND_NAMES if behind else {})}
             theirs = f"blk.{layer}.{names[inner]}"
         values = tensor.contiguous().numpy()
         if values.ndim == 1 or self.kind == "F32":
@@ -242,6 +322,15 @@ class GgufWriter:
             form = gguf.GGMLQuantizationType[self.kind]
             self.writer.add_tensor(
                 f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form
+            )
+
+    def experts(self, name: str, tensor: Tensor) -> None:
+        """A matrix of all experts, [experts, rows, columns], or two of them one above the other."""
+        layer, kind = name.split(".")[2], name.rpartition(".")[2]
+        kinds = ("gate", "up") if kind == "gate_up_proj" else ("down",)
+        for own, values in zip(kinds, tensor.chunk(len(kinds), dim=1), strict=True):
+            self.writer.add_tensor(
+                f"blk.{layer}.ffn_{own}_exps.weight", values.contiguous().numpy()
             )
 
 

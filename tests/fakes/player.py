@@ -71,6 +71,9 @@ class Tiny:
     normed: bool = False  # norms of queries and keys, and behind attention and feed-forward
     biased: bool = False
     threads: int = 2
+    rope_dim: int = 0
+    experts: int = 0
+    wide_norms: bool = False
 
     def rows_columns(self, role: str) -> tuple[int, int]:
         """Of one matrix."""
@@ -83,11 +86,27 @@ class Tiny:
             "gate": (self.ffn, self.hidden_size),
             "up": (self.ffn, self.hidden_size),
             "down": (self.hidden_size, self.ffn),
+            "router": (self.experts, self.hidden_size),
         }[role]
+
+    def roles(self, kinds: tuple[str, ...]) -> list[tuple[int, str, str]]:
+        """Number, name and kind of each matrix of a layer; a mixture's experts are of kinds by
+        role, too.
+        """
+        named = list(zip(range(len(ROLES)), ROLES, kinds, strict=True))
+        if not self.experts:
+            return named
+        router = len(ROLES)
+        ours = [
+            (router + 1 + 3 * expert + place, name, kind)
+            for expert in range(self.experts)
+            for place, (_, name, kind) in enumerate(named[4:])
+        ]
+        return [*named[:4], (router, "router", "F32"), *ours]
 
     def record(self, tape: Tape, rng: np.random.Generator) -> None:
         """Put the whole model on a tape."""
-        layers, half = len(self.kinds), self.head_dim // 2
+        layers = len(self.kinds)
         numbers = (
             layers,
             self.hidden_size,
@@ -98,13 +117,17 @@ class Tiny:
             self.vocab_size,
             self.blocks,
         )
+        half = (self.rope_dim or self.head_dim) // 2
         frequencies = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
         windows = np.array([0] * (layers - 1) + [self.window], dtype=np.int32)
-        scales = np.array([1e-5, 1.0, self.head_dim**-0.5], dtype=np.float32)
+        scales = np.array([1e-5, 1.0, self.head_dim**-0.5, 0.5, 2.0], dtype=np.float32)
         ropes = np.zeros(layers, dtype=np.int32)
         tape.add(
             MODEL,
-            (self.threads, *numbers, 1, self.activation),
+            (
+                *(self.threads, *numbers, 1, self.activation, self.rope_dim or self.head_dim),
+                *(self.experts, min(self.experts, 2), 1, self.wide_norms),
+            ),
             scales,
             frequencies,
             np.ones(1, np.float32),
@@ -112,7 +135,7 @@ class Tiny:
             ropes,
         )
         for layer, kinds in enumerate(self.kinds):
-            for role, (name, kind) in enumerate(zip(ROLES, kinds, strict=True)):
+            for role, name, kind in self.roles(kinds):
                 rows, columns = self.rows_columns(name)
                 tape.add(
                     MATRIX,
@@ -144,8 +167,8 @@ class Tiny:
         """Which vectors a layer has, and their sizes."""
         plain = [(ATTENTION_NORM, self.hidden_size), (MLP_NORM, self.hidden_size)]
         further = [
-            (QUERY_NORM, self.head_dim),
-            (KEY_NORM, self.head_dim),
+            (QUERY_NORM, self.head_dim * (self.num_heads if self.wide_norms else 1)),
+            (KEY_NORM, self.head_dim * (self.num_kv_heads if self.wide_norms else 1)),
             (AFTER_ATTENTION, self.hidden_size),
             (AFTER_MLP, self.hidden_size),
         ]

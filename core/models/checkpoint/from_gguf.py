@@ -12,24 +12,26 @@ written in the file.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError
-from ..architecture import ROPE_PROJECTIONS, Architecture
+from ..architecture import MLP_PROJECTIONS, ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
-from ..family import GGUF_ENDS, Family
+from ..family import GGUF_ENDS, GGUF_NAMES, Family
 from ..files.gguf import GgufFile
 from ..files.settings import GgufSettings
 from ..files.tensor_map import TensorMap
 from ..quant.tensor import QuantTensor
-from ..rope import RopeScaling, longrope_magnitude, rope_scaling
+from ..rope import BETA_FAST, BETA_SLOW, RopeScaling, longrope_magnitude, rope_scaling
 
 # Below "FAMILY.", all that a file may say: what is read here, and what changes no logit. What is
 # not here, nor among what its family reads, may mean anything.
 READ = (
-    *("block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count"),
+    *("block_count", "context_length", "embedding_length", "feed_forward_length"),
+    *("expert_count", "expert_used_count", "expert_feed_forward_length"),
     *("attention.head_count", "attention.head_count_kv"),
     *("attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.scale"),
@@ -37,8 +39,9 @@ READ = (
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
     *("rope.scaling.attn_factor", "rope.scaling.finetuned"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
-HARMLESS = ("vocab_size", "tensor_data_layout", "expert_used_count", "pooling_type")
+HARMLESS = ("vocab_size", "tensor_data_layout", "pooling_type")
 NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what is so anyway
     "attention.causal": (True,),
     "use_parallel_residual": (False,),
@@ -109,12 +112,15 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
     heads, width = settings.size("attention.head_count"), settings.size("embedding_length")
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
     theta, context = settings.real("rope.freq_base", 10000.0), settings.size("context_length")
-    stretched = read_rope_scaling(settings, head_dim, theta, context)
+    turned = settings.size("rope.dimension_count", head_dim)
+    stretched = read_rope_scaling(settings, turned, theta, context)
+    experts = settings.whole("expert_count", 0)
+    ffn = settings.whole("expert_feed_forward_length", 0) if experts else 0
     return Architecture(
         family=family.name,
         num_layers=settings.size("block_count"),
         hidden_size=width,
-        intermediate_size=settings.size("feed_forward_length"),
+        intermediate_size=ffn or settings.size("feed_forward_length"),
         num_heads=heads,
         num_kv_heads=settings.size("attention.head_count_kv", heads),
         head_dim=head_dim,
@@ -124,14 +130,21 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
         context_length=min(context, stretched.context or context),
         rope_factors=stretched.rope_factors,
         rope_magnitude=stretched.rope_magnitude,
+        rope_dim=turned if turned != head_dim else 0,
+        num_experts=experts,
+        experts_per_token=settings.size("expert_used_count") if experts else 0,
         **family.traits,
     )
 
 
 def read_rope_scaling(
-    settings: GgufSettings, head_dim: int, theta: float, context: int
+    settings: GgufSettings, turned: int, theta: float, context: int
 ) -> RopeScaling:
-    """Rope's scaling: a rule in the metadata, or factors that stand among the tensors."""
+    """Rope's scaling: a rule in the metadata, or factors that stand among the tensors.
+
+    Args:
+        turned: numbers of a head that rope turns.
+    """
     file = settings.file
     kind = settings.text("rope.scaling.type", "linear")  # as llama.cpp takes it
     # its older name; 0 = none
@@ -140,26 +153,34 @@ def read_rope_scaling(
     )
     original = settings.whole("rope.scaling.original_context_length", 0)
     if short := file.tensors.get("rope_factors_short.weight"):
-        factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_dim))
+        factors = tuple(factor_row(file, "rope_factors_short.weight", short, turned))
         default = longrope_magnitude(context / original, original) if original > 0 else 1.0
         return RopeScaling(factors, settings.real("rope.scaling.attn_factor", default), original)
-    if settings.real("rope.scaling.attn_factor", 1.0) != 1.0:
-        raise ValueError("rope's cosines are multiplied by a factor of their own")
+    magnitude = settings.real("rope.scaling.attn_factor", 1.0)
     if frequencies := file.tensors.get("rope_freqs.weight"):
         if kind not in ("none", "linear") or factor != 1.0:
             raise ValueError(f"rope is scaled twice, by factors and by {kind!r:.20}")
-        return RopeScaling(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_dim)))
+        factors = tuple(factor_row(file, "rope_freqs.weight", frequencies, turned))
+        return RopeScaling(factors, magnitude)
     if kind == "none" or (kind == "linear" and factor == 1.0):
-        return RopeScaling()
-    return rope_scaling({"rope_type": kind, "factor": factor}, head_dim, theta, context)
+        return RopeScaling(rope_magnitude=magnitude)
+    rule: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        rule |= {
+            "original_max_position_embeddings": original or context,
+            "beta_fast": settings.real("rope.scaling.yarn_beta_fast", BETA_FAST),
+            "beta_slow": settings.real("rope.scaling.yarn_beta_slow", BETA_SLOW),
+        }
+    scaling = rope_scaling(rule, turned, theta, context)
+    return replace(scaling, rope_magnitude=scaling.rope_magnitude * magnitude)
 
 
-def factor_row(file: GgufFile, name: str, blocks: QuantTensor, head_dim: int) -> list[float]:
+def factor_row(file: GgufFile, name: str, blocks: QuantTensor, turned: int) -> list[float]:
     """A tensor of divisors, one a pair."""
-    if blocks.shape != (1, head_dim // 2) or blocks.quant_type not in ("F32", "F16", "BF16"):
+    if blocks.shape != (1, turned // 2) or blocks.quant_type not in ("F32", "F16", "BF16"):
         raise ModelFileError(
             f"{file.path}: {name} is {blocks.quant_type} {blocks.shape}, expected "
-            f"(1, {head_dim // 2}); get it again"
+            f"(1, {turned // 2}); get it again"
         )
     row: list[float] = blocks.vector().tolist()
     return row
@@ -182,12 +203,10 @@ def refuse_unsupported(settings: GgufSettings, architecture: Architecture) -> No
     scale = settings.real("attention.scale", 0.0)
     if scale and not math.isclose(scale, architecture.scale(), rel_tol=1e-4):
         raise ValueError(f"its attention is scaled by {scale:.4g}")
-    if settings.whole("rope.dimension_count", size) != size:
-        raise ValueError("rope turns only part of a head")
+    if architecture.num_experts and not FAMILIES[architecture.family].mixture:
+        raise ValueError("it is a mixture of experts")
     if settings.whole("attention.value_length", size) != size:
         raise ValueError("keys and values differ in size")
-    if settings.whole("expert_count", 0):
-        raise ValueError("it is a mixture of experts")
     if any(settings.real(f"{of}_logit_softcapping", 0.0) for of in ("attn", "final")):
         raise ValueError("its logits are capped")
 
@@ -203,27 +222,31 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantT
     tensors = TensorMap(file.path, file.tensors, family.name)
     for read_already in ROPE_TENSORS:
         tensors.drop(read_already)
-    shapes = architecture.shapes()
+    shapes, own = architecture.shapes(), architecture.layer_shapes()
+    fused = gguf_fused(family, architecture)
     named = {
         f"{ours}.weight": tensors.take(f"{theirs}.weight", shapes[f"{ours}.weight"])
         for ours, theirs in ends(tensors).items()
     }
     named.setdefault("lm_head.weight", named["model.embed_tokens.weight"])
     for layer in range(architecture.num_layers):
-        for theirs, parts in family.gguf_fused.items():
-            expected = [architecture.projection(part) for part in parts]
+        for theirs, parts in fused.items():
+            expected = [own[f"{part}.weight"] for part in parts]
             for part, blocks in zip(
                 parts, tensors.split(f"blk.{layer}.{theirs}.weight", expected), strict=True
             ):
                 named[f"model.layers.{layer}.{part}.weight"] = blocks
-        for ours, expected_shape in architecture.layer_shapes().items():
+        for ours, expected_shape in own.items():
             if f"model.layers.{layer}.{ours}" not in named:
                 module, _, kind = ours.rpartition(".")
                 blocks = tensors.take(
                     f"blk.{layer}.{family.in_gguf(module)}.{kind}", expected_shape
                 )
                 if family.interleaved and module in ROPE_PROJECTIONS:
-                    blocks = blocks.take(half_split(expected_shape[0], architecture.head_dim))
+                    order = half_split(
+                        expected_shape[0], architecture.head_dim, architecture.turned
+                    )
+                    blocks = blocks.take(order)
                 named[f"model.layers.{layer}.{ours}"] = blocks
     tensors.finish()
     return named
@@ -238,13 +261,27 @@ def ends(tensors: TensorMap) -> dict[str, str]:
     }
 
 
-def half_split(rows: int, head_dim: int) -> NDArray[np.int64]:
+def gguf_fused(family: Family, architecture: Architecture) -> dict[str, tuple[str, ...]]:
+    """The file's tensors of a layer that hold several of ours one above the other."""
+    of_experts = {
+        f"{GGUF_NAMES[name]}_exps": architecture.experts(name) for name in MLP_PROJECTIONS
+    }
+    return {**family.gguf_fused, **(of_experts if architecture.num_experts else {})}
+
+
+def half_split(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
     """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves,
     [rows].
+
+    Args:
+        turned: numbers of a head that rope turns, the first ones; 0 = all.
     """
-    return np.arange(rows).reshape(-1, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
+    heads = np.arange(rows).reshape(-1, head_dim)
+    pairs, rest = heads[:, : turned or head_dim], heads[:, turned or head_dim :]
+    halves = pairs.reshape(len(heads), -1, 2).transpose(0, 2, 1).reshape(len(heads), -1)
+    return np.concatenate([halves, rest], axis=1).reshape(-1)
 
 
-def interleave(rows: int, head_dim: int) -> NDArray[np.int64]:
+def interleave(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
     """The inverse of `half_split`."""
-    return half_split(rows, head_dim).argsort()
+    return half_split(rows, head_dim, turned).argsort()

@@ -20,6 +20,7 @@ from ..files.tensor_map import TensorMap
 from ..quant.tensor import QuantTensor, plain
 from ..rope import rope_scaling
 
+EXPERTS = ("num_local_experts", "num_experts")
 TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
 
 
@@ -88,7 +89,19 @@ def sizes(settings: HfSettings, family: Family) -> Architecture:
         norm_eps=settings.real("rms_norm_eps"),
         **traits,
         **rope(settings, family, head_dim),
+        **experts(settings, family),
     )
+
+
+def experts(settings: HfSettings, family: Family) -> dict[str, Any]:
+    """How many experts there are, and how many a row takes."""
+    named = [key for key in EXPERTS if settings.get(key)]
+    if not named or not family.mixture:
+        return {}
+    return {
+        "num_experts": settings.size(named[0]),
+        "experts_per_token": settings.size("num_experts_per_tok"),
+    }
 
 
 def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
@@ -100,13 +113,15 @@ def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
     rule = {**settings.rule("rope_scaling"), **family.hf_rope(settings)}
     context = settings.size("max_position_embeddings")
     theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
-    part = rule.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
-    if float(part) != 1.0:
+    part = float(rule.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0)
+    if part != 1.0 and not (family.hf_partial_rope and 0 < part < 1):
         raise ValueError("rope turns only part of a head")
+    turned = int(head_dim * part)
     original = "original_max_position_embeddings"
     rule[original] = settings.get(original) or rule.get(original) or context
-    stretched = rope_scaling(rule, head_dim, theta, context)
+    stretched = rope_scaling(rule, turned, theta, context)
     return {
+        "rope_dim": turned if turned != head_dim else 0,
         "rope_theta": theta,
         "rope_factors": stretched.rope_factors,
         "rope_magnitude": stretched.rope_magnitude,
@@ -125,7 +140,7 @@ def refuse_unsupported(settings: HfSettings, family: Family) -> None:
         "attn_logit_softcapping": "its attention is capped",
         "use_bidirectional_attention": "its rows see later rows",
         "quantization_config": "it is quantised in a way of its own",
-        "num_local_experts": "it is a mixture of experts",
+        **dict.fromkeys(() if family.mixture else EXPERTS, "it is a mixture of experts"),
     }.items():
         if settings.get(key):
             raise ValueError(said)
@@ -168,6 +183,8 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
 
 def unwrapped(name: str, family: Family) -> str:
     """The name that a tensor of the language model has where it stands alone."""
+    for theirs, ours in family.hf_renamed.items():
+        name = name.replace(theirs, ours)
     for prefix, instead in family.hf_prefixes.items():
         if name.startswith(prefix):
             return instead + name.removeprefix(prefix)

@@ -1,6 +1,7 @@
-"""Llama 2 and 3, SmolLM2; Mistral, whose GGUF files call it llama.
+"""Llama 2 and 3, SmolLM2; Mistral and its mixture of experts, Mixtral, whose GGUF files call them
+llama.
 
-Not covered: Llama 4, mixtures of experts (Mixtral).
+Not covered: Llama 4; GGUF files of Mixtral with a tensor for each expert, as the first ones had.
 """
 
 from typing import Any
@@ -31,6 +32,19 @@ FAMILY = Llama(
     hf_defaults={
         "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "rope_theta": 10000.0},
         "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096},
+        "mixtral": {
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
     },
     interleaved=True,
+    mixture=True,
+    hf_renamed={
+        ".block_sparse_moe.": ".mlp.",
+        ".w1.weight": ".gate_proj.weight",
+        ".w2.weight": ".down_proj.weight",
+        ".w3.weight": ".up_proj.weight",
+    },
 )

@@ -1,8 +1,9 @@
 """Phi-3: fused matrices (taken apart as views), a window for all layers, long rope as it is for
 short texts.
 
-Not covered: long rope's factors for long texts (the context is cut to where they would begin);
-Phi-4-mini, which turns a part of each head.
+Phi-4-mini besides: rope turns three quarters of each head.
+
+Not covered: long rope's factors for long texts (the context is cut to where they would begin).
 """
 
 from typing import Any
@@ -56,4 +57,5 @@ FAMILY = Phi3(
     hf_fused={"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP},
     gguf_keeps_space=("<unk>", "<s>", "<|endoftext|>"),
     hf_attention_bias=False,
+    hf_partial_rope=True,
 )

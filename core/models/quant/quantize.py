@@ -20,15 +20,16 @@ SLAB_ROWS = 4096  # rows worked on at a time, so that the float32 copy stays sma
 # tenth (tests/core/models/checkpoint/test_to_gguf.py).
 STEPS = tuple(-(8 + 0.1 * step) for step in (0, *range(-9, 0), *range(1, 10)))
 # kept at 8 bits: at 4 SmolLM2's perplexity rises by 0.9
+ROUTER = ".mlp.gate.weight"  # it decides, and is small
 ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def stored_type(name: str, shape: tuple[int, int], quant_type: str) -> str:
-    """The type of one tensor of a model: vectors stay float32, the network's ends 8 bits at
-    least, odd widths float16.
+    """The type of one tensor of a model: vectors and routers to experts stay float32, the network's
+    ends 8 bits at least, odd widths float16.
     """
     rows, columns = shape
-    if rows == 1:
+    if rows == 1 or name.endswith(ROUTER):
         return "F32"
     if quant_type in ("Q4_0", "Q8_0") and columns % GROUP:
         return "F16"

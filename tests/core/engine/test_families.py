@@ -35,7 +35,11 @@ def oracle(network: Transformer, tokens: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma3", "mistral", "qwen2-windowed", "qwen3", "smollm3", "phi3-long"]
+    "name",
+    [
+        *("gemma3", "mistral", "qwen2-windowed", "qwen3", "smollm3", "phi3-long", "phi4-mini"),
+        *("mixtral", "granite", "olmo2", "exaone4"),
+    ],
 )
 def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(
     name: str, tmp_path: Path

@@ -14,6 +14,7 @@ from quietchoir.core.models.rope import RopeScaling, rope_scaling
 from .conftest import HEAD_SIZE, WriteModel
 
 LINEAR = RopeScaling((4.0,) * 8)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -31,6 +32,8 @@ LLAMA3 = {
         ({"factor": 4, "rope_type": None, "short_factor": None}, LINEAR),
         ({"type": "linear", "factor": 4.0}, LINEAR),
         ({"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 64}, LINEAR),
+        # the context is cut to what is not stretched
+        ({"rope_type": "dynamic", "factor": 2.0}, RopeScaling(context=512)),
     ],
 )
 def test_a_table_means_what_transformers_takes_it_for(
@@ -42,7 +45,10 @@ def test_a_table_means_what_transformers_takes_it_for(
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ({"rope_type": "dynamic", "factor": 2.0}, "scaled by the rule 'dynamic'"),
+        ({"rope_type": "proportional", "factor": 2.0}, "scaled by the rule 'proportional'"),
+        ({"rope_type": "dynamic"}, "rope's factor is None"),
+        ({**YARN, "long_factor": [1.0]}, "'yarn' has the setting 'long_factor'"),
+        ({**YARN, "beta_fast": True}, "rope's beta_fast is True"),
         ({"type": "mrope", "mrope_section": [4, 2, 2]}, "scaled by the rule 'mrope'"),
         ({"rope_type": ["linear"], "factor": 2.0}, r"scaled by the rule \['linear'\]"),
         ({"mrope_section": [4, 2, 2]}, "'default' has the setting 'mrope_section'"),
@@ -94,17 +100,33 @@ def test_a_gguf_files_settings_mean_what_llama_cpp_takes_them_for(
     assert from_gguf.read_architecture(gguf.read(path)).rope_factors == expected
 
 
+def test_a_gguf_files_factor_of_cosines_is_read_with_and_without_yarn(
+    write_model: WriteModel,
+) -> None:
+    yarn = {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 64}
+    own = rope_scaling(YARN, HEAD_SIZE, 10000.0, 512)
+    assert own.rope_magnitude > 1.1
+    for metadata, factors, magnitude in (
+        ({}, (), 1.2),
+        (yarn, own.rope_factors, 1.2 * own.rope_magnitude),
+    ):
+        said = {**metadata, "scaling.attn_factor": 1.2}
+        path = write_model(metadata={f"llama.rope.{key}": value for key, value in said.items()})
+        found = from_gguf.read_architecture(gguf.read(path))
+        assert found.rope_factors == factors
+        assert found.rope_magnitude == pytest.approx(magnitude)
+
+
 @pytest.mark.parametrize(
     ("metadata", "sentence"),
     [
-        ({"scaling.type": "yarn", "scaling.factor": 4.0}, "scaled by the rule 'yarn'"),
+        ({"scaling.type": "ntk", "scaling.factor": 4.0}, "scaled by the rule 'ntk'"),
         ({"scaling.factor": -2.0}, "rope's factor is -2.0"),
         ({"dimension_sections": [4, 2, 2]}, "it has the setting llama.rope.dimension_sections"),
         (
             {"scaling.yarn_log_multiplier": 0.1},
             "it has the setting llama.rope.scaling.yarn_log_multiplier",
         ),
-        ({"scaling.attn_factor": 1.2}, "multiplied by a factor of their own"),
     ],
 )
 def test_a_gguf_file_with_a_rope_that_is_not_computed_is_refused(

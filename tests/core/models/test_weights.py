@@ -79,9 +79,13 @@ def test_an_untied_head_is_its_own_matrix(tiny_path: Path) -> None:
             {"metadata": {"llama.attention.head_count_kv": 3}},
             "4 query heads do not share 3 key heads",
         ),
-        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope is scaled"),
-        ({"metadata": {"llama.rope.dimension_count": 8}}, "rope turns only part of a head"),
-        ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"llama.rope.scaling.type": "ntk"}}, "rope is scaled"),
+        ({"metadata": {"llama.rope.dimension_count": 18}}, "cannot turn 18 of 16 numbers"),
+        ({"metadata": {"llama.expert_count": 8}}, "llama.expert_used_count is missing"),
+        (
+            {"metadata": {"llama.expert_count": 8, "llama.expert_used_count": 9}},
+            "a row takes 9 of 8 experts",
+        ),
         (
             {"shapes": {"blk.1.ffn_up.weight": None}},
             r"blk.1.ffn_up.weight is missing, expected "

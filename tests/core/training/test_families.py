@@ -22,7 +22,13 @@ from quietchoir.tests.fakes.training import VOCABULARY, ByteTokenizer, conversat
 EXAMPLES = [conversation("turn it on " * (1 + turn % 3), f"done {turn}") for turn in range(6)]
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2", "qwen3", "smollm3", "phi3-long"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gemma3", "mistral", "qwen2", "qwen3", "smollm3", "phi3-long"),
+        *("granite", "olmo2", "exaone4", "phi4-mini"),
+    ],
+)
 def test_training_sees_what_the_whole_network_computes_and_learns(
     name: str, tmp_path: Path
 ) -> None:
@@ -47,7 +53,7 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
         whole = network.layers_forward(
             network.embed(packing.input_tokens([example], 0)), alone.positions, attend
         )
-        apart.append(network.model.norm(whole)[alone.answer_rows])
+        apart.append(network.model.norm(whole)[alone.answer_rows] * architecture.logit_scale)
     torch.testing.assert_close(answers, torch.cat(apart), rtol=1e-3, atol=1e-4)
 
     first = trainer.train(

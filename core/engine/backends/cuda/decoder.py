@@ -47,11 +47,27 @@ class PromptChunk:
     position: int
 
 
+# traits that are computed as Llama has them alone
+ONLY: Mapping[str, float] = {
+    "rope_dim": 0,
+    "num_experts": 0,
+    "pre_norms": True,
+    "wide_qk_norm": False,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+}
+
+
 def unsupported(weights: Weights) -> str | None:
     """Why this model cannot run here; None if it can."""
     architecture = weights.architecture
     other = set(architecture.biases) - set(QKV)
-    return f"{min(other)} has a bias, which the CUDA runner does not add" if other else None
+    if other:
+        return f"{min(other)} has a bias, which the CUDA runner does not add"
+    for trait, plain in ONLY.items():
+        if (found := getattr(architecture, trait)) != plain:
+            return f"its {trait} is {found}, which the CUDA runner does not compute"
+    return None
 
 
 class Linear:

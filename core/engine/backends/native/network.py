@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import EngineError
-from ....models.architecture import PROJECTIONS, Architecture
+from ....models.architecture import MLP_PROJECTIONS, PROJECTIONS, Architecture
 from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...adapters import LoadedAdapter
@@ -50,6 +50,9 @@ SIZES = (
     "head_dim",
     "vocab_size",
 )  # of `Shape`, as `Architecture` has them
+MIXTURE = ("num_experts", "experts_per_token", "expert_norm")
+FACTORS = ("norm_eps", "embedding_scale", "attention_scale", "residual_scale", "logit_scale")
+ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
 LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
 
@@ -59,8 +62,10 @@ class NetworkShape(Structure):
 
     _fields_ = (
         *((name, c_int32) for name in SIZES),
-        *((name, c_int32) for name in ("blocks", "ropes", "activation")),
-        *((name, c_float) for name in ("norm_eps", "embedding_scale", "attention_scale")),
+        *((name, c_int32) for name in ("blocks", "ropes", "activation", "rope_dim")),
+        *((name, c_int32) for name in MIXTURE),
+        ("wide_norms", c_int32),
+        *((name, c_float) for name in FACTORS),
     )
 
 
@@ -101,8 +106,10 @@ class Network:
             blocks=blocks,
             ropes=len(tables),
             activation=ACTIVATIONS.index(architecture.activation),
-            norm_eps=architecture.norm_eps,
-            embedding_scale=architecture.embedding_scale,
+            rope_dim=architecture.turned,
+            **{name: int(getattr(architecture, name)) for name in MIXTURE},
+            wide_norms=architecture.wide_qk_norm,
+            **{name: getattr(architecture, name) for name in FACTORS if name != "attention_scale"},
             attention_scale=architecture.scale(),
         )
         layers = range(architecture.num_layers)
@@ -201,7 +208,7 @@ class Network:
     def _pack(self, weights: Weights) -> None:
         tensors = weights.tensors
         for layer in range(weights.architecture.num_layers):
-            for role, name in enumerate(PROJECTIONS):
+            for name, role in _roles(weights.architecture).items():
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
@@ -271,6 +278,8 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
         return reason
     if architecture.head_dim % 16 or architecture.head_dim > LARGEST_HEAD:
         return f"heads of {architecture.head_dim} are no multiple of 16 up to {LARGEST_HEAD}"
+    if architecture.num_experts and architecture.post_norms:
+        return "a mixture of experts with a norm behind it is not known"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
@@ -318,10 +327,24 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     return loaded
 
 
+def _roles(architecture: Architecture) -> dict[str, int]:
+    """The name inside a layer of each matrix, and what the library calls it."""
+    roles = {name: PROJECTIONS.index(name) for name in architecture.projections}
+    if not architecture.num_experts:
+        return roles
+    roles["mlp.gate"] = ROUTER
+    for place, kind in enumerate(MLP_PROJECTIONS):
+        for expert, name in enumerate(architecture.experts(kind)):
+            roles[name] = ROUTER + 1 + expert * len(MLP_PROJECTIONS) + place
+    return roles
+
+
 def _vectors(architecture: Architecture) -> dict[int, str]:
     """What the library calls each vector of a layer, and its name inside the layer."""
     before = "pre_feedforward_layernorm" if architecture.post_norms else "post_attention_layernorm"
-    found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
+    found: dict[int, str] = {}
+    if architecture.pre_norms:
+        found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
     if architecture.qk_norm:
         found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
     if architecture.post_norms:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from quietchoir.core.models import families, weights
+from quietchoir.core.models import families, to_gguf, weights
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.checkpoint import from_gguf, from_hf
@@ -33,6 +33,8 @@ from ..conftest import MakeLinear
 
 BOUND = 1e-4
 TOKENS = torch.arange(60) * 37 % 259
+# what GGUF has no place for
+ONLY_FOLDERS = ("llama-biased", "qwen2-windowed", "llama-dynamic", "qwen3moe-shares")
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +78,7 @@ def test_a_folder_of_every_family_computes_what_transformers_computes(
     assert (ours - theirs).abs().max() < BOUND
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in FAMILIES if name not in ("llama-biased", "qwen2-windowed")]
-)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ONLY_FOLDERS])
 def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     name: str, family_model: Callable[[str], Any], make_linear: MakeLinear, tmp_path: Path
 ) -> None:
@@ -90,6 +90,27 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
         weights_of(architecture, from_gguf.name_tensors(file, architecture)), make_linear
     )
     assert (ours - their_logits(model, TOKENS)).abs().max() < BOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        *((name, "llama2") for name in ("mixtral", "qwen3moe", "granite", "olmo2", "exaone4")),
+        ("phi4-mini", "phi3"),
+        ("qwen2-yarn", "llama2"),
+    ],
+)
+def test_a_converted_folder_computes_what_the_folder_does(
+    name: str, tokenizer: str, make_linear: MakeLinear, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    make_model(name, vocab_size=720).save_pretrained(folder)
+    save(tokenizer, folder)
+    loaded = weights.load(folder)
+    to_gguf.save(loaded, tmp_path / "tiny.gguf", "F32")
+    again = weights.load(tmp_path / "tiny.gguf")
+    apart = our_logits(again, make_linear) - our_logits(loaded, make_linear)
+    assert apart.abs().max() < BOUND
 
 
 @pytest.mark.parametrize(
@@ -111,6 +132,21 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
         ("qwen3", {"qk_norm": False}),
         ("qwen2", {"biases": ()}),
         ("llama-biased", {"biases": ()}),
+        ("phi4-mini", {"rope_dim": 0, "rope_factors": ()}),
+        ("qwen2-yarn", {"rope_factors": ()}),
+        ("qwen2-yarn", {"rope_magnitude": 1.0}),
+        ("mixtral", {"experts_per_token": 1}),
+        ("mixtral", {"expert_norm": False}),
+        ("qwen3moe", {"experts_per_token": 2}),
+        ("qwen3moe-shares", {"expert_norm": True}),
+        ("granite", {"residual_scale": 1.0}),
+        ("granite", {"logit_scale": 1.0}),
+        ("granite", {"embedding_scale": 1.0}),
+        ("granite", {"attention_scale": 0.0}),
+        ("olmo2", {"qk_norm": False, "wide_qk_norm": False}),
+        ("exaone4", {"rope_bases": ()}),
+        ("exaone4", {"windows": ()}),
+        ("exaone4-small", {"qk_norm": False}),
     ],
 )
 def test_the_comparison_would_notice_if_a_trait_were_missing(
@@ -256,3 +292,15 @@ def test_a_family_is_a_file_of_its_folder_and_no_reader_knows_it_by_name() -> No
         assert not re.search(
             r"families\.\w+ import|families import (?!FAM|MODEL_T)", path.read_text()
         )
+
+
+def test_the_readmes_table_names_every_family_by_what_its_files_call_it() -> None:
+    """And nothing else: a row for each file of the folder."""
+    room = Path(families.__file__).parent.parent
+    table = (room / "README.md").read_text("utf-8").partition("## What loads")[2]
+    rows = re.findall(r"^\| [^|`]+ \| ([^|]*`[^|]*) \| `(\w+)` \|", table, re.MULTILINE)
+    stated = {name: set(re.findall(r"`(\w+)`", types)) for types, name in rows}
+    assert len(stated) == len(rows)
+    assert stated == {
+        name: {*family.hf_defaults, *family.hf_nested} for name, family in families.FAMILIES.items()
+    }

@@ -6,6 +6,7 @@
 // wrote.
 #pragma once
 #include "attention.h"
+#include "experts.h"
 #include "product.h"
 
 // From the C library, whatever the set.
@@ -16,15 +17,6 @@ namespace {
 
 using namespace quietchoir;
 
-inline bool wants_integers(const Matrix& m) {
-  return m.kind != F32 && m.kind != F16 && m.kind != BF16;
-}
-
-inline void share(const Run& run, int items, int member, int& from, int& to) {
-  from = int(int64_t(items) * member / team_size(*run.team));
-  to = int(int64_t(items) * (member + 1) / team_size(*run.team));
-}
-
 // Zeros behind a row, up to its padded width; products write no further than their last strip.
 inline void pad_row(float* rows, int row, int width) {
   for (int k = width; k < padded(width); k++) rows[size_t(row) * padded(width) + k] = 0;
@@ -33,7 +25,7 @@ inline void pad_row(float* rows, int row, int width) {
 inline void embed(const Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int half = shape.head_dim / 2;
+  const int half = shape.rope_dim / 2;
   int from, to;
   share(run, run.rows, member, from, to);
   for (int row = from; row < to; row++) {
@@ -43,7 +35,8 @@ inline void embed(const Run& run, int member) {
                x);
     if (shape.embedding_scale != 1.f)
       for (int k = 0; k < shape.hidden_size; k++) x[k] *= shape.embedding_scale;
-    pad_row(run.x, row, shape.hidden_size), pad_row(run.gated, row, shape.intermediate_size);
+    pad_row(run.x, row, shape.hidden_size);
+    if (!shape.num_experts) pad_row(run.gated, row, shape.intermediate_size);
     pad_row(run.mixed, row, shape.num_heads * shape.head_dim);
     const Span& span = run.span[run.row_span[row]];
     const float position = float(span.position + row - span.row);
@@ -58,15 +51,12 @@ inline void embed(const Run& run, int member) {
   }
 }
 
-// Norm, rope and scale of one head, in place.
+// Norm, rope and scale of one head, in place; rope turns its first 2 * half numbers.
 inline void rope_head(float* head, int size, const float* norm, float eps, const float* cos_sin,
-                      float scale) {
+                      int half, float scale) {
   if (norm) norm_row(head, norm, eps, size, head);
-  const int half = size / 2;
-  if (!cos_sin) {
-    for (int i = 0; i < size; i++) head[i] *= scale;
-    return;
-  }
+  for (int i = cos_sin ? 2 * half : 0; i < size; i++) head[i] *= scale;
+  if (!cos_sin) return;
   for (int i = 0; i < half; i++) {
     const float first = head[i], second = head[half + i];
     head[i] = (first * cos_sin[i] - second * cos_sin[half + i]) * scale;
@@ -74,13 +64,32 @@ inline void rope_head(float* head, int size, const float* norm, float eps, const
   }
 }
 
+// Norms of queries and keys over all heads of a row, for families that do not norm each head.
+inline void norm_all_heads(const Run& run, int layer, int member) {
+  const Shape& shape = run.model->shape;
+  const Layer& own = run.model->layers[layer];
+  const int queries = shape.num_heads * shape.head_dim, keys = shape.num_kv_heads * shape.head_dim;
+  int from, to;
+  share(run, run.rows, member, from, to);
+  for (int row = from; row < to; row++) {
+    float* qkv = run.qkv + size_t(row) * (queries + 2 * keys);
+    norm_row(qkv, own.query_norm, shape.norm_eps, queries, qkv);
+    norm_row(qkv + queries, own.key_norm, shape.norm_eps, keys, qkv + queries);
+  }
+  team_barrier(*run.team);
+}
+
 // Rope of all queries and keys; keys and values into the cache.
 inline void rope_and_write_kv(const Run& run, int layer, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
   const Layer& own = model.layers[layer];
-  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads,
+            half = shape.rope_dim / 2;
   const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * size;
+  const float *query_norm = shape.wide_norms ? nullptr : own.query_norm,
+              *key_norm = shape.wide_norms ? nullptr : own.key_norm;
+  if (shape.wide_norms && own.query_norm && own.key_norm) norm_all_heads(run, layer, member);
   int from, to;
   share(run, run.rows * shape.num_kv_heads, member, from, to);
   for (int item = from; item < to; item++) {
@@ -91,10 +100,10 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
     const float* cos_sin =
         own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * size;
     for (int h = head * group; h < (head + 1) * group; h++)
-      rope_head(qkv + size_t(h) * size, size, own.query_norm, shape.norm_eps, cos_sin,
+      rope_head(qkv + size_t(h) * size, size, query_norm, shape.norm_eps, cos_sin, half,
                 shape.attention_scale);
     float* key = qkv + size_t(shape.num_heads + head) * size;
-    rope_head(key, size, own.key_norm, shape.norm_eps, cos_sin, 1.f);
+    rope_head(key, size, key_norm, shape.norm_eps, cos_sin, half, 1.f);
     uint16_t* at = model.cache.memory + layer * model.cache.layer +
                    size_t(span.table[position / BLOCK]) * model.cache.block +
                    head * Cache::one(size);
@@ -214,15 +223,6 @@ inline void attend(const Run& run, int layer, const ThreadScratch& own) {
         combine_splits(run, run.task[item / heads], item % heads);
 }
 
-// The stream of the rows that go on: all of them, or in the last layer those whose logits are
-// wanted.
-struct Stream {
-  float* x;
-  float* mixed;
-  int rows;
-  const Adapter* const* adapter;
-};
-
 // Adds to the stream what a product left in `added`, through a norm; for families that norm behind.
 inline void add_normed(const Run& run, const Stream& stream, const float* norm,
                        const ThreadScratch& own, int member) {
@@ -232,9 +232,10 @@ inline void add_normed(const Run& run, const Stream& stream, const float* norm,
   share(run, stream.rows, member, from, to);
   for (int row = from; row < to; row++) {
     norm_row(run.added + size_t(row) * stride, norm, run.model->shape.norm_eps, width, own.scratch);
+    const F scale = set(run.model->shape.residual_scale);
     for (int k = 0; k < width; k += 16) {
       float* x = stream.x + size_t(row) * stride + k;
-      store(x, add(load(x), load(own.scratch + k)));
+      store(x, fma(load(own.scratch + k), scale, load(x)));
     }
   }
   team_barrier(*run.team);
@@ -245,8 +246,9 @@ inline void add_product(const Run& run, const Source& source, const Part& part, 
                         const Stream& stream, const ThreadScratch& own, int member) {
   const Prepared x = prepare(run, source, own, member);
   const size_t stride = padded(run.model->shape.hidden_size);
+  const float scale = run.model->shape.residual_scale;
   product(run, source, x, &part, 1,
-          norm ? Target{STORE, run.added, stride} : Target{ADD, stream.x, stride});
+          norm ? Target{STORE, run.added, stride, 1.f} : Target{ADD, stream.x, stride, scale});
   if (norm) add_normed(run, stream, norm, own, member);
   else team_barrier(*run.team);
 }
@@ -277,7 +279,7 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   Part parts[3];
   for (int i = 0; i < 3; i++) parts[i] = {&l.matrix[ROLES_IN[i]], l.bias[ROLES_IN[i]], i};
   const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
-  product(run, source, x, parts, 3, {STORE, run.qkv, stride});
+  product(run, source, x, parts, 3, {STORE, run.qkv, stride, 1.f});
   team_barrier(*run.team);
 }
 
@@ -285,6 +287,7 @@ inline void feed_forward(const Run& run, int layer, const Stream& stream, const 
                          int member) {
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
+  if (l.experts) return expert_feed_forward(run, l, stream, own, member);
   static constexpr Role IN[2] = {GATE, UP}, OUT[1] = {DOWN};
   const Source source = source_of(stream, stream.x, shape.hidden_size, l.mlp_norm, layer, 2, IN, l);
   const Prepared x = prepare(run, source, own, member);
@@ -348,7 +351,8 @@ inline void forward(Run& run, int member) {
                       !quantised};
   const Prepared x = prepare(run, source, own, member);
   const Part head{&model.head, nullptr, 0};
-  product(run, source, x, &head, 1, {LOGITS, run.logits, size_t(shape.vocab_size)});
+  product(run, source, x, &head, 1,
+          {LOGITS, run.logits, size_t(shape.vocab_size), shape.logit_scale});
 }
 
 inline size_t panel_bytes(int rows, int columns) { return Panels::bytes(rows, columns); }

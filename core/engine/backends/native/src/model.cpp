@@ -36,6 +36,11 @@ bool check(const Shape& s) {
            false;
   if (s.head_dim % 16 || s.head_dim > 256)
     return complain("head size %d is no multiple of 16 up to 256", s.head_dim), false;
+  if (s.rope_dim < 2 || s.rope_dim % 2 || s.rope_dim > s.head_dim)
+    return complain("rope of %d of %d numbers of a head", s.rope_dim, s.head_dim), false;
+  if (s.num_experts < 0 || s.num_experts > 4096 ||
+      (s.num_experts && (s.experts_per_token < 1 || s.experts_per_token > s.num_experts)))
+    return complain("%d of %d experts", s.experts_per_token, s.num_experts), false;
   if (s.num_heads % s.num_kv_heads)
     return complain("%d heads do not share %d key heads evenly", s.num_heads, s.num_kv_heads),
            false;
@@ -77,7 +82,7 @@ using namespace quietchoir;
 QC_EXPORT const char* quietchoir_problem() { return problem; }
 
 // Returns null after a complaint. `cache` stays the caller's: layers * blocks * kv heads *
-// Cache::one(head size) numbers, zero at first. `frequencies` [ropes][head size / 2] and
+// Cache::one(head size) numbers, zero at first. `frequencies` [ropes][rope_dim / 2] and
 // `magnitudes` [ropes]; `windows` and `ropes` name one for each layer.
 QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads,
                                            uint16_t* cache, const float* frequencies,
@@ -93,14 +98,18 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
     model->shape = *shape;
     model->owned_layers.resize(shape->num_layers);
     model->layers = model->owned_layers.data();
+    if (shape->num_experts)
+      model->experts.assign(shape->num_layers,
+                            std::vector<Matrix>(size_t(shape->num_experts) * EXPERT_ROLES));
     for (int layer = 0; layer < shape->num_layers; layer++) {
       if (ropes[layer] < -1 || ropes[layer] >= shape->ropes || windows[layer] < 0)
         return complain("layer %d has rope %d and window %d", layer, ropes[layer], windows[layer]),
                nullptr;
       model->layers[layer].window = windows[layer], model->layers[layer].rope = ropes[layer];
+      if (shape->num_experts) model->layers[layer].experts = model->experts[layer].data();
     }
     if (shape->ropes) {
-      model->frequencies = model->keep(frequencies, shape->ropes * shape->head_dim / 2);
+      model->frequencies = model->keep(frequencies, shape->ropes * shape->rope_dim / 2);
       model->magnitudes = model->keep(magnitudes, shape->ropes);
     }
     model->cache.memory = cache;
@@ -119,16 +128,31 @@ QC_EXPORT bool quietchoir_takes(int kind, int columns) {
   return shape_matrix(m, kind, STRIP, columns);
 }
 
-// Packs one matrix: `role` of `layer`, or the head where layer is -1. False after a complaint.
+// Where `role` of `layer` belongs, and its size: the head where layer is -1; behind the roles of a
+// layer its router, then the three matrices of each expert. Null after a complaint.
+static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, int& columns) {
+  const Shape& s = model.shape;
+  if (layer == -1) return rows = s.vocab_size, columns = s.hidden_size, &model.head;
+  if (!is_layer(model, layer)) return nullptr;
+  const int expert = role - ROLES - 1;
+  if (role < 0 || expert >= s.num_experts * EXPERT_ROLES ||
+      (s.num_experts ? role >= GATE && role < ROLES : role >= ROLES))
+    return complain("matrix %d of layer %d", role, layer), nullptr;
+  if (role == ROLES)
+    return rows = s.num_experts, columns = s.hidden_size, &model.layers[layer].router;
+  const int alike = expert < 0 ? role : GATE + expert % EXPERT_ROLES;
+  rows = rows_of(s, alike), columns = columns_of(s, alike);
+  return expert < 0 ? &model.layers[layer].matrix[role] : &model.experts[layer][expert];
+}
+
+// Packs one matrix: `role` of `layer`, as `find_matrix` counts them. False after a complaint.
 QC_EXPORT bool quietchoir_model_matrix(OwnedModel* model, int layer, int role, int kind, int rows,
                                        int columns, const uint8_t* raw, size_t row_bytes) {
   try {
-    const Shape& s = model->shape;
-    if (layer != -1 && (!is_layer(*model, layer) || role < 0 || role >= ROLES))
-      return complain("matrix %d of layer %d", role, layer), false;
-    const int expected_rows = layer < 0 ? s.vocab_size : rows_of(s, role),
-              expected_columns = layer < 0 ? s.hidden_size : columns_of(s, role);
-    Matrix& m = layer < 0 ? model->head : model->layers[layer].matrix[role];
+    int expected_rows, expected_columns;
+    Matrix* found = find_matrix(*model, layer, role, expected_rows, expected_columns);
+    if (!found) return false;
+    Matrix& m = *found;
     if (rows != expected_rows || columns != expected_columns)
       return complain("matrix %d of layer %d is %d x %d, expected %d x %d", role, layer, rows,
                       columns, expected_rows, expected_columns),
@@ -176,9 +200,9 @@ QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, 
     const Shape& s = model->shape;
     if (which != FINAL_NORM && !is_layer(*model, layer)) return false;
     if (which < 0 || which >= BIASES + ROLES) return complain("vector %d is unknown", which), false;
-    const bool head = which == QUERY_NORM || which == KEY_NORM;
+    const int heads = which == QUERY_NORM ? s.num_heads : which == KEY_NORM ? s.num_kv_heads : 0;
     const int expected = which >= BIASES ? rows_of(s, which - BIASES)
-                         : head          ? s.head_dim
+                         : heads         ? s.head_dim * (s.wide_norms ? heads : 1)
                                          : s.hidden_size;
     if (count != expected)
       return complain("vector %d of layer %d has %d numbers, expected %d", which, layer, count,
@@ -200,8 +224,12 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
     return complain("the head, embedding or last norm is missing"), false;
   for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
-    bool whole = l.attention_norm && l.mlp_norm;
-    for (const Matrix& m : l.matrix) whole = whole && m.data;
+    bool whole = (l.attention_norm || l.post_attention_norm) && (l.mlp_norm || l.post_mlp_norm);
+    for (int role = 0; role < (l.experts ? GATE : ROLES); role++)
+      whole = whole && l.matrix[role].data;
+    if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
+    for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
+      whole = whole && l.experts[i].data;
     if (!whole) return complain("layer %d lacks a matrix or a norm", layer), false;
   }
   return true;
@@ -226,7 +254,8 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
   try {
     const Shape& s = adapter->model->shape;
     if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES || rank < 1 ||
-        rank > 1024 || columns != columns_of(s, role) || rows != rows_of(s, role))
+        rank > 1024 || columns != columns_of(s, role) || rows != rows_of(s, role) ||
+        (s.num_experts && role >= GATE))
       return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns,
                       role, layer),
              false;

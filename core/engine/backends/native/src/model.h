@@ -17,6 +17,7 @@ struct TeamDeleter {
 
 struct OwnedModel : Model {
   std::vector<Layer> owned_layers;
+  std::vector<std::vector<Matrix>> experts;  // by layer; empty where there are none
   std::vector<float*> vectors;
   Arena arena;
   ScratchBuffer scratch, partials;

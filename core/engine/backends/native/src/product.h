@@ -15,6 +15,24 @@ constexpr int LORA_AHEAD = 6;   // strips: adapters are read in small pieces fro
                                 // nothing else foresees them
 constexpr int MOST_INPUTS = 3;  // matrices that share one input
 
+inline bool wants_integers(const Matrix& m) {
+  return m.kind != F32 && m.kind != F16 && m.kind != BF16;
+}
+
+inline void share(const Run& run, int items, int member, int& from, int& to) {
+  from = int(int64_t(items) * member / team_size(*run.team));
+  to = int(int64_t(items) * (member + 1) / team_size(*run.team));
+}
+
+// The stream of the rows that go on: all of them, or in the last layer those whose logits are
+// wanted.
+struct Stream {
+  float* x;
+  float* mixed;
+  int rows;
+  const Adapter* const* adapter;
+};
+
 // Rows that are about to be multiplied.
 struct Source {
   const float* x;  // [rows][stride]
@@ -205,6 +223,7 @@ struct Target {
   Epilogue epilogue;
   float* out;
   size_t stride;
+  float scale;  // of what is added, or of logits
 };
 
 inline int all_strips(const Part* parts, int count) {
@@ -229,8 +248,12 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
         multiply(run, source, x, part, strip, panel, out);
         for (int t = 0; t < x.panels.height(panel); t++) {
           float* to_row = target.out + size_t(panel * MR + t) * target.stride + size_t(at) * STRIP;
-          const F result = load(out + t * STRIP);
-          if (target.epilogue == ADD) store(to_row, add(load(to_row), result));
+          F result = load(out + t * STRIP);
+          if (target.epilogue == LOGITS && target.scale != 1.f) {
+            result = mul(result, set(target.scale));
+            store(out + t * STRIP, result);
+          }
+          if (target.epilogue == ADD) store(to_row, fma(result, set(target.scale), load(to_row)));
           else if (target.epilogue == STORE || strip * STRIP + STRIP <= part.matrix->rows)
             store(to_row, result);
           else memcpy(to_row, out + t * STRIP, size_t(part.matrix->rows - strip * STRIP) * 4);

@@ -14,6 +14,7 @@ constexpr int BLOCK =
 constexpr int CHUNK = 128;  // tokens that attention takes at a time
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
+constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
 enum Activation : int32_t { SILU, GELU, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                            "gate_proj", "up_proj", "down_proj"};
@@ -22,18 +23,24 @@ constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu", "gelu_tanh"};
 // What the caller says of a model; `model_new` checks it.
 struct Shape {
   int32_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size;
-  int32_t blocks;      // of the cache
-  int32_t ropes;       // tables of frequencies
-  int32_t activation;  // Activation
-  float norm_eps, embedding_scale, attention_scale;
+  int32_t blocks;                          // of the cache
+  int32_t ropes;                           // tables of frequencies
+  int32_t activation;                      // Activation
+  int32_t rope_dim;                        // numbers of a head that rope turns, the first ones
+  int32_t num_experts, experts_per_token;  // of a mixture; 0: one feed-forward for all rows
+  int32_t expert_norm;                     // a row's shares add up to 1
+  int32_t wide_norms;                      // queries and keys are normed over all heads at once
+  float norm_eps, embedding_scale, attention_scale, residual_scale, logit_scale;
 };
 
 struct Layer {
   Matrix matrix[ROLES];
+  Matrix router;                     // of a mixture
+  const Matrix* experts;             // [num_experts][EXPERT_ROLES]; null: not a mixture
   const float* bias[ROLES];          // null where there is none
-  const float* attention_norm;       // of the input of attention
-  const float* mlp_norm;             // of the input of the feed-forward
-  const float* query_norm;           // [head size], per head, before rope; null: none
+  const float* attention_norm;       // of the input of attention; null: none
+  const float* mlp_norm;             // of the input of the feed-forward; null: none
+  const float* query_norm;           // [head size], or of all heads, before rope; null: none
   const float* key_norm;             // the same
   const float* post_attention_norm;  // of what attention adds to the stream; null: none
   const float* post_mlp_norm;        // of what the feed-forward adds; null: none
@@ -92,12 +99,34 @@ struct Model {
   Layer* layers;
   Matrix head;
   const float* final_norm;
-  const float* frequencies;  // [ropes][head size / 2], radians a position
+  const float* frequencies;  // [ropes][rope_dim / 2], radians a position
   const float* magnitudes;   // [ropes], of cosines and sines
   const uint8_t* embedding;  // the file's own rows
   size_t embedding_row;      // bytes
   int32_t embedding_kind;
   Cache cache;
+};
+
+// The rows that take one expert: some of the (row, place) pairs, which stand ordered by expert.
+struct ExpertRows {
+  int32_t expert;
+  int32_t first, count;  // of the pairs
+  int32_t panel_row;     // their first, where each expert's begin a new panel
+};
+
+// A mixture's working memory for one layer. A pair is one of the experts that a row takes.
+struct Mixture {
+  float* scores;       // [rows][experts, padded]: the router's
+  int32_t* chosen;     // [rows][experts_per_token]: experts, the highest score first
+  float* shares;       // [rows][experts_per_token]
+  int32_t* place;      // [rows][experts_per_token]: where the pair stands in the order by expert
+  int32_t* row;        // [pairs]: of each pair in that order, its row
+  int32_t* owner;      // [pairs]: its number among `active`
+  ExpertRows* active;  // those that any row takes
+  int32_t* actives;    // how many
+  float* gated;        // [pairs][feed-forward width]
+  float* out;          // [pairs][width]
+  uint8_t* panels;     // each expert's own
 };
 
 struct Run {
@@ -124,6 +153,7 @@ struct Run {
   uint8_t* thread_scratch;  // each member's: see forward.h
   size_t thread_scratch_bytes;
   float* logits;  // [wanted][vocabulary]
+  Mixture mixture;
 };
 
 QC_INLINE int padded(int n) { return (n + 31) / 32 * 32; }

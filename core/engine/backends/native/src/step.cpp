@@ -118,6 +118,23 @@ struct Cutter {
   }
 };
 
+void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns, Cutter& cut) {
+  const Shape& s = model.shape;
+  if (!s.num_experts) return;
+  const int pairs = rows * s.experts_per_token,
+            active = pairs < s.num_experts ? pairs : s.num_experts;
+  m.scores = cut.take<float>(size_t(rows) * padded(s.num_experts));
+  m.chosen = cut.take<int32_t>(pairs), m.place = cut.take<int32_t>(pairs);
+  m.row = cut.take<int32_t>(pairs), m.owner = cut.take<int32_t>(pairs);
+  m.shares = cut.take<float>(pairs);
+  m.active = cut.take<ExpertRows>(active), m.actives = cut.take<int32_t>(1);
+  m.gated = cut.take<float>(size_t(pairs) * padded(s.intermediate_size));
+  m.out = cut.take<float>(size_t(pairs) * padded(s.hidden_size));
+  // each expert's rows begin a panel, so at most mr - 1 rows more for each
+  const int panel_rows = pairs + active * (model.table->mr - 1);
+  m.panels = cut.take<uint8_t>(model.table->panel_bytes(panel_rows, columns));
+}
+
 size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, uint8_t* memory) {
   const Shape& s = model.shape;
   const size_t rows = step.rows, width = padded(s.hidden_size),
@@ -131,8 +148,9 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   run.x = cut.take<float>(rows * width);
   run.qkv = cut.take<float>(rows * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim);
   run.mixed = cut.take<float>(rows * mixed);
-  run.gated = cut.take<float>(rows * ffn);
+  run.gated = cut.take<float>(s.num_experts ? 0 : rows * ffn);
   run.added = cut.take<float>(post_norms ? rows * width : 0);
+  lay_out_mixture(run.mixture, model, step.rows, columns, cut);
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
   run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns));

@@ -120,8 +120,8 @@ struct Player {
     forget();
     const int32_t* n = r.n.data();
     const float* f = r.array[0].as<float>();
-    const Shape shape{n[1], n[2], n[3],  n[4], n[5], n[6], n[7],
-                      n[8], n[9], n[10], f[0], f[1], f[2]};
+    const Shape shape{n[1],  n[2],  n[3],  n[4],  n[5],  n[6], n[7], n[8], n[9], n[10],
+                      n[11], n[12], n[13], n[14], n[15], f[0], f[1], f[2], f[3], f[4]};
     cache = static_cast<uint16_t*>(calloc(
         size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads * Cache::one(shape.head_dim),
         2));

@@ -39,6 +39,7 @@ SIZES = {
     "heads of 128": {"head_dim": 128, "num_heads": 2, "num_kv_heads": 1},
     "heads of 256": {"head_dim": 256, "num_heads": 2, "num_kv_heads": 1},
 }
+MIXTRAL = {"num_experts": 8, "experts_per_token": 2}
 FAMILIES = {
     "Qwen2": {"biases": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
     "Qwen3": {"qk_norm": True, "head_dim": 32},
@@ -63,6 +64,32 @@ FAMILIES = {
     },
     "SmolLM3": {"rope_bases": (10000.0, 0.0)},
     "Phi-3": {"rope_factors": tuple(1.0 + i / 4 for i in range(8)), "rope_magnitude": 1.2},
+    "Phi-4-mini": {
+        "rope_dim": 12,
+        "rope_factors": tuple(1.0 + i / 4 for i in range(6)),
+        "rope_magnitude": 1.2,
+    },
+    "Granite": {"residual_scale": 0.22, "logit_scale": 0.125, "embedding_scale": 12.0},
+    "OLMo 2": {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True},
+    "OLMo 2, odd widths": {
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_norm": True,
+        "wide_qk_norm": True,
+        "hidden_size": 50,
+        "intermediate_size": 75,
+        "residual_scale": 0.5,
+    },
+    "Mixtral": MIXTRAL,
+    "Qwen3-MoE, odd widths": {
+        "num_experts": 21,
+        "experts_per_token": 3,
+        "expert_norm": False,
+        "qk_norm": True,
+        "hidden_size": 50,
+        "intermediate_size": 23,
+        "residual_scale": 0.5,
+    },
 }
 
 
@@ -248,3 +275,33 @@ def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_oth
     )
     assert not found[1].isfinite().any()
     assert torch.equal(found[[0, 2, 3]], wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_mixtures_rows_are_the_same_to_the_bit_alone_and_among_others(threads):
+    """Whatever else is in a step decides how many rows an expert gets and in which panel a row
+    stands, and neither may show.
+    """
+    weights = random_weights(architecture(**MIXTRAL, num_layers=3), "Q4_0")
+    tokens = tokens_of(weights, 61)
+    runner = TensorRunner(weights, BLOCKS, threads=threads)
+    wanted = runner.forward(step(whole(sequence(tokens, range(4)))))
+    others = [sequence(tokens_of(weights, 9, seed), range(4 + seed, 5 + seed)) for seed in range(5)]
+    mixed = runner.forward(step(*map(whole, others), whole(sequence(tokens[:23], [20, 9]))))
+    assert torch.equal(mixed[-23:], wanted[:23])
+    own = sequence(tokens, [12, 30, 13, 31])
+    for place in range(61):
+        alone = runner.forward(step(Span(own, place, 1, 1)))
+        assert torch.equal(alone[0], wanted[place]), place
+
+
+def test_a_row_of_a_mixture_that_is_not_finite_spoils_only_itself():
+    weights = random_weights(architecture(**MIXTRAL, num_layers=1), "F32")
+    embedding = weights.tensors["model.embed_tokens.weight"].raw.view(torch.float32)
+    embedding[7] = float("nan")
+    runner = TensorRunner(weights, BLOCKS, threads=2)
+    right = whole(sequence([1, 2, 3], [0]))
+    wanted = runner.forward(step(right))
+    found = runner.forward(step(whole(sequence([7], [1])), right))
+    assert not torch.isfinite(found[0]).any()
+    assert torch.equal(found[1:], wanted)

@@ -38,6 +38,19 @@ NORMED = Tiny(
     activation=1,
     normed=True,
     biased=True,
+    wide_norms=True,
+    threads=3,
+)
+MIXTURE = Tiny(
+    kinds=(("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q4_0", "Q8_0", "Q5_1"), ("F32",) * 7),
+    head="Q8_0",
+    hidden_size=96,
+    ffn=32,
+    num_kv_heads=4,
+    head_dim=16,
+    vocab_size=37,
+    experts=5,
+    rope_dim=12,
     threads=3,
 )
 LONG = Tiny(
@@ -114,6 +127,10 @@ def steps(scene: Scene, rng: np.random.Generator) -> None:
     scene.expect(
         NORMED.step(scene.tape, [(1, 40, 1, [1, 0, 6], 0), (2, 0, 0, [2], -1)], rng), finite
     )
+    MIXTURE.record(scene.tape, rng)
+    scene.expect(MIXTURE.step(scene.tape, [(21, 0, 2, [4, 0], -1)], rng), finite)
+    spans = [(1, 21, 1, [4, 0], -1), (9, 0, 9, [7], -1)]
+    scene.expect(MIXTURE.step(scene.tape, spans, rng), finite)
     LONG.record(scene.tape, rng)
     table = rng.permutation(LONG.blocks).tolist()
     scene.expect(LONG.step(scene.tape, [(600, 0, 0, table, -1)], rng), finite)

@@ -1,0 +1,203 @@
+// A feed-forward that is a mixture: each row takes the few experts that a router scores highest.
+//
+// Pairs of a row and one of its experts are ordered by expert, so that each expert's matrices are
+// read once for all of its rows; what comes of a row's pairs is added in the order of its own
+// scores. So a row's sum is the same to the last bit whatever other rows are in its step.
+// Source: Shazeer et al. 2017; shares as Mixtral's and Qwen3's.
+#pragma once
+#include "product.h"
+
+namespace {
+
+// The experts of one row, the highest score first and the lower number before an equal one, and
+// their shares. A row whose scores are no numbers takes the first ones, with shares that are none.
+inline void choose_experts(const Run& run, int row) {
+  const Shape& shape = run.model->shape;
+  const int experts = shape.num_experts, taken = shape.experts_per_token, width = padded(experts);
+  float* score = run.mixture.scores + size_t(row) * width;
+  float top = score[0], total = 0;
+  for (int e = 1; e < experts; e++)
+    if (score[e] > top) top = score[e];
+  for (int e = experts; e < width; e++) score[e] = top;
+  for (int e = 0; e < width; e += 16) store(score + e, exponential(sub(load(score + e), set(top))));
+  // `exponential` clamps what is no number
+  const bool finite = top - top == 0;
+  for (int e = 0; e < experts; e++) total += score[e];
+  int32_t* chosen = run.mixture.chosen + size_t(row) * taken;
+  float* shares = run.mixture.shares + size_t(row) * taken;
+  float theirs = 0;
+  for (int k = 0; k < taken; k++) {
+    int best = -1;
+    for (int e = 0; e < experts; e++)
+      if (score[e] >= 0 && (best < 0 || score[e] > score[best])) best = e;
+    chosen[k] = best, shares[k] = score[best], theirs += score[best];
+    score[best] = -1;
+  }
+  const float whole = shape.expert_norm ? theirs : total;
+  for (int k = 0; k < taken; k++) shares[k] = finite ? shares[k] / whole : top - top;
+}
+
+// All pairs by expert. One member's work: a few thousand numbers.
+inline void order_pairs(const Run& run, int rows) {
+  const Shape& shape = run.model->shape;
+  const Mixture& m = run.mixture;
+  const int taken = shape.experts_per_token;
+  int active = 0, first = 0, panel_row = 0;
+  for (int e = 0; e < shape.num_experts; e++) {
+    int count = 0;
+    for (int pair = 0; pair < rows * taken; pair++)
+      if (m.chosen[pair] == e) {
+        m.place[pair] = first + count;
+        m.row[first + count] = pair / taken;
+        m.owner[first + count++] = active;
+      }
+    if (!count) continue;
+    m.active[active++] = {e, first, count, panel_row};
+    first += count, panel_row += int(to_multiple(count, MR));
+  }
+  *m.actives = active;
+}
+
+inline Panels panels_of(const Mixture& m, const ExpertRows& of, int columns) {
+  Panels out;
+  out.rows = of.count, out.columns = padded(columns);
+  out.memory = m.panels + size_t(of.panel_row) * Panels::bytes_per_row(padded(columns));
+  return out;
+}
+
+// Makes one pair's row ready for its expert's matrices `a` and `b`.
+inline void prepare_pair(const Mixture& m, int pair, const float* x, int columns, const Matrix& a,
+                         const Matrix& b) {
+  const ExpertRows& of = m.active[m.owner[pair]];
+  const int t = pair - of.first;
+  const Panel panel = panels_of(m, of, columns).at(t / MR);
+  if (wants_integers(a) || wants_integers(b)) quantise_row(x, padded(columns), panel, t % MR);
+  if (!wants_integers(a) || !wants_integers(b)) keep_row(x, padded(columns), panel, t % MR);
+}
+
+inline const Matrix& expert_matrix(const Layer& layer, const ExpertRows& of, Role role) {
+  return layer.experts[of.expert * EXPERT_ROLES + role - GATE];
+}
+
+// The router's choice for every row, then all pairs by expert.
+inline void route(const Run& run, const Layer& layer, const Stream& stream,
+                  const ThreadScratch& own, int member) {
+  const Shape& shape = run.model->shape;
+  const bool quantised = wants_integers(layer.router);
+  const Source source{stream.x,
+                      size_t(padded(shape.hidden_size)),
+                      stream.rows,
+                      shape.hidden_size,
+                      layer.mlp_norm,
+                      nullptr,
+                      -1,
+                      0,
+                      {},
+                      quantised,
+                      !quantised};
+  const Prepared x = prepare(run, source, own, member);
+  const Part router{&layer.router, nullptr, 0};
+  product(run, source, x, &router, 1,
+          {STORE, run.mixture.scores, size_t(padded(shape.num_experts)), 1.f});
+  team_barrier(*run.team);
+  int from, to;
+  share(run, stream.rows, member, from, to);
+  for (int row = from; row < to; row++) choose_experts(run, row);
+  team_barrier(*run.team);
+  if (!member) order_pairs(run, stream.rows);
+  team_barrier(*run.team);
+}
+
+// Each pair's activation(gate x) * (up x).
+inline void expert_gates(const Run& run, const Layer& layer) {
+  const Shape& shape = run.model->shape;
+  const Mixture& m = run.mixture;
+  const int strips = (shape.intermediate_size + STRIP - 1) / STRIP, width = shape.hidden_size;
+  const size_t stride = padded(shape.intermediate_size);
+  float a[MR * STRIP], b[MR * STRIP];
+  int from, to;
+  while (team_take(*run.team, *m.actives * strips, 2, from, to))
+    for (int at = from; at < to; at++) {
+      const ExpertRows& of = m.active[at / strips];
+      const Matrix &gates = expert_matrix(layer, of, GATE), &ups = expert_matrix(layer, of, UP);
+      const Panels panels = panels_of(m, of, width);
+      const int strip = at % strips;
+      for (int p = 0; p < panels.count(); p++) {
+        const Panel panel = panels.at(p);
+        TILES[gates.kind][panel.height - 1](gates, strip, panel, a);
+        TILES[ups.kind][panel.height - 1](ups, strip, panel, b);
+        for (int t = 0; t < panel.height; t++)
+          store(m.gated + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
+                mul(gate(load(a + t * STRIP), shape.activation), load(b + t * STRIP)));
+      }
+    }
+}
+
+// Each pair's way back to the width of the stream.
+inline void expert_downs(const Run& run, const Layer& layer) {
+  const Shape& shape = run.model->shape;
+  const Mixture& m = run.mixture;
+  const int strips = (shape.hidden_size + STRIP - 1) / STRIP;
+  const size_t stride = padded(shape.hidden_size);
+  float out[MR * STRIP];
+  int from, to;
+  while (team_take(*run.team, *m.actives * strips, 2, from, to))
+    for (int at = from; at < to; at++) {
+      const ExpertRows& of = m.active[at / strips];
+      const Matrix& downs = expert_matrix(layer, of, DOWN);
+      const Panels panels = panels_of(m, of, shape.intermediate_size);
+      const int strip = at % strips;
+      for (int p = 0; p < panels.count(); p++) {
+        const Panel panel = panels.at(p);
+        TILES[downs.kind][panel.height - 1](downs, strip, panel, out);
+        for (int t = 0; t < panel.height; t++)
+          store(m.out + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
+                load(out + t * STRIP));
+      }
+    }
+}
+
+inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream& stream,
+                                const ThreadScratch& own, int member) {
+  const Shape& shape = run.model->shape;
+  const Mixture& m = run.mixture;
+  const int width = shape.hidden_size, ffn = shape.intermediate_size,
+            taken = shape.experts_per_token, pairs = stream.rows * taken;
+  route(run, layer, stream, own, member);
+  int from, to;
+  share(run, pairs, member, from, to);
+  for (int pair = from; pair < to; pair++) {
+    const ExpertRows& of = m.active[m.owner[pair]];
+    const float* x = stream.x + size_t(m.row[pair]) * padded(width);
+    if (layer.mlp_norm) norm_row(x, layer.mlp_norm, shape.norm_eps, width, own.scratch);
+    else memcpy(own.scratch, x, size_t(width) * 4);
+    for (int k = width; k < padded(width); k++) own.scratch[k] = 0;
+    prepare_pair(m, pair, own.scratch, width, expert_matrix(layer, of, GATE),
+                 expert_matrix(layer, of, UP));
+  }
+  team_barrier(*run.team);
+  expert_gates(run, layer);
+  team_barrier(*run.team);
+  for (int pair = from; pair < to; pair++) {
+    const Matrix& downs = expert_matrix(layer, m.active[m.owner[pair]], DOWN);
+    float* x = m.gated + size_t(pair) * padded(ffn);
+    for (int k = ffn; k < padded(ffn); k++) x[k] = 0;
+    prepare_pair(m, pair, x, ffn, downs, downs);
+  }
+  team_barrier(*run.team);
+  expert_downs(run, layer);
+  team_barrier(*run.team);
+  share(run, stream.rows, member, from, to);
+  for (int row = from; row < to; row++)
+    for (int k = 0; k < padded(width); k += 16) {
+      F sum = zero();
+      for (int i = row * taken; i < (row + 1) * taken; i++)
+        if (k < width)
+          sum = fma(load(m.out + size_t(m.place[i]) * padded(width) + k), set(m.shares[i]), sum);
+      float* x = stream.x + size_t(row) * padded(width) + k;
+      store(x, fma(sum, set(shape.residual_scale), load(x)));
+    }
+  team_barrier(*run.team);
+}
+
+}  // namespace
