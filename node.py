@@ -7,6 +7,7 @@ Always: what was started is stopped, in reverse order, also when a later part do
 
 import asyncio
 import dataclasses
+import functools
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from .core.assistant.calibration import calibrate as fitted
 from .core.assistant.context import ContextWindow, Message
 from .core.assistant.idle import IdleThread
 from .core.assistant.passages import PassageRanker
+from .core.assistant.router import GENERAL, Router, Vectors, read_route, save_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
@@ -38,6 +40,7 @@ from .core.server.app import NodeServer, Parts, claim
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.toolcall import parse
+from .core.training.household.talk import general_requests
 from .documents import EMBEDDING, NodeDocuments, forget_saved, forgotten_at
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
+GENERAL_REQUESTS = 192  # that stand for what is no adapter's
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
@@ -102,6 +106,13 @@ class RegistryStore:
     def activate(self, id: str | None) -> None:
         """Remember the choice."""
         self.registry.activate(id or "")
+
+    def route(self, id: str, width: int) -> "Vectors | None":
+        """What an adapter is for, as far as this node's own examples tell; a personal one is for
+        what its shared one is for.
+        """
+        card = self.registry.card(id)
+        return read_route(self.registry.home, card.parent if card.personal else id, width)
 
 
 def describe(card: Card) -> str:
@@ -173,7 +184,7 @@ class Node:
         await self.plugins.start()
         store = RegistryStore(Registry(self.home), self.weights.digest)
         self.adapters = AdapterSwitch(
-            model_name(self.config.engine.model), self.engine.adapters, store
+            model_name(self.config.engine.model), self.engine.adapters, store, self.router
         )
         await self.adapters.start()
         self.assistant = Assistant(
@@ -281,6 +292,27 @@ class Node:
                 )
 
         self.parts.push_async_callback(asyncio.to_thread, keep)
+
+    @functools.cache  # noqa: B019 (as long as the node)
+    def router(self) -> Router | None:
+        """What chooses between the active adapter and the plain model; None: the active one
+        answers everything.
+
+        Not made before a request needs it: general requests are embedded once, and kept.
+        """
+        if not self.config.adapters.route:
+            return None
+        try:
+            embedder = self.embedders.load(catalog.find(EMBEDDING))
+            general = read_route(self.home, GENERAL, embedder.width)
+            if general is None:
+                said = general_requests(GENERAL_REQUESTS)
+                save_route(self.home, GENERAL, said, embedder.embed)
+                general = read_route(self.home, GENERAL, embedder.width)
+        except QuietchoirError as error:
+            logger.warning("the active adapter answers everything: %s", error)
+            return None
+        return None if general is None else Router(embedder.embed, general)
 
     def open_history(self) -> None:
         """Keep conversations from now on, if their owner wants that."""

@@ -5,7 +5,7 @@ Always: heavy imports happen inside the function that runs a verb.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +69,15 @@ def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]"
     home.add_argument(
         "--seed", type=int, default=1, metavar="N", help="the same seed builds the same households"
     )
+    home.add_argument(
+        "--talk", type=int, default=0, metavar="N",
+        help="also N requests of each household that no tool serves, with the model's own answers",
+    )  # fmt: skip
+    home.add_argument(
+        "--follow-ups", type=int, default=0, metavar="N",
+        help="also N second requests of each household that lean on a first: and the kitchen too",
+    )  # fmt: skip
+    home.add_argument("--model", metavar="NAME", help="whose own answers (default: this node's)")
     home.set_defaults(run=build_home, needs="train")
     jsonl = kinds.add_parser(
         "jsonl",
@@ -184,17 +193,44 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def build_home(arguments: Namespace) -> None:
     """Generate households: their rooms, devices and requests."""
-    from .training.dataset import build_homes
+    from .prompt import HOUSEHOLD_TALK
+    from .training.dataset import Beside, build_homes
 
     folder = arguments.out or paths.home() / "data" / "home"
+    mixed = arguments.talk > 0 or arguments.follow_ups > 0
     build_homes(
         folder,
         households=arguments.households,
         train=arguments.train,
         test=arguments.test,
         seed=arguments.seed,
+        beside=Beside(
+            talk=arguments.talk,
+            follow_ups=arguments.follow_ups,
+            answers=_answers_of(arguments) if arguments.talk else None,
+        )
+        if mixed
+        else None,
     )
     _print_parties(folder)
+    if mixed:
+        print(
+            "a federation that trains on these is founded with: "
+            f'--prompt-system "{HOUSEHOLD_TALK.system}" --prompt-answers any --prompt-turns all'
+        )
+
+
+def _answers_of(arguments: Namespace) -> Callable[[Sequence[str], int], list[str]]:
+    """What a model answers by itself."""
+    from functools import partial
+
+    from . import config
+    from .models import weights
+    from .models.hub import catalog
+    from .training.own_answers import own_answers
+
+    name = arguments.model or config.load(arguments.config).engine.model
+    return partial(own_answers, weights.load(catalog.find(name)))
 
 
 def build_jsonl(arguments: Namespace) -> None:

@@ -177,6 +177,15 @@ class ConsentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersConfig:
+    """Which adapter answers."""
+
+    # the active one answers requests that are for it, the plain model others; false: all of them.
+    # A request that names a model is answered by that one in either case
+    route: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryConfig:
     """What this node keeps of conversations; what of it trains is said by each (`data consent`)."""
 
@@ -240,6 +249,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     consent: ConsentConfig = field(default_factory=ConsentConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
     tools: ToolsConfig = field(default_factory=ToolsConfig)
 

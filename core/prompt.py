@@ -61,3 +61,6 @@ class PromptFormat:
 AS_IT_COMES = PromptFormat()
 # the default task's
 HOUSEHOLD = PromptFormat(system=SYSTEM_PROMPT, answers="tool_call", turns="last")
+# the same with talk and second requests in it (`data build home --talk N`): it learns when
+# to be silent
+HOUSEHOLD_TALK = PromptFormat(system="Call a tool if the home is to act, else answer.")

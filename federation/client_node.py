@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import paths
+from ..core import log, paths
+from ..core.assistant.router import note_route
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
 from ..core.history.redactor import Redactor
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from ..core.training.trainer import Trainer
 
 
+logger = log.get("federation")
 CONSENT_POLL_S = 1.0  # how soon a consent is noticed by a node that waits for one
 
 
@@ -171,6 +173,7 @@ def join(
             secrets=ClientSecrets(ClientStore(database, size), crypto_worker),
             leave=leave,
             on_event=on_event,
+            requests=lambda: requests_of(options, policy, lent),
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(options.home, keys.identity, learner)
@@ -216,6 +219,7 @@ class ClientNode:
     cache: ClientModelCache
     leave: threading.Event
     on_event: OnEvent
+    requests: Callable[[], list[str]] = list  # of the examples that it trains on
     personalization_worker: PersonalizationWorker | None = (
         None  # makes personal adapters, if the owner wants that
     )
@@ -321,6 +325,8 @@ class ClientNode:
         if kept and isinstance(self.learner, ConsentedLearner):
             with closing(HistoryStore(self.options.home)) as store:
                 store.note_adapter(kept, destination_of(policy))
+        if kept:
+            self.remember_route(kept)
         self.ledger.release()  # another run may begin at once
         self.on_event(AdoptedEvent(adapter=kept))
         self.adopted = kept
@@ -332,6 +338,17 @@ class ClientNode:
         else:
             self.on_event(StaysEvent())
         return kept
+
+    def remember_route(self, adapter: str) -> None:
+        """Keep what the adapter is for, by this node's own examples; that it cannot is no failure
+        of the federation's.
+        """
+        try:
+            note_route(self.options.home, adapter, self.requests())
+        except QuietchoirError as error:
+            logger.warning(
+                "adapter %s will answer everything while it is active: %s", adapter[:12], error
+            )
 
     def end(self, reason: QuietchoirError) -> None:
         """There is no part for this node in the newest version."""
@@ -424,6 +441,16 @@ def examples_of(
         return examples_in(options.data, policy.prompt)
     found = lent.current()
     return Examples(found.train, found.test)
+
+
+def requests_of(joining: ClientOptions, policy: Policy, lent: LentHistory | None) -> list[str]:
+    """What the examples of a node ask.
+
+    Raises:
+        DataError: as `examples_of`.
+    """
+    found = examples_of(options, policy, lent)
+    return [] if found is None else [example.request for example in found.train]
 
 
 def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:

@@ -7,18 +7,21 @@ active.
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .. import log
 from ..errors import ModelNotFoundError, QuietchoirError
 from ..prompt import AS_IT_COMES, PromptFormat
+from .router import Router, Vectors
 
 if TYPE_CHECKING:
     from ..models.lora.adapter import Adapter  # with torch, which a node that serves does without
 
 SHOWN = 12  # characters of an id in a sentence
+ROUTES_S = 10.0  # how long routes are not read again
 PREFIX = 6  # characters of an id that may stand for it
 # Model names that mean: whatever is active. The second is what Hugging Face's `InferenceClient`
 # sends when it is given an address and no model.
@@ -57,6 +60,14 @@ class AdapterStore(Protocol):
         """Remember the choice for the next start."""
         ...
 
+    def route(self, id: str, width: int) -> Vectors | None:
+        """What an adapter is for: centroids [K, width] of requests; None: nobody knows.
+
+        Raises:
+            DataError: what was kept is damaged, or of another embedding model.
+        """
+        ...
+
 
 class NoAdapters:
     """A node that has none."""
@@ -76,6 +87,9 @@ class NoAdapters:
     def activate(self, id: str | None) -> None:
         """Nothing to remember."""
 
+    def route(self, id: str, width: int) -> None:
+        """Nobody knows."""
+
 
 class AdapterPool(Protocol):
     """The engine's side: adapters held ready, changed while it runs."""
@@ -92,10 +106,22 @@ class AdapterPool(Protocol):
 class AdapterSwitch:
     """Resolves model names and switches the active adapter, without a restart."""
 
-    def __init__(self, model: str, shelf: AdapterPool, store: AdapterStore) -> None:
+    def __init__(
+        self,
+        model: str,
+        shelf: AdapterPool,
+        store: AdapterStore,
+        router: Callable[[], Router | None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            router: chooses by the request, where one is to be had; asked when first needed.
+        """
         self.model = model  # the model's own name, without adapter
         self.shelf = shelf
         self.store = store
+        self._router = router
+        self._routes: tuple[float, str, Mapping[str, Vectors]] = (0.0, "", {})
         self.active: str | None = None
         self._chosen: str | None = None  # in the store, when this switch last looked
         self._prompts: dict[str, PromptFormat] = {}  # of those that were ever held
@@ -150,6 +176,52 @@ class AdapterSwitch:
             return self.active
         adapter = self.adapter_in(name)
         return None if adapter is None else await self.hold(adapter)
+
+    async def choose(self, name: str | None, requests: Sequence[str]) -> str | None:
+        """The adapter for a conversation: what its `model` names; where that leaves the choice,
+        the active adapter or one of another federation if the last request is for it, or none.
+
+        With the plain model active, without a router, or while nobody knows what the active adapter
+        is for, that choice is the active one.
+
+        Args:
+            requests: what was asked in the conversation, in order.
+
+        Raises:
+            ModelNotFoundError: as `resolve`.
+        """
+        active = await self.resolve(name)
+        left_open = name is None or name in DEFAULTS
+        if active is None or not requests or not left_open:
+            return active
+        chosen = await asyncio.to_thread(self._route, active, requests)
+        return chosen if chosen in (None, active) else await self.hold(chosen)
+
+    def _route(self, active: str, requests: Sequence[str]) -> str | None:
+        router = self._router()
+        routes = {} if router is None else self._routes_of(active, router.general.shape[1])
+        if router is None or active not in routes:
+            return active
+        choice = router.choose(requests, routes)
+        logger.debug("adapter %s, ahead by %.3f", choice.adapter or "none", choice.lead)
+        return choice.adapter
+
+    def _routes_of(self, active: str, width: int) -> Mapping[str, Vectors]:
+        """Routes of the active adapter, and of the last one of every other federation."""
+        at, of, routes = self._routes
+        if of == active and time.monotonic() - at < ROUTES_S:
+            return routes
+        named = {info.id: info.name for info in self.store.list()}
+        last = {name: id for id, name in named.items() if name != named.get(active)}
+        routes = {}
+        for id in (active, *last.values()):
+            try:
+                if (route := self.store.route(id, width)) is not None:
+                    routes[id] = route
+            except QuietchoirError as error:
+                logger.warning("an adapter's route is left out: %s", error)
+        self._routes = (time.monotonic(), active, routes)
+        return routes
 
     async def check(self, name: str) -> None:
         """As `resolve`, loading nothing. Raises ModelNotFoundError: nothing answers to `name`."""

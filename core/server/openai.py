@@ -105,7 +105,8 @@ class OpenAI:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         body = requests.chat(await request.read(), self.sampling)
-        ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
+        asked = [message.content for message in body.ask.messages if message.role == "user"]
+        ask = dataclasses.replace(body.ask, adapter=await self.adapters.choose(body.model, asked))
         answer = self.assistant.reply(ask)
         if self.history is not None and ask.conversation:
             answer = recorded(self.history, ask, body.source, answer)

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ import numpy as np
 
 from .. import log, paths
 from ..errors import DataError
+from ..prompt import HOUSEHOLD_TALK
 from .conversations import HALF, beside
 from .examples import Example, ExampleRow, encode_jsonl, read_rows
+from .household.dialogue import dialogues, split_wordings
 from .household.home import HomeRequest, Household, furnish, requests
+from .household.talk import CANNOT, TalkRequest, split_talk, talk_requests
 from .household.templates import grammar, split
 
 DEFAULT_SEED = 1
@@ -93,6 +96,16 @@ def make_homes(*, households: int, train: int, test: int, seed: int) -> list[Hom
     return [HomeData(*one) for one in zip(homes, learned, asked, strict=True)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What a household says beside single commands; then all of it is shown as `HOUSEHOLD_TALK`."""
+
+    talk: int = 0  # requests that no tool can serve, a third of them beyond the home
+    follow_ups: int = 0  # second requests that lean on a first
+    # the model's own answers to requests, by a seed; "" where it has none
+    answers: Callable[[Sequence[str], int], list[str]] | None = None
+
+
 def build_homes(
     folder: Path,
     *,
@@ -100,8 +113,13 @@ def build_homes(
     train: int = 150,
     test: int = 100,
     seed: int = DEFAULT_SEED,
+    beside: Beside | None = None,
 ) -> list[HomeInfo]:
     """Write `folder/household-N/{train.jsonl,test.jsonl,home.json}` for every household.
+
+    Args:
+        beside: more to learn from; second requests are held out too, a fifth as many, talk is not:
+            no text is the right answer to it.
 
     Raises:
         DataError: as `make_homes`; nothing was written.
@@ -109,11 +127,13 @@ def build_homes(
     """
     homes = make_homes(households=households, train=train, test=test, seed=seed)
     files: dict[Path, bytes] = {}
-    for data in homes:
+    for index, data in enumerate(homes):
         place = folder / data.household.name
-        files |= party_files(
-            place, [r.example() for r in data.train], [r.example() for r in data.test]
-        )
+        if beside is None:
+            learned, asked = ([r.example() for r in part] for part in (data.train, data.test))
+        else:
+            learned, asked = with_talk(data, beside, [seed, 1 << 20, index])
+        files |= party_files(place, learned, asked)
         files[place / HOME] = (
             json.dumps(data.household.describe(), indent=1, ensure_ascii=False) + "\n"
         ).encode()
@@ -131,6 +151,60 @@ def build_homes(
         for data in homes
         for home in (data.household,)
     ]
+
+
+def with_talk(
+    data: HomeData, beside: Beside, seed: Sequence[int]
+) -> tuple[list[Example], list[Example]]:
+    """A household's examples with talk and second requests among them, to learn and held out.
+
+    Raises:
+        DataError: more than the templates give.
+    """
+    system = HOUSEHOLD_TALK.system
+    # the same templates are held out for all households, as those of commands are
+    common = np.random.default_rng([seed[0], seed[1]])
+    talk, _ = split_talk(HELD_OUT, common)
+    wordings, unseen = split_wordings(HELD_OUT, common)
+    rng = np.random.default_rng(list(seed))
+    home = data.household
+    held = max(1, beside.follow_ups // 5) if beside.follow_ups else 0
+    learned = [
+        *(request.example(system) for request in data.train),
+        *talk_examples(talk_requests(talk, beside.talk, rng), beside, system, rng),
+        *(
+            one.example(system)
+            for one in dialogues(home, data.train, wordings, beside.follow_ups, rng)
+        ),
+    ]
+    asked = [
+        *(request.example(system) for request in data.test),
+        *(one.example(system) for one in dialogues(home, data.test, unseen, held, rng)),
+    ]
+    return learned, asked
+
+
+def talk_examples(
+    requests: Sequence[TalkRequest], beside: Beside, system: str, rng: np.random.Generator
+) -> list[Example]:
+    """Talk with the model's own answers, and what is beyond the home with one that says so; what
+    the model has no answer to is left out.
+    """
+    said = [request for request in requests if request.kind == "talk"]
+    own = (
+        beside.answers([one.text for one in said], int(rng.integers(1 << 31)))
+        if beside.answers and said
+        else []
+    )
+    answers = dict(zip((one.text for one in said), own, strict=True)) if own else {}
+    found = []
+    for request in requests:
+        answer = answers.get(request.text, "")
+        if request.kind == "unserved":
+            answer = CANNOT[rng.integers(len(CANNOT))]
+        if answer:
+            found.append(request.example(system, answer))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,6 +158,7 @@ class FakeStore:
     broken: frozenset[str] = frozenset()
     loads: list[str] = field(default_factory=list)
     called: dict[str, str] = field(default_factory=dict)
+    routes: dict[str, Any] = field(default_factory=dict)
 
     def list(self) -> Sequence[AdapterInfo]:
         return [
@@ -172,6 +173,9 @@ class FakeStore:
 
     def active(self) -> str | None:
         return self.chosen
+
+    def route(self, id: str, width: int) -> Any:
+        return self.routes.get(id)
 
     def activate(self, id: str | None) -> None:
         self.chosen = id

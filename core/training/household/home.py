@@ -93,13 +93,10 @@ class HomeRequest:
     call: ToolCall
     template: str
 
-    def example(self) -> Example:
+    def example(self, system: str = SYSTEM_PROMPT) -> Example:
         """The conversation to learn from."""
-        system, user = (
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": self.text},
-        )
-        return Example((system, user, {"role": "assistant", "content": render(self.call)}))
+        said, user = ({"role": "system", "content": system}, {"role": "user", "content": self.text})
+        return Example((said, user, {"role": "assistant", "content": render(self.call)}))
 
 
 def furnish(name: str, intents: Sequence[str], rng: np.random.Generator) -> Household:

@@ -1,0 +1,141 @@
+"""A second request that leans on the first: "and the kitchen too".
+
+Knows a household, a request it made and wordings. Knows nothing of models, tokens or files.
+Always: the call that is meant follows from the first call and the words alone; what is named is in
+the home; everything follows from the generator that is passed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError
+from ...toolcall import ToolCall, render
+from ..examples import Example
+from .home import HomeRequest, Household, pick
+
+# By the argument that is said anew; everything else is as it was.
+WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "area": (
+        "and the {value} too",
+        "the {value} as well",
+        "and in the {value}",
+        "same in the {value} please",
+        "now the {value}",
+        "also in the {value}",
+        "do that in the {value} too",
+        "what about the {value}",
+    ),
+    "name": (
+        "and the {value} too",
+        "the {value} as well",
+        "same for the {value}",
+        "now the {value}",
+        "do that with the {value} too",
+        "and also the {value} please",
+        "what about the {value}",
+    ),
+    "brightness": ("make it {value} percent", "{value} percent please", "no, {value}"),
+    "position": ("make it {value} percent", "{value} percent please", "no, {value}"),
+    "volume_level": ("make it {value} percent", "{value} percent please", "no, {value}"),
+    "temperature": ("make it {value} degrees", "{value} degrees please", "no, {value}"),
+    "back": ("and back again", "undo that", "no, the other way round", "changed my mind, undo it"),
+}
+OPPOSITE = {"HassTurnOn": "HassTurnOff", "HassTurnOff": "HassTurnOn"}
+NUMBERS: Mapping[str, tuple[int, ...]] = {
+    "brightness": (10, 25, 40, 60, 75, 90),
+    "position": (10, 25, 40, 60, 75, 90),
+    "volume_level": (10, 25, 40, 60, 75, 90),
+    "temperature": (17, 18, 19, 20, 21, 22, 23),
+}
+TRIES = 40  # draws for one dialogue that was not made before
+
+
+@dataclass(frozen=True, slots=True)
+class HomeDialogue:
+    """Two requests of one household; the second means something only after the first."""
+
+    first: HomeRequest
+    text: str
+    call: ToolCall
+    wording: str
+
+    def example(self, system: str) -> Example:
+        """The conversation to learn from: its last answer."""
+        said = (
+            ("system", system),
+            ("user", self.first.text),
+            ("assistant", render(self.first.call)),
+            ("user", self.text),
+            ("assistant", render(self.call)),
+        )
+        return Example(tuple({"role": role, "content": content} for role, content in said))
+
+
+def split_wordings(
+    share: float, rng: np.random.Generator
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Wordings to learn from, and of each argument `share` of them, at least one, held out."""
+    kept: dict[str, list[str]] = {}
+    held: dict[str, list[str]] = {}
+    for argument, wordings in WORDINGS.items():
+        mixed = pick(wordings, len(wordings), rng)
+        count = max(1, round(share * len(mixed)))
+        held[argument], kept[argument] = mixed[:count], mixed[count:]
+    return kept, held
+
+
+def dialogues(
+    home: Household,
+    requests: Sequence[HomeRequest],
+    wordings: Mapping[str, Sequence[str]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[HomeDialogue]:
+    """`count` different dialogues that begin with some of `requests`.
+
+    Raises:
+        DataError: the requests and wordings do not give so many.
+    """
+    made: dict[tuple[str, str], HomeDialogue] = {}
+    misses = 0
+    while len(made) < count:
+        first = requests[rng.integers(len(requests))]
+        ways = list(changes(home, first.call))
+        if ways:
+            argument, value, call = ways[rng.integers(len(ways))]
+            wording = wordings[argument][rng.integers(len(wordings[argument]))]
+            text = wording.format(value=value)
+            if (first.text, text) not in made:
+                made[first.text, text] = HomeDialogue(first, text, call, wording)
+                continue
+        misses += 1
+        if misses > TRIES * count:
+            raise DataError(
+                f"{home.name}: only {len(made)} different dialogues, expected {count}; "
+                f"ask for fewer"
+            )
+    return list(made.values())
+
+
+def changes(home: Household, call: ToolCall) -> Iterator[tuple[str, Any, ToolCall]]:
+    """What may be said anew of a call: the argument, its new value, and the call that is meant."""
+    given = call.arguments
+    if isinstance(given.get("area"), str) and "name" not in given:
+        for area in home.floors:
+            if area != given["area"]:
+                yield "area", area, ToolCall(call.name, {**given, "area": area})
+    named = next((device for device in home.devices if device.name == given.get("name")), None)
+    if named is not None and "area" not in given:
+        for device in home.devices:
+            alike = (device.domain, device.device_class) == (named.domain, named.device_class)
+            if alike and device.name != named.name:
+                yield "name", device.name, ToolCall(call.name, {**given, "name": device.name})
+    for argument, numbers in NUMBERS.items():
+        for number in numbers:
+            if argument in given and number != given[argument]:
+                yield argument, number, ToolCall(call.name, {**given, argument: number})
+    if call.name in OPPOSITE:
+        yield "back", "", ToolCall(OPPOSITE[call.name], given)
