@@ -7,7 +7,6 @@ Always: what was started is stopped, in reverse order, also when a later part do
 
 import asyncio
 import dataclasses
-import functools
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +154,8 @@ class Node:
         self.history: HistoryStore | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
         self.embedders = SharedEmbedder()
+        self.routes_requests = config.adapters.route
+        self._router: Router | None = None
         self.sampling: SamplingConfig  # how talk is drawn where clients leave it open
 
     async def start_assistant(self) -> None:
@@ -293,15 +294,19 @@ class Node:
 
         self.parts.push_async_callback(asyncio.to_thread, keep)
 
-    @functools.cache  # noqa: B019 (as long as the node)
     def router(self) -> Router | None:
         """What chooses between the active adapter and the plain model; None: the active one
         answers everything.
 
         Not made before a request needs it: general requests are embedded once, and kept.
         """
-        if not self.config.adapters.route:
-            return None
+        if self.routes_requests and self._router is None:
+            self._router = self.made_router()
+            self.routes_requests = self._router is not None
+        return self._router
+
+    def made_router(self) -> Router | None:
+        """One over this node's embedding model; None, said in the log: there is none."""
         try:
             embedder = self.embedders.load(catalog.find(EMBEDDING))
             general = read_route(self.home, GENERAL, embedder.width)
@@ -310,7 +315,7 @@ class Node:
                 save_route(self.home, GENERAL, said, embedder.embed)
                 general = read_route(self.home, GENERAL, embedder.width)
         except QuietchoirError as error:
-            logger.warning("the active adapter answers everything: %s", error)
+            logger.info("the active adapter answers everything: %s", error)
             return None
         return None if general is None else Router(embedder.embed, general)
 

@@ -34,11 +34,11 @@ GENERAL = "general"  # in an adapter's place: what is nobody's
 CENTROIDS = 16
 STEPS = 20  # of k-means
 MOST_TEXTS = 256  # of an adapter's examples that are embedded: 16 a centroid
-# Nearer to general talk by this much, and still the adapter's: a missed command costs more than a
-# question that an adapter answers, which was taught to leave questions alone.
-MARGIN = -0.02
+# How much nearer to general talk a request must lie to be nobody's. Below 0 more commands reach the
+# adapter, and more talk; the adapter may have been taught to leave talk alone.
+MARGIN = 0.0
 # What the request before was, this one is, unless it is otherwise by more than this.
-HYSTERESIS = 0.1
+HYSTERESIS = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,17 +75,10 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     model = weights.load(catalog.find(MODEL))
     homes = make_homes(households=size.households, train=size.train, test=size.test, seed=SEED)
     exam = exam_of(homes, size)
-    tell(f"own answers of {MODEL} to talk")
-    beside = Beside(talk=size.talk, follow_ups=size.follow_ups, answers=partial(own_answers, model))
-    mixed = [
-        one
-        for index, data in enumerate(homes)
-        for one in with_talk(data, beside, [SEED, 1 << 20, index])[0]
-    ]
     plain = [request.example() for data in homes for request in data.train]
     report: dict[str, Any] = {
-        "what": f"{MODEL}, {len(plain)} commands; the taught one also talk and second requests, "
-        f"{len(mixed)} examples in all; {size.epochs} epochs",
+        "what": f"{MODEL}, {len(plain)} commands; the taught one also {size.talk} times talk and "
+        f"{size.follow_ups} second requests a household; {size.epochs} epochs",
         "seed": SEED, "repeats": 1, "clock": "none", "spread": "none", "exact": True,
         "asked": {"commands": len(exam.single), "second": len(exam.second),
                   "talk": len(exam.talk)},
@@ -101,6 +94,14 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
         ),
     }
     keep(report)
+    tell(f"own answers of {MODEL} to talk")
+    beside = Beside(talk=size.talk, follow_ups=size.follow_ups, answers=partial(own_answers, model))
+    mixed = [
+        one
+        for index, data in enumerate(homes)
+        for one in with_talk(data, beside, [SEED, 1 << 20, index])[0]
+    ]
+    report["examples"] = {"adapter": len(plain), "taught": len(mixed)}
     trainer = Trainer(model, AdapterShape())
     for name, learned, single, prompt in (
         ("adapter", plain, exam.alone, HOUSEHOLD),
