@@ -443,7 +443,7 @@ def examples_of(
     return Examples(found.train, found.test)
 
 
-def requests_of(joining: ClientOptions, policy: Policy, lent: LentHistory | None) -> list[str]:
+def requests_of(options: ClientOptions, policy: Policy, lent: LentHistory | None) -> list[str]:
     """What the examples of a node ask.
 
     Raises:

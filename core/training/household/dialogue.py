@@ -102,11 +102,11 @@ def dialogues(
     made: dict[tuple[str, str], HomeDialogue] = {}
     misses = 0
     while len(made) < count:
-        first = requests[rng.integers(len(requests))]
+        first = requests[int(rng.integers(len(requests)))]
         ways = list(changes(home, first.call))
         if ways:
-            argument, value, call = ways[rng.integers(len(ways))]
-            wording = wordings[argument][rng.integers(len(wordings[argument]))]
+            argument, value, call = ways[int(rng.integers(len(ways)))]
+            wording = wordings[argument][int(rng.integers(len(wordings[argument])))]
             text = wording.format(value=value)
             if (first.text, text) not in made:
                 made[first.text, text] = HomeDialogue(first, text, call, wording)

@@ -61,7 +61,7 @@ def test_a_request_is_for_whom_it_is_nearest_to(
 
 
 def test_a_request_that_says_little_is_for_whom_the_one_before_was(router: Router) -> None:
-    little = "the blue lamp"
+    little = "what lamp"
     near = router.nearness(embed([little]), ROUTES)
     gap = abs(float(near["home"][0] - near[""][0]))
     assert gap < HYSTERESIS  # else this would say nothing
