@@ -120,7 +120,7 @@ def coordinate(
                 waiting=Waiting(
                     wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, patient=True
                 ),
-                desk=crypto_worker,
+                crypto_worker=crypto_worker,
             )
             if carry is None:
                 status.presence = lambda: len(cast("FlowerLink", link).online())

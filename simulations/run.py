@@ -129,7 +129,7 @@ def simulate(
         size=size,
         stops=stops,
         on_event=on_event,
-        desk=adder,
+        crypto_worker=adder,
         store=Store(
             None,
             run=hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32],

@@ -24,7 +24,7 @@ from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy
 from ..wire.messages import RoundId
-from .update import Terms
+from .update import SumContext
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 PACKINGS = ("bits", "deflate")
@@ -137,19 +137,28 @@ def digest_of(whole: Integers) -> bytes:
 
 
 def statement(
-    policy: Policy, place: RoundId, digest: bytes, names: Sequence[str], terms: Terms
+    policy: Policy, round_id: RoundId, digest: bytes, names: Sequence[str], sum_context: SumContext
 ) -> tuple[bytes, bytes]:
     """Context and message of a signature: these members' sum of this attempt is the one that
     `digest_of` gives this of.
     """
     columns = (
-        [] if terms.shares is None else [f"{name} {count}" for name, count in terms.shares.columns]
+        []
+        if sum_context.shares is None
+        else [f"{name} {count}" for name, count in sum_context.shares.columns]
     )
-    ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
-    context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
+    ranges = [f"{one.stop} {one.scale!r}" for one in sum_context.ranges]
+    context = bind(PROTOCOL, policy.federation, round_id.run, round_id.round, round_id.attempt)
     meant = unit(policy)
     return context, bind(
-        terms.start, digest, meant, len(ranges), *ranges, len(columns), *columns, *sorted(names)
+        sum_context.start,
+        digest,
+        meant,
+        len(ranges),
+        *ranges,
+        len(columns),
+        *columns,
+        *sorted(names),
     )
 
 

@@ -24,7 +24,7 @@ from ...crypto.secagg import RevealLedger
 from ..spec.policy import Policy
 from ..store.client_store import ClientStore
 from ..wire.messages import RoundId
-from .update import Terms
+from .update import SumContext
 
 Values = npt.NDArray[np.uint64]
 
@@ -70,13 +70,13 @@ class ClientSecrets:
     """What only a member of a sealed federation has."""
 
     store: ClientStore
-    desk: CryptoWorker  # with `crypto.he.encrypted_ring.MemberService`
+    crypto_worker: CryptoWorker  # with `crypto.he.encrypted_ring.MemberService`
 
 
 class SumConsumer(Protocol):
     """What becomes of a sum that members see: their model (`..rounds.global_model`)."""
 
-    def bound(self, place: RoundId) -> bytes:
+    def bound(self, round_id: RoundId) -> bytes:
         """What masks are bound to besides what was told: as `Common.bound`."""
         ...
 
@@ -86,7 +86,7 @@ class SumConsumer(Protocol):
         """Remember an opened sum [n] that this member signed: a step may be made of it."""
         ...
 
-    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+    def apply(self, round_id: RoundId, sum_context: SumContext, sums: Sequence[Sum]) -> bytes:
         """Step with sums [n each] that this member opened; answer what names the adapter then.
 
         Raises:
@@ -103,10 +103,10 @@ class ClientContext:
     name: str
     identity: Identity
     sums: RevealLedger  # the node's memory of rounds that were opened
-    place: RoundId
+    round_id: RoundId
     model: SumConsumer
     secrets: ClientSecrets | None = None  # in sealed mode
-    terms: Terms = field(default_factory=Terms)  # of this place
+    sum_context: SumContext = field(default_factory=SumContext)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
     # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
     vouch: int = 0
@@ -168,7 +168,7 @@ class Common:
     key_id: bytes  # names their key
     steps: int  # sums applied in this run
     tag: bytes  # names their adapter
-    circle: bytes = (
+    key_group: bytes = (
         b""  # who made their joint key, `KeyGroup.encode`; nothing where all have the key
     )
 
@@ -185,19 +185,20 @@ class ServerContext:
     Args:
         length: values of a contribution; counted: its tokens were trained on.
         told: everybody who is summed in some bucket; members find their own. asked: how many were.
-        common, desk: where members hold the model: what they have in common, and the worker that
+        common, crypto_worker: where members hold the model: what they have in common, and the
+        worker that
             adds ciphertexts.
     """
 
     policy: Policy
-    place: RoundId
+    round_id: RoundId
     length: int
     counted: bool
     told: Contributors
     asked: int
-    terms: Terms
+    sum_context: SumContext
     common: Common | None = None
-    desk: CryptoWorker | None = None
+    crypto_worker: CryptoWorker | None = None
 
 
 class AggregationServer(Protocol):

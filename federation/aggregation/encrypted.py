@@ -91,12 +91,12 @@ def make_ring(
     config: SecAggConfig,
     seal: Seal | None,
     bound: bytes,
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
     seed: bytes | None,
 ) -> SealedRing:
     """The ring of the round that `config` describes."""
     open_part = BitRing(length=counters(policy), bits=config.bits, parties=len(config.members))
-    return SealedRing(seal, open_part, bound=bound, seed=seed, crypto_worker=desk)
+    return SealedRing(seal, open_part, bound=bound, seed=seed, crypto_worker=crypto_worker)
 
 
 def shown(sealed_sum: bytes, bound: bytes, survivors: tuple[str, ...]) -> bytes:
@@ -124,7 +124,7 @@ class WitnessClient:
     ) -> None:
         self.ring_of, self.check_frame = ring, check_frame
         self.masked = MaskedClient(context, values, tokens, counted, ring=self.ring)
-        self.bound = context.model.bound(context.place)
+        self.bound = context.model.bound(context.round_id)
         self.config: SecAggConfig | None = None
         self.seal: Seal | None = None
         self.sealed_sum = b""
@@ -163,7 +163,7 @@ class WitnessClient:
         self.check_frame(self.seal, sealed_sum)
         self.sealed_sum = sealed_sum
         message = shown(sealed_sum, self.bound, survivors)
-        return context.identity.sign(occasion(WITNESS, context.policy, context.place), message)
+        return context.identity.sign(occasion(WITNESS, context.policy, context.round_id), message)
 
     def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
         """Require that enough members of the sum were shown this very one.
@@ -175,7 +175,7 @@ class WitnessClient:
         survivors, context = self.survivors, self.context
         assert self.config is not None
         message = shown(self.sealed_sum, self.bound, survivors)
-        check_shown(context.policy, context.place, message, survivors, signatures)
+        check_shown(context.policy, context.round_id, message, survivors, signatures)
         enough_shown(len(signatures), self.config.threshold)
 
     def freeze(self) -> bytes:
@@ -213,7 +213,7 @@ class EncryptedClient:
             raise MessageError(
                 "this member lacks the members' key; it must be asked to greet first"
             )
-        self.seed, self.desk = seed, context.secrets.desk
+        self.seed, self.crypto_worker = seed, context.secrets.crypto_worker
         self.sum = WitnessClient(
             context, values, tokens, counted, ring=self.ring, check_frame=rows_of
         )
@@ -232,7 +232,7 @@ class EncryptedClient:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
         policy = self.context.policy
         seal = make_seal(policy, config, key_id(self.seed))
-        return make_ring(policy, config, seal, self.sum.bound, self.desk, self.seed)
+        return make_ring(policy, config, seal, self.sum.bound, self.crypto_worker, self.seed)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
@@ -254,13 +254,13 @@ class EncryptedClient:
         """
         given, context = parts.split(payload), self.context
         # as many as were ready allow, which may be one
-        split = buckets(context.policy, b"", self.sum.masked.told.ready, context.terms.shares)
+        split = buckets(context.policy, b"", self.sum.masked.told.ready, context.sum_context.shares)
         if len(split) > 1:
             sums = [self.open(*one) for one in self.pooled(given, split)]
         else:
             self.sum.require_witnesses(given)
             sums = [self.open(split[0], self.sum.survivors, self.sum.sealed_sum)]
-        return context.model.apply(context.place, context.terms, sums)
+        return context.model.apply(context.round_id, context.sum_context, sums)
 
     def open(self, cohort: Names, names: Names, sealed_sum: bytes) -> Sum:
         """The sum [n] over `names` of those that were ready together. Raises as `apply`."""
@@ -268,7 +268,7 @@ class EncryptedClient:
         assert seal is not None
         packing = dataclasses.replace(seal.packing, parties=len(cohort))
         seal = dataclasses.replace(seal, packing=packing)
-        return Sum(open_sum(seal, self.seed, sealed_sum, self.desk), names)
+        return Sum(open_sum(seal, self.seed, sealed_sum, self.crypto_worker), names)
 
     def pooled(
         self, given: dict[str, bytes], split: tuple[Names, ...]
@@ -291,7 +291,9 @@ class EncryptedClient:
             if own and (sealed_sum, names) != (self.sum.sealed_sum, mine):
                 raise MessageError("another sum than the one that this member signed; refused")
             need = BucketGroup.of(cohort, len(context.cohort), told).threshold(policy)
-            short = context.terms.shares is not None and context.terms.shares.short(names)
+            short = context.sum_context.shares is not None and context.sum_context.shares.short(
+                names
+            )
             if not set(names) <= set(cohort) or len(names) < need or short:
                 raise MessageError(
                     f"a bucket's sum over {len(names)} members of its {len(cohort)}, need {need}; "
@@ -302,7 +304,7 @@ class EncryptedClient:
                 name.removeprefix(says): one for name, one in given.items() if name.startswith(says)
             }
             message = shown(sealed_sum, self.sum.bound, names)
-            check_shown(policy, context.place, message, names, signed)
+            check_shown(policy, context.round_id, message, names, signed)
             enough_shown(len(signed), need)
             found.append((cohort, names, sealed_sum))
         if not any(context.name in cohort for cohort, _, _ in found):
@@ -332,13 +334,13 @@ def read_names(data: bytes | None) -> Names:
 
 
 def check_shown(
-    policy: Policy, place: RoundId, message: bytes, names: Names, signatures: Mapping[str, bytes]
+    policy: Policy, round_id: RoundId, message: bytes, names: Names, signatures: Mapping[str, bytes]
 ) -> None:
     """Require signatures of members of the sum over what they were shown. Raises MessageError."""
     for name, signature in signatures.items():
         if name not in names:
             raise MessageError(f"{name} signed the sum without being in it; refused")
-        verify(policy, name, occasion(WITNESS, policy, place), message, signature)
+        verify(policy, name, occasion(WITNESS, policy, round_id), message, signature)
 
 
 def enough_shown(found: int, need: int) -> None:
@@ -358,7 +360,7 @@ class WitnessServer:
 
     def __init__(self, context: ServerContext, cohort: Names, *, ring: RingOf) -> None:
         assert context.common is not None  # our bug: nobody was set up
-        self.policy, self.place, self.common = context.policy, context.place, context.common
+        self.policy, self.round_id, self.common = context.policy, context.round_id, context.common
         self.ring_of = ring
         self.masked = MaskedServer(context, cohort, ring=self.ring)
         self.sealed_sum = b""
@@ -396,7 +398,7 @@ class WitnessServer:
         stop all members.
         """
         message = shown(self.sealed_sum, self.common.bound, self.survivors)
-        context = occasion(WITNESS, self.policy, self.place)
+        context = occasion(WITNESS, self.policy, self.round_id)
         try:
             verify(self.policy, party, context, message, signature)
         except MessageError as error:
@@ -472,8 +474,8 @@ class EncryptedServer:
     opens_at = MaskedServer.opens_at
 
     def __init__(self, context: ServerContext, cohort: Names) -> None:
-        assert context.desk is not None  # our bug: a mode without ciphertexts
-        self.context, self.desk = context, context.desk
+        assert context.crypto_worker is not None  # our bug: a mode without ciphertexts
+        self.context, self.crypto_worker = context, context.crypto_worker
         self.applying, self.tags = False, dict[str, bytes]()
         self.sum = WitnessServer(context, cohort, ring=self.ring)
 
@@ -482,7 +484,7 @@ class EncryptedServer:
         policy, common = self.context.policy, self.context.common
         assert common is not None  # as in `WitnessServer`
         seal = make_seal(policy, config, common.key_id)
-        return make_ring(policy, config, seal, common.bound, self.desk, None)
+        return make_ring(policy, config, seal, common.bound, self.crypto_worker, None)
 
     def begin(self) -> Step:
         """As `AggregationServer`."""

@@ -37,10 +37,16 @@ FIELDS = {
 }
 
 
-def occasion(purpose: str, policy: Policy, place: RoundId) -> bytes:
+def occasion(purpose: str, policy: Policy, round_id: RoundId) -> bytes:
     """Context of a signature or box: this federation, this version of its file, this attempt."""
     return bind(
-        PROTOCOL, purpose, policy.federation, policy.digest, place.run, place.round, place.attempt
+        PROTOCOL,
+        purpose,
+        policy.federation,
+        policy.digest,
+        round_id.run,
+        round_id.round,
+        round_id.attempt,
     )
 
 
@@ -70,7 +76,7 @@ class Hello:
     steps: int = 0  # sums it has applied in this run
     tag: bytes = bytes(TAG_BYTES)  # of its adapter and velocity, under that key
     before: bytes = bytes(TAG_BYTES)  # of those one step earlier, if it still has them; else zeros
-    circle: bytes = b""  # who made that key, `KeyGroup.encode`; nothing where all have the key
+    key_group: bytes = b""  # who made that key, `KeyGroup.encode`; nothing where all have the key
     signature: bytes = b""
 
     @property
@@ -95,15 +101,15 @@ class Hello:
     def body(self) -> bytes:
         """What is signed."""
         return bind(
-            self.sender, self.public, self.key, self.steps, self.tag, self.before, self.circle
+            self.sender, self.public, self.key, self.steps, self.tag, self.before, self.key_group
         )
 
-    def signed(self, policy: Policy, place: RoundId, identity: Identity) -> bytes:
+    def signed(self, policy: Policy, round_id: RoundId, identity: Identity) -> bytes:
         """Spell and sign it."""
-        signature = identity.sign(occasion("greeting", policy, place), self.body())
+        signature = identity.sign(occasion("greeting", policy, round_id), self.body())
         fields = {
             "before": self.before,
-            "circle": self.circle,
+            "circle": self.key_group,
             "key": self.key,
             "public": self.public,
             "tag": self.tag,
@@ -113,7 +119,7 @@ class Hello:
         )
 
     @staticmethod
-    def decode(data: bytes, policy: Policy, place: RoundId, sender: str) -> "Hello":
+    def decode(data: bytes, policy: Policy, round_id: RoundId, sender: str) -> "Hello":
         """Read what `sender` signed for this attempt.
 
         Raises:
@@ -128,9 +134,13 @@ class Hello:
                 f"{', '.join(FIELDS)}; refused"
             )
         steps = int.from_bytes(found.pop("steps"), "big")
-        greeting = Hello(sender=sender, steps=steps, **found)
+        greeting = Hello(sender=sender, steps=steps, key_group=found.pop("circle"), **found)
         verify(
-            policy, sender, occasion("greeting", policy, place), greeting.body(), greeting.signature
+            policy,
+            sender,
+            occasion("greeting", policy, round_id),
+            greeting.body(),
+            greeting.signature,
         )
         return greeting
 
@@ -141,7 +151,7 @@ class SealedEnvelope:
 
     purpose: str  # "key" or "state"
     policy: Policy
-    place: RoundId
+    round_id: RoundId
     sender: str
     receiver: str
     content: bytes = field(default=b"", repr=False)
@@ -149,7 +159,7 @@ class SealedEnvelope:
     @property
     def context(self) -> bytes:
         """Names federation, epoch, attempt, purpose, sender and receiver."""
-        return bind(occasion(self.purpose, self.policy, self.place), self.sender, self.receiver)
+        return bind(occasion(self.purpose, self.policy, self.round_id), self.sender, self.receiver)
 
     def sealed(self, identity: Identity, receiver_public: bytes) -> bytes:
         """Ephemeral key, box, signature.

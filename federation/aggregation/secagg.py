@@ -47,7 +47,7 @@ from .base import (
 )
 from .buckets import buckets
 from .rank_masks import RankMasks, rank_masks_of
-from .update import SAMPLE, Codec, Terms, describe, seed_of
+from .update import SAMPLE, Codec, SumContext, describe, seed_of
 
 logger = log.get("federation.secagg")
 RingOf = Callable[[SecAggConfig], Ring]
@@ -122,7 +122,7 @@ class BucketGroup:
 
 def agree(
     policy: Policy,
-    place: RoundId,
+    round_id: RoundId,
     group: BucketGroup,
     length: int,
     *,
@@ -130,7 +130,7 @@ def agree(
     context: bytes,
     shares: RankMasks | None = None,
 ) -> SecAggConfig:
-    """What every member of a group must configure alike for `place`.
+    """What every member of a group must configure alike for `round_id`.
 
     Args:
         counted: training tokens count towards `min_tokens`; they do not in a round that only
@@ -148,9 +148,9 @@ def agree(
     if scorers := group.score_floor(policy):
         floors.append(Floor(frozenset(group.scoring), scorers))
     return SecAggConfig(
-        federation=hashlib.sha256(policy.digest + bytes.fromhex(place.run)).digest(),
-        round=place.round,
-        attempt=place.attempt,
+        federation=hashlib.sha256(policy.digest + bytes.fromhex(round_id.run)).digest(),
+        round=round_id.round,
+        attempt=round_id.attempt,
         members=public_identities(policy, group.cohort),
         threshold=group.threshold(policy),
         min_cohort=protection.min_cohort,
@@ -253,7 +253,7 @@ class MaskedClient:
         context.model.keep_sum(digest, whole)  # the step that is made of it need not bring it again
         return context.identity.sign(
             *attested_sum.statement(
-                context.policy, context.place, digest, check.survivors, context.terms
+                context.policy, context.round_id, digest, check.survivors, context.sum_context
             )
         )
 
@@ -266,17 +266,17 @@ class MaskedClient:
         Raises:
             MessageError: as `read_contributors`.
         """
-        context, shares = self.context, self.context.terms.shares
+        context, shares = self.context, self.context.sum_context.shares
         policy, told = context.policy, read_contributors(ready, context)
         assert self.values is not None  # the party calls each stage once
         self.told, cohort = told, told.ready
         if policy.aggregation.buckets > 1:
-            split = buckets(policy, context.terms.adapter, told.ready, shares)
+            split = buckets(policy, context.sum_context.adapter, told.ready, shares)
             cohort = next(one for one in split if context.name in one)
         group = BucketGroup.of(cohort, len(context.cohort), told, context.subjects)
         config = agree(
-            policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
-            context=broadcast_digest.context(context.terms.told, ready),
+            policy, context.round_id, group, self.values.size, counted=self.counted, shares=shares,
+            context=broadcast_digest.context(context.sum_context.told, ready),
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
@@ -290,19 +290,19 @@ class MaskedClient:
 
         Hazard: as `crypto.secagg.snapshot`, and until stage `mask` it also holds the update.
         """
-        context, terms, check = self.context, self.context.terms, self.check
+        context, sum_context, check = self.context, self.context.sum_context, self.check
         fields = {
             "asked": context.cohort,
             "ready": self.told.ready,
             "scoring": self.told.scoring,
             "vouch": context.vouch,
             "relies": context.relies,
-            "told": terms.told.hex(),
-            "adapter": terms.adapter.hex(),
+            "told": sum_context.told.hex(),
+            "adapter": sum_context.adapter.hex(),
             "scores": context.scores,
             "subjects": [subject.hex() for subject in context.subjects],
-            "start": terms.start,
-            "ranges": [dataclasses.astuple(one) for one in terms.ranges],
+            "start": sum_context.start,
+            "ranges": [dataclasses.astuple(one) for one in sum_context.ranges],
             "tokens": self.tokens,
             "counted": self.counted,
             "check": None if check is None else [check.key.hex(), check.survivors],
@@ -327,14 +327,14 @@ class MaskedClient:
         fields = json.loads(found["fields"])
         asked, context = tuple(fields["asked"]), self.context
         shares = (
-            rank_masks_of(context.policy, asked, context.place.attempt)
+            rank_masks_of(context.policy, asked, context.round_id.attempt)
             if fields["counted"]
             else None
         )
         # as far as it needs them once its values are spelled
-        terms = Terms(
+        sum_context = SumContext(
             tuple(Range(*one) for one in fields["ranges"]),
-            seed_of(context.policy, context.place),
+            seed_of(context.policy, context.round_id),
             bytes.fromhex(fields["told"]),
             fields["start"],
             shares,
@@ -342,7 +342,7 @@ class MaskedClient:
         )
         self.context = dataclasses.replace(
             context,
-            terms=terms,
+            sum_context=sum_context,
             cohort=asked,
             vouch=fields["vouch"],
             relies=fields["relies"],
@@ -388,17 +388,17 @@ class MaskedServer:
     def __init__(
         self, context: ServerContext, cohort: tuple[str, ...], *, ring: RingOf | None = None
     ) -> None:
-        policy, terms = context.policy, context.terms
-        self.policy, self.place, self.terms = policy, context.place, terms
+        policy, sum_context = context.policy, context.sum_context
+        self.policy, self.round_id, self.sum_context = policy, context.round_id, sum_context
         self.cohort, self.ready = cohort, encode_contributors(context.told)
         self.config = agree(
             policy,
-            context.place,
+            context.round_id,
             BucketGroup.of(cohort, context.asked, context.told),
             context.length,
             counted=context.counted,
-            context=broadcast_digest.context(terms.told, self.ready),
-            shares=terms.shares,
+            context=broadcast_digest.context(sum_context.told, self.ready),
+            shares=sum_context.shares,
         )
         self.proof: dict[str, bytes] = {}
         self.packed: tuple[str, bytes] | None = None  # the opened sum, as it travels
@@ -463,7 +463,9 @@ class MaskedServer:
         survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
         self.packed = attested_sum.pack(whole, len(survivors), self.config.bits)
         digest = attested_sum.digest_of(whole)
-        self.said = attested_sum.statement(self.policy, self.place, digest, survivors, self.terms)
+        self.said = attested_sum.statement(
+            self.policy, self.round_id, digest, survivors, self.sum_context
+        )
         return attested_sum.encode_shown(self.packed, self.opened.tags)
 
     def witnessed(self, party: str, signature: bytes) -> None:

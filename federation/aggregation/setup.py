@@ -28,8 +28,8 @@ class KeyAndStateSetup:
     values of the adapter.
     """
 
-    def __init__(self, policy: Policy, place: RoundId, ask: Ask, size: int) -> None:
-        self.policy, self.place, self._ask, self.size = policy, place, ask, size
+    def __init__(self, policy: Policy, round_id: RoundId, ask: Ask, size: int) -> None:
+        self.policy, self.round_id, self._ask, self.size = policy, round_id, ask, size
         self.raw: dict[str, bytes] = {}  # greetings as they were signed
         self.said: dict[str, Hello] = {}
 
@@ -41,7 +41,7 @@ class KeyAndStateSetup:
         """
         self.hear(GREET, dict.fromkeys(cohort, b""))
         self.enough(len(self.said), "members greeted")
-        key, circle = (
+        key, key_group = (
             self.join_key()
             if self.policy.protection.key == "threshold"
             else (self.share_key(), b"")
@@ -55,7 +55,7 @@ class KeyAndStateSetup:
             )
         )
         self.enough(len(members), "members hold the same key and adapter")
-        return Common(members=members, key_id=key, steps=steps, tag=tag, circle=circle)
+        return Common(members=members, key_id=key, steps=steps, tag=tag, key_group=key_group)
 
     def share_key(self) -> bytes:
         """Let a member that has the key seal it for the others; return its name. The dealer
@@ -65,7 +65,7 @@ class KeyAndStateSetup:
         best = min(held, key=lambda key: (-held[key], key)) if held else b""
         dealers = sorted(name for name, one in self.said.items() if not held or one.key == best)
         lacking = {name for name, one in self.said.items() if not held or one.key != best}
-        dealer = dealers[(self.place.attempt - 1) % len(dealers)]
+        dealer = dealers[(self.round_id.attempt - 1) % len(dealers)]
         self.pass_on(DEAL, TAKE, dealer, lacking - {dealer}, {})
         return self.said[dealer].key
 
@@ -76,52 +76,52 @@ class KeyAndStateSetup:
         Raises:
             RoundAborted: no key is held by enough members, and none could be made.
         """
-        key, circle, holders = self.held()
+        key, key_group, holders = self.held()
         enough = bool(key) and len(holders) >= needed(
-            self.policy, len(KeyGroup.decode(circle).names)
+            self.policy, len(KeyGroup.decode(key_group).names)
         )
         if enough and len(holders) == len(self.said):
-            return key, circle
+            return key, key_group
         try:
-            greetings = DkgServer(self.policy, self.place, self._ask, self.size).form(
+            greetings = DkgServer(self.policy, self.round_id, self._ask, self.size).form(
                 tuple(sorted(self.said))
             )
         except RoundAborted as reason:
             if not enough:
                 raise
             logger.warning("going on with the joint key of %d members: %s", len(holders), reason)
-            return key, circle
+            return key, key_group
         for name, greeting in greetings.items():
             try:
                 self.note(name, greeting)
             except MessageError as error:
                 logger.warning("%s after the ceremony: %s", name, error)
-        key, circle, holders = self.held()
-        if not key or len(holders) < needed(self.policy, len(KeyGroup.decode(circle).names)):
+        key, key_group, holders = self.held()
+        if not key or len(holders) < needed(self.policy, len(KeyGroup.decode(key_group).names)):
             raise RoundAborted(
                 f"{len(holders)} members hold a share of the same key; the "
                 f"rehearsal failed or they fell silent"
             )
-        return key, circle
+        return key, key_group
 
     def held(self) -> tuple[bytes, bytes, tuple[str, ...]]:
         """The joint key that most members hold, who made it, and its holders; nothing if nobody
         holds one.
         """
-        pairs = Counter((one.key, one.circle) for one in self.said.values() if one.has_key)
-        for (key, circle), _ in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
+        pairs = Counter((one.key, one.key_group) for one in self.said.values() if one.has_key)
+        for (key, key_group), _ in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
             try:
-                KeyGroup.decode(circle).plan(self.policy, self.size)
+                KeyGroup.decode(key_group).plan(self.policy, self.size)
             except MessageError as error:
                 logger.warning("a joint key that cannot be: %s", error)
                 continue
             return (
                 key,
-                circle,
+                key_group,
                 tuple(
                     name
                     for name, one in self.said.items()
-                    if (one.key, one.circle) == (key, circle)
+                    if (one.key, one.key_group) == (key, key_group)
                 ),
             )
         return b"", b"", ()
@@ -154,7 +154,7 @@ class KeyAndStateSetup:
                 f"none of {len(ahead)} members went back to the adapter that they had in common"
             )
         behind = {name for name in holders if self.said[name].state != best}
-        donor = donors[(self.place.attempt - 1) % len(donors)]
+        donor = donors[(self.round_id.attempt - 1) % len(donors)]
         self.pass_on(HAND, FOLLOW, donor, behind, vouched)
         return best
 
@@ -169,7 +169,7 @@ class KeyAndStateSetup:
         asked = parts.join({TO + name: self.raw[name] for name in sorted(takers)})
         given: dict[str, bytes] = {}
         for reply in self._ask(
-            ask_stage, {giver: asked}, self.place, self.policy.recipe.stage_timeout_s
+            ask_stage, {giver: asked}, self.round_id, self.policy.recipe.stage_timeout_s
         ):
             try:
                 given = parts.split(reply.payload)
@@ -191,7 +191,7 @@ class KeyAndStateSetup:
         """Ask, and note the greetings that come back."""
         if not payloads:
             return
-        for reply in self._ask(stage, payloads, self.place, self.policy.recipe.stage_timeout_s):
+        for reply in self._ask(stage, payloads, self.round_id, self.policy.recipe.stage_timeout_s):
             try:
                 self.note(reply.sender, reply.payload)
             except MessageError as error:
@@ -199,7 +199,7 @@ class KeyAndStateSetup:
 
     def note(self, sender: str, greeting: bytes) -> None:
         """Raises MessageError unless it is `sender`'s, signed for this attempt."""
-        self.said[sender] = Hello.decode(greeting, self.policy, self.place, sender)
+        self.said[sender] = Hello.decode(greeting, self.policy, self.round_id, sender)
         self.raw[sender] = greeting
 
     def enough(self, found: int, what: str) -> None:

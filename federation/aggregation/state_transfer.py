@@ -57,7 +57,7 @@ class StateTransfer:
         )
         self.box_key: tuple[RoundId, Ephemeral] | None = None  # of the attempt that greeted last
 
-    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+    def answer(self, round_id: RoundId, stage: str, payload: bytes) -> bytes:
         """One stage.
 
         Raises:
@@ -70,69 +70,71 @@ class StateTransfer:
                 f"{self.policy.protection.key!r}; refused"
             )
         if self.dkg is not None and stage in dkg_client.STAGES:
-            self.own_box(place)
-            return self.dkg.answer(place, stage, payload) or (
-                self.greeting(place) if stage == dkg_client.SETTLE else b""
+            self.own_box(round_id)
+            return self.dkg.answer(round_id, stage, payload) or (
+                self.greeting(round_id) if stage == dkg_client.SETTLE else b""
             )
         if stage == GREET:
             if payload:
                 raise MessageError(
                     f"a greeting was asked for with {len(payload)} bytes, expected none; refused"
                 )
-            self.box_key = (place, Ephemeral.generate())
-            return self.greeting(place)
+            self.box_key = (round_id, Ephemeral.generate())
+            return self.greeting(round_id)
         steps = {DEAL: self.deal, TAKE: self.take, HAND: self.hand, FOLLOW: self.follow}
-        return steps[stage](place, parts.split(payload))
+        return steps[stage](round_id, parts.split(payload))
 
-    def greeting(self, place: RoundId) -> bytes:
+    def greeting(self, round_id: RoundId) -> bytes:
         """Where this member is, signed."""
         epoch = self.policy.digest
         public, seed, key = (
-            self.own_box(place).public,
+            self.own_box(round_id).public,
             self.store.seed(epoch),
             self.store.key_name(epoch),
         )
         if seed is None or key is None:
-            return Hello(sender=self.name, public=public).signed(self.policy, place, self.identity)
-        progress, before = self.store.progress(place.run), self.store.before(place.run)
+            return Hello(sender=self.name, public=public).signed(
+                self.policy, round_id, self.identity
+            )
+        progress, before = self.store.progress(round_id.run), self.store.before(round_id.run)
         greeting = Hello(
             sender=self.name,
             public=public,
             key=key,
             steps=progress.steps,
-            tag=progress.tag(seed, place.run),
-            before=bytes(TAG_BYTES) if before is None else before.tag(seed, place.run),
-            circle=b""
-            if (held := self.store.shelf.holding(epoch)) is None
+            tag=progress.tag(seed, round_id.run),
+            before=bytes(TAG_BYTES) if before is None else before.tag(seed, round_id.run),
+            key_group=b""
+            if (held := self.store.key_shares.key_share(epoch)) is None
             else KeyGroup.of(held.plan).encode(),
         )
-        return greeting.signed(self.policy, place, self.identity)
+        return greeting.signed(self.policy, round_id, self.identity)
 
-    def deal(self, place: RoundId, asked: dict[str, bytes]) -> bytes:
+    def deal(self, round_id: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal the key for those that asked; make one if this member has none of this epoch
         either.
         """
-        askers = self.greetings(asked, TO, place)
-        self.own_box(place)
+        askers = self.greetings(asked, TO, round_id)
+        self.own_box(round_id)
         seed = self.store.seed(self.policy.digest) or self.store.make_seed(self.policy.digest)
-        return self.parcels("key", place, askers, seed)
+        return self.parcels("key", round_id, askers, seed)
 
-    def take(self, place: RoundId, given: dict[str, bytes]) -> bytes:
+    def take(self, round_id: RoundId, given: dict[str, bytes]) -> bytes:
         """Open the key, keep it, and greet again. Raises as `unwrap`; MessageError for what is
         no key.
         """
-        seed = self.unwrap("key", place, given)
+        seed = self.unwrap("key", round_id, given)
         if len(seed) != SEED_BYTES:
             raise MessageError(f"a key of {len(seed)} bytes came, {SEED_BYTES} expected; refused")
         self.store.keep_seed(self.policy.digest, seed)
-        return self.greeting(place)
+        return self.greeting(round_id)
 
-    def hand(self, place: RoundId, asked: dict[str, bytes]) -> bytes:
+    def hand(self, round_id: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal this member's adapter for those that are behind."""
-        askers = self.greetings(asked, TO, place)
-        return self.parcels("state", place, askers, self.store.progress(place.run).encode())
+        askers = self.greetings(asked, TO, round_id)
+        return self.parcels("state", round_id, askers, self.store.progress(round_id.run).encode())
 
-    def follow(self, place: RoundId, given: dict[str, bytes]) -> bytes:
+    def follow(self, round_id: RoundId, given: dict[str, bytes]) -> bytes:
         """Open an adapter, or go back by one step if none was sent; keep it if enough others have
         it, and greet again.
 
@@ -144,13 +146,13 @@ class StateTransfer:
         if seed is None:
             raise MessageError("an adapter came before the members' key; refused")
         if PARCEL in given:
-            progress = Progress.decode(self.unwrap("state", place, given), self.store.size)
-        elif (before := self.store.before(place.run)) is not None:
+            progress = Progress.decode(self.unwrap("state", round_id, given), self.store.size)
+        elif (before := self.store.before(round_id.run)) is not None:
             progress = before
         else:
             raise MessageError("no adapter came, and there is none to go back to; refused")
-        state = (progress.steps, progress.tag(seed, place.run))
-        said = self.greetings(given, SAYS, place)
+        state = (progress.steps, progress.tag(seed, round_id.run))
+        said = self.greetings(given, SAYS, round_id)
         same = sum(
             one.key == key and state in one.states
             for one in said.values()
@@ -160,8 +162,8 @@ class StateTransfer:
             raise MessageError(
                 f"{same} members have this adapter, need {witnesses(self.policy)}; it is not taken"
             )
-        self.store.keep_progress(place.run, progress)
-        return self.greeting(place)
+        self.store.keep_progress(round_id.run, progress)
+        return self.greeting(round_id)
 
     def freeze(self) -> bytes:
         """What this member needs to go on in the attempt in which it greeted; nothing before it
@@ -171,9 +173,12 @@ class StateTransfer:
         """
         if self.box_key is None:
             return b""
-        place, key = self.box_key
+        round_id, key = self.box_key
         header = json.dumps(
-            {"place": [place.run, place.round, place.attempt], "key": key.private_bytes().hex()}
+            {
+                "place": [round_id.run, round_id.round, round_id.attempt],
+                "key": key.private_bytes().hex(),
+            }
         ).encode("ascii")
         ceremony = b"" if self.dkg is None else self.dkg.freeze()
         return len(header).to_bytes(4, "big") + header + ceremony
@@ -182,21 +187,21 @@ class StateTransfer:
         """Go on where `freeze` left it."""
         end = 4 + int.from_bytes(kept[:4], "big")
         header = json.loads(kept[4:end])
-        place = RoundId(*header["place"])
-        self.box_key = (place, Ephemeral(bytes.fromhex(header["key"])))
+        round_id = RoundId(*header["place"])
+        self.box_key = (round_id, Ephemeral(bytes.fromhex(header["key"])))
         if self.dkg is not None:
-            self.dkg.thaw(place, kept[end:])
+            self.dkg.thaw(round_id, kept[end:])
 
     def parcels(
-        self, purpose: str, place: RoundId, askers: dict[str, Hello], content: bytes
+        self, purpose: str, round_id: RoundId, askers: dict[str, Hello], content: bytes
     ) -> bytes:
         """This member's greeting, and one parcel for each asker."""
-        out = {OWN: self.greeting(place)}
+        out = {OWN: self.greeting(round_id)}
         for name, asker in askers.items():
             parcel = SealedEnvelope(
                 purpose=purpose,
                 policy=self.policy,
-                place=place,
+                round_id=round_id,
                 sender=self.name,
                 receiver=name,
                 content=content,
@@ -204,7 +209,7 @@ class StateTransfer:
             out[TO + name] = parcel.sealed(self.identity, asker.public)
         return parts.join(out)
 
-    def unwrap(self, purpose: str, place: RoundId, given: dict[str, bytes]) -> bytes:
+    def unwrap(self, purpose: str, round_id: RoundId, given: dict[str, bytes]) -> bytes:
         """The content of the parcel in `given`. Raises MessageError without one; and as
         `SealedEnvelope.opened`.
         """
@@ -213,19 +218,25 @@ class StateTransfer:
         except (KeyError, UnicodeDecodeError):
             raise MessageError("a parcel without its sender's name; refused") from None
         parcel = SealedEnvelope(
-            purpose=purpose, policy=self.policy, place=place, sender=sender, receiver=self.name
+            purpose=purpose,
+            policy=self.policy,
+            round_id=round_id,
+            sender=sender,
+            receiver=self.name,
         )
-        return parcel.opened(data, self.own_box(place))
+        return parcel.opened(data, self.own_box(round_id))
 
-    def greetings(self, given: dict[str, bytes], prefix: str, place: RoundId) -> dict[str, Hello]:
+    def greetings(
+        self, given: dict[str, bytes], prefix: str, round_id: RoundId
+    ) -> dict[str, Hello]:
         """The greetings among `given`, by sender, each checked."""
         names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
         return {
-            name: Hello.decode(given[prefix + name], self.policy, place, name) for name in names
+            name: Hello.decode(given[prefix + name], self.policy, round_id, name) for name in names
         }
 
-    def own_box(self, place: RoundId) -> Ephemeral:
+    def own_box(self, round_id: RoundId) -> Ephemeral:
         """This attempt's box key. Raises MessageError if this member has not greeted in it."""
-        if self.box_key is None or self.box_key[0] != place:
+        if self.box_key is None or self.box_key[0] != round_id:
             raise MessageError("this member has not greeted in this attempt; refused")
         return self.box_key[1]

@@ -41,7 +41,7 @@ LARGEST_LOSS = 1000.0  # of an answer token; whatever is above counts as this
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SumContext:
     """Of one place."""
 
     ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
@@ -53,7 +53,7 @@ class Terms:
     adapter: bytes = b""
 
 
-def seed_of(policy: Policy, place: RoundId) -> bytes:
+def seed_of(policy: Policy, round_id: RoundId) -> bytes:
     """The public seed of one round's rotation: the same for all its members, another for each
     round.
 
@@ -61,33 +61,35 @@ def seed_of(policy: Policy, place: RoundId) -> bytes:
     under a later one can still follow the steps made before.
     """
     return hashlib.sha256(
-        b"quietchoir rotation seed 2" + policy.federation + f"{place.run} {place.round}".encode()
+        b"quietchoir rotation seed 2"
+        + policy.federation
+        + f"{round_id.run} {round_id.round}".encode()
     ).digest()
 
 
 def terms_of(
     policy: Policy,
     size: int,
-    place: RoundId,
+    round_id: RoundId,
     ranges: Spans,
     cohort: Sequence[str],
     *,
     told: bytes,
     start: str,
     adapter: bytes,
-) -> Terms:
+) -> SumContext:
     """What the contributions of this place have in common; the same at the server and at members.
 
     Args:
         ranges: of the update's tensors, as they are told; cohort: who trains, nobody where it is
-        scored. The others as `Terms`.
+        scored. The others as `SumContext`.
 
     Raises:
         MessageError: ranges that the federation does not allow.
     """
     given = read_spans(ranges, size, policy.recipe.update_range) if ranges else ()
-    shares = rank_masks_of(policy, cohort, place.attempt) if cohort and policy.ranked else None
-    return Terms(given, seed_of(policy, place), told, start, shares, adapter)
+    shares = rank_masks_of(policy, cohort, round_id.attempt) if cohort and policy.ranked else None
+    return SumContext(given, seed_of(policy, round_id), told, start, shares, adapter)
 
 
 @functools.lru_cache(maxsize=16)
@@ -263,7 +265,7 @@ class Noised:
 
 
 def transforms_of(
-    policy: Policy, terms: Terms, name: str, *, steps: int = 0, staleness: int = 0
+    policy: Policy, sum_context: SumContext, name: str, *, steps: int = 0, staleness: int = 0
 ) -> list[Transform]:
     """What happens to an update of the member `name` before it is rounded, in order.
 
@@ -275,8 +277,8 @@ def transforms_of(
         found.append(Scaled(policy.recipe.agreed_steps / steps))
     if staleness:
         found.append(Scaled(weight(staleness)))
-    if terms.shares is not None:
-        found.append(Averaged(terms.shares, name))
+    if sum_context.shares is not None:
+        found.append(Averaged(sum_context.shares, name))
     return found
 
 
@@ -285,20 +287,20 @@ class Codec:
 
     Args:
         size: n; 0 where only counters travel.
-        terms: of the place; by default the federation's one range, and no seed.
+        sum_context: of the round; by default the federation's one range, and no seed.
     """
 
-    def __init__(self, size: int, policy: Policy, terms: Terms | None = None) -> None:
-        terms = terms or Terms()
-        self.size, self.shares = size, terms.shares
+    def __init__(self, size: int, policy: Policy, sum_context: SumContext | None = None) -> None:
+        sum_context = sum_context or SumContext()
+        self.size, self.shares = size, sum_context.shares
         self.bits = policy.protection.bits
         self.counted = policy.privacy.counts
         self.noise = noise_of(policy, size)
         self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
-        self.ranges = list(terms.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
+        self.ranges = list(sum_context.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
         rounded = Rounded(self.ranges, self.bits)
-        self.rounding = rounded if self.noise is None else Noised(self.noise, terms.seed)
-        self.transforms: tuple[Transform, ...] = (Averaged(terms.shares), self.rounding)
+        self.rounding = rounded if self.noise is None else Noised(self.noise, sum_context.seed)
+        self.transforms: tuple[Transform, ...] = (Averaged(sum_context.shares), self.rounding)
         self.digits = ring.digits(self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 

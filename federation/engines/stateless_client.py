@@ -313,7 +313,7 @@ def freeze_attempt(client: Client) -> bytes | None:
     fields: dict[str, Any] = {"size": client.size, "attempt": None}
     if attempt is not None:
         fields["attempt"] = {
-            "place": asdict(attempt.place),
+            "place": asdict(attempt.round_id),
             "done": attempt.done,
             "relies_on": attempt.relies_on,
             "leaves": attempt.leaves,

@@ -21,7 +21,7 @@ from ..aggregation.buckets import buckets
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose, eligible
-from ..aggregation.update import Codec, Statistics, Terms
+from ..aggregation.update import Codec, Statistics, SumContext
 from ..events import OnEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
@@ -85,11 +85,11 @@ class Answers:
 class ReadyGroup:
     """Members whose contributions are ready to be summed, and what these have in common."""
 
-    place: RoundId
+    round_id: RoundId
     kind: str  # "train"; or "score": a contribution is its counters alone
     draw: Draw  # who was asked
     answers: Answers
-    terms: Terms
+    sum_context: SumContext
     ranges: messages.Ranges
     spent: Spent | None  # in privacy, with this attempt
     started: float  # monotonic seconds
@@ -128,9 +128,9 @@ class RoundAttempt:
     """The attempts of one run. Args: model: where the adapter lives."""
 
     def __init__(
-        self, post: Messenger, logbook: Logbook, model: ServerHeld, on_event: OnEvent
+        self, messenger: Messenger, logbook: Logbook, model: ServerHeld, on_event: OnEvent
     ) -> None:
-        self.post, self.logbook, self.model = post, logbook, model
+        self.messenger, self.logbook, self.model = messenger, logbook, model
         self.size, self.on_event = model.size, on_event
         # nobody can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
@@ -139,11 +139,11 @@ class RoundAttempt:
     @property
     def policy(self) -> Policy:
         """The newest federation file."""
-        return self.post.policy
+        return self.messenger.policy
 
     def begin(self) -> RoundId:
         """Take the next attempt's number, on disk first."""
-        self.post.traffic = Traffic()
+        self.messenger.traffic = Traffic()
         return self.logbook.begin()
 
     def about(self, kind: str, flat: Vector) -> None:
@@ -191,21 +191,21 @@ class RoundAttempt:
         """
         policy, training = self.policy, group.kind == messages.TRAIN
         size = self.size if training else 0
-        sums = self.combine(group, Codec(size, policy, group.terms).length)
+        sums = self.combine(group, Codec(size, policy, group.sum_context).length)
         seen = 0 if self.model.held_by_members else size
-        sums, opened = self.open(sums, Codec(seen, policy, group.terms))
+        sums, opened = self.open(sums, Codec(seen, policy, group.sum_context))
         means = tuple(mean for mean, _ in opened)
         if training:
-            self.model.opened(group.place, group.draw.cohort, sums, means)
+            self.model.opened(group.round_id, group.draw.cohort, sums, means)
         return Outcome(
             group=group,
             sums=sums,
             means=means,
             votes=tuple(statistics for _, statistics in opened),
-            traffic=self.post.traffic.of(group.draw.cohort),
+            traffic=self.messenger.traffic.of(group.draw.cohort),
         )
 
-    def settle(self, answers: Answers, asked: int, terms: Terms) -> Answers:
+    def settle(self, answers: Answers, asked: int, sum_context: SumContext) -> Answers:
         """Whom to go on with, of those that are ready.
 
         Raises:
@@ -219,11 +219,11 @@ class RoundAttempt:
                 f"{len(ready)} of {asked} members are ready, need "
                 f"{need}{self.policy.advice(len(ready))}"
             )
-        if terms.shares is not None and (reason := terms.shares.short(ready)):
+        if sum_context.shares is not None and (reason := sum_context.shares.short(ready)):
             raise RoundAborted(f"{reason}; the next attempt asks for fewer columns")
-        return self.choose(answers, terms, need)
+        return self.choose(answers, sum_context, need)
 
-    def choose(self, answers: Answers, terms: Terms, need: int) -> Answers:
+    def choose(self, answers: Answers, sum_context: SumContext, need: int) -> Answers:
         """Leave out, of those that are ready, whoever would keep the others from signing.
 
         Raises:
@@ -235,11 +235,11 @@ class RoundAttempt:
         told = {one for sets in answers.before.values() for one in sets}
         self.signed.sets |= told
         self.signed.members.update(*told)
-        split = self.split(answers.ready, terms)
+        split = self.split(answers.ready, sum_context)
         least = need if len(split) == 1 else self.policy.smallest_sum
         choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
         if choice.reason:
-            here = self.post.link.present()
+            here = self.messenger.link.present()
             self.missing = choice.missing if self.eligible(here) == here else frozenset()
             # another number for the next attempt, and with it another draw
             self.logbook.keep(opening=True)
@@ -253,11 +253,11 @@ class RoundAttempt:
         self.missing = frozenset()
         return answers.only(choice.members)
 
-    def split(self, ready: tuple[str, ...], terms: Terms) -> tuple[tuple[str, ...], ...]:
+    def split(self, ready: tuple[str, ...], sum_context: SumContext) -> tuple[tuple[str, ...], ...]:
         """Those that are ready, by the sums that they are in."""
         if self.policy.aggregation.buckets == 1:
             return (ready,)
-        return buckets(self.policy, terms.adapter, ready, terms.shares)
+        return buckets(self.policy, sum_context.adapter, ready, sum_context.shares)
 
     def combine(self, group: ReadyGroup, length: int) -> tuple[Sum, ...]:
         """Go through the protection's stages; members that fall silent are the protection's to
@@ -269,17 +269,17 @@ class RoundAttempt:
         answers, timeout_s = group.answers, self.policy.recipe.stage_timeout_s
         context = ServerContext(
             policy=self.policy,
-            place=group.place,
+            round_id=group.round_id,
             length=length,
             counted=group.kind == messages.TRAIN,
             told=answers.told,
             asked=len(group.draw.cohort),
-            terms=group.terms,
+            sum_context=group.sum_context,
             common=self.model.common,
-            desk=self.model.desk,
+            crypto_worker=self.model.crypto_worker,
         )
         aggregation = AGGREGATIONS[self.policy.protection.kind]
-        split = self.split(answers.ready, group.terms)
+        split = self.split(answers.ready, group.sum_context)
         each = [(cohort, aggregation.server(context, cohort)) for cohort in split]
         server = each[0][1] if len(each) == 1 else aggregation.together(each)
         stage, payloads = server.begin()
@@ -293,7 +293,7 @@ class RoundAttempt:
                 if stage == server.opens_at:
                     self.logbook.keep(opening=True)
                     self.signed.members.update(answers.chosen)
-                for reply in self.post.ask(stage, payloads, group.place, timeout_s):
+                for reply in self.messenger.ask(stage, payloads, group.round_id, timeout_s):
                     try:
                         server.receive(reply.sender, reply.payload)
                     except (CryptoError, WorkerError) as error:
@@ -334,11 +334,11 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
     scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
     if not counters.scored and policy.guard.on and group.kind == messages.TRAIN:
         scored = parents_score(state.history) or scored
-    scales, shares = [scale for _, scale in group.ranges], group.terms.shares
+    scales, shares = [scale for _, scale in group.ranges], group.sum_context.shares
     entry = RoundReport(
         kind=group.kind,
         round=state.round + 1,
-        attempt=group.place.attempt,
+        attempt=group.round_id.attempt,
         asked=list(group.draw.cohort),
         parties=list(outcome.parties),
         seconds=round(time.monotonic() - group.started, 3),

@@ -39,7 +39,7 @@ from ..aggregation.update import (
     LOSS_UNIT,
     Codec,
     Statistics,
-    Terms,
+    SumContext,
     check_clipped,
     terms_of,
     transforms_of,
@@ -69,7 +69,7 @@ LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution,
 class Attempt:
     """The one attempt that this party is in."""
 
-    place: RoundId
+    round_id: RoundId
     aggregation: AggregationClient
     done: int = 0  # stages answered
     # the state that this member did not follow itself: it counts as followed once enough others
@@ -190,30 +190,32 @@ class Client:
             return self.model.answer(task.round_id, task.stage, task.payload)
         return self.go_on(task)
 
-    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
-        """What is to be done, and with which adapter: one that the rounds before `place` can have
-        produced. Raises as `ClientModel.resolve`.
+    def resolve(self, round_id: RoundId, stage: str, payload: bytes) -> Resolved:
+        """What is to be done, and with which adapter: one that the rounds before `round_id` can
+        have produced. Raises as `ClientModel.resolve`.
         """
-        self.ledger.check(place)
-        found = self.model.resolve(place, stage, payload)
+        self.ledger.check(round_id)
+        found = self.model.resolve(round_id, stage, payload)
         if found.claimed is not None:
             largest = Codec(self.size, self.policy).largest
-            check_reach(self.policy.recipe, found.claimed, place.round - 1, largest)
+            check_reach(self.policy.recipe, found.claimed, round_id.round - 1, largest)
         return found
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score; or keep a finished adapter, or undo a step."""
-        place, training = task.round_id, task.stage == messages.TRAIN
-        found = self.resolve(place, task.stage, task.payload)
+        round_id, training = task.round_id, task.stage == messages.TRAIN
+        found = self.resolve(round_id, task.stage, task.payload)
         order = found.order
         if task.stage in (messages.TRAIN, messages.SCORE):
             drawn = Draw(order.cohort, order.absent)
-            check(self.policy, place, drawn, self.name, everybody=not training)
+            check(self.policy, round_id, drawn, self.name, everybody=not training)
         adapter = adapter_digest(order.flat)
-        terms = self.terms(place, order, found.told, adapter, training, found.velocity)
-        unpaid = self.begin(place, pays=training, undoes=task.stage == messages.UNDO)
+        sum_context = self.sum_context(
+            round_id, order, found.told, adapter, training, found.velocity
+        )
+        unpaid = self.begin(round_id, pays=training, undoes=task.stage == messages.UNDO)
         self.model.keep(found)
-        self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=place.attempt))
+        self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=round_id.attempt))
         if task.stage == messages.ADOPT:
             name = "" if self.adopt is None else self.adopt(order.flat, order.card)
             # a sealed adapter's name is a hash of its content
@@ -223,18 +225,18 @@ class Client:
         if unpaid:
             return self.spent(order.round, unpaid)
         update, statistics, tokens = (
-            self.train(order, place, terms) if training else self.score(order)
+            self.train(order, round_id, sum_context) if training else self.score(order)
         )
         scored = order.evaluate or not training
         return self.contribute(
             self.context(
-                place,
-                terms=terms,
+                round_id,
+                sum_context=sum_context,
                 cohort=order.cohort,
                 scores=self.policy.privacy.counts and statistics.scored > 0,
                 subjects=subjects(self.policy, adapter, training=training, scored=scored),
             ),
-            Codec(update.size, self.policy, terms).encode(update, statistics),
+            Codec(update.size, self.policy, sum_context).encode(update, statistics),
             tokens,
             training,
             states={0: order.state},
@@ -247,13 +249,13 @@ class Client:
             MessageError: refused; nothing was changed.
             DataError and others of the tree: training failed.
         """
-        place = task.round_id
+        round_id = task.round_id
         version, payload = messages.split_train(task.payload)
-        check_version(version, place)
-        found = self.resolve(place, task.stage, payload)
+        check_version(version, round_id)
+        found = self.resolve(round_id, task.stage, payload)
         order = found.order
         messages.check_train(order)
-        self.begin(place)
+        self.begin(round_id)
         self.model.keep(found)
         if (kept := self.kept(task)) is None:
             # nothing is paid before something leaves, but work for nothing is spared
@@ -261,17 +263,17 @@ class Client:
                 return self.spent(order.round, "the privacy budget is used up")
             self.on_event(
                 WorkEvent(
-                    stage=task.stage, round=order.round, attempt=place.attempt, version=version
+                    stage=task.stage, round=order.round, attempt=round_id.attempt, version=version
                 )
             )
             # who is summed, and so which columns are, is known later: it trains all that it may
             alone = rank_masks_of(self.policy, (self.name,), 1) if self.policy.ranked else None
             adapter = adapter_digest(order.flat)
             update, statistics, tokens = self.train(
-                order, place, Terms(adapter=adapter, shares=alone)
+                order, round_id, SumContext(adapter=adapter, shares=alone)
             )
             kept = Contribution(
-                run=place.run,
+                run=round_id.run,
                 rules=rules_of(self.policy),
                 version=version,
                 told=messages.told_of(version, order),
@@ -296,9 +298,9 @@ class Client:
         Raises:
             MessageError: refused; nothing was changed.
         """
-        place, group = task.round_id, messages.decode_group(task.payload)
-        self.ledger.check(place)
-        kept, staleness = buffer.for_group(place, self.policy, self.name, group)
+        round_id, group = task.round_id, messages.decode_group(task.payload)
+        self.ledger.check(round_id)
+        kept, staleness = buffer.for_group(round_id, self.policy, self.name, group)
         order = messages.Work(
             flat=np.zeros(0, np.float32),
             state=group.state,
@@ -306,21 +308,21 @@ class Client:
             cohort=group.names,
             round=group.version + 1,
         )
-        split = messages.split_seed(place.run, group.version)
-        terms = self.terms(place, order, group.told, split, True)
+        split = messages.split_seed(round_id.run, group.version)
+        sum_context = self.sum_context(round_id, order, group.told, split, True)
         update = kept.update  # weighed before it is clipped and noised
-        for one in transforms_of(self.policy, terms, self.name, staleness=staleness):
+        for one in transforms_of(self.policy, sum_context, self.name, staleness=staleness):
             update = one.apply(update)
-        clipped = self.clipped(update, terms)
-        unpaid = self.begin(place, pays=True)
+        clipped = self.clipped(update, sum_context)
+        unpaid = self.begin(round_id, pays=True)
         self.on_event(
             WorkEvent(
-                stage=task.stage, round=order.round, attempt=place.attempt, staleness=staleness
+                stage=task.stage, round=order.round, attempt=round_id.attempt, staleness=staleness
             )
         )
         if unpaid:
             return self.spent(order.round, unpaid)
-        codec = Codec(self.size, self.policy, terms)
+        codec = Codec(self.size, self.policy, sum_context)
         statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
         if staleness:  # its scores are of an adapter that is not the one this step starts from
             statistics = dataclasses.replace(statistics, scored=0, score=0)
@@ -328,8 +330,8 @@ class Client:
         adapter = bytes.fromhex(kept.adapter)
         return self.contribute(
             self.context(
-                place,
-                terms=terms,
+                round_id,
+                sum_context=sum_context,
                 cohort=group.names,
                 scores=scores,
                 subjects=subjects(self.policy, adapter, training=True, scored=scores),
@@ -342,14 +344,14 @@ class Client:
             leaves=True,
         )
 
-    def context(self, place: RoundId, **given: Any) -> ClientContext:
+    def context(self, round_id: RoundId, **given: Any) -> ClientContext:
         """Who this member is in an attempt. Args: given: as `ClientContext`."""
         return ClientContext(
             policy=self.policy,
             name=self.name,
             identity=self.identity,
             sums=self.ledger.sums,
-            place=place,
+            round_id=round_id,
             model=self.model,
             secrets=self.secrets,
             **given,
@@ -373,12 +375,12 @@ class Client:
             states: versions that the sum's contributions are of, with the names of their states;
             own: this one's; leaves: as `Attempt`.
         """
-        place, sums = context.place, self.ledger.sums
-        vouch, relies = self.model.vouching(place.run, sorted(states.items()), own)
+        round_id, sums = context.round_id, self.ledger.sums
+        vouch, relies = self.model.vouching(round_id.run, sorted(states.items()), own)
         context = dataclasses.replace(context, vouch=vouch, relies=relies)
         make = AGGREGATIONS[self.policy.protection.kind].client
         self.attempt = Attempt(
-            place,
+            round_id,
             make(context, values, tokens, training),
             relies_on=states[own] if relies else "",
             leaves=leaves,
@@ -388,15 +390,15 @@ class Client:
             messages.Ready(scores=context.scores, before=tuple(sorted(before)))
         )
 
-    def terms(
+    def sum_context(
         self,
-        place: RoundId,
+        round_id: RoundId,
         order: messages.Work,
         told: bytes,
         adapter: bytes,
         training: bool,
         velocity: Vector | None = None,
-    ) -> Terms:
+    ) -> SumContext:
         """What this member's contribution has in common with the others'.
 
         Args:
@@ -424,7 +426,7 @@ class Client:
         return terms_of(
             policy,
             self.size,
-            place,
+            round_id,
             given if wanted else (),
             order.cohort if training else (),
             told=told,
@@ -432,9 +434,9 @@ class Client:
             adapter=adapter,
         )
 
-    def begin(self, place: RoundId, *, pays: bool = False, undoes: bool = False) -> str:
-        """Write down in one step, before any work, that `place` is worked, so that none is twice;
-        what it costs in privacy; and the adapter that this member goes back to, if it does.
+    def begin(self, round_id: RoundId, *, pays: bool = False, undoes: bool = False) -> str:
+        """Write down in one step, before any work, that `round_id` is worked, so that none is
+        twice; what it costs in privacy; and the adapter that this member goes back to, if it does.
 
         Returns: why it cannot be paid; then nothing is trained.
 
@@ -445,11 +447,11 @@ class Client:
         unpaid = ""
         with self.ledger.step():
             if undoes:
-                self.model.rollback(place)
-            self.ledger.record(place)
+                self.model.rollback(round_id)
+            self.ledger.record(round_id)
             if pays and self.policy.privacy.on:
                 try:
-                    self.accountant.pay(place)
+                    self.accountant.pay(round_id)
                 except BudgetError as error:
                     unpaid = str(error)
         self.attempt = None
@@ -463,11 +465,11 @@ class Client:
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
         attempt = self.attempt
-        if attempt is None or task.round_id != attempt.place or task.stage != attempt.expects:
+        if attempt is None or task.round_id != attempt.round_id or task.stage != attempt.expects:
             expected = (
                 "no stage"
                 if attempt is None
-                else (f"{attempt.expects} of round {attempt.place.round}")
+                else (f"{attempt.expects} of round {attempt.round_id.round}")
             )
             raise MessageError(
                 f"found stage {task.stage!r} of round {task.round_id.round}, expected "
@@ -479,56 +481,65 @@ class Client:
                 self.buffer.wipe()  # or nothing leaves
             self.ledger.save()  # a round that is being opened is on disk before its shares leave
         if task.stage == "share" and attempt.relies_on:  # it found enough that vouch
-            self.model.trust(attempt.place.run, attempt.relies_on)
+            self.model.trust(attempt.round_id.run, attempt.relies_on)
         attempt.done += 1
         if attempt.done == len(attempt.aggregation.stages):
             self.attempt = None  # the contribution is gone from memory
         return answer
 
     def train(
-        self, order: messages.Work, place: RoundId, terms: Terms
+        self, order: messages.Work, round_id: RoundId, sum_context: SumContext
     ) -> tuple[Vector, Statistics, int]:
         """Score if asked, then train; return the change [n], the counters, and the answer tokens
         trained on.
         """
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
-        columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
+        columns = (
+            self.policy.adapter.rank
+            if sum_context.shares is None
+            else sum_context.shares.of(self.name)
+        )
         learner = self.learner
         if (share := self.policy.recipe.lr_share(order.round)) != 1.0:
             learner = slowed(learner, share)
-        if terms.shares is not None:
+        if sum_context.shares is not None:
             learner = narrowed(learner, columns, self.policy.adapter.rank)
-        trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))
+        trained: Trained = learner.train(
+            order.flat, training_seed(round_id, sum_context.adapter, self.name)
+        )
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError(
                 "training ended in values that are not finite; nothing is sent, a lower lr may help"
             )
         update = trained.flat.astype(np.float32) - order.flat
-        for one in transforms_of(self.policy, terms, self.name, steps=trained.steps):
+        for one in transforms_of(self.policy, sum_context, self.name, steps=trained.steps):
             update = one.apply(update)
         statistics = dataclasses.replace(
-            Statistics.scores(counts.correct, counts.total), trained=1,
+            Statistics.scores(counts.correct, counts.total),
+            trained=1,
             loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),
-            clipped=Codec(self.size, self.policy, terms).percent(self.clipped(update, terms)),
-        )  # fmt: skip
-        told = None if terms.shares is None else columns
+            clipped=Codec(self.size, self.policy, sum_context).percent(
+                self.clipped(update, sum_context)
+            ),
+        )
+        told = None if sum_context.shares is None else columns
         self.on_event(
             TrainedEvent(round=order.round, loss=trained.loss, tokens=trained.tokens, columns=told)
         )
         return update, statistics, trained.tokens
 
-    def clipped(self, update: Vector, terms: Terms) -> int:
+    def clipped(self, update: Vector, sum_context: SumContext) -> int:
         """How many coordinates of `update` are cut before it is sent.
 
         Raises:
             DataError: more than its owner allows; nothing is sent. Where there is noise the whole
                 update is shortened instead, and that is what its privacy rests on.
         """
-        codec = Codec(self.size, self.policy, terms)
+        codec = Codec(self.size, self.policy, sum_context)
         clipped, trained = codec.clipped(update), update.size
         if codec.noise is None:
-            if terms.shares is not None:
-                trained = int(np.count_nonzero(terms.shares.trained(self.name, update.size)))
+            if sum_context.shares is not None:
+                trained = int(np.count_nonzero(sum_context.shares.trained(self.name, update.size)))
             check_clipped(clipped, trained, self.consent)
         return clipped
 
@@ -538,7 +549,7 @@ class Client:
         return np.zeros(0, np.float32), Statistics.scores(counts.correct, counts.total), 0
 
 
-def training_seed(place: RoundId, adapter: bytes, name: str) -> int:
+def training_seed(round_id: RoundId, adapter: bytes, name: str) -> int:
     """This party's training seed: another one for each run, round, attempt, adapter and party.
 
     So two trainings from one adapter do not differ by one party's part alone: the others' differ
@@ -548,7 +559,7 @@ def training_seed(place: RoundId, adapter: bytes, name: str) -> int:
         adapter: `adapter_digest` the one that it trains from.
     """
     seed = (
-        f"quietchoir training 2 {place.run} {place.round} {place.attempt} {name} "
+        f"quietchoir training 2 {round_id.run} {round_id.round} {round_id.attempt} {name} "
     ).encode() + adapter
     return int.from_bytes(hashlib.sha256(seed).digest()[:4], "big")
 

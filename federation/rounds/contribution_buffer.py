@@ -97,7 +97,7 @@ class ContributionBuffer:
         return kept if kept is not None and 0 <= version - kept.version <= limit else None
 
     def for_group(
-        self, place: RoundId, policy: Policy, name: str, group: Group
+        self, round_id: RoundId, policy: Policy, name: str, group: Group
     ) -> tuple[Contribution, int]:
         """The contribution of the member `name` that may go into this group, and how stale it is.
 
@@ -119,8 +119,8 @@ class ContributionBuffer:
                     f"{group.version}, at most {limit} "
                     "steps later; refused"
                 )
-        check_version(group.version, place)
-        kept, said = self.look(place.run, rules_of(policy)), dict(group.members)[name]
+        check_version(group.version, round_id)
+        kept, said = self.look(round_id.run, rules_of(policy)), dict(group.members)[name]
         if kept is None:
             raise MessageError(
                 "this member has no contribution to give: the last one has left, or "
@@ -176,14 +176,14 @@ class ContributionBuffer:
             logger.warning("the contribution is damaged (%s); this member trains anew", error)
 
 
-def check_version(version: int, place: RoundId) -> None:
+def check_version(version: int, round_id: RoundId) -> None:
     """Require that so many steps can have been made: numbers of rounds count them, and those that
     came to nothing.
 
     Raises:
         MessageError: they cannot.
     """
-    if version >= place.round:
+    if version >= round_id.round:
         raise MessageError(
-            f"version {version} is said to be there before round {place.round} is over; refused"
+            f"version {version} is said to be there before round {round_id.round} is over; refused"
         )

@@ -22,7 +22,7 @@ class Delivery:
     """One run's."""
 
     def __init__(self, attempt: RoundAttempt, on_event: OnEvent) -> None:
-        self.attempt, self.logbook, self.link = attempt, attempt.logbook, attempt.post.link
+        self.attempt, self.logbook, self.link = attempt, attempt.logbook, attempt.messenger.link
         self.on_event = on_event
 
     def hand(self, card: str, members: frozenset[str]) -> tuple[str, ...]:
@@ -31,13 +31,13 @@ class Delivery:
         Raises:
             RoundAborted: sealed mode, and too few members that share the adapter are there.
         """
-        place = self.attempt.begin()
+        round_id = self.attempt.begin()
         # sealed: who holds it
-        here = self.attempt.model.gather(tuple(sorted(self.link.present())), place)
+        here = self.attempt.model.gather(tuple(sorted(self.link.present())), round_id)
         order = self.attempt.order(self.logbook.state.server.flat, card=card)
         wanted = tuple(name for name in here if name in members)
         timeout_s = self.attempt.policy.recipe.stage_timeout_s
-        replies = self.attempt.model.ask(messages.ADOPT, order, wanted, place, timeout_s)
+        replies = self.attempt.model.ask(messages.ADOPT, order, wanted, round_id, timeout_s)
         return tuple(sorted(reply.sender for reply in replies))
 
     @property

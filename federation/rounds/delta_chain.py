@@ -45,7 +45,7 @@ from ..aggregation.base import Sum
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import RankMasks, rank_masks_of
 from ..aggregation.server_optimizer import combine, optimizer_of
-from ..aggregation.update import Codec, Terms, seed_of
+from ..aggregation.update import Codec, SumContext, seed_of
 from ..spec.policy import Policy, canonical
 from ..store.checkpoint import ServerState, Vector
 from ..wire.broadcast_digest import bits_of
@@ -139,7 +139,7 @@ class DeltaChain:
         self.mixed = any(member.rank for member in policy.members)
 
     def of_sums(
-        self, sums: Sequence[Sum], place: RoundId, asked: Sequence[str], bucket: int = ALL
+        self, sums: Sequence[Sum], round_id: RoundId, asked: Sequence[str], bucket: int = ALL
     ) -> Step:
         """The step of a round's opened sums [>= n each]; what follows the first n values (counters)
         is left out.
@@ -151,8 +151,8 @@ class DeltaChain:
         totals = tuple(self._total(one) for one in sums)
         return Step(
             kind="sum",
-            round=place.round,
-            attempt=place.attempt,
+            round=round_id.round,
+            attempt=round_id.attempt,
             asked=who,
             bucket=bucket,
             totals=totals,
@@ -187,14 +187,16 @@ class DeltaChain:
         wanted = recipe.ranges == "tensor"
         given = spans(state.velocity, self.stops, recipe.update_range) if wanted else ()
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        place = RoundId(self.run, step.round, step.attempt)
-        terms = Terms(ranges, seed_of(policy, place), shares=self._shares(step), start=start)
+        round_id = RoundId(self.run, step.round, step.attempt)
+        sum_context = SumContext(
+            ranges, seed_of(policy, round_id), shares=self._shares(step), start=start
+        )
         codec, wholes = (
-            Codec(self.size, policy, terms),
+            Codec(self.size, policy, sum_context),
             [self._integers(one) for one in step.totals],
         )
         if start and attested(policy):
-            self._proven(place, wholes, step.totals, terms)
+            self._proven(round_id, wholes, step.totals, sum_context)
         means = [
             codec.mean(whole, one.parties, one.names)
             for whole, one in zip(wholes, step.totals, strict=True)
@@ -262,19 +264,22 @@ class DeltaChain:
         return shares
 
     def _proven(
-        self, place: RoundId, wholes: Sequence[Integers], totals: Sequence[Total], terms: Terms
+        self,
+        round_id: RoundId,
+        wholes: Sequence[Integers],
+        totals: Sequence[Total],
+        sum_context: SumContext,
     ) -> None:
         """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
         for whole, one in zip(wholes, totals, strict=True):
             digest = one.body if one.packing == KEPT else digest_of(whole)
-            said = statement(self.policy, place, digest, one.names, terms)
+            said = statement(self.policy, round_id, digest, one.names, sum_context)
             found = len(signed_by(self.policy, said, one.names, one.proof))
             need = max(witnesses(one.parties), least_of(self.policy))
             if len(set(one.names)) != one.parties or found < need:
                 raise UnprovenError(
-                    f"{found} of {one.parties} members signed the sum of round {place.round}, need "
-                    f"{need}: "
-                    "it is not gone by"
+                    f"{found} of {one.parties} members signed the sum of round {round_id.round}, "
+                    f"need {need}: it is not gone by"
                 )
 
     def _total(self, one: Sum) -> Total:

@@ -22,7 +22,7 @@ from ..aggregation.attested_sum import Integers
 from ..aggregation.base import Common, Sum, WireCost
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
-from ..aggregation.update import Terms
+from ..aggregation.update import SumContext
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..wire import broadcast_digest, messages
@@ -40,17 +40,17 @@ class ServerHeld:
     held_by_members = False
     # of this attempt, where members hold it: what they have in common, and who adds ciphertexts
     common: Common | None = None
-    desk: CryptoWorker | None = None
+    crypto_worker: CryptoWorker | None = None
 
     def __init__(
         self,
-        post: Messenger,
+        messenger: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,
         stops: Sequence[int],
     ) -> None:
-        self.post, self.logbook, self.optimizer = post, logbook, optimizer
+        self.messenger, self.logbook, self.optimizer = messenger, logbook, optimizer
         self.size, self.stops = size, tuple(stops)
 
     @staticmethod
@@ -61,9 +61,9 @@ class ServerHeld:
         del cohort
         return WireCost(0, 4 * size * (2 if policy.guard.on else 1))
 
-    def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
+    def gather(self, cohort: tuple[str, ...], round_id: RoundId) -> tuple[str, ...]:
         """Who of `cohort` can take part. Raises RoundAborted: too few."""
-        del place
+        del round_id
         return cohort
 
     def name(self, flat: Vector) -> str:
@@ -75,16 +75,16 @@ class ServerHeld:
         """Of the next round's tensors, as members are told them; nothing where they follow from
         what members hold, or the file names one range for all.
         """
-        recipe = self.post.policy.recipe
+        recipe = self.messenger.policy.recipe
         if recipe.ranges != "tensor":
             return ()
         return spans(self.logbook.state.server.velocity, self.stops, recipe.update_range)
 
     def letters(
-        self, order: messages.Work, members: Sequence[str], place: RoundId
+        self, order: messages.Work, members: Sequence[str], round_id: RoundId
     ) -> dict[str, bytes]:
         """What each of these is told to work on."""
-        del place
+        del round_id
         return dict.fromkeys(members, messages.encode_work(order))
 
     def ask(
@@ -92,11 +92,13 @@ class ServerHeld:
         stage: str,
         order: messages.Work,
         cohort: Sequence[str],
-        place: RoundId,
+        round_id: RoundId,
         timeout_s: float,
     ) -> Iterator[Reply]:
         """Let the cohort work on `order`; yield what they answer."""
-        yield from self.post.ask(stage, self.letters(order, cohort, place), place, timeout_s)
+        yield from self.messenger.ask(
+            stage, self.letters(order, cohort, round_id), round_id, timeout_s
+        )
 
     def worked(self, reply: Reply) -> bool:
         """Does this answer to one of `letters` hold work? Else its sender lacks what it was told
@@ -116,7 +118,11 @@ class ServerHeld:
         return False
 
     def opened(
-        self, place: RoundId, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
+        self,
+        round_id: RoundId,
+        asked: Sequence[str],
+        sums: tuple[Sum, ...],
+        means: tuple[Vector, ...],
     ) -> None:
         """The sums that the next steps are made of, their means [n], and who was asked for them."""
 
@@ -183,18 +189,18 @@ class ClientModel:
     def __init__(self, policy: Policy, size: int) -> None:
         self.policy, self.size = policy, size
 
-    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+    def answer(self, round_id: RoundId, stage: str, payload: bytes) -> bytes:
         """One of `stages`. Raises MessageError and others: refused; nothing was changed."""
-        raise MessageError(f"{stage!r} with {len(payload)} bytes at {place}; refused")
+        raise MessageError(f"{stage!r} with {len(payload)} bytes at {round_id}; refused")
 
-    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+    def resolve(self, round_id: RoundId, stage: str, payload: bytes) -> Resolved:
         """What is to be done, and with which adapter; nothing is remembered yet.
 
         Raises:
             MessageError: malformed, or another adapter than any that can be meant.
             LackingError: told as a change of an adapter that is not here.
         """
-        del place
+        del round_id
         order = messages.decode_work(payload, self.size)
         if self.policy.can.server_reads_updates:
             return Resolved(order=order, told=b"", claimed=order.flat)  # no masks to follow from it
@@ -220,23 +226,25 @@ class ClientModel:
     def trust(self, run: str, state: str) -> None:
         """Enough others signed that they followed to the state called this."""
 
-    def bound(self, place: RoundId) -> bytes:
+    def bound(self, round_id: RoundId) -> bytes:
         """What masks are bound to besides what was told, which holds the adapter's bits."""
-        del place
+        del round_id
         return b""
 
     def keep_sum(self, digest: bytes, whole: Integers) -> None:
         """Remember a sum [n] that this member signed: a step may be made of it."""
 
-    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+    def apply(self, round_id: RoundId, sum_context: SumContext, sums: Sequence[Sum]) -> bytes:
         """Step with the sums that this member opened; answer what names the adapter after that.
 
         Raises:
             DataError: a sum that so many members cannot have; nothing was changed.
         """
-        raise RuntimeError(f"{len(sums)} sums at {place} for the server, under {terms}")  # our bug
+        raise RuntimeError(
+            f"{len(sums)} sums at {round_id} for the server, under {sum_context}"
+        )  # our bug
 
-    def rollback(self, place: RoundId) -> None:
+    def rollback(self, round_id: RoundId) -> None:
         """Go back to the adapter before the last step, with an optimizer at rest, as one step more.
 
         The coordinator's signed word is enough: it can stop a run anyway, and undoing tells it
@@ -245,7 +253,7 @@ class ClientModel:
         Raises:
             MessageError: there is none; nothing was changed.
         """
-        raise MessageError(f"there is no step here to undo at {place}; refused")
+        raise MessageError(f"there is no step here to undo at {round_id}; refused")
 
     def freeze(self) -> bytes:
         """What it needs to go on in another process; nothing where that is on disk already."""

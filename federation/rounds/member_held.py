@@ -21,7 +21,7 @@ from ..aggregation.base import ClientSecrets, Sum, WireCost
 from ..aggregation.server_optimizer import ServerOptimizer, combine, optimizer_of
 from ..aggregation.setup import KeyAndStateSetup
 from ..aggregation.state_transfer import STAGES, StateTransfer
-from ..aggregation.update import Codec, Terms
+from ..aggregation.update import Codec, SumContext
 from ..events import OnEvent, SteppedEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, Vector
@@ -35,23 +35,23 @@ logger = log.get("federation.coordinator")
 
 
 class MemberHeld(ServerHeld):
-    """One run's. Args: desk: adds ciphertexts; by default a new worker."""
+    """One run's. Args: crypto_worker: adds ciphertexts; by default a new worker."""
 
     held_by_members = True
 
     def __init__(
         self,
-        post: Messenger,
+        messenger: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,
         stops: Sequence[int],
         *,
-        desk: CryptoWorker | None,
+        crypto_worker: CryptoWorker | None,
         on_event: OnEvent,
     ) -> None:
-        super().__init__(post, logbook, optimizer, size, stops)
-        self.desk, self.on_event = desk or Worker(AdderService), on_event
+        super().__init__(messenger, logbook, optimizer, size, stops)
+        self.crypto_worker, self.on_event = crypto_worker or Worker(AdderService), on_event
 
     @staticmethod
     def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
@@ -59,11 +59,11 @@ class MemberHeld(ServerHeld):
         del policy, size, cohort
         return WireCost(0, 0)
 
-    def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
+    def gather(self, cohort: tuple[str, ...], round_id: RoundId) -> tuple[str, ...]:
         """Those that share a key and an adapter when it returns. Raises RoundAborted: too few."""
-        self.common = KeyAndStateSetup(self.post.policy, place, self.post.ask, self.size).gather(
-            cohort
-        )
+        self.common = KeyAndStateSetup(
+            self.messenger.policy, round_id, self.messenger.ask, self.size
+        ).gather(cohort)
         steps, known = self.common.steps, self.logbook.state.round
         if self.logbook.catch_up(steps):
             logger.warning(
@@ -88,15 +88,15 @@ class MemberHeld(ServerHeld):
         Raises:
             RoundAborted: fewer did than it takes for the others to believe them.
         """
-        policy, place = self.post.policy, self.logbook.begin()
-        members = self.gather(tuple(sorted(self.post.link.present())), place)
+        policy, round_id = self.messenger.policy, self.logbook.begin()
+        members = self.gather(tuple(sorted(self.messenger.link.present())), round_id)
         if self.logbook.state.round > steps:
             return  # an attempt before this one was answered, and our note of it lost
         flat = self.logbook.state.server.flat
         order = messages.Work(flat=flat, state=self.name(flat), round=steps)
         payload = messages.encode_work(order)
         letters, timeout_s = dict.fromkeys(members, payload), policy.recipe.stage_timeout_s
-        done = list(self.post.ask(messages.UNDO, letters, place, timeout_s))
+        done = list(self.messenger.ask(messages.UNDO, letters, round_id, timeout_s))
         if len(done) < (need := policy.needed(len(members))):
             raise RoundAborted(
                 f"{len(done)} of {len(members)} members went back to the adapter before, need "
@@ -117,14 +117,14 @@ class OwnModel(ClientModel):
         self.store = secrets.store
         self.setup = StateTransfer(policy, name, identity, self.store)
 
-    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+    def answer(self, round_id: RoundId, stage: str, payload: bytes) -> bytes:
         """As `StateTransfer.answer`."""
-        return self.setup.answer(place, stage, payload)
+        return self.setup.answer(round_id, stage, payload)
 
-    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+    def resolve(self, round_id: RoundId, stage: str, payload: bytes) -> Resolved:
         """As `ClientModel`."""
-        order, progress = messages.decode_work(payload, 0), self.store.progress(place.run)
-        if (tag := self.tag(place)) is None or tag.hex() != order.state:
+        order, progress = messages.decode_work(payload, 0), self.store.progress(round_id.run)
+        if (tag := self.tag(round_id)) is None or tag.hex() != order.state:
             raise MessageError(
                 f"this member is at step {progress.steps} of the run, another "
                 f"adapter is meant; refused"
@@ -134,36 +134,36 @@ class OwnModel(ClientModel):
         order = dataclasses.replace(order, flat=server.flat)
         return Resolved(order=order, told=told, velocity=server.velocity)
 
-    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+    def apply(self, round_id: RoundId, sum_context: SumContext, sums: Sequence[Sum]) -> bytes:
         """As `ClientModel`: on disk first; answers the adapter's tag.
 
         Raises:
             DataError: a sum that so many members cannot have; nothing was changed.
         """
-        policy, progress = self.policy, self.store.progress(place.run)
-        codec = Codec(self.size, policy, terms)
+        policy, progress = self.policy, self.store.progress(round_id.run)
+        codec = Codec(self.size, policy, sum_context)
         means = [codec.mean(one.total, len(one.parties), one.parties) for one in sums]
         change = combine(means, policy.aggregation.rule, policy.aggregation.trim)
         server = optimizer_of(policy.recipe).step(progress.server, change)
-        self.store.keep_progress(place.run, Progress(progress.steps + 1, server))
-        return self.tag(place) or b""
+        self.store.keep_progress(round_id.run, Progress(progress.steps + 1, server))
+        return self.tag(round_id) or b""
 
-    def tag(self, place: RoundId) -> bytes | None:
+    def tag(self, round_id: RoundId) -> bytes | None:
         """What others are told of the adapter; None without the members' key."""
         seed = self.store.seed(self.policy.digest)
-        return None if seed is None else self.store.progress(place.run).tag(seed, place.run)
+        return None if seed is None else self.store.progress(round_id.run).tag(seed, round_id.run)
 
-    def bound(self, place: RoundId) -> bytes:
+    def bound(self, round_id: RoundId) -> bytes:
         """Steps and tag."""
-        steps = self.store.progress(place.run).steps
-        return steps.to_bytes(8, "big") + (self.tag(place) or b"")
+        steps = self.store.progress(round_id.run).steps
+        return steps.to_bytes(8, "big") + (self.tag(round_id) or b"")
 
-    def rollback(self, place: RoundId) -> None:
+    def rollback(self, round_id: RoundId) -> None:
         """As `ClientModel`."""
-        if (before := self.store.before(place.run)) is None:
+        if (before := self.store.before(round_id.run)) is None:
             raise MessageError("there is no step here to undo; refused")
-        steps = self.store.progress(place.run).steps + 1
-        self.store.keep_progress(place.run, Progress(steps, before.server.at_rest()))
+        steps = self.store.progress(round_id.run).steps + 1
+        self.store.keep_progress(round_id.run, Progress(steps, before.server.at_rest()))
 
     def freeze(self) -> bytes:
         """As `StateTransfer.freeze`."""

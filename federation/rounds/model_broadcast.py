@@ -77,13 +77,13 @@ class ServerHeldDelta(ServerHeld):
 
     def __init__(
         self,
-        post: Messenger,
+        messenger: Messenger,
         logbook: Logbook,
         optimizer: ServerOptimizer,
         size: int,
         stops: Sequence[int],
     ) -> None:
-        super().__init__(post, logbook, optimizer, size, stops)
+        super().__init__(messenger, logbook, optimizer, size, stops)
         self.origin = origin_of(size)
         self.left: dict[str, tuple[Way, str]] = {}  # member → the way that `letters` told it
         # oldest first
@@ -126,17 +126,21 @@ class ServerHeldDelta(ServerHeld):
 
         What was made of the last sums stays: a file may change between a step and the vote on it.
         """
-        self.version = self.post.policy.version
+        self.version = self.messenger.policy.version
         self.held: dict[str, tuple[str, ...]] = {}  # member → names of states
         self.lacking: set[str] = set()  # who answered the last letter so
         self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
         self.keeping: set[str] = set()  # who signed the last sums, and has not said that they lack
 
     def opened(
-        self, place: RoundId, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
+        self,
+        round_id: RoundId,
+        asked: Sequence[str],
+        sums: tuple[Sum, ...],
+        means: tuple[Vector, ...],
     ) -> None:
         """The sums that the next steps are made of, their means [n], and who was asked for them."""
-        self.opened_at, self.means, self.fresh = (place, tuple(asked), sums), means, []
+        self.opened_at, self.means, self.fresh = (round_id, tuple(asked), sums), means, []
         self.relying -= {name for one in sums for name in one.parties}
         self.keeping = {name for one in sums for name in one.proof}
         self.steps, self.briefs = {}, {}
@@ -163,15 +167,15 @@ class ServerHeldDelta(ServerHeld):
             RuntimeError: a change that does not follow from the sums that were opened.
         """
         assert self.opened_at is not None  # a change is made of sums
-        place, asked, sums = self.opened_at
-        table, means = self.post.policy.aggregation, self.means
+        round_id, asked, sums = self.opened_at
+        table, means = self.messenger.policy.aggregation, self.means
         changes = (combine(means, table.rule, table.trim), *(means if len(means) > 1 else ()))
         for bucket, one in enumerate(changes, start=ALL):
             if np.array_equal(one.view(np.uint32), change.view(np.uint32)):
                 stepping = DeltaChain(
-                    self.post.policy, self.size, self.logbook.state.run, self.stops
+                    self.messenger.policy, self.size, self.logbook.state.run, self.stops
                 )
-                return stepping.of_sums(sums, place, asked, bucket)
+                return stepping.of_sums(sums, round_id, asked, bucket)
         raise RuntimeError("a change that follows from no sum of this round")  # our bug
 
     def note(self, name: str, before: str, step: Step) -> None:
@@ -207,7 +211,7 @@ class ServerHeldDelta(ServerHeld):
         Raises:
             RuntimeError: no state of this run.
         """
-        if self.version != self.post.policy.version:
+        if self.version != self.messenger.policy.version:
             self.forget()
         server = self.logbook.state.server
         if server.flat is flat:
@@ -229,22 +233,22 @@ class ServerHeldDelta(ServerHeld):
         stage: str,
         order: messages.Work,
         cohort: Sequence[str],
-        place: RoundId,
+        round_id: RoundId,
         timeout_s: float,
     ) -> Iterator[Reply]:
         """Let the cohort work on `order`; yield what they answer. Whoever lacks the adapter is
         asked once more.
         """
-        self.meet(cohort, order.state, place)
-        yield from self.send(stage, order, self.ways_for(order, cohort), place, timeout_s)
+        self.meet(cohort, order.state, round_id)
+        yield from self.send(stage, order, self.ways_for(order, cohort), round_id, timeout_s)
         if lacking := [name for name in cohort if name in self.lacking]:
-            yield from self.send(stage, order, self.ways_for(order, lacking), place, timeout_s)
+            yield from self.send(stage, order, self.ways_for(order, lacking), round_id, timeout_s)
 
     def letters(
-        self, order: messages.Work, members: Sequence[str], place: RoundId
+        self, order: messages.Work, members: Sequence[str], round_id: RoundId
     ) -> dict[str, bytes]:
         """What each is told: its way from what it holds."""
-        self.meet(members, order.state, place)
+        self.meet(members, order.state, round_id)
         ways = self.ways_for(order, members)
         self.left |= {name: (way, order.state) for name, way in ways.items()}
         return {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
@@ -270,7 +274,7 @@ class ServerHeldDelta(ServerHeld):
         stage: str,
         order: messages.Work,
         ways: Mapping[str, Way],
-        place: RoundId,
+        round_id: RoundId,
         timeout_s: float,
     ) -> Iterator[Reply]:
         """One letter to each; what they hold afterwards is noted, and whoever does not answer is
@@ -280,7 +284,7 @@ class ServerHeldDelta(ServerHeld):
         letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
         for name in ways:
             self.held.pop(name, None)
-        for reply in self.post.ask(stage, letters, place, timeout_s):
+        for reply in self.messenger.ask(stage, letters, round_id, timeout_s):
             if self.heard(reply, ways[reply.sender], order.state):
                 yield reply
 
@@ -298,15 +302,15 @@ class ServerHeldDelta(ServerHeld):
         self.keeping.discard(reply.sender)
         return False
 
-    def meet(self, cohort: Sequence[str], wanted: str, place: RoundId) -> None:
+    def meet(self, cohort: Sequence[str], wanted: str, round_id: RoundId) -> None:
         """Ask those that nothing is known of what they hold; needless at the start, from where
         everybody knows the way.
         """
         strangers = [name for name in cohort if name not in self.held]
         if not strangers or wanted == self.origin:
             return
-        timeout_s = self.post.policy.recipe.stage_timeout_s
-        for reply in self.post.ask(HOLDS, dict.fromkeys(strangers, b""), place, timeout_s):
+        timeout_s = self.messenger.policy.recipe.stage_timeout_s
+        for reply in self.messenger.ask(HOLDS, dict.fromkeys(strangers, b""), round_id, timeout_s):
             self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
     def way(self, order: messages.Work, member: str, *, whole: bool = False) -> Way:
@@ -390,16 +394,16 @@ class FollowedModel(ClientModel):
         super().__init__(policy, size)
         self.stops, self.cache = stops, cache
 
-    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+    def answer(self, round_id: RoundId, stage: str, payload: bytes) -> bytes:
         """The names of what is held."""
         if payload:
             raise MessageError(f"found {len(payload)} bytes in stage {stage!r}; refused")
-        return self.cache.names(place.run)
+        return self.cache.names(round_id.run)
 
-    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+    def resolve(self, round_id: RoundId, stage: str, payload: bytes) -> Resolved:
         """As `ClientModel`; raises as `ClientModelCache.follow`."""
         named, way = messages.split_work(payload)
-        chain = DeltaChain(self.policy, self.size, place.run, self.stops)
+        chain = DeltaChain(self.policy, self.size, round_id.run, self.stops)
         led = self.cache.follow(chain, named.state, way)
         order = replace(named, flat=led.state.flat)
         told, velocity = (

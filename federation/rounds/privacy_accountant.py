@@ -64,7 +64,7 @@ class PrivacyAccountant:
         if database is not None:
             database.forget.append(self.account.reread)
 
-    def pay(self, place: RoundId) -> Spent | None:
+    def pay(self, round_id: RoundId) -> Spent | None:
         """Pay for one attempt; what is spent with it, None where there is no noise.
 
         Raises:
@@ -73,7 +73,7 @@ class PrivacyAccountant:
         """
         if self.step is None:
             return None
-        return self.account.charge(f"{place.run}/{place.round}/{place.attempt}", self.step)
+        return self.account.charge(f"{round_id.run}/{round_id.round}/{round_id.attempt}", self.step)
 
     def affords(self) -> bool:
         """Could one more attempt be paid for now?"""
@@ -121,7 +121,7 @@ class PrivacyAccountants:
             )
         return self.each[name]
 
-    def pay(self, names: Iterable[str], place: RoundId) -> Spent | None:
+    def pay(self, names: Iterable[str], round_id: RoundId) -> Spent | None:
         """Pay for one attempt of these members; what the one who has spent most has spent, None
         where there is no noise.
 
@@ -131,7 +131,7 @@ class PrivacyAccountants:
         """
         with nullcontext() if self.database is None else self.database.step():
             for name in names:
-                self.of(name).pay(place)
+                self.of(name).pay(round_id)
         worst = self.worst()
         return None if worst.step is None else worst.account.epsilon()
 

@@ -41,7 +41,7 @@ from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
-from ..aggregation.update import Terms, terms_of
+from ..aggregation.update import SumContext, terms_of
 from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import RunState, Vector
@@ -185,54 +185,54 @@ class Synchronous:
             RoundAborted: too few members. BudgetError: as `RoundScheduler.next_group`.
         """
         attempt, started, training = self.attempt, time.monotonic(), kind == messages.TRAIN
-        policy, place = attempt.policy, attempt.begin()
+        policy, round_id = attempt.policy, attempt.begin()
         attempt.about(kind, flat)
-        found = self.draw(place, everybody=not training)
-        able = attempt.model.gather(found.cohort, place)
+        found = self.draw(round_id, everybody=not training)
+        able = attempt.model.gather(found.cohort, round_id)
         if len(able) < (need := policy.needed(len(found.cohort))):
             raise RoundAborted(
                 f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody "
                 f"was asked to work"
             )
         order = attempt.order(flat, draw=found, evaluate=evaluate, training=training)
-        spent = self.accountant.pay(place) if training and policy.privacy.on else None
+        spent = self.accountant.pay(round_id) if training and policy.privacy.on else None
         told = (
             b""  # no masks could follow from it
             if policy.can.server_reads_updates
             else broadcast_digest.of_work(kind, order.header(), order.flat)
         )
-        terms = terms_of(
-            policy, attempt.size, place, order.ranges, found.cohort if training else (),
+        sum_context = terms_of(
+            policy, attempt.size, round_id, order.ranges, found.cohort if training else (),
             told=told, start=order.state, adapter=adapter_digest(flat),
         )  # fmt: skip
-        answers = self.work(kind, order, able, place)
+        answers = self.work(kind, order, able, round_id)
         return ReadyGroup(
-            place=place,
+            round_id=round_id,
             kind=kind,
             draw=found,
-            answers=attempt.settle(answers, len(found.cohort), terms),
-            terms=terms,
+            answers=attempt.settle(answers, len(found.cohort), sum_context),
+            sum_context=sum_context,
             ranges=order.ranges,
             spent=spent,
             started=started,
             worked=time.monotonic(),
         )
 
-    def draw(self, place: RoundId, *, everybody: bool) -> Draw:
+    def draw(self, round_id: RoundId, *, everybody: bool) -> Draw:
         """The cohort, of those that can be asked."""
-        return draw(self.attempt.policy, place, self.there(place), everybody=everybody)
+        return draw(self.attempt.policy, round_id, self.there(round_id), everybody=everybody)
 
-    def there(self, place: RoundId) -> frozenset[str]:
+    def there(self, round_id: RoundId) -> frozenset[str]:
         """Members that can be asked, without those that were asked in vain in this round, if
         there are enough others.
         """
-        here, (round_, silent) = self.attempt.post.link.present(), self.silent
-        others = here - silent if round_ == place.round else here
+        here, (round_, silent) = self.attempt.messenger.link.present(), self.silent
+        others = here - silent if round_ == round_id.round else here
         enough = len(others) >= self.attempt.policy.needed()
         return self.attempt.eligible(others if enough else here)
 
     def work(
-        self, kind: str, order: messages.Work, cohort: tuple[str, ...], place: RoundId
+        self, kind: str, order: messages.Work, cohort: tuple[str, ...], round_id: RoundId
     ) -> Answers:
         """Let the cohort work; return who is ready to contribute.
 
@@ -241,17 +241,17 @@ class Synchronous:
         """
         attempt, policy = self.attempt, self.attempt.policy
         number, timeout_s = attempt.logbook.state.round + 1, policy.recipe.work_timeout_s
-        event = AskedEvent(round=number, attempt=place.attempt, stage=kind, cohort=cohort)
+        event = AskedEvent(round=number, attempt=round_id.attempt, stage=kind, cohort=cohort)
         attempt.on_event(event)
         answers, spent = Answers(), list[str]()
-        for reply in attempt.model.ask(kind, order, cohort, place, timeout_s):
+        for reply in attempt.model.ask(kind, order, cohort, round_id, timeout_s):
             if answers.take(reply):
                 attempt.on_event(ReadyEvent(round=number, party=reply.sender))
             elif reply.payload == messages.SPENT and policy.privacy.on:
                 spent.append(reply.sender)
         ready, need = len(answers.ready), policy.needed(len(order.cohort))
-        before = self.silent[1] if self.silent[0] == place.round else frozenset()
-        self.silent = (place.round, before | set(cohort).difference(answers.ready))
+        before = self.silent[1] if self.silent[0] == round_id.round else frozenset()
+        self.silent = (round_id.round, before | set(cohort).difference(answers.ready))
         if ready < need <= ready + len(spent):
             raise BudgetError(
                 f"{len(spent)} of {len(cohort)} members have used up their privacy budget, "
@@ -262,7 +262,7 @@ class Synchronous:
 
     def too_few_are_here(self) -> bool:
         """As `RoundScheduler`."""
-        present = self.attempt.post.link.present()
+        present = self.attempt.messenger.link.present()
         needed = self.attempt.policy.needed()
         return len(present) < needed or bool(self.attempt.missing - present)
 
@@ -277,7 +277,7 @@ class Synchronous:
         began, told, enough_since = clock.now(), -1, None
         while True:
             waiting.between()
-            policy, present = self.attempt.policy, self.attempt.post.link.present()
+            policy, present = self.attempt.policy, self.attempt.messenger.link.present()
             now = clock.now()
             need, everybody = policy.needed(), len(policy.members)
             here, missing = len(present), self.attempt.missing - present
@@ -329,14 +329,14 @@ class Buffered:
         self, attempt: RoundAttempt, accountants: PrivacyAccountants, waiting: Waiting
     ) -> None:
         """Raises ConfigError: over a link that leaves no letters."""
-        if not isinstance(link := attempt.post.link, LeavingLink):
+        if not isinstance(link := attempt.messenger.link, LeavingLink):
             raise ConfigError(
                 'schedule.rounds = "buffered" needs `quietchoir coordinate` and `join`: this way '
                 "to the members asks them all and waits; found with schedule.rounds synchronous "
                 "to use it"
             )
         self.attempt, self.accountants, self.waiting = attempt, accountants, waiting
-        self.outbox, self.gathered = PendingMessages(attempt.post, link), False
+        self.outbox, self.gathered = PendingMessages(attempt.messenger, link), False
         self.offers = dict[str, Offer]()
         # who was asked to train and has not answered usefully, and when
         self.asked = dict[str, float]()
@@ -346,7 +346,7 @@ class Buffered:
         # version's adapter.
         self.before = dict[str, tuple[int, Sets]]()
         self.group: tuple[str, ...] = ()  # who was called last
-        self.traffic, self.version = attempt.post.traffic, self.state.round
+        self.traffic, self.version = attempt.messenger.traffic, self.state.round
         self.news_at, self.stepped_at = waiting.clock.now(), time.monotonic()
         self.told: tuple[int, int] = (-1, -1)
 
@@ -393,7 +393,7 @@ class Buffered:
             self.traffic = self.traffic.without(self.group)
             self.version, self.news_at = self.state.round, self.waiting.clock.now()
             self.stepped_at = time.monotonic()
-        self.attempt.post.traffic = self.traffic
+        self.attempt.messenger.traffic = self.traffic
 
     def renew(self) -> None:
         """What members keep outlives a new roster, what is under way is asked for again."""
@@ -403,7 +403,7 @@ class Buffered:
 
     def hand_out(self, *, evaluate: bool = False) -> None:
         """Whoever is there and has nothing to do trains from the newest adapter."""
-        now, there = self.waiting.clock.now(), self.attempt.post.link.present()
+        now, there = self.waiting.clock.now(), self.attempt.messenger.link.present()
         idle = sorted(
             name
             for name in there - self.offers.keys() - self.spent
@@ -411,16 +411,16 @@ class Buffered:
             and now - self.asked.get(name, -math.inf) >= AGAIN_S
         )
         if idle:
-            place, version = self.attempt.logbook.begin(), self.state.round
+            round_id, version = self.attempt.logbook.begin(), self.state.round
             order = self.attempt.order(self.state.server.flat, evaluate=evaluate)
             letters = {
                 name: messages.encode_train(version, told)
-                for name, told in self.attempt.model.letters(order, idle, place).items()
+                for name, told in self.attempt.model.letters(order, idle, round_id).items()
             }
-            self.outbox.leave(messages.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
+            self.outbox.leave(messages.TRAIN, letters, round_id, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
             event = HandedEvent(
-                round=version + 1, attempt=place.attempt, version=version, members=tuple(idle)
+                round=version + 1, attempt=round_id.attempt, version=version, members=tuple(idle)
             )
             self.attempt.on_event(event)
 
@@ -474,7 +474,7 @@ class Buffered:
         self.offers = {
             name: one for name, one in sorted(self.offers.items()) if self.is_fresh(one.version)
         }
-        there, need = self.attempt.post.link.present(), self.policy.group_size
+        there, need = self.attempt.messenger.link.present(), self.policy.group_size
         here = self.alike(
             [name for name in self.offers if name in there and self.policy.member(name) is not None]
         )
@@ -493,7 +493,7 @@ class Buffered:
         }
         names = tuple(sorted(able))
         shares = rank_masks_of(self.policy, names, 1) if self.policy.ranked else None
-        split = self.attempt.split(names, Terms(adapter=self.split_seed(), shares=shares))
+        split = self.attempt.split(names, SumContext(adapter=self.split_seed(), shares=shares))
         least = need if len(split) == 1 else self.policy.smallest_sum
         chosen = choose(split, before, need=need, least=least).members
         return tuple(name for name in names if name in chosen) or None
@@ -540,7 +540,7 @@ class Buffered:
             RoundAborted: fewer than any sum needs, or the difference to an earlier sum would give
             somebody away.
         """
-        place, worked = self.attempt.logbook.begin(), time.monotonic()
+        round_id, worked = self.attempt.logbook.begin(), time.monotonic()
         # it goes into this sum, or is offered again
         offers = {name: self.offers.pop(name) for name in members}
         order = self.attempt.order(self.state.server.flat, training=True)
@@ -552,18 +552,18 @@ class Buffered:
             ranges=order.ranges,
         )
         self.group = group.names
-        spent = self.accountants.pay(group.names, place)
-        terms = terms_of(
-            self.policy, self.attempt.size, place, group.ranges, group.names,
+        spent = self.accountants.pay(group.names, round_id)
+        sum_context = terms_of(
+            self.policy, self.attempt.size, round_id, group.ranges, group.names,
             told=group.told, start=group.state, adapter=self.split_seed(),
         )  # fmt: skip
-        answers = self.come(group, place)
+        answers = self.come(group, round_id)
         return ReadyGroup(
-            place=place,
+            round_id=round_id,
             kind=messages.TRAIN,
             draw=Draw(group.names, ()),
-            answers=self.attempt.settle(answers, len(group.names), terms),
-            terms=terms,
+            answers=self.attempt.settle(answers, len(group.names), sum_context),
+            sum_context=sum_context,
             ranges=group.ranges,
             spent=spent,
             started=self.stepped_at,
@@ -571,16 +571,16 @@ class Buffered:
             staleness={name: group.staleness(name) for name in group.names},
         )
 
-    def come(self, group: Group, place: RoundId) -> Answers:
+    def come(self, group: Group, round_id: RoundId) -> Answers:
         """Call the group; who came."""
         number, payload, answers = group.version + 1, messages.encode_group(group), Answers()
         timeout_s, versions = self.policy.recipe.stage_timeout_s, dict(group.members)
         event = AskedEvent(
-            round=number, attempt=place.attempt, stage=messages.GROUP, cohort=group.names
+            round=number, attempt=round_id.attempt, stage=messages.GROUP, cohort=group.names
         )
         self.attempt.on_event(event)
         letters = dict.fromkeys(group.names, payload)
-        for reply in self.attempt.post.ask(messages.GROUP, letters, place, timeout_s):
+        for reply in self.attempt.messenger.ask(messages.GROUP, letters, round_id, timeout_s):
             if answers.take(reply):
                 self.attempt.on_event(ReadyEvent(round=number, party=reply.sender))
         self.before |= {name: (versions[name], sets) for name, sets in answers.before.items()}
@@ -621,7 +621,7 @@ class Buffered:
         Raises:
             PatienceError: as `check_patience`.
         """
-        while len(self.attempt.post.link.present()) < self.policy.needed():
+        while len(self.attempt.messenger.link.present()) < self.policy.needed():
             self.waiting.between()
             self.take_in()
             self.check_patience()
@@ -647,7 +647,7 @@ class Buffered:
 
     def around(self) -> frozenset[str]:
         """Members that are there, or train."""
-        return self.attempt.post.link.present() | self.outbox.pending.keys()
+        return self.attempt.messenger.link.present() | self.outbox.pending.keys()
 
     def tell(self) -> None:
         """Say how many are there and ready, when it has changed."""
@@ -660,10 +660,10 @@ class Buffered:
             self.attempt.on_event(event)
 
 
-def ranking(policy: Policy, place: RoundId) -> tuple[str, ...]:
+def ranking(policy: Policy, round_id: RoundId) -> tuple[str, ...]:
     """The roster in the order that this round's seed gives; the attempt plays no part in it."""
     seed = hashlib.sha256(
-        f"quietchoir cohort 1 {place.run} {place.round}".encode() + policy.digest
+        f"quietchoir cohort 1 {round_id.run} {round_id.round}".encode() + policy.digest
     ).digest()
     return tuple(
         sorted(
@@ -673,7 +673,9 @@ def ranking(policy: Policy, place: RoundId) -> tuple[str, ...]:
     )
 
 
-def draw(policy: Policy, place: RoundId, here: Collection[str], *, everybody: bool = False) -> Draw:
+def draw(
+    policy: Policy, round_id: RoundId, here: Collection[str], *, everybody: bool = False
+) -> Draw:
     """The cohort of a round.
 
     Args:
@@ -690,7 +692,7 @@ def draw(policy: Policy, place: RoundId, here: Collection[str], *, everybody: bo
             f"asked{policy.advice(len(known))}"
         )
     wanted, cohort, passed = policy.cohort_size(everybody=everybody), list[str](), list[str]()
-    for name in ranking(policy, place):
+    for name in ranking(policy, round_id):
         if len(cohort) == wanted:
             break
         (cohort if name in known else passed).append(name)
@@ -698,7 +700,7 @@ def draw(policy: Policy, place: RoundId, here: Collection[str], *, everybody: bo
 
 
 def check(
-    policy: Policy, place: RoundId, found: Draw, name: str, *, everybody: bool = False
+    policy: Policy, round_id: RoundId, found: Draw, name: str, *, everybody: bool = False
 ) -> None:
     """Require that `found` is the draw of this round, if those it calls absent are, and that `name`
     is in it.
@@ -708,11 +710,11 @@ def check(
     """
     present = {one.name for one in policy.members} - set(found.absent)
     try:
-        expected = draw(policy, place, present, everybody=everybody)
+        expected = draw(policy, round_id, present, everybody=everybody)
     except RoundAborted as error:
-        raise MessageError(f"the cohort of round {place.round}: {error}; refused") from None
+        raise MessageError(f"the cohort of round {round_id.round}: {error}; refused") from None
     if found != expected or name not in found.cohort:
         raise MessageError(
-            f"{len(found.cohort)} members are asked that are not the draw of round {place.round} "
-            f"({len(expected.cohort)} expected, with {name} among them); refused"
+            f"{len(found.cohort)} members are asked that are not the draw of round "
+            f"{round_id.round} ({len(expected.cohort)} expected, with {name} among them); refused"
         )

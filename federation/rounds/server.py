@@ -56,7 +56,7 @@ class Coordinator:
         at n. keep: takes the finished adapter [n] and its evaluation; returns its name and its
         signed card. Not in sealed mode.
         waiting: how long members are waited for.
-        desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
+        crypto_worker: in sealed mode, the worker that adds ciphertexts; by default a new one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Coordinator:
         keep: Keeper | None = None,
         on_event: OnEvent | None = None,
         waiting: Waiting | None = None,
-        desk: CryptoWorker | None = None,
+        crypto_worker: CryptoWorker | None = None,
     ) -> None:
         """Take up the run where its store left it.
 
@@ -90,9 +90,9 @@ class Coordinator:
         store = store or Store(None)
         # in sealed mode no adapter is here
         self.logbook = Logbook(store, policy, 0 if policy.can.model_held_by == "members" else size)
-        self.post = Messenger(policy, identity, link)
-        self.model = self.model_of(tuple(stops) or (size,), desk)
-        self.attempt = RoundAttempt(self.post, self.logbook, self.model, self.on_event)
+        self.messenger = Messenger(policy, identity, link)
+        self.model = self.model_of(tuple(stops) or (size,), crypto_worker)
+        self.attempt = RoundAttempt(self.messenger, self.logbook, self.model, self.on_event)
         # while no round is under way: a later federation file may come
         self.between: Callable[[], None] = lambda: None
         waiting = dataclasses.replace(waiting or Waiting(), between=lambda: self.between())
@@ -115,18 +115,22 @@ class Coordinator:
     @property
     def policy(self) -> Policy:
         """The newest federation file."""
-        return self.post.policy
+        return self.messenger.policy
 
     @property
     def link(self) -> Link:
         """The way to the members."""
-        return self.post.link
+        return self.messenger.link
 
-    def model_of(self, stops: Sequence[int], desk: CryptoWorker | None) -> ServerHeld:
+    def model_of(self, stops: Sequence[int], crypto_worker: CryptoWorker | None) -> ServerHeld:
         """Where this run's adapter lives."""
         optimizer, held = optimizer_of(self.policy.recipe), held_by(self.policy)
-        more = {"desk": desk, "on_event": self.on_event} if held is MemberHeld else {}
-        return held(self.post, self.logbook, optimizer, self.size, stops, **more)
+        more = (
+            {"crypto_worker": crypto_worker, "on_event": self.on_event}
+            if held is MemberHeld
+            else {}
+        )
+        return held(self.messenger, self.logbook, optimizer, self.size, stops, **more)
 
     @property
     def state(self) -> RunState:
@@ -188,7 +192,7 @@ class Coordinator:
         """Go on under a later version of the federation file that differs in who belongs,
         nothing else.
         """
-        self.post.policy = policy
+        self.messenger.policy = policy
         self.logbook.keep(version=policy.version)
         self.scheduler.renew()
 

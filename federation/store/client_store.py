@@ -105,7 +105,7 @@ class KeyShareStore:
     def __repr__(self) -> str:
         return "KeyShareStore()"
 
-    def holding(self, epoch: bytes) -> KeyShare | None:
+    def key_share(self, epoch: bytes) -> KeyShare | None:
         """The holding of this epoch, if there is one; that of another epoch is wiped."""
         if self._held is not None and self._held[0] != epoch:
             self.wipe()
@@ -166,7 +166,7 @@ class ClientStore:
         self.database, self.size = database, size
         self._key: tuple[str, bytes] | None = None
         self._kept: dict[str, Kept] = {}  # the last run asked for
-        self.shelf = KeyShareStore(database)
+        self.key_shares = KeyShareStore(database)
         self._read_key()
         if database is not None:
             database.forget += [self._read_key, lambda: self._kept.clear()]
@@ -181,13 +181,13 @@ class ClientStore:
         Where each holds only a share of the key, what they have in common instead: the key of their
         parts.
         """
-        if (key_share := self.shelf.holding(epoch)) is not None:
+        if (key_share := self.key_shares.key_share(epoch)) is not None:
             return key_share.readers
         return self._key[1] if self._key is not None and self._key[0] == epoch.hex() else None
 
     def key_name(self, epoch: bytes) -> bytes | None:
         """32 bytes that name the members' key of this epoch, if it, or a share of it, is here."""
-        if (key_share := self.shelf.holding(epoch)) is not None:
+        if (key_share := self.key_shares.key_share(epoch)) is not None:
             return key_share.key_id
         seed = self.seed(epoch)
         return None if seed is None else key_id(seed)

@@ -233,10 +233,10 @@ async def unlimited(
 def library() -> Iterator[int]:
     """A library's host on a free port, of which no passage is ever asked."""
     loop, ready = asyncio.new_event_loop(), threading.Event()
-    desk = mock.Mock()
-    desk.manifest.shape.choice_parts = 1
+    crypto_worker = mock.Mock()
+    crypto_worker.manifest.shape.choice_parts = 1
     with socket.create_server((HOST, 0)) as claimed:
-        serving = loop.create_task(host.serve(desk, claimed, ready=ready.set))
+        serving = loop.create_task(host.serve(crypto_worker, claimed, ready=ready.set))
 
         def run() -> None:
             with contextlib.suppress(asyncio.CancelledError):

@@ -95,7 +95,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
     """Every sum that `run` opens from now on: it knows one before it shows it to anybody,
     whatever comes of that.
     """
-    found, honest, ask = list[Sum](), run.attempt.open, run.post.ask
+    found, honest, ask = list[Sum](), run.attempt.open, run.messenger.ask
 
     def note(one: Sum) -> None:
         whole = one.total[: run.size]
@@ -121,7 +121,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
             note(one)
         return honest(sums, codec)
 
-    run.post.ask, run.attempt.open = asking, noting  # type: ignore[method-assign]
+    run.messenger.ask, run.attempt.open = asking, noting  # type: ignore[method-assign]
     return found
 
 
@@ -251,7 +251,7 @@ def forged_greeting(*stubs: Stub) -> Result:
         if answers:
             payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
             parcel = SealedEnvelope(
-                purpose="key", policy=policy, place=round_id, sender="ben", receiver=VICTIM
+                purpose="key", policy=policy, round_id=round_id, sender="ben", receiver=VICTIM
             )
             seed = parcel.opened(payload[state_transfer.TO + VICTIM], own)
             assert dealer.secrets is not None
@@ -273,7 +273,7 @@ def undone_for_some(*stubs: Stub) -> Result:
         round_id = run.attempt.begin()
         run.model.gather(tuple(sorted(scene.clients)), round_id)
         payload = messages.encode_work(run.attempt.order(run.state.server.flat))
-        list(run.post.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), round_id, 5.0))
+        list(run.messenger.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), round_id, 5.0))
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
     from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
@@ -423,7 +423,7 @@ def adopted_first(*stubs: Stub) -> Result:
     with without(*stubs):
         handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
-            run.post.ask(
+            run.messenger.ask(
                 messages.ADOPT, dict.fromkeys(scene.clients, handed), run.attempt.begin(), 5.0
             )
         )
@@ -524,7 +524,7 @@ def many_sums(
     names = sorted(scene.clients)
     link = Losing({name: one.handle for name, one in scene.clients.items()})
     run = scene.run(link=link)
-    run.attempt.choose = lambda answers, terms, need: answers.only(answers.ready)  # type: ignore[method-assign]
+    run.attempt.choose = lambda answers, sum_context, need: answers.only(answers.ready)  # type: ignore[method-assign]
     found = sums_of(run)
     for number, link.lost in enumerate(lost_ones(names, 3, 1)):
         between(run, number)

@@ -50,7 +50,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         }
         ready = [
             reply.sender
-            for reply in run.post.ask(messages.TRAIN, told, round_id, 5.0)
+            for reply in run.messenger.ask(messages.TRAIN, told, round_id, 5.0)
             if messages.decode_ready(reply.payload) is not None
         ]
     return Result(bool(ready), f"{len(ready)} of {len(names)} members trained from there")

@@ -320,7 +320,9 @@ def read_after_leaving(*stubs: Stub) -> Result:
         run.train_round()
         seal, sealed_sum = caught[-1]
         got = list[Any]()
-        words = refused(lambda: got.append(open_sum(seal, old, sealed_sum, client_secrets.desk)))
+        words = refused(
+            lambda: got.append(open_sum(seal, old, sealed_sum, client_secrets.crypto_worker))
+        )
     truth = np.sum([scene.voices[name].secret for name in next_.keys], axis=0)
     close = alike(got[0].astype(np.float64), truth) if got else 0.0
     return Result(

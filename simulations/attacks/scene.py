@@ -99,7 +99,7 @@ class AttackScene:
         if self.policy.schedule.buffered:
             waiting = dataclasses.replace(waiting, clock=TickingClock())
         if self.policy.protection.mode == "sealed":
-            options.setdefault("desk", desk())
+            options.setdefault("crypto_worker", crypto_worker())
         options.setdefault("waiting", waiting)
         return Coordinator(self.policy, self.coordinator, link, size=self.size, **options)
 
@@ -163,7 +163,7 @@ def party_of(
         from ...federation.aggregation.base import ClientSecrets
         from ...federation.store.client_store import ClientStore
 
-        more["secrets"] = ClientSecrets(vault or ClientStore(None, scene.size), desk())
+        more["secrets"] = ClientSecrets(vault or ClientStore(None, scene.size), crypto_worker())
     return Client(
         scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
     )
@@ -203,7 +203,7 @@ class DirectService:
 _CRYPTO_WORKER: list[DirectService] = []
 
 
-def desk() -> DirectService:
+def crypto_worker() -> DirectService:
     """One for all scenes: its contexts take their time."""
     if not _CRYPTO_WORKER:
         _CRYPTO_WORKER.append(DirectService())
@@ -214,8 +214,8 @@ class Liar:
     """What a coordinator's messages say to some members is another thing. `lied` counts."""
 
     def __init__(self, run: Coordinator, lie: Lie, to: Collection[str] = NAMES) -> None:
-        self.honest, self.lie, self.to, self.lied = run.post.sign, lie, frozenset(to), 0
-        run.post.sign = self.sign  # type: ignore[method-assign]
+        self.honest, self.lie, self.to, self.lied = run.messenger.sign, lie, frozenset(to), 0
+        run.messenger.sign = self.sign  # type: ignore[method-assign]
 
     def sign(
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId

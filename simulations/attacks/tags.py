@@ -27,7 +27,7 @@ from ...crypto.secagg.session import Session
 from ...federation.aggregation import attested_sum
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
-from ...federation.aggregation.update import Terms
+from ...federation.aggregation.update import SumContext
 from ...federation.engines.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.rounds import delta_chain
 from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
@@ -67,7 +67,7 @@ FREE = ServerState(
 
 def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
     """Who signs what, from now on, where members are shown what `forge` makes of an opened sum."""
-    honest, found = run.post.ask, dict[str, bytes]()
+    honest, found = run.messenger.ask, dict[str, bytes]()
 
     def asking(
         stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
@@ -81,7 +81,7 @@ def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
             found[reply.sender] = reply.payload
             yield reply
 
-    run.post.ask = asking  # type: ignore[method-assign]
+    run.messenger.ask = asking  # type: ignore[method-assign]
     return found
 
 
@@ -173,7 +173,7 @@ def guessing(*stubs: Stub) -> Result:
     """One member is shown a false sum again and again, each time with another guess of its tag."""
     scene = federation(4)
     run, found = scene.run(), list[bytes]()
-    honest = run.post.ask
+    honest = run.messenger.ask
 
     def asking(
         stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
@@ -183,13 +183,13 @@ def guessing(*stubs: Stub) -> Result:
             whole[0] += 1
             guess = tuple(secrets.randbelow(prime) for prime in tag.PRIMES)
             told = letter_of(whole, guess, len(payloads))
-            message = run.post.sign(stage, {VICTIM: told}, round_id)[VICTIM]
+            message = run.messenger.sign(stage, {VICTIM: told}, round_id)[VICTIM]
             refused(lambda letter=message: found.append(scene.clients[VICTIM].handle(letter)))  # type: ignore[misc]
             if found:
                 break
         yield from honest(stage, payloads, round_id, timeout_s)
 
-    run.post.ask = asking  # type: ignore[method-assign]
+    run.messenger.ask = asking  # type: ignore[method-assign]
     with without(*stubs):
         refused(run.train_round)
     return Result(bool(found), f"signed after at most {GUESSES} guesses: {bool(found)}")
@@ -370,7 +370,11 @@ def among_themselves(*stubs: Stub) -> Result:
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
         said = attested_sum.statement(
-            scene.policy, round_id, attested_sum.digest_of(whole), few, Terms(start=origin_of(SIZE))
+            scene.policy,
+            round_id,
+            attested_sum.digest_of(whole),
+            few,
+            SumContext(start=origin_of(SIZE)),
         )
         made = Sum(whole, few, proof={name: scene.keys[name].sign(*said) for name in few})
         return gone(*follows(scene.policy, round_id.run, [step_of(scene, [made], round_id)]))
@@ -387,13 +391,13 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
     def forge(name: str, shown: Shown) -> Shown | None:
         attempt = scene.clients[HELPER].attempt
         assert attempt is not None
-        round_id[:] = [attempt.place]
+        round_id[:] = [attempt.round_id]
         check, whole = attempt.aggregation.check, shown[0].copy()  # type: ignore[attr-defined]
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
         terms, policy = attempt.aggregation.context.terms, scene.policy  # type: ignore[attr-defined]
         digest = attested_sum.digest_of(whole)
-        said = attested_sum.statement(policy, attempt.place, digest, check.survivors, terms)
+        said = attested_sum.statement(policy, attempt.round_id, digest, check.survivors, terms)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
         return whole, tag.combine(check.key, whole, check.survivors)
 

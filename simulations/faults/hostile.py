@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...federation import client_node
-from ...federation.aggregation.update import Codec, Terms
+from ...federation.aggregation.update import Codec, SumContext
 from ...federation.rounds.client import Client
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
@@ -62,7 +62,7 @@ class Hostile(Client):
         )
         return messages.encode_reply(reply, self.policy, self.identity)
 
-    def clipped(self, update: Vector, terms: Terms) -> int:
+    def clipped(self, update: Vector, terms: SumContext) -> int:
         """As `Client`, and sent whatever it is: a hostile member has no floor of its own."""
         return Codec(self.size, self.policy, terms).clipped(update)
 

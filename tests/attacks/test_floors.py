@@ -17,7 +17,7 @@ from quietchoir.federation.aggregation.base import Contributors, ServerContext, 
 from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedServer, encode_contributors
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
-from quietchoir.federation.aggregation.update import Codec, Terms
+from quietchoir.federation.aggregation.update import Codec, SumContext
 from quietchoir.federation.rounds import scheduler
 from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
@@ -74,12 +74,12 @@ class Chooser:
         half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,
-                place=self.round_id,
+                round_id=self.round_id,
                 length=Codec(SIZE, self.home.policy).length,
                 counted=True,
                 told=Contributors(ready),
                 asked=len(self.order.cohort),
-                terms=Terms(told=told),
+                sum_context=SumContext(told=told),
             ),
             cohort or ready,
         )

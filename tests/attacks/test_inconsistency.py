@@ -112,7 +112,9 @@ def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Client]]:
     learner = lambda name: Secretive(SIZE if key == "shared" else 700, seeds[name])  # noqa: E731
     if mode == "masked":
         return home, clients(home, SIZE, learner)
-    return home, sealed_clients(home, SIZE if key == "shared" else 700, learner, desk=CRYPTO_WORKER)
+    return home, sealed_clients(
+        home, SIZE if key == "shared" else 700, learner, crypto_worker=CRYPTO_WORKER
+    )
 
 
 MODES = [("masked", "shared"), ("sealed", "shared"), ("sealed", "threshold")]
@@ -127,7 +129,7 @@ def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator
         told, rest = messages.split_work(payload)
         return messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
 
-    sealed = {"desk": CRYPTO_WORKER} if members["ann"].secrets is not None else {}
+    sealed = {"crypto_worker": CRYPTO_WORKER} if members["ann"].secrets is not None else {}
     run = coordinator(home, members, size, **sealed)
     Liar(run, ("ben", "cat", "dan"), lie)
     return run

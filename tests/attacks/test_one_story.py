@@ -53,10 +53,10 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     members = (
         clients(home, SIZE, learner)
         if mode == "masked"
-        else sealed_clients(home, SIZE, learner, desk=CRYPTO_WORKER)
+        else sealed_clients(home, SIZE, learner, crypto_worker=CRYPTO_WORKER)
     )
     link = InProcessLink({name: client.handle for name, client in members.items()})
-    more: dict[str, Any] = {"desk": CRYPTO_WORKER} if mode == "sealed" else {}
+    more: dict[str, Any] = {"crypto_worker": CRYPTO_WORKER} if mode == "sealed" else {}
     waiting = dataclasses.replace(FOR_NOBODY, clock=TickingClock())
     run = Coordinator(home.policy, home.coordinator, link, size=SIZE, waiting=waiting, **more)
     return home, members, run

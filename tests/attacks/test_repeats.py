@@ -223,7 +223,7 @@ def test_members_do_not_sign_for_it_whatever_the_coordinator_does(
     # And not within one run either, by members that fall silent once their masked updates have
     # left.
     run = again(home, members, ())
-    run.post.link = SilentLink(
+    run.messenger.link = SilentLink(
         {name: member.handle for name, member in members.items()},
         lambda name, message: name in absent and b'"stage":"mask"' in message,
     )
@@ -417,7 +417,7 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
     ):
         run.insist(run.train_round)
     others = {name: client.handle for name, client in members.items() if name != "dan"}
-    run.post.link = InProcessLink(others)
+    run.messenger.link = InProcessLink(others)
     with pytest.raises(RoundAborted, match="dan among them"):
         run.insist(run.train_round)
     later = dataclasses.replace(

@@ -27,7 +27,7 @@ def test_two_worlds_with_the_same_sum_look_alike_even_to_whoever_decrypts_every_
     for trial in range(TRIALS):
         world = int(coin.integers(2))
         cohort.values = {**cohort.values, first: (one, other)[world], second: (other, one)[world]}
-        ring = sealed_ring(LENGTH, parties=3, counters=COUNTERS, desk=crypto_worker)
+        ring = sealed_ring(LENGTH, parties=3, counters=COUNTERS, crypto_worker=crypto_worker)
         game = Round(cohort, attempt=trial, ring=ring).play(stages=4)
         secret = game.clients[accomplice]._mask
         game.play()
@@ -52,4 +52,4 @@ def decrypted(ring: Any, peeled: Peeled) -> Any:
     tally = peeled._tally
     assert isinstance(tally, SealedTally)
     tally.total()
-    return open_sum(ring.seal, SEED, tally.sealed_sum, ring.desk)
+    return open_sum(ring.seal, SEED, tally.sealed_sum, ring.crypto_worker)

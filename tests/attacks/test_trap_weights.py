@@ -403,7 +403,7 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
     letters = dict.fromkeys(members, handed)
-    assert len(list(run.post.ask(messages.ADOPT, letters, run.attempt.begin(), 5.0))) == 4
+    assert len(list(run.messenger.ask(messages.ADOPT, letters, run.attempt.begin(), 5.0))) == 4
     assert kept == [TRAP.flat.tobytes()] * 4
     assert not any(
         followed(client).cache.follows(name_of(TRAP), run.state.run, SIZE)

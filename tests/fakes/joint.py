@@ -96,12 +96,12 @@ def ongoing(
     home: House,
 ) -> tuple[dict[str, Client], dict[str, threshold.ThresholdClient], KeepingLink]:
     """A round up to the moment before the sum is opened: members, their halves, and what passed."""
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(
         members, lambda name, message: None if stage_of(message) == threshold.OPEN else message
     )
     with pytest.raises(RoundAborted):
-        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
+        coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link).train_round()
     halves = {
         name: client.attempt.aggregation
         for name, client in members.items()

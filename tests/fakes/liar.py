@@ -22,8 +22,8 @@ class Liar:
     """
 
     def __init__(self, run: Coordinator, to: Collection[str], lie: Lie) -> None:
-        self.honest, self.to, self.lie, self.lied = run.post.sign, frozenset(to), lie, 0
-        run.post.sign = self.sign  # type: ignore[method-assign]
+        self.honest, self.to, self.lie, self.lied = run.messenger.sign, frozenset(to), lie, 0
+        run.messenger.sign = self.sign  # type: ignore[method-assign]
 
     def sign(
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId

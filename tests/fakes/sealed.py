@@ -81,7 +81,7 @@ def sealed_ring(
     bits: int = 8,
     counters: int = 3,
     seed: bytes | None = SEED,
-    desk: Any = None,
+    crypto_worker: Any = None,
     bound: bytes = b"",
 ) -> SealedRing:
     """A ring for `length` sealed values; a coordinator's with seed None."""
@@ -92,7 +92,7 @@ def sealed_ring(
     )
     open_part = BitRing(length=counters, bits=bits, parties=parties)
     return SealedRing(
-        seal, open_part, bound=bound, seed=seed, crypto_worker=desk or LocalCryptoWorker()
+        seal, open_part, bound=bound, seed=seed, crypto_worker=crypto_worker or LocalCryptoWorker()
     )
 
 
@@ -102,12 +102,12 @@ def sealed_clients(
     learner: Callable[[str], Any] = lambda name: FixedLearner(),
     *,
     folder: Path | None = None,
-    desk: Any = None,
+    crypto_worker: Any = None,
     client_store: Callable[[Database | None, int], ClientStore] = ClientStore,
     adopt: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Client]:
     """Every member as a `Client` with a vault of its own; with `folder`, on disk."""
-    shared, clients = desk or LocalCryptoWorker(), {}
+    shared, clients = crypto_worker or LocalCryptoWorker(), {}
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)
         ledger = AnsweredRounds(place)

@@ -45,11 +45,11 @@ NAMES = "names"
 class _Ongoing:
     """The one ceremony that this member is in."""
 
-    place: RoundId
+    round_id: RoundId
     plan: ThresholdPlan
     ceremony: Ceremony
     expects: str = REVEAL
-    holding: KeyShare | None = None
+    key_share: KeyShare | None = None
     request: bytes = b""
 
 
@@ -60,7 +60,7 @@ class DkgClient:
         self.policy, self.name, self.identity, self.store = policy, name, identity, store
         self._ongoing: _Ongoing | None = None
 
-    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+    def answer(self, round_id: RoundId, stage: str, payload: bytes) -> bytes:
         """One stage. `settle` answers nothing; the caller greets.
 
         Raises:
@@ -69,16 +69,16 @@ class DkgClient:
             `PartialReader`; nothing was revealed.
         """
         if stage == COMMIT:
-            return self.commit(place, payload)
+            return self.commit(round_id, payload)
         ongoing = self._ongoing
-        if ongoing is None or ongoing.place != place or ongoing.expects != stage:
+        if ongoing is None or ongoing.round_id != round_id or ongoing.expects != stage:
             expected = (
                 "no ceremony"
                 if ongoing is None
-                else (f"{ongoing.expects} of attempt {ongoing.place.attempt}")
+                else (f"{ongoing.expects} of attempt {ongoing.round_id.attempt}")
             )
             raise MessageError(
-                f"found stage {stage!r} of attempt {place.attempt}, expected {expected}; refused"
+                f"found stage {stage!r} of attempt {round_id.attempt}, expected {expected}; refused"
             )
         steps = {REVEAL: self.reveal, FINISH: self.finish, SETTLE: self.settle}
         return steps[stage](ongoing, parts.split(payload))
@@ -91,19 +91,19 @@ class DkgClient:
             return b""
         one = self._ongoing
         ceremony = one.ceremony.freeze()
-        holding = b"" if one.holding is None else one.holding.encode()
+        key_share = b"" if one.key_share is None else one.key_share.encode()
         header = json.dumps(
             {
                 "circle": KeyGroup.of(one.plan).encode().decode("ascii"),
                 "expects": one.expects,
                 "ceremony": len(ceremony),
                 "request": one.request.hex(),
-                "memory": "" if one.holding is None else one.holding.memory.encode().hex(),
+                "memory": "" if one.key_share is None else one.key_share.memory.encode().hex(),
             }
         ).encode("ascii")
-        return len(header).to_bytes(4, "big") + header + ceremony + holding
+        return len(header).to_bytes(4, "big") + header + ceremony + key_share
 
-    def thaw(self, place: RoundId, kept: bytes) -> None:
+    def thaw(self, round_id: RoundId, kept: bytes) -> None:
         """Go on where `freeze` left it."""
         if not kept:
             return
@@ -112,15 +112,15 @@ class DkgClient:
         plan = KeyGroup.decode(fields["circle"].encode("ascii")).plan(self.policy, self.store.size)
         end = start + fields["ceremony"]
         ceremony = Ceremony.thaw(kept[start:end], plan, self.name, self.identity)
-        holding = None
+        key_share = None
         if kept[end:]:
             memory = ThresholdMemory.decode(bytes.fromhex(fields["memory"]))
-            holding = KeyShare.decode(kept[end:], memory)
+            key_share = KeyShare.decode(kept[end:], memory)
         self._ongoing = _Ongoing(
-            place, plan, ceremony, fields["expects"], holding, bytes.fromhex(fields["request"])
+            round_id, plan, ceremony, fields["expects"], key_share, bytes.fromhex(fields["request"])
         )
 
-    def commit(self, place: RoundId, payload: bytes) -> bytes:
+    def commit(self, round_id: RoundId, payload: bytes) -> bytes:
         """Check who takes part, draw fresh secrets, answer a card.
 
         Raises:
@@ -129,15 +129,15 @@ class DkgClient:
         asked = parts.split(payload)
         if set(asked) != {NUMBER, NAMES} or len(asked[NUMBER]) != 1:
             raise MessageError("a ceremony without its number and its members; refused")
-        circle = KeyGroup.at(place, asked[NUMBER][0], KeyGroup.decode(asked[NAMES]).names)
-        if circle.encode() != asked[NAMES]:
+        key_group = KeyGroup.at(round_id, asked[NUMBER][0], KeyGroup.decode(asked[NAMES]).names)
+        if key_group.encode() != asked[NAMES]:
             raise MessageError("a ceremony of another attempt; refused")
-        if self.name not in circle.names:
+        if self.name not in key_group.names:
             raise MessageError("a ceremony without this member; refused")
-        plan = circle.plan(self.policy, self.store.size)
+        plan = key_group.plan(self.policy, self.store.size)
         ceremony = Ceremony(plan, self.name, self.identity)
         card = ceremony.commit()
-        self._ongoing = _Ongoing(place, plan, ceremony)
+        self._ongoing = _Ongoing(round_id, plan, ceremony)
         return card
 
     def reveal(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
@@ -158,20 +158,22 @@ class DkgClient:
         number, responders, _ = parse(ongoing.plan, request)
         if number != REHEARSAL:
             raise MessageError("a new key is rehearsed before anything else; refused")
-        holding = ongoing.ceremony.finish(named(given, LETTER))
-        ongoing.holding, ongoing.request, ongoing.expects = holding, request, SETTLE
+        key_share = ongoing.ceremony.finish(named(given, LETTER))
+        ongoing.key_share, ongoing.request, ongoing.expects = key_share, request, SETTLE
         return (
-            Holder(holding, self.identity).respond(request) if holding.number in responders else b""
+            Holder(key_share, self.identity).respond(request)
+            if key_share.number in responders
+            else b""
         )
 
     def settle(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
         """The rehearsal's parts; keep the key if it opens to zeros. Raises as `PartialReader`."""
-        assert ongoing.holding is not None  # `finish` came before
-        reader = PartialReader(ongoing.holding, ongoing.request)
+        assert ongoing.key_share is not None  # `finish` came before
+        reader = PartialReader(ongoing.key_share, ongoing.request)
         for sender, part in named(given, PART).items():
             reader.receive(sender, part)
         reader.result()
-        self.store.shelf.keep(self.policy.digest, ongoing.holding)
+        self.store.key_shares.keep(self.policy.digest, ongoing.key_share)
         self._ongoing = None
         return b""
 

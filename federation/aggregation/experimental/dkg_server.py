@@ -44,8 +44,8 @@ class _SilenceError(Exception):
 class DkgServer:
     """One attempt's ceremony. Args: ask: as `KeyAndStateSetup`; size: values of the adapter."""
 
-    def __init__(self, policy: Policy, place: RoundId, ask: Ask, size: int) -> None:
-        self.policy, self.place, self.ask, self.size = policy, place, ask, size
+    def __init__(self, policy: Policy, round_id: RoundId, ask: Ask, size: int) -> None:
+        self.policy, self.round_id, self.ask, self.size = policy, round_id, ask, size
 
     def form(self, names: tuple[str, ...]) -> dict[str, bytes]:
         """Let `names` make a joint key; what they greet with afterwards, by name.
@@ -56,13 +56,13 @@ class DkgServer:
         for number in range(TRIES):
             if len(names) < needed(self.policy, len(names)):
                 break
-            circle = KeyGroup.at(self.place, number, names)
+            key_group = KeyGroup.at(self.round_id, number, names)
             try:
-                plan = circle.plan(self.policy, self.size)
+                plan = key_group.plan(self.policy, self.size)
             except MessageError as error:
                 raise RoundAborted(str(error)) from error
             try:
-                return self.hold(circle, plan, number)
+                return self.hold(key_group, plan, number)
             except _SilenceError as silence:
                 missing = sorted(set(names) - set(silence.answered))
                 logger.warning(
@@ -74,33 +74,37 @@ class DkgServer:
             f"{needed(self.policy, len(names))}; start the others"
         )
 
-    def hold(self, circle: KeyGroup, plan: ThresholdPlan, number: int) -> dict[str, bytes]:
+    def hold(self, key_group: KeyGroup, plan: ThresholdPlan, number: int) -> dict[str, bytes]:
         """One ceremony; raises _SilenceError unless everybody answers until the rehearsal."""
-        asked = parts.join({NUMBER: bytes([number]), NAMES: circle.encode()})
+        asked = parts.join({NUMBER: bytes([number]), NAMES: key_group.encode()})
         cards = self.bring(
             COMMIT,
-            dict.fromkeys(circle.names, asked),
+            dict.fromkeys(key_group.names, asked),
             lambda name, card: check_card(plan, name, card),
         )
         shown = parts.join({CARD + name: card for name, card in cards.items()})
         openings = self.bring(
             REVEAL,
-            dict.fromkeys(circle.names, shown),
+            dict.fromkeys(key_group.names, shown),
             lambda name, opening: check_opening(plan, cards, name, opening),
         )
         # other responders, should these not do
-        start = (self.place.attempt + number) % len(circle.names)
-        responders = tuple(sorted((*circle.names, *circle.names)[start : start + plan.threshold]))
-        rehearsal = request(plan, REHEARSAL, responders, circle.names)
+        start = (self.round_id.attempt + number) % len(key_group.names)
+        responders = tuple(
+            sorted((*key_group.names, *key_group.names)[start : start + plan.threshold])
+        )
+        rehearsal = request(plan, REHEARSAL, responders, key_group.names)
         letters = {}
-        for name in circle.names:
+        for name in key_group.names:
             mine = {
                 LETTER + sender: letter(plan, opening, name) for sender, opening in openings.items()
             }
             letters[name] = parts.join({REQUEST: rehearsal, **mine})
         answers = self.bring(FINISH, letters, lambda name, part: None)
         heard = parts.join({PART + name: answers[name] for name in responders})
-        return self.collect(SETTLE, dict.fromkeys(circle.names, heard), lambda name, greeting: None)
+        return self.collect(
+            SETTLE, dict.fromkeys(key_group.names, heard), lambda name, greeting: None
+        )
 
     def bring(self, stage: str, payloads: Mapping[str, bytes], check: Check) -> dict[str, bytes]:
         """Everybody's answers. Raises _SilenceError if one is missing or does not pass `check`."""
@@ -112,7 +116,7 @@ class DkgServer:
     def collect(self, stage: str, payloads: Mapping[str, bytes], check: Check) -> dict[str, bytes]:
         """The answers that come and pass `check`."""
         answers = {}
-        for reply in self.ask(stage, payloads, self.place, self.policy.recipe.stage_timeout_s):
+        for reply in self.ask(stage, payloads, self.round_id, self.policy.recipe.stage_timeout_s):
             try:
                 check(reply.sender, reply.payload)
             except CryptoError as error:

@@ -46,9 +46,9 @@ class KeyGroup:
     names: tuple[str, ...]  # sorted
 
     @staticmethod
-    def at(place: RoundId, number: int, names: tuple[str, ...]) -> "KeyGroup":
-        """The circle of a ceremony: the `number`th of the attempt at `place`."""
-        named = digest(PROTOCOL, "ceremony", place.run, place.round, place.attempt, number)
+    def at(round_id: RoundId, number: int, names: tuple[str, ...]) -> "KeyGroup":
+        """The circle of a ceremony: the `number`th of the attempt at `round_id`."""
+        named = digest(PROTOCOL, "ceremony", round_id.run, round_id.round, round_id.attempt, number)
         return KeyGroup(attempt=int.from_bytes(named[:7], "big"), names=tuple(sorted(names)))
 
     @staticmethod
@@ -69,22 +69,22 @@ class KeyGroup:
         """
         try:
             fields: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-            circle = KeyGroup(attempt=fields["attempt"], names=tuple(fields["names"]))
+            key_group = KeyGroup(attempt=fields["attempt"], names=tuple(fields["names"]))
             good = (
-                circle.encode() == data
-                and type(circle.attempt) is int
-                and 0 <= circle.attempt < 1 << 56
+                key_group.encode() == data
+                and type(key_group.attempt) is int
+                and 0 <= key_group.attempt < 1 << 56
             )
             good = (
                 good
-                and all(type(name) is str for name in circle.names)
-                and list(circle.names) == sorted(set(circle.names))
+                and all(type(name) is str for name in key_group.names)
+                and list(key_group.names) == sorted(set(key_group.names))
             )
         except (ValueError, LookupError, TypeError, RecursionError):
             good = False
         if not good:
             raise MessageError("who made the joint key is malformed; refused")
-        return circle
+        return key_group
 
     def plan(self, policy: Policy, size: int) -> ThresholdPlan:
         """Everything that the circle's members must agree on, for adapters of `size` values.
@@ -119,11 +119,11 @@ class KeyGroup:
             raise MessageError(f"no joint key for this circle: {error}") from error
 
 
-def round_number(place: RoundId) -> int:
-    """How contributions to the joint key number the attempt at `place`; never 0, which is the
+def round_number(round_id: RoundId) -> int:
+    """How contributions to the joint key number the attempt at `round_id`; never 0, which is the
     rehearsal's.
 
     Two places share a number once in 2^63; the holding's memory then refuses the second.
     """
-    named = digest(PROTOCOL, "round", place.run, place.round, place.attempt)
+    named = digest(PROTOCOL, "round", round_id.run, round_id.round, round_id.attempt)
     return int.from_bytes(named[:8], "big") | 1

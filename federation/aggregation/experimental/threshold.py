@@ -78,13 +78,16 @@ class ThresholdClient:
             MessageError: this member has no share of a key of this epoch.
         """
         assert context.secrets is not None  # the member has some in sealed mode
-        self.shelf, self.desk = context.secrets.store.shelf, context.secrets.desk
-        holding = self.shelf.holding(context.policy.digest)
-        if holding is None:
+        self.key_shares, self.crypto_worker = (
+            context.secrets.store.key_shares,
+            context.secrets.crypto_worker,
+        )
+        key_share = self.key_shares.key_share(context.policy.digest)
+        if key_share is None:
             raise MessageError(
                 "this member has no share of the joint key; it must be asked to greet first"
             )
-        self.holding, self.requests = holding, 0
+        self.key_share, self.requests = key_share, 0
         self.sum = WitnessClient(
             context, values, tokens, counted, ring=self.ring, check_frame=opened_bytes
         )
@@ -103,13 +106,13 @@ class ThresholdClient:
         """Modulo t, under this member's own secret, for those who have shares of the same key,
         and the same adapter.
         """
-        context, plan, bound = self.context, self.holding.plan, self.sum.bound
+        context, plan, bound = self.context, self.key_share.plan, self.sum.bound
         if config.length == counters(context.policy):
-            return make_ring(context.policy, config, None, bound, self.desk, None)
-        number = round_number(context.place)
-        contributor = Contributor(self.holding, context.identity)
+            return make_ring(context.policy, config, None, bound, self.crypto_worker, None)
+        number = round_number(context.round_id)
+        contributor = Contributor(self.key_share, context.identity)
         close = closing(plan, context.name, contributor, number)
-        key_id = self.holding.key_id
+        key_id = self.key_share.key_id
         return make_joint_ring(context.policy, config, plan, key_id, number, bound, close)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
@@ -121,7 +124,7 @@ class ThresholdClient:
         """
         answer = self.open(payload) if stage == OPEN else self.sum.answer(stage, payload)
         if stage in ("mask", OPEN):  # a contribution or a part is about to leave
-            self.shelf.note()
+            self.key_shares.note()
         return answer
 
     def open(self, payload: bytes) -> bytes:
@@ -137,8 +140,8 @@ class ThresholdClient:
         self.sum.require_witnesses(named(given, SAYS))
         asked, seal = given.get(REQUEST, b""), self.sum.seal
         assert seal is not None  # there is a sum
-        reader = PartialReader(self.holding, asked, opened_bytes(seal, self.sum.sealed_sum))
-        if (reader.round, reader.contributors) != (round_number(context.place), survivors):
+        reader = PartialReader(self.key_share, asked, opened_bytes(seal, self.sum.sealed_sum))
+        if (reader.round, reader.contributors) != (round_number(context.round_id), survivors):
             raise MessageError(
                 "parts are asked for another sum than the one that this member signed; refused"
             )
@@ -146,7 +149,7 @@ class ThresholdClient:
             return self.respond(asked)
         reader.receive_sum(given[SUMMED])
         total = Sum(seal.packing.unpack(reader.result()), survivors)
-        return context.model.apply(context.place, context.terms, [total])
+        return context.model.apply(context.round_id, context.sum_context, [total])
 
     def respond(self, asked: bytes) -> bytes:
         """This member's part, or nothing if it is none of the chosen. Another letter comes after
@@ -157,8 +160,8 @@ class ThresholdClient:
         """
         if self.requests == REQUESTS:
             raise MessageError(f"parts of one sum were asked for {REQUESTS} times; refused")
-        chosen = self.holding.number in parse(self.holding.plan, asked)[1]
-        part = Holder(self.holding, self.context.identity).respond(asked) if chosen else b""
+        chosen = self.key_share.number in parse(self.key_share.plan, asked)[1]
+        part = Holder(self.key_share, self.context.identity).respond(asked) if chosen else b""
         self.requests += 1
         return part
 
@@ -182,11 +185,13 @@ class ThresholdServer:
     opens_at = EncryptedServer.opens_at
 
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
-        assert context.common is not None and context.desk is not None  # our bug: nobody was set up
+        assert (
+            context.common is not None and context.crypto_worker is not None
+        )  # our bug: nobody was set up
         policy, size = context.policy, context.length - counters(context.policy)
-        self.policy, self.place, self.common = policy, context.place, context.common
-        self.desk = context.desk
-        self.plan = KeyGroup.decode(self.common.circle).plan(policy, size) if size else None
+        self.policy, self.round_id, self.common = policy, context.round_id, context.common
+        self.crypto_worker = context.crypto_worker
+        self.plan = KeyGroup.decode(self.common.key_group).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
@@ -195,9 +200,9 @@ class ThresholdServer:
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""
-        key_id, bound, number = self.common.key_id, self.common.bound, round_number(self.place)
+        key_id, bound, number = self.common.key_id, self.common.bound, round_number(self.round_id)
         if self.plan is None:
-            return make_ring(self.policy, config, None, bound, self.desk, None)
+            return make_ring(self.policy, config, None, bound, self.crypto_worker, None)
         return make_joint_ring(self.policy, config, self.plan, key_id, number, bound)
 
     def begin(self) -> Step:
@@ -265,9 +270,11 @@ class ThresholdServer:
                 f"request {self.requests + 1} "
                 f"of {REQUESTS}: nothing was opened"
             )
-        start = (self.place.attempt + self.requests) % len(alive)
+        start = (self.round_id.attempt + self.requests) % len(alive)
         responders = (*alive, *alive)[start : start + openers]
-        self.request = request(self.plan, round_number(self.place), responders, self.sum.survivors)
+        self.request = request(
+            self.plan, round_number(self.round_id), responders, self.sum.survivors
+        )
         self.requests, self.parts, self.here = self.requests + 1, {}, set()
         return OPEN, dict.fromkeys(alive, self.letter({}))
 

@@ -27,13 +27,15 @@ LENGTH, COUNTERS = 20_000, 3
 
 
 @pytest.fixture(scope="module")
-def desk():
+def crypto_worker():
     return LocalCryptoWorker()
 
 
-def play(cohort, desk, silent=None, stages=5):
+def play(cohort, crypto_worker, silent=None, stages=5):
     """A round whose last three values are counters."""
-    ring = sealed_ring(LENGTH, parties=len(cohort.names), counters=COUNTERS, desk=desk)
+    ring = sealed_ring(
+        LENGTH, parties=len(cohort.names), counters=COUNTERS, crypto_worker=crypto_worker
+    )
     return ring, Round(cohort, ring=ring).play(silent or {}, stages=stages)
 
 
@@ -45,15 +47,17 @@ def seal_of(ring) -> Seal:
 def opened(ring, game):
     tally = game.server.values
     assert isinstance(tally, SealedTally)
-    return open_sum(seal_of(ring), SEED, tally.sealed_sum, ring.desk)
+    return open_sum(seal_of(ring), SEED, tally.sealed_sum, ring.crypto_worker)
 
 
 @pytest.mark.parametrize(
     "silent", [{}, {1: ["node-004"]}, {2: ["node-001"]}, {2: ["node-000"], 3: ["node-004"]}]
 )
-def test_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_counters(silent, desk):
+def test_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_counters(
+    silent, crypto_worker
+):
     cohort = Cohort(5, length=LENGTH + COUNTERS, threshold=3)
-    ring, game = play(cohort, desk, silent)
+    ring, game = play(cohort, crypto_worker, silent)
     missing = {name for stage in (0, 1, 2) for name in silent.get(stage, ())}
     expected = cohort.sum(set(cohort.names) - missing)
     assert set(game.result.survivors) == set(cohort.names) - missing
@@ -62,16 +66,18 @@ def test_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_cou
     assert game.result.tokens == sum(cohort.tokens[name] for name in game.result.survivors)
 
 
-def test_a_scoring_round_seals_nothing_and_counts_all_the_same(desk):
+def test_a_scoring_round_seals_nothing_and_counts_all_the_same(crypto_worker):
     cohort = Cohort(4, length=COUNTERS)
-    asked = len(desk.asked)
-    game = Round(cohort, ring=sealed_ring(0, parties=4, counters=COUNTERS, desk=desk)).play()
+    asked = len(crypto_worker.asked)
+    game = Round(
+        cohort, ring=sealed_ring(0, parties=4, counters=COUNTERS, crypto_worker=crypto_worker)
+    ).play()
     assert (game.result.total == cohort.sum(cohort.names)).all()
-    assert len(desk.asked) == asked
+    assert len(crypto_worker.asked) == asked
 
 
-def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(desk):
-    ring = sealed_ring(LENGTH, parties=5, desk=desk)
+def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(crypto_worker):
+    ring = sealed_ring(LENGTH, parties=5, crypto_worker=crypto_worker)
     values = np.full(LENGTH + COUNTERS, 7, np.uint32)
     bare, masked = ring.lift(values), ring.lift(values)
     ring.mask(masked, [(secrets.token_bytes(32), False)])
@@ -80,7 +86,7 @@ def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(
         tally = ring.tally()
         tally.add(ring.close(words))
         counters = tally.total()
-        read[name] = open_sum(seal_of(ring), SEED, tally.sealed_sum, desk), counters
+        read[name] = open_sum(seal_of(ring), SEED, tally.sealed_sum, crypto_worker), counters
     assert (read["bare"][0] == 7).all() and (read["bare"][1] == 7).all()  # the unprotected arm
     counts = np.bincount(read["masked"][0] % 64, minlength=64)
     # 63 degrees of freedom: p below 1e-6
@@ -88,8 +94,8 @@ def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(
     assert (read["masked"][0] == 7).mean() < 0.01
 
 
-def test_both_ends_of_a_pair_cancel_exactly(desk):
-    ring, key = sealed_ring(LENGTH, parties=5, desk=desk), secrets.token_bytes(32)
+def test_both_ends_of_a_pair_cancel_exactly(crypto_worker):
+    ring, key = sealed_ring(LENGTH, parties=5, crypto_worker=crypto_worker), secrets.token_bytes(32)
     values = np.random.default_rng(1).integers(0, 256, LENGTH + COUNTERS, np.uint32)
     words = ring.lift(values)
     before = words.slots.copy(), words.counters.copy()
@@ -99,14 +105,14 @@ def test_both_ends_of_a_pair_cancel_exactly(desk):
     assert (words.slots == before[0]).all() and (words.counters == before[1]).all()
 
 
-def test_contributions_of_other_lengths_keys_and_parameters_never_reach_seal(desk):
-    ring = sealed_ring(LENGTH, parties=5, desk=desk)
+def test_contributions_of_other_lengths_keys_and_parameters_never_reach_seal(crypto_worker):
+    ring = sealed_ring(LENGTH, parties=5, crypto_worker=crypto_worker)
     payload = ring.close(ring.lift(np.ones(LENGTH + COUNTERS, np.uint32)))
     other = SealedRing(
         Seal(packing=seal_of(ring).packing, key_id=key_id(bytes(32))),
         ring.counters,
         seed=bytes(32),
-        crypto_worker=desk,
+        crypto_worker=crypto_worker,
     )
     foreign = other.close(other.lift(np.ones(LENGTH + COUNTERS, np.uint32)))
     tally, quiet = ring.tally(), LocalCryptoWorker()
@@ -122,26 +128,26 @@ def test_contributions_of_other_lengths_keys_and_parameters_never_reach_seal(des
     assert quiet.asked == []
 
 
-def test_a_changed_upload_is_refused_by_its_signature_before_seal_sees_it(desk):
+def test_a_changed_upload_is_refused_by_its_signature_before_seal_sees_it(crypto_worker):
     cohort = Cohort(4, length=LENGTH + COUNTERS)
-    _, game = play(cohort, desk, stages=2)
+    _, game = play(cohort, crypto_worker, stages=2)
     answers = {name: game.ask(name) for name in cohort.names}
-    asked = len(desk.asked)
+    asked = len(crypto_worker.asked)
     rng = np.random.default_rng(3)
     for at in rng.integers(0, len(answers["node-000"]), 40):
         changed = bytearray(answers["node-000"])
         changed[at] ^= 1 << int(rng.integers(8))
         with pytest.raises(CryptoError):
             game.server.receive("node-000", bytes(changed))
-    assert len(desk.asked) == asked
+    assert len(crypto_worker.asked) == asked
     for name, answer in answers.items():
         game.server.receive(name, answer)
 
 
 def test_bytes_that_crash_seal_cost_their_sender_its_place_and_nobody_else_anything():
     member, worker = LocalCryptoWorker(), Worker(CrashingAdder)
-    ring = sealed_ring(LENGTH, parties=3, desk=member)
-    tally = sealed_ring(LENGTH, parties=3, seed=None, desk=worker).tally()
+    ring = sealed_ring(LENGTH, parties=3, crypto_worker=member)
+    tally = sealed_ring(LENGTH, parties=3, seed=None, crypto_worker=worker).tally()
     values = [np.full(LENGTH + COUNTERS, value, np.uint32) for value in (1, 2, 3)]
     try:
         tally.add(ring.close(ring.lift(values[0])))
@@ -157,11 +163,11 @@ def test_bytes_that_crash_seal_cost_their_sender_its_place_and_nobody_else_anyth
         worker.close()
 
 
-def test_flipped_bits_in_a_sum_are_refused_or_read_and_bring_nobody_down(desk):
+def test_flipped_bits_in_a_sum_are_refused_or_read_and_bring_nobody_down(crypto_worker):
     """With a real worker. Low bits drown in a ciphertext's noise, and who may alter it can alter
     the sum: see the README.
     """
-    ring = sealed_ring(4096, parties=3, desk=desk)
+    ring = sealed_ring(4096, parties=3, crypto_worker=crypto_worker)
     tally = ring.tally()
     tally.add(ring.close(ring.lift(np.full(4096 + COUNTERS, 5, np.uint32))))
     tally.total()
@@ -181,18 +187,18 @@ def test_flipped_bits_in_a_sum_are_refused_or_read_and_bring_nobody_down(desk):
         worker.close()
 
 
-def test_a_sum_under_another_key_is_refused_not_misread(desk):
-    ring = sealed_ring(4096, parties=3, desk=desk)
+def test_a_sum_under_another_key_is_refused_not_misread(crypto_worker):
+    ring = sealed_ring(4096, parties=3, crypto_worker=crypto_worker)
     tally = ring.tally()
     tally.add(ring.close(ring.lift(np.full(4096 + COUNTERS, 5, np.uint32))))
     tally.total()
     for _ in range(5):
         with pytest.raises(ProtocolError, match="noise budget"):
-            open_sum(seal_of(ring), secrets.token_bytes(32), tally.sealed_sum, desk)
+            open_sum(seal_of(ring), secrets.token_bytes(32), tally.sealed_sum, crypto_worker)
 
 
-def test_a_ciphertext_with_more_noise_than_promised_is_not_sent(desk, monkeypatch):
-    ring = sealed_ring(4096, parties=3, desk=desk)
+def test_a_ciphertext_with_more_noise_than_promised_is_not_sent(crypto_worker, monkeypatch):
+    ring = sealed_ring(4096, parties=3, crypto_worker=crypto_worker)
     words = ring.lift(np.ones(4096 + COUNTERS, np.uint32))
     assert SEALED.fresh_budget == 5
     monkeypatch.setattr(RingParameters, "fresh_budget", property(lambda self: 8))
@@ -222,11 +228,11 @@ def test_rings_differ_in_name_when_anything_differs_that_must_be_agreed_on():
         sealed_ring(100, parties=3, seed=None).close(rings[0].lift(np.ones(103, np.uint32)))
 
 
-def test_a_parameter_costs_what_the_readme_says_and_looks_like_noise(desk):
-    ring = sealed_ring(1_000_000, parties=10, desk=desk)
+def test_a_parameter_costs_what_the_readme_says_and_looks_like_noise(crypto_worker):
+    ring = sealed_ring(1_000_000, parties=10, crypto_worker=crypto_worker)
     assert ring.wire_bytes / ring.sealed <= 2.8
     assert seal_of(ring).packing.rows * SEALED.ciphertext_bytes / ring.sealed <= 4.2
-    small = sealed_ring(LENGTH, parties=10, desk=desk)
+    small = sealed_ring(LENGTH, parties=10, crypto_worker=crypto_worker)
     words = coefficients(
         seal_of(small), small.close(small.lift(np.zeros(LENGTH + COUNTERS, np.uint32)))
     )

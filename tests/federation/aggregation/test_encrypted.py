@@ -115,8 +115,8 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit(
     open_, closed = house(mode="plain", bits=bits), house(mode="sealed", bits=bits)
     plain = coordinator(open_, clients(open_, SIZE, rehearsal), SIZE)
     expected = plain.run()
-    members = sealed_clients(closed, SIZE, rehearsal, desk=crypto_worker)
-    run = coordinator(closed, members, SIZE, desk=crypto_worker)
+    members = sealed_clients(closed, SIZE, rehearsal, crypto_worker=crypto_worker)
+    run = coordinator(closed, members, SIZE, crypto_worker=crypto_worker)
     report = run.run()
     for vector in adapters(members, run.state.run):
         assert np.array_equal(vector, plain.state.server.flat)
@@ -136,12 +136,12 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(
     crypto_worker: LocalCryptoWorker, tmp_path: Path
 ) -> None:
     home = house(mode="sealed", bits=8)
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     link, store = (
         ListeningLink({name: client.handle for name, client in members.items()}),
         Store(tmp_path),
     )
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link, store=store)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link, store=store)
     run.train_round()
     store.close()
     seed = client_store_of(members["ann"]).seed(home.policy.digest)
@@ -183,7 +183,12 @@ def test_what_the_coordinator_reports_that_it_held_is_noise(
 ) -> None:
     home = house(mode="sealed")
     held = (
-        coordinator(home, sealed_clients(home, SIZE, desk=crypto_worker), SIZE, desk=crypto_worker)
+        coordinator(
+            home,
+            sealed_clients(home, SIZE, crypto_worker=crypto_worker),
+            SIZE,
+            crypto_worker=crypto_worker,
+        )
         .run(rounds=1)
         .held
     )
@@ -209,12 +214,12 @@ def test_a_member_that_falls_silent_is_survived_and_catches_up(
     stage: str, crypto_worker: LocalCryptoWorker
 ) -> None:
     home, silent = house(4, mode="sealed", threshold=3), [True]
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
         lambda name, letter: silent[0] and name == "dan" and stage_of(letter) == stage,
     )
-    run = coordinator(home, members, SIZE, link=link, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, link=link, crypto_worker=crypto_worker)
     run.train_round()
     summed = stage in ("consistency", "unmask", "witness", "apply")
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat", *["dan"] * summed]
@@ -232,12 +237,12 @@ def test_below_the_minimum_a_round_aborts_and_the_run_goes_on_later(
     stage: str, crypto_worker: LocalCryptoWorker
 ) -> None:
     home, silent = house(4, mode="sealed", threshold=3, recipe={"attempts": 2}), [True]
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
         lambda name, letter: silent[0] and name in ("cat", "dan") and stage_of(letter) == stage,
     )
-    run = coordinator(home, members, SIZE, link=link, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, link=link, crypto_worker=crypto_worker)
     with pytest.raises(RoundAborted):
         run.run()
     silent[0] = False
@@ -258,9 +263,9 @@ def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(
         home.coordinator,
         {name: home.members[name] for name in ("ann", "ben", "cat", "dan")},
     )
-    members = sealed_clients(before, SIZE, rehearsal, folder=tmp_path, desk=crypto_worker)
+    members = sealed_clients(before, SIZE, rehearsal, folder=tmp_path, crypto_worker=crypto_worker)
     store = Store(tmp_path / "coordinator")
-    run = coordinator(before, members, SIZE, desk=crypto_worker, store=store)
+    run = coordinator(before, members, SIZE, crypto_worker=crypto_worker, store=store)
     run.train_round()
     store.close()
     old = client_store_of(members["ann"]).seed(four.digest)
@@ -271,11 +276,11 @@ def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(
     after.policy = dataclasses.replace(
         after.policy, members=tuple(one for one in home.policy.members if one.name != "dan")
     )
-    later = sealed_clients(after, SIZE, rehearsal, folder=tmp_path, desk=crypto_worker)
+    later = sealed_clients(after, SIZE, rehearsal, folder=tmp_path, crypto_worker=crypto_worker)
     # the old key serves no other epoch
     assert client_store_of(later["ann"]).seed(after.policy.digest) is None
     store = Store(tmp_path / "coordinator")
-    go_on = coordinator(after, later, SIZE, desk=crypto_worker, store=store)
+    go_on = coordinator(after, later, SIZE, crypto_worker=crypto_worker, store=store)
     go_on.train_round()
     store.close()
     new = {client_store_of(client).seed(after.policy.digest) for client in later.values()}
@@ -300,18 +305,18 @@ def test_a_member_and_the_coordinator_go_on_after_a_restart(
     crypto_worker: LocalCryptoWorker, tmp_path: Path
 ) -> None:
     home = house(4, mode="sealed")
-    members = sealed_clients(home, SIZE, folder=tmp_path, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=crypto_worker)
     first = Store(tmp_path / "coordinator")
-    half = coordinator(home, members, SIZE, desk=crypto_worker, store=first)
+    half = coordinator(home, members, SIZE, crypto_worker=crypto_worker, store=first)
     half.train_round()
     first.close()
     kept = adapter_of(members["ben"], half.state.run).copy()
     assert {GROUP_KEY, model_of(half.state.run)} < names(tmp_path / "ben")
     assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
-    again = sealed_clients(home, SIZE, folder=tmp_path, desk=crypto_worker)
+    again = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=crypto_worker)
     assert np.array_equal(adapter_of(again["ben"], half.state.run), kept)
     second = Store(tmp_path / "coordinator")
-    rest = coordinator(home, again, SIZE, desk=crypto_worker, store=second)
+    rest = coordinator(home, again, SIZE, crypto_worker=crypto_worker, store=second)
     report = rest.run()
     second.close()
     assert report.rounds == 3 and report.aborted == [] and same(adapters(again, rest.state.run))
@@ -321,15 +326,15 @@ def test_a_coordinator_killed_after_the_members_stepped_takes_their_word(
     crypto_worker: LocalCryptoWorker, tmp_path: Path
 ) -> None:
     home = house(4, mode="sealed")
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     first = Store(tmp_path)
-    doomed = coordinator(home, members, SIZE, desk=crypto_worker, store=first)
+    doomed = coordinator(home, members, SIZE, crypto_worker=crypto_worker, store=first)
     doomed.commit = lambda server, entry: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         doomed.train_round()
     first.close()
     second = Store(tmp_path)
-    again = coordinator(home, members, SIZE, desk=crypto_worker, store=second)
+    again = coordinator(home, members, SIZE, crypto_worker=crypto_worker, store=second)
     assert again.state.round == 0
     report = again.run()
     second.close()
@@ -343,7 +348,7 @@ def test_members_that_end_with_different_adapters_stop_the_round(
     home = house(4, mode="sealed", threshold=3, recipe={"attempts": 2})
 
     def drifting(who: set[str]) -> dict[str, Client]:
-        members = sealed_clients(home, SIZE, desk=crypto_worker)
+        members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
         for name in who:
             members[name] = Client(
                 home.policy, home.members[name], FixedLearner(), size=SIZE, consent=ANY_MODE,
@@ -352,11 +357,11 @@ def test_members_that_end_with_different_adapters_stop_the_round(
         return members
 
     members = drifting({"dan"})
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     run.train_round()  # three agree: the fourth is handed theirs in the next round
     assert run.state.round == 1
     members = drifting({"cat", "dan"})
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     with pytest.raises(DisagreementError, match="3 different adapters, 3 must agree"):
         run.run()
     assert len(run.aborted) == 2  # all went back to where they had agreed, and disagreed again
@@ -370,7 +375,7 @@ def test_members_that_are_shown_different_sums_decrypt_none(
 ) -> None:
     """The coordinator adds a known plaintext for one half of the members, to compare their tags."""
     home = house(4, mode="sealed", threshold=3, recipe={"attempts": 1})
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
 
     class Equivocator(InProcessLink):
         def ask(
@@ -391,7 +396,7 @@ def test_members_that_are_shown_different_sums_decrypt_none(
 
     link = Equivocator({name: client.handle for name, client in members.items()})
     asked = crypto_worker.asked.count("decrypt")
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link)
     with pytest.raises(RoundAborted):
         run.train_round()
     assert crypto_worker.asked.count("decrypt") == asked
@@ -402,13 +407,13 @@ def witnessed(
     home: House, crypto_worker: LocalCryptoWorker
 ) -> tuple[dict[str, Client], dict[str, encrypted.EncryptedClient], bytes]:
     """A round up to the moment before `apply`: members, their halves, and the sum they signed."""
-    members, caught = sealed_clients(home, SIZE, desk=crypto_worker), []
+    members, caught = sealed_clients(home, SIZE, crypto_worker=crypto_worker), []
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
         lambda name, letter: stage_of(letter) == encrypted.APPLY,
     )
     with pytest.raises(RoundAborted):
-        coordinator(home, members, SIZE, desk=crypto_worker, link=link).train_round()
+        coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link).train_round()
     caught = [
         payload_of(letter) for _, letter in link.letters if stage_of(letter) == encrypted.WITNESS
     ]
@@ -443,14 +448,14 @@ def test_a_sum_is_applied_only_with_enough_signatures_of_its_own_members(
             ann.sum.witness(bad)
     assert crypto_worker.asked.count("decrypt") == asked
     ann.apply(parts.join(signatures))
-    assert client_store_of(members["ann"]).progress(ann.context.place.run).steps == 1
+    assert client_store_of(members["ann"]).progress(ann.context.round_id.run).steps == 1
 
 
 def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(
     crypto_worker: LocalCryptoWorker,
 ) -> None:
     home = house(4, mode="sealed", threshold=3)
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     hostile = ClientSecrets(ClientStore(None, SIZE), MarkingCryptoWorker())
     members["dan"] = Client(
         home.policy,
@@ -462,7 +467,7 @@ def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(
     )
     worker = Worker(CrashingAdder)
     try:
-        run = coordinator(home, members, SIZE, desk=worker)
+        run = coordinator(home, members, SIZE, crypto_worker=worker)
         run.train_round()
     finally:
         worker.close()
@@ -475,7 +480,7 @@ def test_work_on_another_adapter_than_the_members_own_is_refused(
     crypto_worker: LocalCryptoWorker,
 ) -> None:
     home = house(4, mode="sealed")
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     ann = members["ann"]
     for order in (
         messages.Work(flat=np.zeros(0, np.float32), state="00" * 32),
@@ -504,9 +509,9 @@ def test_a_finished_adapter_is_kept_by_members_and_named_to_nobody(
 
         return keep
 
-    members = sealed_clients(home, SIZE, desk=crypto_worker, adopt=adopt)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker, adopt=adopt)
     link = ListeningLink({name: client.handle for name, client in members.items()})
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link)
     run.run(rounds=1)
     assert kept.keys() == members.keys() and same([flat for flat, _ in kept.values()])
     assert '"after": 0.4' in kept["ann"][1]

@@ -97,8 +97,10 @@ def test_too_few_for_two_buckets_make_one_sum_and_step_from_it() -> None:
         ),
         LocalCryptoWorker(),
     )
-    members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.01), desk=crypto_worker)
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    members = sealed_clients(
+        home, SIZE, lambda name: FixedLearner(0.01), crypto_worker=crypto_worker
+    )
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     run.train_round()
     assert run.state.round == 1
     for client in members.values():
@@ -108,9 +110,9 @@ def test_too_few_for_two_buckets_make_one_sum_and_step_from_it() -> None:
 @pytest.mark.parametrize("lie", [swapped, fewer, of_others, alone, repeated])
 def test_a_sum_that_its_bucket_did_not_sign_is_not_decrypted(lie: Lie) -> None:
     home, crypto_worker = twelve(), LocalCryptoWorker()
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
     link = Lying(home, members, lie)
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link)
     asked = len(crypto_worker.asked)
     with pytest.raises(RoundAborted):
         run.insist(run.train_round)
@@ -123,9 +125,12 @@ def test_one_household_of_twelve_that_pulls_hard_moves_nobody() -> None:
     """What buckets are for; the mean would have moved by a twelfth of its pull."""
     home, crypto_worker = twelve(), LocalCryptoWorker()
     members = sealed_clients(
-        home, SIZE, lambda name: FixedLearner(0.2 if name == "ann" else 0.01), desk=crypto_worker
+        home,
+        SIZE,
+        lambda name: FixedLearner(0.2 if name == "ann" else 0.01),
+        crypto_worker=crypto_worker,
     )
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     run.train_round()
     assert run.state.history[-1]["buckets"] == 3
     for client in members.values():

@@ -10,7 +10,7 @@ import pytest
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.core.models.lora.adapter import Layout
 from quietchoir.federation.aggregation.ranges import read_spans, spans, tensor_stops
-from quietchoir.federation.aggregation.update import Codec, Statistics, Terms
+from quietchoir.federation.aggregation.update import Codec, Statistics, SumContext
 from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.learner import Trained
@@ -70,7 +70,7 @@ def test_ranges_that_gap_or_reach_too_far_are_refused(given: tuple[tuple[int, fl
 def test_narrow_ranges_round_finer_and_say_what_they_cut() -> None:
     policy = house(bits=4).policy
     update = np.where(np.arange(SIZE) < 100, 0.004, 0.1).astype(np.float32)
-    fine = Codec(SIZE, policy, Terms(read_spans(((100, 0.025), (300, 0.2)), SIZE, 0.2)))
+    fine = Codec(SIZE, policy, SumContext(read_spans(((100, 0.025), (300, 0.2)), SIZE, 0.2)))
     coarse = Codec(SIZE, policy)
     errors = [
         np.abs(one.decode(one.encode(update, Statistics()).astype(np.int64), 1)[0] - update)[
@@ -88,13 +88,13 @@ def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mod
     home = house(mode=mode, bits=8, recipe={"ranges": "tensor", "update_range": 0.2})
     crypto_worker = LocalCryptoWorker()
     members = (
-        sealed_clients(home, SIZE, lambda name: TwoScales(), desk=crypto_worker)
+        sealed_clients(home, SIZE, lambda name: TwoScales(), crypto_worker=crypto_worker)
         if mode == "sealed"
         else clients(home, SIZE, lambda name: TwoScales(), stops=STOPS)
     )
     for client in members.values():
         client.stops = STOPS
-    run = coordinator(home, members, SIZE, stops=STOPS, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, stops=STOPS, crypto_worker=crypto_worker)
     report = run.run()
     flat = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
     steps = 1 + 1.7 + (1 + 0.7 * 1.7)

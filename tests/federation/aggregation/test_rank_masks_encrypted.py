@@ -63,8 +63,8 @@ def test_all_modes_end_with_the_same_adapter_to_the_last_bit(
         found.append(run.state.server.flat)
     for key in ("shared", "threshold"):
         home = mixed("sealed", key=key)
-        members = sealed_clients(home, SIZE, paced, desk=crypto_worker)
-        run = coordinator(home, members, SIZE, desk=crypto_worker)
+        members = sealed_clients(home, SIZE, paced, crypto_worker=crypto_worker)
+        run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
         report = run.run()
         assert report.history[0]["columns"] == {"2": 5, "3": 4, "8": 3}
         found += [adapter_of(client, run.state.run) for client in members.values()]
@@ -78,12 +78,12 @@ def test_sealed_members_do_not_open_a_sum_that_lost_a_large_member(
     crypto_worker: LocalCryptoWorker,
 ) -> None:
     home = mixed("sealed", recipe={"attempts": 1})
-    members = sealed_clients(home, SIZE, paced, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, paced, crypto_worker=crypto_worker)
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
         lambda name, message: name == "ben" and stage_of(message) == "mask",
     )
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link)
     with pytest.raises(RoundAborted, match="2 of the 3 members that fill one part"):
         run.run(rounds=1)
     assert not any(adapter_of(client, run.state.run).any() for client in members.values())

@@ -78,12 +78,20 @@ def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(
     recipe = {"server_optimizer": optimizer, "server_lr": 0.05, "rounds": 3}
     home, crypto_worker = house(mode="sealed", bits=8, recipe=recipe), LocalCryptoWorker()
     members = sealed_clients(
-        home, SIZE, lambda name: SyntheticLearner(SIZE, name), desk=crypto_worker, folder=tmp_path
+        home,
+        SIZE,
+        lambda name: SyntheticLearner(SIZE, name),
+        crypto_worker=crypto_worker,
+        folder=tmp_path,
     )
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     report = run.run(rounds=2)
     again = sealed_clients(
-        home, SIZE, lambda name: SyntheticLearner(SIZE, name), desk=crypto_worker, folder=tmp_path
+        home,
+        SIZE,
+        lambda name: SyntheticLearner(SIZE, name),
+        crypto_worker=crypto_worker,
+        folder=tmp_path,
     )
     adapters = [adapter_of(client, run.state.run) for client in again.values()]
     assert report.rounds == 2 and adapters[0].any()

@@ -151,7 +151,7 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
         box = SealedEnvelope(
             purpose="state",
             policy=policy,
-            place=ROUND_ID,
+            round_id=ROUND_ID,
             sender="ann",
             receiver="dan",
             content=content,

@@ -130,7 +130,7 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
         ann = members["ann"]
         ann.clipped(
             ann.learner.train(order.flat, 0).flat,
-            ann.terms(
+            ann.sum_context(
                 run.logbook.begin(),
                 dataclasses.replace(order, cohort=tuple(sorted(members))),
                 b"",

@@ -98,7 +98,7 @@ def test_what_is_forgotten_is_gone_with_the_states_that_were_computed_of_it(
 
 
 @pytest.fixture
-def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> CryptoWorker:
+def crypto_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> CryptoWorker:
     """The same node, with a tiny model."""
     made = CryptoWorker(home, tiny_weights())
     tiny: Weights = made.weights
@@ -107,29 +107,31 @@ def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> CryptoWorker:
     return made
 
 
-def personal(desk: CryptoWorker, store: HistoryStore) -> tuple[str, str]:
+def personal(crypto_worker: CryptoWorker, store: HistoryStore) -> tuple[str, str]:
     """A shared adapter, and this owner's on top, which learned every example."""
-    shared = desk.deliver(1)
-    outcome = personalize(desk.owner, shared, as_workshop(Judged(6)), PersonalSettings(epochs=1))
+    shared = crypto_worker.deliver(1)
+    outcome = personalize(
+        crypto_worker.owner, shared, as_workshop(Judged(6)), PersonalSettings(epochs=1)
+    )
     for adapter in (shared, outcome.adapter):
         store.note_trained(adapter, [one.id for one in store.examples()])
     return shared, outcome.adapter
 
 
 def test_a_personal_adapter_that_learned_it_is_deleted_and_made_anew(
-    desk: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
+    crypto_worker: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(HistoryStore(home)) as store:
-        shared, old = personal(desk, store)
+        shared, old = personal(crypto_worker, store)
         for place in range(12):
             store.consent("conversation", f"talk-{place}", "personal")
     code, out, err = run(capsys, "data", "forget", "--matching", "mary smith", "--home", home)
     assert code == 0, err
     assert f"adapter {shared[:12]}" in out and "the federation's next rounds do without" in out
     assert f"personal adapter {old[:12]} is deleted" in out
-    assert old not in desk.registry.list() and shared in desk.registry.list()
-    made = [card.adapter for card in desk.registry.personal()]
-    assert desk.registry.active() == (made[0] if made else shared)
+    assert old not in crypto_worker.registry.list() and shared in crypto_worker.registry.list()
+    made = [card.adapter for card in crypto_worker.registry.personal()]
+    assert crypto_worker.registry.active() == (made[0] if made else shared)
     with closing(HistoryStore(home)) as store:
         assert set(store.marks()) == {shared}
     listed = run(capsys, "adapter", "list", "--home", home)[1]
@@ -137,10 +139,10 @@ def test_a_personal_adapter_that_learned_it_is_deleted_and_made_anew(
 
 
 def test_with_too_little_left_the_shared_adapter_answers_again(
-    desk: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
+    crypto_worker: CryptoWorker, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(HistoryStore(home)) as store:
-        shared, _ = personal(desk, store)
+        shared, _ = personal(crypto_worker, store)
     out = run(capsys, "data", "forget", "--matching", "mary smith", "--home", home)[1]
     assert "too little is left to train it anew" in out
-    assert desk.registry.list() == [shared] and desk.registry.active() == shared
+    assert crypto_worker.registry.list() == [shared] and crypto_worker.registry.active() == shared

@@ -51,7 +51,7 @@ class Town:
         self.link = TakingLink({name: node.handle for name, node in self.nodes.items()})
         self.watched = Watched(self.file, folder / "kept.toml", tables(self.events.append))
         home = dataclasses.replace(self.home, policy=self.chain.policy)
-        self.run = coordinator(home, {}, SIZE, link=self.link, desk=self.crypto_worker)
+        self.run = coordinator(home, {}, SIZE, link=self.link, crypto_worker=self.crypto_worker)
         told = tables(self.events.append)
         self.run.between = renewing(self.watched, self.run, self.link, told)  # type: ignore[arg-type]
 

@@ -67,17 +67,19 @@ def personal_trainer(weights: Weights) -> PersonalTrainer:
 
 
 @pytest.fixture
-def desk(weights: Weights, tmp_path: Path) -> CryptoWorker:
+def crypto_worker(weights: Weights, tmp_path: Path) -> CryptoWorker:
     return CryptoWorker(tmp_path / "home", weights)
 
 
 def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
-    weights: Weights, desk: CryptoWorker
+    weights: Weights, crypto_worker: CryptoWorker
 ) -> None:
     shared, x = shared_adapter(weights, 1), torch.randn(32)
     flat = shared_b(shared, weights)
-    kept = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN).adapter
-    whole = desk.registry.load(kept)
+    kept = personalize(
+        crypto_worker.owner, crypto_worker.deliver(1), as_workshop(Judged(6)), TRAIN
+    ).adapter
+    whole = crypto_worker.registry.load(kept)
     assert torch.equal(
         shared_b(whole, weights), PersonalChange(torch.full((len(flat),), 0.5)).upon(flat)
     )
@@ -86,10 +88,10 @@ def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
     alone, together = (one.tensors[b_name(module)] @ inner for one in (shared, whole))
     # B_p A x, where every value of B_p is a half
     assert torch.allclose(together - alone, 0.5 * inner.sum(), atol=1e-5)
-    shelf = AdapterRegistry(weights)
+    key_shares = AdapterRegistry(weights)
     for name, adapter in (("shared", shared), ("personal", whole)):
-        shelf.load(name, adapter)
-    one, other = shelf.find("shared"), shelf.find("personal")
+        key_shares.load(name, adapter)
+    one, other = key_shares.find("shared"), key_shares.find("personal")
     assert one is not None and other is not None
     sizes = [
         {key: [factor.shape for factor in pair] for key, pair in found.factors.items()}
@@ -176,11 +178,11 @@ def test_scoring_in_pieces_gives_what_scoring_at_once_gives(
 
 
 def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
 ) -> None:
-    parent = desk.deliver(1)
-    outcome = personalize(desk.owner, parent[:8], as_workshop(Judged(7)), TRAIN)
-    card = desk.registry.card(outcome.adapter)
+    parent = crypto_worker.deliver(1)
+    outcome = personalize(crypto_worker.owner, parent[:8], as_workshop(Judged(7)), TRAIN)
+    card = crypto_worker.registry.card(outcome.adapter)
     assert (card.scope, card.parent, card.serial, card.run, card.epsilon) == (
         "personal",
         parent,
@@ -190,87 +192,107 @@ def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(
     )
     assert (card.accuracy_before, card.accuracy_after) == (0.5, 0.7)
     assert (
-        card.signer == desk.identity.public.raw.hex()
-        and card.federation == desk.federation.policy.federation.hex()
+        card.signer == crypto_worker.identity.public.raw.hex()
+        and card.federation == crypto_worker.federation.policy.federation.hex()
     )
-    assert outcome.active and desk.registry.active() == outcome.adapter
-    folder = desk.registry.path(outcome.adapter)
+    assert outcome.active and crypto_worker.registry.active() == outcome.adapter
+    folder = crypto_worker.registry.path(outcome.adapter)
     assert mode_of(folder) == 0o700 and modes(list(folder.iterdir())) == {0o600}
     assert "7 of your 10 held-out answers right, the shared one 5" in outcome.words()
     assert (
-        desk.registry.newest("") == ""
-        and desk.registry.newest(desk.registry.card(parent).run) == parent
+        crypto_worker.registry.newest("") == ""
+        and crypto_worker.registry.newest(crypto_worker.registry.card(parent).run) == parent
     )
 
 
-def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: CryptoWorker) -> None:
-    parent = desk.deliver(1)
-    desk.registry.activate(parent)
-    before = desk.files()
-    outcome = personalize(desk.owner, parent, as_workshop(Judged(4)), TRAIN)
-    assert (outcome.adapter, outcome.active, desk.files()) == ("", False, before)
+def test_one_that_is_worse_than_the_shared_one_is_not_kept(crypto_worker: CryptoWorker) -> None:
+    parent = crypto_worker.deliver(1)
+    crypto_worker.registry.activate(parent)
+    before = crypto_worker.files()
+    outcome = personalize(crypto_worker.owner, parent, as_workshop(Judged(4)), TRAIN)
+    assert (outcome.adapter, outcome.active, crypto_worker.files()) == ("", False, before)
     assert "no personal adapter" in outcome.words() and "4 of your 10" in outcome.words()
     # not worse is enough
-    assert personalize(desk.owner, parent, as_workshop(Judged(5)), TRAIN).active
+    assert personalize(crypto_worker.owner, parent, as_workshop(Judged(5)), TRAIN).active
 
 
-def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: CryptoWorker) -> None:
-    first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
-    newer = desk.deliver(2)
-    outcome = personalize(desk.owner, newer, as_workshop(Judged(6)), CARRY)
+def test_a_new_shared_adapter_gets_the_earlier_change_on_top(crypto_worker: CryptoWorker) -> None:
+    first = personalize(
+        crypto_worker.owner, crypto_worker.deliver(1), as_workshop(Judged(6)), TRAIN
+    )
+    newer = crypto_worker.deliver(2)
+    outcome = personalize(crypto_worker.owner, newer, as_workshop(Judged(6)), CARRY)
     whole, under = (
-        shared_b(desk.registry.load(name), desk.weights) for name in (outcome.adapter, newer)
+        shared_b(crypto_worker.registry.load(name), crypto_worker.weights)
+        for name in (outcome.adapter, newer)
     )
     assert torch.allclose(whole - under, torch.full_like(whole, 0.5), atol=1e-6)
-    card = desk.registry.card(outcome.adapter)
+    card = crypto_worker.registry.card(outcome.adapter)
     assert (outcome.carried, card.parent, card.serial) == (first.adapter, newer, 2)
     third = Judged(6)
-    assert personalize(desk.owner, newer, as_workshop(third), TRAIN).carried == outcome.adapter
+    assert (
+        personalize(crypto_worker.owner, newer, as_workshop(third), TRAIN).carried
+        == outcome.adapter
+    )
     assert third.starts == pytest.approx([0.5], abs=1e-6)  # and trained further from there
     alone = Judged(6)
-    assert personalize(desk.owner, newer, as_workshop(alone), TRAIN, afresh=True).carried == ""
+    assert (
+        personalize(crypto_worker.owner, newer, as_workshop(alone), TRAIN, afresh=True).carried
+        == ""
+    )
     assert alone.starts == [0.0]
 
 
 def test_an_earlier_change_that_has_become_a_burden_is_dropped_for_one_from_nothing(
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
 ) -> None:
-    first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
-    newer, both = desk.deliver(2), Judged(4, 6)
-    outcome = personalize(desk.owner, newer, as_workshop(both), TRAIN)
+    first = personalize(
+        crypto_worker.owner, crypto_worker.deliver(1), as_workshop(Judged(6)), TRAIN
+    )
+    newer, both = crypto_worker.deliver(2), Judged(4, 6)
+    outcome = personalize(crypto_worker.owner, newer, as_workshop(both), TRAIN)
     assert (
         outcome.carried == ""
         and outcome.active
         and both.starts == pytest.approx([0.5, 0.0], abs=1e-6)
     )
-    before = desk.files()
+    before = crypto_worker.files()
     for right, settings in ((Judged(4, 3), TRAIN), (Judged(4), CARRY)):
-        assert personalize(desk.owner, desk.deliver(2), as_workshop(right), settings).adapter == ""
-    assert desk.files() == before and first.adapter in desk.registry.list()
+        assert (
+            personalize(
+                crypto_worker.owner, crypto_worker.deliver(2), as_workshop(right), settings
+            ).adapter
+            == ""
+        )
+    assert crypto_worker.files() == before and first.adapter in crypto_worker.registry.list()
 
 
-def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: CryptoWorker) -> None:
-    parent = desk.deliver(1)
-    personal = personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
-    odd = shared_adapter(desk.weights, 3)
+def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(
+    crypto_worker: CryptoWorker,
+) -> None:
+    parent = crypto_worker.deliver(1)
+    personal = personalize(crypto_worker.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
+    odd = shared_adapter(crypto_worker.weights, 3)
     odd.tensors[a_name("model.layers.3.mlp.up_proj")][0, 0] += 1.0
-    foreign = desk.registry.put(odd, Card.unsigned(content_hash(odd), "odd", DIGEST))
-    before = desk.files()
+    foreign = crypto_worker.registry.put(odd, Card.unsigned(content_hash(odd), "odd", DIGEST))
+    before = crypto_worker.files()
     for name, sentence in (
         (personal, "personal already"),
         (foreign, "not the public one"),
         ("77", "0 adapters begin with"),
     ):
         with pytest.raises(RequestError, match=sentence):
-            personalize(desk.owner, name, as_workshop(Judged(6)), TRAIN)
+            personalize(crypto_worker.owner, name, as_workshop(Judged(6)), TRAIN)
     elsewhere = Owner(
-        desk.registry, desk.identity, dataclasses.replace(desk.weights, digest="cd" * 32)
+        crypto_worker.registry,
+        crypto_worker.identity,
+        dataclasses.replace(crypto_worker.weights, digest="cd" * 32),
     )
     with pytest.raises(IntegrityError, match="made for model"):
         personalize(elsewhere, parent, as_workshop(Judged(6)), TRAIN)
     with pytest.raises(RequestError, match="no earlier change"):
-        personalize(desk.owner, parent, as_workshop(Judged(6)), CARRY, afresh=True)
-    assert desk.files() == before
+        personalize(crypto_worker.owner, parent, as_workshop(Judged(6)), CARRY, afresh=True)
+    assert crypto_worker.files() == before
     for wrong in (
         {"epochs": -1},
         {"lr": 0.0},
@@ -283,106 +305,123 @@ def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: CryptoWork
 
 
 def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on(
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
 ) -> None:
-    first = desk.deliver(1)
-    somebody = Owner(desk.registry, Identity.generate(), desk.weights)
+    first = crypto_worker.deliver(1)
+    somebody = Owner(crypto_worker.registry, Identity.generate(), crypto_worker.weights)
     personalize(somebody, first, as_workshop(Judged(6)), TRAIN)
-    assert personalize(desk.owner, first, as_workshop(Judged(6)), TRAIN).carried == ""
+    assert personalize(crypto_worker.owner, first, as_workshop(Judged(6)), TRAIN).carried == ""
     wider = AdapterShape(rank=4, alpha=4.0, upper_layers=2)
     assert (
-        personalize(desk.owner, desk.deliver(2, wider), as_workshop(Judged(6)), TRAIN).carried == ""
+        personalize(
+            crypto_worker.owner, crypto_worker.deliver(2, wider), as_workshop(Judged(6)), TRAIN
+        ).carried
+        == ""
     )
-    other = CryptoWorker(desk.home, desk.weights, identity=desk.identity)  # of another federation
-    assert personalize(desk.owner, other.deliver(4), as_workshop(Judged(6)), TRAIN).carried == ""
-    damaged = desk.registry.personal()[0].adapter
-    (desk.registry.path(damaged) / "card.json").write_text("{}")
-    assert damaged not in {card.adapter for card in desk.registry.personal()}
+    other = CryptoWorker(
+        crypto_worker.home, crypto_worker.weights, identity=crypto_worker.identity
+    )  # of another federation
+    assert (
+        personalize(crypto_worker.owner, other.deliver(4), as_workshop(Judged(6)), TRAIN).carried
+        == ""
+    )
+    damaged = crypto_worker.registry.personal()[0].adapter
+    (crypto_worker.registry.path(damaged) / "card.json").write_text("{}")
+    assert damaged not in {card.adapter for card in crypto_worker.registry.personal()}
 
 
-def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: CryptoWorker) -> None:
-    parent = desk.deliver(1)
+def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(crypto_worker: CryptoWorker) -> None:
+    parent = crypto_worker.deliver(1)
 
     def unasked() -> bool:
         return personalize(
-            desk.owner, parent, as_workshop(Judged(6)), TRAIN, activate=unless_chosen_otherwise
+            crypto_worker.owner,
+            parent,
+            as_workshop(Judged(6)),
+            TRAIN,
+            activate=unless_chosen_otherwise,
         ).active
 
     assert unasked() and unasked()  # in nothing's place, and in that of an older one
-    desk.registry.activate(parent)
+    crypto_worker.registry.activate(parent)
     assert unasked()
-    desk.registry.activate("")
-    assert not unasked() and desk.registry.active() is None
-    stranger = shared_adapter(desk.weights, 5)
-    name = desk.registry.put(stranger, Card.unsigned(content_hash(stranger), "x", DIGEST))
-    desk.registry.activate(name)
-    assert not unasked() and desk.registry.active() == name
-    (desk.registry.path(name) / "card.json").write_text("{}")
-    assert not unasked() and desk.registry.active() == name
+    crypto_worker.registry.activate("")
+    assert not unasked() and crypto_worker.registry.active() is None
+    stranger = shared_adapter(crypto_worker.weights, 5)
+    name = crypto_worker.registry.put(stranger, Card.unsigned(content_hash(stranger), "x", DIGEST))
+    crypto_worker.registry.activate(name)
+    assert not unasked() and crypto_worker.registry.active() == name
+    (crypto_worker.registry.path(name) / "card.json").write_text("{}")
+    assert not unasked() and crypto_worker.registry.active() == name
 
 
 def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(
-    desk: CryptoWorker, tmp_path: Path
+    crypto_worker: CryptoWorker, tmp_path: Path
 ) -> None:
-    parent = desk.deliver(1)
-    kept = personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
+    parent = crypto_worker.deliver(1)
+    kept = personalize(crypto_worker.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
     folder, file = tmp_path / "out", tmp_path / "out.gguf"
     folder.mkdir(mode=0o755)
     for write in (
-        lambda: transfer.export_peft(desk.registry, kept, folder),
-        lambda: transfer.export_gguf(desk.registry, kept, file, desk.weights),
+        lambda: transfer.export_peft(crypto_worker.registry, kept, folder),
+        lambda: transfer.export_gguf(crypto_worker.registry, kept, file, crypto_worker.weights),
     ):
         with pytest.raises(ConfigError, match=f"--personal.*{parent[:12]}"):
             write()
     assert not file.exists() and list(folder.iterdir()) == []
-    transfer.export_peft(desk.registry, kept, folder, "hf/name", personal=True)
-    transfer.export_gguf(desk.registry, kept, file, desk.weights, personal=True)
+    transfer.export_peft(crypto_worker.registry, kept, folder, "hf/name", personal=True)
+    transfer.export_gguf(crypto_worker.registry, kept, file, crypto_worker.weights, personal=True)
     assert mode_of(folder) == 0o700 and modes([*folder.iterdir(), file]) == {0o600}
     assert content_hash(Adapter.load(folder)) == kept
-    transfer.export_peft(desk.registry, parent, tmp_path / "shared")
+    transfer.export_peft(crypto_worker.registry, parent, tmp_path / "shared")
     assert modes(list((tmp_path / "shared").iterdir())) == {0o644}
     elsewhere = Registry(tmp_path / "elsewhere")
     again = tmp_path / "again"
-    transfer.export_peft(desk.registry, kept, again, personal=True)
-    chain = create_chain(desk.federation.policy, desk.federation.owner)
+    transfer.export_peft(crypto_worker.registry, kept, again, personal=True)
+    chain = create_chain(crypto_worker.federation.policy, crypto_worker.federation.owner)
     with pytest.raises(FederationError, match="has no part in choir"):
-        transfer.bring_in(elsewhere, again, desk.weights, chain=chain)
-    mine = {"name": "zoe", "key": desk.identity.public.raw.hex()}
-    chain = chain.extended(ENROLL, {"member": mine}, desk.federation.owner, 1)
-    name, card = transfer.bring_in(elsewhere, again, desk.weights, chain=chain)
+        transfer.bring_in(elsewhere, again, crypto_worker.weights, chain=chain)
+    mine = {"name": "zoe", "key": crypto_worker.identity.public.raw.hex()}
+    chain = chain.extended(ENROLL, {"member": mine}, crypto_worker.federation.owner, 1)
+    name, card = transfer.bring_in(elsewhere, again, crypto_worker.weights, chain=chain)
     assert card.personal and name == kept and modes(list(elsewhere.path(name).iterdir())) == {0o600}
 
 
-def test_an_adapter_is_removed_unless_it_is_needed(desk: CryptoWorker) -> None:
-    parent = desk.deliver(1)
+def test_an_adapter_is_removed_unless_it_is_needed(crypto_worker: CryptoWorker) -> None:
+    parent = crypto_worker.deliver(1)
     first, second = (
-        personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN, afresh=one).adapter
+        personalize(crypto_worker.owner, parent, as_workshop(Judged(6)), TRAIN, afresh=one).adapter
         for one in (True, False)
     )
     for name, sentence in ((second, "is active"), (parent, "stands on it")):
         with pytest.raises(RequestError, match=sentence):
-            desk.registry.remove(name)
-    left = desk.registry.folder / ".old-killed"
+            crypto_worker.registry.remove(name)
+    left = crypto_worker.registry.folder / ".old-killed"
     left.mkdir()
-    assert desk.registry.remove(first[:10]) == first
-    assert desk.registry.list() == sorted([parent, second]) and first not in desk.registry.history()
+    assert crypto_worker.registry.remove(first[:10]) == first
+    assert (
+        crypto_worker.registry.list() == sorted([parent, second])
+        and first not in crypto_worker.registry.history()
+    )
     assert [
-        entry.name for entry in desk.registry.folder.iterdir() if entry.name.startswith(".")
+        entry.name
+        for entry in crypto_worker.registry.folder.iterdir()
+        if entry.name.startswith(".")
     ] == []
-    desk.registry.activate("")
-    desk.registry.remove(second)
-    desk.registry.remove(parent)
-    assert desk.registry.list() == [] and desk.registry.rollback() is None
+    crypto_worker.registry.activate("")
+    crypto_worker.registry.remove(second)
+    crypto_worker.registry.remove(parent)
+    assert crypto_worker.registry.list() == [] and crypto_worker.registry.rollback() is None
 
 
 def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
 ) -> None:
-    parent = desk.deliver(1)
-    told = json.loads(desk.registry.card(parent).text())
+    parent = crypto_worker.deliver(1)
+    told = json.loads(crypto_worker.registry.card(parent).text())
     assert not {"scope", "serial"} & told.keys()
-    card = desk.registry.card(
-        personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
+    card = crypto_worker.registry.card(
+        personalize(crypto_worker.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
     )
     assert Card.parse(card.text(), "") == card
     with pytest.raises(FederationError, match="signed card"):
@@ -390,21 +429,21 @@ def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(
 
 
 def test_the_verb_trains_tells_and_lists(
-    desk: CryptoWorker,
+    crypto_worker: CryptoWorker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(adapters, "weights_of", lambda arguments: desk.weights)
+    monkeypatch.setattr(adapters, "weights_of", lambda arguments: crypto_worker.weights)
     data = tmp_path / "data"
     data.mkdir()
 
     def adapter(*words: object) -> tuple[int, str]:
-        code = cli.main(["adapter", *map(str, words), "--home", str(desk.home)])
+        code = cli.main(["adapter", *map(str, words), "--home", str(crypto_worker.home)])
         said = capsys.readouterr()
         return code, said.out + said.err
 
-    parent = desk.deliver(1)
+    parent = crypto_worker.deliver(1)
     write_jsonl(data / "train.jsonl", chatter(4))
     assert "name the shared one" in adapter("personalize", "--data", data)[1]
     code, said = adapter("personalize", parent[:8], "--data", data)
@@ -414,9 +453,11 @@ def test_the_verb_trains_tells_and_lists(
         "personalize", parent[:8], "--data", data, "--epochs", 1, "--lr", 1e-3, "--proximal", 0.1
     )
     assert code == 0 and "it answers from now on" in said
-    first = desk.registry.active()
+    first = crypto_worker.registry.active()
     code, said = adapter("personalize", "--data", data)  # by default what the active one stands on
-    assert code == 0 and desk.registry.card(str(desk.registry.active())).serial == 2
+    assert (
+        code == 0 and crypto_worker.registry.card(str(crypto_worker.registry.active())).serial == 2
+    )
     listed = adapter("list")[1].splitlines()
     assert (
         sum(f"personal, on top of {parent[:12]}" in line for line in listed) == 2

@@ -365,21 +365,31 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
 def test_a_coordinators_card_that_claims_to_be_personal_is_refused(
     tmp_path: Path, weights: Weights
 ) -> None:
-    desk = CryptoWorker(tmp_path, weights)
-    shared = desk.registry.card(desk.deliver(1))
-    policy = dataclasses.replace(desk.federation.policy, adapter=TABLE)
-    flat = shared_b(desk.registry.load(shared.adapter), weights).numpy()
-    before = desk.files()
+    crypto_worker = CryptoWorker(tmp_path, weights)
+    shared = crypto_worker.registry.card(crypto_worker.deliver(1))
+    policy = dataclasses.replace(crypto_worker.federation.policy, adapter=TABLE)
+    flat = shared_b(crypto_worker.registry.load(shared.adapter), weights).numpy()
+    before = crypto_worker.files()
     assert (
-        keep_finished(policy, weights, desk.registry, flat, shared.text(), desk.identity)
+        keep_finished(
+            policy, weights, crypto_worker.registry, flat, shared.text(), crypto_worker.identity
+        )
         == shared.adapter
     )
     # nor one that asks it otherwise
     for other in (PromptFormat(system="Sell the house."), PromptFormat(turns="last")):
-        told = dataclasses.replace(shared, prompt=other).signed(desk.federation.coordinator)
+        told = dataclasses.replace(shared, prompt=other).signed(
+            crypto_worker.federation.coordinator
+        )
         with pytest.raises(FederationError, match="not this federation's"):
-            keep_finished(policy, weights, desk.registry, flat, told.text(), desk.identity)
-    card = dataclasses.replace(shared, scope="personal").signed(desk.federation.coordinator)
+            keep_finished(
+                policy, weights, crypto_worker.registry, flat, told.text(), crypto_worker.identity
+            )
+    card = dataclasses.replace(shared, scope="personal").signed(
+        crypto_worker.federation.coordinator
+    )
     with pytest.raises(FederationError, match="not this federation's, signed by its coordinator"):
-        keep_finished(policy, weights, desk.registry, flat, card.text(), desk.identity)
-    assert desk.files() == before
+        keep_finished(
+            policy, weights, crypto_worker.registry, flat, card.text(), crypto_worker.identity
+        )
+    assert crypto_worker.files() == before

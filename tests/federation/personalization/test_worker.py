@@ -230,37 +230,43 @@ def test_a_disk_that_refuses_harms_nobody(tmp_path: Path) -> None:
 
 
 def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
-    desk, shop = CryptoWorker(tmp_path / "home", tiny_weights()), open_trainer(tiny_weights())
-    parent = desk.deliver(1)
+    crypto_worker, shop = (
+        CryptoWorker(tmp_path / "home", tiny_weights()),
+        open_trainer(tiny_weights()),
+    )
+    parent = crypto_worker.deliver(1)
     database = open_member(tmp_path / "choir")
-    before, events = desk.files(), queue.Queue[dict[str, Any]]()
+    before, events = crypto_worker.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
     personalization_worker = PersonalizationWorker(
-        desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
+        crypto_worker.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
     personalization_worker.adopted(parent)
     assert "test.jsonl" in events.get(timeout=PATIENCE_S)["words"]
     personalization_worker.finish()
-    assert desk.files() == before
+    assert crypto_worker.files() == before
 
 
 def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_its_owner(
     tmp_path: Path,
 ) -> None:
-    desk, shop = CryptoWorker(tmp_path / "home", tiny_weights()), open_trainer(tiny_weights())
-    parent = desk.deliver(1, AdapterShape(rank=2, alpha=4.0, upper_layers=1))
+    crypto_worker, shop = (
+        CryptoWorker(tmp_path / "home", tiny_weights()),
+        open_trainer(tiny_weights()),
+    )
+    parent = crypto_worker.deliver(1, AdapterShape(rank=2, alpha=4.0, upper_layers=1))
     database = open_member(tmp_path / "choir")
-    before, events = desk.files(), queue.Queue[dict[str, Any]]()
+    before, events = crypto_worker.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
     personalization_worker = PersonalizationWorker(
-        desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
+        crypto_worker.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
     personalization_worker.adopted(parent)
     assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
         "words"
     ]
     personalization_worker.finish()
-    assert desk.files() == before
+    assert crypto_worker.files() == before
 
 
 def test_two_tellers_never_speak_at_once() -> None:

@@ -13,7 +13,7 @@ import pytest
 from quietchoir.core.errors import CryptoError, MessageError, QuietchoirError, RoundAborted
 from quietchoir.federation.aggregation.base import Contributors, ServerContext
 from quietchoir.federation.aggregation.secagg import MaskedServer
-from quietchoir.federation.aggregation.update import Codec, Terms
+from quietchoir.federation.aggregation.update import Codec, SumContext
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import (
     NAME,
@@ -75,7 +75,7 @@ def ann(home: House, tmp_path: Path) -> Iterator[Client]:
 def snapshot(client: Client, folder: Path) -> object:
     """Everything a refused message must not change."""
     files = contents(folder)
-    attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
+    attempt = None if client.attempt is None else (client.attempt.round_id, client.attempt.done)
     assert client.buffer is not None
     kept = client.buffer.look(RUN, rules_of(client.policy))
     trained = len(client.learner.trained)  # type: ignore[attr-defined]
@@ -237,12 +237,12 @@ class Sly:
         half = MaskedServer(
             ServerContext(
                 policy=policy,
-                place=self.round_id,
+                round_id=self.round_id,
                 length=Codec(SIZE, policy).length,
                 counted=True,
                 told=Contributors(names),
                 asked=len(names),
-                terms=Terms(told=told),
+                sum_context=SumContext(told=told),
             ),
             names,
         )

@@ -244,7 +244,7 @@ def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
         database.drop(NAME, SUM, *states)
     members = on_disk(home, tmp_path)
     link = SilentLink({name: client.handle for name, client in members.items()}, lambda *_: False)
-    run.post.link = link
+    run.messenger.link = link
     follow_rounds(run, members, 1)
     assert len(run.state.history[-1]["parties"]) == 4 and run.aborted == []
     told_again = [
@@ -362,7 +362,9 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
         consent=ANY_MODE,
         ledger=members["ann"].ledger,
     )
-    run.post.link = type(run.post.link)({name: client.handle for name, client in members.items()})  # type: ignore[call-arg]
+    run.messenger.link = type(run.messenger.link)(
+        {name: client.handle for name, client in members.items()}
+    )  # type: ignore[call-arg]
     follow_rounds(run, members, 1)
     assert down(run)["ann"] > 8 * SIZE > 4 * SIZE > down(run)["ben"]
     cost = costs.round_cost(home.policy, SIZE)
@@ -428,7 +430,11 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     )
 
     def lie(
-        stage: str, order: messages.Work, ways: Mapping[str, Any], place: RoundId, timeout_s: float
+        stage: str,
+        order: messages.Work,
+        ways: Mapping[str, Any],
+        round_id: RoundId,
+        timeout_s: float,
     ) -> Iterator[Any]:
         body = Step(kind="whole", state=other.encode()).encode()
         letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
@@ -440,7 +446,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
             }
         )
         letters["ann"] = messages.encode_told(false, delta_chain.join("", [body]))
-        yield from run.post.ask(stage, letters, place, timeout_s)
+        yield from run.messenger.ask(stage, letters, round_id, timeout_s)
 
     delta(run).send = lie  # type: ignore[method-assign]
     before = run.state.server.encode()
@@ -669,7 +675,7 @@ def test_a_letter_with_the_adapter_itself_is_refused_where_changes_are_told() ->
     members = noting(home)
     run = coordinator(home, members, SIZE)
     # as a coordinator would that wants to bind nobody to one adapter
-    whole = ServerHeld(run.post, run.logbook, run.model.optimizer, SIZE, (SIZE,))
+    whole = ServerHeld(run.messenger, run.logbook, run.model.optimizer, SIZE, (SIZE,))
     run.model = run.attempt.model = whole
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
@@ -687,7 +693,9 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
         members[name] = Client(
             home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name]
         )
-    run.post.link = type(run.post.link)({name: client.handle for name, client in members.items()})  # type: ignore[call-arg]
+    run.messenger.link = type(run.messenger.link)(
+        {name: client.handle for name, client in members.items()}
+    )  # type: ignore[call-arg]
     run.take(home.policy)
     follow_rounds(run, members, 2)
     assert max(down(run, 1).values()) < 4 * SIZE > max(down(run, 2).values())
@@ -725,7 +733,7 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
                     ledger=kept.ledger,
                     cache=followed(kept).cache,
                 )
-            run.post.link = type(run.post.link)(
+            run.messenger.link = type(run.messenger.link)(
                 {name: client.handle for name, client in members.items()}
             )  # type: ignore[call-arg]
             run.take(home.policy)

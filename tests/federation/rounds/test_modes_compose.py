@@ -173,7 +173,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Sum]:
     found, honest = list[Sum](), RoundAttempt.open
 
     def note(self: RoundAttempt, sums: tuple[Sum, ...], codec: Any) -> Any:
-        if codec.size or codec.length != next(iter(sums)).total.size or self.model.desk is not None:
+        if (
+            codec.size
+            or codec.length != next(iter(sums)).total.size
+            or self.model.crypto_worker is not None
+        ):
             found.extend(sums)
         return honest(self, sums, codec)
 
@@ -205,7 +209,7 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
 
     held = home.policy.can.model_held_by == "members"
     members = (
-        sealed_clients(home, SIZE, learner, desk=crypto_worker)
+        sealed_clients(home, SIZE, learner, crypto_worker=crypto_worker)
         if held
         else clients(home, SIZE, learner)
     )
@@ -216,7 +220,7 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
         link,
         size=SIZE,
         waiting=FOR_NOBODY,
-        desk=crypto_worker if held else None,
+        crypto_worker=crypto_worker if held else None,
     )
     run.learn(1)
     if held:

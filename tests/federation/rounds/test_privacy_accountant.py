@@ -13,7 +13,13 @@ import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.privacy.accountant import compose
-from quietchoir.federation.aggregation.update import Codec, Statistics, Terms, noise_of, seed_of
+from quietchoir.federation.aggregation.update import (
+    Codec,
+    Statistics,
+    SumContext,
+    noise_of,
+    seed_of,
+)
 from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
@@ -44,7 +50,7 @@ def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
     noise = noise_of(policy, SIZE)
     # of the fewest in a sum, less the one who reads it
     assert noise is not None and noise.honest == 2
-    codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, round_id)))
+    codec = Codec(SIZE, policy, SumContext(seed=seed_of(policy, round_id)))
     update = np.full(SIZE, 0.05, np.float32)
     found = np.stack(
         [
@@ -76,8 +82,10 @@ def test_a_sealed_run_that_sends_no_counters_delivers_what_its_last_round_made()
         ),
         LocalCryptoWorker(),
     )
-    members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.1), desk=crypto_worker)
-    report = coordinator(home, members, SIZE, desk=crypto_worker).run()
+    members = sealed_clients(
+        home, SIZE, lambda name: FixedLearner(0.1), crypto_worker=crypto_worker
+    )
+    report = coordinator(home, members, SIZE, crypto_worker=crypto_worker).run()
     assert report.delivered == sorted(members)
 
 
@@ -91,10 +99,12 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
     )
     crypto_worker = LocalCryptoWorker()
     if mode == "sealed":
-        members = sealed_clients(home, SIZE, lambda name: FixedLearner(0.1), desk=crypto_worker)
+        members = sealed_clients(
+            home, SIZE, lambda name: FixedLearner(0.1), crypto_worker=crypto_worker
+        )
     else:
         members = clients(home, SIZE, lambda name: FixedLearner(0.1))
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     report = run.run()
     flat = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
     noise = noise_of(home.policy, SIZE)
@@ -209,7 +219,7 @@ def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charg
     noise = noise_of(policy, SIZE)
     assert noise is not None
     codec, nothing = (
-        Codec(SIZE, policy, Terms(seed=seed_of(policy, RoundId("0a" * 16, 1, 1)))),
+        Codec(SIZE, policy, SumContext(seed=seed_of(policy, RoundId("0a" * 16, 1, 1)))),
         np.zeros(SIZE, np.float32),
     )
 

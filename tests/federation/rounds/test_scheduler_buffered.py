@@ -404,7 +404,7 @@ def test_a_later_roster_keeps_what_members_have_made() -> None:
         assert client.buffer is not None
         client.buffer = drawers[name]
     # the same members, under the new version
-    buffered_schedule(run).outbox.link = run.post.link = NapLink(again)
+    buffered_schedule(run).outbox.link = run.messenger.link = NapLink(again)
     run.take(later)
     run.learn(2)
     assert all(not client.learner.trained for client in again.values())  # type: ignore[attr-defined]

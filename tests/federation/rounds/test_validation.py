@@ -75,10 +75,12 @@ def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str
         LocalCryptoWorker(),
     )
     if mode == "sealed":
-        members = sealed_clients(home, SIZE, lambda name: Turning(bad=(3,)), desk=crypto_worker)
+        members = sealed_clients(
+            home, SIZE, lambda name: Turning(bad=(3,)), crypto_worker=crypto_worker
+        )
     else:
         members = clients(home, SIZE, lambda name: Turning(bad=(3,)))
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     report = run.run()
     trained = [entry for entry in report.history if entry["kind"] == messages.TRAIN]
     verdicts = [entry["guard"]["kept"] for entry in trained]
@@ -104,12 +106,14 @@ def test_sealed_members_that_missed_the_undoing_are_handed_the_parent() -> None:
         house(5, mode="sealed", bits=12, threshold=3, recipe={"rounds": 5}, tables=VOTE),
         LocalCryptoWorker(),
     )
-    members = sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker)
+    members = sealed_clients(
+        home, SIZE, lambda name: Turning(bad=(2,)), crypto_worker=crypto_worker
+    )
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
         lambda name, message: name == "eve" and b'"stage":"undo"' in message,
     )
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker, link=link)
     report = run.run()
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
     assert report.history[2]["parties"] == ["ann", "ben", "cat", "dan", "eve"]
@@ -122,7 +126,7 @@ def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
         LocalCryptoWorker(),
     )
     members, lost = (
-        sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker),
+        sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), crypto_worker=crypto_worker),
         [True],
     )
 
@@ -133,7 +137,9 @@ def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
         lost[0] = lost[0] and event["event"] != "aborted"
 
     link = SilentLink({name: client.handle for name, client in members.items()}, lose)
-    run = coordinator(home, members, SIZE, desk=crypto_worker, link=link, on_event=as_tables(heal))
+    run = coordinator(
+        home, members, SIZE, crypto_worker=crypto_worker, link=link, on_event=as_tables(heal)
+    )
     report = run.run()
     assert len(report.aborted) == 1 and "went back" in report.aborted[0]
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
@@ -146,8 +152,8 @@ def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
 
 def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
     home, crypto_worker = house(4, mode="sealed"), LocalCryptoWorker()
-    members = sealed_clients(home, SIZE, desk=crypto_worker)
-    run = coordinator(home, members, SIZE, desk=crypto_worker)
+    members = sealed_clients(home, SIZE, crypto_worker=crypto_worker)
+    run = coordinator(home, members, SIZE, crypto_worker=crypto_worker)
     run.train_round()
     ann = members["ann"]
     round_id = messages.RoundId(run.state.run, 9, 1)
@@ -196,16 +202,18 @@ def test_a_sealed_coordinator_killed_before_the_vote_asks_for_it_first(tmp_path:
         house(4, mode="sealed", bits=12, recipe={"rounds": 3}, tables=VOTE),
         LocalCryptoWorker(),
     )
-    members = sealed_clients(home, SIZE, lambda name: Turning(bad=(2,)), desk=crypto_worker)
+    members = sealed_clients(
+        home, SIZE, lambda name: Turning(bad=(2,)), crypto_worker=crypto_worker
+    )
     store = Store(tmp_path)
-    doomed = coordinator(home, members, SIZE, desk=crypto_worker, store=store)
+    doomed = coordinator(home, members, SIZE, crypto_worker=crypto_worker, store=store)
     doomed.train_round()
     doomed.confirm = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         doomed.train_round()
     store.close()
     store = Store(tmp_path)
-    again = coordinator(home, members, SIZE, desk=crypto_worker, store=store)
+    again = coordinator(home, members, SIZE, crypto_worker=crypto_worker, store=store)
     again.train_round()
     assert [entry["guard"]["kept"] for entry in again.state.history] == [True, False, True]
     store.close()

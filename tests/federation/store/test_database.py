@@ -203,9 +203,9 @@ def test_what_an_earlier_program_had_answered_in_json_stays_answered(tmp_path: P
 @pytest.mark.parametrize("memory", ["right", "another's", "none"])
 def test_a_share_is_taken_over_with_its_memory_or_given_up(tmp_path: Path, memory: str) -> None:
     home = joint_house(4)
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
-    coordinator(home, members, SIZE, desk=CRYPTO_WORKER).train_round()
-    share = client_store_of(members["ann"]).shelf.holding(home.policy.digest)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
+    coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER).train_round()
+    share = client_store_of(members["ann"]).key_shares.key_share(home.policy.digest)
     assert share is not None
 
     def write(name: str, label: bytes, content: bytes) -> None:
@@ -221,7 +221,7 @@ def test_a_share_is_taken_over_with_its_memory_or_given_up(tmp_path: Path, memor
         )
         write(former.DONE, whose, share.memory.encode())
     database = open_member(tmp_path)
-    found = KeyShareStore(database).holding(home.policy.digest)
+    found = KeyShareStore(database).key_share(home.policy.digest)
     if memory == "right":
         assert found is not None and found.encode() == share.encode()
         assert found.memory.encode() == share.memory.encode() != ThresholdMemory().encode()
@@ -327,8 +327,8 @@ def test_a_share_that_could_not_be_wiped_is_wiped_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = open_member(tmp_path)
-    shelf = KeyShareStore(database)
-    shelf._held = (bytes(32), object())  # type: ignore[assignment]  # what it is plays no part
+    key_shares = KeyShareStore(database)
+    key_shares._held = (bytes(32), object())  # type: ignore[assignment]  # what it is plays no part
     database.put(SHARE, {"epoch": bytes(32).hex()}, b"the share itself")
 
     def full(*names: str) -> None:
@@ -337,8 +337,8 @@ def test_a_share_that_could_not_be_wiped_is_wiped_the_next_time(
     with monkeypatch.context() as patch:
         patch.setattr(database, "wipe", full)
         with pytest.raises(QuietchoirError, match="full"):
-            shelf.holding(b"\1" * 32)
-    assert shelf.holding(b"\1" * 32) is None
+            key_shares.key_share(b"\1" * 32)
+    assert key_shares.key_share(b"\1" * 32) is None
     assert b"the share itself" not in everywhere(tmp_path)
 
 

@@ -60,7 +60,7 @@ def letter(
 def snapshot(client: Client, folder: Path) -> object:
     """Everything a refused message must not change."""
     files = contents(folder)
-    attempt = None if client.attempt is None else (client.attempt.place, client.attempt.done)
+    attempt = None if client.attempt is None else (client.attempt.round_id, client.attempt.done)
     return (
         files,
         attempt,

@@ -59,10 +59,10 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(
     )
     expected = plain.run()
     members = sealed_clients(
-        closed, SIZE, lambda name: SyntheticLearner(SIZE, name), desk=CRYPTO_WORKER
+        closed, SIZE, lambda name: SyntheticLearner(SIZE, name), crypto_worker=CRYPTO_WORKER
     )
     link = KeepingLink(members)
-    run = coordinator(closed, members, SIZE, desk=CRYPTO_WORKER, link=link)
+    run = coordinator(closed, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link)
     report = run.run()
     for vector in adapters(members, run.state.run):
         assert np.array_equal(vector, plain.state.server.flat)
@@ -85,15 +85,15 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
 ) -> None:
     caplog.set_level("DEBUG")
     home = joint_house()
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(members)
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link)
     run.train_round()
     everything = b"".join(
         [message for _, message in link.letters] + [answer for _, _, answer in link.answers]
     )
     holdings = {
-        name: client_store_of(client).shelf.holding(home.policy.digest)
+        name: client_store_of(client).key_shares.key_share(home.policy.digest)
         for name, client in members.items()
     }
     adapter = adapter_of(members["ann"], run.state.run)
@@ -134,14 +134,14 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
 @pytest.mark.parametrize("stage", [*dkg_client.STAGES, "mask", "witness", "open"])
 def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str) -> None:
     home, silent = joint_house(4), [True]
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(
         members,
         lambda name, message: (
             None if silent[0] and name == "dan" and stage_of(message) == stage else message
         ),
     )
-    run = coordinator(home, members, SIZE, link=link, desk=CRYPTO_WORKER)
+    run = coordinator(home, members, SIZE, link=link, crypto_worker=CRYPTO_WORKER)
     run.train_round()
     summed = stage in ("witness", "open")
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat", *["dan"] * summed]
@@ -157,14 +157,14 @@ def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str) -> No
 @pytest.mark.parametrize("stage", ["reveal", "open"])
 def test_with_fewer_than_t_members_nothing_is_opened_and_the_run_goes_on_later(stage: str) -> None:
     home, silent = joint_house(4, recipe={"attempts": 2}), [True]
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(
         members,
         lambda name, message: (
             None if silent[0] and name in ("cat", "dan") and stage_of(message) == stage else message
         ),
     )
-    run = coordinator(home, members, SIZE, link=link, desk=CRYPTO_WORKER)
+    run = coordinator(home, members, SIZE, link=link, crypto_worker=CRYPTO_WORKER)
     with pytest.raises(RoundAborted, match="members are left to"):
         run.run()
     for client in members.values():
@@ -180,9 +180,9 @@ def test_with_fewer_than_t_members_nothing_is_opened_and_the_run_goes_on_later(s
 
 def test_a_late_member_gets_a_share_of_a_new_key_and_an_old_key_serves_without_it() -> None:
     home, here = joint_house(5), {"ann", "ben", "cat", "dan"}
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(members, lambda name, message: message if name in here else None)
-    run = coordinator(home, members, SIZE, link=link, desk=CRYPTO_WORKER)
+    run = coordinator(home, members, SIZE, link=link, crypto_worker=CRYPTO_WORKER)
     run.train_round()
     first = keys(members)
     assert len(set(first[:4])) == 1 and first[4] is None
@@ -197,7 +197,7 @@ def test_a_late_member_gets_a_share_of_a_new_key_and_an_old_key_serves_without_i
     assert run.state.history[2]["parties"] == sorted(members)
     client_store_of(
         members["eve"]
-    ).shelf.wipe()  # eve loses its disk, and then cannot finish a ceremony
+    ).key_shares.wipe()  # eve loses its disk, and then cannot finish a ceremony
     link.change = lambda name, message: (
         None if name == "eve" and stage_of(message) == dkg_client.FINISH else message
     )
@@ -209,9 +209,9 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     tmp_path: Path,
 ) -> None:
     home = joint_house(4)
-    members = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     store = Store(tmp_path / "coordinator")
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, store=store)
+    run = coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, store=store)
     run.train_round()
     store.close()
     old, held = keys(members)[0], adapter_of(members["ann"], run.state.run).copy()
@@ -220,13 +220,13 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     after = House(
         dataclasses.replace(home.policy, version=2), home.owner, home.coordinator, home.members
     )
-    later = sealed_clients(after, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    later = sealed_clients(after, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     assert keys(later) == [None] * 4
     assert not any({SHARE, SHARE_MEMORY} & names(tmp_path / name) for name in later)
     left = everywhere(tmp_path / "ann")  # nor in what was deleted, nor in the log
     assert not any(secret[at : at + 64] in left for at in range(0, len(secret) - 64, 4096))
     store = Store(tmp_path / "coordinator")
-    go_on = coordinator(after, later, SIZE, desk=CRYPTO_WORKER, store=store)
+    go_on = coordinator(after, later, SIZE, crypto_worker=CRYPTO_WORKER, store=store)
     assert np.array_equal(adapter_of(later["ann"], run.state.run), held)
     go_on.train_round()
     store.close()
@@ -238,25 +238,25 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     tmp_path: Path,
 ) -> None:
     home = joint_house(4)
-    members = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     store = Store(tmp_path / "coordinator")
     first = KeepingLink(members)
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, store=store, link=first)
+    run = coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, store=store, link=first)
     run.train_round()
     store.close()
     assert {SHARE, SHARE_MEMORY} < names(tmp_path / "ben")
     assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
     before = keys(members)
-    again = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    again = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     assert keys(again) == before
     link, store = KeepingLink(again), Store(tmp_path / "coordinator")
-    rest = coordinator(home, again, SIZE, desk=CRYPTO_WORKER, store=store, link=link)
+    rest = coordinator(home, again, SIZE, crypto_worker=CRYPTO_WORKER, store=store, link=link)
     rest.train_round()
     store.close()
     assert (
         not link.stages() & set(dkg_client.STAGES) and keys(again) == before
     )  # no second ceremony
-    key_share = client_store_of(again["ben"]).shelf.holding(home.policy.digest)
+    key_share = client_store_of(again["ben"]).key_shares.key_share(home.policy.digest)
     assert key_share is not None
     number = round_number(messages.RoundId(rest.state.run, 1, 1))  # of the round before the restart
     with pytest.raises(ProtocolError, match="encrypted for before"):
@@ -271,18 +271,18 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
 
 def test_a_ceremony_cut_off_by_a_kill_starts_again_under_a_new_attempt(tmp_path: Path) -> None:
     home = joint_house(4)
-    doomed = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    doomed = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     members = dict(doomed)
 
     def kill_at_finish(name: str, message: bytes) -> bytes:
         if stage_of(message) == dkg_client.FINISH and members["ben"] is doomed["ben"]:
             # everybody restarts at once
-            members.update(sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER))
+            members.update(sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER))
             link.parties = {name: client.handle for name, client in members.items()}
         return message
 
     link = KeepingLink(members, kill_at_finish)
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link)
     run.insist(run.train_round)
     assert len(set(keys(members))) == 1 and None not in keys(members)
     assert run.state.history[0]["attempt"] == 2 and same(adapters(members, run.state.run))

@@ -43,15 +43,18 @@ from quietchoir.tests.fakes.store import damage, query
 @pytest.mark.parametrize("broken", ["share", "memory", "no memory"])
 def test_a_damaged_share_or_one_without_its_memory_is_given_up(broken: str, tmp_path: Path) -> None:
     home = joint_house(4)
-    link = KeepingLink(sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER))
-    run = coordinator(home, {}, SIZE, desk=CRYPTO_WORKER, link=link)
+    link = KeepingLink(sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER))
+    run = coordinator(home, {}, SIZE, crypto_worker=CRYPTO_WORKER, link=link)
     run.train_round()
-    assert keys(sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER))[0] is not None
+    assert (
+        keys(sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER))[0]
+        is not None
+    )
     if broken == "no memory":
         query(tmp_path / "ann" / FILE, "DELETE FROM records WHERE name = ?", SHARE_MEMORY)
     else:
         damage(tmp_path / "ann", SHARE if broken == "share" else SHARE_MEMORY)
-    members = sealed_clients(home, SIZE, folder=tmp_path, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, folder=tmp_path, crypto_worker=CRYPTO_WORKER)
     assert keys(members)[0] is None
     link.parties = {name: client.handle for name, client in members.items()}
     run.train_round()
@@ -63,8 +66,8 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     members, halves, link = ongoing(home)
     ann, total = halves["ann"], set(link.payloads(WITNESS).values()).pop()
     signed = {SAYS + name: half.sum.witness(total) for name, half in halves.items()}
-    key_share, names = ann.holding, ann.holding.plan.names
-    number = round_number(ann.context.place)
+    key_share, names = ann.key_share, ann.key_share.plan.names
+    number = round_number(ann.context.round_id)
     good = request(key_share.plan, number, names[:3], names)
     before = key_share.memory.encode()
     for given, error in (
@@ -94,7 +97,8 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     with pytest.raises(MessageError, match="3 times"):
         ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     assert not any(
-        client_store_of(client).progress(ann.context.place.run).steps for client in members.values()
+        client_store_of(client).progress(ann.context.round_id.run).steps
+        for client in members.values()
     )
 
 
@@ -102,7 +106,7 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
 def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kind: str) -> None:
     """dan's own bytes are wrong, under a message that it signed itself."""
     home = joint_house(5, open_with=3)
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     stage = {"card": dkg_client.COMMIT, "opening": dkg_client.REVEAL, "part": threshold.OPEN}[kind]
     handle = members["dan"].handle
 
@@ -122,7 +126,7 @@ def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kin
     link = SilentLink(
         {name: client.handle for name, client in members.items()}, lambda name, message: False
     )
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link)
+    run = coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link)
     run.train_round()
     others = [client for name, client in members.items() if name != "dan"]
     assert len({client_store_of(client).key_name(home.policy.digest) for client in others}) == 1
@@ -146,21 +150,21 @@ def test_a_federation_file_that_makes_no_sense_is_refused() -> None:
 
 def test_fewer_members_than_open_with_asks_for_make_no_key() -> None:
     home = joint_house(5, open_with=5)
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(members, lambda name, message: None if name == "eve" else message)
     with pytest.raises(RoundAborted, match="need 5"):
-        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
+        coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link).train_round()
     assert dkg_client.COMMIT not in link.stages()
 
 
 def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     home = joint_house(4)
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
     link = KeepingLink(
         members, lambda name, message: None if stage_of(message) == dkg_client.REVEAL else message
     )
     with pytest.raises(RoundAborted):
-        coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=link).train_round()
+        coordinator(home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=link).train_round()
     setup = own(members["ann"]).setup
     assert setup.dkg is not None and setup.box_key is not None
     round_id, asked = setup.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
@@ -187,7 +191,7 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
         setup.answer(round_id, "deal", parts.join({}))
     assert setup.dkg._ongoing is state and keys(members) == [None] * 4
     shared = house(4, mode="sealed")
-    other = sealed_clients(shared, SIZE, desk=CRYPTO_WORKER)["ann"]
+    other = sealed_clients(shared, SIZE, crypto_worker=CRYPTO_WORKER)["ann"]
     with pytest.raises(MessageError, match="protection"):
         own(other).setup.answer(round_id, dkg_client.COMMIT, parts.join(asked))
 
@@ -195,7 +199,7 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
 def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_nothing() -> None:
     home, rng = joint_house(3), np.random.default_rng(7)
     caught: dict[str, bytes] = {}
-    members = sealed_clients(home, SIZE, desk=CRYPTO_WORKER)
+    members = sealed_clients(home, SIZE, crypto_worker=CRYPTO_WORKER)
 
     def attack(name: str, message: bytes) -> bytes:
         stage = stage_of(message)
@@ -218,7 +222,9 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
         assert keys(members)[0] is None
         return message  # and the true one still works
 
-    run = coordinator(home, members, SIZE, desk=CRYPTO_WORKER, link=KeepingLink(members, attack))
+    run = coordinator(
+        home, members, SIZE, crypto_worker=CRYPTO_WORKER, link=KeepingLink(members, attack)
+    )
     run.train_round()
     assert (
         set(caught) == set(dkg_client.STAGES[1:])
@@ -231,19 +237,21 @@ def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
     home = joint_house(4)
     ann = ongoing(home)[1]["ann"]
     with pytest.raises(ProtocolError, match="took no part"):
-        round_id = ann.context.place
+        round_id = ann.context.round_id
         config = dataclasses.replace(
             config_of(home, round_id),
             members={**config_of(home, round_id).members, "eve": Identity.generate().public},
             threshold=4,
         )
-        threshold.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
+        threshold.make_joint_ring(
+            home.policy, config, ann.key_share.plan, ann.key_share.key_id, 1, b""
+        )
     with pytest.raises(ProtocolError, match="made for"):
         threshold.make_joint_ring(
             home.policy,
             dataclasses.replace(config_of(home, round_id), bits=4),
-            ann.holding.plan,
-            ann.holding.key_id,
+            ann.key_share.plan,
+            ann.key_share.key_id,
             1,
             b"",
         )
