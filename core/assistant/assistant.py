@@ -22,6 +22,7 @@ from ..engine.sampling.params import Constraint, SamplingParams
 from ..errors import (
     EngineError,
     ModelFileError,
+    OverloadedError,
     PluginError,
     QuietchoirError,
     RequestError,
@@ -448,11 +449,11 @@ class Assistant:
             return self.engine.submit(request)
         try:
             return await self._submit_form(request)
-        except RequestError as error:
+        except (RequestError, OverloadedError) as error:
             if not constraint.trigger:
                 raise
-            # A call that the model makes of itself need not be held to a form that none can be
-            # made of; a wrong one comes back as the tool's complaint.
+            # A call that the model makes of itself need not be held to a form, where none can be
+            # made of the schemas, or none is ready; a wrong one comes back as the tool's complaint.
             logger.warning("calls are not held to their tools' schemas: %s", error)
             free = replace(request.sampling_params, constraint=None)
             return self.engine.submit(replace(request, sampling_params=free))

@@ -48,6 +48,15 @@ async def say(tab: Tab, text: str) -> None:
     await tab.press_enter()
 
 
+def kept(served: Served, folder: Path) -> Served:
+    """The same node, with conversations, documents and facts, as its page expects them."""
+    memory = FactStore(folder / "memory")
+    collections = Collections(folder / "all")
+    served.documents = OwnersDocuments(collections, lambda: memory, LineParser, lambda: None)
+    served.history = HistoryStore(folder / "home")
+    return served
+
+
 async def choose(tab: Tab, adapter: str) -> None:
     """Pick an adapter, as a click in the list would."""
     await tab.run(f"document.querySelector('select').value = '{adapter}'")
@@ -64,9 +73,9 @@ async def answered(tab: Tab, count: int) -> str:
 
 async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_path: Path) -> None:
     store = FakeStore(("a" * 64, "b" * 64), chosen="a" * 64)
-    async with Served(
-        engine_saying(["Good ", "morning."], [CALL], ["Gladly."]), FakeTools(), store
-    ).running() as served:
+    script = [["Good ", "morning."], [CALL], ["It is on."], ["Gladly."]]
+    node = kept(Served(engine_saying(*script), FakeTools(), store), tmp_path)
+    async with node.running() as served:
         await tab.open(f"{served.server.url}#token={TOKEN}")
         await say(tab, "hello there")
         assert await answered(tab, 1) == "Good morning."
@@ -75,7 +84,7 @@ async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_pa
         )  # the token left the address
 
         await say(tab, "turn on the ceiling light")
-        assert await answered(tab, 2) == "Turned on the kitchen light."
+        assert await answered(tab, 2) == "It is on."
         card = await tab.run("document.querySelector('.card').innerText")
         assert all(word in card for word in ("HassTurnOn", "kitchen", "ceiling light", "done"))
 
@@ -84,14 +93,36 @@ async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_pa
         await say(tab, "and now?")
         assert await answered(tab, 3) == "Gladly."
         assert [request.adapter for request in served.engine.requests] == [
-            "a" * 64,
-            "a" * 64,
+            *("a" * 64, "a" * 64, "a" * 64),
             "b" * 64,
         ]
         assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
         assert tab.problems == []
         await tab.picture(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("button", "calls"), [("Yes", 1), ("No", 0)])
+async def test_the_page_asks_before_an_action_and_does_what_was_clicked(
+    tab: Tab, tmp_path: Path, button: str, calls: int
+) -> None:
+    tools = FakeTools(effect="write")
+    node = kept(Served(engine_saying([CALL], ["So be it."]), tools), tmp_path)
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "turn on the ceiling light")
+        await tab.until("document.querySelector('.approval')")
+        asked = await tab.run("document.querySelector('.approval p').innerText")
+        assert asked == "acts in the house: area 'kitchen', name 'ceiling light'. Shall I?"
+        assert tools.calls == []
+        await tab.run(
+            f"[...document.querySelectorAll('.choices button')]"
+            f".find((one) => one.innerText === '{button}').click()"
+        )
+        assert await answered(tab, 1) == "So be it."
+        assert len(tools.calls) == calls
+        assert not await tab.run("document.querySelector('.approval')")
+        assert tab.problems == []
 
 
 async def test_what_a_model_writes_cannot_act(tab: Tab) -> None:

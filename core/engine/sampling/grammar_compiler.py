@@ -23,6 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -76,6 +77,7 @@ class Compiler:
         self._words: Any = None
         self._worker: WorkerPool | None = None
         self._survived: OrderedDict[bytes, None] = OrderedDict()
+        self._turns: WeakValueDictionary[bytes, Any] = WeakValueDictionary()  # locks
         # matchers at their beginning, of what was asked for last
         self._built: OrderedDict[bytes, Any] = OrderedDict()
 
@@ -90,9 +92,16 @@ class Compiler:
         grammar_limits.check(constraint)
         name = digest_of(constraint)
         with self._lock:
-            if (built := self._built.get(name)) is not None:
-                self._built.move_to_end(name)
-                return built.deep_copy()
+            turn = self._turns.setdefault(name, threading.Lock())
+        with turn:  # of several that ask for one grammar at once, the first has it compiled
+            with self._lock:
+                if (built := self._built.get(name)) is not None:
+                    self._built.move_to_end(name)
+                    return built.deep_copy()
+            return self._compile(constraint, name)
+
+    def _compile(self, constraint: Constraint, name: bytes) -> Any:
+        """Raises: RequestError, OverloadedError: as `compile`."""
         self._try(constraint, name)
         with self._lock:
             if self._words is None:

@@ -511,6 +511,26 @@ async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(
     assert engine.requests == []
 
 
+@pytest.mark.parametrize(
+    "refusal", [OverloadedError("no compiler is free"), RequestError("no such schema")]
+)
+async def test_where_no_form_can_be_had_the_model_calls_freely_and_a_demanded_call_is_refused(
+    refusal: Exception,
+) -> None:
+    engine, tools = engine_saying(CALL_PIECES, ["ok"]), FakeTools()
+    submit = engine.submit
+
+    def refusing(request: GenerationRequest) -> Generation:
+        if request.sampling_params.constraint is not None:
+            raise refusal
+        return submit(request)
+
+    engine.submit = refusing  # type: ignore[method-assign]
+    assert text_of(await events(assistant(engine, tools))) == "ok" and tools.calls == [LIGHT]
+    with pytest.raises(type(refusal)):
+        await events(assistant(engine, tools), tool_choice=ANY_TOOL)
+
+
 async def test_an_answer_in_a_demanded_form_is_never_carried_out_as_a_call() -> None:
     tools = FakeTools()
     found = await events(
