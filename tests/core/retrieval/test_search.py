@@ -53,11 +53,12 @@ def test_operators_are_words(search, question):
     assert all(part.startswith('"') for part in match_any(question).split(" OR ") if part)
 
 
-def test_ranks_are_fused_as_the_paper_says():
+def test_ranks_are_fused_as_the_paper_says_each_list_with_its_share():
     both = 2 / (FUSION + 2)
     assert both > 1 / (FUSION + 1)  # second in both lists beats first in one
-    assert fused([[1, 2, 3], [4, 2, 5]])[0] == 2
-    assert fused([[], [7]]) == [7]
+    assert fused([(0.5, [1, 2, 3]), (0.5, [4, 2, 5])])[0] == 2
+    assert fused([(0.5, []), (0.5, [7])]) == [7]
+    assert fused([(0.3, [1]), (0.7, [2])]) == [2, 1]
 
 
 def test_what_another_program_changes_is_seen_by_the_next_question(tmp_path):
