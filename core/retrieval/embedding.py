@@ -16,6 +16,7 @@ from .. import log
 from ..errors import MissingPartError, ModelNotFoundError
 from ..parts import wanted
 
+MANY = 8  # texts at once
 logger = log.get("retrieval")
 
 
@@ -42,7 +43,8 @@ class IdentifiedEmbedder:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 [N, D]; what is beyond the model's length is not seen."""
-        bfloat16 = self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._halved)
+        many = len(texts) > MANY  # of a few, turning the weights into 16 bits takes longer
+        bfloat16 = self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._halved and many)
         with self._lock, bfloat16:
             return self._model.embed(texts)
 
