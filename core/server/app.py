@@ -23,7 +23,7 @@ from . import errors as refusals
 from . import static as pages
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
-from .history import HistoryApi
+from .history import HistoryApi, nothing_kept
 from .node_api import Api
 from .openai import OpenAI
 
@@ -71,7 +71,9 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         documents=parts.documents is not None,
     )
     app.add_routes(api.routes())
-    if parts.history is not None:
+    if parts.history is None:
+        app.add_routes([web.get("/api/conversations{end:/*}", nothing_kept)])
+    else:
         app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
     if parts.documents is not None:
         app.add_routes(DocumentsApi(parts.documents).routes())

@@ -120,3 +120,8 @@ class HistoryApi:
         """Delete one conversation and its examples."""
         count = await asyncio.to_thread(self.store.forget_conversation, request.match_info["id"])
         return web.json_response({"forgotten": count})
+
+
+async def nothing_kept(_request: web.Request) -> web.Response:
+    """Of a node that keeps no conversations: the page asks, and shows no buttons."""
+    return web.json_response({"conversations": [], "destinations": {}})

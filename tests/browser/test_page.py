@@ -227,3 +227,38 @@ async def test_a_citation_opens_its_passage_as_text_and_a_fact_is_kept_after_a_y
     collections.close()
     memory.close()
     served.history.close()
+
+
+async def test_an_answer_is_judged_and_a_conversation_given_on_the_page(
+    tab: Tab, tmp_path: Path
+) -> None:
+    federation = f"federation:{'a' * 64}"
+    history = HistoryStore(tmp_path)
+    made = Served(engine_saying(["Good ", "morning."]))
+    made.history = history
+    made.destinations = {"personal": "personal adapter", federation: "federation choir"}
+    async with made.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello there")
+        assert await answered(tab, 1) == "Good morning."
+        await tab.run("document.querySelector('[aria-label=\"A good answer\"]').click()")
+        await until(history.examples)
+        [example] = history.examples()
+        assert (example.answer, example.consent) == ("Good morning.", "never")
+        await tab.until("document.querySelector('[role=status]')?.innerText")
+
+        choice = "document.querySelector('[aria-label=\"May train\"]')"
+        await tab.run(f"{choice}.value = '{federation}'")
+        await tab.run(f"{choice}.dispatchEvent(new Event('change'))")
+        await until(lambda: history.examples()[0].consent == federation)
+
+        await tab.run("document.querySelector('[aria-label=\"A bad answer\"]').click()")
+        await tab.until("document.querySelector('.correction input')")
+        assert history.examples() == []
+        await tab.run("document.querySelector('.correction input').focus()")
+        await tab.type("Good evening.")
+        await tab.press_enter()
+        await until(history.examples)
+        assert [one.answer for one in history.examples()] == ["Good evening."]
+        assert tab.problems == []
+    history.close()

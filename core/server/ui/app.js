@@ -95,7 +95,7 @@ function App() {
     lookKept();
   }, [token]);
 
-  // a node that keeps nothing has no such address
+  // a node that keeps nothing has no destinations
   const lookKept = () =>
     get("/api/conversations")
       .then(({ destinations, conversations }) => {

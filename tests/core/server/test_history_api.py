@@ -93,9 +93,12 @@ async def test_a_conversation_is_given_and_forgotten(keeping: Served) -> None:
     assert told["conversations"] == []
 
 
-async def test_a_node_that_keeps_nothing_has_no_such_routes(served: Served) -> None:
+async def test_a_node_that_keeps_nothing_says_so_and_takes_no_verdicts(served: Served) -> None:
     assert (await served.post(CHAT, NAMED))[0] == 200
-    assert (await served.get("/api/conversations"))[0] == 404
+    nothing = {"conversations": [], "destinations": {}}
+    assert (await served.get("/api/conversations"))[1] == nothing
+    verdict = {"conversation": "evening", "verdict": "up"}
+    assert (await served.post("/api/feedback", verdict))[0] == 404
 
 
 async def test_a_disk_that_refuses_costs_the_record_and_not_the_answer(
