@@ -1,7 +1,7 @@
 """An opened sum as it travels to members, and what those whose sum it is sign about it.
 
 Knows small whole numbers around a centre, and signatures of the roster. Knows nothing of optimizers
-or letters.
+or messages.
 Always: bytes from somebody else are measured against the federation's own numbers before anything
 is allocated or inflated for them; what is signed says which sum it was, of whom, in which attempt,
 in which ranges, and from which state of the adapter the step that it makes starts.

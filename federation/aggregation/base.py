@@ -1,7 +1,7 @@
 """How a cohort's contributions become one sum, and who can see what on the way.
 
 Knows two sides that speak in opaque bytes, stage by stage. Knows nothing of training, links or
-signatures on letters.
+signatures on messages.
 Always: all modes sum the same integers, so they give the same total, to the last bit.
 
     plain   the coordinator sees every contribution (simulations, one owner's own machines)
@@ -29,7 +29,7 @@ from .update import SumContext
 Values = npt.NDArray[np.uint64]
 
 
-LETTER_BYTES = 2500  # headers and signatures of a round's letters
+LETTER_BYTES = 2500  # headers and signatures of a round's messages
 PEER_BYTES = 900  # keys, shares and signatures that a member exchanges with one other
 MAX_PEERS = 64  # of one member, in any cohort: above 32 members the graph is no longer complete
 
@@ -162,7 +162,7 @@ class Contributors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
-    """What the mustered members have in common."""
+    """What the members that are set up have in common."""
 
     members: tuple[str, ...]
     key_id: bytes  # names their key

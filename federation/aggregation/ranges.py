@@ -1,6 +1,6 @@
 """How far each tensor's coordinates may move in one round: the ranges that an update is rounded in.
 
-Knows tensors by where they end in the flat vector. Knows nothing of letters or members.
+Knows tensors by where they end in the flat vector. Knows nothing of messages or members.
 Always: ranges join, cover the whole vector and are never wider than the federation's
 `update_range`; they follow from what everybody knows or is told, so that equal states give equal
 ranges, bit for bit.

@@ -1,7 +1,7 @@
 """Who trains which coordinates in one attempt: members of different ranks share the first columns
 of every B.
 
-Knows names, ranks and the order of the flat vector. Knows nothing of letters, masks or how anybody
+Knows names, ranks and the order of the flat vector. Knows nothing of messages, masks or how anybody
 trains.
 Always: everything here follows from the signed file, the cohort that everybody checked, and the
 attempt's number; no column is trained by fewer than the federation's minimum of those asked,

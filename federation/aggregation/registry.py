@@ -57,7 +57,7 @@ def thaw(kept: bytes, context: ClientContext) -> AggregationClient:
 
 
 def check_freezable(policy: Policy) -> None:
-    """Require a federation whose members can stop between two letters.
+    """Require a federation whose members can stop between two messages.
 
     Raises:
         ConfigError: a mode whose members cannot.

@@ -1,6 +1,6 @@
 """Secure aggregation as a protection: the coordinator sees the sum of the survivors, nothing else.
 
-Knows `crypto.secagg` and how its stages map onto letters. Knows nothing of training or links.
+Knows `crypto.secagg` and how its stages map onto messages. Knows nothing of training or links.
 Always: a member takes threshold and minimum from its own copy of the signed federation file and
 from whom it was told to be asked; from the coordinator it takes only the names of those that are
 ready, and those must be in the roster, and enough.
@@ -582,7 +582,7 @@ def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
 
 
 def letter_bytes(cohort: int) -> int:
-    """Of a masked round's letters besides contributions."""
+    """Of a masked round's messages besides contributions."""
     return LETTER_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
 
 

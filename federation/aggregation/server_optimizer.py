@@ -1,7 +1,7 @@
 """From members' changes to the next adapter: how means are combined, what the server's optimizer
 carries along, and how far from zeros it can come.
 
-Knows flat vectors and the recipe's words. Knows nothing of parties or letters. A new optimizer is
+Knows flat vectors and the recipe's words. Knows nothing of parties or messages. A new optimizer is
 one class and one line of `optimizer_of`.
 Always: the same means from the same state give the same adapter, bit for bit, on every machine:
 additions, products, quotients and square roots of float32 alone, one after the other, none of them
@@ -23,7 +23,7 @@ from ..store.checkpoint import ServerState, Vector
 from ..wire.broadcast_digest import bits_of
 
 SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on it
-# times the file's rounds: a run may be continued, but a number that a letter claims counts no
+# times the file's rounds: a run may be continued, but a number that a message claims counts no
 # further
 LONGER = 4
 
@@ -155,7 +155,7 @@ def check_reach(recipe: Recipe, found: ServerState | Vector, rounds: int, larges
     """Require an adapter, or a state, that `rounds` rounds of this federation can have produced.
 
     Args:
-        rounds: that a letter says are over.
+        rounds: that a message says are over.
         largest: M, of any coordinate of a round's mean change. Without noise a member's coordinates
             are cut to `update_range`, and so is their mean's; with noise it is the mean's whole
             length, `crypto.privacy.noise.Noise.farthest`.

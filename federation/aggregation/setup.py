@@ -2,7 +2,7 @@
 one adapter, unread.
 
 Knows greetings and who must be asked for what. Knows no key and no adapter.
-Always: who is mustered says that it holds the same key and the same adapter as the others; members
+Always: who is set up says that it holds the same key and the same adapter as the others; members
 check that for themselves, since both are part of what their masks are bound to.
 """
 
@@ -180,12 +180,12 @@ class KeyAndStateSetup:
             raise RoundAborted(
                 f"{giver} did not make a key for the others; the next attempt asks another member"
             )
-        letters = {
+        payloads = {
             name: parts.join({FROM: giver.encode("ascii"), PARCEL: given[TO + name], **along})
             for name in sorted(takers)
             if TO + name in given
         }
-        self.hear(give_stage, letters)
+        self.hear(give_stage, payloads)
 
     def hear(self, stage: str, payloads: Mapping[str, bytes]) -> None:
         """Ask, and note the greetings that come back."""

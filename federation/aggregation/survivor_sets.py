@@ -1,7 +1,7 @@
 """Sums about one adapter, again: whose may be opened after an earlier one, from the same adapter.
 
 Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or
-letters.
+messages.
 Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own
 check, with the same rule): the very same set as before, or nobody of it.
 

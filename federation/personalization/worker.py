@@ -68,7 +68,7 @@ class Pending:
 
 
 def one_at_a_time(on_event: OnEvent) -> OnEvent:
-    """The same teller, for two threads: no line is written into another."""
+    """The same printer, for two threads: no line is written into another."""
     writing = threading.Lock()
 
     def tell(event: FederationEvent) -> None:
@@ -121,7 +121,7 @@ class PersonalizationWorker:
         self.thread.start()
 
     def attend(self, handle: Handler) -> Handler:
-        """The same handler; while it answers a message, the companion rests."""
+        """The same handler; while it answers a message, this worker rests."""
 
         def first(message: bytes) -> bytes:
             with self.changed:

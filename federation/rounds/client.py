@@ -1,9 +1,9 @@
-"""One member of a federation, without any network: letters in, answers out.
+"""One member of a federation, without any network: messages in, answers out.
 
 Knows the order of one attempt's stages. Knows nothing of Flower, files of examples or the engine.
-Always: a letter is checked whole (signature, federation, version, model, receiver, order) before
-anything changes; a refused letter leaves memory and disk as they were. No code is ever taken from a
-letter.
+Always: a message is checked whole (signature, federation, version, model, receiver, order) before
+anything changes; a refused message leaves memory and disk as they were. No code is ever taken from
+a message.
 
     train | score   →  the protection's stages, one by one      adopt and undo stand alone
     buffered:  train   what is kept is offered again; else train from the version that came, keep

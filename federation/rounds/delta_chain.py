@@ -1,7 +1,7 @@
 """How one state of the server follows from another, in few bytes and without loss.
 
 Knows the round's sums (small whole numbers), the federation's rules for what follows from them, and
-what a member may be told. Knows nothing of letters, or of who holds which state.
+what a member may be told. Knows nothing of messages, or of who holds which state.
 Always: from the same state the same step gives the same next state, bit for bit, or the names
 differ and nothing is used; bytes from somebody else are measured against the federation's own
 numbers before anything is allocated or inflated for them; all that a step does beside its integers

@@ -6,11 +6,11 @@ steps, is undone and is handed over. Two sides, three ways:
     ServerHeldDelta    FollowedModel    it tells the sums that lead to it (`model_broadcast`)
     MemberHeld         OwnModel         members have it; the server knows its tag (`member_held`)
 
-Knows one run's state and the letters that name it. Knows nothing of how sums are protected, of
+Knows one run's state and the messages that name it. Knows nothing of how sums are protected, of
 training, or of who is asked.
 Always: every member of an attempt is told the name of one state, or is handed the very same bits;
 what is worked on is what the broadcast digest is of; nothing of a member is remembered that it did
-not answer, and nothing of a letter that was not checked whole.
+not answer, and nothing of a message that was not checked whole.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class ServerHeld:
             return ()
         return spans(self.logbook.state.server.velocity, self.stops, recipe.update_range)
 
-    def letters(
+    def payloads(
         self, order: messages.Work, members: Sequence[str], round_id: RoundId
     ) -> dict[str, bytes]:
         """What each of these is told to work on."""
@@ -97,11 +97,11 @@ class ServerHeld:
     ) -> Iterator[Reply]:
         """Let the cohort work on `order`; yield what they answer."""
         yield from self.messenger.ask(
-            stage, self.letters(order, cohort, round_id), round_id, timeout_s
+            stage, self.payloads(order, cohort, round_id), round_id, timeout_s
         )
 
     def worked(self, reply: Reply) -> bool:
-        """Does this answer to one of `letters` hold work? Else its sender lacks what it was told
+        """Does this answer to one of `payloads` hold work? Else its sender lacks what it was told
         a change of.
         """
         del reply
@@ -182,9 +182,9 @@ class Resolved:
 
 
 class ClientModel:
-    """The letter brings it, whole; the others are this one with a difference."""
+    """The message brings it, whole; the others are this one with a difference."""
 
-    stages: tuple[str, ...] = ()  # letters that are about the model alone
+    stages: tuple[str, ...] = ()  # messages that are about the model alone
 
     def __init__(self, policy: Policy, size: int) -> None:
         self.policy, self.size = policy, size
@@ -208,7 +208,7 @@ class ClientModel:
         return Resolved(order=order, told=told, claimed=order.flat)
 
     def keep(self, found: Resolved) -> None:
-        """Remember what was resolved: its letter was checked whole."""
+        """Remember what was resolved: its message was checked whole."""
 
     def vouching(self, run: str, states: Sequence[tuple[int, str]], own: int) -> tuple[int, int]:
         """What this member says, and asks, of the states that a sum's contributions come from.

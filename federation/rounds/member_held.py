@@ -4,9 +4,9 @@ opened; the server knows its tag and the number of their steps.
 Knows who greets with which key and state, a member's store, and the stages that bring it to the
 others' key and adapter. Knows no ciphertext; the server's side no adapter.
 Always: an attempt goes on with members that hold the same key and the same adapter; what a member
-works on is its own, if its keyed tag is the one that the letter names; a step is on disk before its
-tag leaves; the members' number of steps is the run's, and an undone step is one step more, so no
-number comes twice.
+works on is its own, if its keyed tag is the one that the message names; a step is on disk before
+its tag leaves; the members' number of steps is the run's, and an undone step is one step more, so
+no number comes twice.
 """
 
 import dataclasses
@@ -95,8 +95,8 @@ class MemberHeld(ServerHeld):
         flat = self.logbook.state.server.flat
         order = messages.Work(flat=flat, state=self.name(flat), round=steps)
         payload = messages.encode_work(order)
-        letters, timeout_s = dict.fromkeys(members, payload), policy.recipe.stage_timeout_s
-        done = list(self.messenger.ask(messages.UNDO, letters, round_id, timeout_s))
+        payloads, timeout_s = dict.fromkeys(members, payload), policy.recipe.stage_timeout_s
+        done = list(self.messenger.ask(messages.UNDO, payloads, round_id, timeout_s))
         if len(done) < (need := policy.needed(len(members))):
             raise RoundAborted(
                 f"{len(done)} of {len(members)} members went back to the adapter before, need "

@@ -6,7 +6,7 @@ Always: every member of an attempt is told the name of one state, which the mask
 it got there (steps, or the whole) makes no difference to the bits, for a state is used only if its
 name, a hash of them, is the one that was asked for. The steps are written down with the state that
 they lead to (`Logbook`); what members hold need not survive a kill: a coordinator that starts again
-asks them. A member remembers nothing before the letter was checked whole, and what is on its disk
+asks them. A member remembers nothing before the message was checked whole, and what is on its disk
 is the whole old memory or the whole new one.
 
 Covered: a member that was away (it gets several steps), one that came late or lost its disk: the
@@ -85,7 +85,7 @@ class ServerHeldDelta(ServerHeld):
     ) -> None:
         super().__init__(messenger, logbook, optimizer, size, stops)
         self.origin = origin_of(size)
-        self.left: dict[str, tuple[Way, str]] = {}  # member → the way that `letters` told it
+        self.left: dict[str, tuple[Way, str]] = {}  # member → the way that `payloads` told it
         # oldest first
         self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}
         # made of the last sums; one of them may become the run's
@@ -128,7 +128,7 @@ class ServerHeldDelta(ServerHeld):
         """
         self.version = self.messenger.policy.version
         self.held: dict[str, tuple[str, ...]] = {}  # member → names of states
-        self.lacking: set[str] = set()  # who answered the last letter so
+        self.lacking: set[str] = set()  # who answered the last message so
         self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
         self.keeping: set[str] = set()  # who signed the last sums, and has not said that they lack
 
@@ -244,7 +244,7 @@ class ServerHeldDelta(ServerHeld):
         if lacking := [name for name in cohort if name in self.lacking]:
             yield from self.send(stage, order, self.ways_for(order, lacking), round_id, timeout_s)
 
-    def letters(
+    def payloads(
         self, order: messages.Work, members: Sequence[str], round_id: RoundId
     ) -> dict[str, bytes]:
         """What each is told: its way from what it holds."""
@@ -254,7 +254,7 @@ class ServerHeldDelta(ServerHeld):
         return {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
 
     def worked(self, reply: Reply) -> bool:
-        """As `heard`, of an answer to one of `letters`."""
+        """As `heard`, of an answer to one of `payloads`."""
         return self.heard(reply, *self.left[reply.sender])
 
     def at_once(self, member: str) -> bool:
@@ -277,14 +277,14 @@ class ServerHeldDelta(ServerHeld):
         round_id: RoundId,
         timeout_s: float,
     ) -> Iterator[Reply]:
-        """One letter to each; what they hold afterwards is noted, and whoever does not answer is
+        """One message to each; what they hold afterwards is noted, and whoever does not answer is
         a stranger again.
         """
         self.lacking = set()
-        letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
+        payloads = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
         for name in ways:
             self.held.pop(name, None)
-        for reply in self.messenger.ask(stage, letters, round_id, timeout_s):
+        for reply in self.messenger.ask(stage, payloads, round_id, timeout_s):
             if self.heard(reply, ways[reply.sender], order.state):
                 yield reply
 
@@ -380,7 +380,7 @@ class Memory:
 
 
 class FollowedModel(ClientModel):
-    """As `ClientModel`: the adapter is here, and follows by the sums that the letter brings.
+    """As `ClientModel`: the adapter is here, and follows by the sums that the message brings.
 
     Args:
         stops: where the adapter's tensors end; cache: what is held of it.

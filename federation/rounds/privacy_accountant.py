@@ -1,14 +1,14 @@
 """What a federation's rounds may cost in privacy: paid before the work, by every member and by the
 coordinator.
 
-Knows the federation's noise and one account. Knows nothing of letters or training.
+Knows the federation's noise and one account. Knows nothing of messages or training.
 Always: nothing is paid where the file names no noise; a round that cannot be paid raises before
 anything else happens.
 
 Every attempt is paid for by itself. An attempt that ends without a sum costs as much as one with: a
 member that fell silent after it had sent its masked contribution cannot know whether the others
 opened the sum with it, and the next attempt, with other members, would show it once more. An
-attempt that is worked twice (a letter replayed to a member that lost its record of what it
+attempt that is worked twice (a message replayed to a member that lost its record of what it
 answered) is paid twice. So the cost is never too low; it is too high by the attempts that came to
 nothing.
 """

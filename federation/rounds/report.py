@@ -27,8 +27,8 @@ class RoundReport:
     work_seconds: float  # of that, training or scoring
     asked: list[str]
     parties: list[str]  # whose contributions are in the sum
-    bytes_up: dict[str, int]  # letters from each party
-    bytes_down: dict[str, int]  # letters to each party
+    bytes_up: dict[str, int]  # messages from each party
+    bytes_down: dict[str, int]  # messages to each party
     loss: float | None  # of an answer token, mean over the members in the sum: each counts as one
     # of the adapter that the round started from, mean over the members that scored it
     accuracy: float | None

@@ -19,7 +19,7 @@ same.
 A member checks a draw: it is in the cohort itself; all are of the roster; enough are asked
 (`needed`); the cohort is exactly what the ranking gives once the named absentees are left out. Not
 covered: whether an absentee was really away (who was named absent wrongly can show the signed
-letter to the others), and a coordinator that starts many runs, whose number it chooses, until a
+message to the others), and a coordinator that starts many runs, whose number it chooses, until a
 draw pleases it. Both are what admission, the minimum cohort and noise are for; the draw keeps an
 honest coordinator's choice out of its own hands.
 
@@ -328,7 +328,7 @@ class Buffered:
     def __init__(
         self, attempt: RoundAttempt, accountants: PrivacyAccountants, waiting: Waiting
     ) -> None:
-        """Raises ConfigError: over a link that leaves no letters."""
+        """Raises ConfigError: over a link that leaves no messages."""
         if not isinstance(link := attempt.messenger.link, LeavingLink):
             raise ConfigError(
                 'schedule.rounds = "buffered" needs `quietchoir coordinate` and `join`: this way '
@@ -413,11 +413,11 @@ class Buffered:
         if idle:
             round_id, version = self.attempt.logbook.begin(), self.state.round
             order = self.attempt.order(self.state.server.flat, evaluate=evaluate)
-            letters = {
+            payloads = {
                 name: messages.encode_train(version, told)
-                for name, told in self.attempt.model.letters(order, idle, round_id).items()
+                for name, told in self.attempt.model.payloads(order, idle, round_id).items()
             }
-            self.outbox.leave(messages.TRAIN, letters, round_id, self.policy.recipe.work_timeout_s)
+            self.outbox.leave(messages.TRAIN, payloads, round_id, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
             event = HandedEvent(
                 round=version + 1, attempt=round_id.attempt, version=version, members=tuple(idle)
@@ -579,8 +579,8 @@ class Buffered:
             round=number, attempt=round_id.attempt, stage=messages.GROUP, cohort=group.names
         )
         self.attempt.on_event(event)
-        letters = dict.fromkeys(group.names, payload)
-        for reply in self.attempt.messenger.ask(messages.GROUP, letters, round_id, timeout_s):
+        payloads = dict.fromkeys(group.names, payload)
+        for reply in self.attempt.messenger.ask(messages.GROUP, payloads, round_id, timeout_s):
             if answers.take(reply):
                 self.attempt.on_event(ReadyEvent(round=number, party=reply.sender))
         self.before |= {name: (versions[name], sets) for name, sets in answers.before.items()}

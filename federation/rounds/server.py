@@ -1,4 +1,4 @@
-"""The coordinator: carries letters, adds up what it cannot read, steps the adapter.
+"""The coordinator: carries messages, adds up what it cannot read, steps the adapter.
 
     1 train, 2 ready    the schedule's group           scheduler
     3 aggregate         a sum, or several              attempt
@@ -78,7 +78,7 @@ class Coordinator:
         Raises:
             FederationError: the key is not the one in the file, or the store belongs to something
             else. ConfigError: noise that does not fit the federation's bits, a history of privacy
-            that cannot be read, or buffered rounds over a link that leaves no letters.
+            that cannot be read, or buffered rounds over a link that leaves no messages.
         """
         if identity.public.raw.hex() != policy.coordinator.key:
             raise FederationError(

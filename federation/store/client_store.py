@@ -31,7 +31,7 @@ from ..spec.policy import check_hex
 from .checkpoint import ServerState
 from .database import DamagedError, Database, StoredRecord
 
-logger = log.get("federation.vault")
+logger = log.get("federation.client_store")
 GROUP_KEY, SHARE, SHARE_MEMORY = "group key", "key share", "key share's memory"
 TAG_BYTES = 32
 
@@ -85,7 +85,7 @@ def encoded_size(data: bytes, size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One run in a vault."""
+    """One run in a client store."""
 
     now: Progress
     before: Progress | None = None

@@ -313,7 +313,7 @@ def read_after_leaving(*stubs: Stub) -> Result:
 
     with without((encrypted.WitnessServer, "show", listening), *stubs):
         next_.clients = {
-            name: party_of(next_, name, key, vault=client_store_of(scene, name))
+            name: party_of(next_, name, key, store=client_store_of(scene, name))
             for name, key in next_.keys.items()
         }
         run = next_.run()

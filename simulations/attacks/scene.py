@@ -155,15 +155,15 @@ def federation(
 
 
 def party_of(
-    scene: AttackScene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None
+    scene: AttackScene, name: str, key: Identity, stops: tuple[int, ...] = (), store: Any = None
 ) -> Client:
-    """One member, in memory; in sealed mode with this vault, by default one of its own."""
+    """One member, in memory; in sealed mode with this client store, by default one of its own."""
     more: dict[str, Any] = {}
     if scene.policy.protection.mode == "sealed":
         from ...federation.aggregation.base import ClientSecrets
         from ...federation.store.client_store import ClientStore
 
-        more["secrets"] = ClientSecrets(vault or ClientStore(None, scene.size), crypto_worker())
+        more["secrets"] = ClientSecrets(store or ClientStore(None, scene.size), crypto_worker())
     return Client(
         scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
     )

@@ -106,7 +106,7 @@ def sealed_clients(
     client_store: Callable[[Database | None, int], ClientStore] = ClientStore,
     adopt: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Client]:
-    """Every member as a `Client` with a vault of its own; with `folder`, on disk."""
+    """Every member as a `Client` with a client store of its own; with `folder`, on disk."""
     shared, clients = crypto_worker or LocalCryptoWorker(), {}
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)

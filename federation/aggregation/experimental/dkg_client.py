@@ -1,16 +1,16 @@
-"""A member's side of the ceremony that makes a joint key, once an epoch; letter by letter through
+"""A member's side of the ceremony that makes a joint key, once an epoch; message by message through
 the coordinator.
 
     commit   who takes part; answer a card                     reveal   everybody's cards; answer a
                                                                         part and dealt shares
-    finish   everybody's letters; chosen members answer a part of the rehearsal
+    finish   everybody's messages; chosen members answer a part of the rehearsal
     settle   those parts: zeros come out, or the key is not kept
 
 Knows the order of the four and `crypto.experimental.threshold`. Knows nothing of the coordinator's
 side or of rounds.
 Always: who takes part is checked against the member's own signed file; the coordinator relays what
-it cannot read or alter; a key is kept only after its rehearsal; a refused letter changes nothing; a
-new ceremony forgets one that was not finished.
+it cannot read or alter; a key is kept only after its rehearsal; a refused message changes nothing;
+a new ceremony forgets one that was not finished.
 """
 
 import json
@@ -147,7 +147,7 @@ class DkgClient:
         return opening
 
     def finish(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
-        """Everybody's letters; answer a part of the rehearsal if this member is one of its
+        """Everybody's messages; answer a part of the rehearsal if this member is one of its
         responders.
 
         Raises:

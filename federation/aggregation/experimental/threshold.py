@@ -99,7 +99,7 @@ class ThresholdClient:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Another letter comes after each request for parts."""
+        """Another message comes after each request for parts."""
         return (*STAGES, *(OPEN,) * self.requests) if self.sum.seals else secagg.STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
@@ -152,7 +152,7 @@ class ThresholdClient:
         return context.model.apply(context.round_id, context.sum_context, [total])
 
     def respond(self, asked: bytes) -> bytes:
-        """This member's part, or nothing if it is none of the chosen. Another letter comes after
+        """This member's part, or nothing if it is none of the chosen. Another message comes after
         it.
 
         Raises:
