@@ -95,7 +95,7 @@ async def test_a_conversation_is_given_and_forgotten(keeping: Served) -> None:
 
 async def test_a_node_that_keeps_nothing_says_so_and_takes_no_verdicts(served: Served) -> None:
     assert (await served.post(CHAT, NAMED))[0] == 200
-    nothing = {"conversations": [], "destinations": {}}
+    nothing: dict[str, object] = {"conversations": [], "destinations": {}}
     assert (await served.get("/api/conversations"))[1] == nothing
     verdict = {"conversation": "evening", "verdict": "up"}
     assert (await served.post("/api/feedback", verdict))[0] == 404

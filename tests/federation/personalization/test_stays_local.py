@@ -344,7 +344,11 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
         and "personalization" not in path.parts
         and any(name.startswith("federation.personalization") for name in imported(path))
     }
-    assert knowing == {"federation/client_node.py", "federation/cli/personalization.py"}
+    assert knowing == {
+        "federation/client_node.py",
+        "federation/cli/history.py",
+        "federation/cli/personalization.py",
+    }
     senders = ("wire", "aggregation", "rounds", "transport", "monitor")
     assert all((ROOT / "federation" / room).is_dir() for room in senders)
     for path in (ROOT / "federation" / "personalization").glob("*.py"):
