@@ -158,6 +158,23 @@ class Part:
         """Of the whole message."""
         return self.fixed + sum(self.counts)
 
+    @property
+    def shown_tokens(self) -> int:
+        """Of the message as it is shown, its gaps among them."""
+        gaps = sum(
+            place not in self.shown and (place == 0 or place - 1 in self.shown)
+            for place in range(len(self.passages))
+        )
+        return self.fixed + GAP_TOKENS * gaps + sum(self.counts[place] for place in self.shown)
+
+    def added_tokens(self, place: int) -> int:
+        """That showing one more passage adds, its neighbours' gaps closed or opened."""
+        hidden = sum(
+            0 <= near < len(self.passages) and near not in self.shown
+            for near in (place - 1, place + 1)
+        )
+        return self.counts[place] + GAP_TOKENS * (hidden - 1)
+
     def excerpt(self) -> Message:
         """The message, gaps marked where passages are left out."""
         if len(self.shown) == len(self.passages):
@@ -211,6 +228,12 @@ class ChatTurn:
         )
         return any(part.shown for part in group) or (ends and self.open)
 
+    @property
+    def shown_tokens(self) -> int:
+        """Of what is shown."""
+        return sum(part.shown_tokens for group in self.groups if self.is_open(group)
+                   for part in group)  # fmt: skip
+
     def messages(self) -> Iterator[Message]:
         """What of it is shown."""
         for group in self.groups:
@@ -251,14 +274,15 @@ class Draft:
     def cost(self, wanted: Sequence[Candidate]) -> int:
         """Tokens that showing these passages of one turn adds."""
         turn = wanted[0].turn
-        before = [group for group in turn.groups if turn.is_open(group)]
+        if len(wanted) == 1 and turn.is_open(wanted[0].group):
+            return wanted[0].part.added_tokens(wanted[0].place)
+        before = turn.shown_tokens
         for one in wanted:
             one.part.shown.add(one.place)
-        opened = [group for group in turn.groups if turn.is_open(group) and group not in before]
+        after = turn.shown_tokens
         for one in wanted:
             one.part.shown.discard(one.place)
-        around = sum(part.fixed + GAP_TOKENS for group in opened for part in group)
-        return around + sum(one.part.counts[one.place] + GAP_TOKENS for one in wanted)
+        return after - before
 
     def show(self, wanted: Sequence[Candidate], *, pinned: bool = False) -> None:
         """Show these passages of one turn; those that are not pinned may be taken back."""

@@ -22,6 +22,8 @@ SUITES: Mapping[str, str] = {
     "block_types": "the same model in every type of file, beside llama.cpp on the same file",
     "kernels": "one matrix by each instruction set of this processor, beside the memory's own "
     "speed",
+    "context": "what of a long conversation reaches the model, beside keeping the newest tokens; "
+    "answers that end in a loop",
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
     "federation": "rounds, bytes and memory over TLS without training, beside Flower's own "
     "deployment engine; and faults",

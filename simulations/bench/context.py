@@ -1,0 +1,333 @@
+"""The suite `context`: what of a long conversation reaches the model, and what it makes of it.
+
+Knows conversations with a planted fact (`planted.py`), the product's window and engine, and the
+usual way beside it: keep the newest tokens. Knows which figures are promised and what they aim at.
+Always: both arms get the same conversation and the same budget, that of a node's default context;
+`in_prompt` asks whether the fact's value stands in the prompt, whatever the model makes of it;
+`recall` asks the model, greedily. The figures at the top are those of `planted.HELD_OUT`, on which
+nothing was tuned; `tuned` has the others.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...core.assistant.context import ContextWindow, Message
+from ...core.assistant.passages import PassageRanker
+from ...core.config import EngineConfig
+from ...core.engine.engine import Engine
+from ...core.engine.request import GenerationRequest
+from ...core.engine.sampling.params import SamplingParams
+from ...core.models import weights
+from ...core.models.embedding.embedder import SentenceEmbedder
+from ...core.models.generation_config import UNSAID
+from ...core.models.hub import catalog
+from ...core.models.tokenizer.tokenizer import Tokenizer
+from .figures import Figure, Keep, nobody
+from .planted import HELD_OUT, TUNED, Kind, PlantedSet, conversation
+
+MODEL, EMBEDDING = "smollm2-135m-instruct", "minilm-l6-v2"
+CONTEXT = 2048  # tokens of a node by default
+BUDGET = CONTEXT - CONTEXT // 4  # of them a prompt's, as the assistant divides them
+WHOLE = 8192  # tokens that the model was made for
+DEPTHS = {"1k": 1000, "4k": 4000, "8k": 8000, "16k": 16000}
+KINDS: tuple[Kind, ...] = ("dialogue", "document")
+ANSWER_TOKENS = 48
+TALK_TOKENS = 400
+# Of `in_prompt.ours`; truncation is the control: where it has the fact too, nothing is shown.
+AIMS = {"8k": 0.95, "16k": 0.9}
+TRUNCATED = 0.3
+ADDED_SHARE = 0.1
+EVERYDAY = (
+    "Why is the sky blue?",
+    "How do I boil an egg?",
+    "What is the capital of France?",
+    "Write a short poem about autumn.",
+    "How can I fall asleep faster?",
+    "What should I cook with potatoes and eggs?",
+    "Explain photosynthesis to a child.",
+    "Give me tips for a job interview.",
+    "What is the difference between a virus and a bacterium?",
+    "Tell me a story about a fox.",
+    "How do I remove a coffee stain from a shirt?",
+    "What are the benefits of walking?",
+    "Who was Marie Curie?",
+    "How does a refrigerator work?",
+    "Suggest a name for my cat.",
+    "Write an email that cancels a meeting.",
+    "What is inflation?",
+    "How do I learn to play the guitar?",
+    "What can I do on a rainy day with children?",
+    "Explain how to change a bicycle tyre.",
+)
+
+
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
+    """Run everything.
+
+    Args:
+        quick: a case or two of each kind, to see that it runs.
+        tell: hears what is being measured.
+        keep: gets the report after each part.
+    """
+    cases, answered, timed = (2, 1, 1) if quick else (24, 12, 5)
+    depths = {"1k": 1000, "4k": 4000} if quick else DEPTHS
+    report: dict[str, Any] = {
+        "what": f"prompts of {BUDGET} tokens for conversations with a fact at a depth, {cases} "
+        f"dialogues and {cases} documents each; of them {answered} and {answered} are answered",
+        "seed": "names of the cells",
+        "repeats": {"cases": 2 * cases, "answers": 2 * answered, "times": timed},
+        "clock": "processor seconds of all threads",
+        "spread": {},
+        "exact": True,
+        "in_prompt": {},
+        "tuned": {"in_prompt": {}},
+        "recall": {},
+        "added_share": {"warm": {}, "cold": {}},
+    }
+    loaded = weights.load(catalog.find(MODEL))
+    embedder = SentenceEmbedder.load(catalog.find(EMBEDDING))
+    tokenizer = loaded.tokenizer
+    windows = {"ours": Settled(tokenizer, embedder), "words": Settled(tokenizer)}
+    for material, place in ((HELD_OUT, report), (TUNED, report["tuned"])):
+        for name, depth in depths.items():
+            tell(f"{material.name}: a fact {name} tokens back")
+            in_prompt(material, name, depth, cases, windows, tokenizer, place["in_prompt"])
+            keep(report)
+    patience_s = 3600.0  # all questions are asked at once
+    config = EngineConfig(context=WHOLE, share_prefixes=False, queue_timeout_s=patience_s)
+    engine = Engine(loaded, config)
+    engine.start()
+    try:
+        for name, depth in depths.items():
+            tell(f"answers to what was said {name} tokens back")
+            recall(name, depth, answered, windows["ours"], engine, tokenizer, report["recall"])
+            keep(report)
+        for name, depth in depths.items():
+            tell(f"time, {name} tokens back")
+            added_share(name, depth, timed, embedder, engine, tokenizer, report)
+        keep(report)
+        tell("everyday questions")
+        report["loops"] = loops(engine, tokenizer, EVERYDAY[: 2 if quick else None])
+    finally:
+        engine.stop()
+    return report
+
+
+class Settled:
+    """The product's window, with the quiet moments in which it reads what passages mean."""
+
+    def __init__(self, tokenizer: Tokenizer, embedder: SentenceEmbedder | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.ranker = PassageRanker(lambda: embedder)
+        self.window = ContextWindow(tokenizer.encode, self.ranker)
+
+    def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt of a conversation as it comes."""
+        return self.window.fit(messages, self.tokenizer, BUDGET).tokens
+
+    def fit(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt once nobody has waited for a while."""
+        self.first(messages)
+        while self.ranker.settle():
+            pass
+        return self.first(messages)
+
+
+def in_prompt(
+    material: PlantedSet,
+    name: str,
+    depth: int,
+    cases: int,
+    windows: "dict[str, Settled]",
+    tokenizer: Tokenizer,
+    place: dict[str, Any],
+) -> None:
+    """Share of conversations whose fact stands in the prompt, of each arm, and by kind."""
+    for kind in KINDS:
+        asked = [
+            conversation(material, kind, depth, number, counter(tokenizer))
+            for number in range(cases)
+        ]
+        for arm in (*windows, "truncation"):
+            found = []
+            for one in asked:
+                prompt = (
+                    truncated(one.messages, tokenizer)
+                    if arm == "truncation"
+                    else windows[arm].fit(one.messages)
+                )
+                found.append(one.value in tokenizer.decode(prompt))
+            place.setdefault("by_kind", {}).setdefault(kind, {}).setdefault(arm, {})[name] = (
+                sum(found) / cases
+            )
+    for arm in (*windows, "truncation"):
+        both = [place["by_kind"][kind][arm][name] for kind in KINDS]
+        place.setdefault(arm, {})[name] = sum(both) / len(both)
+
+
+def recall(
+    name: str,
+    depth: int,
+    cases: int,
+    window: "Settled",
+    engine: Engine,
+    tokenizer: Tokenizer,
+    place: dict[str, Any],
+) -> None:
+    """Share of conversations whose question the model answers, of each arm."""
+    asked = [
+        conversation(HELD_OUT, kind, depth, number, counter(tokenizer))
+        for kind in KINDS
+        for number in range(cases)
+    ]
+    prompts = {
+        "ours": [window.fit(one.messages) for one in asked],
+        "truncation": [truncated(one.messages, tokenizer) for one in asked],
+        "whole": [encoded(one.messages, tokenizer) for one in asked],
+    }
+    for arm, texts in prompts.items():
+        if max(map(len, texts)) > WHOLE - ANSWER_TOKENS:
+            place.setdefault(arm, {})[name] = "more than the model holds"
+            continue
+        right = [
+            one.value.lower() in answer(engine, text, max_tokens=ANSWER_TOKENS).lower()
+            for one, text in zip(asked, texts, strict=True)
+        ]
+        place.setdefault(arm, {})[name] = sum(right) / len(right)
+
+
+def added_share(
+    name: str,
+    depth: int,
+    repeats: int,
+    embedder: SentenceEmbedder,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    report: dict[str, Any],
+) -> None:
+    """What choosing takes, as a share of what reading the chosen prompt takes: of a conversation
+    that was never seen (its words decide), and of one whose earlier turns were.
+    """
+    found: dict[str, list[float]] = {"cold": [], "warm": []}
+    for number in range(repeats):
+        one = conversation(TUNED, "dialogue", depth, number, counter(tokenizer))
+        for arm in found:
+            window = Settled(tokenizer, embedder)
+            if arm == "warm":
+                window.fit(one.messages[:-2])
+            before = time.process_time()
+            prompt = window.first(one.messages)
+            choosing = time.process_time() - before
+            before = time.process_time()
+            answer(engine, prompt, max_tokens=1)
+            found[arm].append(choosing / (time.process_time() - before))
+    for arm, shares in found.items():
+        report["added_share"][arm][name] = sorted(shares)[len(shares) // 2]
+        report["spread"][f"added_share.{arm}.{name}"] = [min(shares), max(shares)]
+
+
+def loops(engine: Engine, tokenizer: Tokenizer, questions: Sequence[str]) -> dict[str, Any]:
+    """How many answers end in a loop: greedily, and as a node draws them, without its guard and
+    with it. Whether one does is judged here by another rule than the guard's.
+    """
+    said = (catalog.sampling(MODEL).over(UNSAID)).given()
+    arms = {
+        "greedy": SamplingParams(max_tokens=TALK_TOKENS),
+        "unguarded": SamplingParams(max_tokens=TALK_TOKENS, **said | {"loop_guard": False}),  # type: ignore[arg-type]  # fields by their names
+        "ours": SamplingParams(max_tokens=TALK_TOKENS, **said),  # type: ignore[arg-type]
+        "guarded_greedy": SamplingParams(max_tokens=TALK_TOKENS, loop_guard=True),
+    }
+    found: dict[str, Any] = {"questions": len(questions)}
+    for arm, params in arms.items():
+        running = [
+            engine.submit(
+                GenerationRequest(
+                    prompt=encoded([Message("user", question)], tokenizer), sampling_params=params
+                )
+            )
+            for question in questions
+        ]
+        texts = [generation.text() for generation in running]
+        found[arm] = sum(map(is_loop, texts))
+        found[f"{arm}_tokens"] = sum(one.completion_tokens for one in running) / len(running)
+    return found
+
+
+def is_loop(text: str, last: int = 60) -> bool:
+    """Do the last words of a text mostly repeat each other?"""
+    words = text.split()[-last:]
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(words) == last and len(set(trigrams)) < 0.5 * len(trigrams)
+
+
+def answer(engine: Engine, prompt: Sequence[int], *, max_tokens: int) -> str:
+    """What the model says, greedily."""
+    params = SamplingParams(max_tokens=max_tokens)
+    return engine.submit(GenerationRequest(prompt=tuple(prompt), sampling_params=params)).text()
+
+
+def truncated(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The usual way, at its best: the newest whole messages, and the end of the one before them."""
+    kept = len(messages) - 1
+    while kept and len(encoded(messages[kept - 1 :], tokenizer)) <= BUDGET:
+        kept -= 1
+    known = encoded(messages[kept:], tokenizer)
+    cut = max(kept - 1, 0) if len(known) <= BUDGET else kept
+    low, high = 0, len(messages[cut].content)
+    while low < high:  # as many of the message's last characters as fit
+        middle = (low + high) // 2
+        if len(encoded(ended(messages, cut, middle), tokenizer)) <= BUDGET:
+            high = middle
+        else:
+            low = middle + 1
+    return encoded(ended(messages, cut, low), tokenizer)
+
+
+def ended(messages: Sequence[Message], cut: int, start: int) -> list[Message]:
+    """Messages from `cut` on, that one without its first characters."""
+    first = messages[cut]
+    return [Message(first.role, first.content[start:]), *messages[cut + 1 :]]
+
+
+def encoded(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All of a conversation."""
+    return tuple(tokenizer.encode_chat([message.for_template() for message in messages]))
+
+
+def counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """Counts tokens."""
+    return lambda text: len(tokenizer.encode(text))
+
+
+def figures(report: dict[str, Any]) -> Sequence[Figure]:
+    """The rows of the table."""
+    depths = [name for name in DEPTHS if name in report["in_prompt"]["ours"]]
+    rows = []
+    for place, title in (("", "held out"), ("tuned.", "tuned on")):
+        for depth in depths:
+            for arm in ("ours", "words", "truncation"):
+                aim = AIMS.get(depth) if arm == "ours" else None
+                most = TRUNCATED if arm == "truncation" and depth in AIMS else None
+                key = f"{place}in_prompt.{arm}.{depth}"
+                meaning = f"fact {depth} back stands in the prompt, {title}: {arm}"
+                rows.append(Figure(key, "share", meaning, at_least=aim, at_most=most))
+    for depth in depths:
+        for arm in ("ours", "truncation", "whole"):
+            key = f"recall.{arm}.{depth}"
+            rows.append(Figure(key, "share", f"model answers, fact {depth} back: {arm}"))
+    for depth in depths:
+        key = f"added_share.warm.{depth}"
+        words = f"choosing, of the time to read the prompt, {depth}: earlier turns known"
+        rows.append(Figure(key, "share", words, at_most=ADDED_SHARE))
+        key = f"added_share.cold.{depth}"
+        rows.append(Figure(key, "share", f"the same, {depth}: nothing known"))
+    count = report.get("loops", {}).get("questions", len(EVERYDAY))
+    for arm, words in (
+        ("greedy", "greedy"),
+        ("guarded_greedy", "greedy, with the guard"),
+        ("unguarded", "as recommended, without the guard"),
+    ):
+        rows.append(Figure(f"loops.{arm}", "answers", f"of {count} that end in a loop: {words}"))
+    ours = f"of {count} that end in a loop: as a node answers"
+    return [*rows, Figure("loops.ours", "answers", ours, at_most=0)]
