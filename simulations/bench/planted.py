@@ -213,8 +213,10 @@ def topics() -> Sequence[str]:
 @cache
 def descriptions() -> Sequence[str]:
     """What packages that the product needs say of themselves."""
-    names = ("aiohttp", "cryptography", "flwr", "gguf", "httpx", "huggingface_hub", "jinja2")
-    names += ("numpy", "peft", "rich", "scipy", "tenseal", "torch", "transformers", "uvicorn")
+    names = words(
+        "aiohttp|cryptography|flwr|gguf|httpx|huggingface_hub|jinja2|numpy|peft|rich|scipy|tenseal"
+        "|torch|transformers|uvicorn"
+    )
     return cut([str(importlib.metadata.metadata(name).json["description"]) for name in names])
 
 

@@ -102,6 +102,8 @@ BUILT_IN = (
                 size=98_362_432,
             ),
         ),
+        # its makers' numbers, and the penalty without which 9 of 20 everyday answers end in a loop
+        sampling=SamplingConfig(temperature=0.2, top_p=0.9, repetition_penalty=1.1),
         note="the default assistant: small enough for two cores",
     ),
     CatalogEntry(
