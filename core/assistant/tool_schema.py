@@ -11,7 +11,9 @@ Why: a model that may write any key, digit or letter goes on writing them until 
 from collections.abc import Mapping
 from typing import Any
 
-MAX_STRING = 4096  # characters of a string without a limit of its own
+# characters of a string without a limit of its own; each costs the grammar up to five states, of
+# which one request has 20,000 (`grammar_compiler.LIMITS`): at 4,096 a string that ran on failed it
+MAX_STRING = 2000
 MAX_ITEMS = 128  # of an array
 MAX_INTEGER = 2**53 - 1  # what every JSON reader takes whole
 MAX_NUMBER, STEP = 1e12, 1e-9  # of a number that is none: nine digits behind the point
