@@ -1,8 +1,8 @@
 """Answers on their way out, kept as they end.
 
 Knows the events of an answer. Knows nothing of where they go.
-Always: an answer that broke off or was left is not kept; a disk that refuses costs the record, said
-in the log, and never the answer.
+Always: an answer that broke off or was left, or whose conversation was forgotten meanwhile, is not
+kept; a disk that refuses costs the record, said in the log, and never the answer.
 """
 
 import asyncio
@@ -66,6 +66,7 @@ async def recorded(
     """The same events; before the last one the conversation is kept, this answer in it. An answer
     whose calls its owner all confirmed becomes an example.
     """
+    began = await asyncio.to_thread(store.began, request.conversation)
     said: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
@@ -80,19 +81,25 @@ async def recorded(
             elif isinstance(event, Finished):
                 whole = Message("assistant", request.begun + "".join(said), tuple(calls))
                 right = len(confirmed) == len(calls) > 0 and all(confirmed)
-                await keep(store, request, source, whole, confirmed=right)
+                await keep(store, request, source, whole, confirmed=right, began=began)
             yield event
 
 
 async def keep(
-    store: HistoryStore, request: ChatRequest, source: str, answer: Message, *, confirmed: bool
+    store: HistoryStore,
+    request: ChatRequest,
+    source: str,
+    answer: Message,
+    *,
+    confirmed: bool,
+    began: float | None = None,
 ) -> None:
     """Write one conversation down, or say why not."""
 
     def write() -> None:
         messages = (*request.messages, answer)
         used = request.collections
-        store.keep(request.conversation, messages, source=source, collections=used)
+        store.keep(request.conversation, messages, source=source, collections=used, began=began)
         if confirmed:
             store.approve(request.conversation, origin="confirmed")
 

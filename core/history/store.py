@@ -30,7 +30,7 @@ from ..errors import DataError, QuietchoirError
 from ..toolcall import ToolCall, parse, render
 
 FILE = "history.sqlite"
-KIND, VERSION = 0x51_43_48_49, 1  # "QCHI": SQLite's application id; of the tables below
+KIND, VERSION = 0x51_43_48_49, 2  # "QCHI": SQLite's application id; of the tables below
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
 TITLE_CHARACTERS = 80
 NEVER, PERSONAL = "never", "personal"
@@ -49,10 +49,14 @@ CREATE TABLE IF NOT EXISTS uses (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
     collection TEXT NOT NULL, PRIMARY KEY (conversation, collection)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS sources (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    source TEXT NOT NULL, PRIMARY KEY (conversation, source)
+) STRICT;
 CREATE TABLE IF NOT EXISTS examples (
     id TEXT PRIMARY KEY, conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
-    position INTEGER NOT NULL, origin TEXT NOT NULL, messages TEXT NOT NULL, answer TEXT NOT NULL,
-    at REAL NOT NULL, UNIQUE (conversation, position)
+    turn INTEGER NOT NULL, origin TEXT NOT NULL, messages TEXT NOT NULL, answer TEXT NOT NULL,
+    at REAL NOT NULL, UNIQUE (conversation, turn)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS consents (
     kind TEXT NOT NULL, name TEXT NOT NULL, destination TEXT NOT NULL, at REAL NOT NULL,
@@ -62,6 +66,16 @@ CREATE TABLE IF NOT EXISTS trained (
     adapter TEXT NOT NULL, example TEXT NOT NULL, PRIMARY KEY (adapter, example)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS forgotten (example TEXT PRIMARY KEY, at REAL NOT NULL) STRICT
+"""
+# From version 1, where an example was called by its answer's place among the turns, which moved
+# when a client sent its tools' results along. Of two for one answer the later stays.
+FROM_1 = f"""
+ALTER TABLE examples RENAME TO examples_1; {TABLES};
+INSERT OR REPLACE INTO examples SELECT id, conversation,
+    (SELECT count(*) FROM json_each(messages) WHERE json_extract(value, '$.role') = 'user'),
+    origin, messages, answer, at FROM examples_1 ORDER BY at;
+DROP TABLE examples_1;
+INSERT OR IGNORE INTO sources SELECT id, source FROM conversations
 """
 
 
@@ -84,7 +98,7 @@ class KeptExample:
 
     id: str
     conversation: str
-    position: int  # of the answer among the conversation's turns
+    turn: int  # which of the conversation's answers, counted from one
     origin: Origin
     messages: tuple[Message, ...]  # up to the request
     answer: str  # a text, or a call as `toolcall.render` writes it
@@ -144,13 +158,12 @@ class HistoryStore:
                 for name in ("application_id", "user_version")
             )
             if (kind, version) == (0, 0):
-                with self.step():
-                    for statement in TABLES.split(";"):
-                        self.connection.execute(statement)
-                    self.connection.execute(f"PRAGMA application_id = {KIND}")
-                    self.connection.execute(f"PRAGMA user_version = {VERSION}")
+                self._make(TABLES)
                 return
             sound = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+            if sound and (kind, version) == (KIND, 1):
+                self._make(FROM_1)
+                version = VERSION
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: damaged ({error}); restore it from a copy") from error
         if not sound:
@@ -160,6 +173,13 @@ class HistoryStore:
                 f"{self.path}: of kind {kind} and version {version}, expected {KIND} and "
                 f"{VERSION}; use the program that wrote it, or move it away"
             )
+
+    def _make(self, statements: str) -> None:
+        with self.step():
+            for statement in statements.split(";"):
+                self.connection.execute(statement)
+            self.connection.execute(f"PRAGMA application_id = {KIND}")
+            self.connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def stamp(self) -> tuple[int, ...]:
         """Another one after every change, by whichever program."""
@@ -209,16 +229,20 @@ class HistoryStore:
         *,
         source: str,
         collections: Sequence[str] = (),
+        began: float | None = None,
     ) -> None:
         """Keep a conversation as it stands now; turns that were said otherwise before give way.
 
         An example that was made of a turn holds its own words and stays.
 
         Args:
+            source: who said what is new in it; all who ever did limit what it may train.
             collections: documents that an answer was made of.
+            began: what `began` told when the answer began, so that one which was forgotten
+                meanwhile does not come back.
 
         Raises:
-            DataError: a name that no conversation may have.
+            DataError: a name that no conversation may have, or it was forgotten meanwhile.
         """
         check_name(conversation, "conversation")
         check_name(source, "source")
@@ -226,6 +250,8 @@ class HistoryStore:
         title = " ".join(opening.split())[:TITLE_CHARACTERS]
         rows = [(conversation, place, written(one)) for place, one in enumerate(messages)]
         with self.step():
+            if began is not None and self.began(conversation) != began:
+                raise DataError(f"conversation {conversation} was forgotten while it was answered")
             self.connection.execute(
                 "INSERT OR IGNORE INTO conversations VALUES (?, ?, ?, ?)",
                 (conversation, source, title, time.time()),
@@ -236,6 +262,14 @@ class HistoryStore:
                 "INSERT OR IGNORE INTO uses VALUES (?, ?)",
                 [(conversation, name) for name in collections],
             )
+            self.connection.execute(
+                "INSERT OR IGNORE INTO sources VALUES (?, ?)", (conversation, source)
+            )
+
+    def began(self, conversation: str) -> float | None:
+        """When a conversation was kept first, seconds since 1970; None: it is not kept."""
+        found = self._rows("SELECT at FROM conversations WHERE id = ?", conversation)
+        return found[0][0] if found else None
 
     def conversations(self) -> list[ConversationInfo]:
         """All that are kept, the newest first."""
@@ -286,99 +320,99 @@ class HistoryStore:
     # What its owner made of it
 
     def approve(
-        self, conversation: str, position: int | None = None, *, origin: Origin = "thumb"
+        self, conversation: str, turn: int | None = None, *, origin: Origin = "thumb"
     ) -> str:
         """Make an example of an answer as it is; returns the example's id.
 
         Args:
-            position: of the answer among the turns; None: the last one.
+            turn: which answer, counted from one as its owner saw them: what came between one of
+                the owner's messages and the next, calls and their results too; None: the last.
 
         Raises:
             DataError: no such conversation or answer.
         """
-        place, messages = self._answer(conversation, position)
-        said = messages[place]
+        turn, messages = self._answer(conversation, turn)
+        *asked, said = messages
         answer = "\n".join(map(render, said.calls)) if said.calls else said.content
-        return self._put(conversation, place, origin, messages[:place], answer)
+        return self._put(conversation, turn, origin, asked, answer)
 
-    def correct(
-        self, conversation: str, answer: str | ToolCall, position: int | None = None
-    ) -> str:
+    def correct(self, conversation: str, answer: str | ToolCall, turn: int | None = None) -> str:
         """Make an example of a request with the answer that should have come; returns its id.
 
         Raises:
             DataError: as `approve`; or an answer that is empty.
         """
-        place, messages = self._answer(conversation, position)
+        turn, messages = self._answer(conversation, turn)
         call = answer if isinstance(answer, ToolCall) else parse(answer)
         text = render(call) if call is not None else str(answer)
         if not text.strip():
             raise DataError("the correction is empty; give the answer that should have come")
-        return self._put(conversation, place, "correction", messages[:place], text)
+        return self._put(conversation, turn, "correction", messages[:-1], text)
 
-    def reject(self, conversation: str, position: int | None = None) -> None:
+    def reject(self, conversation: str, turn: int | None = None) -> None:
         """An answer was bad: what was made an example of it is none any more.
 
         Raises:
             DataError: as `approve`.
         """
-        place, _ = self._answer(conversation, position)
+        turn, _ = self._answer(conversation, turn)
         found = self._rows(
-            "SELECT id FROM examples WHERE conversation = ? AND position = ?", conversation, place
+            "SELECT id FROM examples WHERE conversation = ? AND turn = ?", conversation, turn
         )
         self.forget([one for (one,) in found])
 
-    def _answer(self, conversation: str, position: int | None) -> tuple[int, tuple[Message, ...]]:
+    def _answer(self, conversation: str, turn: int | None) -> tuple[int, tuple[Message, ...]]:
+        """Which answer it is, counted from one, and all messages up to it."""
         messages = self.messages(conversation)
-        answers = [place for place, one in enumerate(messages) if one.role == "assistant"]
-        place = (answers[-1] if answers else -1) if position is None else position
-        if place not in answers or place == 0:
+        places: dict[int, int] = {}  # of each answer's last turn
+        asked = 0
+        for place, one in enumerate(messages):
+            asked += one.role == "user"
+            if one.role == "assistant" and asked:
+                places[asked] = place
+        wanted = max(places, default=0) if turn is None else turn
+        if wanted not in places:
             raise DataError(
-                f"turn {position} of conversation {conversation} is no answer to a request; "
-                f"answers stand at {', '.join(map(str, answers)) or 'none'}"
+                f"answer {wanted} of conversation {conversation} is not there to be judged; "
+                f"kept are the answers {', '.join(map(str, places)) or 'none'}"
             )
-        return place, messages
+        return wanted, messages[: places[wanted] + 1]
 
     def _put(
-        self,
-        conversation: str,
-        place: int,
-        origin: Origin,
-        messages: Sequence[Message],
-        answer: str,
+        self, conversation: str, turn: int, origin: Origin, messages: Sequence[Message], answer: str
     ) -> str:
         id = secrets.token_hex(8)
         said = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
         with self.step():
             old = self._rows(
-                "SELECT id, messages, answer FROM examples WHERE conversation = ? AND position = ?",
+                "SELECT id, messages, answer FROM examples WHERE conversation = ? AND turn = ?",
                 conversation,
-                place,
+                turn,
             )
             if old and old[0][1:] == (said, answer):
                 return str(old[0][0])  # said twice
             self._drop([one for one, *_ in old])
             self.connection.execute(
                 "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (id, conversation, place, origin, said, answer, time.time()),
+                (id, conversation, turn, origin, said, answer, time.time()),
             )
         return id
 
     def examples(self, conversation: str | None = None) -> list[KeptExample]:
         """All examples, or those of one conversation, the oldest first."""
         found = self._rows(
-            "SELECT id, conversation, position, origin, messages, answer, at FROM examples"
+            "SELECT id, conversation, turn, origin, messages, answer, at FROM examples"
             " WHERE ?1 IS NULL OR conversation = ?1 ORDER BY at, id",
             conversation,
         )
         holds = {name: self.consent_of(name) for name in {row[1] for row in found}}
         return [
             KeptExample(
-                id=id, conversation=where, position=place, origin=origin,
+                id=id, conversation=where, turn=turn, origin=origin,
                 messages=tuple(from_json(one) for one in json.loads(said)),
                 answer=answer, at=at, consent=holds[where],
             )
-            for id, where, place, origin, said, answer, at in found
+            for id, where, turn, origin, said, answer, at in found
         ]  # fmt: skip
 
     # Consent
@@ -420,16 +454,19 @@ class HistoryStore:
     def consent_of(self, conversation: str) -> str:
         """What a conversation may train: the least of what was said about all that it is of.
 
-        A conversation of which nothing was said is as its source; a source of which nothing was
-        said, forbids nothing; a collection of which nothing was said, never trains.
+        A conversation of which nothing was said is as its first source; of all sources that said
+        something in it, one of which nothing was said forbids nothing; a collection of which
+        nothing was said, never trains.
         """
         said = {(kind, name): where for kind, name, where in self.consents()}
         [(source,)] = self._rows("SELECT source FROM conversations WHERE id = ?", conversation)
         used = self._rows("SELECT collection FROM uses WHERE conversation = ?", conversation)
-        by_source = said.get(("source", source))
-        own = said.get(("conversation", conversation), by_source or NEVER)
+        spoke = self._rows("SELECT source FROM sources WHERE conversation = ?", conversation)
+        by_first = said.get(("source", source), NEVER)
+        by_sources = [said[one] for (name,) in spoke if (one := ("source", name)) in said]
+        own = said.get(("conversation", conversation), by_first)
         limits = [own, *(said.get(("collection", name), NEVER) for (name,) in used)]
-        return least([*limits, *([by_source] if by_source else [])])
+        return least([*limits, *by_sources])
 
     # What was trained, and what was forgotten
 

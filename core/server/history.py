@@ -20,7 +20,7 @@ CALL = Record({"name": named, "arguments": mapping}, ["name", "arguments"])
 FEEDBACK = Record(
     {
         "conversation": named,
-        "turn": number(int, 0, 1 << 20),
+        "turn": number(int, 1, 1 << 20),  # of the answers, as the owner saw them
         "verdict": only("up", "down", "corrected"),
         "answer": text,
         "call": CALL,

@@ -164,8 +164,10 @@ function App() {
       return "";
     }
   };
-  const verdictOn = (turn) => {
+  // answers are counted by what was asked: each may hold calls, which are turns of their own there
+  const verdictOn = (index) => {
     if (!Object.keys(kept.destinations).length) return null;
+    const turn = messages.slice(0, index).filter(({ role }) => role === "user").length;
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
   const remember = (text, turn) =>

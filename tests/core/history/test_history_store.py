@@ -43,7 +43,7 @@ def test_a_conversation_is_kept_as_it_stands_now_and_by_its_owner_alone(
 
 def test_nothing_trains_by_default_whatever_was_approved(store: HistoryStore) -> None:
     store.approve("evening")
-    store.correct("evening", LAMP, position=1)
+    store.correct("evening", LAMP, turn=1)
     assert [one.consent for one in store.examples()] == [NEVER, NEVER]
     assert not any(one.may_train(where) for one in store.examples() for where in (PERSONAL, FED))
 
@@ -93,15 +93,71 @@ def test_two_federations_share_nothing_but_the_owners_adapter() -> None:
 def test_a_thumb_takes_the_answer_as_it_is_and_a_correction_the_right_one(
     store: HistoryStore,
 ) -> None:
-    first = store.approve("evening", 3)
+    first = store.approve("evening", 2)
     second = store.correct("evening", LAMP, 1)
     found = {one.id: one for one in store.examples("evening")}
     assert found[first].answer == "you are welcome"
     assert [one.content for one in found[first].messages] == ["lamp on", "hm", "thanks"]
     assert (found[second].answer, found[second].origin) == (render(LAMP), "correction")
-    assert store.approve("evening", 3) == first  # said twice
+    assert store.approve("evening", 2) == first  # said twice
     assert store.correct("evening", '{"arguments": {"name": "lamp"}, "name": "HassTurnOn"}', 1)
     assert {one.answer for one in store.examples()} == {"you are welcome", render(LAMP)}
+
+
+@pytest.mark.parametrize("calls", [(), (LAMP,)], ids=["words alone", "a tool was used"])
+def test_a_verdict_is_on_the_answer_that_its_owner_saw(
+    store: HistoryStore, calls: tuple[ToolCall, ...]
+) -> None:
+    called = [Message("assistant", "", calls), Message("tool", "SECRET")] if calls else []
+    later = said("lamp on", "the lamp is on", "why is the sky blue?", "Rayleigh.")
+    store.keep("talk", [later[0], *called, *later[1:]], source="page")
+    store.approve("talk", 2)
+    [example] = store.examples("talk")
+    assert (example.turn, example.messages[-1], example.answer) == (2, later[2], "Rayleigh.")
+    store.correct("talk", "Scattering.", 2)
+    assert [one.answer for one in store.examples("talk")] == ["Scattering."]
+    store.reject("talk", 1)
+    assert len(store.examples("talk")) == 1
+    store.reject("talk", 2)
+    assert store.examples("talk") == []
+
+
+def test_an_answer_stays_the_same_one_when_its_tools_results_are_sent_along(
+    store: HistoryStore,
+) -> None:
+    asked, words = said("lamp on", "it is on")
+    store.keep("talk", [asked, Message("assistant", "it is on", (LAMP,))], source="page")
+    store.approve("talk", 1)
+    whole = [asked, Message("assistant", "", (LAMP,)), Message("tool", "done"), words]
+    store.keep("talk", whole, source="page")
+    store.reject("talk", 1)
+    assert store.examples("talk") == []
+
+
+def test_examples_of_version_1_are_called_by_their_answers_number(tmp_path: Path) -> None:
+    old = HistoryStore(tmp_path)
+    old.keep("talk", said("a", "b", "c", "d"), source="page")
+    first, second = old.approve("talk", 1), old.approve("talk", 2)
+    old.connection.execute("ALTER TABLE examples RENAME COLUMN turn TO position")
+    for id, place in ((second, 3), (first, 1)):
+        old.connection.execute("UPDATE examples SET position = ? WHERE id = ?", (place, id))
+    old.connection.execute("DROP TABLE sources")
+    old.connection.execute("PRAGMA user_version = 1")
+    old.close()
+    store = HistoryStore(tmp_path)
+    assert {one.id: one.turn for one in store.examples()} == {first: 1, second: 2}
+    store.consent("source", "page", FED)
+    assert store.consent_of("talk") == FED
+    store.close()
+    assert len(HistoryStore(tmp_path).examples()) == 2
+
+
+def test_all_who_said_something_in_a_conversation_limit_it(store: HistoryStore) -> None:
+    store.consent("source", "mailbot", NEVER)
+    store.consent("conversation", "evening", PERSONAL)
+    assert store.consent_of("evening") == PERSONAL
+    store.keep("evening", said("the mail bot's text", "b"), source="mailbot")
+    assert store.consent_of("evening") == NEVER
 
 
 def test_a_bad_answer_is_no_example_any_more(store: HistoryStore) -> None:
@@ -110,10 +166,10 @@ def test_a_bad_answer_is_no_example_any_more(store: HistoryStore) -> None:
     assert store.examples() == []
 
 
-@pytest.mark.parametrize("position", [0, 2, 9])
-def test_only_answers_are_judged(store: HistoryStore, position: int) -> None:
-    with pytest.raises(DataError, match="is no answer to a request; answers stand at 1, 3"):
-        store.approve("evening", position)
+@pytest.mark.parametrize("turn", [0, 3, 9])
+def test_only_answers_are_judged(store: HistoryStore, turn: int) -> None:
+    with pytest.raises(DataError, match="is not there to be judged; kept are the answers 1, 2"):
+        store.approve("evening", turn)
     with pytest.raises(DataError, match="no conversation 'morning' is kept here"):
         store.approve("morning")
     assert store.examples() == []
@@ -139,7 +195,7 @@ def test_what_is_forgotten_is_in_no_byte_of_the_folder(store: HistoryStore, tmp_
 def test_adapters_that_learned_what_was_forgotten_are_marked(
     store: HistoryStore, tmp_path: Path
 ) -> None:
-    kept, gone = store.approve("evening", 3), store.correct("evening", LAMP, 1)
+    kept, gone = store.approve("evening", 2), store.correct("evening", LAMP, 1)
     store.note_trained(FED, [kept, gone])
     store.note_adapter("shared", FED)
     store.note_trained("other", [kept])

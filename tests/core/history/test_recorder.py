@@ -71,3 +71,14 @@ async def test_an_answer_that_broke_off_is_not_kept(tmp_path: Path) -> None:
     store = HistoryStore(tmp_path)
     await keep(store, [Text("The lamp")])
     assert store.conversations() == []
+
+
+async def test_what_is_forgotten_while_it_is_answered_does_not_come_back(tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path)
+    for forgotten in (False, True):
+        store.keep("evening", [Message("user", "Kestrel"), Message("assistant", "ok")], source="a")
+        async with aclosing(recorded(store, REQUEST, "page", play(Text("on"), END))) as events:
+            async for event in events:
+                if forgotten and isinstance(event, Text):
+                    store.forget_conversation("evening")
+        assert [info.id for info in store.conversations()] == ["evening"] * (not forgotten)
