@@ -164,6 +164,7 @@ class Synchronous:
         self.gathered = False  # the minimum was there once
         # who was asked in vain, in an earlier attempt of a round
         self.silent: tuple[int, frozenset[str]] = (0, frozenset())
+        self.claims = set[str]()  # who last said that its privacy budget is used up
 
     def start(self) -> None:
         """As `RoundScheduler`."""
@@ -237,7 +238,8 @@ class Synchronous:
         """Let the cohort work; return who is ready to contribute.
 
         Raises:
-            BudgetError: too few, because members have used up their privacy budget.
+            BudgetError: too few, because members have used up their privacy budget, by the
+                coordinator's own account or by the word of more than a third of the roster.
         """
         attempt, policy = self.attempt, self.attempt.policy
         number, timeout_s = attempt.logbook.state.round + 1, policy.recipe.work_timeout_s
@@ -247,12 +249,17 @@ class Synchronous:
         for reply in attempt.model.ask(kind, order, cohort, round_id, timeout_s):
             if answers.take(reply):
                 attempt.on_event(ReadyEvent(round=number, party=reply.sender))
-            elif reply.payload == messages.SPENT and policy.privacy.on:
+            elif reply.payload == messages.SPENT and policy.privacy.on and kind == messages.TRAIN:
                 spent.append(reply.sender)
         ready, need = len(answers.ready), policy.needed(len(order.cohort))
         before = self.silent[1] if self.silent[0] == round_id.round else frozenset()
         self.silent = (round_id.round, before | set(cohort).difference(answers.ready))
-        if ready < need <= ready + len(spent):
+        self.claims = self.claims.difference(answers.ready).union(spent)
+        for name in spent:
+            doubt(name, self.accountant)
+        if ready < need <= ready + len(spent) and (
+            not self.accountant.affords() or enough_claim(policy, self.claims)
+        ):
             raise BudgetError(
                 f"{len(spent)} of {len(cohort)} members have used up their privacy budget, "
                 f"{ready} have not, need {need}; "
@@ -342,6 +349,8 @@ class Buffered:
         self.asked = dict[str, float]()
         # members without enough of their privacy budget for one more group
         self.spent = set[str]()
+        # who says so, against the coordinator's own account
+        self.claims = set[str]()
         # Member → version of its contribution, and whom it signed for in earlier sums from that
         # version's adapter.
         self.before = dict[str, tuple[int, Sets]]()
@@ -431,10 +440,11 @@ class Buffered:
             BudgetError: too few members can go on.
         """
         for reply in self.outbox.collect(POLL_S):
-            self.news_at = self.waiting.clock.now()
             if reply.payload == messages.SPENT and self.policy.privacy.on:
-                self.note_spent([reply.sender])
-            elif self.attempt.model.worked(reply):
+                self.note_claim(reply.sender)
+                continue
+            self.news_at = self.waiting.clock.now()
+            if self.attempt.model.worked(reply):
                 self.note_offer(reply)
             elif self.attempt.model.at_once(reply.sender):
                 self.asked.pop(reply.sender, None)
@@ -456,6 +466,7 @@ class Buffered:
             )  # fmt: skip
             return
         self.asked.pop(reply.sender, None)
+        self.claims.discard(reply.sender)
         if self.is_fresh(version):
             self.offers[reply.sender] = Offer(version, *told)
             event = OfferedEvent(round=known + 1, party=reply.sender, version=version)
@@ -586,6 +597,20 @@ class Buffered:
         self.before |= {name: (versions[name], sets) for name, sets in answers.before.items()}
         return answers
 
+    def note_claim(self, name: str) -> None:
+        """A member says that it is spent: silence, and asked again, unless its account here says so
+        too, or more than a third of the roster does.
+
+        Raises:
+            BudgetError: as `note_spent`.
+        """
+        if not doubt(name, self.accountants.of(name)):
+            self.note_spent([name])
+            return
+        self.claims.add(name)
+        if enough_claim(self.policy, self.claims):
+            self.note_spent(sorted(self.claims))
+
     def note_spent(self, names: list[str]) -> None:
         """Ask these no more.
 
@@ -658,6 +683,22 @@ class Buffered:
             everybody = len(self.policy.members)
             event = WaitingEvent(present=there, minimum=need, roster=everybody, ready=ready)
             self.attempt.on_event(event)
+
+
+def doubt(name: str, accountant: PrivacyAccountant) -> bool:
+    """Could the member still pay, by the coordinator's account, though it says that it cannot?"""
+    if able := accountant.affords():
+        logger.warning(
+            "%s says that its privacy budget is used up; by the account kept here it is not", name
+        )
+    return able
+
+
+def enough_claim(policy: Policy, claims: Collection[str]) -> bool:
+    """Do more than a third of the roster say that they are spent? So many are believed against the
+    coordinator's account, which may have been lost; fewer could end a run with a lie.
+    """
+    return 3 * len(claims) > len(policy.members)
 
 
 def ranking(policy: Policy, round_id: RoundId) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from quietchoir.federation.aggregation.update import (
     noise_of,
     seed_of,
 )
+from quietchoir.federation.events import AbortedEvent
 from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
@@ -27,8 +28,16 @@ from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
+from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.events import tables
-from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, clients, coordinator, house
+from quietchoir.tests.fakes.federation import (
+    FixedLearner,
+    SilentLink,
+    TickingClock,
+    clients,
+    coordinator,
+    house,
+)
 from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
 SIZE = 256
@@ -369,6 +378,67 @@ def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     report = coordinator(home, members, SIZE).run()
     assert report.history[0]["parties"] == ["ann", "ben", "cat", "dan"]
     assert members["eve"].learner.trained == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("liars", [0, 1, 2])
+def test_one_member_that_claims_to_be_spent_does_not_end_a_run_and_more_than_a_third_do(
+    liars: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = private("masked", members=5, epsilon=1000.0, recipe={"rounds": 2, "attempts": 2})
+    members = clients(home, SIZE)
+    for name in ("eve", "dan")[:liars]:
+        members[name].answer = claiming(members[name].answer)  # type: ignore[method-assign, assignment]
+    away = {"cat"}  # for the first attempt: four of five are needed
+    link = SilentLink(
+        {name: client.handle for name, client in members.items()},
+        lambda name, message: name in away,
+    )
+    run = coordinator(home, members, SIZE, link=link, on_event=lambda event: ended(event, away))
+    report = run.run()
+    if liars == 2:
+        assert report.rounds == 0 and "2 of 5 members have used up" in report.stopped
+    else:
+        assert (report.rounds, report.stopped) == (2, "")
+        assert len(report.history[0]["parties"]) == 4
+    assert ("eve says that its privacy budget is used up" in caplog.text) == bool(liars)
+
+
+def claiming(
+    honest: Callable[[messages.Task], bytes], times: int = 1000
+) -> Callable[[messages.Task], bytes]:
+    """A member that says, whenever it is to train, that it cannot pay for it."""
+    left = iter(range(times))
+
+    def answer(task: messages.Task) -> bytes:
+        lies = task.stage == messages.TRAIN and next(left, None) is not None
+        return messages.SPENT if lies else honest(task)
+
+    return answer
+
+
+def ended(event: Any, away: set[str]) -> None:
+    """Who was away is back once an attempt has failed."""
+    if isinstance(event, AbortedEvent):
+        away.clear()
+
+
+@pytest.mark.parametrize("liars", [("eve",), ("eve", "dan")])
+def test_a_buffered_run_goes_on_without_a_false_word_of_one_and_ends_at_that_of_a_third(
+    liars: tuple[str, ...],
+) -> None:
+    table = {"privacy": dataclasses.replace(PRIVATE, mechanism="skellam", epsilon=1000.0)}
+    home = buffered(
+        5, bits=16, schedule={"buffer": 5}, recipe={"rounds": 1}, tables=table, min_cohort=4
+    )
+    members = clients(home, SIZE)
+    for name in liars:  # each twice, and is asked again in time
+        members[name].answer = claiming(members[name].answer, 2)  # type: ignore[method-assign, assignment]
+    report = run_of(home, members, clock=TickingClock()).run()
+    if len(liars) == 1:
+        assert (report.rounds, report.stopped) == (1, "")
+        assert report.history[0]["parties"] == ["ann", "ben", "cat", "dan", "eve"]
+    else:
+        assert report.rounds == 0 and "2 of 5 members have used up" in report.stopped
 
 
 def rehearsal(size: int) -> Callable[[str], SyntheticLearner]:
