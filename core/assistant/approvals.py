@@ -3,8 +3,9 @@
 Knows the owner's rules, what a tool's call does, and conversations by the names that clients give
 them. Knows nothing of models, plugins or HTTP.
 Always: a question that is not answered in time is a refusal. Where foreign text stands in a
-conversation, nothing is changed without a yes that was given in it; after private data was read,
-nothing reaches outside without a yes that is younger.
+conversation, nothing is changed without a yes that was given in it, and each call that reaches
+outside needs a yes of its own. A conversation that holds answers and that this process has not seen
+begin counts as one with foreign text.
 Not covered: what the owner's yes allows; a client that answers its own questions.
 """
 
@@ -20,19 +21,29 @@ from ..errors import ApprovalError
 from ..toolcall import ToolCall
 from .tools import ToolInfo
 
-REMEMBERED = 1_024  # conversations whose grants are known
-SHOWN = 200  # characters of one argument in a question
+REMEMBERED = 1_024  # conversations that are known
+SHOWN = 200  # characters of one argument in a question; of a fact, all
+# Offered where a conversation uses memory, unless `tools.never` names it; whatever else the owner's
+# rules say, each fact is asked first.
+REMEMBER = ToolInfo(
+    "remember",
+    "Remembers one lasting fact that the user told about themselves",
+    {
+        "type": "object",
+        "properties": {"fact": {"type": "string", "description": "one sentence"}},
+        "required": ["fact"],
+        "additionalProperties": False,
+    },
+)
 Verdict = Rule  # of one call: "allow", "ask" or "never"
 
 
 @dataclass(slots=True)
 class Conversation:
-    """What was allowed in one conversation, and what was read."""
+    """What was allowed in one conversation, and whether text of others stands in it."""
 
     rules: dict[str, Rule] = field(default_factory=dict)  # tool → what its owner said here
-    given: dict[str, int] = field(default_factory=dict)  # tool → `reads` when he said it
-    reads: int = 0  # how often private data came into it
-    foreign: bool = False  # text that others wrote stands in it
+    clean: bool = False  # seen from its beginning, and no tool or document brought text since
 
 
 @dataclass(slots=True)
@@ -63,21 +74,15 @@ class Approvals:
 
         Args:
             confident: calls of this probability were right, by the adapter's calibration.
-            foreign: text that neither owner nor model wrote stands before the model.
+            foreign: text that neither owner nor model wrote may stand before the model
+                (`is_foreign`).
         """
         known = self._conversations.get(conversation) or Conversation()
-        foreign = foreign or known.foreign
         own = known.rules.get(tool.name)
         rule = own or self.rule(tool)
         if rule in ("never", "ask"):
             return rule
-        if tool.effect == "read":
-            return "allow"
-        if tool.effect == "outside":
-            fresh = own is not None and known.given[tool.name] == known.reads
-            unread = own is None and not foreign and not known.reads
-            return "allow" if fresh or unread else "ask"
-        if own is not None:
+        if tool.effect == "read" or (own is not None and tool.effect != "outside"):
             return "allow"
         return "allow" if not foreign and (rule == "allow" or confident) else "ask"
 
@@ -95,11 +100,25 @@ class Approvals:
         }
         return named.get(tool.name) or by_effect[tool.effect]
 
+    def is_foreign(self, conversation: str, *, continued: bool) -> bool:
+        """Whether text of others may stand in a conversation that is now answered.
+
+        Args:
+            continued: it holds an answer already. One that this process has not seen begin (it has
+                no name, or was begun before a restart or very many others) may hold anything then.
+        """
+        if conversation and not continued and conversation not in self._conversations:
+            self._conversation(conversation).clean = True
+        known = self._conversations.get(conversation)
+        if known is None:
+            return continued
+        self._conversations.move_to_end(conversation)
+        return not known.clean
+
     def read(self, conversation: str) -> None:
-        """Private data, which others may have written, came into the conversation."""
+        """Text that others may have written came into the conversation."""
         if conversation:
-            known = self._conversation(conversation)
-            known.reads, known.foreign = known.reads + 1, True
+            self._conversation(conversation).clean = False
 
     @contextmanager
     def ask(self, call: ToolCall, tool: ToolInfo, conversation: str) -> Iterator[Question]:
@@ -135,7 +154,8 @@ class Approvals:
         """Answer a question.
 
         Args:
-            remember: the same holds for this tool in the rest of the conversation.
+            remember: the same holds for this tool in the rest of the conversation; except a yes to
+                what reaches outside, which is for one call, as what that brings back is foreign.
 
         Raises:
             ApprovalError: no such question is open, or its client names no conversation in which
@@ -153,9 +173,9 @@ class Approvals:
                     "this conversation has no name, so an answer cannot be remembered in it; send "
                     "metadata.conversation with the request, or answer without `remember`"
                 )
-            known = self._conversation(question.conversation)
-            known.rules[question.tool.name] = "allow" if approved else "never"
-            known.given[question.tool.name] = known.reads
+            if not approved or question.tool.effect != "outside":
+                known = self._conversation(question.conversation)
+                known.rules[question.tool.name] = "allow" if approved else "never"
         question.answer.set_result(approved)
 
     def _conversation(self, name: str) -> Conversation:
@@ -173,7 +193,9 @@ def question_of(call: ToolCall, tool: ToolInfo) -> str:
     """
     what = " ".join(tool.description.split()).rstrip(".") or call.name
     given = [
-        f"{key} {shown(value)}" for key, value in call.arguments.items() if value not in (None, "")
+        f"{key} {shown(value, None if tool is REMEMBER else SHOWN)}"
+        for key, value in call.arguments.items()
+        if value not in (None, "")
     ]
     if given:
         return f"{what}: {', '.join(given)}. Shall I?"
@@ -182,7 +204,7 @@ def question_of(call: ToolCall, tool: ToolInfo) -> str:
     return f"{what}. Shall I?"
 
 
-def shown(value: object) -> str:
-    """One argument in a question, cut where it is long."""
+def shown(value: object, most: int | None) -> str:
+    """One argument in a question, cut behind `most` characters."""
     text = value if isinstance(value, str) else str(value)
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+    return repr(text if len(text) <= (most or len(text)) else text[:most] + "…")

@@ -31,7 +31,7 @@ from ..errors import (
 from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
-from .approvals import Approvals
+from .approvals import REMEMBER, Approvals
 from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, calls_in, format_of
 from .citations import (
     MOST_PASSAGES,
@@ -66,18 +66,6 @@ ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
-# Offered where a conversation uses memory, unless `tools.never` names it; whatever else the owner's
-# rules say, each fact is asked first.
-REMEMBER = ToolInfo(
-    "remember",
-    "Remembers one lasting fact that the user told about themselves",
-    {
-        "type": "object",
-        "properties": {"fact": {"type": "string", "description": "one sentence"}},
-        "required": ["fact"],
-        "additionalProperties": False,
-    },
-)
 Remember = Callable[
     [str, str, int, str], object
 ]  # a fact, its conversation, its turn, what was said
@@ -246,6 +234,8 @@ class Assistant:
             RequestError: a tool is demanded that is not on offer, or a form of the answer beside.
         """
         citations: tuple[Citation, ...] = ()
+        continued = any(message.role == "assistant" for message in ask.messages)
+        tainted = self.approvals.is_foreign(ask.conversation, continued=continued)
         question = next((m.content for m in reversed(ask.messages) if m.role == "user"), "")
         if ask.collections:
             citations = await asyncio.to_thread(self._cite, ask)
@@ -266,6 +256,7 @@ class Assistant:
             form=form,
             constraint=self._constraint(ask, known, form),
             foreign=bool(citations)
+            or (tainted and not self._is_shown_alone(ask))
             or any(message.foreign or message.role == "tool" for message in messages),
             citations=citations,
             question=question,
@@ -374,7 +365,7 @@ class Assistant:
             result = await (
                 self._remember(turn, call) if tool is REMEMBER else self._carry_out(call)
             )
-            if tool.effect != "write":
+            if tool is not REMEMBER:  # whatever a tool does, others wrote what it brings
                 turn.foreign = True
                 self.approvals.read(turn.ask.conversation)
         else:
@@ -567,9 +558,14 @@ class Assistant:
         idle = prompt.answers == "tool_call" and not known
         if idle or any(message.role == "system" for message in ask.messages):
             return ask.messages
-        alone = prompt.turns == "last" and ask.messages[-1].role == "user"
         head = (Message("system", prompt.system),) if prompt.system else ()
-        return (*head, *(ask.messages[-1:] if alone else ask.messages))
+        return (*head, *(ask.messages[-1:] if self._is_shown_alone(ask) else ask.messages))
+
+    def _is_shown_alone(self, ask: ChatRequest) -> bool:
+        """Whether the newest question is all that stands before the model, and nothing earlier."""
+        system = any(message.role == "system" for message in ask.messages)
+        last = self._prompt_format(ask).turns == "last"
+        return last and not system and ask.messages[-1].role == "user"
 
     def _is_meant(self, turn: Turn, call: ToolCall) -> bool:
         """Whether a call is the model's own; one that stands in what it was given is quoted."""

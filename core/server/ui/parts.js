@@ -247,9 +247,10 @@ function Approval({ approval, onApprove }) {
     <div class="choices">
       <button class="yes" disabled=${said} onClick=${() => answer(true, false)}>Yes</button>
       <button disabled=${said} onClick=${() => answer(false, false)}>No</button>
-      <button disabled=${said} onClick=${() => answer(true, true)}>
-        Yes, in this conversation
-      </button>
+      ${approval.effect !== "outside" && html`
+        <button disabled=${said} onClick=${() => answer(true, true)}>
+          Yes, in this conversation
+        </button>`}
     </div>
   </div>`;
 }

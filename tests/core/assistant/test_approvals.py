@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.assistant.approvals import Approvals
+from quietchoir.core.assistant.approvals import REMEMBER, REMEMBERED, Approvals
 from quietchoir.core.assistant.tools import Effect, ToolInfo
 from quietchoir.core.config import Rule, ToolsConfig
 from quietchoir.core.errors import ApprovalError
@@ -61,9 +61,32 @@ def test_foreign_text_makes_the_laxest_file_ask(effect: Effect) -> None:
     approvals = Approvals(ToolsConfig(write="allow", outside="allow"))
     assert verdict(approvals, effect) == "allow"
     assert verdict(approvals, effect, foreign=True) == "ask"
+
+
+def test_a_conversation_that_was_read_in_or_not_seen_to_begin_is_foreign() -> None:
+    approvals = Approvals()
+    assert not approvals.is_foreign("c", continued=False)
+    assert not approvals.is_foreign("c", continued=True)
     approvals.read("c")
-    assert verdict(approvals, effect) == "ask"
-    assert verdict(approvals, effect, "another") == "allow"
+    assert approvals.is_foreign("c", continued=True) and approvals.is_foreign("c", continued=False)
+    assert not approvals.is_foreign("another", continued=False)
+    assert approvals.is_foreign("", continued=True) and not approvals.is_foreign(
+        "", continued=False
+    )
+    restarted = Approvals()
+    assert restarted.is_foreign("another", continued=True)
+
+
+async def test_neither_a_flood_of_conversations_nor_a_yes_makes_an_unknown_one_clean() -> None:
+    approvals = Approvals()
+    approvals.is_foreign("c", continued=False)
+    approvals.read("c")
+    for number in range(REMEMBERED):
+        approvals.is_foreign(f"other {number}", continued=False)
+    assert approvals.is_foreign("c", continued=True)
+    await answered(approvals, "write", yes=True)
+    assert approvals.is_foreign("c", continued=True)
+    assert not approvals.is_foreign(f"other {REMEMBERED - 1}", continued=True)
 
 
 async def answered(approvals: Approvals, effect: Effect, yes: bool, remember: bool = True) -> None:
@@ -81,13 +104,12 @@ async def test_a_remembered_yes_holds_in_its_conversation_and_nowhere_else() -> 
     assert verdict(approvals, "write") == "never"
 
 
-async def test_a_yes_for_going_outside_ends_with_the_next_private_text() -> None:
+async def test_a_yes_for_going_outside_is_for_one_call_and_a_no_is_remembered() -> None:
     approvals = Approvals()
-    approvals.read("c")
     await answered(approvals, "outside", yes=True)
-    assert verdict(approvals, "outside") == "allow"
-    approvals.read("c")
     assert verdict(approvals, "outside") == "ask"
+    await answered(approvals, "outside", yes=False)
+    assert verdict(approvals, "outside") == "never"
 
 
 async def test_a_yes_that_is_not_remembered_is_for_one_call() -> None:
@@ -155,3 +177,10 @@ async def test_a_question_spells_the_call_out(
 ) -> None:
     with Approvals().ask(call, tool(**schema), "") as question:
         assert question.text == words
+
+
+async def test_a_fact_is_shown_whole_before_it_is_kept_and_other_long_arguments_are_cut() -> None:
+    long = ToolCall("t", {"fact": "I like tea" + " and biscuits" * 30 + ". And evil."})
+    for asked, whole in ((REMEMBER, True), (tool(), False)):
+        with Approvals().ask(long, asked, "") as question:
+            assert ("And evil." in question.text) is whole
