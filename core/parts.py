@@ -19,9 +19,12 @@ from .errors import MissingPartError
 # Extra → the modules that it brings and that the product imports. What is not here comes with the
 # plain package.
 EXTRAS = {
-    "train": ("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
+    "train": (
+        *("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
+        *("detect_secrets", "faker", "phonenumbers", "pyap", "stdnum"),
+    ),
     "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "prometheus_client", "uvicorn"),
-    "documents": ("sqlcipher3", "mammoth", "openpyxl", "pypdf"),
+    "documents": ("sqlcipher3", "mammoth", "openpyxl", "pypdf", "markdown_it"),
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),

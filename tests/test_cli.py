@@ -48,8 +48,8 @@ def test_help_loads_nothing_heavy() -> None:
 def test_ctrl_c_while_the_verbs_are_loaded_is_a_sentence() -> None:
     script = (
         "import sys, signal; from quietchoir import cli, core;"
-        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': staticmethod("
-        "lambda name, *_: name == 'quietchoir.commands' and signal.raise_signal(signal.SIGINT))})"
+        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': staticmethod(lambda name, *_: "
+        "signal.raise_signal(signal.SIGINT) if name == 'quietchoir.commands' else None)})"
         "); sys.exit(cli.main(['doctor']))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

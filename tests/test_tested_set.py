@@ -22,8 +22,14 @@ from quietchoir.core.errors import MissingPartError
 ROOT = Path(__file__).resolve().parent.parent
 TOOL: dict[str, Any] = runpy.run_path(str(ROOT / ".ci" / "tested_set.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-MODULES = {"llama_cpp_python": "llama_cpp"}  # where a module is not called as its distribution
-BROUGHT = {"openvino": "openvino_genai"}  # comes with another that is asked for
+MODULES = {
+    "llama_cpp_python": "llama_cpp",
+    "markdown_it_py": "markdown_it",
+    "pyap2": "pyap",
+    "python_stdnum": "stdnum",
+}  # where a module is not called as its distribution
+# comes with another that is asked for
+BROUGHT = {"openvino": "openvino_genai"}
 SET = (ROOT / "constraints.txt").read_text("utf-8")
 
 

@@ -138,7 +138,7 @@ class Calibrations:
                 self._stamp = stamp
         except FileNotFoundError:
             self._known = {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             logger.error("%s: cannot be read (%s); every call is asked before", self.path, error)
             self._known = {}
         return self._known

@@ -191,7 +191,7 @@ def value_of(text: str) -> Any:
     """A value that was written without quotes: JSON where it is that, else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -36,7 +36,12 @@ BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20
 
 
 class Nothing:
-    """No adapters."""
+    """No adapters, no model."""
+
+    def encode(self, text: str) -> list[int]:
+        """No tokens."""
+        del text
+        return []
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """None."""
@@ -138,7 +143,7 @@ def opens_to_all(_token: str, _host: str, _hosts: Any = ()) -> Any:
 def parts() -> app.Parts:
     """A node that serves nobody's model."""
     switch = AdapterSwitch("smollm2-decoy", cast(Any, None), cast(Any, Nothing()))
-    assistant = Assistant(cast(Any, None), cast(Any, None), NoTools(), context=64)
+    assistant = Assistant(cast(Any, None), cast(Any, Nothing()), NoTools(), context=64)
     return app.Parts(assistant=assistant, adapters=switch, token=TOKEN)
 
 

@@ -138,7 +138,7 @@ class Played:
         """Its answer."""
         return "done \ud800", True
 
-    terms = mock.Mock(id=PLUGIN)
+    manifest = mock.Mock(id=PLUGIN)
 
 
 def untraced(kind: type[PluginHost]) -> Result:

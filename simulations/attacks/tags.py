@@ -395,9 +395,9 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         check, whole = attempt.aggregation.check, shown[0].copy()  # type: ignore[attr-defined]
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
-        terms, policy = attempt.aggregation.context.terms, scene.policy  # type: ignore[attr-defined]
+        told, policy = attempt.aggregation.context.sum_context, scene.policy  # type: ignore[attr-defined]
         digest = attested_sum.digest_of(whole)
-        said = attested_sum.statement(policy, attempt.round_id, digest, check.survivors, terms)
+        said = attested_sum.statement(policy, attempt.round_id, digest, check.survivors, told)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
         return whole, tag.combine(check.key, whole, check.survivors)
 

@@ -24,7 +24,7 @@ def sequence(
     return Sequence(
         GenerationRequest(
             prompt=(first,) + (7,) * (prompt - 1),
-            sampling_params=SamplingParams(speculate=speculate),
+            sampling_params=SamplingParams(max_tokens=256, speculate=speculate),
         ),
         arrived_s=arrived_s,
     )

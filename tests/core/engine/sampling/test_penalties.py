@@ -169,7 +169,7 @@ def test_a_penalised_answer_does_not_repeat_itself_and_disturbs_nobody(weights):
         ("presence_penalty", math.inf, "finite"),
         ("frequency_penalty", math.nan, "finite"),
         ("repetition_penalty", 0.0, "positive"),
-        ("logit_bias", ((1, math.inf),), "not finite"),
+        ("logit_bias", ((1, math.inf),), "must be a finite number"),
         ("logprobs", 21, "0 to 20"),
     ],
 )

@@ -115,7 +115,7 @@ def edited(path: Path, **changes: Any) -> None:
         ({"num_attention_heads": True}, "num_attention_heads is True"),
         ({"num_key_value_heads": 3}, "4 query heads do not share 3 key heads"),
         ({"head_dim": 2**40}, "heads have 1099511627776 numbers"),
-        ({"head_dim": 33}, "rope cannot turn heads of 33"),
+        ({"head_dim": 33}, "rope cannot turn 33 of 33"),
         ({"head_dim": 16}, r"is \(1, 32\), expected \(1, 16\)"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0, expected a positive number"),
         ({"layer_types": ["full_attention"]}, "expected a list of 2"),
@@ -125,8 +125,8 @@ def edited(path: Path, **changes: Any) -> None:
         ({"use_bidirectional_attention": True}, "its rows see later rows"),
         ({"quantization_config": {"bits": 4}}, "it is quantised in a way of its own"),
         (
-            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
-            "rope is scaled by the rule 'yarn'",
+            {"rope_parameters": {"full_attention": {"rope_type": "spiral", "factor": 4.0}}},
+            "rope is scaled by the rule 'spiral'",
         ),
         (
             {

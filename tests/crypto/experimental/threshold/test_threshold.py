@@ -164,7 +164,7 @@ def test_only_residues_below_their_prime_are_read():
 
 
 def frozen_holder(holder):
-    return holder._holding.memory.encode()
+    return holder._key_share.memory.encode()
 
 
 def test_a_holder_refuses_what_it_must_not_open_and_stays_as_it_was(five):
