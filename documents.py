@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings too, once it was pulled
 COLLECTIONS = "collections"  # in the node's home
-FORGOTTEN = "forgotten"  # in the node's home: when something was deleted last
 WATCH_S = 2.0
 
 
@@ -100,12 +99,6 @@ def open_collections(passphrase: "Passphrase | None" = None) -> "Collections":
     )
 
 
-def forgotten_at() -> float:
-    """When something was deleted last, in seconds of the file's clock; 0: never."""
-    path = paths.home() / FORGOTTEN
-    return path.stat().st_mtime if path.exists() else 0.0
-
-
 def open_memory(passphrase: "Passphrase | None" = None) -> "FactStore":
     """This node's memory."""
     from .core.retrieval.memory import FILE, FactStore
@@ -150,6 +143,13 @@ class NodeDocuments:
     def remember(self, fact: str, conversation: str, turn: int, said: str) -> None:
         """Keep a fact that its owner said yes to. Raises: as `FactStore.propose`."""
         self.memory().propose(fact, conversation=conversation, turn=turn, said=said, kept=True)
+
+    def forget_said(self, conversation: str) -> None:
+        """Take what a forgotten conversation left in memory. Raises: as `FactStore`."""
+        from .core.retrieval.memory import FILE
+
+        if (paths.home() / FILE).exists():
+            self.memory().forget_conversation(conversation)
 
     def parser(self) -> "SandboxedParser":
         """The documents plugin. Raises: PluginError: it is not usable."""
@@ -271,8 +271,11 @@ def search_collection(arguments: Namespace) -> None:
 
 def remove_collection(arguments: Namespace) -> None:
     """Delete a collection or one of its sources; tell which copies are not ours to delete."""
+    from .core.history.remains import forget_consent, forget_saved
+
     collections = open_collections()
     if arguments.path is None:
+        forget_consent(paths.home(), arguments.name)
         collections.remove(arguments.name)
         print(f"{arguments.name}: deleted; the documents themselves are untouched")
     else:
@@ -282,7 +285,7 @@ def remove_collection(arguments: Namespace) -> None:
         collections.forget(arguments.name, path)
         print(f"{path}: deleted from {arguments.name}")
     collections.close()
-    forget_saved()
+    forget_saved(paths.home())
     for path in copies(paths.home() / COLLECTIONS, arguments.name):
         print(f"  a copy is left, delete it yourself: {path}")
 
@@ -333,34 +336,23 @@ def keep_fact(arguments: Namespace) -> None:
 
 def edit_fact(arguments: Namespace) -> None:
     """Put a fact into other words."""
+    from .core.history.remains import forget_saved
+
     memory = open_memory()
     print(f"kept: {screen.one_line(memory.keep(arguments.id, arguments.text).text)}")
     memory.close()
-    forget_saved()
+    forget_saved(paths.home())
 
 
 def forget_fact(arguments: Namespace) -> None:
     """Delete a fact."""
+    from .core.history.remains import forget_saved
+
     memory = open_memory()
     memory.forget(arguments.id)
     print(f"{arguments.id}: forgotten")
     memory.close()
-    forget_saved()
-
-
-def forget_saved() -> None:
-    """Delete what a node saved of computed conversations: they may hold what was deleted. A node
-    that runs now saves none at its end.
-
-    Raises:
-        RetrievalError: the disk refuses; says which file is left.
-    """
-    from .core.engine.conversations import FOLDER, saved
-    from .core.retrieval.database import obliterate
-
-    paths.write_atomically(paths.home() / FORGOTTEN, f"{time.time()}\n".encode(), mode=0o600)
-    for path in saved(paths.home() / FOLDER):
-        obliterate(path)
+    forget_saved(paths.home())
 
 
 def copies(folder: Path, name: str) -> list[Path]:

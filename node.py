@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
+from .core.history.remains import forget_consent, forget_saved, forgotten_at
 from .core.history.store import PERSONAL, HistoryStore
 from .core.models import weights
 from .core.models.generation_config import UNSAID
@@ -40,7 +42,7 @@ from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.toolcall import parse
 from .core.training.household.talk import general_requests
-from .documents import EMBEDDING, NodeDocuments, forget_saved, forgotten_at
+from .documents import EMBEDDING, NodeDocuments
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
 from .federation.events import (
@@ -280,11 +282,11 @@ class Node:
             await asyncio.to_thread(kept.save_latest, folder, 0)
             return
         await asyncio.to_thread(kept.restore_latest, folder)
-        forgotten = forgotten_at()
+        forgotten = forgotten_at(self.home)
 
         def keep() -> None:
             # what was deleted meanwhile may stand in any of them
-            rest = most if forgotten_at() == forgotten else 0
+            rest = most if forgotten_at(self.home) == forgotten else 0
             try:
                 kept.save_latest(folder, rest)
             except QuietchoirError as error:
@@ -325,6 +327,22 @@ class Node:
             self.history = HistoryStore(self.home)
             self.parts.callback(self.history.close)
 
+    def forgotten(self, conversation: str) -> Sequence[str]:
+        """Take away what else holds a forgotten conversation: computed states, memory's proposals,
+        personal adapters that learned from it; returns these.
+
+        Raises:
+            QuietchoirError: a file that is left; done again, what was done stays done.
+        """
+        forget_saved(self.home)
+        adapters: Sequence[str] = ()
+        if self.history is not None:
+            adapters = Registry(self.home).remove_personal(self.history.marks())
+            for one in adapters:
+                self.history.drop_marks(one)
+        self.documents.forget_said(conversation)
+        return adapters
+
     async def start(self) -> None:
         """Take the port, load everything, answer.
 
@@ -349,9 +367,11 @@ class Node:
                 self.documents.collections,
                 self.documents.memory,
                 self.documents.parser,
-                forget_saved,
+                partial(forget_saved, self.home),
+                partial(forget_consent, self.home),
             ),
             destinations=lambda: self.destinations,
+            forgotten=self.forgotten,
             sampling=self.sampling,
         )
         self.server = NodeServer(parts, self.config.server, claimed)

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from quietchoir import documents
 from quietchoir.cli import main
+from quietchoir.core.history.remains import FORGOTTEN
+from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.retrieval.collections import Collections
 from quietchoir.plugins.sandbox.probe import probe
 from quietchoir.tests.fakes.retrieval import docx, pdf
@@ -58,7 +60,12 @@ def test_a_folder_is_indexed_searched_and_deleted(home, folder, capfd):
     assert run("collection", "remove", "house", str(folder)) == 0
     run("collection", "search", "house", "fuse")
     assert "nothing is found" in capfd.readouterr().out
+    with closing(HistoryStore(home)) as store:
+        for name in ("house", "work"):
+            store.consent("collection", name, "personal")
     assert run("collection", "remove", "house") == 0
+    with closing(HistoryStore(home)) as store:
+        assert store.consents() == [("collection", "work", "personal")]
     assert list((home / "collections").iterdir()) == []
 
 
@@ -71,7 +78,7 @@ def test_copies_are_listed_and_what_a_node_saved_of_conversations_is_deleted(hom
     saved.write_bytes(b"keys and values")
     assert run("collection", "remove", "house") == 0
     assert f"a copy is left, delete it yourself: {copy}" in capfd.readouterr().out
-    assert copy.exists() and not saved.exists() and (home / documents.FORGOTTEN).exists()
+    assert copy.exists() and not saved.exists() and (home / FORGOTTEN).exists()
 
 
 def test_a_locked_collection_asks_for_its_passphrase_and_search_needs_it(

@@ -19,15 +19,17 @@ from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import ApprovalEvent, ChatRequest, Text, ToolResultEvent
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
+from quietchoir.core.engine.conversations import FOLDER
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
+from quietchoir.core.history.remains import forgotten_at
 from quietchoir.core.models.hub.catalog import model_name
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.adapters.registry import Card, Registry, content_hash
+from quietchoir.federation.adapters.registry import PERSONAL, Card, Registry, content_hash
 from quietchoir.federation.client_node import ClientOptions
 from quietchoir.federation.events import PersonalEvent
 from quietchoir.node import Membership, Node, describe
@@ -229,6 +231,40 @@ async def test_a_message_longer_than_the_context_is_excerpted_and_a_system_messa
     assert response.status == 400
     assert "system message takes" in said and "raise engine.context, now" in said
     assert node.engine.stats().running == 0
+
+
+async def test_a_deleted_conversation_leaves_nothing_that_was_made_of_it(
+    node: Node, client: aiohttp.ClientSession, adapter: str, smollm2: Weights
+) -> None:
+    assert node.history is not None
+    registry = Registry(node.home)
+    under = registry.card(adapter)
+    whole = registry.load_for(adapter, smollm2.digest)
+    noise = torch.ones(Layout(whole.shape, smollm2.architecture).size)
+    made = assemble(whole.shape, smollm2.architecture, smollm2.digest, noise)
+    card = dataclasses.replace(
+        under, adapter=content_hash(made), parent=adapter, scope=PERSONAL, signature="", signer=""
+    )
+    personal = registry.put(made, card.signed(Identity.generate()))
+    asked = [Message("user", "where is Kestrel?"), Message("assistant", "in the barn")]
+    node.history.keep("birds", asked, source="page")
+    for name in (adapter, personal):
+        node.history.note_trained(name, [node.history.approve("birds")])
+    node.documents.memory().propose("has a kestrel", conversation="birds", turn=1, said="Kestrel")
+    state = paths.private_folder(node.home / FOLDER) / "0000-aa.conversation"
+    state.write_bytes(b"Kestrel")
+    before = forgotten_at(node.home)
+    registry.activate(personal)
+    await until(lambda: node.adapters.active == personal)
+    async with client.delete("api/conversations/birds") as response:
+        assert await response.json() == {"forgotten": 1, "adapters": [personal]}
+    assert not state.exists() and forgotten_at(node.home) > before
+    assert node.documents.memory().facts() == []
+    assert registry.list() == [adapter] and registry.active() == adapter
+    assert node.history.marks() == {adapter: 1}
+    await until(lambda: node.adapters.active == adapter)
+    registry.activate("")
+    await until(lambda: node.adapters.active is None)
 
 
 async def test_a_taken_port_is_told_before_anything_is_loaded(

@@ -503,29 +503,44 @@ class HistoryStore:
         with self.step():
             self.connection.execute("DELETE FROM trained WHERE adapter = ?", (adapter,))
 
-    def forget(self, examples: Sequence[str]) -> int:
-        """Delete examples, each by its id; returns how many there were."""
-        with self.step():
-            count = self._drop(examples)
-        self._scrub()
-        return count
-
-    def forget_conversation(self, conversation: str) -> int:
-        """Delete a conversation, its turns, its consent and its examples; returns how many of
-        these.
+    def forget(self, examples: Sequence[str], conversation: str = "") -> int:
+        """Delete examples, each by its id, and a conversation with its turns, its consent and its
+        examples; returns how many examples there were.
 
         Raises:
-            DataError: there is none of this name.
+            DataError: there is no such conversation; the log is written over all the same.
+            QuietchoirError: deleted, and still in the log, which another program reads.
         """
-        self._require(conversation)
         with self.step():
-            count = self._drop([one.id for one in self.examples(conversation)])
-            self.connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+            count = self._drop(examples)
+            count += self._drop([one.id for one in self.examples(conversation)])
+            gone = self.connection.execute(
+                "DELETE FROM conversations WHERE id = ?", (conversation,)
+            ).rowcount
             self.connection.execute(
                 "DELETE FROM consents WHERE kind = 'conversation' AND name = ?", (conversation,)
             )
         self._scrub()
+        if conversation and not gone:
+            self._require(conversation)
         return count
+
+    def forget_conversation(self, conversation: str) -> int:
+        """One conversation. Raises: as `forget`."""
+        return self.forget((), conversation)
+
+    def forget_collection(self, collection: str) -> None:
+        """A collection is removed: its consent goes too, and one of the same name that is made
+        later says nothing of what answers were made of this one.
+        """
+        with self.step():
+            self.connection.execute(
+                "DELETE FROM consents WHERE kind = 'collection' AND name = ?", (collection,)
+            )
+            self.connection.execute(
+                "UPDATE OR REPLACE uses SET collection = ? WHERE collection = ?",
+                (f"{collection} (removed)", collection),  # no name that consent can be given to
+            )
 
     def _drop(self, examples: Sequence[str]) -> int:
         count = 0
@@ -539,9 +554,17 @@ class HistoryStore:
         return count
 
     def _scrub(self) -> None:
-        """What was deleted leaves the log too, as soon as no other program reads it."""
+        """What was deleted leaves the log too.
+
+        Raises:
+            QuietchoirError: another program reads it.
+        """
         with self._lock:
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise QuietchoirError(
+                    f"{self.path}: another program reads it, so that what was deleted is still in "
+                    f"its log; end that program, then forget the same again"
+                )
 
 
 def least(destinations: Sequence[str]) -> str:

@@ -123,6 +123,14 @@ class FactStore:
         self.database.write("DELETE FROM facts WHERE id = ?", id)
         self._scrub()
 
+    def forget_conversation(self, conversation: str) -> None:
+        """A conversation is forgotten: what was proposed from it goes, and of what its owner kept
+        from it the message that it was taken from.
+        """
+        self.database.write("DELETE FROM facts WHERE conversation = ? AND NOT kept", conversation)
+        self.database.write("UPDATE facts SET said = '' WHERE conversation = ?", conversation)
+        self._scrub()
+
     def _scrub(self) -> None:
         self.database.compact()
         self.database.scrub_log()

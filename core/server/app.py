@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Parts:
     documents: OwnersDocuments | None = None  # collections and memory
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
+    # takes away what else holds a forgotten conversation; returns adapters that it deleted
+    forgotten: Callable[[str], Sequence[str]] = lambda _: ()
     # how talk is drawn where clients leave it open
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -74,7 +76,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     if parts.history is None:
         app.add_routes([web.get("/api/conversations{end:/*}", nothing_kept)])
     else:
-        app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
+        app.add_routes(HistoryApi(parts.history, parts.destinations, parts.forgotten).routes())
     if parts.documents is not None:
         app.add_routes(DocumentsApi(parts.documents).routes())
     app.add_routes(pages.Pages().routes())

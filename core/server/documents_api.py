@@ -45,6 +45,7 @@ class OwnersDocuments:
     memory: Callable[[], FactStore]  # opened at its first use; raises RetrievalError
     parser: Callable[[], Parser]  # for code that waits; raises PluginError
     forget_saved: Callable[[], None]  # what the node saved of conversations
+    forget_consent: Callable[[str], None]  # what was said of a collection that is to be removed
 
 
 class DocumentsApi:
@@ -102,6 +103,7 @@ class DocumentsApi:
 
     async def remove(self, request: web.Request) -> web.Response:
         """Delete a collection."""
+        await asyncio.to_thread(self.own.forget_consent, request.match_info["name"])
         await asyncio.to_thread(self.own.collections.remove, request.match_info["name"])
         await asyncio.to_thread(self.own.forget_saved)
         return web.json_response({"removed": request.match_info["name"]})

@@ -1,12 +1,12 @@
 """The history's routes: what was said here, what its owner made of it, and what may train.
 
 Knows the store and JSON. Knows no federation: the destinations that exist are told to it by name.
-Always: nothing here trains; a refusal changes nothing.
+Always: nothing here trains; a refusal changes nothing that is kept.
 """
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -36,11 +36,19 @@ class HistoryApi:
     Args:
         destinations: what may be trained here: "personal", "federation:ID", each with its name for
             people.
+        forgotten: called when a conversation is forgotten: takes away what else holds it, and
+            returns the adapters that are deleted since they learned from it.
     """
 
-    def __init__(self, store: HistoryStore, destinations: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        store: HistoryStore,
+        destinations: Callable[[], Mapping[str, str]],
+        forgotten: Callable[[str], Sequence[str]],
+    ) -> None:
         self.store = store
         self.destinations = destinations
+        self.forgotten = forgotten
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
@@ -117,9 +125,15 @@ class HistoryApi:
         return web.json_response(dataclasses.asdict(info))
 
     async def forget(self, request: web.Request) -> web.Response:
-        """Delete one conversation and its examples."""
-        count = await asyncio.to_thread(self.store.forget_conversation, request.match_info["id"])
-        return web.json_response({"forgotten": count})
+        """Delete one conversation, its examples, and what else of this node holds them."""
+        return web.json_response(await asyncio.to_thread(self._forget, request.match_info["id"]))
+
+    def _forget(self, name: str) -> Mapping[str, Any]:
+        try:
+            count = self.store.forget_conversation(name)
+        finally:  # asked again, it does what was left
+            adapters = list(self.forgotten(name))
+        return {"forgotten": count, "adapters": adapters}
 
 
 async def nothing_kept(_request: web.Request) -> web.Response:

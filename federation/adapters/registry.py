@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -309,6 +310,19 @@ class Registry:
         for left in (gone, *self.folder.glob(".old-*")):  # also what a killed removal left
             shutil.rmtree(left, ignore_errors=True)
         return name
+
+    def remove_personal(self, names: Collection[str]) -> Names:
+        """Delete those of these that are personal, and return them; where one is active, the shared
+        one under it answers from now on.
+
+        Hazard: as `remove`.
+        """
+        gone = [card for card in self.personal() if card.adapter in names]
+        for card in gone:
+            if self.active() == card.adapter:
+                self.activate(card.parent)
+            self.remove(card.adapter)
+        return [card.adapter for card in gone]
 
     def list(self) -> Names:
         """Names of all adapters, in alphabetical order."""

@@ -6,7 +6,7 @@ Knows flags and words for people. Always: heavy imports happen inside the functi
 
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,31 +189,40 @@ def forget_data(arguments: Namespace) -> None:
         DataError: nothing of what was named is here.
     """
     from ...core.errors import ConfigError, DataError
+    from ...core.history.remains import forget_said, forget_saved
     from ..adapters.registry import Registry
+    from ..membership.unlock import Asked
 
     if not (arguments.examples or arguments.conversation or arguments.matching):
         raise ConfigError("name examples, or --conversation NAME, or --matching TEXT")
-    with closing(history_of(arguments)) as store:
+    with closing(history_of(arguments)) as store, ExitStack() as rest:
         ids = wanted(store.examples(), arguments)
         if not ids and not arguments.conversation:
+            store.forget(())  # what an earlier time could not write over
             raise DataError("no such example is here; `quietchoir data show` lists them")
-        count = store.forget(sorted(ids))
-        if arguments.conversation:
-            count += store.forget_conversation(arguments.conversation)
-        marks = store.marks()
         registry = Registry(arguments.home)
-        drop_states(registry.home)
+        # the last one first, each of them also after one that could not
+        if arguments.conversation:
+            rest.callback(forget_said, registry.home, arguments.conversation, Asked())
+        rest.callback(unlearn, arguments, registry, store)
+        rest.callback(forget_saved, registry.home)
+        count = store.forget(sorted(ids), arguments.conversation)
         print(f"{count} examples forgotten; no training that begins from now on has them")
-        for card in cards(registry):
-            if card.adapter in marks and not card.personal:
-                print(
-                    f"adapter {card.adapter[:12]} ({card.name}) was trained on "
-                    f"{marks[card.adapter]} of what was forgotten; it stays as it is, and the "
-                    f"federation's next rounds do without"
-                )
-        for card in registry.personal():
-            if card.adapter in marks:
-                print(made_anew(arguments, registry, store, card))
+
+
+def unlearn(arguments: Namespace, registry: "Registry", store: "HistoryStore") -> None:
+    """Tell which adapters learned what was forgotten, and make the personal ones anew."""
+    marks = store.marks()
+    for card in cards(registry):
+        if card.adapter in marks and not card.personal:
+            print(
+                f"adapter {card.adapter[:12]} ({card.name}) was trained on "
+                f"{marks[card.adapter]} of what was forgotten; it stays as it is, and the "
+                f"federation's next rounds do without"
+            )
+    for card in registry.personal():
+        if card.adapter in marks:
+            print(made_anew(arguments, registry, store, card))
 
 
 def wanted(examples: "list[KeptExample]", arguments: Namespace) -> set[str]:
@@ -244,13 +253,6 @@ def cards(registry: "Registry") -> "list[Card]":
         except FederationError:
             continue
     return found
-
-
-def drop_states(home: Path) -> None:
-    """Computed states of conversations that were kept over a restart: they hold what was said."""
-    from ...core.engine.conversations import FOLDER, replace_all
-
-    replace_all(home / FOLDER, ())
 
 
 def made_anew(

@@ -52,7 +52,9 @@ def kept(served: Served, folder: Path) -> Served:
     """The same node, with conversations, documents and facts, as its page expects them."""
     memory = FactStore(folder / "memory")
     collections = Collections(folder / "all")
-    served.documents = OwnersDocuments(collections, lambda: memory, LineParser, lambda: None)
+    served.documents = OwnersDocuments(
+        collections, lambda: memory, LineParser, lambda: None, lambda _: None
+    )
     served.history = HistoryStore(folder / "home")
     return served
 
@@ -196,7 +198,7 @@ async def test_a_citation_opens_its_passage_as_text_and_a_fact_is_kept_after_a_y
     collections.create("house")
     lease = f"# Lease\nthe rent is due in March {EVIL}"
     collections.drop("house", "lease.txt", lease.encode(), LineParser())
-    own = OwnersDocuments(collections, lambda: memory, LineParser, lambda: None)
+    own = OwnersDocuments(collections, lambda: memory, LineParser, lambda: None, lambda _: None)
     served = Served(engine_saying(["In March [1]."]), FakeTools(names=()))
     served.documents, served.history = own, HistoryStore(tmp_path / "home")
     async with served.running():

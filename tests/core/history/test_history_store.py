@@ -267,3 +267,38 @@ def test_a_database_that_somebody_holds_is_told_and_nothing_is_written(
     other.execute("ROLLBACK")
     other.close()
     assert [info.id for info in store.conversations()] == ["evening"]
+
+
+def test_what_another_program_still_reads_is_told_and_gone_when_it_is_forgotten_again(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    def held() -> bool:
+        return b"zanzibar" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    store.connection.execute("PRAGMA busy_timeout = 1")
+    store.keep("secret", said("zanzibar", "noted"), source="chat")
+    store.approve("secret")
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM turns").fetchone()
+    with pytest.raises(QuietchoirError, match="end that program, then forget the same again"):
+        store.forget_conversation("secret")
+    assert [info.id for info in store.conversations()] == ["evening"] and held()
+    other.execute("COMMIT")
+    other.close()
+    with pytest.raises(DataError, match="no conversation 'secret'"):
+        store.forget_conversation("secret")
+    assert not held()
+
+
+def test_consent_of_a_collection_goes_with_it(store: HistoryStore) -> None:
+    for name in ("old", "kept"):
+        store.consent("collection", name, PERSONAL)
+        store.keep(f"of-{name}", said("a", "b"), source="page", collections=[name])
+        store.consent("conversation", f"of-{name}", PERSONAL)
+    store.forget_collection("old")
+    assert [store.consent_of(f"of-{name}") for name in ("old", "kept")] == [NEVER, PERSONAL]
+    store.consent("collection", "old", PERSONAL)  # another one, of the same name
+    store.keep("of-new", said("a", "b"), source="page", collections=["old"])
+    store.consent("conversation", "of-new", PERSONAL)
+    assert [store.consent_of(f"of-{name}") for name in ("old", "new")] == [NEVER, PERSONAL]

@@ -45,8 +45,10 @@ async def own(tmp_path: Path) -> AsyncIterator[Served]:
         collections.create(name)
         collections.drop(name, "note.txt", text.encode(), LineParser())
     served = Served(engine_saying(["In March [1]."]), FakeTools(names=()))
-    served.documents = OwnersDocuments(collections, lambda: memory, LineParser, Forgetting())
-    served.history = HistoryStore(tmp_path / "home")
+    served.history = history = HistoryStore(tmp_path / "home")
+    served.documents = OwnersDocuments(
+        collections, lambda: memory, LineParser, Forgetting(), history.forget_collection
+    )
     async with served.running() as running:
         yield running
     collections.close()
@@ -141,8 +143,11 @@ async def test_documents_are_dropped_listed_searched_and_forgotten(own):
     assert status == 200 and own.documents.forget_saved.times == 1
     status, body = await own.get("/api/collections/new/documents")
     assert body == {"sources": [], "documents": []}
+    assert own.history is not None
+    own.history.consent("collection", "new", "personal")
     async with own.session.delete("/api/collections/new") as response:
         assert response.status == 200
+    assert own.history.consents() == []
     status, body = await own.get("/api/collections")
     assert [one["name"] for one in body["collections"]] == ["ann", "ben"]
 

@@ -89,7 +89,7 @@ async def test_a_conversation_is_given_and_forgotten(keeping: Served) -> None:
     _, given = await keeping.post("/api/conversations/evening", {"consent": FED})
     assert given["consent"] == FED
     async with keeping.session.delete("/api/conversations/evening") as response:
-        assert await response.json() == {"forgotten": 1}
+        assert await response.json() == {"forgotten": 1, "adapters": []}
     _, told = await keeping.get("/api/conversations")
     assert told["conversations"] == []
 

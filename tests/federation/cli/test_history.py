@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir import cli
+from quietchoir import cli, documents
 from quietchoir.core import paths
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.engine.conversations import FOLDER
+from quietchoir.core.history.remains import forgotten_at
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.models import weights as model_files
 from quietchoir.core.models.hub import catalog
@@ -91,9 +92,19 @@ def test_what_is_forgotten_is_gone_with_the_states_that_were_computed_of_it(
 ) -> None:
     states = paths.private_folder(home / FOLDER) / "0000-aa.conversation"
     states.write_bytes(b"keys and values")
+    with closing(documents.open_memory()) as memory:
+        memory.propose("hides a key", conversation="private", turn=1, said="key of Mary Smith?")
+        memory.propose("has a key", conversation="private", turn=1, said="of Mary", kept=True)
+        memory.propose("adds up", conversation="talk-1", turn=1, said="what is 1 plus one?")
+    before = forgotten_at(home)
     code, out, _ = run(capsys, "data", "forget", "--conversation", "private")
     assert code == 0 and out.startswith("1 examples forgotten")
     assert not states.exists()
+    assert forgotten_at(home) > before  # a node that runs saves none of its own
+    with closing(documents.open_memory()) as memory:
+        kept = [(fact.text, fact.said) for fact in memory.facts()]
+    assert kept == [("has a key", ""), ("adds up", "what is 1 plus one?")]
+    assert b"Mary" not in b"".join(path.read_bytes() for path in home.glob("memory*"))
     assert b"under the mat" not in b"".join(path.read_bytes() for path in home.glob("history*"))
 
 
