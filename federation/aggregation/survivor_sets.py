@@ -38,8 +38,8 @@ def choose(
     chosen, missing, reason = set[str](), frozenset[str](), ""
     for bucket in map(frozenset, buckets):
         known = {earlier for name in bucket for earlier in before.get(name, ())}
-        # One of the sets again, or those that are in none: members that make up sets stop
-        # themselves, not the round.
+        # One of the sets again, or those that are in none: a member that makes up a set of others
+        # keeps nobody else from signing.
         tried = [
             bucket - {name for name in bucket if before.get(name)},
             *(earlier for earlier in known if earlier <= bucket),
@@ -48,7 +48,15 @@ def choose(
         if fit:
             chosen |= max(fit, key=lambda one: (len(one), sorted(one)))
         elif known:
-            nearest = max(known, key=lambda earlier: (len(earlier & bucket), sorted(earlier)))
+            # the one that most of those that are ready tell: one that is made up has one voice
+            nearest = max(
+                known,
+                key=lambda one: (
+                    sum(one in before.get(name, ()) for name in bucket),
+                    len(one & bucket),
+                    sorted(one),
+                ),
+            )
             missing |= nearest - bucket
             reason = (
                 f"a sum over {', '.join(sorted(nearest))} from the same adapter may have "
@@ -70,13 +78,28 @@ def eligible(
     half the roster rarely is drawn so that it has enough new members, or all of the old ones.
 
     Args:
-        need: members of any draw; signed: those that may be in such a sum; sets: those sets that
-        members told of.
+        need: members of any draw; signed: those that may be in such a sum; sets: `confirmed` ones.
     """
     if len(fresh := frozenset(here).difference(signed)) >= need:
         return fresh
     whole = [one for one in sets if one.issubset(here) and len(one) >= need]
     return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
+
+
+def confirmed(told: Mapping[str, Sets]) -> Sets:
+    """The sets that half of their members tell, and that nobody of them contradicts.
+
+    Those that may collude (a third of k) are fewer than half of any set of `need` members (more
+    than two thirds of k): they make none up.
+
+    Args:
+        told: member → sets that it says it signed for, of all that have answered.
+    """
+    return frozenset(
+        one
+        for one in frozenset[frozenset[str]]().union(*told.values())
+        if 2 * sum(one in told.get(name, ()) for name in one) >= len(one) and fits(one, told)
+    )
 
 
 def fits(names: frozenset[str], before: Mapping[str, Sets]) -> bool:

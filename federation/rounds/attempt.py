@@ -20,7 +20,7 @@ from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
-from ..aggregation.survivor_sets import Sets, choose, eligible
+from ..aggregation.survivor_sets import Sets, choose, confirmed, eligible
 from ..aggregation.update import Codec, Statistics, SumContext
 from ..events import OnEvent
 from ..spec.policy import Policy
@@ -62,13 +62,16 @@ class Answers:
         """What all of them are told."""
         return Contributors(self.ready, tuple(sorted(self.scoring)))
 
-    def take(self, reply: Reply) -> bool:
+    def take(self, reply: Reply, policy: Policy) -> bool:
         """Note one answer; False if it says something else than that its sender is ready."""
         if (said := messages.decode_ready(reply.payload)) is None:
             return False
-        # Only sets with the sender in it: nobody speaks for others.
+        # Only sets with the sender in it, and of members alone: nobody speaks for others, and
+        # whoever is none is never waited for.
         self.before[reply.sender] = frozenset(
-            frozenset(one) for one in said.before if reply.sender in one
+            frozenset(one)
+            for one in said.before
+            if reply.sender in one and all(policy.member(name) is not None for name in one)
         )
         if said.scores:
             self.scoring.add(reply.sender)
@@ -120,8 +123,30 @@ class Signed:
 
     kind: str = ""
     adapter: bytes = b""
-    members: set[str] = field(default_factory=set)
-    sets: set[frozenset[str]] = field(default_factory=set)  # as members told of them
+    # whom this coordinator summed, or tried to
+    chosen: set[frozenset[str]] = field(default_factory=set)
+    # member → sets that it says it signed for; nobody's word makes another one a signer
+    told: dict[str, Sets] = field(default_factory=dict)
+
+    @property
+    def members(self) -> frozenset[str]:
+        """By this coordinator's own account, or their own word."""
+        own = frozenset[str]().union(*self.chosen)
+        return own.union(name for name, sets in self.told.items() if sets)
+
+    @property
+    def sets(self) -> Sets:
+        """Sets that may be summed again; one of this coordinator's until its members say which part
+        of it signed.
+        """
+        own = (one for one in self.chosen if one.isdisjoint(self.told))
+        return confirmed(self.told).union(own)
+
+    def summed(self, names: Collection[str]) -> None:
+        """These may be in a sum from now on; what they said before is of the past."""
+        self.chosen.add(frozenset(names))
+        for name in names:
+            self.told.pop(name, None)
 
 
 class RoundAttempt:
@@ -132,7 +157,7 @@ class RoundAttempt:
     ) -> None:
         self.messenger, self.logbook, self.model = messenger, logbook, model
         self.size, self.on_event = model.size, on_event
-        # nobody can be summed from this adapter without these
+        # nobody of those that were ready last can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
         self.signed = Signed()
 
@@ -159,6 +184,16 @@ class RoundAttempt:
         if not self.signed.members:
             return here
         return eligible(self.policy.needed(), here, self.signed.members, self.signed.sets)
+
+    def awaited(self, here: frozenset[str]) -> frozenset[str]:
+        """Members that are not here, and without whom there is no sum from this adapter. Nobody,
+        once enough are here that signed for none: a set that somebody made up holds up no others.
+        """
+        if len(here - self.signed.members) >= self.policy.needed():
+            return frozenset()
+        return frozenset(
+            name for name in self.missing - here if self.policy.member(name) is not None
+        )
 
     def order(
         self,
@@ -229,12 +264,10 @@ class RoundAttempt:
         Raises:
             RoundAborted: then too few are left; `missing` says who is waited for.
         """
+        self.signed.told |= answers.before
         if not any(answers.before.values()):  # nobody signed for a sum from this adapter before
             self.missing = frozenset()
             return answers.only(answers.ready)
-        told = {one for sets in answers.before.values() for one in sets}
-        self.signed.sets |= told
-        self.signed.members.update(*told)
         split = self.split(answers.ready, sum_context)
         least = need if len(split) == 1 else self.policy.smallest_sum
         choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
@@ -292,7 +325,7 @@ class RoundAttempt:
                 stage, payloads = step
                 if stage == server.opens_at:
                     self.logbook.keep(opening=True)
-                    self.signed.members.update(answers.chosen)
+                    self.signed.summed(answers.chosen)
                 for reply in self.messenger.ask(stage, payloads, group.round_id, timeout_s):
                     try:
                         server.receive(reply.sender, reply.payload)

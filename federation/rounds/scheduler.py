@@ -247,7 +247,7 @@ class Synchronous:
         attempt.on_event(event)
         answers, spent = Answers(), list[str]()
         for reply in attempt.model.ask(kind, order, cohort, round_id, timeout_s):
-            if answers.take(reply):
+            if answers.take(reply, policy):
                 attempt.on_event(ReadyEvent(round=number, party=reply.sender))
             elif reply.payload == messages.SPENT and policy.privacy.on and kind == messages.TRAIN:
                 spent.append(reply.sender)
@@ -271,7 +271,7 @@ class Synchronous:
         """As `RoundScheduler`."""
         present = self.attempt.messenger.link.present()
         needed = self.attempt.policy.needed()
-        return len(present) < needed or bool(self.attempt.missing - present)
+        return len(present) < needed or bool(self.attempt.awaited(present))
 
     def wait_for_members(self) -> None:
         """Until the roster is complete, or enough are there and the grace is over.
@@ -287,7 +287,7 @@ class Synchronous:
             policy, present = self.attempt.policy, self.attempt.messenger.link.present()
             now = clock.now()
             need, everybody = policy.needed(), len(policy.members)
-            here, missing = len(present), self.attempt.missing - present
+            here, missing = len(present), self.attempt.awaited(present)
             if here != told:
                 self.attempt.on_event(WaitingEvent(present=here, minimum=need, roster=everybody))
                 told = here
@@ -592,7 +592,7 @@ class Buffered:
         self.attempt.on_event(event)
         payloads = dict.fromkeys(group.names, payload)
         for reply in self.attempt.messenger.ask(messages.GROUP, payloads, round_id, timeout_s):
-            if answers.take(reply):
+            if answers.take(reply, self.policy):
                 self.attempt.on_event(ReadyEvent(round=number, party=reply.sender))
         self.before |= {name: (versions[name], sets) for name, sets in answers.before.items()}
         return answers

@@ -6,7 +6,7 @@ would show nothing.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,18 @@ from quietchoir.core.errors import ProtocolError, RoundAborted
 from quietchoir.crypto import shamir
 from quietchoir.crypto.secagg import RevealLedger
 from quietchoir.federation.aggregation import survivor_sets
+from quietchoir.federation.events import AbortedEvent, AskedEvent
 from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.attempt import Answers, RoundAttempt
 from quietchoir.federation.rounds.client import Client, training_seed
+from quietchoir.federation.rounds.scheduler import Waiting, draw
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.messages import RoundId
-from quietchoir.tests.fakes.buffered import buffered, buffered_schedule, run_of
+from quietchoir.tests.fakes.buffered import NapLink, buffered, buffered_schedule, run_of
 from quietchoir.tests.fakes.federation import (
     FixedLearner,
     House,
@@ -358,7 +360,7 @@ def test_a_training_seed_is_another_for_each_run_round_attempt_adapter_and_membe
     assert len(set(seeds)) == len(seeds)
 
 
-def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_alone() -> None:
+def test_whoever_is_chosen_signs_whatever_sets_a_member_makes_up() -> None:
     rng = np.random.default_rng(5)
     names = [f"m{number}" for number in range(9)]
     chosen_again = 0
@@ -432,6 +434,88 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
     assert run.state.history[0]["parties"] == sorted(others)
 
 
+def tell(member: Client, before: Callable[[], tuple[tuple[str, ...], ...]]) -> None:
+    """From now on this member says that it signed for these; nothing if there are none."""
+    honest = member.contribute
+
+    def contribute(*given: Any, **more: Any) -> bytes:
+        answer = honest(*given, **more)
+        said = messages.decode_ready(answer)
+        assert said is not None
+        made_up = before()
+        return messages.encode_ready(dataclasses.replace(said, before=made_up or said.before))
+
+    member.contribute = contribute  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("victims", [slice(None, 3), slice(-3, None)])
+def test_two_liars_of_a_cohort_do_not_name_the_next_one(victims: slice) -> None:
+    home = house(12, mode="masked", bits=12, recipe={"rounds": 1, "cohort": 6})
+    members, cohorts = clients(home, SIZE), list[tuple[str, ...]]()
+
+    def wanted() -> tuple[str, ...]:
+        liars = cohorts[0][:2]
+        return tuple(sorted((*liars, *[name for name in members if name not in liars][victims])))
+
+    def lies(name: str) -> tuple[tuple[str, ...], ...]:
+        if len(cohorts) > 1 or name not in cohorts[0][:2]:
+            return ()
+        pairs = (tuple(sorted((name, other))) for other in members if other not in cohorts[0][:2])
+        return tuple(sorted((wanted(), *pairs)))
+
+    def note(event: Any) -> None:
+        if isinstance(event, AskedEvent) and event.stage == messages.TRAIN:
+            cohorts.append(event.cohort)
+
+    for name, member in members.items():
+        tell(member, lambda name=name: lies(name))  # type: ignore[misc]
+    run = coordinator(home, members, SIZE, on_event=note)
+    run.run()
+    first, *later = cohorts
+    assert run.state.round == 1 and all(set(one) != set(wanted()) for one in later)
+    # it is the draw of the next number, of whoever did not lie
+    others = frozenset(members) - set(first[:2])
+    expected = draw(home.policy, RoundId(run.state.run, 2, 1), others).cohort
+    assert later in ([], [expected])
+
+
+def test_a_minority_of_a_set_cannot_make_it_up_and_half_of_an_honest_one_can_tell_it() -> None:
+    honest, made_up = frozenset("abcdef"), frozenset("abxyz")
+    told = {name: frozenset({honest}) for name in "cde"} | {"f": frozenset[frozenset[str]]()}
+    assert survivor_sets.confirmed(told) == {honest}
+    lies = {name: frozenset({made_up}) for name in "ab"}
+    assert survivor_sets.confirmed(lies) == frozenset()
+    assert survivor_sets.confirmed(told | lies) == frozenset()  # they would not sign for it again
+
+
+@pytest.mark.parametrize(
+    "made_up", [(), (("eve", "nobody"),), (("eve", "gus"),), (("cat", "eve", "gus"),)]
+)
+def test_a_made_up_set_does_not_make_a_run_wait_for_whom_it_names(
+    made_up: tuple[tuple[str, ...], ...],
+) -> None:
+    home = house(7, mode="masked", bits=12, recipe={"rounds": 1})
+    members = clients(home, SIZE)
+    tell(members["eve"], lambda: made_up)
+    link = NapLink(members)
+    link.asleep = {"fay", "gus"}  # five of seven are needed, and five are there
+    run = coordinator(
+        home, members, SIZE, link=link, waiting=Waiting(clock=TickingClock(), patient=True),
+        on_event=lambda event: leave(event, link, {"eve", "gus"}),
+    )  # fmt: skip
+    run.run()
+    told = bool(made_up) and made_up[0][-1] == "gus"
+    assert len(run.aborted) == told
+    last = "fay" if told else "eve"
+    assert run.state.history[0]["parties"] == ["ann", "ben", "cat", "dan", last]
+
+
+def leave(event: Any, link: NapLink, names: set[str]) -> None:
+    """Once an attempt has failed these are away, for good, and the others there."""
+    if isinstance(event, AbortedEvent):
+        link.asleep = names
+
+
 def test_an_answer_speaks_for_its_sender_alone() -> None:
     home = house(mode="masked")
     members = households(home)
@@ -442,7 +526,9 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
     reply = messages.Reply(
         round_id=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=said
     )
-    assert answers.take(reply) and answers.before == {"ann": frozenset({frozenset({"ann", "ben"})})}
+    assert answers.take(reply, home.policy) and answers.before == {
+        "ann": frozenset({frozenset({"ann", "ben"})})
+    }
     for bad in (
         b"",
         b"spent",
