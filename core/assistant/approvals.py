@@ -56,6 +56,7 @@ class Question:
     tool: ToolInfo
     text: str
     timeout_s: float
+    until: float  # on the event loop's clock; whoever asks slowly has no more time for it
     answer: "asyncio.Future[bool]"
 
 
@@ -123,6 +124,7 @@ class Approvals:
     @contextmanager
     def ask(self, call: ToolCall, tool: ToolInfo, conversation: str) -> Iterator[Question]:
         """A question, open while the block runs; `wait` for its answer."""
+        loop = asyncio.get_running_loop()
         question = Question(
             id=f"ask_{secrets.token_hex(12)}",
             conversation=conversation,
@@ -130,7 +132,8 @@ class Approvals:
             tool=tool,
             text=question_of(call, tool),
             timeout_s=self.rules.approval_timeout_s,
-            answer=asyncio.get_running_loop().create_future(),
+            until=loop.time() + self.rules.approval_timeout_s,
+            answer=loop.create_future(),
         )
         self._open[question.id] = question
         try:
@@ -141,7 +144,7 @@ class Approvals:
     async def wait(self, question: Question) -> bool | None:
         """The owner's word; None: there was none in time."""
         try:
-            async with asyncio.timeout(question.timeout_s):
+            async with asyncio.timeout_at(question.until):
                 return await question.answer
         except TimeoutError:
             return None
@@ -162,6 +165,8 @@ class Approvals:
             the answer could be remembered.
         """
         question = self._open.get(id)
+        if question is not None and asyncio.get_running_loop().time() > question.until:
+            question = None
         if question is None or question.answer.done():
             raise ApprovalError(
                 f"no question {id[:40]!r} is open; it was answered, ran out of time, or its asker "

@@ -12,7 +12,15 @@ from contextlib import aclosing
 
 from .. import log
 from ..assistant.context import Message
-from ..assistant.events import ApprovedEvent, ChatRequest, Event, Finished, Text, ToolCallEvent
+from ..assistant.events import (
+    ApprovedEvent,
+    ChatRequest,
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
 from ..errors import QuietchoirError
 from ..toolcall import ToolCall
 from .store import NEVER, HistoryStore
@@ -64,12 +72,13 @@ async def recorded(
     store: HistoryStore, request: ChatRequest, source: str, answer: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
     """The same events; before the last one the conversation is kept, this answer in it. An answer
-    whose calls its owner all confirmed becomes an example.
+    whose calls its owner all confirmed, and that all did what they were to, becomes an example.
     """
     began = await asyncio.to_thread(store.began, request.conversation)
     said: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
+    done: list[bool] = []
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
@@ -78,9 +87,11 @@ async def recorded(
                 calls.append(event.call)
             elif isinstance(event, ApprovedEvent):
                 confirmed.append(event.approved and event.by == "owner")
+            elif isinstance(event, ToolResultEvent):
+                done.append(event.result.ok)
             elif isinstance(event, Finished):
                 whole = Message("assistant", request.begun + "".join(said), tuple(calls))
-                right = len(confirmed) == len(calls) > 0 and all(confirmed)
+                right = len(confirmed) == len(calls) > 0 and all(confirmed) and all(done)
                 await keep(store, request, source, whole, confirmed=right, began=began)
             yield event
 

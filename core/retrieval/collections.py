@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import ConfigError, UnknownEntryError
+from ..errors import ConfigError, RetrievalError, UnknownEntryError
 from .database import Passphrase, obliterate
 from .indexing import Embedder, Parser, Progress, Update, drop, dropped, nobody, update
 from .search import Search
@@ -121,16 +121,24 @@ class Collections:
         """Delete one document, or one source with all its documents, from a collection.
 
         Raises:
-            UnknownEntryError: it is neither. RetrievalError: the disk refuses.
+            UnknownEntryError: it is neither. RetrievalError: the disk refuses; or another source
+            holds the document too, and nothing was changed.
         """
         store = self.store(name)
         documents = store.documents()
         if path in store.sources():
+            others = frozenset(store.sources()) - {path}
+            # a folder holds no links
+            above = () if Path(path).is_symlink() else map(str, Path(path).parents)
+            if path in documents and (folders := sorted(others.intersection(above))):
+                raise RetrievalError(
+                    f"{path}: {folders[0]}, a source of {name} too, holds it; nothing was deleted: "
+                    f"move the file away, or forget {folders[0]}"
+                )
             store.remove_source(path)
-            others = store.sources()
             for document in documents:
                 parents = {document, *map(str, Path(document).parents)}
-                if path in parents and not parents.intersection(others):
+                if path == document or (path in parents and not parents.intersection(others)):
                     store.remove(document)
         elif path in documents and dropped(path):
             store.remove(path)

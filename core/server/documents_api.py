@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..errors import ConfigError
+from ..errors import AuthenticationError, ConfigError, RetrievalError
 from ..retrieval.collections import Collections
 from ..retrieval.indexing import Parser
 from ..retrieval.memory import Fact, FactStore
@@ -79,7 +79,11 @@ class DocumentsApi:
     def _listed(self) -> list[dict[str, Any]]:
         found = []
         for name in self.own.collections.names():
-            store = self.own.collections.store(name)
+            try:
+                store = self.own.collections.store(name)
+            except (AuthenticationError, ConfigError, RetrievalError) as error:
+                found.append({"name": name, "locked": True, "problem": str(error)})
+                continue
             chunks, vectors = store.count()
             found.append(
                 {

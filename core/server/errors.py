@@ -14,6 +14,8 @@ from .. import log, parts
 from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
     ApprovalError,
+    AuthenticationError,
+    ConfigError,
     DataError,
     DocumentError,
     EngineError,
@@ -65,6 +67,8 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 404, shape(message, "invalid_request_error", code="not_found")
         case DocumentError():
             return 400, shape(message, "invalid_request_error", code="not_readable")
+        case ConfigError() | AuthenticationError():  # a locked collection, a wrong passphrase
+            return 409, shape(message, "invalid_request_error", code="not_open")
         case MissingPartError():
             return 400, shape(message, "invalid_request_error", code="not_installed")
         case OverloadedError():

@@ -24,9 +24,10 @@ export function Collections({ chosen, onChoose }) {
     </summary>
     <ul>
       ${known.map(
-        ({ name, documents, passages }) => html`<li><label>
-          <input type="checkbox" checked=${chosen.includes(name)} onChange=${() => flip(name)} />
-          <b>${name}</b><span>${documents} documents, ${passages} passages</span>
+        ({ name, documents, passages, problem }) => html`<li><label>
+          <input type="checkbox" checked=${chosen.includes(name)} disabled=${!!problem}
+            onChange=${() => flip(name)} />
+          <b>${name}</b><span>${problem || `${documents} documents, ${passages} passages`}</span>
         </label></li>`,
       )}
     </ul>

@@ -60,6 +60,14 @@ async def test_a_call_that_its_owner_confirmed_is_an_example(
     ] * example
 
 
+async def test_a_confirmed_call_that_failed_is_no_example(tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path)
+    failed = ToolResultEvent("1", ToolResult("there is no lamp in this house", ok=False))
+    yes = ApprovedEvent("a", True, "owner")
+    await keep(store, [ToolCallEvent("1", LAMP), yes, failed, Text("No lamp."), END])
+    assert store.examples() == []
+
+
 async def test_one_call_that_nobody_confirmed_makes_no_example_of_the_other(tmp_path: Path) -> None:
     store = HistoryStore(tmp_path)
     calls = [ToolCallEvent("1", LAMP), ToolCallEvent("2", FAN)]

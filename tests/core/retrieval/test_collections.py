@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.core.errors import ConfigError, UnknownEntryError
+from quietchoir.core.errors import ConfigError, RetrievalError, UnknownEntryError
 from quietchoir.core.retrieval.collections import Collections
 from quietchoir.tests.fakes.retrieval import LineParser, WordEmbedder
 
@@ -69,3 +69,15 @@ def test_a_collection_that_another_program_removed_is_told(collections):
     Collections(collections.folder).remove("ann")
     with pytest.raises(UnknownEntryError, match="no collection is called 'ann'"):
         collections.find(["ann"], "key", 1)
+
+
+def test_a_document_that_a_folder_holds_too_is_not_said_to_be_deleted(collections, tmp_path):
+    note, store = tmp_path / "ann" / "note.txt", collections.store("ann")
+    store.add_source(note)
+    with pytest.raises(RetrievalError, match="holds it; nothing was deleted"):
+        collections.forget("ann", str(note))
+    assert str(note) in store.documents() and str(note) in store.sources()
+    collections.forget("ann", str(tmp_path / "ann"))
+    assert str(note) in store.documents()  # named by itself, it stays until it is forgotten
+    collections.forget("ann", str(note))
+    assert not store.documents()

@@ -264,3 +264,14 @@ async def test_without_memory_the_model_is_offered_no_way_to_remember(own):
     own.assistant.approvals.rules = ToolsConfig(never=("remember",))
     await asked(own, memory=True)
     assert "remember" not in json.dumps([dict(one) for one in own.tokenizer.last_messages])
+
+
+async def test_a_collection_that_does_not_open_is_listed_with_its_reason_beside_the_others(own):
+    own.documents.collections.close()
+    own.documents.collections.path("ben").write_bytes(b"\x01 locked or damaged" * 300)
+    status, listed = await own.get("/api/collections")
+    ann, ben = listed["collections"]
+    assert status == 200 and ann["documents"] == 1
+    assert ben["locked"] and "locked, or damaged" in ben["problem"]
+    status, body = await own.post(CHAT, RENT | {"collections": ["ben"]})
+    assert status == 409 and body["error"]["code"] == "not_open"
