@@ -32,7 +32,16 @@ from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .approvals import REMEMBER, Approvals
-from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, calls_in, format_of
+from .call_formats import (
+    BARE,
+    BETWEEN,
+    MARKS,
+    CallFormat,
+    ToolCallBuffer,
+    calls_in,
+    format_of,
+    squeezed,
+)
 from .citations import (
     MOST_PASSAGES,
     Citation,
@@ -567,12 +576,17 @@ class Assistant:
         last = self._prompt_format(ask).turns == "last"
         return last and not system and ask.messages[-1].role == "user"
 
-    def _is_meant(self, turn: Turn, call: ToolCall) -> bool:
-        """Whether a call is the model's own; one that stands in what it was given is quoted."""
+    def _is_meant(self, turn: Turn, call: ToolCall, written: str) -> bool:
+        """Whether a call is the model's own; one that stands in what it was given, word for word
+        or, with its end, in another format, is quoted.
+        """
         asked = turn.ask.messages
         given = [m.content for m in (*turn.messages, *asked) if m.role in ("user", "tool")]
         # what the node itself puts at the head: facts, which somebody may have slipped in
         given += [m.content for m in turn.messages if m.role == "system" and m not in asked]
+        letters = squeezed(written.strip(BETWEEN))
+        if any(letters in squeezed(text) for text in given):
+            return False
         # passages and facts come without double quotes (`citations.harmless`)
         given += [text.replace("'", '"') for text in given if "'" in text]
         return not any(call == quoted for text in given for quoted in calls_in(text))

@@ -41,6 +41,7 @@ BEGINNINGS = (
 IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]*")
 BETWEEN = " \t\r\n,;"  # what may stand between two calls
 NAMED_BODY = re.compile(r"\s*[A-Za-z_][\w.-]*(\[ARGS\])?(?=\{)")  # of Mistral's newer format
+LIST_END = re.compile(r"\)\s*,?\s*\]")  # of Python's calls
 DECODER = json.JSONDecoder()
 
 
@@ -354,12 +355,15 @@ class ToolCallBuffer:
     """Text on its way out, held back while it could still become a tool call."""
 
     def __init__(
-        self, names: Collection[str], is_call: Callable[[ToolCall], bool] = lambda call: True
+        self,
+        names: Collection[str],
+        is_call: Callable[[ToolCall, str], bool] = lambda call, written: True,
     ) -> None:
         """
         Args:
             names: of the tools on offer; without any, everything is text.
-            is_call: a last look at what reads like a call; otherwise it is text too.
+            is_call: a last look at what reads like a call, and at the letters that it stands in,
+                without its closing mark; otherwise it is text too.
         """
         self.names, self.is_call = names, is_call
         self.calls: list[ToolCall] = []
@@ -431,7 +435,8 @@ class ToolCallBuffer:
                 calls = row.read(body)
             except (ValueError, RecursionError, MemoryError):
                 continue
-            if not all(call.name in self.names and self.is_call(call) for call in calls):
+            written = text[:skipped] + body
+            if not all(call.name in self.names and self.is_call(call, written) for call in calls):
                 return 0
             self.calls += calls
             told = self._release(skipped + end).logprobs
@@ -506,14 +511,14 @@ def bodies(row: CallFormat, text: str, final: bool) -> Iterator[tuple[int, str]]
         with suppress(ValueError, RecursionError):
             end = json_calls(text)[1]
             yield end, text[:end]
-        if row.opener == "[" and (place := text.find(")]")) >= 0:
-            yield place + 2, text[: place + 2]
+        if row.opener == "[" and (found := LIST_END.search(text)) is not None:
+            yield found.end(), text[: found.end()]
     if final:
         yield len(text), text
 
 
 def calls_in(text: str) -> Iterator[ToolCall]:
-    """Every call that stands somewhere in a foreign text, in whatever format."""
+    """Every call that stands somewhere in a foreign text, in whatever format, with its end."""
     text = text[:SEARCHED]
     for row in FORMATS:
         place = text.find(row.opener)
@@ -526,3 +531,10 @@ def calls_in(text: str) -> Iterator[ToolCall]:
                     continue
                 break
             place = text.find(row.opener, place + 1)
+
+
+def squeezed(text: str) -> str:
+    """A text's letters without its blanks, quotes of one kind, and marks as before they were
+    spoiled (`citations.harmless`): by which two texts are the same word for word.
+    """
+    return "".join(text.replace("'", '"').replace("‹", "<").split())

@@ -1,6 +1,7 @@
 """The usual ways in which models write tool calls are read as calls, and nothing else is."""
 
 import json
+from functools import partial
 from typing import Any
 
 import llguidance
@@ -159,6 +160,19 @@ def test_text_goes_out_as_soon_as_it_can_be_no_call_any_more() -> None:
     ]
 
 
+def refuse(seen: list[str], _call: ToolCall, written: str) -> bool:
+    seen.append(written)
+    return False
+
+
+def test_the_letters_of_a_call_are_looked_at_before_it_counts() -> None:
+    for written in (*WRITTEN.values(), *OPEN.values()):
+        seen: list[str] = []
+        buffer = ToolCallBuffer(("turn_on",), partial(refuse, seen))
+        assert buffer.push(Text(written)).text + buffer.finish().text == written
+        assert buffer.calls == [] and all(letters in written for letters in seen) and seen
+
+
 def test_a_call_that_has_begun_is_known_from_text_that_only_looks_like_one() -> None:
     for text, begun in (
         ("<tool_call>", True),
@@ -194,6 +208,22 @@ def test_no_text_is_lost_or_made_up(parts: list[str]) -> None:
     if not calls:
         assert out == text
     assert all(call == LIGHT for call in calls)
+
+
+OPEN = {
+    "llama 3, python": '<|python_tag|>turn_on(name="lamp", level=3)',
+    "gemma": '```tool_code\nturn_on(name="lamp", level=3)',
+    "functiongemma": "<start_function_call>call:turn_on{name:<escape>lamp<escape>,level:3}",
+    "llama's tag": '<function=turn_on>{"name": "lamp", "level": 3}',
+    "qwen coder": "<function=turn_on>\n<parameter=name>lamp</parameter>\n"
+    "<parameter=level>3</parameter>",
+    "a list with a comma": '[turn_on(name="lamp", level=3),]',
+}
+
+
+@pytest.mark.parametrize("written", OPEN.values(), ids=OPEN.keys())
+def test_the_end_of_an_answer_ends_a_call(written: str) -> None:
+    assert read(written) == ([LIGHT], "")
 
 
 @given(st.text(max_size=60))
