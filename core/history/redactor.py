@@ -3,19 +3,21 @@
 Knows texts, and kept libraries that find things in them: `phonenumbers`, `python-stdnum` (cards,
 accounts), `pyap2` (addresses), `detect-secrets` (keys), the names of `Faker`; mail addresses by a
 pattern, and the words that the owner wrote down.
-Always: what is found once is replaced wherever it stands in the example, in any case, by the same
-placeholder; the same texts and words give the same result; nothing leaves this process.
+Always: what is found once is replaced wherever it stands in the example, in any case and any
+spelling of Unicode, by the same placeholder, in calls before they become JSON; the same texts and
+words give the same result; nothing leaves this process.
 
 Not covered: names in small letters that the owner's list lacks, names that are also common words
 and stand alone, addresses outside the United States, Canada and the United Kingdom but for a house
-number beside a street's name, what only the context gives away. Therefore the preview: the bytes
-that it shows are the bytes that train.
+number beside a street's name, letters of another script that look alike, what only the context
+gives away. Therefore the preview: the bytes that it shows are the bytes that train.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from .. import parts
@@ -43,6 +45,11 @@ POSSESSIVE = re.compile("['’]s$")
 TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "sir", "herr", "frau", "monsieur", "madame"}
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "AU", "IN")  # whose local numbers are known
 TOKEN = re.compile(r"[A-Za-z0-9+/=_-]{20,}")  # a key of no known maker
+# Of a letter or digit; `_` ends a word, and so does what JSON escapes, which looks like a letter.
+BEFORE = "(?<![\ue000\u0300-\u036f])(?:(?<![^\\W_])|(?<=\\\\[bfnrt]))"
+AFTER = "(?![^\\W_]|[\u0300-\u036f])"
+UNIT = re.compile(r"\\u[0-9a-fA-F]{4}|.", re.DOTALL)  # a character, perhaps as JSON writes it
+PLACEHOLDER = re.compile(r"\[[A-Z]+_\d+\]")
 MARK = re.compile("\ue000\\d+\ue001")  # letters of no script, that no keyboard has
 # What somebody calls a secret, unlike in source code without quotes.
 SECRET = re.compile(
@@ -86,14 +93,17 @@ class Redactor:
 
     def redact(self, texts: Sequence[str]) -> RedactedTexts:
         """Replace in all texts what is found in any of them."""
-        marks: dict[str, str] = {}  # value, whatever its case → what stands for it meanwhile
+        marks: dict[str, str] = {}  # value, as it is compared → what stands for it meanwhile
         kinds: dict[str, str] = {}
         left = [text.replace("\ue000", "") for text in texts]
         for kind, find in self.finders.items():
-            values = {value.strip() for text in left for value in find(text)} - {""}
+            seen = {form for text in left for form in (text, visible(text))}
+            values = {value.strip() for text in seen for value in find(text)}
             # the longest first, so that no part of one is left behind
             for value in sorted(values, key=lambda value: (-len(value), value)):
-                mark = marks.setdefault(value.casefold(), f"\ue000{len(marks)}\ue001")
+                if not (key := compared(value)):
+                    continue
+                mark = marks.setdefault(key, f"\ue000{len(marks)}\ue001")
                 kinds.setdefault(mark, kind)
                 left = [replaced(text, value, mark) for text in left]
         found: dict[str, int] = {}
@@ -106,29 +116,108 @@ class Redactor:
         return RedactedTexts(done, found)
 
     def example(self, messages: Sequence[str], answer: str) -> RedactedTexts:
-        """The same for an example; its answer, if it is a call, stays one.
+        """The same for an example; what is a call in it stays one.
 
         Raises:
             DataError: what was found stands in a call as a number: it cannot be taken out.
         """
-        call = parse(answer)
-        if call is None:
-            return self.redact([*messages, answer])
-        spoken = list(strings(call.arguments))
-        done = self.redact([*messages, *spoken])
-        replacements = iter(done.texts[len(messages) :])
-        arguments = with_strings(call.arguments, replacements)
-        made = render(ToolCall(call.name, arguments))
-        if self.redact([made]).found:  # a number, or a name of an argument
+        whole = [segments(text) for text in (*messages, answer)]
+        done = self.redact(
+            [
+                text
+                for parts_of in whole
+                for written, call in parts_of
+                for text in ([written] if call is None else strings(call.arguments))
+            ]
+        )
+        left = iter(done.texts)
+        texts = tuple(
+            "\n".join(
+                next(left) if call is None else self._call(written, call, left)
+                for written, call in parts_of
+            )
+            for parts_of in whole
+        )
+        return RedactedTexts(texts, done.found)
+
+    def _call(self, written: str, call: ToolCall, replacements: Iterator[str]) -> str:
+        made = ToolCall(call.name, with_strings(call.arguments, replacements))
+        text = written if made.arguments == call.arguments else render(made)
+        if self.redact([PLACEHOLDER.sub(" ", text)]).found:  # a number, or an argument's name
             raise DataError("something that names somebody stands in the call as no text")
-        return RedactedTexts((*done.texts[: len(messages)], made), done.found)
+        return text
+
+
+def segments(text: str) -> list[tuple[str, ToolCall | None]]:
+    """A text as its calls, each a line or all of it, and what stands between them."""
+    if (call := parse(text)) is not None:
+        return [(text, call)]
+    found: list[tuple[str, ToolCall | None]] = []
+    for line in text.split("\n"):
+        call = parse(line) if line.lstrip().startswith("{") else None
+        if call is None and found and found[-1][1] is None:
+            found[-1] = (f"{found[-1][0]}\n{line}", None)
+        else:
+            found.append((line, call))
+    return found
+
+
+@lru_cache(maxsize=512)
+def folded(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
+    """As texts are compared: without case, marks apart from their letters (NFKD), without what is
+    not seen; and of each character where the one that it comes from begins and ends in `text`.
+    """
+    if text.isascii() and "\\u" not in text:
+        return text.casefold(), range(len(text)), range(1, len(text) + 1)
+    letters: list[str] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    for unit in UNIT.finditer(text):
+        one = chr(int(unit[0][2:], 16)) if len(unit[0]) > 1 else unit[0]
+        plain = visible(
+            unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", one).casefold())
+        )
+        letters.append(plain)
+        begins += [unit.start()] * len(plain)
+        ends += [unit.end()] * len(plain)
+    return "".join(letters), begins, ends
+
+
+def visible(text: str) -> str:
+    """Without characters of no width: joiners, soft hyphens, marks of direction, variants."""
+    if text.isascii():
+        return text
+    return "".join(
+        one
+        for one in text
+        if unicodedata.category(one) != "Cf"
+        and not ("\ufe00" <= one <= "\ufe0f" or one == "\u034f")
+    )
+
+
+def compared(value: str) -> str:
+    """What is the same for all spellings of a value."""
+    return " ".join(folded(value)[0].split())
+
+
+def occurrences(text: str, value: str) -> Iterator[tuple[int, int]]:
+    """Where `value` stands in `text`, in any spelling and not inside a longer word."""
+    key = compared(value)
+    before = BEFORE if key[:1].isalnum() else ""
+    after = AFTER if key[-1:].isalnum() or unicodedata.combining(key[-1:] or " ") else ""
+    words = r"\s+".join(map(re.escape, key.split()))
+    whole, begins, ends = folded(text)
+    for found in re.finditer(before + words + after, whole) if words else ():
+        yield begins[found.start()], ends[found.end() - 1]
 
 
 def replaced(text: str, value: str, placeholder: str) -> str:
-    """`text` with every occurrence of `value`, in any case and not inside a longer word."""
-    before = r"(?<!\w)" if value[:1].isalnum() else ""
-    after = r"(?!\w)" if value[-1:].isalnum() else ""
-    return re.sub(before + re.escape(value) + after, placeholder, text, flags=re.IGNORECASE)
+    """`text` with `placeholder` for every occurrence of `value`."""
+    done, place = [], 0
+    for begin, end in occurrences(text, value):
+        done += [text[place:begin], placeholder]
+        place = end
+    return "".join([*done, text[place:]])
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -155,11 +244,10 @@ def with_strings(value: Any, replacements: Iterator[str]) -> Any:
 
 
 def own_words(words: Sequence[str]) -> Find:
-    """The owner's, as they are, in any case."""
-    patterns = [
-        re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words if word
+    """The owner's, in any case and spelling."""
+    return lambda text: [
+        text[begin:end] for word in words for begin, end in occurrences(text, word)
     ]
-    return lambda text: [found for one in patterns for found in one.findall(text)]
 
 
 def keys() -> Find:

@@ -9,8 +9,8 @@ from quietchoir.core.toolcall import ToolCall, parse, render
 
 @pytest.fixture(scope="module")
 def redactor() -> Redactor:
-    """With two words of its owner's."""
-    return Redactor(("Project Nightjar", "mopsy"))
+    """With four words of its owner's."""
+    return Redactor(("Project Nightjar", "mopsy", "Weißmann", "Zoë"))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,37 @@ def test_what_names_somebody_is_taken_out(redactor: Redactor, text: str, shown: 
 def test_a_request_that_names_nobody_stays_as_it_is(redactor: Redactor, text: str) -> None:
     done = redactor.redact([text])
     assert (done.texts, dict(done.found)) == ((text,), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("WEISSMANN and weissmann, Weißmann", "[WORD_1] and [WORD_1], [WORD_1]"),
+        ("what of Zoe\u0308 and ZOË", "what of [WORD_1] and [WORD_1]"),
+        ("Mop\u200bsy, mop\u00adsy", "[WORD_1], [WORD_1]"),
+        ("see mopsy_budget.xls", "see [WORD_1]_budget.xls"),
+        ("ｍｏｐｓｙ in full width", "[WORD_1] in full width"),
+        ("project\u00a0Nightjar, Project\nNightjar", "[WORD_1], [WORD_1]"),
+        (r'{"text": "plan\nmopsy"}', r'{"text": "plan\n[WORD_1]"}'),  # a tool's result
+        (r'{"text": "Wei\u00dfmann"}', '{"text": "[WORD_1]"}'),
+        ("mopsyland and Zoëlle stay", "mopsyland and Zoëlle stay"),
+        ("write to M\u200bary Smith", "write to [NAME_1]"),
+    ],
+)
+def test_an_owners_word_is_found_however_it_is_spelled(
+    redactor: Redactor, text: str, shown: str
+) -> None:
+    assert redactor.redact([text]).texts == (shown,)
+
+
+def test_words_in_every_call_of_an_example_are_taken_out(redactor: Redactor) -> None:
+    noted = render(ToolCall("note", {"text": "plan\nmopsy is sold"}))
+    plain = render(ToolCall("note", {"text": "b"}))
+    mailed = render(ToolCall("note", {"text": "write\nann.smith@example.org"}))
+    done = redactor.example(["note it", f"so:\n{noted}\n{mailed}", "thanks"], f"{noted}\n{plain}")
+    out = render(ToolCall("note", {"text": "plan\n[WORD_1] is sold"}))
+    mail = render(ToolCall("note", {"text": "write\n[MAIL_1]"}))
+    assert done.texts == ("note it", f"so:\n{out}\n{mail}", "thanks", f"{out}\n{plain}")
 
 
 def test_one_value_has_one_placeholder_in_request_and_call(redactor: Redactor) -> None:
