@@ -11,6 +11,7 @@ adapters that were trained on what was forgotten: they are marked, and an adapte
 """
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -435,6 +436,13 @@ class HistoryStore:
             )
         if kind == "conversation":
             self._require(name)
+        elif (
+            destination in (None, NEVER)
+            and name not in (known := self._named(kind))
+            # a slip of the pen would leave the one that was meant as it is
+            and (near := difflib.get_close_matches(name.casefold(), known, n=1))
+        ):
+            raise DataError(f"no {kind} {name} was used; did you mean {near[0]}?")
         with self.step():
             self.connection.execute(
                 "DELETE FROM consents WHERE kind = ? AND name = ?", (kind, name)
@@ -444,6 +452,12 @@ class HistoryStore:
                     "INSERT INTO consents VALUES (?, ?, ?, ?)",
                     (kind, name, destination, time.time()),
                 )
+
+    def _named(self, kind: Kind) -> list[str]:
+        """Collections or sources that were used, or of which something was said."""
+        column, table = ("collection", "uses") if kind == "collection" else ("source", "sources")
+        used = [name for (name,) in self._rows(f"SELECT DISTINCT {column} FROM {table}")]
+        return [*used, *(name for of, name, _ in self.consents() if of == kind)]
 
     def consents(self) -> list[tuple[Kind, str, str]]:
         """All that was said: kind, name, destination."""

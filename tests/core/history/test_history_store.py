@@ -302,3 +302,12 @@ def test_consent_of_a_collection_goes_with_it(store: HistoryStore) -> None:
     store.keep("of-new", said("a", "b"), source="page", collections=["old"])
     store.consent("conversation", "of-new", PERSONAL)
     assert [store.consent_of(f"of-{name}") for name in ("old", "new")] == [NEVER, PERSONAL]
+
+
+def test_a_consent_that_is_taken_back_under_a_wrong_name_is_not_said_to_be(tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path)
+    store.consent("collection", "papers", PERSONAL)
+    with pytest.raises(DataError, match="no collection Papers was used; did you mean papers"):
+        store.consent("collection", "Papers", NEVER)
+    assert store.consents() == [("collection", "papers", PERSONAL)]
+    store.consent("source", "api", NEVER)  # said beforehand
