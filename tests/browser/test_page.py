@@ -264,3 +264,27 @@ async def test_an_answer_is_judged_and_a_conversation_given_on_the_page(
         assert [one.answer for one in history.examples()] == ["Good evening."]
         assert tab.problems == []
     history.close()
+
+
+async def test_a_verdict_after_an_answer_with_a_tool_is_on_the_answer_beside_it(
+    tab: Tab, tmp_path: Path
+) -> None:
+    history = HistoryStore(tmp_path)
+    script = [CALL], ["The light is on."], ["Rayleigh."]
+    made = Served(engine_saying(*script), FakeTools())
+    made.history, made.destinations = history, {"personal": "personal adapter"}
+    async with made.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "light on")
+        assert "The light is on." in await answered(tab, 1)
+        await say(tab, "why is the sky blue?")
+        assert await answered(tab, 2) == "Rayleigh."
+        thumbs = "[...document.querySelectorAll('[aria-label=\"A good answer\"]')]"
+        await tab.run(f"{thumbs}.at(-1).click()")
+        await until(history.examples)
+        [example] = history.examples()
+        assert (example.turn, example.answer) == (2, "Rayleigh.")
+        assert example.messages[-1].content == "why is the sky blue?"
+        assert "tool" in [one.role for one in example.messages]  # three turns, one answer
+        assert tab.problems == []
+    history.close()
