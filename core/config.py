@@ -199,6 +199,8 @@ class PluginsConfig:
     """Which plugins may answer, and how long they may take."""
 
     enabled: tuple[str, ...] = ("quietchoir/household",)
+    # of other people's plugins, a manifest in each; only those that are enabled run
+    folders: tuple[Path, ...] = ()
     call_timeout_s: float = 10.0
 
 

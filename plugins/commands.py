@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import dataclasses
 import difflib
 import json
 from typing import Any
@@ -45,8 +46,9 @@ def show(chosen: argparse.Namespace) -> int:
     from .host import available
     from .sandbox.probe import probe
 
-    enabled = config.load(chosen.config).plugins.enabled
-    for plugin_id, folder in sorted(available().items()):
+    plugins = config.load(chosen.config).plugins
+    enabled = plugins.enabled
+    for plugin_id, folder in sorted(available(plugins.folders).items()):
         terms = manifest.read(folder)
         asks = terms.head.permissions
         grants = [f"files {', '.join(asks.config)}"] if asks.config else []
@@ -89,10 +91,7 @@ def run_once(chosen: argparse.Namespace) -> int:
             raise ConfigError(f"--file {pair!r} must be NAME=PATH")
         handed[name] = Path(path)
     limits = config.load(chosen.config).plugins
-    host = PluginHost(
-        config.PluginsConfig(enabled=(chosen.id,), call_timeout_s=limits.call_timeout_s),
-        files={chosen.id: handed},
-    )
+    host = PluginHost(dataclasses.replace(limits, enabled=(chosen.id,)), files={chosen.id: handed})
 
     async def once() -> int:
         try:

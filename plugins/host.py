@@ -58,7 +58,7 @@ class PluginHost:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
-        self._bundles, self._files, self._idle_s = bundles, files or {}, idle_s
+        self._bundles, self._files, self._idle_s = (*config.folders, *bundles), files or {}, idle_s
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None

@@ -9,6 +9,8 @@ from quietchoir.core.errors import ConfigError, QuietchoirError, ToolError
 from quietchoir.plugins import commands
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
+from .conftest import hostile, write_bundle
+
 
 def run(*words: str) -> int:
     """Parse and run, as `cli.main` does."""
@@ -92,3 +94,17 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     with pytest.raises(kind, match=message):
         run("plugin", "run", *words)
+
+
+def test_a_plugin_of_ones_own_is_a_folder_that_the_configuration_names(
+    sandbox: SandboxReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "mine", hostile("return 'here'"))
+    settings = tmp_path / "config.toml"
+    settings.write_text(f'[plugins]\nfolders = ["{bundle}"]\nenabled = ["tests/hostile"]\n')
+    assert run("--config", str(settings), "plugin", "list") == 0
+    assert "tests/hostile 1.0.0  enabled, 1 tools, may use: nothing" in capsys.readouterr().out
+    assert run("--config", str(settings), "plugin", "run", "tests/hostile", "attack") == 0
+    assert capsys.readouterr().out == "here\n"
+    with pytest.raises(ConfigError, match="'tests/hostile'"):
+        run("plugin", "run", "tests/hostile", "attack")  # nobody named its folder
