@@ -331,13 +331,11 @@ class Assistant:
             async for event in events:
                 if isinstance(event, Finished):
                     end = event
-                elif (out := buffer.push(event)).text or out.logprobs:
-                    turn.said += out.text
-                    yield out if ask.sampling_params.logprobs is not None else Text(out.text)
+                elif (out := self._shown(turn, buffer.push(event))) is not None:
+                    yield out
         self._check_whole(turn, buffer, end)
-        if (out := buffer.finish()).text or out.logprobs:
-            turn.said += out.text
-            yield out if ask.sampling_params.logprobs is not None else Text(out.text)
+        if (out := self._shown(turn, buffer.finish())) is not None:
+            yield out
         most = MOST_CALLS if ask.parallel_tool_calls else 1
         calls = [replace(call, id=new_id()) for call in buffer.calls[:most]]
         turn.calls, turn.repeats = calls, calls == turn.calls
@@ -590,6 +588,16 @@ class Assistant:
         # passages and facts come without double quotes (`citations.harmless`)
         given += [text.replace("'", '"') for text in given if "'" in text]
         return not any(call == quoted for text in given for quoted in calls_in(text))
+
+    @staticmethod
+    def _shown(turn: Turn, out: Text) -> Text | None:
+        """What of a piece is said: where a call is demanded, nothing of what stands between calls
+        or of one that was cut at its opening mark.
+        """
+        text = out.text if turn.ask.tool_choice is None else ""
+        turn.said += text
+        logprobs = out.logprobs if turn.ask.sampling_params.logprobs is not None else ()
+        return Text(text, logprobs) if text or logprobs else None
 
     def _check_whole(self, turn: Turn, buffer: ToolCallBuffer, end: Finished) -> None:
         """Raises: ToolCallCutError: see `_generate`."""

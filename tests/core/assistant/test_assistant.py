@@ -581,6 +581,14 @@ async def test_a_demanded_call_goes_to_the_engine_as_a_form_and_comes_back_as_a_
     assert form is not None and "HassTurnOn" in form.text and "other" in form.text
 
 
+async def test_where_a_call_is_demanded_nothing_else_is_said() -> None:
+    tools = (ToolInfo("HassTurnOn", "", {"type": "object"}),)
+    for tail in (["\n"], ["\n", "<tool", "_"]):  # blanks, and a second call cut at its mark
+        engine = engine_saying([*CALL_PIECES, *tail])
+        found = await events(assistant(engine), caller_tools=tools, tool_choice=ANY_TOOL)
+        assert [type(event) for event in found] == [ToolCallEvent, Finished]
+
+
 @pytest.mark.parametrize("choice, offered", [("HassTurnOff", "HassTurnOn"), (ANY_TOOL, None)])
 async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(
     choice: str, offered: str | None
