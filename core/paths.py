@@ -158,12 +158,14 @@ def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
                 os.fsync(file.fileno())
         for path in files:
             staged.pop(path).replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         for scratch_file in staged.values():
             scratch_file.unlink(missing_ok=True)
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise QuietchoirError(
             f"{path}: nothing was written, {reason}; free the disk or choose another folder"

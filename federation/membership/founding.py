@@ -107,8 +107,15 @@ def create_federation(folder: Path, founding: Founding, lock: Lock = OPEN) -> Po
     )
     made = log.create_chain(policy, owner, int(time.time()))  # refuses before anything is on disk
     paths.private_folder(folder)
-    owner.save(folder / OWNER_KEY, lock.passphrase, keyring=lock.keyring)
-    coordinator.save(folder / COORDINATOR_KEY, lock.passphrase, keyring=lock.keyring)
-    write_tls_key(folder / TLS_KEY, tls, lock)
-    roster.write(folder / FILE, made)
+    files = [folder / name for name in (OWNER_KEY, COORDINATOR_KEY, TLS_KEY, FILE)]
+    new = [path for path in files if not path.exists()]
+    try:
+        owner.save(folder / OWNER_KEY, lock.passphrase, keyring=lock.keyring)
+        coordinator.save(folder / COORDINATOR_KEY, lock.passphrase, keyring=lock.keyring)
+        write_tls_key(folder / TLS_KEY, tls, lock)
+        roster.write(folder / FILE, made)
+    except BaseException:  # Ctrl-C too: keys without their file would keep the next one out
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
     return made.policy

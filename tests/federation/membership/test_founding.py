@@ -103,6 +103,23 @@ def test_init_locks_all_three_keys_as_it_writes_them(
     assert code == 0 and in_clear(written) == list(KEYS)  # and without the flag as ever
 
 
+def test_ctrl_c_while_keys_are_written_leaves_none_and_what_was_there_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(founding, "write_tls_key", interrupted)
+        code, said = run(capsys, "federation", "init", tmp_path / "f", *INIT)
+    assert code == cli.INTERRUPTED and "nothing is left half-written" in said
+    assert not list((tmp_path / "f").iterdir())
+    assert run(capsys, "federation", "init", tmp_path / "f", *INIT)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "f").iterdir()}
+    assert run(capsys, "federation", "init", tmp_path / "f", *INIT)[0] != 0
+    assert {path: path.read_bytes() for path in (tmp_path / "f").iterdir()} == before
+
+
 @pytest.mark.parametrize("what", ["--owner", "--coordinator", "--certificate"])
 def test_rotate_locks_the_new_key_as_it_writes_it(
     capsys: pytest.CaptureFixture[str],
