@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
+from .core.assistant.approvals import misnamed
 from .core.assistant.assistant import Assistant
 from .core.assistant.calibration import MEASURED, Calibration, Calibrations, weigh
 from .core.assistant.calibration import calibrate as fitted
@@ -185,6 +186,10 @@ class Node:
         await self.keep_conversations()
         self.parts.push_async_callback(self.plugins.stop)
         await self.plugins.start()
+        for name in misnamed(self.config.tools, [tool.name for tool in self.plugins.tools()]):
+            logger.warning(
+                "[tools] names %s, as no tool here is called: the rule does nothing", name
+            )
         store = RegistryStore(Registry(self.home), self.weights.digest)
         self.adapters = AdapterSwitch(
             model_name(self.config.engine.model), self.engine.adapters, store, self.router

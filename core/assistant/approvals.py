@@ -12,7 +12,7 @@ Not covered: what the owner's yes allows; a client that answers its own question
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -189,6 +189,11 @@ class Approvals:
         while len(self._conversations) > REMEMBERED:
             self._conversations.popitem(last=False)
         return known
+
+
+def misnamed(rules: ToolsConfig, on_offer: Iterable[str]) -> list[str]:
+    """Names that the rules hold and no tool here has: such a rule protects nothing."""
+    return sorted({*rules.allow, *rules.ask, *rules.never}.difference(on_offer, [REMEMBER.name]))
 
 
 def question_of(call: ToolCall, tool: ToolInfo) -> str:

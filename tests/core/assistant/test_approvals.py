@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.assistant.approvals import REMEMBER, REMEMBERED, Approvals
+from quietchoir.core.assistant.approvals import REMEMBER, REMEMBERED, Approvals, misnamed
 from quietchoir.core.assistant.tools import Effect, ToolInfo
 from quietchoir.core.config import Rule, ToolsConfig
 from quietchoir.core.errors import ApprovalError
@@ -190,3 +190,8 @@ async def test_a_fact_is_shown_whole_before_it_is_kept_and_other_long_arguments_
     for asked, whole in ((REMEMBER, True), (tool(), False)):
         with Approvals().ask(long, asked, "") as question:
             assert ("And evil." in question.text) is whole
+
+
+def test_a_rule_for_a_tool_that_is_not_there_is_named() -> None:
+    rules = ToolsConfig(allow=("HassTurnOn",), never=("HassTurnOnn", "remember"))
+    assert misnamed(rules, ["HassTurnOn", "HassTurnOff"]) == ["HassTurnOnn"]
