@@ -67,10 +67,10 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 404, shape(message, "invalid_request_error", code="not_found")
         case DocumentError():
             return 400, shape(message, "invalid_request_error", code="not_readable")
-        case ConfigError() | AuthenticationError():  # a locked collection, a wrong passphrase
-            return 409, shape(message, "invalid_request_error", code="not_open")
         case MissingPartError():
             return 400, shape(message, "invalid_request_error", code="not_installed")
+        case ConfigError() | AuthenticationError():  # a locked collection, a wrong passphrase
+            return 409, shape(message, "invalid_request_error", code="not_open")
         case OverloadedError():
             return 503, shape(message, "overloaded_error", code="overloaded")
         case AccessDenied(status=401):
