@@ -45,6 +45,13 @@ class FixedLearner:
         return Counts(self.correct, 10)
 
 
+def trainings(client: Client) -> list[np.ndarray]:
+    """The adapters that a `FixedLearner`'s client trained from, in order."""
+    learner = client.learner
+    assert isinstance(learner, FixedLearner)
+    return learner.trained
+
+
 @dataclasses.dataclass
 class House:
     """One federation's keys and file."""

@@ -37,6 +37,7 @@ from quietchoir.tests.fakes.federation import (
     clients,
     coordinator,
     house,
+    trainings,
 )
 from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 
@@ -150,7 +151,7 @@ def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
     )
     assert "the budget is 1.5" in report.stopped and report.aborted == []
     assert report.delivered == sorted(members) and report.history[-1]["kind"] == "score"
-    assert all(len(client.learner.trained) == report.rounds for client in members.values())  # type: ignore[attr-defined]
+    assert all(len(trainings(client)) == report.rounds for client in members.values())
     assert [
         event["event"] for event in events if event["event"] in ("stopped", "score", "delivered")
     ] == ["stopped", "score", "delivered"]
@@ -364,7 +365,7 @@ def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run.scheduler.accountant, "pay", empty)
     report = run.run()
     assert (report.rounds, report.stopped) == (0, "nothing left")
-    assert all(client.learner.trained == [] for client in members.values())  # type: ignore[attr-defined]
+    assert all(trainings(client) == [] for client in members.values())
 
 
 def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
@@ -387,7 +388,8 @@ def test_one_member_that_claims_to_be_spent_does_not_end_a_run_and_more_than_a_t
     home = private("masked", members=5, epsilon=1000.0, recipe={"rounds": 2, "attempts": 2})
     members = clients(home, SIZE)
     for name in ("eve", "dan")[:liars]:
-        members[name].answer = claiming(members[name].answer)  # type: ignore[method-assign, assignment]
+        claimed = claiming(members[name].answer)
+        members[name].answer = claimed  # type: ignore[method-assign, assignment]
     away = {"cat"}  # for the first attempt: four of five are needed
     link = SilentLink(
         {name: client.handle for name, client in members.items()},
@@ -432,7 +434,8 @@ def test_a_buffered_run_goes_on_without_a_false_word_of_one_and_ends_at_that_of_
     )
     members = clients(home, SIZE)
     for name in liars:  # each twice, and is asked again in time
-        members[name].answer = claiming(members[name].answer, 2)  # type: ignore[method-assign, assignment]
+        claimed = claiming(members[name].answer, 2)
+        members[name].answer = claimed  # type: ignore[method-assign, assignment]
     report = run_of(home, members, clock=TickingClock()).run()
     if len(liars) == 1:
         assert (report.rounds, report.stopped) == (1, "")
