@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import ProtocolError
 from ..identity.keys import bind, hkdf
-from ..prg import Stream, Words
-from ..ring import BitRing, Tally
+from ..ring import BitRing, Stream, Tally, Words
 from .bfv import Adder, BfvMember, Packing, Slots
 from .parameters import named
 

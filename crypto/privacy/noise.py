@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...core.errors import ConfigError, DataError
 from .. import ring
-from ..prg import expand, stream
+from ..ring import expand, stream
 
 CUT_BITS = 128  # a draw compares 128 uniform bits with the table's cuts
 FIXED_BITS = 384  # of the integers that weights are computed in; their error stays far below 2^-200

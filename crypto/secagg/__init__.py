@@ -1,7 +1,6 @@
 """Secure aggregation: the sum of many vectors, and no single one. Sans-I/O: bytes in, bytes out."""
 
-from .client import SecAggClient, Stage
-from .ledger import RevealLedger
+from .client import RevealLedger, SecAggClient, Stage
 from .server import SecAggResult, SecAggServer, ServerStage
 from .session import Floor, SecAggConfig
 

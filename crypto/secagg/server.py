@@ -20,7 +20,6 @@ from .. import shamir
 from ..identity.keys import Ephemeral
 from ..ring import Ring, Tally
 from . import tag
-from .graph import Graph, Plan
 from .messages import (
     KEY_SHARE,
     SELF_SHARE,
@@ -36,7 +35,7 @@ from .messages import (
     Upload,
     shared_view,
 )
-from .session import SecAggConfig, Session, commit, mask_pair, mask_self
+from .session import Graph, Plan, SecAggConfig, Session, commit, mask_pair, mask_self
 
 CHOICES = 600  # sets of holders that a secret is rebuilt from, at most: two liars among 32
 

@@ -18,8 +18,7 @@ from typing import Any
 from ...core.errors import ProtocolError
 from ..identity.keys import Ephemeral, Identity, PublicIdentity
 from ..ring import Ring
-from .client import SecAggClient, Stage
-from .ledger import RevealLedger
+from .client import RevealLedger, SecAggClient, Stage
 from .messages import KeyCard, Receipt
 from .session import Floor, SecAggConfig, Session
 

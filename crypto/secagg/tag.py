@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from .. import ring
 from ..identity.keys import bind, hkdf
-from ..prg import stream
+from ..ring import stream
 
 PRIMES = (2**32 - 5, 2**32 - 17, 2**32 - 65)  # the largest below 2^32
 SEED_BYTES = 32  # of what each member adds to the key

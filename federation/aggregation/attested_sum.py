@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ...core.errors import AuthenticationError, MessageError
 from ...crypto.identity.keys import PublicIdentity, bind
 from ...crypto.ring import BitRing, middle
-from ...crypto.secagg.graph import COMPLETE_UP_TO
+from ...crypto.secagg.session import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy
 from ..wire.messages import RoundId

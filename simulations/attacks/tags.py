@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import bind, hkdf
-from ...crypto.prg import expand
+from ...crypto.ring import expand
 from ...crypto.secagg import tag
 from ...crypto.secagg.client import SecAggClient, SumCheck
 from ...crypto.secagg.session import Session

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import CryptoError
 from ...crypto.secagg import SecAggConfig, SecAggResult, SecAggServer
-from ...crypto.secagg.graph import plan
+from ...crypto.secagg.session import plan
 from .crew import Crew
 from .members import STAGES, Members, Meter, Setting
 from .stopwatch import clock

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...crypto.prg import CHUNK_BYTES, stream
-from ...crypto.ring import BitRing
+from ...crypto.ring import CHUNK_BYTES, BitRing, stream
 from . import cohort, sealed, threshold
 from .figures import Figure, Keep, nobody
 from .members import Setting

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.secagg import SecAggClient, SecAggConfig
-from ...crypto.secagg.graph import plan
+from ...crypto.secagg.session import plan
 from .stopwatch import clock
 
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from quietchoir.core.errors import ConfigError, ProtocolError
-from quietchoir.crypto.prg import AT_ONCE, CHUNK_BYTES, add_streams, expand
-from quietchoir.crypto.ring import BitRing, TokenRing, digits
+from quietchoir.crypto.ring import (
+    AT_ONCE,
+    CHUNK_BYTES,
+    BitRing,
+    TokenRing,
+    add_streams,
+    digits,
+    expand,
+)
 from quietchoir.crypto.secagg.tag import PRIMES
 from quietchoir.federation.aggregation.update import COUNTER_MODULUS
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from quietchoir.core.errors import ProtocolError
 from quietchoir.crypto.identity.keys import Ephemeral, Identity, bind
-from quietchoir.crypto.prg import Stream, expand
-from quietchoir.crypto.ring import BitRing, Ring
+from quietchoir.crypto.ring import BitRing, Ring, Stream, expand
 from quietchoir.crypto.secagg import (
     RevealLedger,
     SecAggClient,

@@ -17,7 +17,7 @@ from ....core.errors import ProtocolError
 from ...he.bfv import uniform
 from ...he.parameters import JOINT
 from ...identity.keys import hkdf
-from ...prg import expand
+from ...ring import expand
 from .plan import PRIMES, RESIDUE_BYTES
 
 Residues = NDArray[np.uint64]  # [..., limbs, N]

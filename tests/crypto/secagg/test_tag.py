@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import AuthenticationError, ConfigError, ProtocolError
-from quietchoir.crypto.secagg import SecAggConfig, tag
+from quietchoir.crypto.secagg import RevealLedger, SecAggConfig, tag
 from quietchoir.crypto.secagg.client import SecAggClient, Stage, SumCheck
-from quietchoir.crypto.secagg.ledger import RevealLedger
 from quietchoir.crypto.secagg.messages import KeyCard
 from quietchoir.crypto.secagg.snapshot import freeze, thaw
 from quietchoir.tests.fakes.secagg import Cohort, Round
@@ -20,7 +19,7 @@ KEY = bytes(range(32))
 
 def naive(key: bytes, values: list[int], prime: int) -> int:
     """The inner product in Python's own numbers."""
-    from quietchoir.crypto.prg import expand
+    from quietchoir.crypto.ring import expand
 
     words = np.frombuffer(expand(key, 4 * len(values)), "<u4").tolist()
     return sum(a * x for a, x in zip(words, values, strict=True)) % prime

@@ -9,11 +9,10 @@ import pytest
 
 from quietchoir.crypto import shamir
 from quietchoir.crypto.identity.keys import Ephemeral, PublicIdentity, bind
-from quietchoir.crypto.prg import expand
+from quietchoir.crypto.ring import expand
 from quietchoir.crypto.secagg import SecAggConfig
 from quietchoir.crypto.secagg.client import _Vectors
-from quietchoir.crypto.secagg.graph import Graph
-from quietchoir.crypto.secagg.session import Session, mask_pair, mask_self
+from quietchoir.crypto.secagg.session import Graph, Session, mask_pair, mask_self
 from quietchoir.tests.vectors import secagg_reference
 
 FOLDER = Path(__file__).parents[2] / "vectors"

@@ -7,7 +7,7 @@ from math import comb, exp, log
 import numpy as np
 import pytest
 
-from quietchoir.crypto.secagg.graph import (
+from quietchoir.crypto.secagg.session import (
     FAILURE_BITS,
     GRINDING_BITS,
     SECURITY_BITS,
