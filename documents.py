@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .core import paths, screen
 
 if TYPE_CHECKING:
+    from .core.models.embedding.embedder import SentenceEmbedder
     from .core.retrieval.collections import Collections
     from .core.retrieval.database import Passphrase
     from .core.retrieval.indexing import Progress, Update
@@ -85,8 +86,12 @@ def _register_memory(parser: ArgumentParser) -> None:
         action.set_defaults(needs="documents")
 
 
-def open_collections(passphrase: "Passphrase | None" = None) -> "Collections":
-    """This node's collections; an embedding model is read when they first need one."""
+def open_collections(
+    passphrase: "Passphrase | None" = None, read: "Callable[[Path], SentenceEmbedder] | None" = None
+) -> "Collections":
+    """This node's collections; an embedding model is read when they first need one, by `read` where
+    others hold it too.
+    """
     from .core.models.hub import catalog
     from .core.retrieval.collections import Collections
     from .core.retrieval.embedding import at_first_use
@@ -95,7 +100,7 @@ def open_collections(passphrase: "Passphrase | None" = None) -> "Collections":
     return Collections(
         paths.home() / COLLECTIONS,
         passphrase=passphrase or Asked(),
-        embedder=at_first_use(lambda: catalog.find(EMBEDDING)),
+        embedder=at_first_use(lambda: catalog.find(EMBEDDING), read),
     )
 
 
@@ -113,13 +118,18 @@ class NodeDocuments:
 
     Args:
         run: carries a coroutine out in the node's loop, called from other threads.
+        read: gives the embedding model, which the node holds once for all who need it.
     """
 
-    def __init__(self, run: "Callable[[Coroutine[Any, Any, Any]], Any]") -> None:
+    def __init__(
+        self,
+        run: "Callable[[Coroutine[Any, Any, Any]], Any]",
+        read: "Callable[[Path], SentenceEmbedder] | None" = None,
+    ) -> None:
         from .federation.membership.unlock import Asked
 
         self._passphrase = Asked()  # one answer for all of them
-        self.collections = open_collections(self._passphrase)
+        self.collections = open_collections(self._passphrase, read)
         self._run = run
         self._memory: FactStore | None = None
         self._parser: SandboxedParser | None = None

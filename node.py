@@ -177,7 +177,7 @@ class Node:
         self.sampling = self.config.sampling.over(recommended).over(UNSAID)
         loop = asyncio.get_running_loop()
         self.documents = NodeDocuments(
-            lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+            lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(), self.embedders.load
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)

@@ -4,6 +4,7 @@
     ├── ConfigError                    a file or flag the owner can mend (exit 2)
     │   └── MissingPartError           an optional part of the package that is not installed
     ├── DataError                      examples that cannot be read or used
+    │   └── UnknownConversationError   none of this name is kept
     ├── TrainingError                  a loss or gradient that is not finite; the adapter is
                                        unchanged
     ├── ModelError                     model files
@@ -63,6 +64,10 @@ class MissingPartError(ConfigError):
 
 class DataError(QuietchoirError):
     """Examples that cannot be read or used; nothing was imported."""
+
+
+class UnknownConversationError(DataError):
+    """No conversation of this name is kept here."""
 
 
 class TrainingError(QuietchoirError):

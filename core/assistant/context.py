@@ -88,7 +88,7 @@ class LeftOut:
     with each user's message.
     """
 
-    tokens: int  # that the whole conversation takes, about
+    tokens: int  # that the whole conversation takes, system message and tools with it, about
     shown_tokens: int  # of the prompt
     turns: tuple[int, ...]  # not shown at all
     excerpted_turns: tuple[int, ...]  # shown in part
@@ -388,15 +388,15 @@ class ContextWindow:
             tokens = encoded(messages, encoder)
             if len(tokens) <= budget:
                 return Prompt(tuple(tokens))
-        room = budget - self._head(head, encoder, budget)
-        self._choose(draft, room)
+        beside = self._head(head, encoder, budget)
+        self._choose(draft, budget - beside)
         while len(tokens := encoded([*head, *draft.messages()], encoder)) > budget:
             if not draft.take_back(len(tokens) - budget):
                 raise RequestError(
                     f"the newest message takes {len(tokens)} tokens in its shortest form, at most "
                     f"{budget} fit; send a shorter one, or {self.advice}"
                 )
-        return Prompt(tuple(tokens), draft.left_out(size, len(tokens)))
+        return Prompt(tuple(tokens), draft.left_out(size + beside, len(tokens)))
 
     def _head(self, head: Sequence[Message], encoder: ChatEncoder, budget: int) -> int:
         """Tokens of the system messages, of the tools and of what a template adds.

@@ -115,6 +115,7 @@ class PassageRanker:
         """
         score = np.zeros(len(passages))
         places, vectors = self._known(passages)
+        unread = np.setdiff1d(np.arange(len(passages)), places)
         for question in questions:
             orders = [by_words(question, passages)]
             if len(places) and (embedder := self._embedder()) is not None:
@@ -122,6 +123,8 @@ class PassageRanker:
                 orders.append(places[np.argsort(-near, kind="stable")])
             for order in orders:
                 score[order] += 1 / (RANK_CONSTANT + 1 + np.arange(len(order)))
+            # what nobody read yet is neither near nor far: it stands in the middle of the others
+            score[unread] += (len(orders) - 1) / (RANK_CONSTANT + 1 + len(places) / 2)
         return [int(place) for place in np.argsort(-score, kind="stable")]
 
     def settle(self) -> bool:

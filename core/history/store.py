@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 from .. import paths
 from ..assistant.context import Message
-from ..errors import DataError, QuietchoirError
+from ..errors import DataError, QuietchoirError, UnknownConversationError
 from ..toolcall import ToolCall, parse, render
 
 FILE = "history.sqlite"
@@ -280,7 +280,7 @@ class HistoryStore:
         """One of them.
 
         Raises:
-            DataError: there is none of this name.
+            UnknownConversationError: there is none of this name.
         """
         self._require(name)
         return self._infos(name)[0]
@@ -303,7 +303,7 @@ class HistoryStore:
         """What was said in one.
 
         Raises:
-            DataError: there is none of this name.
+            UnknownConversationError: there is none of this name.
         """
         self._require(conversation)
         found = self._rows(
@@ -313,7 +313,7 @@ class HistoryStore:
 
     def _require(self, conversation: str) -> None:
         if not self._rows("SELECT 1 FROM conversations WHERE id = ?", conversation):
-            raise DataError(
+            raise UnknownConversationError(
                 f"no conversation {conversation[:64]!r} is kept here; "
                 f"`quietchoir data conversations` lists them"
             )
@@ -522,7 +522,7 @@ class HistoryStore:
         examples; returns how many examples there were.
 
         Raises:
-            DataError: there is no such conversation; the log is written over all the same.
+            UnknownConversationError: there is none; the log is written over all the same.
             QuietchoirError: deleted, and still in the log, which another program reads.
         """
         with self.step():

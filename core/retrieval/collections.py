@@ -113,8 +113,10 @@ class Collections:
         """Bring one up to what its sources hold now. Raises: as `search`, and `indexing.update`."""
         return update(self.store(name), parser, self._embedder(), progress)
 
-    def drop(self, name: str, file: str, data: bytes, parser: Parser) -> int:
-        """Put a document that is handed over into one. Raises: as `search`, and `indexing.drop`."""
+    def drop(self, name: str, file: str, data: bytes, parser: Parser) -> tuple[str, int]:
+        """Put a document that is handed over into one. Returns and raises: as `indexing.drop`, and
+        as `search`.
+        """
         return drop(self.store(name), parser, file, data, self._embedder())
 
     def forget(self, name: str, path: str) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from .. import log
 from ..errors import MissingPartError, ModelNotFoundError
 from ..parts import wanted
 
+if TYPE_CHECKING:
+    from ..models.embedding.embedder import SentenceEmbedder
+
 MANY = 8  # texts at once
 logger = log.get("retrieval")
 
@@ -23,8 +27,13 @@ logger = log.get("retrieval")
 class IdentifiedEmbedder:
     """An embedding model of a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, read: "Callable[[Path], SentenceEmbedder] | None" = None
+    ) -> None:
         """Read it.
+
+        Args:
+            read: gives the folder's model, where it is held for others too; None: from the disk.
 
         Raises:
             ModelError: not usable. MissingPartError: torch is not installed.
@@ -38,7 +47,7 @@ class IdentifiedEmbedder:
         # 1 in 10,000 (cosine), below what storing it in 16 bits costs.
         self._halved = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.identity = identity_of(folder)
-        self._model = SentenceEmbedder.load(folder)
+        self._model = (read or SentenceEmbedder.load)(folder)
         self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -60,7 +69,9 @@ def identity_of(folder: Path) -> str:
     return f"{folder.name} {whole.hexdigest()}"
 
 
-def at_first_use(find: Callable[[], Path]) -> Callable[[], IdentifiedEmbedder | None]:
+def at_first_use(
+    find: Callable[[], Path], read: "Callable[[Path], SentenceEmbedder] | None" = None
+) -> Callable[[], IdentifiedEmbedder | None]:
     """A function that reads the model once, at its first call; None where it is not on this disk,
     or torch is not: then words alone are searched, and the log says so once.
     """
@@ -71,7 +82,7 @@ def at_first_use(find: Callable[[], Path]) -> Callable[[], IdentifiedEmbedder | 
         with lock:
             if not found:
                 try:
-                    found.append(IdentifiedEmbedder(find()))
+                    found.append(IdentifiedEmbedder(find(), read))
                 except (ModelNotFoundError, MissingPartError) as error:
                     logger.warning("documents are searched by their words alone: %s", error)
                     found.append(None)

@@ -115,14 +115,14 @@ def dropped(path: str) -> bool:
 
 def drop(
     store: CollectionStore, parser: Parser, name: str, data: bytes, embedder: Embedder | None = None
-) -> int:
+) -> tuple[str, int]:
     """Put a document that is handed over into a collection, in the place of one of its name.
 
     Args:
-        name: with the ending that says what it is.
+        name: with the ending that says what it is; of a path, its last part counts.
 
     Returns:
-        Its number of passages.
+        The name that it is kept under, and its number of passages.
 
     Raises:
         DocumentError: it cannot be read; an earlier one of its name stays. RetrievalError: the
@@ -137,7 +137,7 @@ def drop(
         embed(store, embedder, Update(), nobody)
     if replaced:
         store.database.scrub_log()
-    return count
+    return name, count
 
 
 def files(source: Path, suffixes: frozenset[str]) -> Iterator[Path]:

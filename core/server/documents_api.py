@@ -130,10 +130,10 @@ class DocumentsApi:
         """Take a document, its bytes as the body; no copy of them is kept."""
         name, file = request.match_info["name"], request.match_info["file"]
         data = await request.read()
-        count = await asyncio.to_thread(
+        kept, count = await asyncio.to_thread(
             lambda: self.own.collections.drop(name, file, data, self.own.parser())
         )
-        return web.json_response({"file": file, "passages": count})
+        return web.json_response({"file": kept, "passages": count})
 
     async def forget(self, request: web.Request) -> web.Response:
         """Delete a document that was dropped, or a file or folder that was added."""

@@ -25,6 +25,7 @@ from ..errors import (
     QuietchoirError,
     RequestError,
     ToolCallCutError,
+    UnknownConversationError,
     UnknownEntryError,
 )
 from .auth import AccessDenied
@@ -53,6 +54,8 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
     match error:
         case BadRequest():
             return 400, shape(message, "invalid_request_error", error.parameter)
+        case UnknownConversationError():
+            return 404, shape(message, "invalid_request_error", code="not_found")
         case DataError():
             return 400, shape(message, "invalid_request_error", code="not_usable")
         case ToolCallCutError():

@@ -109,6 +109,8 @@ def locked_pdf() -> bytes:
         ("a.docx", docx("Lease")[:-30], "or damaged; rename it, or save it anew"),
         ("a.pdf", b"%PDF-1.7\nrubbish", "a damaged PDF"),
         ("a.pdf", locked_pdf(), "locked with a password; unlock it and save it anew"),
+        ("a.pdf", b"", "empty: not one byte is in it; save or download it anew"),
+        ("a.docx", b"", "empty: not one byte is in it"),
         ("a.pdf", pdf([]), "1 pages without any text"),
         ("a.xlsx", zipped({"xl/workbook.xml": "<not closed"}), "damaged, or no xlsx"),
         ("a.docx", zipped({"word/document.xml": " " * (600 << 20)}), "unpacks to 600 MB"),

@@ -86,6 +86,8 @@ def read(name: str, data: bytes) -> Iterator[Block]:
 def check(kind: str, data: bytes) -> None:
     """Raises: Unreadable: the bytes are not what the name says."""
     found = next((words for sign, words in SIGNS.items() if data.startswith(sign)), "")
+    if not data and (kind == "pdf" or kind in OFFICE):
+        raise Unreadable("empty: not one byte is in it; save or download it anew")
     if kind == "pdf":
         if b"%PDF-" not in data[:1024]:
             raise Unreadable(f"named .pdf, but its bytes are {found or 'no PDF'}; rename it")

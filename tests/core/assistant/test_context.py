@@ -240,6 +240,24 @@ def test_meaning_finds_what_shares_no_word_once_it_was_computed_and_each_text_is
     assert len(set(embedder.read)) == len(embedder.read)
 
 
+def test_what_was_not_read_yet_loses_nothing_to_what_was() -> None:
+    ranker = PassageRanker(Synonyms)
+    read = [filler(number) for number in range(20)]
+    ranker.rank(["anything"], read)
+    assert ranker.settle() and not ranker.settle()
+    found = ranker.rank(["Where is the cabin?"], [*read, FACT])  # nobody read the fact's passage
+    assert found[0] == len(read)
+
+
+def test_the_tokens_told_count_the_system_message_on_both_sides() -> None:
+    long = Message("system", "rule " * 40)
+    messages = [long, *talk(40), QUESTION]
+    left_out = ContextWindow(WordTokenizer().encode).fit(messages, WordTokenizer(), 120).left_out
+    assert left_out is not None
+    bare = ContextWindow(WordTokenizer().encode).fit(messages[1:], WordTokenizer(), 80).left_out
+    assert bare is not None and 40 <= left_out.tokens - bare.tokens <= 50
+
+
 def test_work_waits_until_nobody_does_and_a_failure_ends_nothing() -> None:
     busy, done = threading.Event(), threading.Event()
     busy.set()

@@ -132,6 +132,9 @@ async def test_documents_are_dropped_listed_searched_and_forgotten(own):
     put = own.session.put("/api/collections/new/documents/a.txt", data=b"the key is under the mat")
     async with put as response:
         assert await response.json() == {"file": "a.txt", "passages": 1}
+    up = own.session.put("/api/collections/new/documents/..%2Fa.txt", data=b"the key is gone")
+    async with up as response:  # what it is kept under is told, not what it was called
+        assert await response.json() == {"file": "a.txt", "passages": 1}
     status, body = await own.post("/api/collections/new/search", {"question": "key"})
     assert [one["place"] for one in body["passages"]] == ["a.txt, line 1"]
     async with own.session.put("/api/collections/new/documents/b.txt", data=b"\0") as response:

@@ -64,12 +64,10 @@ async def test_verdicts_become_examples_and_train_nothing_by_themselves(keeping:
     [
         ("/api/feedback", {"conversation": "evening", "verdict": "corrected"}, 'give "answer"'),
         ("/api/feedback", {"conversation": "evening", "verdict": "up", "answer": "x"}, "give"),
-        ("/api/feedback", {"conversation": "morning", "verdict": "up"}, "no conversation"),
         ("/api/feedback", {"conversation": "evening", "verdict": "up", "turn": 0}, "turn"),
         ("/api/feedback", {"conversation": "evening", "verdict": "up", "turn": 2}, "not there"),
         ("/api/feedback", {"conversation": "evening", "verdict": "fine"}, "not supported"),
         ("/api/conversations/evening", {"consent": "federation:x"}, "expected one of"),
-        ("/api/conversations/morning", {"consent": "never"}, "no conversation"),
         (CHAT, HELLO | {"metadata": {"conversation": "a b"}}, "metadata.conversation is 'a b'"),
     ],
 )
@@ -81,6 +79,20 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(
     assert status == 400 and words in told["error"]["message"]
     _, left = await keeping.get("/api/conversations")
     assert [(one["examples"], one["consent"]) for one in left["conversations"]] == [(0, "never")]
+
+
+async def test_a_conversation_that_nobody_kept_is_not_found(keeping: Served) -> None:
+    where = "/api/conversations/morning"
+    asked = {"conversation": "morning", "verdict": "up"}
+    for status, told in (
+        await keeping.get(where),
+        await keeping.post(where, {"consent": "never"}),
+        await keeping.post("/api/feedback", asked),
+    ):
+        assert status == 404 and told["error"]["code"] == "not_found"
+        assert "no conversation 'morning' is kept here" in told["error"]["message"]
+    async with keeping.session.delete(where) as response:
+        assert response.status == 404
 
 
 async def test_a_conversation_is_given_and_forgotten(keeping: Served) -> None:
