@@ -61,7 +61,7 @@ class Sum:
     held: dict[str, object] = field(default_factory=dict)
     # signatures of those that found it to be their sum
     proof: Mapping[str, bytes] = field(default_factory=dict)
-    # without its counters, as `attested_sum.pack` made it for those that checked it
+    # without its counters, as `delta_chain.pack` made it for those that checked it
     packed: tuple[str, bytes] | None = field(default=None, repr=False)
 
 

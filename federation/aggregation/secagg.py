@@ -31,9 +31,9 @@ from ...crypto.secagg import (
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
 from ..spec.policy import MAX_BITS, Policy, canonical
-from ..wire import broadcast_digest
+from ..wire import messages
 from ..wire.messages import RoundId
-from . import attested_sum, parts
+from . import delta_chain, parts
 from .base import (
     LETTER_BYTES,
     MAX_PEERS,
@@ -160,7 +160,7 @@ def agree(
         floors=tuple(floors),
         context=context,
         subjects=group.subjects,
-        tagged=length - Codec(0, policy).length if counted and attested_sum.attested(policy) else 0,
+        tagged=length - Codec(0, policy).length if counted and delta_chain.attested(policy) else 0,
     )
 
 
@@ -187,7 +187,7 @@ class MaskedClient:
     @property
     def stages(self) -> tuple[str, ...]:
         """In this order, each once."""
-        attested = self.counted and attested_sum.attested(self.context.policy)
+        attested = self.counted and delta_chain.attested(self.context.policy)
         return (*STAGES, ATTEST) if attested else STAGES
 
     def answer(self, stage: str, payload: bytes) -> bytes:
@@ -242,17 +242,17 @@ class MaskedClient:
         if check is None:
             raise ProtocolError(f"found stage {ATTEST!r} before 'unmask'; refused")
         bits, parties = context.policy.protection.bits, len(check.survivors)
-        whole, tags = attested_sum.decode_shown(payload, self.size, parties, bits)
+        whole, tags = delta_chain.decode_shown(payload, self.size, parties, bits)
         if not check.fits(whole, tags):
             raise ProtocolError(
                 "the sum that was shown is not the one that was opened, or one of its members sent "
                 "a wrong tag; it is not "
                 "signed"
             )
-        digest = attested_sum.digest_of(whole)
+        digest = delta_chain.digest_of(whole)
         context.model.keep_sum(digest, whole)  # the step that is made of it need not bring it again
         return context.identity.sign(
-            *attested_sum.statement(
+            *delta_chain.statement(
                 context.policy, context.round_id, digest, check.survivors, context.sum_context
             )
         )
@@ -276,7 +276,7 @@ class MaskedClient:
         group = BucketGroup.of(cohort, len(context.cohort), told, context.subjects)
         config = agree(
             policy, context.round_id, group, self.values.size, counted=self.counted, shares=shares,
-            context=broadcast_digest.context(context.sum_context.told, ready),
+            context=messages.session_context(context.sum_context.told, ready),
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
@@ -397,7 +397,7 @@ class MaskedServer:
             BucketGroup.of(cohort, context.asked, context.told),
             context.length,
             counted=context.counted,
-            context=broadcast_digest.context(sum_context.told, self.ready),
+            context=messages.session_context(sum_context.told, self.ready),
             shares=sum_context.shares,
         )
         self.proof: dict[str, bytes] = {}
@@ -432,7 +432,7 @@ class MaskedServer:
             sum to be theirs.
         """
         if self.done == len(STAGES):
-            need = attested_sum.witnesses(len(self.opened.survivors))
+            need = delta_chain.witnesses(len(self.opened.survivors))
             if len(self.proof) < need:
                 raise ThresholdError(
                     f"{len(self.proof)} members signed the opened sum, need "
@@ -461,18 +461,18 @@ class MaskedServer:
     def shown(self) -> bytes:
         """The opened sum with its tag, for those whose sum it is."""
         survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
-        self.packed = attested_sum.pack(whole, len(survivors), self.config.bits)
-        digest = attested_sum.digest_of(whole)
-        self.said = attested_sum.statement(
+        self.packed = delta_chain.pack(whole, len(survivors), self.config.bits)
+        digest = delta_chain.digest_of(whole)
+        self.said = delta_chain.statement(
             self.policy, self.round_id, digest, survivors, self.sum_context
         )
-        return attested_sum.encode_shown(self.packed, self.opened.tags)
+        return delta_chain.encode_shown(self.packed, self.opened.tags)
 
     def witnessed(self, party: str, signature: bytes) -> None:
         """Note a signature under the opened sum. Raises ProtocolError for one that is none: it
         would stop all members.
         """
-        if not attested_sum.signed_by(
+        if not delta_chain.signed_by(
             self.policy, self.said, self.opened.survivors, {party: signature}
         ):
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
@@ -592,7 +592,7 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """
     length, bits, letters = Codec(size, policy).length, policy.protection.bits, letter_bytes(cohort)
     shown = 0
-    if attested_sum.attested(policy):
+    if delta_chain.attested(policy):
         shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
         length += tag.width(bits)
         letters += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)

@@ -20,7 +20,7 @@ import numpy as np
 from ...core.errors import MessageError
 from ..spec.policy import Recipe
 from ..store.checkpoint import ServerState, Vector
-from ..wire.broadcast_digest import bits_of
+from ..wire.messages import bits_of
 
 SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on it
 # times the file's rounds: a run may be continued, but a number that a message claims counts no

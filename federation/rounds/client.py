@@ -51,7 +51,7 @@ from ..store.checkpoint import Vector
 from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
 from ..training.learner import Counts, Learner, Trained, slowed
-from ..wire import broadcast_digest, messages
+from ..wire import messages
 from ..wire.messages import GROUP, Reply, RoundId, Task
 from .attempt import Draw
 from .contribution_buffer import Contribution, ContributionBuffer, check_version, rules_of
@@ -173,7 +173,7 @@ class Client:
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""
         # whoever adds a stage says what binds it, or why nothing need
-        if task.stage not in broadcast_digest.KNOWN:
+        if task.stage not in messages.KNOWN:
             raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
         try:
             if task.stage == messages.TRAIN and self.buffer is not None:

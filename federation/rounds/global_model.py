@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 from ...core.errors import MessageError, RoundAborted
 from ...crypto.he.encrypted_ring import CryptoWorker
-from ..aggregation.attested_sum import Integers
 from ..aggregation.base import Common, Sum, WireCost
+from ..aggregation.delta_chain import Integers
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.update import SumContext
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
-from ..wire import broadcast_digest, messages
+from ..wire import messages
 from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
 
@@ -204,7 +204,7 @@ class ClientModel:
         order = messages.decode_work(payload, self.size)
         if self.policy.can.server_reads_updates:
             return Resolved(order=order, told=b"", claimed=order.flat)  # no masks to follow from it
-        told = broadcast_digest.of_work(stage, order.header(), order.flat)
+        told = messages.work_digest(stage, order.header(), order.flat)
         return Resolved(order=order, told=told, claimed=order.flat)
 
     def keep(self, found: Resolved) -> None:

@@ -26,7 +26,7 @@ from ..events import OnEvent, SteppedEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, Vector
 from ..store.client_store import Progress
-from ..wire import broadcast_digest, messages
+from ..wire import messages
 from ..wire.link import Messenger
 from ..wire.messages import RoundId
 from .global_model import ClientModel, Resolved, ServerHeld
@@ -130,7 +130,7 @@ class OwnModel(ClientModel):
                 f"adapter is meant; refused"
             )
         # of the tag: the adapter is not the coordinator's
-        told, server = broadcast_digest.of_work(stage, order.header(), order.flat), progress.server
+        told, server = messages.work_digest(stage, order.header(), order.flat), progress.server
         order = dataclasses.replace(order, flat=server.flat)
         return Resolved(order=order, told=told, velocity=server.velocity)
 

@@ -50,17 +50,29 @@ from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
 from ...crypto.identity.keys import SIGNATURE_BYTES
 from ...crypto.ring import BitRing
-from ..aggregation.attested_sum import KEPT, Integers, Total, attested, digest_of
+from ..aggregation import delta_chain
 from ..aggregation.base import Sum, WireCost
+from ..aggregation.delta_chain import (
+    ALL,
+    KEPT,
+    NAME_BYTES,
+    DeltaChain,
+    Integers,
+    Step,
+    Total,
+    UnprovenError,
+    attested,
+    digest_of,
+    name_of,
+    origin_of,
+)
 from ..aggregation.server_optimizer import ServerOptimizer, combine
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..store.database import Database, StoredRecord
-from ..wire import broadcast_digest, messages
+from ..wire import messages
 from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
-from . import delta_chain
-from .delta_chain import ALL, NAME_BYTES, DeltaChain, Step, UnprovenError, name_of, origin_of
 from .global_model import ClientModel, Followed, LackingError, Resolved, ServerHeld
 
 logger = log.get("federation.model_broadcast")
@@ -407,7 +419,7 @@ class FollowedModel(ClientModel):
         led = self.cache.follow(chain, named.state, way)
         order = replace(named, flat=led.state.flat)
         told, velocity = (
-            broadcast_digest.of_work(stage, order.header(), order.flat),
+            messages.work_digest(stage, order.header(), order.flat),
             led.state.velocity,
         )
         return Resolved(order=order, told=told, claimed=led.state, velocity=velocity, led=led)

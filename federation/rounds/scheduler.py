@@ -45,7 +45,7 @@ from ..aggregation.update import SumContext, terms_of
 from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import RunState, Vector
-from ..wire import broadcast_digest, messages
+from ..wire import messages
 from ..wire.link import LeavingLink, PendingMessages
 from ..wire.messages import Group, Reply, RoundId
 from .attempt import Answers, Draw, ReadyGroup, RoundAttempt
@@ -200,7 +200,7 @@ class Synchronous:
         told = (
             b""  # no masks could follow from it
             if policy.can.server_reads_updates
-            else broadcast_digest.of_work(kind, order.header(), order.flat)
+            else messages.work_digest(kind, order.header(), order.flat)
         )
         sum_context = terms_of(
             policy, attempt.size, round_id, order.ranges, found.cohort if training else (),

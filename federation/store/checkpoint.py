@@ -30,8 +30,7 @@ import numpy.typing as npt
 
 from ...core.errors import FederationError
 from ..spec.policy import Policy
-from ..wire.broadcast_digest import bits_of
-from ..wire.messages import RoundId
+from ..wire.messages import RoundId, bits_of
 from . import former
 from .database import Database, VersionError, hold
 from .write_ahead_log import check_log

@@ -15,6 +15,16 @@ was changed.
 
 A header is canonical JSON; `HEADERS` says what is in it. What other stages carry is made where they
 are answered (`crypto/secagg`, `..aggregation`).
+
+The *broadcast digest* is what all members of one attempt were told alike, as 32 bytes that their
+masks follow from. A member hashes what *it* was told, as it decoded and checked it, never a digest
+that came in a message. Whatever is not named in `MAY_DIFFER` is in the digest, in `crypto.secagg`'s
+own (`BOUND_LATER`), or compared with the member's own file (`OWN`), so members that were told
+different things are in different sessions and their contributions never meet in a sum. A stage that
+nobody put into one of these tables is refused by every member.
+
+Source: Pasquini, Francati, Ateniese 2022, "Eluding secure aggregation in federated learning via
+model inconsistency", section 7 (a hash of the model goes into what the masks follow from).
 """
 
 import dataclasses
@@ -32,7 +42,6 @@ import numpy.typing as npt
 from ...core.errors import AuthenticationError, MessageError
 from ...crypto.identity.keys import Identity, PublicIdentity, digest
 from ..spec.policy import Policy, canonical
-from . import broadcast_digest
 
 MAGIC = b"QCM1"
 SIGNATURE_BYTES, VERSION_BYTES, DIGEST_BYTES = 64, 8, 32
@@ -50,6 +59,68 @@ UNDO = "undo"  # sealed mode: step to the adapter before the last step, with an 
 STAGES = (TRAIN, SCORE, ADOPT, UNDO)
 GROUP = "group"  # make the contribution that is kept ready to be summed with these members'
 DONE, SPENT = b"", b"spent"  # what a member answers: it is done, or its privacy budget is used up
+
+BROADCAST_PROTOCOL = "quietchoir broadcast 1"
+
+# Stages whose messages are hashed into the broadcast digest, whole but for what MAY_DIFFER names.
+HASHED = frozenset({"train", "score", "group", "advertise"})
+
+# Fields of a message's own header that every member compares with what it has.
+OWN = {
+    "kind": "a task",
+    "federation": "of the member's own file",
+    "policy": "of the member's own file",
+    "model": "of the member's own file",
+    "run": "in the session, and the one that the member is in",
+    "round": "in the session, and later than any before it",
+    "attempt": "in the session, and later than any before it",
+    "stage": "in the digest, or the one that comes next",
+}
+
+# Stages that come once the session stands, and what binds them.
+BOUND_LATER = {
+    "share": "the list of keys is in every later signature, and the graph follows from it",
+    "mask": "who shared is in every later signature; the boxes are each member's own, sealed and "
+    "named by sender and receiver",
+    "consistency": "each survivor signs the list that it was shown; the threshold must have signed "
+    "the very same",
+    "unmask": "signatures over that list: whichever of them a member is shown, enough of them "
+    "prove the same survivors",
+    "attest": "the opened sum with its tag: a member signs it if it fits what it helped to open, "
+    "and no other fits",
+    "witness": "each survivor signs the encrypted sum that it was shown; the threshold must have "
+    "signed the very same",
+    "apply": "signatures over that sum: whichever of them a member is shown, enough of them prove "
+    "the same sum",
+    "open": "as apply; parts are given for the survivors that this member signed, and for nobody "
+    "else",
+}
+
+# What members of one attempt may be told differently, and why it is harmless.
+MAY_DIFFER = {
+    "recipient": "each message is for one member; who is asked is hashed, as the cohort",
+    "path": "the steps to the adapter that is meant: where they end is hashed, whatever they "
+    "started from",
+    "holds": "asks for names of states, says nothing, changes nothing",
+    "adopt": "no sum follows from it; it has a place of its own",
+    "undo": "no sum follows from it; the adapter that it leads to is in the state's tag, which "
+    "later work names",
+    "greet": "asks for a greeting, says nothing",
+    "deal": "boxes are asked for: their receivers' signed greetings, no two alike",
+    "take": "one member's box; the key in it is in the session's ring",
+    "hand": "boxes are asked for: their receivers' signed greetings, no two alike",
+    "follow": "one member's box; the adapter in it is in the state's tag, which the work names and "
+    "the ring holds",
+    "commit": "who makes a joint key; the key that comes of it is in the session's ring",
+    "reveal": "everybody's signed commitments, compared in the ceremony",
+    "finish": "one member's boxes of a ceremony; its rehearsal fails if they do not fit",
+    "settle": "parts of the rehearsal; the key that comes of it is in the session's ring",
+    "send": "plain mode: the coordinator reads every contribution anyway, there is nothing to bind",
+}
+
+
+# Stages of which one of the tables says what binds them, or why nothing need.
+KNOWN = HASHED | BOUND_LATER.keys() | MAY_DIFFER.keys()
 
 Ranges = tuple[tuple[int, float], ...]
 
@@ -143,7 +214,7 @@ class Group:
         """32 bytes that differ if the coordinator told two members different things about one
         group.
         """
-        return broadcast_digest.of_group(encode_group(self))
+        return group_digest(encode_group(self))
 
     def told_of(self, version: int) -> tuple[str, str]:
         """Digest and state that this group names for a version of one of its members."""
@@ -423,7 +494,7 @@ def encode_work(work: Work) -> bytes:
 
 def encode_told(work: Work, way: bytes) -> bytes:
     """The same without the vector: `work.state` names it, and `way` leads there
-    (`..rounds.delta_chain`).
+    (`..aggregation.delta_chain`).
     """
     return framed(spell(work)) + way
 
@@ -570,4 +641,41 @@ def split_seed(run: str, version: int) -> bytes:
 def told_of(version: int, work: Work) -> str:
     """The broadcast digest of work on one version, hex."""
     header = work.header() | {"version": version}
-    return broadcast_digest.of_work(TRAIN, header, work.flat).hex()
+    return work_digest(TRAIN, header, work.flat).hex()
+
+
+# The broadcast digest.
+
+
+def work_digest(stage: str, header: dict[str, Any], flat: npt.NDArray[np.float32]) -> bytes:
+    """The digest of work.
+
+    Args:
+        header: everything but the vector, as JSON's types: all of `Work.header`, whatever it has.
+        flat: the adapter as this side was told it, or arrived at it [n]; [0] in sealed mode, where
+            the header's `state` is a keyed tag, compared with that of the member's own adapter.
+    """
+    return digest(
+        BROADCAST_PROTOCOL, "work", stage, canonical(header), hashlib.sha256(bits_of(flat)).digest()
+    )
+
+
+def group_digest(call: bytes) -> bytes:
+    """The digest of a call for a group, which holds the digests of the work behind each
+    contribution.
+    """
+    return digest(BROADCAST_PROTOCOL, "group", call)
+
+
+def session_context(broadcast: bytes, ready: bytes) -> bytes:
+    """What goes into the session: the digest of the work or group, and the list of who is ready,
+    as it was told.
+    """
+    return digest(BROADCAST_PROTOCOL, "session", broadcast, ready)
+
+
+def bits_of(vector: npt.NDArray[np.float32]) -> memoryview:
+    """All bits of a vector [n], 4 bytes a value, little-endian; without a copy where there need be
+    none.
+    """
+    return np.ascontiguousarray(vector, "<f4").data

@@ -23,8 +23,9 @@ from ...crypto.identity.keys import Ephemeral, open_box
 from ...crypto.secagg import RevealLedger
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation, SignatureList, SurvivorList
 from ...crypto.secagg.session import Session, commit
-from ...federation.aggregation import attested_sum, hello, parts, secagg, state_transfer
+from ...federation.aggregation import delta_chain, hello, parts, secagg, state_transfer
 from ...federation.aggregation.base import Sum
+from ...federation.aggregation.delta_chain import Step, name_of
 from ...federation.aggregation.hello import Hello, SealedEnvelope
 from ...federation.engines.stateless_client import (
     ASIDE,
@@ -34,9 +35,8 @@ from ...federation.engines.stateless_client import (
 )
 from ...federation.membership import roster, update
 from ...federation.membership.log import create_chain
-from ...federation.rounds import client, delta_chain, scheduler
+from ...federation.rounds import client, scheduler
 from ...federation.rounds.client import Client
-from ...federation.rounds.delta_chain import Step, name_of
 from ...federation.rounds.member_held import OwnModel
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
@@ -44,7 +44,7 @@ from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.store import client_store
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
-from ...federation.wire import broadcast_digest, messages
+from ...federation.wire import messages
 from ...federation.wire.link import InProcessLink
 from ...federation.wire.messages import RoundId, Task
 from .catalogue import Attack, Result
@@ -68,14 +68,14 @@ MIDDLE = 2**11 - 1  # of a value of 12 bits: zero; twice that is the largest
 # an adapter from which nobody learns: everything is driven to one side
 FALSE = np.full(SIZE, 3000.0, np.float32)
 NO_BINDING = (
-    (broadcast_digest, "of_work", lambda *given: bytes(32)),
-    (broadcast_digest, "of_group", lambda *given: bytes(32)),
+    (messages, "work_digest", lambda *given: bytes(32)),
+    (messages, "group_digest", lambda *given: bytes(32)),
     (messages, "told_of", lambda *given: "00" * 32),
 )
 NO_FLOORS = tuple((client, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
 NO_VOUCHING = ((Session, "vouchers", 0),)
 # members take its word for a sum
-NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (attested_sum, delta_chain))
+NO_TAGS = ((delta_chain, "attested", lambda policy: False),)
 # whatever adapter was told
 ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, scheduler))
 
@@ -112,7 +112,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
             for shown in set(payloads.values()):
                 names = tuple(sorted(name for name, one in payloads.items() if one == shown))
                 bits = run.policy.protection.bits
-                opened, _ = attested_sum.decode_shown(shown, run.size, len(names), bits)
+                opened, _ = delta_chain.decode_shown(shown, run.size, len(names), bits)
                 note(Sum(opened.astype(np.int64), names))
         return ask(stage, payloads, round_id, timeout_s)
 

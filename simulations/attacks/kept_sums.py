@@ -9,9 +9,8 @@ nobody asks what the signatures were given for, and all else is the product.
 import dataclasses
 from collections.abc import Callable
 
-from ...federation.aggregation.attested_sum import KEPT
-from ...federation.rounds import delta_chain
-from ...federation.rounds.delta_chain import DeltaChain, Step, join, name_of, origin_of
+from ...federation.aggregation import delta_chain
+from ...federation.aggregation.delta_chain import KEPT, DeltaChain, Step, join, name_of, origin_of
 from ...federation.store.checkpoint import ServerState
 from ...federation.wire import messages
 from .catalogue import Attack, Result

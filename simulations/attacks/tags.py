@@ -24,13 +24,12 @@ from ...crypto.ring import expand
 from ...crypto.secagg import tag
 from ...crypto.secagg.client import SecAggClient, SumCheck
 from ...crypto.secagg.session import Session
-from ...federation.aggregation import attested_sum
+from ...federation.aggregation import delta_chain
 from ...federation.aggregation.base import Sum
+from ...federation.aggregation.delta_chain import DeltaChain, Step, name_of, origin_of
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import SumContext
 from ...federation.engines.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
-from ...federation.rounds import delta_chain
-from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
 from ...federation.rounds.model_broadcast import ClientModelCache, FollowedModel
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
@@ -89,7 +88,7 @@ def forged(
     run: Coordinator, forge: Forge, name: str, payload: bytes, parties: Mapping[str, int]
 ) -> bytes:
     """What `name` is shown."""
-    found = forge(name, attested_sum.decode_shown(payload, run.size, parties[name], BITS))
+    found = forge(name, delta_chain.decode_shown(payload, run.size, parties[name], BITS))
     if found is None or isinstance(found, bytes):
         return found or payload
     return letter_of(*found, parties[name])
@@ -97,7 +96,7 @@ def forged(
 
 def letter_of(whole: npt.NDArray[Any], tags: tag.Tag, parties: int) -> bytes:
     """A sum with a tag, as a coordinator shows it."""
-    return attested_sum.encode_shown(attested_sum.pack(whole, parties, BITS), tags)
+    return delta_chain.encode_shown(delta_chain.pack(whole, parties, BITS), tags)
 
 
 def signed(found: Mapping[str, bytes], of: int, words: str = "") -> Result:
@@ -179,7 +178,7 @@ def guessing(*stubs: Stub) -> Result:
         stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         for _ in range(GUESSES if stage == ATTEST else 0):
-            whole, _ = attested_sum.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
+            whole, _ = delta_chain.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
             whole[0] += 1
             guess = tuple(secrets.randbelow(prime) for prime in tag.PRIMES)
             told = letter_of(whole, guess, len(payloads))
@@ -206,10 +205,10 @@ def outside(*stubs: Stub) -> Result:
         del name
         whole = shown[0].astype(np.int64)
         whole[0] = -1
-        wide = attested_sum.width(parties, BITS)
-        body = attested_sum.deflate(attested_sum.spread(whole, parties * MIDDLE, wide))
-        tags = b"".join(one.to_bytes(attested_sum.NUMBER_BYTES, "big") for one in shown[1])
-        return bytes([attested_sum.PACKINGS.index("deflate")]) + tags + body
+        wide = delta_chain.width(parties, BITS)
+        body = delta_chain.deflate(delta_chain.spread(whole, parties * MIDDLE, wide))
+        tags = b"".join(one.to_bytes(delta_chain.NUMBER_BYTES, "big") for one in shown[1])
+        return bytes([delta_chain.PACKINGS.index("deflate")]) + tags + body
 
     signers(run, forge)
     with without(*stubs):
@@ -229,8 +228,8 @@ def blown_up(*stubs: Stub) -> Result:
 
     def forge(name: str, shown: Shown) -> bytes:
         del name
-        tags = bytes(attested_sum.NUMBER_BYTES * len(shown[1]))
-        return bytes([attested_sum.PACKINGS.index("deflate")]) + tags + bomb
+        tags = bytes(delta_chain.NUMBER_BYTES * len(shown[1]))
+        return bytes([delta_chain.PACKINGS.index("deflate")]) + tags + bomb
 
     signers(run, forge)
     with without(*stubs):
@@ -244,7 +243,7 @@ def blown_up(*stubs: Stub) -> Result:
 
 
 def unlimited(body: bytes, size: int) -> bytes:
-    """`attested_sum.inflate` that measures afterwards."""
+    """`delta_chain.inflate` that measures afterwards."""
     found = zlib.decompress(body)
     return found[:size]
 
@@ -289,7 +288,7 @@ def gone(name: str, words: str) -> Result:
     return Result(bool(name), f"{seen}{'; ' if words else ''}{words[:160]}")
 
 
-HONEST_STATEMENT = attested_sum.statement
+HONEST_STATEMENT = delta_chain.statement
 
 
 def saying_less(**less: Any) -> tuple[Stub, ...]:
@@ -301,7 +300,7 @@ def saying_less(**less: Any) -> tuple[Stub, ...]:
         round_id = dataclasses.replace(round_id, **less.get("place", {}))
         return HONEST_STATEMENT(policy, round_id, digest, names, terms)
 
-    return (attested_sum, "statement", statement), (delta_chain, "statement", statement)
+    return ((delta_chain, "statement", statement),)
 
 
 def twice(*stubs: Stub) -> Result:
@@ -345,7 +344,7 @@ def under_other_bits(*stubs: Stub) -> Result:
         run, step = first_step(scene)
         wide = dataclasses.replace(scene.policy.protection, bits=16)
         later, old = changed(scene.policy, protection=wide, version=2), step.totals[0]
-        whole = attested_sum.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
+        whole = delta_chain.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
         made, round_id = Sum(whole, old.names, proof=old.proof), RoundId(run.state.run, 1, 1)
         return gone(*follows(later, run.state.run, [step_of(scene, [made], round_id, later)]))
 
@@ -369,10 +368,10 @@ def among_themselves(*stubs: Stub) -> Result:
     scene, round_id, few = federation(10), RoundId("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
-        said = attested_sum.statement(
+        said = delta_chain.statement(
             scene.policy,
             round_id,
-            attested_sum.digest_of(whole),
+            delta_chain.digest_of(whole),
             few,
             SumContext(start=origin_of(SIZE)),
         )
@@ -396,8 +395,8 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
         told, policy = attempt.aggregation.context.sum_context, scene.policy  # type: ignore[attr-defined]
-        digest = attested_sum.digest_of(whole)
-        said = attested_sum.statement(policy, attempt.round_id, digest, check.survivors, told)
+        digest = delta_chain.digest_of(whole)
+        said = delta_chain.statement(policy, attempt.round_id, digest, check.survivors, told)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
         return whole, tag.combine(check.key, whole, check.survivors)
 
@@ -433,7 +432,7 @@ def two_processes(*stubs: Stub) -> Result:
     assert helper is not None
     check, parties = helper.aggregation.check, len(scene.clients)  # type: ignore[attr-defined]
     payload = messages.split(link.messages[VICTIM])[1]
-    whole, _ = attested_sum.decode_shown(payload, SIZE, parties, BITS)
+    whole, _ = delta_chain.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         recess, frozen = (
             AttemptSnapshot(open_member(Path(folder)), member.name),
@@ -670,7 +669,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="a chance below 2^-90 a try",
-        unprotected=lambda: guessing((tag, "PRIMES", (7,)), (attested_sum, "PRIMES", (7,))),
+        unprotected=lambda: guessing((tag, "PRIMES", (7,)), (delta_chain, "PRIMES", (7,))),
         protected=guessing,
     ),
     Attack(
@@ -678,7 +677,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="bad input is refused, and nobody ends by it",
-        unprotected=lambda: outside((attested_sum, "check_sum", lambda *given: None)),
+        unprotected=lambda: outside((delta_chain, "check_sum", lambda *given: None)),
         protected=outside,
     ),
     Attack(
@@ -686,7 +685,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="never more is made of a body than the federation's numbers say",
-        unprotected=lambda: blown_up((attested_sum, "inflate", unlimited)),
+        unprotected=lambda: blown_up((delta_chain, "inflate", unlimited)),
         protected=blown_up,
     ),
     Attack(
@@ -726,7 +725,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, followed",
         promise="a signed sum means what its signers' file says",
-        unprotected=lambda: under_other_bits((attested_sum, "unit", lambda policy: "")),
+        unprotected=lambda: under_other_bits((delta_chain, "unit", lambda policy: "")),
         protected=under_other_bits,
     ),
     Attack(
@@ -751,10 +750,7 @@ ATTACKS = (
         mode="masked, followed",
         promise="no two sums of one attempt are signed by more than two thirds",
         unprotected=lambda: two_of_one_attempt(
-            *(
-                (one, "witnesses", lambda parties: parties // 2)
-                for one in (attested_sum, delta_chain)
-            )
+            (delta_chain, "witnesses", lambda parties: parties // 2)
         ),
         protected=two_of_one_attempt,
     ),

@@ -23,7 +23,7 @@ from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
-from quietchoir.federation.wire import broadcast_digest, messages
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId, Task
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import House, SilentLink, clients, coordinator, house
@@ -70,7 +70,7 @@ class Chooser:
 
     def sum(self, ready: tuple[str, ...], cohort: tuple[str, ...] = ()) -> Sum:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
-        told = broadcast_digest.of_work(messages.TRAIN, self.order.header(), self.order.flat)
+        told = messages.work_digest(messages.TRAIN, self.order.header(), self.order.flat)
         half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,

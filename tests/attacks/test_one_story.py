@@ -20,7 +20,7 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
-from quietchoir.federation.wire import broadcast_digest, messages
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, TickingClock, clients, house
 from quietchoir.tests.fakes.joint import CRYPTO_WORKER
@@ -228,24 +228,24 @@ def test_every_stage_is_in_exactly_one_table() -> None:
         *encrypted.STAGES, *threshold.STAGES, *state_transfer.STAGES, *dkg_client.STAGES,
     }  # fmt: skip
     tables = (
-        broadcast_digest.HASHED,
-        broadcast_digest.BOUND_LATER.keys(),
-        broadcast_digest.MAY_DIFFER.keys() - {"recipient", "way"},
+        messages.HASHED,
+        messages.BOUND_LATER.keys(),
+        messages.MAY_DIFFER.keys() - {"recipient", "path"},
     )
     assert sorted(stages) == sorted(stage for table in tables for stage in table)
-    assert messages.HEADERS[messages.Task].keys() - {"recipient"} == set(broadcast_digest.OWN)
-    assert "confess" not in broadcast_digest.KNOWN
+    assert messages.HEADERS[messages.Task].keys() - {"recipient"} == set(messages.OWN)
+    assert "confess" not in messages.KNOWN
 
 
 def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     order = messages.Work(flat=np.zeros(3, np.float32))
-    base = broadcast_digest.of_work("train", order.header(), order.flat)
-    seen = {base, broadcast_digest.of_work("score", order.header(), order.flat)}
+    base = messages.work_digest("train", order.header(), order.flat)
+    seen = {base, messages.work_digest("score", order.header(), order.flat)}
     seen |= {
-        broadcast_digest.of_work("train", changed(order.header(), pick), order.flat)
+        messages.work_digest("train", changed(order.header(), pick), order.flat)
         for pick in range(len(order.header()))
     }
-    seen.add(broadcast_digest.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
+    seen.add(messages.work_digest("train", order.header(), np.array([0, -0.0, 0], np.float32)))
     assert len(seen) == 3 + len(order.header())
     group = messages.Group(
         version=1,
@@ -254,7 +254,7 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     )
     fields = json.loads(messages.encode_group(group))
     others = {
-        broadcast_digest.of_group(json.dumps(changed(fields, pick)).encode())
+        messages.group_digest(json.dumps(changed(fields, pick)).encode())
         for pick in range(len(leaves(fields)))
     }
     assert len(others) == len(leaves(fields)) and group.told not in others

@@ -16,12 +16,11 @@ import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.crypto.secagg import tag
-from quietchoir.federation.aggregation.attested_sum import attested
+from quietchoir.federation.aggregation import delta_chain
 from quietchoir.federation.aggregation.base import ClientContext, Sum
+from quietchoir.federation.aggregation.delta_chain import DeltaChain, Step, attested, name_of
 from quietchoir.federation.aggregation.secagg import MaskedServer
-from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.delta_chain import DeltaChain, Step, name_of
 from quietchoir.federation.rounds.global_model import LackingError
 from quietchoir.federation.rounds.model_broadcast import (
     NAME,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.federation.rounds import delta_chain
+from quietchoir.federation.aggregation import delta_chain
+from quietchoir.federation.aggregation.delta_chain import origin_of
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
-from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY, Buffered
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable

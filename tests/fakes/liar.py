@@ -9,7 +9,7 @@ import numpy as np
 from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire import broadcast_digest, messages
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
 
 # stage and payload as they were meant; what is told, None: nothing else
@@ -82,6 +82,6 @@ def without_floors(monkeypatch: Any) -> None:
 
 def without_the_binding(monkeypatch: Any) -> None:
     """What members were told has no part in their session, as it was before."""
-    for name in ("of_work", "of_group"):
-        monkeypatch.setattr(broadcast_digest, name, lambda *given: bytes(32))
+    for name in ("work_digest", "group_digest"):
+        monkeypatch.setattr(messages, name, lambda *given: bytes(32))
     monkeypatch.setattr(messages, "told_of", lambda *given: "00" * 32)

@@ -42,14 +42,14 @@ from quietchoir.federation.adapters.registry import (
     make_card,
 )
 from quietchoir.federation.aggregation import parts, state_transfer
+from quietchoir.federation.aggregation.delta_chain import DeltaChain, name_of
+from quietchoir.federation.aggregation.delta_chain import Step as Stepped
 from quietchoir.federation.aggregation.hello import Hello
 from quietchoir.federation.aggregation.state_transfer import StateTransfer
 from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, create_chain, sign
-from quietchoir.federation.rounds.delta_chain import DeltaChain, name_of
-from quietchoir.federation.rounds.delta_chain import Step as Stepped
 from quietchoir.federation.rounds.model_broadcast import ClientModelCache
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
@@ -287,7 +287,7 @@ def state_name(world: World) -> Iterator[Attempt]:
 
 def way_to(stepping: DeltaChain, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
-    from quietchoir.federation.rounds import delta_chain
+    from quietchoir.federation.aggregation import delta_chain
 
     yield delta_chain.join(
         name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()]

@@ -13,10 +13,10 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.secagg import SecAggServer
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.buckets import buckets
+from quietchoir.federation.aggregation.delta_chain import origin_of
 from quietchoir.federation.aggregation.rank_masks import RankMasks, rank_masks_of
 from quietchoir.federation.aggregation.secagg import BucketGroup, agree
 from quietchoir.federation.aggregation.update import noise_of
-from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import (
     AdapterTable,
     AggregationTable,
@@ -115,7 +115,7 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
         for module in (
             "rounds.client",
             "rounds.scheduler",
-            "rounds.delta_chain",
+            "aggregation.delta_chain",
             "aggregation.update",
         ):
             monkeypatch.setattr(f"quietchoir.federation.{module}.rank_masks_of", careless)

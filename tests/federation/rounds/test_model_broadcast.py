@@ -15,12 +15,18 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto import ring
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation import costs
-from quietchoir.federation.aggregation import attested_sum
-from quietchoir.federation.aggregation.attested_sum import KEPT, Total
+from quietchoir.federation.aggregation import delta_chain
 from quietchoir.federation.aggregation.base import Sum
-from quietchoir.federation.rounds import delta_chain
+from quietchoir.federation.aggregation.delta_chain import (
+    KEPT,
+    MAX_STEPS,
+    DeltaChain,
+    Step,
+    Total,
+    name_of,
+    origin_of,
+)
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.delta_chain import MAX_STEPS, DeltaChain, Step, name_of, origin_of
 from quietchoir.federation.rounds.global_model import LackingError, ServerHeld
 from quietchoir.federation.rounds.model_broadcast import (
     LACKS,
@@ -483,7 +489,7 @@ def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -
     for packing in ("bits", "deflate"):
         packed = of_sum(made, wild).totals[0].body
         body = (
-            attested_sum.deflate(attested_sum.spread(extremes, 3 * 127, 2))
+            delta_chain.deflate(delta_chain.spread(extremes, 3 * 127, 2))
             if packing == "deflate"
             else packed
         )
@@ -497,7 +503,7 @@ HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.
 
 def bomb(size: int) -> bytes:
     """Far more zeros than a step may hold."""
-    return attested_sum.deflate(bytes(size))
+    return delta_chain.deflate(bytes(size))
 
 
 def one(packing: str, *, parties: int = 3, body: bytes) -> Step:
@@ -603,24 +609,24 @@ def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, s
 @pytest.mark.parametrize("shown", ["below", "above", "of more bits"])
 def test_a_shown_sum_that_no_members_can_have_is_refused(shown: str) -> None:
     whole = np.full(100, 3 * 127)
-    good = attested_sum.encode_shown(attested_sum.pack(whole, 3, 8), (1, 2, 3))
-    found, tags = attested_sum.decode_shown(good, 100, 3, 8)
+    good = delta_chain.encode_shown(delta_chain.pack(whole, 3, 8), (1, 2, 3))
+    found, tags = delta_chain.decode_shown(good, 100, 3, 8)
     assert np.array_equal(found, whole) and tags == (1, 2, 3)
     whole[7] = {"below": -1, "above": 3 * 254 + 1, "of more bits": 1023}[shown]
     packed = (
-        ("deflate", attested_sum.deflate(attested_sum.spread(whole, 3 * 127, 2)))
+        ("deflate", delta_chain.deflate(delta_chain.spread(whole, 3 * 127, 2)))
         if shown == "below"
         else ("bits", BitRing(length=100, bits=8, parties=3).pack(whole.astype(np.uint16)))
     )
     with pytest.raises(MessageError, match="a sum that 3 members with values of 8 bits cannot"):
-        attested_sum.decode_shown(attested_sum.encode_shown(packed, (1, 2, 3)), 100, 3, 8)
+        delta_chain.decode_shown(delta_chain.encode_shown(packed, (1, 2, 3)), 100, 3, 8)
 
 
 def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
     body = bomb(100_000_000)
     tracemalloc.start()
     with pytest.raises(MessageError):
-        attested_sum.inflate(body, 200)
+        delta_chain.inflate(body, 200)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(body) > 50_000 and peak < len(body) + 1_000_000
