@@ -114,7 +114,7 @@ class RegistryStore:
         what its shared one is for.
         """
         card = self.registry.card(id)
-        return read_route(self.registry.home, card.parent if card.personal else id, width)
+        return read_route(self.registry.folder / (card.parent if card.personal else id), width)
 
 
 def describe(card: Card) -> str:
@@ -151,6 +151,7 @@ class Node:
         self.engine: Engine
         self.adapters: AdapterSwitch
         self.assistant: Assistant
+        self.calibrations: Calibrations
         self.documents: NodeDocuments
         self.server: NodeServer
         self.page = ""  # the page's address, with the token
@@ -190,7 +191,9 @@ class Node:
             logger.warning(
                 "[tools] names %s, as no tool here is called: the rule does nothing", name
             )
-        store = RegistryStore(Registry(self.home), self.weights.digest)
+        registry = Registry(self.home)
+        self.calibrations = Calibrations(registry.folder, self.weights.digest)
+        store = RegistryStore(registry, self.weights.digest)
         self.adapters = AdapterSwitch(
             model_name(self.config.engine.model), self.engine.adapters, store, self.router
         )
@@ -202,7 +205,7 @@ class Node:
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=self.adapters.prompt_of,
-            threshold_of=Calibrations(self.home).threshold,
+            calibration_of=self.calibrations.find,
             config=self.config.tools,
             window=self.window(),
             documents=self.documents.collections,
@@ -244,7 +247,7 @@ class Node:
         return None if found is None else found.embed
 
     async def calibrate(self, adapter: str, examples: Path) -> Calibration:
-        """Measure from which probability on an adapter's calls are right, and keep it.
+        """Measure which of an adapter's calls are right, and keep it beside the adapter.
 
         Args:
             examples: held-out, chat-format; the last message of each is the right answer.
@@ -267,11 +270,12 @@ class Node:
             self.plugins,
             context=self.engine.context,
             prompt_of=self.adapters.prompt_of,
-            threshold_of=lambda _: 0.0,  # so that probabilities are told
+            calibration_of=lambda _: Calibration(),  # so that probabilities are told
             config=MEASURED,
         )
-        found = fitted(await weigh(harmless, asked, adapter))
-        Calibrations(self.home).put(adapter, found)
+        on_offer = {tool.name: tool for tool in self.plugins.tools()}
+        found = fitted(await weigh(harmless, asked, adapter), on_offer, model=self.weights.digest)
+        self.calibrations.put(adapter, found)
         return found
 
     async def keep_conversations(self) -> None:
@@ -316,11 +320,11 @@ class Node:
         """One over this node's embedding model; None, said in the log: there is none."""
         try:
             embedder = self.embedders.load(catalog.find(EMBEDDING))
-            general = read_route(self.home, GENERAL, embedder.width)
+            folder = paths.private_folder(self.home / GENERAL)
+            general = read_route(folder, embedder.width)
             if general is None:
-                said = general_requests(GENERAL_REQUESTS)
-                save_route(self.home, GENERAL, said, embedder.embed)
-                general = read_route(self.home, GENERAL, embedder.width)
+                save_route(folder, general_requests(GENERAL_REQUESTS), embedder.embed)
+                general = read_route(folder, embedder.width)
         except QuietchoirError as error:
             logger.info("the active adapter answers everything: %s", error)
             return None
@@ -334,7 +338,8 @@ class Node:
 
     def forgotten(self, conversation: str) -> Sequence[str]:
         """Take away what else holds a forgotten conversation: computed states, memory's proposals,
-        personal adapters that learned from it; returns these.
+        personal adapters that learned from it, its part in what adapters are for; returns these
+        adapters.
 
         Raises:
             QuietchoirError: a file that is left; done again, what was done stays done.
@@ -342,9 +347,11 @@ class Node:
         forget_saved(self.home)
         adapters: Sequence[str] = ()
         if self.history is not None:
-            adapters = Registry(self.home).remove_personal(self.history.marks())
+            registry = Registry(self.home)
+            adapters = registry.remove_personal(self.history.marks())
             for one in adapters:
                 self.history.drop_marks(one)
+            registry.renew_routes(self.history)
         self.documents.forget_said(conversation)
         return adapters
 

@@ -344,7 +344,7 @@ class ClientNode:
         of the federation's.
         """
         try:
-            note_route(self.options.home, adapter, self.requests())
+            note_route(Registry(self.options.home).path(adapter), self.requests())
         except QuietchoirError as error:
             logger.warning(
                 "adapter %s will answer everything while it is active: %s", adapter[:12], error

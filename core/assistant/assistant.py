@@ -32,6 +32,7 @@ from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .approvals import REMEMBER, Approvals
+from .calibration import Calibration
 from .call_formats import (
     BARE,
     BETWEEN,
@@ -152,7 +153,7 @@ class Assistant:
         context: int,
         call_timeout_s: float = 10.0,
         prompt_of: Callable[[str], PromptFormat] = lambda _: AS_IT_COMES,
-        threshold_of: Callable[[str | None], float | None] = lambda _: None,
+        calibration_of: Callable[[str | None], Calibration | None] = lambda _: None,
         config: ToolsConfig | None = None,
         ranking: ToolRanking | None = None,
         window: ContextWindow | None = None,
@@ -164,8 +165,8 @@ class Assistant:
         Args:
             context: tokens, prompt and answer together.
             prompt_of: how an adapter that the engine holds was trained to be asked.
-            threshold_of: from which probability on an adapter's calls are right, as measured on
-                held-out examples; None: not measured, so it is never sure.
+            calibration_of: which calls of an adapter are right, as measured on held-out examples;
+                None: not measured, so it is never sure.
             window: fits conversations; None: by their words alone.
             documents: searches collections; None: there are none.
             facts: what the owner had the assistant keep.
@@ -177,7 +178,7 @@ class Assistant:
         self.context = context
         self.call_timeout_s = call_timeout_s
         self.prompt_of = prompt_of
-        self.threshold_of = threshold_of
+        self.calibration_of = calibration_of
         self.config = config or ToolsConfig()
         self.approvals = Approvals(self.config)
         self.ranking = ranking or ToolRanking()
@@ -352,7 +353,7 @@ class Assistant:
         if turn.ask.caller_tools is not None:
             return
         verdict = self.approvals.verdict(
-            tool, turn.ask.conversation, confident=self._is_sure(turn), foreign=turn.foreign
+            tool, turn.ask.conversation, confident=self._is_sure(turn, tool), foreign=turn.foreign
         )
         if tool is REMEMBER and verdict == "allow":
             verdict = "ask"
@@ -612,13 +613,14 @@ class Assistant:
     def _is_weighed(self, turn: Turn) -> bool:
         """Whether a call's probability decides something."""
         own = turn.known and turn.ask.caller_tools is None
-        return bool(own) and self.threshold_of(turn.ask.adapter) is not None
+        return bool(own) and self.calibration_of(turn.ask.adapter) is not None
 
-    def _is_sure(self, turn: Turn) -> bool:
-        threshold = self.threshold_of(turn.ask.adapter)
-        return (
-            threshold is not None and turn.probability is not None and turn.probability >= threshold
-        )
+    def _is_sure(self, turn: Turn, tool: ToolInfo) -> bool:
+        known = self.calibration_of(turn.ask.adapter)
+        if known is None or turn.probability is None:
+            return False
+        shown = [message.content for message in turn.messages if message.role == "user"]
+        return known.sure(turn.probability, [*shown[:-1], turn.question], turn.calls, tool)
 
     async def _remember(self, turn: Turn, call: ToolCall) -> ToolResult:
         """Keep a fact that its owner has just said yes to."""

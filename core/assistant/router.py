@@ -27,10 +27,10 @@ from ..models.hub import catalog
 
 Vectors = npt.NDArray[np.float32]  # [N, D], of length one
 Embed = Callable[[Sequence[str]], Vectors]
-FOLDER = "routes"  # in the node's home
+FILE = "route.safetensors"  # in an adapter's folder
 EMBEDDING = "minilm-l6-v2"  # of the catalog
 PLAIN = ""  # in an adapter's place: the plain model
-GENERAL = "general"  # in an adapter's place: what is nobody's
+GENERAL = "general-route"  # the folder of what is nobody's, in the node's home
 CENTROIDS = 16
 STEPS = 20  # of k-means
 MOST_TEXTS = 256  # of an adapter's examples that are embedded: 16 a centroid
@@ -99,44 +99,45 @@ def centroids(vectors: Vectors, count: int = CENTROIDS) -> Vectors:
     return np.asarray(found, np.float32)
 
 
-def save_route(home: Path, adapter: str, requests: Sequence[str], embed: Embed) -> None:
-    """Remember what an adapter is for.
+def save_route(folder: Path, requests: Sequence[str], embed: Embed) -> None:
+    """Remember what an adapter, or the plain model, is for.
+
+    Hazard: of few requests a centroid is nearly the embedding of one, from which words of it can be
+    guessed: it stays on this node, and is made anew when one of them is forgotten.
 
     Raises:
         QuietchoirError: the disk refused.
     """
     spread = np.linspace(0, len(requests) - 1, min(MOST_TEXTS, len(requests))).astype(int)
     route = centroids(embed([requests[place] for place in dict.fromkeys(spread.tolist())]))
-    content = save({"centroids": route})
-    paths.write_atomically(
-        paths.private_folder(home / FOLDER) / f"{adapter}.safetensors", content, mode=0o600
-    )
+    paths.write_atomically(folder / FILE, save({"centroids": route}), mode=0o600)
 
 
-def note_route(home: Path, adapter: str, requests: Sequence[str]) -> None:
+def note_route(folder: Path, requests: Sequence[str]) -> None:
     """As `save_route`, with this node's embedding model; without one, or without requests, nothing
-    is remembered, and the adapter answers whatever it is active for.
+    is remembered, what was is dropped, and the adapter answers whatever it is active for.
 
     Raises:
         QuietchoirError: the disk refused, or the model is damaged.
     """
+    (folder / FILE).unlink(missing_ok=True)
     try:
-        folder = catalog.find(EMBEDDING)
+        model = catalog.find(EMBEDDING)
     except ModelNotFoundError:
         return
     if requests:
         from ..models.embedding.embedder import SentenceEmbedder  # with torch
 
-        save_route(home, adapter, requests, SentenceEmbedder.load(folder).embed)
+        save_route(folder, requests, SentenceEmbedder.load(model).embed)
 
 
-def read_route(home: Path, adapter: str, width: int) -> Vectors | None:
-    """An adapter's centroids [K, width]; None: nothing is known of what it is for.
+def read_route(folder: Path, width: int) -> Vectors | None:
+    """Centroids [K, width]; None: nothing is known of what it is for.
 
     Raises:
         DataError: the file is damaged, or of another embedding model.
     """
-    path = home / FOLDER / f"{adapter}.safetensors"
+    path = folder / FILE
     if not path.exists():
         return None
     try:

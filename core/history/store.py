@@ -512,6 +512,20 @@ class HistoryStore:
             )
         )
 
+    def forgotten_since(self) -> Mapping[str, float]:
+        """Adapters that were trained on what was forgotten since, with when the last of it was."""
+        return dict(
+            self._rows(
+                "SELECT adapter, max(at) FROM trained JOIN forgotten USING (example)"
+                " WHERE adapter NOT LIKE 'federation:%' GROUP BY adapter ORDER BY adapter"
+            )
+        )
+
+    def requests_of(self, adapter: str) -> list[str]:
+        """What the examples ask that an adapter was trained on and that are still here."""
+        ids = {id for (id,) in self._rows("SELECT example FROM trained WHERE adapter = ?", adapter)}
+        return [one.messages[-1].content for one in self.examples() if one.id in ids]
+
     def drop_marks(self, adapter: str) -> None:
         """An adapter is gone: nothing needs to be told of it any more."""
         with self.step():

@@ -6,6 +6,7 @@ only once it is whole; the active one changes in one atomic write, and the ones 
 remembered for rollback.
 
     adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}
+    adapters/HASH/{calibration.json, route.safetensors}   of this node alone: never in an export
     active-adapter.json
 """
 
@@ -34,6 +35,7 @@ from ..membership.log import Chain
 from ..spec.policy import Policy, canonical, digests_of
 
 if TYPE_CHECKING:
+    from ...core.history.store import HistoryStore
     from ...core.models.lora.adapter import Adapter
 
 Names = list[str]
@@ -266,10 +268,12 @@ class Registry:
                 f"the card is of adapter {card.adapter[:SHOWN]}, the content is "
                 f"{name[:SHOWN]}; not kept"
             )
+        from ...core.models.lora.adapter import CONFIG_FILE, TENSOR_FILE
+
         if (kept := self.folder / name).exists():
             if not self.card(name).signer:
-                for file in kept.iterdir():
-                    file.chmod(card.mode)
+                for file in (CONFIG_FILE, TENSOR_FILE):
+                    (kept / file).chmod(card.mode)
                 paths.write_atomically(kept / CARD, card.text().encode("ascii"), mode=card.mode)
             return name
         paths.private_folder(self.folder)
@@ -323,6 +327,20 @@ class Registry:
                 self.activate(card.parent)
             self.remove(card.adapter)
         return [card.adapter for card in gone]
+
+    def renew_routes(self, store: "HistoryStore") -> None:
+        """Make what adapters are for anew, of the examples that are left, where one that an adapter
+        had learned was forgotten since; a personal one has none of its own.
+
+        Raises:
+            QuietchoirError: the disk refused, or the embedding model is damaged; the route is gone.
+        """
+        from ...core.assistant.router import FILE, note_route
+
+        for name, at in store.forgotten_since().items():
+            route = self.folder / name / FILE
+            if route.exists() and route.stat().st_mtime <= at:
+                note_route(route.parent, store.requests_of(name))
 
     def list(self) -> Names:
         """Names of all adapters, in alphabetical order."""

@@ -205,6 +205,7 @@ def forget_data(arguments: Namespace) -> None:
         if arguments.conversation:
             rest.callback(forget_said, registry.home, arguments.conversation, Asked())
         rest.callback(unlearn, arguments, registry, store)
+        rest.callback(registry.renew_routes, store)
         rest.callback(forget_saved, registry.home)
         count = store.forget(sorted(ids), arguments.conversation)
         print(f"{count} examples forgotten; no training that begins from now on has them")

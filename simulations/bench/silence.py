@@ -79,7 +79,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     report: dict[str, Any] = {
         "what": f"{MODEL}, {len(plain)} commands; the taught one also {size.talk} times talk and "
         f"{size.follow_ups} second requests a household; {size.epochs} epochs",
-        "seed": SEED, "repeats": 1, "clock": "none", "spread": "none", "exact": True,
+        "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
         "asked": {"commands": len(exam.single), "second": len(exam.second),
                   "talk": len(exam.talk)},
     }  # fmt: skip

@@ -30,6 +30,7 @@ SUITES: Mapping[str, str] = {
     "retrieval": "documents found by words, by meaning and by both, on the FAQs of Python and "
     "Debian; and how fast among 100,000 passages",
     "assistant": "the right tool, a question before an action, and injections; trains one adapter",
+    "confidence": "calls that are carried out unasked: how many are right; part of the suite above",
     "silence": "talk that adapters answer with a call, with and without the router; second "
     "requests",
     "attacks": "what attackers try, each beside the same without protection: broken must be 0",

@@ -5,9 +5,11 @@ Always: tools, names and values are of this file alone; the household's training
 them. A request has one right answer, or says so little that none can be given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ...core.assistant.context import Message
 from ...core.assistant.tools import Effect, ToolInfo
@@ -188,3 +190,106 @@ NO_CALL = tuple(
         "What should I read on a rainy day?",
     )
 )
+
+TRIES = 20  # draws for one request
+# By tool: how it may be asked for, and the call that is meant. Values are drawn from `VALUES`.
+WAYS: Mapping[Callable[..., ToolCall], tuple[str, ...]] = {
+    money: (
+        "Convert {amount} {source} into {target}.",
+        "How much are {amount} {source} in {target}?",
+        "What do I get for {amount} {source} in {target}?",
+        "{amount} {source} to {target}, please",
+        "Change {amount} {source} to {target}.",
+    ),
+    word: (
+        "Translate '{text}' into {language}.",
+        "How do you say '{text}' in {language}?",
+        "'{text}' in {language}, please",
+        "What is '{text}' in {language}?",
+        "Put '{text}' into {language}.",
+    ),
+    table: (
+        "Book a table at {restaurant} for {guests} guests.",
+        "Reserve a table for {guests} at {restaurant}.",
+        "Get us a table at {restaurant}, {guests} people.",
+        "We are {guests}, book {restaurant}.",
+        "A table for {guests} at {restaurant}, please",
+    ),
+    song: (
+        "Play the song {title}.",
+        "Put on {title}.",
+        "I want to hear {title}.",
+        "Play {title}, please",
+        "Let me listen to {title}.",
+    ),
+    alarm: (
+        "Set an alarm to {hour}:{minute}.",
+        "Wake me at {hour}:{minute}.",
+        "Alarm at {hour}:{minute}, please",
+        "I must get up at {hour}:{minute}.",
+        "Ring at {hour}:{minute}.",
+    ),
+    note: (
+        "Send {person} the message '{text}'.",
+        "Tell {person} by message: {text}",
+        "Message {person} '{text}'.",
+        "Write to {person}: {text}",
+        "Text {person} '{text}'.",
+    ),
+    parcel: (
+        "Where is parcel {number}?",
+        "Track the parcel {number}.",
+        "Has my parcel {number} arrived?",
+        "Tell me where {number} is.",
+        "Parcel {number}, please",
+    ),
+    water: (
+        "Water the plants for {minutes} minutes.",
+        "Give the garden {minutes} minutes of water.",
+        "Let the sprinklers run for {minutes} minutes.",
+        "{minutes} minutes of water, please",
+        "The plants need {minutes} minutes.",
+    ),
+}
+VALUES: Mapping[str, tuple[Any, ...]] = {
+    "amount": (5, 12, 20, 35, 48, 60, 75, 90, 110, 150, 240, 300),
+    "source": ("EUR", "USD", "GBP", "JPY"),
+    "target": ("EUR", "USD", "GBP", "JPY"),
+    "text": ("bread", "good night", "the train is late", "I am late", "dinner is ready",
+             "see you at noon", "thank you", "the key is under the mat", "cat", "call me back",
+             "happy birthday", "water"),
+    "language": ("French", "German", "Spanish", "Italian"),
+    "restaurant": ("Lupo", "Akropolis", "Mirabelle", "Golden Dragon", "La Perla", "Old Mill",
+                   "Sakura"),
+    "guests": (2, 3, 4, 5, 6, 7, 8, 9),
+    "title": ("Yesterday", "Moon River", "Hallelujah", "Blue Train", "Summertime",
+              "Clair de Lune", "Take Five", "Imagine", "Fever"),
+    "hour": (5, 6, 7, 8, 9, 10, 11, 15, 19, 21, 22),
+    "minute": (10, 15, 20, 25, 30, 40, 45, 50, 55),
+    "person": ("Anna", "Bob", "Carla", "Dmitri", "Eve", "Farid", "Grace"),
+    "number": ("AB123", "99-7741", "QX55", "ZK-20-881", "7H4401", "RR900", "B12-44", "M3310"),
+    "minutes": (3, 5, 8, 10, 12, 15, 20, 25, 30, 45),
+}  # fmt: skip
+
+
+def drawn(count: int, seed: int) -> list[ToolTask]:
+    """At most `count` different single requests, all tools about as often; the same for the same
+    seed.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, ToolTask] = {}
+    makers = list(WAYS)
+    for place in range(TRIES * count):
+        maker = makers[place % len(makers)]
+        way = WAYS[maker][rng.integers(len(WAYS[maker]))]
+        given = {
+            name: values[rng.integers(len(values))]
+            for name, values in VALUES.items()
+            if f"{{{name}}}" in way
+        }
+        if given.get("source", "") != given.get("target"):
+            text = way.format(**given)
+            found.setdefault(text, asked(text, maker(**given)))
+        if len(found) == count:
+            break
+    return list(found.values())

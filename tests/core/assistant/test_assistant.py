@@ -12,6 +12,7 @@ import pytest
 
 from quietchoir.core.assistant.approvals import Approvals
 from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.assistant.calibration import Calibration, fingerprint
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import (
     ANY_TOOL,
@@ -250,18 +251,33 @@ async def test_who_leaves_closes_his_question() -> None:
     assert who.approvals.pending() == []
 
 
-async def test_a_sure_adapter_acts_unasked_and_an_unsure_one_asks() -> None:
-    for threshold, asked in ((0.5, False), (0.9, True)):
-        tools = FakeTools(effect="write")
-        who = assistant(engine_saying(CALL_PIECES), tools)
-        who.threshold_of = {"home": threshold}.get  # type: ignore[assignment]
-        who.approvals.rules = ToolsConfig(approval_timeout_s=0.01)
-        engine: FakeEngine = who.engine  # type: ignore[assignment]
-        engine.logprob = math.log(0.8) / len(CALL_PIECES)
-        found = await events(who, adapter="home")
-        [called] = [event for event in found if isinstance(event, ToolCallEvent)]
-        assert called.probability == pytest.approx(0.8)
-        assert (tools.calls == []) is asked
+@pytest.mark.parametrize(
+    ("threshold", "request_text", "asked"),
+    [
+        (0.5, "turn on the kitchen light", False),
+        (0.9, "turn on the kitchen light", True),
+        (0.5, "turn on the kitchen light upstairs", True),  # a word that the call leaves out
+        (0.5, "turn on the light", True),  # the call holds a room that nobody said
+    ],
+)
+async def test_a_sure_adapter_acts_unasked_and_an_unsure_one_asks(
+    threshold: float, request_text: str, asked: bool
+) -> None:
+    tools = FakeTools(effect="write")
+    who = assistant(engine_saying(CALL_PIECES), tools)
+    known = Calibration(
+        threshold=threshold,
+        tools=tuple(map(fingerprint, tools.tools())),
+        unsaid=("turn", "on", "the"),
+    )
+    who.calibration_of = {"home": known}.get  # type: ignore[assignment]
+    who.approvals.rules = ToolsConfig(approval_timeout_s=0.01)
+    engine: FakeEngine = who.engine  # type: ignore[assignment]
+    engine.logprob = math.log(0.8) / len(CALL_PIECES)
+    found = await events(who, adapter="home", messages=(Message("user", request_text),))
+    [called] = [event for event in found if isinstance(event, ToolCallEvent)]
+    assert called.probability == pytest.approx(0.8)
+    assert (tools.calls == []) is asked
 
 
 async def asked_next(who: Assistant, conversation: str, **ask: Any) -> bool:

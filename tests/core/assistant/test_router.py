@@ -10,7 +10,7 @@ import pytest
 
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.router import (
-    FOLDER,
+    FILE,
     HYSTERESIS,
     Router,
     Vectors,
@@ -81,16 +81,17 @@ def test_centroids_are_few_of_length_one_and_the_same_again() -> None:
     assert len(centroids(vectors[:3], 5)) == 3
 
 
-def test_a_route_lies_in_the_home_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    assert read_route(tmp_path, "a" * 64, WIDTH) is None
-    save_route(tmp_path, "a" * 64, HOME, embed)
-    found = read_route(tmp_path, "a" * 64, WIDTH)
+def test_a_route_lies_in_its_folder_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    assert read_route(tmp_path, WIDTH) is None
+    save_route(tmp_path, HOME, embed)
+    found = read_route(tmp_path, WIDTH)
     assert found is not None and np.allclose(found, centroids(embed(HOME)))
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     with pytest.raises(DataError, match="of another embedding model"):
-        read_route(tmp_path, "a" * 64, 12)
-    (tmp_path / FOLDER / f"{'a' * 64}.safetensors").write_bytes(b"{}")
+        read_route(tmp_path, 12)
+    (tmp_path / FILE).write_bytes(b"{}")
     with pytest.raises(DataError, match="damaged"):
-        read_route(tmp_path, "a" * 64, WIDTH)
+        read_route(tmp_path, WIDTH)
 
 
 async def switch(router: Router | None, **routes: Vectors) -> AdapterSwitch:

@@ -1,18 +1,29 @@
 """Adapters on disk: named by content, signed, activated and rolled back."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from quietchoir import cli
+from quietchoir.core import paths
+from quietchoir.core.assistant import calibration, router
+from quietchoir.core.assistant.calibration import Calibration, Calibrations
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.router import Vectors, save_route
 from quietchoir.core.errors import FederationError, IntegrityError, RequestError
+from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.lora.adapter import Adapter, assemble
 from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD
 from quietchoir.federation.adapters.registry import CARD, Card, Registry, content_hash, make_card
+from quietchoir.federation.adapters.transfer import export_peft
 from quietchoir.tests.fakes.federation import DIGEST, House, house
 
 TINY = Architecture(
@@ -166,3 +177,71 @@ def test_a_folder_that_is_not_whole_is_not_listed(home: House, tmp_path: Path) -
     name = registry.put(one, card(home, one))
     (registry.path(name) / CARD).unlink()
     assert registry.list() == []
+
+
+def test_what_a_node_found_out_stays_private_and_goes_with_its_adapter(
+    home: House, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path / "home")
+    name = registry.put(adapter(1.0), Card.unsigned(content_hash(adapter(1.0)), "mine", DIGEST))
+    known = Calibrations(registry.folder, DIGEST)
+    known.put(name, Calibration(threshold=0.9, examples=20, model=DIGEST))
+    save_route(registry.folder / name, ["turn on the lamp"], ones)
+    card = make_card(home.policy, name, {}, home.coordinator)
+    assert registry.put(adapter(1.0), card) == name and registry.card(name).signer
+    for file in (calibration.FILE, router.FILE):
+        assert (registry.folder / name / file).stat().st_mode & 0o777 == 0o600
+    folder = tmp_path / "given"
+    export_peft(registry, name, folder)
+    assert not {calibration.FILE, router.FILE} & {file.name for file in folder.iterdir()}
+    other = registry.put(adapter(2.0), Card.unsigned(content_hash(adapter(2.0)), "new", DIGEST))
+    registry.activate(name)
+    registry.activate(other)
+    assert known.find(other) is None and known.find(name) is not None
+    assert known.find(registry.rollback()) is not None
+    registry.activate(other)
+    registry.remove(name)
+    assert known.find(name) is None and not (registry.folder / name).exists()
+    registry.put(adapter(1.0), card)  # taken again, it is measured again
+    assert known.find(name) is None
+
+
+def ones(texts: Sequence[str]) -> Vectors:
+    """Every text is the same."""
+    return np.ones((len(texts), 1), np.float32)
+
+
+def test_a_route_is_made_anew_when_an_example_in_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, made = Registry(tmp_path), list[list[str]]()
+    for name in ("learned", "other"):
+        save_route(registry.folder / name, ["where is Mary?"], ones)
+        os.utime(registry.folder / name / router.FILE, (0, 0))
+
+    def note(folder: Path, requests: Sequence[str]) -> None:
+        made.append(list(requests))
+        save_route(folder, requests, ones)
+
+    monkeypatch.setattr(router, "note_route", note)
+    with closing(HistoryStore(tmp_path)) as store:
+        for text in ("where is Mary?", "where is the key?"):
+            name = text.split()[-1].strip("?")
+            store.keep(name, [Message("user", text), Message("assistant", "here")], source="chat")
+            store.note_trained("learned", [store.approve(name)])
+        registry.renew_routes(store)
+        assert made == []
+        store.forget((), "Mary")
+        registry.renew_routes(store)
+        assert made == [["where is the key?"]]
+        registry.renew_routes(store)  # nothing was forgotten since
+        assert len(made) == 1
+
+
+def test_without_an_embedding_model_a_route_that_holds_what_was_forgotten_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_route(tmp_path, ["where is Mary?"], ones)
+    monkeypatch.setenv(paths.MODELS_VARIABLE, str(tmp_path / "none"))
+    router.note_route(tmp_path, ["where is the key?"])
+    assert not (tmp_path / router.FILE).exists()

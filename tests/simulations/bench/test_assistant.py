@@ -3,10 +3,9 @@
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from quietchoir.core.assistant.calibration import WeighedCall
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.core.training.household import templates
-from quietchoir.simulations.bench import assistant, tool_set
+from quietchoir.simulations.bench import assistant
 from quietchoir.simulations.bench.tool_set import TOOLS, ToolTask
 
 ALL = [task for tasks in assistant.TASKS.values() for task in tasks]
@@ -41,16 +40,3 @@ def test_a_call_is_right_only_whole() -> None:
         [ToolCall("play_song", {"title": "moon river."})],
         [ToolCall("play_song", {"title": "Moon River"})],
     )
-
-
-def test_a_threshold_is_judged_on_what_it_was_not_made_of() -> None:
-    sure = [WeighedCall(0.9, True, True)] * 60
-    found = assistant.judged(sure, [WeighedCall(0.95, True, False), WeighedCall(0.5, True, True)])
-    assert (found["threshold"], found["precision_unasked"], found["coverage"]) == (0.9, 0.0, 0.5)
-    assert assistant.judged([], sure)["precision_unasked"] == "none"
-
-
-def test_the_households_tools_come_with_what_they_do() -> None:
-    found = {tool.name: tool.effect for tool in assistant.household_tools()}
-    assert (found["HassTurnOn"], found["HassGetState"]) == ("write", "read")
-    assert len(tool_set.SINGLE) >= 20

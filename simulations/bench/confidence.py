@@ -1,0 +1,271 @@
+"""The suite `confidence`: of the calls that are carried out unasked, how many are right?
+
+One half of held-out requests calibrates, the other half is judged: for the household's task, with
+an adapter that is trained once and kept, and for tools that no training saw, with the plain model,
+where a call is demanded of it. Beside it, the same with the probability alone.
+
+Knows the shipped task, the tool set and calibration. Knows nothing of HTTP.
+Always: what is judged calibrated nothing; a call is right only if its tool and all its arguments
+are, to the letter.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core import paths
+from ...core.assistant.assistant import Assistant
+from ...core.assistant.calibration import MEASURED, Calibration, WeighedCall, calibrate, weigh
+from ...core.assistant.context import Message
+from ...core.assistant.events import ANY_TOOL
+from ...core.assistant.tools import ToolInfo, ToolResult
+from ...core.config import EngineConfig
+from ...core.engine.engine import Engine
+from ...core.models import weights
+from ...core.models.hub import catalog
+from ...core.models.lora.adapter import Adapter, assemble
+from ...core.models.weights import Weights
+from ...core.prompt import AS_IT_COMES, HOUSEHOLD
+from ...core.toolcall import ToolCall, parse
+from ...core.training.dataset import make_homes
+from ...core.training.examples import Example, encode_jsonl
+from ...core.training.trainer import Trainer
+from ...plugins import manifest
+from ...plugins.host import BUILTIN
+from ..scenario import load
+from . import tool_set
+from .figures import Figure, Keep
+
+WHAT = "calls that are carried out unasked: how many are right, and of how many requests"
+SCENARIO = "four-households"
+KEPT = "bench"  # in the node's home: what was trained here, by what it was trained of
+HOME = "home"  # the adapter that is trained here
+LR = 1e-2
+HELD_OUT = 150  # requests of each household, of templates that no training saw
+OTHER = 240  # requests to tools that no training saw
+AT_ONCE = 8
+Asked = tuple[Sequence[Message], Sequence[ToolCall]]
+
+
+class Listed:
+    """Tools that are only on offer."""
+
+    def __init__(self, tools: Sequence[ToolInfo]) -> None:
+        self.listed = tools
+
+    def tools(self) -> Sequence[ToolInfo]:
+        """All of them."""
+        return self.listed
+
+    async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
+        """Never comes here."""
+        raise AssertionError(f"{call.name} was carried out")
+
+
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
+    """Both tasks; `quick`: few requests to the plain model, and no adapter is trained."""
+    found: dict[str, Any] = {
+        "what": WHAT,
+        "seed": 1,
+        "clock": "not timed",
+        "repeats": {"requests": 1},
+        "spread": {},
+        "exact": True,
+        "small_talk_called": {},
+    }
+    model = weights.load(catalog.find(EngineConfig().model))
+    engine = Engine(model, EngineConfig())
+    engine.start()
+    try:
+        tell("tools that no training saw, the plain model, calls demanded")
+        tasks = tool_set.drawn(16 if quick else OTHER, seed=1)
+        other = asyncio.run(
+            weigh_all(engine, model, tool_set.TOOLS, [(t.messages, t.calls) for t in tasks], None)
+        )
+        found["confirm"] = {"other": judged(other, tool_set.TOOLS)}
+        keep(found)
+        if not quick:
+            home_task(engine, model, found, tell)
+    finally:
+        engine.stop()
+    return found
+
+
+def home_task(
+    engine: Engine, model: Weights, found: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """One adapter of everybody's examples: how sure it may be, and what it makes of small talk."""
+    scenario = load(SCENARIO)
+    people = scenario.population
+    homes = make_homes(
+        households=people.households, train=people.train, test=HELD_OUT, seed=scenario.seed
+    )
+    examples = [request.example() for home in homes for request in home.train]
+    engine.adapters.load(HOME, home_adapter(model, examples, tell))
+    tools = household_tools()
+    tell("held-out requests, and small talk")
+    held_out = [asked_for(request.example()) for home in homes for request in home.test]
+    weighed = asyncio.run(weigh_all(engine, model, tools, held_out, HOME))
+    found["confirm"] |= judged(weighed, tools)
+    talk = [(task.messages, task.calls) for task in tool_set.NO_CALL]
+    answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
+    calibration = calibrate(weighed[::2], by_name(tools))
+    found["small_talk_called"] |= {
+        "adapter": sum(bool(one.calls) for one in answered) / len(answered),
+        "adapter_unasked": len(unasked(calibration, answered, tools)) / len(answered),
+    }
+
+
+def home_adapter(
+    model: Weights, examples: Sequence[Example], tell: Callable[[str], None]
+) -> Adapter:
+    """An adapter trained on all of them; read back where the very same was trained before."""
+    scenario = load(SCENARIO)
+    shape = scenario.adapter.shape()
+    recipe = dataclasses.replace(scenario.recipe.trainer(), lr=LR, epochs=scenario.recipe.rounds)
+    told = f"{model.digest} {shape} {recipe}".encode() + encode_jsonl(examples)
+    folder = paths.home() / KEPT / f"adapter-{hashlib.sha256(told).hexdigest()[:16]}"
+    if folder.is_dir():
+        tell(f"the adapter in {folder}, trained by an earlier run")
+        return Adapter.load(folder)
+    tell(f"training on {len(examples)} examples, which takes minutes; kept in {folder}")
+    import torch
+
+    trainer = Trainer(model, shape)
+    flat = trainer.train(torch.zeros(trainer.size), trainer.prepare(examples), recipe, seed=1)
+    adapter = assemble(shape, model.architecture, model.digest, flat.flat_b)
+    adapter.save(folder)
+    return adapter
+
+
+async def weigh_all(
+    engine: Engine,
+    model: Weights,
+    tools: Sequence[ToolInfo],
+    examples: Sequence[Asked],
+    adapter: str | None,
+) -> list[WeighedCall]:
+    """`weigh`, a few at a time, in their order."""
+    assistant = Assistant(
+        engine,
+        model.tokenizer,
+        Listed(tools),
+        context=engine.context,
+        prompt_of=lambda id: HOUSEHOLD if id == HOME else AS_IT_COMES,
+        calibration_of=lambda _: Calibration(),
+        config=MEASURED,
+    )
+    choice = None if adapter else ANY_TOOL
+    parts = await at_once(weigh(assistant, [one], adapter, choice) for one in examples)
+    return [one for part in parts for one in part]
+
+
+async def at_once(made: Iterable[Any]) -> list[Any]:
+    """The results of coroutines, a few at a time."""
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(work: Any) -> Any:
+        async with free:
+            return await work
+
+    return await asyncio.gather(*map(one, made))
+
+
+def judged(weighed: Sequence[WeighedCall], tools: Sequence[ToolInfo]) -> dict[str, Any]:
+    """What every other one calibrates, and what that does with the rest."""
+    found = calibrate(weighed[::2], by_name(tools))
+    alone = calibrate([worded(one) for one in weighed[::2]], by_name(tools))
+    rest = weighed[1::2]
+    likely = unasked(alone, [worded(one) for one in rest], tools)
+    return {
+        "threshold": found.threshold if found.threshold is not None else "none",
+        **shares(unasked(found, rest, tools), len(rest)),
+        "by_probability_alone": shares(likely, len(rest)),
+        "accuracy": sum(one.right for one in rest) / len(rest),
+        "calibrated_on": len(weighed) - len(rest),
+        "judged": len(rest),
+    }
+
+
+def worded(one: WeighedCall) -> WeighedCall:
+    """The same without words that a call could leave out or put in: only its probability counts."""
+    calls = tuple(dataclasses.replace(call, arguments={}) for call in one.expected)
+    given = calls if one.right else tuple(ToolCall(call.name, {"": ""}) for call in one.calls)
+    return WeighedCall(("",), given, calls, one.probability)
+
+
+def unasked(
+    calibration: Calibration, rest: Sequence[WeighedCall], tools: Sequence[ToolInfo]
+) -> list[WeighedCall]:
+    """Those whose calls would all be carried out without a question."""
+    named = by_name(tools)
+    return [
+        one
+        for one in rest
+        if one.calls
+        and all(
+            calibration.sure(one.probability, one.said, one.calls, named[call.name])
+            for call in one.calls
+        )
+    ]
+
+
+def shares(sure: Sequence[WeighedCall], count: int) -> dict[str, Any]:
+    """Of these the right ones, and how many of all they are."""
+    right = sum(one.right for one in sure)
+    return {
+        "precision_unasked": right / len(sure) if sure else "none",
+        "coverage": len(sure) / count,
+    }
+
+
+def by_name(tools: Sequence[ToolInfo]) -> dict[str, ToolInfo]:
+    """Tools by their names."""
+    return {tool.name: tool for tool in tools}
+
+
+def asked_for(example: Example) -> Asked:
+    """A held-out request without the system message, which serving puts there itself."""
+    call = parse(example.answer)
+    return (Message("user", example.request),), [call] if call is not None else []
+
+
+def household_tools() -> list[ToolInfo]:
+    """The shipped household's, from its manifest."""
+    terms = manifest.read(Path(BUILTIN) / "household")
+    return [
+        ToolInfo(tool.name, tool.description, tool.schema, terms.id, tool.effect)
+        for tool in terms.tools
+    ]
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Rows of the table; without a call that is sure there is no share of right ones to judge."""
+    rows = []
+    for place, task in (("confirm", "home task"), ("confirm.other", "tools no training saw")):
+        found = report["confirm"] if place == "confirm" else report["confirm"]["other"]
+        if "coverage" not in found:
+            continue
+        aim = 0.95 if found["precision_unasked"] != "none" else None
+        rows += [
+            Figure(f"{place}.accuracy", "", f"{task}: right calls"),
+            Figure(f"{place}.precision_unasked", "", f"{task}: right of those unasked", None, aim),
+            Figure(f"{place}.coverage", "", f"{task}: carried out unasked"),
+            Figure(
+                f"{place}.by_probability_alone.precision_unasked", "",
+                f"{task}: right of those unasked, by probability alone",
+            ),
+            Figure(
+                f"{place}.by_probability_alone.coverage", "",
+                f"{task}: carried out unasked, by probability alone",
+            ),
+        ]  # fmt: skip
+    if "adapter" in report.get("small_talk_called", {}):
+        rows += [
+            Figure("small_talk_called.adapter", "", "small talk answered with a call, adapter"),
+            Figure("small_talk_called.adapter_unasked", "", "of it, carried out unasked"),
+        ]
+    return rows
