@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
-.PHONY: help said setup tested-set system-packages models demo demo-loop demo-compare serve test check \
+.PHONY: help said setup clients tested-set system-packages models demo demo-loop demo-compare serve test check \
 	debug fuzz lint format bench fresh scale-out figures clean
 
 help:  ## this list
@@ -72,11 +72,19 @@ FAST = $$(grep -v '^\#' tests/fast.txt)
 
 # Two workers: much of a test with real processes is waiting. A file stays with one of them, as its
 # fixtures do.
-test: said setup models  ## every test
+test: said setup models $(VENV)/clients/ready  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint models  ## lint and the fast half of the tests: within three minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
+
+# Real clients of the node's API, which must not share the tested set's environment.
+clients: $(VENV)/clients/ready  ## the clients that the tests ask the node with, in an environment of their own
+
+$(VENV)/clients/ready: constraints-clients.txt
+	@$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/pip install -q --no-deps --only-binary=:all: --require-hashes -r constraints-clients.txt
+	@touch $@
 
 said:
 	@.ci/system-packages say

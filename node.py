@@ -36,11 +36,13 @@ from .core.models import weights
 from .core.models.generation_config import UNSAID
 from .core.models.hub import catalog
 from .core.models.hub.catalog import model_name
+from .core.models.summary import summary_of
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
+from .core.server.ollama_api import ModelFacts
 from .core.toolcall import parse
 from .core.training.household.talk import general_requests
 from .documents import EMBEDDING, NodeDocuments
@@ -385,6 +387,7 @@ class Node:
             destinations=lambda: self.destinations,
             forgotten=self.forgotten,
             sampling=self.sampling,
+            facts=self.facts(),
         )
         self.server = NodeServer(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
@@ -429,6 +432,22 @@ class Node:
         """Is somebody waiting for an answer?"""
         stats = self.engine.stats()
         return stats.running + stats.waiting > 0
+
+    def facts(self) -> ModelFacts:
+        """What is told of the model that is served."""
+        own, path = self.weights, weights.model_at(catalog.find(self.config.engine.model))
+        found = summary_of(own.architecture, own.tensors, own.tokenizer, own.sampling)
+        return ModelFacts(
+            family=own.architecture.family,
+            parameters=found.parameters,
+            quant_type=next(iter(found.quant_types), ""),
+            bytes=found.bytes,
+            digest=own.digest,
+            context=self.engine.context,
+            hidden_size=own.architecture.hidden_size,
+            template=own.tokenizer.template.source,
+            modified=path.stat().st_mtime,
+        )
 
     def stats(self) -> Mapping[str, Any]:
         """The engine's counters."""

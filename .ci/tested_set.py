@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SET, PEERS = ROOT / "constraints.txt", ROOT / "constraints-peers.txt"
+CLIENTS = ROOT / "constraints-clients.txt"  # in an environment of their own
 EXTRAS = ("all", "bench", "scale", "dev")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # glibc 2.31 (Debian 11, Ubuntu 20.04) is what llguidance's wheels ask for, macOS 14 what torch's
@@ -107,7 +108,7 @@ def extras() -> list[str]:
 
 
 def refresh(upgrade: bool, wheels: Sequence[Path]) -> None:
-    """Write both files anew."""
+    """Write all three files anew."""
     elsewhere = dict(ELSEWHERE.findall(SET.read_text("utf-8"))) if SET.exists() else {}
     elsewhere |= {
         wheel.name: f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" for wheel in wheels
@@ -118,6 +119,13 @@ def refresh(upgrade: bool, wheels: Sequence[Path]) -> None:
         wanted = Path(scratch) / "peers.in"
         wanted.write_text("".join(f"{one}\n" for one in extra_of("peers")), "utf-8")
         compile_set(PEERS, wanted, "--no-binary", "llama-cpp-python", "--constraints", SET, *more)
+        wanted.write_text("".join(f"{one}\n" for one in extra_of("clients")), "utf-8")
+        compile_set(CLIENTS, wanted, *more)
+    CLIENTS.write_text(
+        "# The clients that the tests ask the node with. "
+        "Written by: make tested-set\n" + CLIENTS.read_text("utf-8"),
+        "utf-8",
+    )
     PEERS.write_text(
         "# What `bench engine` compares with. "
         "Written by: make tested-set\n" + PEERS.read_text("utf-8"),

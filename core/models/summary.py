@@ -5,6 +5,7 @@ Always: only what a load would accept is summarised; tensors are counted, not de
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,16 @@ def summarize(path: Path) -> Summary:
     Raises:
         ModelNotFoundError, ModelFileError: as `weights.load`.
     """
-    architecture, tensors, tokenizer, sampling = read_parts(path)
+    return summary_of(*read_parts(path))
+
+
+def summary_of(
+    architecture: Architecture,
+    tensors: Mapping[str, QuantTensor],
+    tokenizer: Tokenizer,
+    sampling: SamplingConfig,
+) -> Summary:
+    """The same of a model that was read."""
     distinct: dict[int, QuantTensor] = {id(blocks): blocks for blocks in tensors.values()}
     quant_types: Counter[str] = Counter()
     for blocks in distinct.values():

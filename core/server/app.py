@@ -21,11 +21,14 @@ from ..history.store import HistoryStore
 from . import auth, connections
 from . import errors as refusals
 from . import static as pages
+from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
 from .history import HistoryApi, nothing_kept
 from .node_api import Api
+from .ollama_api import ModelFacts, OllamaApi
 from .openai import OpenAI
+from .responses_api import ResponsesApi
 
 SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
 
@@ -45,6 +48,7 @@ class Parts:
     destinations: Callable[[], Mapping[str, str]] = dict
     # takes away what else holds a forgotten conversation; returns adapters that it deleted
     forgotten: Callable[[str], Sequence[str]] = lambda _: ()
+    facts: ModelFacts = field(default_factory=ModelFacts)
     # how talk is drawn where clients leave it open
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -59,11 +63,12 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         connections.read_bodies(config.body_timeout_s),
     ]
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
-    app.on_response_prepare.append(pages.add_headers)
+    app.on_response_prepare.extend([pages.add_headers, name_ignored])
     embeddings = Embeddings(parts.embedding)
-    created, history = int(time.time()), parts.history
-    openai = OpenAI(parts.assistant, parts.adapters, embeddings, created, parts.sampling, history)
-    app.add_routes(openai.routes())
+    answering = Answering(parts.assistant, parts.adapters, parts.sampling, parts.history)
+    app.add_routes(OllamaApi(answering, embeddings, parts.facts).routes())
+    app.add_routes(ResponsesApi(answering).routes())
+    app.add_routes(OpenAI(answering, embeddings, int(time.time())).routes())
     app.add_routes(embeddings.routes())
     api = Api(
         parts.adapters,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from aiohttp import web
 
 from ..errors import ModelError, ModelNotFoundError
+from .answering import IGNORED
 from .errors import BadRequest, parse_json
 from .paths import spelled
 from .schemas import Record, either, listed, named, number, only, text
@@ -80,27 +81,12 @@ class Embeddings:
 
     async def embed(self, request: web.Request) -> web.Response:
         """Vectors of texts."""
-        body = BODY(parse_json(await request.read()), "")
-        if body.get("model", "default") not in ("default", self.name):
-            raise ModelNotFoundError(
-                f"{body['model'][:80]!r} makes no embeddings here; {self.name or 'no model'} does"
-            )
-        embedder = await self._embedder()
-        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
-        if body.get("dimensions", embedder.width) != embedder.width:
-            raise BadRequest(
-                f"dimensions is {body['dimensions']}, this model's vectors have {embedder.width}",
-                "dimensions",
-            )
-        counts = await asyncio.to_thread(embedder.count, texts)
-        for place, count in enumerate(counts):
-            if count > embedder.longest:
-                where = f"input[{place}]" if isinstance(body["input"], tuple) else "input"
-                raise BadRequest(
-                    f"{where} has {count} tokens, this model reads {embedder.longest}; split it",
-                    where,
-                )
-        vectors = await asyncio.to_thread(embedder.embed, texts)
+        written = parse_json(await request.read())
+        body = BODY(written, "")
+        request[IGNORED] = tuple(BODY.ignored(written))
+        vectors, counts = await self.vectors(
+            body["input"], body.get("model"), body.get("dimensions")
+        )
         as_text = body.get("encoding_format") == "base64"
         data = [
             {
@@ -114,6 +100,36 @@ class Embeddings:
         return web.json_response(
             {"object": "list", "data": data, "model": self.name, "usage": usage}
         )
+
+    async def vectors(
+        self, given: str | Sequence[str], model: str | None, dimensions: int | None
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Unit vectors, [N, width], and the tokens of each text.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            BadRequest: a text is too long, or the vectors have not so many dimensions.
+        """
+        if model not in (None, "default", self.name):
+            raise ModelNotFoundError(
+                f"{model[:80]!r} makes no embeddings here; {self.name or 'no model'} does"
+            )
+        embedder = await self._embedder()
+        texts = [given] if isinstance(given, str) else list(given)
+        if dimensions not in (None, embedder.width):
+            raise BadRequest(
+                f"dimensions is {dimensions}, this model's vectors have {embedder.width}",
+                "dimensions",
+            )
+        counts = await asyncio.to_thread(embedder.count, texts)
+        for place, count in enumerate(counts):
+            if count > embedder.longest:
+                where = "input" if isinstance(given, str) else f"input[{place}]"
+                raise BadRequest(
+                    f"{where} has {count} tokens, this model reads {embedder.longest}; split it",
+                    where,
+                )
+        return await asyncio.to_thread(embedder.embed, texts), counts
 
     async def _embedder(self) -> EmbeddingModel:
         """Raises: ModelNotFoundError: there is none; the message says how to get one."""

@@ -5,6 +5,7 @@ Always: a client learns what was found, expected and what to do; never a traceba
 """
 
 import json
+import re
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -31,6 +32,8 @@ from ..errors import (
 from .auth import AccessDenied
 
 RETRY_AFTER_S = 2
+# Ollama's routes, whose clients read an error as a text
+FLAT = re.compile(r"/api/(chat|generate|embed|embeddings|tags|ps|show|version)/*")
 MAX_NESTING = 200  # values one inside the other in a body
 NOWHERE = (
     "nothing is at this path; here are /v1/chat/completions, /v1/completions, "
@@ -109,8 +112,10 @@ def shape(
     return {"message": message, "type": kind, "param": parameter, "code": code}
 
 
-def response(error: Exception) -> web.Response:
-    """A whole response for an error that came before the first byte."""
+def response(error: Exception, path: str = "") -> web.Response:
+    """A whole response for an error that came before the first byte, as clients of this path read
+    it.
+    """
     status, body = describe(error)
     headers: dict[str, str] = {}
     if status == 503:
@@ -119,7 +124,8 @@ def response(error: Exception) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers.get("Allow", "")
-    return web.json_response({"error": body}, status=status, headers=headers)
+    said = body["message"] if FLAT.fullmatch(path) else body
+    return web.json_response({"error": said}, status=status, headers=headers)
 
 
 def event(error: Exception) -> Mapping[str, object]:
@@ -133,11 +139,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except (QuietchoirError, AccessDenied) as error:
-        return response(error)
+        return response(error, request.path)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return response(error)
+        return response(error, request.path)
     except ConnectionError:
         raise
     except Exception as error:
@@ -145,7 +151,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             logger.error("%s %s: %s", request.method, request.path, parts.told_updated(error))
         else:
             logger.exception("%s %s failed", request.method, request.path)
-        return response(error)
+        return response(error, request.path)
 
 
 def parse_json(body: bytes, where: str = "the body") -> dict[str, object]:

@@ -6,7 +6,7 @@ Always: a form that is not understood is refused, never ignored.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..assistant.events import ANY_TOOL
@@ -14,7 +14,7 @@ from ..assistant.tool_schema import bounded
 from ..assistant.tools import ToolInfo
 from ..engine.sampling.params import Constraint
 from .errors import BadRequest
-from .schemas import Record, either, flag, listed, mapping, named, only, shown, tagged, text
+from .schemas import Record, either, flag, listed, mapping, named, only, shown, tagged, text, typed
 
 MAX_BIASED = 1024
 SCHEMA = Record(
@@ -45,6 +45,7 @@ CHOICE = Record(
 )
 
 
+@typed(**FORMAT.schema)
 def response_format(value: Any, where: str) -> Constraint | None:
     """`{"type": "json_schema", "json_schema": {"schema": …}}` and its kin; `regex` and `lark`
     are our additions.
@@ -79,35 +80,59 @@ def json_schema(schema: Mapping[str, Any]) -> Constraint:
     return Constraint("json_schema", json.dumps(bounded(schema)))
 
 
+@typed(type="array", items=TOOL.schema)
 def tools(value: Any, where: str) -> tuple[ToolInfo, ...]:
     """Tools that the caller itself will carry out: functions with the JSON schemas of their
     arguments.
     """
     found = [tool["function"] for tool in listed(TOOL)(value, where)]
-    names = [function["name"] for function in found]
+    return distinct(
+        [
+            ToolInfo(one["name"], one.get("description", ""), one.get("parameters", {}))
+            for one in found
+        ],
+        where,
+    )
+
+
+def distinct(tools: Sequence[ToolInfo], where: str) -> tuple[ToolInfo, ...]:
+    """The same. Raises: BadRequest: two are called alike."""
+    names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
         raise BadRequest(
             f"{where} holds one name twice: {shown(sorted(names))}; give each tool its own", where
         )
-    return tuple(
-        ToolInfo(one["name"], one.get("description", ""), one.get("parameters", {}))
-        for one in found
-    )
+    return tuple(tools)
 
 
+TOOL_CHOICE = either(only("auto", "none", "required"), CHOICE)
+
+
+@typed(**TOOL_CHOICE.schema)
 def tool_choice(value: Any, where: str) -> dict[str, Any]:
     """The fields of an ask that a tool choice decides."""
-    found = either(only("auto", "none", "required"), CHOICE)(value, where)
-    if isinstance(found, dict):
-        return {"tool_choice": found["function"]["name"]}
+    found = TOOL_CHOICE(value, where)
+    return chosen(found["function"]["name"] if isinstance(found, dict) else None, found)
+
+
+def chosen(name: str | None, word: Any) -> dict[str, Any]:
+    """The same of a tool's name, or else of one of the three words."""
+    if name is not None:
+        return {"tool_choice": name}
     words: dict[str, dict[str, Any]] = {
         "auto": {},
         "none": {"use_tools": False},
         "required": {"tool_choice": ANY_TOOL},
     }
-    return words[found]
+    return words[word]
 
 
+@typed(
+    type="object",
+    additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
+    propertyNames={"pattern": "^[0-9]{1,11}$"},
+    maxProperties=MAX_BIASED,
+)
 def logit_bias(value: Any, where: str) -> tuple[tuple[int, float], ...]:
     """Token ids, written as texts, and what is added to their logits, from -100 to 100."""
     biases: Mapping[str, Any] = mapping(value, where)

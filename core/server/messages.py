@@ -25,6 +25,7 @@ from .schemas import (
     only,
     tagged,
     text,
+    typed,
 )
 
 CACHE: dict[str, Reader] = {"cache_control": mapping}  # where a hosted model may cut its cache
@@ -58,7 +59,9 @@ RESULT = Record({"tool_call_id": text, "content": text, "ok": anything}, ["tool_
 def parts(kinds: Mapping[str, Record]) -> Reader:
     """A text, or a list of parts that are joined."""
     part = tagged("type", kinds)
+    several = listed(part)
 
+    @typed(anyOf=[{"type": "string"}, several.schema])
     def read(value: Any, where: str) -> str:
         if isinstance(value, list):
             for index, one in enumerate(value):
@@ -72,7 +75,7 @@ def parts(kinds: Mapping[str, Record]) -> Reader:
                         f"{place} is {one['type'][:40]!r}; this node reads text parts alone", place
                     )
             return "".join(
-                str(one.get("text", one.get("refusal"))) for one in listed(part)(value, where)
+                str(one.get("text", one.get("refusal"))) for one in several(value, where)
             )
         return text(value, where)
 
@@ -102,13 +105,17 @@ SHAPES = {
 NAMED = ("system", "user", "assistant")  # roles whose `name` is a participant's
 
 
+MESSAGES = listed(tagged("role", SHAPES), least=1)
+
+
+@typed(**MESSAGES.schema)
 def conversation(value: Any, where: str) -> tuple[Message, ...]:
     """All messages, oldest first.
 
     Raises:
         BadRequest: one that cannot be used, or participants that this model could not tell apart.
     """
-    read = listed(tagged("role", SHAPES), least=1)(value, where)
+    read = MESSAGES(value, where)
     participants: dict[str, str] = {}
     for index, one in enumerate(read):
         if (
@@ -122,13 +129,18 @@ def conversation(value: Any, where: str) -> tuple[Message, ...]:
                 f"names into contents",
                 place,
             )
-    names = {
+    names = names_of(read)
+    return tuple(message for one in read for message in expanded(one, names))
+
+
+def names_of(read: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names of the tools of all calls, by the calls' ids."""
+    return {
         call["id"]: call["function"]["name"]
         for one in read
         for call in one.get("tool_calls", ())
         if "id" in call
     }
-    return tuple(message for one in read for message in expanded(one, names))
 
 
 def expanded(one: Mapping[str, Any], names: Mapping[str, str]) -> list[Message]:

@@ -2,31 +2,20 @@
 that are not here.
 
 Knows routes, also as clients spell them whose base address lacks /v1, or has it twice, or
-ends with a stroke. Decoding stands in `requests.py`, shapes in `events.py`, refusals in
-`refusals.py`.
+ends with a stroke. Decoding stands in `requests.py`, shapes in `completions.py`, refusals in
+`errors.py`.
 Always: a client that goes away cancels its own request and nobody else's.
 """
 
-import dataclasses
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 from aiohttp import web
 
-from ..assistant.adapters import AdapterSwitch
-from ..assistant.assistant import Assistant
-from ..assistant.events import ChatRequest, Event
-from ..config import SamplingConfig
-from ..history.recorder import recorded
-from ..history.store import HistoryStore
+from . import completions, requests
 from . import errors as refusals
-from . import requests
-from . import responses as events
+from .answering import IGNORED, Answering, PendingAnswer, collected
 from .embeddings import Embeddings
 from .paths import spelled
 
 NOT_HERE = (
-    "responses{rest:(?:/.*)?}",
     "audio/{rest:.*}",
     "images/{rest:.*}",
     "moderations",
@@ -38,29 +27,19 @@ NOT_HERE = (
     "rerank",
 )
 INSTEAD = (
-    "this node answers conversations at /v1/chat/completions, goes on after texts at "
-    "/v1/completions, lists /v1/models"
+    "this node reads and writes text; it answers conversations at /v1/chat/completions and "
+    "/v1/responses, goes on after texts at /v1/completions, lists /v1/models"
 )
 
 
 class OpenAI:
-    """The handlers, around one assistant."""
+    """The handlers."""
 
-    def __init__(
-        self,
-        assistant: Assistant,
-        adapters: AdapterSwitch,
-        embeddings: Embeddings,
-        created: int,
-        sampling: SamplingConfig,
-        history: HistoryStore | None = None,
-    ) -> None:
-        self.assistant = assistant
-        self.sampling = sampling  # how talk is drawn where clients leave it open
-        self.adapters = adapters
+    def __init__(self, answering: Answering, embeddings: Embeddings, created: int) -> None:
+        self.answering = answering
+        self.adapters = answering.adapters
         self.embeddings = embeddings
         self.created = created  # Unix seconds
-        self.history = history  # keeps conversations that their client names
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
@@ -73,11 +52,14 @@ class OpenAI:
         ]
 
     async def elsewhere(self, request: web.Request) -> web.Response:
-        """A route of OpenAI's that this node does not have; 404, since clients ask a 501 again."""
+        """A route of OpenAI's that this node does not have. Its clients ask again after a 5xx,
+        unless they are told not to.
+        """
         error = refusals.shape(
             f"{request.path[:80]} is not here: {INSTEAD}", "invalid_request_error", code="not_here"
         )
-        return web.json_response({"error": error}, status=404)
+        headers = {"x-should-retry": "false"}
+        return web.json_response({"error": error}, status=501, headers=headers)
 
     async def list_models(self, _request: web.Request) -> web.Response:
         """The plain model, then it with each adapter."""
@@ -87,7 +69,7 @@ class OpenAI:
 
     async def show_model(self, request: web.Request) -> web.Response:
         """One of them, or whatever else a request's `model` may say for it."""
-        name = request.match_info["model"]
+        name = request.match_info["model"]  # with its strokes and colons
         if name not in await self.names():
             await self.adapters.check(name)
         return web.json_response(self.model(name))
@@ -104,40 +86,28 @@ class OpenAI:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
-        body = requests.chat(await request.read(), self.sampling)
-        asked = [message.content for message in body.ask.messages if message.role == "user"]
-        ask = dataclasses.replace(body.ask, adapter=await self.adapters.choose(body.model, asked))
-        answer = self.assistant.reply(ask)
-        if self.history is not None and ask.conversation:
-            answer = recorded(self.history, ask, body.source, answer)
-        return await self.send(request, body, answer, self.shapes("chat", ask))
+        body = requests.chat(await request.read(), self.answering.sampling)
+        return await self.send(request, body, "chat", await self.answering.chat(body))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on after a text."""
-        body = requests.completion(await request.read(), self.sampling)
-        ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
-        return await self.send(
-            request, body, self.assistant.complete(body.prompt, ask), self.shapes("text", ask)
-        )
-
-    def shapes(self, endpoint: events.Endpoint, ask: ChatRequest) -> events.Shapes:
-        """A new answer's identity, under the model that really answers."""
-        model = f"{self.adapters.model}:{ask.adapter}" if ask.adapter else self.adapters.model
-        return events.Shapes(endpoint, model, tells=ask.sampling_params.logprobs is not None)
+        body = requests.completion(await request.read(), self.answering.sampling)
+        return await self.send(request, body, "text", await self.answering.complete(body))
 
     async def send(
         self,
         request: web.Request,
         body: requests.Body,
-        answer: AsyncGenerator[Event, None],
-        shapes: events.Shapes,
+        endpoint: completions.Endpoint,
+        answer: PendingAnswer,
     ) -> web.StreamResponse:
         """Send an answer the way the client wants it; aiohttp cancels this task when the client
         goes away.
         """
-        async with aclosing(answer):
-            if body.stream:
-                return await events.stream(
-                    request, shapes, answer, include_usage=body.include_usage
-                )
-            return web.json_response(await shapes.whole(answer))
+        request[IGNORED] = body.ignored
+        if body.stream:
+            return await completions.stream(
+                request, endpoint, answer, include_usage=body.include_usage
+            )
+        found = await collected(answer.choices)
+        return web.json_response(completions.whole(completions.shapes_of(endpoint, answer), found))

@@ -1,13 +1,16 @@
-"""Bodies of OpenAI's API, decoded once and then trusted.
+"""Bodies of OpenAI's chat completions and completions, decoded once and then trusted.
 
-Knows which fields each body has, at every depth. Knows nothing of engines, adapters or sockets.
+Knows which fields each body has, at every depth, and the one value that every protocol's body
+becomes (`Body`; the others are read in `responses_api.py` and `ollama_api.py`). Knows nothing of
+engines, adapters or sockets.
 Always: a field that would change the answer and is not supported is refused, never ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..assistant.context import Message
 from ..assistant.events import ChatRequest
 from ..config import SAMPLING_RANGES, SamplingConfig
 from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
@@ -28,22 +31,26 @@ from .schemas import (
     only,
     shown,
     text,
+    typed,
 )
 
 MAX_STOPS = 4
 MOST_COLLECTIONS = 8
 MOST_TOKENS = 1 << 20
+MOST_CHOICES = 8  # answers to one question
 # Of `metadata`: a conversation that is named is kept on this node, under the name of its client.
 KEPT = ("conversation", "source")
 UNSAID = SamplingConfig()
 STREAM_OPTIONS = Record({"include_usage": flag}, harmless={"include_obfuscation": flag})
 
 
+@typed(type="integer", minimum=-(1 << 63), maximum=(1 << 63) - 1)
 def seed(value: Any, where: str) -> int:
     """Any whole number of 64 bits; below zero as its two's complement without the sign."""
     return int(number(int, -(1 << 63), (1 << 63) - 1)(value, where)) & ((1 << 63) - 1)
 
 
+@typed(**named.schema)
 def one_text(value: Any, where: str) -> tuple[str]:
     """A text that stands for a list of one."""
     return (named(value, where),)
@@ -72,7 +79,12 @@ SAMPLING = FieldGroup(
     },
     renamed={"response_format": "constraint", "max_completion_tokens": "max_tokens"},
 )
-SHARED: dict[str, Reader] = {"model": text, "stream": flag, "stream_options": STREAM_OPTIONS}
+SHARED: dict[str, Reader] = {
+    "model": text,
+    "stream": flag,
+    "stream_options": STREAM_OPTIONS,
+    "n": number(int, 1, MOST_CHOICES),
+}
 # Read and dropped: they say nothing about the answer's text, or only what a model of another kind
 # would make of it.
 INDIFFERENT: dict[str, Reader] = {
@@ -81,6 +93,7 @@ INDIFFERENT: dict[str, Reader] = {
     "service_tier": text,
     "safety_identifier": text,
     "prompt_cache_key": text,
+    "prompt_cache_options": mapping,
     "prompt_cache_retention": text,
     "reasoning_effort": text,
     "verbosity": text,
@@ -88,11 +101,18 @@ INDIFFERENT: dict[str, Reader] = {
 }
 # Accepted only with the value that changes nothing.
 NEUTRAL: dict[str, Reader] = {
-    "n": only(1),
     "best_of": only(1),
     "echo": only(False),
     "suffix": only(""),
     "modalities": only(["text"]),
+}
+OURS: dict[str, Reader] = {
+    # documents whose passages the answer may cite
+    "collections": listed(named, most=MOST_COLLECTIONS),
+    # whether the model is shown the facts that its owner had it keep
+    "memory": flag,
+    # `conversation` in it: by which this node keeps it, and knows what was allowed in it
+    "metadata": mapping,
 }
 CHAT = Record(
     SHARED
@@ -107,13 +127,8 @@ CHAT = Record(
         "logprobs": flag,
         "top_logprobs": number(int, 0, MAX_LOGPROBS),
         "parallel_tool_calls": flag,
-        # ours: documents whose passages the answer may cite
-        "collections": listed(named, most=MOST_COLLECTIONS),
-        # ours: whether the model is shown the facts that its owner had it keep
-        "memory": flag,
-        # `conversation` in it: by which this node keeps it, and knows what was allowed in it
-        "metadata": mapping,
-    },
+    }
+    | OURS,
     ["messages"],
     INDIFFERENT | NEUTRAL,
 )
@@ -128,6 +143,10 @@ def kept_name(value: Any, where: str) -> str:
     return value
 
 
+ONE_PROMPT = either(named, listed(named, least=1, most=1))
+
+
+@typed(**ONE_PROMPT.schema)
 def prompts(value: Any, where: str) -> Any:
     """One text, alone or in a list; OpenAI's other two forms, token ids and several of either,
     are not read.
@@ -136,7 +155,7 @@ def prompts(value: Any, where: str) -> Any:
         raise BadRequest(
             f"{where} holds {shown(value[0])}, expected a text; token ids are not read here", where
         )
-    return either(named, listed(named, least=1, most=1))(value, where)
+    return ONE_PROMPT(value, where)
 
 
 COMPLETION = Record(
@@ -148,7 +167,7 @@ COMPLETION = Record(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """What both endpoints read."""
+    """What is asked, whatever protocol it came by."""
 
     ask: ChatRequest
     model: str | None  # as the client named it
@@ -156,6 +175,8 @@ class Body:
     include_usage: bool
     prompt: str = ""  # /v1/completions alone
     source: str = ""  # who keeps its conversation here
+    n: int = 1  # answers to it
+    ignored: tuple[str, ...] = ()  # fields that change nothing here
 
 
 def talk(body: Mapping[str, Any], defaults: SamplingConfig, logprobs: int | None) -> SamplingParams:
@@ -176,15 +197,21 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
         BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported, at
         any depth.
     """
-    body = CHAT(parse_json(raw), "")
+    written = parse_json(raw)
+    body = CHAT(written, "")
     proceed = body.get("continue_final_message", False)
     if body.get("add_generation_prompt", not proceed) == proceed:
         raise BadRequest(
             "add_generation_prompt must be the contrary of continue_final_message; leave it out",
             "add_generation_prompt",
         )
-    given = body.get("metadata", {})
-    kept = {key: kept_name(given[key], f"metadata.{key}") for key in KEPT if key in given}
+    kept = kept_names(body)
+    if body.get("n", 1) > 1 and "conversation" in kept:
+        raise BadRequest(
+            f"n = {body['n']} gives drafts, and a conversation that is kept has one answer; leave "
+            "metadata.conversation out, or n",
+            "n",
+        )
     conversation, begun = messages.split_final(body["messages"], proceed)
     if begun and body.get("response_format") is not None:
         raise BadRequest(
@@ -196,19 +223,38 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
             "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
         )
     logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
-    ask = ChatRequest(
-        messages=conversation,
+    ask = ask_of(body, conversation, defaults, logprobs=logprobs, begun=begun)
+    ignored = tuple(CHAT.ignored(written))
+    return Body(ask=ask, source=kept.get("source", "api"), ignored=ignored, **shared(body))
+
+
+def ask_of(
+    body: Mapping[str, Any],
+    messages: Sequence[Message],
+    defaults: SamplingConfig,
+    *,
+    logprobs: int | None = None,
+    begun: str = "",
+) -> ChatRequest:
+    """What a body of any protocol asks for, once its keys are those of `CHAT`."""
+    return ChatRequest(
+        messages=tuple(messages),
         begun=begun,
         caller_tools=body.get("tools"),
         collections=body.get("collections", ()),
         use_memory=body.get("memory", False),
         parallel_tool_calls=body.get("parallel_tool_calls", True),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
-        conversation=kept.get("conversation", ""),
+        conversation=kept_names(body).get("conversation", ""),
         talk=talk(body, defaults, logprobs),
         **body.get("tool_choice", {}),
     )
-    return Body(ask=ask, source=kept.get("source", "api"), **shared(body))
+
+
+def kept_names(body: Mapping[str, Any]) -> dict[str, str]:
+    """What `metadata` says of a conversation that is to be kept. Raises: BadRequest: no name."""
+    given = body.get("metadata", {})
+    return {key: kept_name(given[key], f"metadata.{key}") for key in KEPT if key in given}
 
 
 def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
@@ -220,7 +266,8 @@ def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
     Raises:
         BadRequest: as `chat`.
     """
-    body = COMPLETION(parse_json(raw), "")
+    written = parse_json(raw)
+    body = COMPLETION(written, "")
     prompt = body["prompt"]
     logprobs = body.get("logprobs")
     ask = ChatRequest(
@@ -228,13 +275,19 @@ def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
         talk=talk(body, defaults, logprobs),
     )
-    return Body(ask=ask, prompt=prompt if isinstance(prompt, str) else prompt[0], **shared(body))
+    return Body(
+        ask=ask,
+        prompt=prompt if isinstance(prompt, str) else prompt[0],
+        ignored=tuple(COMPLETION.ignored(written)),
+        **shared(body),
+    )
 
 
 def shared(body: Mapping[str, Any]) -> dict[str, Any]:
-    """model, stream and stream_options."""
+    """model, n, stream and stream_options."""
     return {
         "model": body.get("model"),
         "stream": body.get("stream", False),
         "include_usage": body.get("stream_options", {}).get("include_usage", False),
+        "n": body.get("n", 1),
     }

@@ -3,13 +3,14 @@
 Knows JSON types, ranges, objects and where a value stands. Knows nothing of OpenAI's API.
 Always: a reader gives back a value that was checked all the way down, or names the place, what
 stood there and what may; an object's key that no reader was given for is refused by name. A null is
-as if the key were left out.
+as if the key were left out. What a reader takes is told as JSON Schema by the reader itself
+(`schema_of`), so that a description of the API cannot say otherwise than its code.
 """
 
 import dataclasses
 import difflib
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -19,7 +20,31 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+R = TypeVar("R")  # what a reader gives back
 Reader = Callable[[Any, str], Any]  # the value and its place → the value, read
+JsonSchema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Typed(Generic[R]):
+    """A reader that can say what it takes."""
+
+    read: Callable[[Any, str], R]
+    schema: JsonSchema
+
+    def __call__(self, value: Any, where: str) -> R:
+        return self.read(value, where)
+
+
+def typed(**schema: Any) -> Callable[[Callable[[Any, str], R]], Typed[R]]:
+    """Of a reader, what it takes."""
+    return lambda read: Typed(read, schema)
+
+
+def schema_of(reader: Reader) -> JsonSchema:
+    """JSON Schema of what a reader takes; of one that cannot say, anything."""
+    return reader.schema if isinstance(reader, Typed | Record) else {}
+
 
 # Fields of other servers and of older APIs, and what does the same here.
 ADVICE: Mapping[str, str] = {
@@ -46,6 +71,7 @@ def shown(value: object) -> str:
     return _brief.repr(value)
 
 
+@typed(type="string")
 def text(value: Any, where: str) -> str:
     """Any text."""
     if not isinstance(value, str):
@@ -53,6 +79,7 @@ def text(value: Any, where: str) -> str:
     return value
 
 
+@typed(type="string", minLength=1)
 def named(value: Any, where: str) -> str:
     """A text that is not empty."""
     if not isinstance(value, str) or not value:
@@ -60,6 +87,7 @@ def named(value: Any, where: str) -> str:
     return value
 
 
+@typed(type="boolean")
 def flag(value: Any, where: str) -> bool:
     """True or false."""
     if type(value) is not bool:
@@ -72,6 +100,7 @@ def anything(value: Any, _where: str) -> Any:
     return value
 
 
+@typed(type="object")
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """An object with keys of its sender's own."""
     if not isinstance(value, dict):
@@ -79,9 +108,10 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def number(kind: type, low: float, high: float) -> Reader:
+def number(kind: type, low: float, high: float) -> Typed[Any]:
     """A number within [low, high]; a whole number is a float too, true is neither."""
 
+    @typed(type="integer" if kind is int else "number", minimum=low, maximum=high)
     def read(value: Any, where: str) -> Any:
         if type(value) not in ((int, float) if kind is float else (int,)):
             raise BadRequest(
@@ -98,9 +128,10 @@ def number(kind: type, low: float, high: float) -> Reader:
     return read
 
 
-def only(*allowed: object) -> Reader:
+def only(*allowed: object) -> Typed[Any]:
     """One of a few values: those that change nothing, or those that are known."""
 
+    @typed(enum=list(allowed))
     def read(value: Any, where: str) -> Any:
         if not any(type(value) is type(one) and value == one for one in allowed):
             raise BadRequest(
@@ -112,9 +143,21 @@ def only(*allowed: object) -> Reader:
     return read
 
 
-def listed(item: Reader, least: int = 0, most: int | None = None) -> Reader:
-    """A list, each of one kind."""
+def absent(advice: str) -> Typed[Any]:
+    """Null alone; anything else is refused with what to do instead."""
 
+    @typed(type="null")
+    def read(_value: Any, where: str) -> Any:
+        raise BadRequest(f"{where} is not supported: {advice}", where)
+
+    return read
+
+
+def listed(item: Reader, least: int = 0, most: int | None = None) -> Typed[Any]:
+    """A list, each of one kind."""
+    bounds = {"minItems": least} | ({} if most is None else {"maxItems": most})
+
+    @typed(type="array", items=schema_of(item), **bounds)
     def read(value: Any, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise BadRequest(f"{where} is a {type(value).__name__}, expected a list", where)
@@ -162,6 +205,29 @@ class Record:
                 raise BadRequest(f"{place} is missing; it must be there", place)
         return found
 
+    def ignored(self, value: Mapping[str, Any], where: str = "") -> Iterator[str]:
+        """Places of what is given and changes nothing here."""
+        for key, inner in value.items():
+            place, known = f"{where}.{key}" if where else key, self.fields.get(key)
+            if key in self.harmless and inner is not None:
+                yield place
+            elif isinstance(known, Record) and isinstance(inner, dict):
+                yield from known.ignored(inner, place)
+
+    @property
+    def schema(self) -> JsonSchema:
+        """What it takes."""
+        every = {**self.harmless, **self.fields}
+        return {
+            "type": "object",
+            "properties": {
+                key: schema_of(inner) if key in self.needed else nullable(schema_of(inner))
+                for key, inner in every.items()
+            },
+            "required": list(self.needed),
+            "additionalProperties": False,
+        }
+
     def advice(self, key: str) -> str:
         """What to do about a key that is not known."""
         if key in ADVICE:
@@ -192,9 +258,17 @@ class FieldGroup(Generic[T]):
         return self._kind(**read, **others)
 
 
-def tagged(key: str, kinds: Mapping[str, Record]) -> Reader:
+def tagged(key: str, kinds: Mapping[str, Record]) -> Typed[Any]:
     """An object whose `key` says which of several it is."""
 
+    def one(tag: str, kind: Record) -> JsonSchema:
+        shown, is_tag = kind.schema, {key: {"enum": [tag]}}
+        return shown | {
+            "properties": shown["properties"] | is_tag,
+            "required": sorted({*shown["required"], key}),
+        }
+
+    @typed(oneOf=[one(tag, kind) for tag, kind in kinds.items()])
     def read(value: Any, where: str) -> dict[str, Any]:
         tag = mapping(value, where).get(key)
         if not isinstance(tag, str) or tag not in kinds:
@@ -205,8 +279,16 @@ def tagged(key: str, kinds: Mapping[str, Record]) -> Reader:
     return read
 
 
-def either(of_text: Reader, of_other: Reader) -> Reader:
+def either(of_text: Reader, of_other: Reader) -> Typed[Any]:
     """A text is read by one, anything else by the other."""
-    return lambda value, where: (
-        of_text(value, where) if isinstance(value, str) else of_other(value, where)
-    )
+
+    @typed(anyOf=[schema_of(of_text), schema_of(of_other)])
+    def read(value: Any, where: str) -> Any:
+        return of_text(value, where) if isinstance(value, str) else of_other(value, where)
+
+    return read
+
+
+def nullable(schema: JsonSchema) -> JsonSchema:
+    """The same, or null."""
+    return {"anyOf": [schema, {"type": "null"}]} if schema else {}

@@ -44,27 +44,28 @@ async def test_the_nodes_own_paths_may_end_with_a_stroke(served: Served, path: s
     assert (await served.get(path))[0] == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/responses",
-        "/v1/responses/x",
-        "/responses",
-        "/v1/audio/speech",
-        "/v1/images/generations",
-        "/v1/files",
-    ],
-)
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/images/generations", "/v1/files"])
 async def test_what_openai_has_and_this_node_has_not_says_what_is_here(
     served: Served, path: str
 ) -> None:
     for method in (served.get, served.post):
         status, body = await method(path)
-        assert status == 404 and "/v1/chat/completions" in body["error"]["message"]
+        assert status == 501 and "/v1/chat/completions" in body["error"]["message"]
+
+
+async def test_earlier_responses_are_not_kept(served: Served) -> None:
+    for method in (served.get, served.post):
+        status, body = await method("/v1/responses/resp_1")
+        assert status == 404 and "keeps no responses" in body["error"]["message"]
+
+
+async def test_models_are_not_brought_by_clients(served: Served) -> None:
+    status, body = await served.post("/api/pull", {"model": "llama3"})
+    assert status == 501 and "quietchoir model pull" in body["error"]
 
 
 async def test_any_other_path_says_what_is_here(served: Served) -> None:
-    status, body = await served.post("/api/chat", HELLO)
+    status, body = await served.post("/api/talk", HELLO)
     assert status == 404 and "/v1/chat/completions" in body["error"]["message"]
     status, body = await served.get("/v1/chat/completions")
     assert status == 405 and "it takes POST" in body["error"]["message"]

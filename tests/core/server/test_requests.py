@@ -177,7 +177,7 @@ def test_text_parts_and_past_calls_are_read() -> None:
     [
         ({"temprature": 1}, "temprature", "did you mean temperature"),
         ({"colour": 1}, "colour", "unknown"),
-        ({"n": 2}, "n", "not supported"),
+        ({"n": 9}, "n", "expected 1 to 8"),
         ({"presence_penalty": 2.5}, "presence_penalty", "expected -2 to 2"),
         ({"min_p": -0.1}, "min_p", "expected 0 to 1"),
         ({"logit_bias": {"cat": 1}}, "logit_bias", "expected token ids"),
@@ -319,6 +319,8 @@ def test_a_sampling_parameter_is_a_field_a_line_of_the_schema_and_its_use(
         "models/generation_config.py",
         "models/hub/catalog.py",
         "training/own_answers.py",
+        "server/ollama_api.py",  # Ollama's name for one of them
+        "server/responses_api.py",  # a response tells them
     }
     assert named - elsewhere == {"server/requests.py", *sampling}
 

@@ -159,7 +159,7 @@ async def test_a_call_to_the_clients_own_tool_goes_back_to_the_client() -> None:
         (b"{", 400, None),
         (b"[]", 400, None),
         (b'{"messages": []}', 400, "messages"),
-        (b'{"messages": [{"role": "user", "content": "x"}], "n": 2}', 400, "n"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": 9}', 400, "n"),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404, "model"),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 3000 + b'"}]}', 413, None),
     ],

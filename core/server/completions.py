@@ -1,4 +1,5 @@
-"""Answers in OpenAI's shapes, whole and as server-sent events.
+"""Answers in the shapes of OpenAI's completions, of chats and of texts, whole and as server-sent
+events.
 
 Knows JSON shapes and the event stream's framing. Knows nothing of where events come from.
 Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an `error` event and
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,19 +32,23 @@ from ..assistant.events import (
 from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
 from . import errors as refusals
+from .answering import Collected, PendingAnswer, merged
 
 Endpoint = Literal["chat", "text"]
 
 
 @dataclass(slots=True)
 class Shapes:
-    """One answer's identity, and everything that is written under it."""
+    """One answer's identity, and everything that is written under it; of several answers to one
+    question, each has its index and all else alike.
+    """
 
     endpoint: Endpoint
     model: str
     tells: bool = False  # logprobs stand beside the text
     id: str = field(default_factory=lambda: f"qc-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    index: int = 0
     said: int = 0  # characters told so far, for text_offset
     calls: int = 0  # told so far, for their index
 
@@ -55,7 +60,7 @@ class Shapes:
             "object": f"{kind}.chunk" if streamed and self.endpoint == "chat" else kind,
             "created": self.created,
             "model": self.model,
-            "choices": [] if choice is None else [{"index": 0, **choice}],
+            "choices": [] if choice is None else [{"index": self.index, **choice}],
         }
 
     def chunk(self, event: Event) -> dict[str, Any]:
@@ -99,12 +104,7 @@ class Shapes:
         if not self.tells:
             return None
         if self.endpoint == "chat":
-            return {
-                "content": [
-                    spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.top)]}
-                    for each in found
-                ]
-            }
+            return {"content": spelled_out(found)}
         starts = [self.said]
         for each in found:
             starts.append(starts[-1] + len(each.chosen.text.decode("utf-8", "ignore")))
@@ -124,55 +124,37 @@ class Shapes:
             {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, streamed=True
         )
 
-    async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
-        """Collect a whole answer."""
-        text, calls, results, end = "", [], [], None
-        approvals: dict[str, dict[str, Any]] = {}
-        context: dict[str, Any] = {}
-        found: list[TokenLogprobs] = []
-        citations: list[dict[str, Any]] = []
-        async for event in events:
-            match event:
-                case Text():
-                    text += event.text
-                    found += event.logprobs
-                case Cited():
-                    citations += citations_of(event)
-                case ToolCallEvent():
-                    calls.append(called(event))
-                case ToolResultEvent():
-                    results.append(answered(event))
-                case ApprovalEvent():
-                    approvals[event.id] = asked(event)
-                case ApprovedEvent():
-                    approvals[event.id] |= {"approved": event.approved, "by": event.by}
-                case LoopStepEvent() | ToolsListedEvent():
-                    pass  # of interest while it runs
-                case LeftOut():
-                    context = {"context": left_out(event)}
-                case Finished():
-                    end = event
-        if end is None:
-            raise RuntimeError("an answer without an end")  # our bug
+    def choice(self, found: Collected) -> dict[str, Any]:
+        """A whole answer."""
         if self.endpoint == "text":
-            told = self.logprobs(found)
-            body = self.envelope({"text": text, **end_of(end), "logprobs": told}, streamed=False)
-        else:
-            message: dict[str, Any] = {
-                "role": "assistant",
-                "content": text or None if calls else text,
-            }
-            if calls:
-                message["tool_calls"] = calls
-            if results:
-                message["tool_results"] = results
-            if citations:
-                message["citations"] = citations
-            if approvals:
-                message["approvals"] = list(approvals.values())
-            beside = {"logprobs": self.logprobs(found)} if self.tells else {}
-            body = self.envelope({"message": message, **end_of(end), **beside}, streamed=False)
-        return body | {"usage": usage(end)} | context
+            told = self.logprobs(found.logprobs)
+            choice = {"text": found.text, **end_of(found.finished), "logprobs": told}
+            return {"index": self.index, **choice}
+        calls = [called(event) for event in found.calls]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": found.text or None if calls else found.text,
+        }
+        if calls:
+            message["tool_calls"] = calls
+        if found.results:
+            message["tool_results"] = [answered(event) for event in found.results]
+        if found.cited and found.cited.citations:
+            message["citations"] = citations_of(found.cited)
+        if found.approvals:
+            message["approvals"] = [decided(*one) for one in found.approvals.values()]
+        beside = {"logprobs": self.logprobs(found.logprobs)} if self.tells else {}
+        return {"index": self.index, "message": message, **end_of(found.finished), **beside}
+
+
+def whole(several: Sequence[Shapes], found: Sequence[Collected]) -> dict[str, Any]:
+    """The body of all answers to one question."""
+    choices = [shapes.choice(one) for shapes, one in zip(several, found, strict=True)]
+    body = several[0].envelope(None, streamed=False) | {"choices": choices}
+    body["usage"] = usage([one.finished for one in found])
+    if found[0].left_out is not None:
+        body["context"] = left_out(found[0].left_out)
+    return body
 
 
 def called(event: ToolCallEvent) -> dict[str, Any]:
@@ -200,6 +182,17 @@ def asked(event: ApprovalEvent) -> dict[str, Any]:
         "effect": event.effect,
         "timeout_s": event.timeout_s,
     }
+
+
+def decided(event: ApprovalEvent, approved: ApprovedEvent | None) -> dict[str, Any]:
+    """A call, and the owner's word on it."""
+    word = {} if approved is None else {"approved": approved.approved, "by": approved.by}
+    return asked(event) | word
+
+
+def spelled_out(found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+    """Tokens, each beside the likeliest of its place."""
+    return [spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.top)]} for each in found]
 
 
 def end_of(event: Finished) -> dict[str, str | None]:
@@ -248,13 +241,10 @@ def spelled(token: Logprob) -> dict[str, Any]:
     return {"token": letters(token), "logprob": token.logprob, "bytes": list(token.text)}
 
 
-def usage(end: Finished) -> dict[str, int]:
-    """Token counts."""
-    return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": end.prompt_tokens + end.completion_tokens,
-    }
+def usage(ends: Sequence[Finished]) -> dict[str, int]:
+    """Token counts, of all answers to one prompt."""
+    prompt, said = ends[0].prompt_tokens, sum(end.completion_tokens for end in ends)
+    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
 
 
 def frame(data: Mapping[str, Any]) -> bytes:
@@ -266,8 +256,14 @@ def frame(data: Mapping[str, Any]) -> bytes:
     )
 
 
+def shapes_of(endpoint: Endpoint, answer: PendingAnswer) -> Sequence[Shapes]:
+    """A new identity, once for each of the answers."""
+    first = Shapes(endpoint, answer.model, tells=answer.tells)
+    return [dataclasses.replace(first, index=index) for index in range(len(answer.choices))]
+
+
 async def stream(
-    request: web.Request, shapes: Shapes, events: AsyncIterator[Event], *, include_usage: bool
+    request: web.Request, endpoint: Endpoint, answer: PendingAnswer, *, include_usage: bool
 ) -> web.StreamResponse:
     """Send events as they come.
 
@@ -276,17 +272,21 @@ async def stream(
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
     )
+    several = shapes_of(endpoint, answer)
+    ends: list[Finished] = []
     try:
-        async for event in events:
-            if not response.prepared:
-                await response.prepare(request)
-                if shapes.endpoint == "chat":
-                    await response.write(frame(shapes.first()))
-            await response.write(frame(shapes.chunk(event)))
-            if isinstance(event, Finished) and include_usage:
-                await response.write(
-                    frame(shapes.envelope(None, streamed=True) | {"usage": usage(event)})
-                )
+        async with merged(answer.choices) as events:
+            async for index, event in events:
+                if not response.prepared:
+                    await response.prepare(request)
+                    if endpoint == "chat":
+                        await response.write(b"".join(frame(one.first()) for one in several))
+                await response.write(frame(several[index].chunk(event)))
+                if isinstance(event, Finished):
+                    ends.append(event)
+        if include_usage:
+            last = several[0].envelope(None, streamed=True) | {"usage": usage(ends)}
+            await response.write(frame(last))
     except QuietchoirError as error:
         if not response.prepared:
             raise

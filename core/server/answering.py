@@ -1,0 +1,218 @@
+"""A request that was read, answered: by which adapter, how many times, and whether it is kept.
+
+Knows the one value that every protocol's body becomes (`requests.Body`) and the assistant's events.
+Knows nothing of any protocol's shapes.
+Always: leaving an answer cancels its own generations and nobody else's; of several answers to one
+question none acts.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from ..assistant.adapters import AdapterSwitch
+from ..assistant.assistant import Assistant
+from ..assistant.citations import Cited
+from ..assistant.context import LeftOut
+from ..assistant.events import (
+    ApprovalEvent,
+    ApprovedEvent,
+    ChatRequest,
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
+from ..config import SamplingConfig
+from ..engine.sampling.logprobs import TokenLogprobs
+from ..history.recorder import recorded
+from ..history.store import HistoryStore
+from .requests import Body
+
+IGNORED = web.RequestKey("ignored", tuple[str, ...])  # fields that change nothing here
+IGNORED_HEADER = "X-Quietchoir-Ignored"
+Choices = Sequence[AsyncGenerator[Event, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingAnswer:
+    """What answers one request."""
+
+    model: str  # under the name of what really answers
+    choices: Choices  # one, or as many as were asked for
+    tells: bool  # logprobs stand beside the text
+
+
+class Answering:
+    """Every protocol's way to the assistant."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        adapters: AdapterSwitch,
+        sampling: SamplingConfig,
+        history: HistoryStore | None = None,
+    ) -> None:
+        self.assistant = assistant
+        self.adapters = adapters
+        self.sampling = sampling  # how talk is drawn where clients leave it open
+        self.history = history  # keeps conversations that their client names
+
+    async def chat(self, body: Body) -> PendingAnswer:
+        """Answer a conversation.
+
+        Raises:
+            ModelNotFoundError: it names none that is here.
+        """
+        asked = [message.content for message in body.ask.messages if message.role == "user"]
+        ask = dataclasses.replace(body.ask, adapter=await self.adapters.choose(body.model, asked))
+        choices = [self.assistant.reply(one) for one in drafts(ask, body.n)]
+        if self.history is not None and ask.conversation:
+            choices = [recorded(self.history, ask, body.source, one) for one in choices]
+        return self._answer(ask, choices)
+
+    async def complete(self, body: Body) -> PendingAnswer:
+        """Go on after a text. Raises: ModelNotFoundError: as `chat`."""
+        ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
+        several = drafts(ask, body.n)
+        return self._answer(ask, [self.assistant.complete(body.prompt, one) for one in several])
+
+    def _answer(self, ask: ChatRequest, choices: Choices) -> PendingAnswer:
+        own = self.adapters.model
+        model = f"{own}:{ask.adapter}" if ask.adapter else own
+        return PendingAnswer(
+            model=model, choices=choices, tells=ask.sampling_params.logprobs is not None
+        )
+
+
+def drafts(ask: ChatRequest, count: int) -> Sequence[ChatRequest]:
+    """The same question so many times. One answer may act; of several the client takes one, so the
+    node's own tools are left out. A seed gives each draft its own.
+    """
+    if count == 1:
+        return [ask]
+
+    def draft(number: int) -> ChatRequest:
+        params = [
+            one and dataclasses.replace(one, seed=None if one.seed is None else one.seed + number)
+            for one in (ask.sampling_params, ask.talk)
+        ]
+        return dataclasses.replace(
+            ask,
+            sampling_params=params[0] or ask.sampling_params,
+            talk=params[1],
+            use_tools=ask.use_tools and ask.caller_tools is not None,
+        )
+
+    return [draft(number) for number in range(count)]
+
+
+@asynccontextmanager
+async def merged(choices: Choices) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
+    """The events of several answers as they come, each with its answer's number; leaving the block
+    ends all of them.
+
+    Raises:
+        QuietchoirError: what one of them raises, from the iterator.
+    """
+    ready: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(1)
+
+    async def read(number: int, choice: AsyncGenerator[Event, None]) -> None:
+        try:
+            async for event in choice:
+                await ready.put((number, event))
+            await ready.put((number, None))
+        except Exception as error:  # raised again where it is read
+            await ready.put((number, error))
+
+    async def alone() -> AsyncIterator[tuple[int, Event]]:
+        async for event in choices[0]:
+            yield 0, event
+
+    async def together() -> AsyncIterator[tuple[int, Event]]:
+        left = len(choices)
+        while left:
+            number, event = await ready.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield number, event
+
+    if len(choices) == 1:
+        async with aclosing(choices[0]):
+            yield alone()
+        return
+    reading = [asyncio.create_task(read(*one)) for one in enumerate(choices)]
+    try:
+        yield together()
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        for choice in choices:
+            await choice.aclose()
+
+
+@dataclass(slots=True)
+class Collected:
+    """All that one answer said, once it ended."""
+
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    calls: list[ToolCallEvent] = field(default_factory=list)
+    results: list[ToolResultEvent] = field(default_factory=list)
+    approvals: dict[str, tuple[ApprovalEvent, ApprovedEvent | None]] = field(default_factory=dict)
+    cited: Cited | None = None
+    left_out: LeftOut | None = None
+    end: Finished | None = None
+
+    def add(self, event: Event) -> None:
+        """One more event; those that are of interest only while it runs are skipped."""
+        match event:
+            case Text():
+                self.text += event.text
+                self.logprobs += event.logprobs
+            case ToolCallEvent():
+                self.calls.append(event)
+            case ToolResultEvent():
+                self.results.append(event)
+            case ApprovalEvent():
+                self.approvals[event.id] = event, None
+            case ApprovedEvent():
+                self.approvals[event.id] = self.approvals[event.id][0], event
+            case Cited():
+                self.cited = event
+            case LeftOut():
+                self.left_out = event
+            case Finished():
+                self.end = event
+
+    @property
+    def finished(self) -> Finished:
+        """Its end."""
+        if self.end is None:
+            raise RuntimeError("an answer without an end")  # our bug
+        return self.end
+
+
+async def collected(choices: Choices) -> Sequence[Collected]:
+    """Answers, whole. Raises: QuietchoirError: one of them broke."""
+    found = [Collected() for _ in choices]
+    async with merged(choices) as events:
+        async for number, event in events:
+            found[number].add(event)
+    return found
+
+
+async def name_ignored(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """A signal on every response: fields of its request that change nothing here, by name."""
+    if isinstance(request, web.Request) and (names := request.get(IGNORED)):
+        # a name is a key of a schema of ours, so it is a header's text
+        response.headers[IGNORED_HEADER] = ", ".join(names)

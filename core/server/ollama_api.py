@@ -1,0 +1,542 @@
+"""Ollama's API: chat, generate, embed, and what it tells of models.
+
+Knows its bodies, its shapes, and its streams of one JSON object a line. Knows nothing of engines;
+an answer comes from `answering.py`.
+Always: a stream ends with `"done": true` or with an `error`; a field that would change the answer
+and is not supported is refused. Models are brought by their owner, not through this API.
+
+`tool_calls` are the client's own to carry out. Calls that the node itself carries out are told
+under `quietchoir`, with what each brought and the questions to the owner.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from aiohttp import web
+
+from ..assistant.citations import Cited
+from ..assistant.context import LeftOut, Message
+from ..assistant.events import (
+    ApprovalEvent,
+    ApprovedEvent,
+    ChatRequest,
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
+from ..config import SamplingConfig
+from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
+from ..errors import QuietchoirError
+from . import errors as refusals
+from . import forms, messages, requests
+from .answering import IGNORED, Answering, PendingAnswer, merged
+from .completions import answered, asked, called, citations_of, left_out, spelled_out
+from .embeddings import Embeddings
+from .errors import BadRequest, parse_json
+from .requests import MOST_TOKENS, OURS, SAMPLING, Body
+from .schemas import (
+    FieldGroup,
+    Reader,
+    Record,
+    absent,
+    anything,
+    either,
+    flag,
+    listed,
+    mapping,
+    number,
+    only,
+    tagged,
+    text,
+    typed,
+)
+
+# Whose shapes these are; clients compare it with what they need.
+OLLAMA_VERSION = "0.12.6"
+BROUGHT = "models are brought by this node's owner: quietchoir model pull NAME"
+NOT_HERE = ("pull", "push", "create", "copy", "delete", "blobs/{rest:.+}")
+# num_predict: no limit, and until the context is full; here both are the latter
+UNLIMITED = (-1, -2)
+
+
+@typed(type="array", maxItems=0)
+def no_images(value: Any, where: str) -> None:
+    """None. Raises: BadRequest: there are some."""
+    if value != []:
+        raise BadRequest(f"{where}: this node reads text alone; leave images out", where)
+
+
+@typed(type="integer", minimum=-2, maximum=MOST_TOKENS)
+def num_predict(value: Any, where: str) -> int | None:
+    """The most tokens; None: no limit."""
+    if type(value) is int and value in UNLIMITED:
+        return None
+    return int(number(int, 1, MOST_TOKENS)(value, where))
+
+
+@typed(anyOf=[{"enum": ["", "json"]}, {"type": "object"}])
+def answer_format(value: Any, where: str) -> Constraint | None:
+    """The answer's form: any JSON, or what fits a schema."""
+    if isinstance(value, dict):
+        return forms.json_schema(value)
+    return Constraint("json") if only("", "json")(value, where) else None
+
+
+OPTIONS = FieldGroup(
+    SamplingParams,
+    {
+        key: read
+        for key, read in SAMPLING.fields.items()
+        if key not in ("max_tokens", "response_format", "repetition_penalty")
+    }
+    | {"num_predict": num_predict, "repeat_penalty": SAMPLING.fields["repetition_penalty"]},
+    renamed={"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"},
+)
+# How Ollama shall lay a model out on its machine; here that is the owner's configuration.
+LAYOUT: dict[str, Reader] = {
+    **dict.fromkeys(("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"), anything),
+    **dict.fromkeys(("numa", "low_vram", "f16_kv", "use_mmap", "use_mlock", "num_keep"), anything),
+    "mirostat": only(0),
+    "tfs_z": only(1, 1.0),
+    "typical_p": only(1, 1.0),
+    "penalize_newline": only(True),
+}
+ALIVE: dict[str, Reader] = {"keep_alive": anything}
+SHARED: dict[str, Reader] = {
+    "model": text,
+    "stream": flag,
+    "format": answer_format,
+    "options": Record(OPTIONS.fields, harmless=LAYOUT),
+    "logprobs": flag,
+    "top_logprobs": number(int, 0, MAX_LOGPROBS),
+}
+HARMLESS = ALIVE | {"think": only(False)}
+SAID: dict[str, Reader] = {"thinking": text, "images": no_images}
+PLAIN = Record({"role": text, "content": text}, harmless=SAID)
+SHAPES = {
+    "system": PLAIN,
+    "user": PLAIN,
+    "assistant": Record(
+        {"role": text, "content": text, "tool_calls": listed(messages.CALL)},
+        harmless=SAID | {"quietchoir": mapping},
+    ),
+    "tool": Record(
+        {"role": text, "content": text, "tool_name": text, "name": text, "tool_call_id": text},
+        harmless=SAID,
+    ),
+}
+CHAT = Record(
+    SHARED | OURS | {"messages": listed(tagged("role", SHAPES)), "tools": forms.tools},
+    ["messages"],
+    HARMLESS,
+)
+GENERATE = Record(
+    SHARED | OURS | {"prompt": text, "system": text, "raw": flag},
+    (),
+    HARMLESS
+    | {
+        "images": no_images,
+        "suffix": only(""),
+        "template": only(""),
+        "context": absent("send the conversation to /api/chat"),
+    },
+)
+EMBED = Record(
+    {
+        "model": text,
+        "input": either(text, listed(text, most=2048)),
+        "dimensions": number(int, 1, 1 << 20),
+    },
+    ["input"],
+    ALIVE | {"truncate": flag, "options": mapping},
+)
+EMBED_ONE = Record({"model": text, "prompt": text}, ["prompt"], ALIVE | {"options": mapping})
+SHOW = Record({"model": text, "name": text}, (), {"verbose": flag})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is told of the model that this node serves."""
+
+    family: str = ""
+    parameters: int = 0  # weights
+    quant_type: str = ""  # of most of them
+    bytes: int = 0
+    digest: str = ""  # sha256, hexadecimal
+    context: int = 0  # tokens of one conversation on this node
+    hidden_size: int = 0
+    template: str = ""  # for conversations
+    modified: float = 0.0  # Unix seconds
+
+
+@dataclass(slots=True)
+class NdjsonLines:
+    """The shape of one answer's lines."""
+
+    kind: Literal["chat", "generate"]
+    model: str
+    tells: bool  # logprobs stand beside the text
+    begun: int = field(default_factory=time.perf_counter_ns)
+    first: int = 0  # when its first piece came
+
+    def envelope(self, said: str, *, done: bool = False, **beside: Any) -> dict[str, Any]:
+        """What every line carries; `beside` the text of a chat stands in its message."""
+        head = {"model": self.model, "created_at": now(), "done": done}
+        if self.kind == "generate":
+            return head | {"response": said} | beside
+        return head | {"message": {"role": "assistant", "content": said} | beside}
+
+    def lines(self, event: Event, *, calls_back: bool) -> Iterator[dict[str, Any]]:
+        """What one event of the answer adds."""
+        self.first = self.first or time.perf_counter_ns()
+        match event:
+            case Text():
+                told = {"logprobs": spelled_out(event.logprobs)} if self.tells else {}
+                yield self.envelope(event.text) | told
+            case ToolCallEvent() if calls_back:
+                call = {"name": event.call.name, "arguments": dict(event.call.arguments)}
+                yield self.envelope("", tool_calls=[{"id": event.id, "function": call}])
+            case Finished():
+                yield self.end(event)
+            case _ if own := own_words(event):
+                yield self.envelope("", quietchoir=own)
+
+    def end(self, end: Finished) -> dict[str, Any]:
+        """The last line. Times are nanoseconds; the prompt's holds its wait for the engine."""
+        ended = time.perf_counter_ns()
+        reason = "length" if end.reason == "repetition" else end.reason
+        return self.envelope("", done=True) | {
+            "done_reason": "stop" if reason == "tool_calls" else reason,
+            "total_duration": ended - self.begun,
+            "load_duration": 0,  # it was loaded before this node answered at all
+            "prompt_eval_count": end.prompt_tokens,
+            "prompt_eval_duration": self.first - self.begun,
+            "eval_count": end.completion_tokens,
+            "eval_duration": ended - self.first,
+        }
+
+    def whole(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        """One object of all lines."""
+        *pieces, last = lines
+        told = [one for piece in pieces for one in piece.get("logprobs", ())]
+        beside = {"logprobs": told} if self.tells else {}
+        if self.kind == "generate":
+            own = [piece["quietchoir"] for piece in pieces if "quietchoir" in piece]
+            said = "".join(piece["response"] for piece in pieces)
+            return last | {"response": said} | beside | ({"quietchoir": joined(own)} if own else {})
+        message = dict(last["message"])
+        parts = [piece["message"] for piece in pieces]
+        message["content"] = "".join(part["content"] for part in parts)
+        if calls := [call for part in parts for call in part.get("tool_calls", ())]:
+            message["tool_calls"] = calls
+        if own := [part["quietchoir"] for part in parts if "quietchoir" in part]:
+            message["quietchoir"] = joined(own)
+        return last | {"message": message} | beside
+
+
+def own_words(event: Event) -> dict[str, Any]:
+    """What Ollama has no word for, by our own names: lists, but `context`."""
+    match event:
+        case ToolCallEvent():
+            return {"calls": [called(event)]}
+        case ToolResultEvent():
+            return {"results": [answered(event)]}
+        case ApprovalEvent():
+            return {"approvals": [asked(event)]}
+        case ApprovedEvent():
+            return {"approved": [asdict(event)]}
+        case Cited():
+            return {"citations": citations_of(event)}
+        case LeftOut():
+            return {"context": left_out(event)}
+    return {}
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same of a whole answer."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            found[key] = [*found.get(key, ()), *value] if isinstance(value, list) else value
+    return found
+
+
+def now() -> str:
+    """The time as Ollama writes it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def read_chat(raw: bytes, defaults: SamplingConfig) -> Body | None:
+    """Decode a body of /api/chat; None: it has no messages, which asks that the model be loaded.
+
+    Raises:
+        BadRequest: as `requests.chat`.
+    """
+    written = parse_json(raw)
+    found = CHAT(written, "")
+    said = found["messages"]
+    if not said:
+        return None
+    names = messages.names_of(said)
+    conversation = [
+        message
+        for one in said
+        for message in messages.expanded(
+            one | {"name": one.get("tool_name") or one.get("name", "")}, names
+        )
+    ]
+    turns, _ = messages.split_final(conversation, False)
+    return body_of(CHAT, written, found, ask_of(found, turns, defaults))
+
+
+def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bool]:
+    """Decode a body of /api/generate, and whether its prompt is to be gone on with as it is.
+
+    Raises:
+        BadRequest: as `requests.chat`.
+    """
+    written = parse_json(raw)
+    found = GENERATE(written, "")
+    if not found.get("prompt"):
+        return None, False
+    turns = [Message("system", found["system"])] if found.get("system") else []
+    turns.append(Message("user", found["prompt"]))
+    ask = ask_of(found, turns, defaults)
+    return body_of(GENERATE, written, found, ask), found.get("raw", False)
+
+
+def ask_of(
+    found: Mapping[str, Any], turns: "list[Message] | tuple[Message, ...]", defaults: SamplingConfig
+) -> ChatRequest:
+    """What a body asks for; its options under the names of `requests.SAMPLING`."""
+    options = dict(found.get("options", {}))
+    for key, name in (("num_predict", "max_tokens"), ("repeat_penalty", "repetition_penalty")):
+        if (value := options.pop(key, None)) is not None:
+            options[name] = value
+    if found.get("top_logprobs") and not found.get("logprobs"):
+        raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
+    logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
+    asked_for = {**found, **options, "response_format": found.get("format")}
+    return requests.ask_of(asked_for, turns, defaults, logprobs=logprobs)
+
+
+def body_of(
+    schema: Record, written: Mapping[str, Any], found: Mapping[str, Any], ask: ChatRequest
+) -> Body:
+    """The one value that every protocol's body becomes."""
+    return Body(
+        ask=ask,
+        model=model_named(found.get("model")),
+        stream=found.get("stream", True),
+        include_usage=True,
+        prompt=found.get("prompt", ""),
+        source=requests.kept_names(found).get("source", "api"),
+        ignored=tuple(schema.ignored(written)),
+    )
+
+
+def model_named(name: str | None) -> str | None:
+    """A model's name without the tag that Ollama's clients put where none was said."""
+    return None if name is None else name.removesuffix(":latest")
+
+
+class OllamaApi:
+    """The handlers."""
+
+    def __init__(self, answering: Answering, embeddings: Embeddings, facts: ModelFacts) -> None:
+        self.answering = answering
+        self.adapters = answering.adapters
+        self.embeddings = embeddings
+        self.facts = facts
+
+    def routes(self) -> list[web.RouteDef]:
+        """What the application mounts."""
+        return [
+            web.post("/api/chat{end:/*}", self.chat),
+            web.post("/api/generate{end:/*}", self.generate),
+            web.post("/api/embed{end:/*}", self.embed),
+            web.post("/api/embeddings{end:/*}", self.embed_one),
+            web.get("/api/tags{end:/*}", self.tags),
+            web.get("/api/ps{end:/*}", self.running),
+            web.post("/api/show{end:/*}", self.show),
+            web.get("/api/version{end:/*}", self.version),
+            *(web.route("*", f"/api/{path}{{end:/*}}", self.elsewhere) for path in NOT_HERE),
+        ]
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Answer a conversation."""
+        raw = await request.read()
+        body = read_chat(raw, self.answering.sampling)
+        if body is None:
+            return await self.load(raw, "chat")
+        return await send(request, body, await self.answering.chat(body), "chat")
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Answer one question, or go on after a text."""
+        raw = await request.read()
+        body, as_it_is = read_generate(raw, self.answering.sampling)
+        if body is None:
+            return await self.load(raw, "generate")
+        answer = await (self.answering.complete(body) if as_it_is else self.answering.chat(body))
+        return await send(request, body, answer, "generate")
+
+    async def load(self, raw: bytes, kind: Literal["chat", "generate"]) -> web.Response:
+        """Nothing is asked but that the model be there, which it is."""
+        name = model_named(str(parse_json(raw).get("model") or "default"))
+        await self.adapters.check(name or "default")
+        line = NdjsonLines(kind, name or self.adapters.model, tells=False)
+        return web.json_response(line.envelope("", done=True) | {"done_reason": "load"})
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """Vectors of texts."""
+        written = parse_json(await request.read())
+        found = EMBED(written, "")
+        request[IGNORED] = tuple(EMBED.ignored(written))
+        begun = time.perf_counter_ns()
+        vectors, counts = await self.embeddings.vectors(
+            found["input"], model_named(found.get("model")), found.get("dimensions")
+        )
+        return web.json_response(
+            {
+                "model": self.embeddings.name,
+                "embeddings": vectors.tolist(),
+                "total_duration": time.perf_counter_ns() - begun,
+                "load_duration": 0,
+                "prompt_eval_count": sum(counts),
+            }
+        )
+
+    async def embed_one(self, request: web.Request) -> web.Response:
+        """The vector of one text, as older clients ask for it."""
+        written = parse_json(await request.read())
+        found = EMBED_ONE(written, "")
+        request[IGNORED] = tuple(EMBED_ONE.ignored(written))
+        vectors, _ = await self.embeddings.vectors(
+            found["prompt"], model_named(found.get("model")), None
+        )
+        return web.json_response({"embedding": vectors[0].tolist()})
+
+    async def tags(self, _request: web.Request) -> web.Response:
+        """The plain model, then it with each adapter."""
+        return web.json_response({"models": [self.entry(name) for name in await self.names()]})
+
+    async def running(self, _request: web.Request) -> web.Response:
+        """The model, which is loaded as long as this node runs."""
+        loaded = {"size_vram": 0, "context_length": self.facts.context, "expires_at": FOREVER}
+        return web.json_response({"models": [self.entry(self.adapters.model) | loaded]})
+
+    async def show(self, request: web.Request) -> web.Response:
+        """What is known of a model."""
+        found = SHOW(parse_json(await request.read()), "")
+        name = model_named(found.get("model") or found.get("name"))
+        if name is None:
+            raise BadRequest("model is missing; it must be there", "model")
+        await self.adapters.check(name)
+        facts = self.facts
+        return web.json_response(
+            {
+                "modelfile": "",
+                "parameters": "",
+                "template": facts.template,
+                "modified_at": self.entry(name)["modified_at"],
+                "details": self.details(),
+                "model_info": {
+                    "general.architecture": facts.family,
+                    "general.parameter_count": facts.parameters,
+                    f"{facts.family}.context_length": facts.context,
+                    f"{facts.family}.embedding_length": facts.hidden_size,
+                },
+                "capabilities": ["completion", "tools"],
+            }
+        )
+
+    async def version(self, _request: web.Request) -> web.Response:
+        """The version of Ollama whose shapes these are."""
+        return web.json_response({"version": OLLAMA_VERSION})
+
+    async def elsewhere(self, request: web.Request) -> web.Response:
+        """What changes models."""
+        return web.json_response(
+            {"error": f"{request.path[:80]} is not here: {BROUGHT}"}, status=501
+        )
+
+    async def names(self) -> list[str]:
+        """Names of what chats."""
+        own = self.adapters.model
+        return [own, *(f"{own}:{info.id}" for info in await self.adapters.infos())]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """A model in a list."""
+        facts = self.facts
+        return {
+            "name": name,
+            "model": name,
+            "modified_at": datetime.fromtimestamp(facts.modified, UTC).isoformat(),
+            "size": facts.bytes,
+            "digest": facts.digest,
+            "details": self.details(),
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Of every one of them, as adapters leave it as it is."""
+        facts = self.facts
+        return {
+            "parent_model": "",
+            "format": "gguf",
+            "family": facts.family,
+            "families": [facts.family],
+            "parameter_size": f"{facts.parameters / 1e6:.1f}M"
+            if facts.parameters < 1e9
+            else f"{facts.parameters / 1e9:.1f}B",
+            "quantization_level": facts.quant_type,
+        }
+
+
+FOREVER = "9999-12-31T23:59:59Z"
+
+
+async def send(
+    request: web.Request, body: Body, answer: PendingAnswer, kind: Literal["chat", "generate"]
+) -> web.StreamResponse:
+    """Send an answer the way the client wants it."""
+    request[IGNORED] = body.ignored
+    line = NdjsonLines(kind, answer.model, answer.tells)
+    calls_back = body.ask.caller_tools is not None
+    if body.stream:
+        return await stream(request, line, answer, calls_back=calls_back)
+    async with merged(answer.choices) as events:
+        told = [
+            one async for _, event in events for one in line.lines(event, calls_back=calls_back)
+        ]
+    return web.json_response(line.whole(told))
+
+
+async def stream(
+    request: web.Request, line: NdjsonLines, answer: PendingAnswer, *, calls_back: bool
+) -> web.StreamResponse:
+    """Send lines as they come; a refusal before the first one still has its status code."""
+    sent = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    try:
+        async with merged(answer.choices) as events:
+            async for _, event in events:
+                if not sent.prepared:
+                    await sent.prepare(request)
+                for one in line.lines(event, calls_back=calls_back):
+                    await sent.write(as_line(one))
+    except QuietchoirError as error:
+        if not sent.prepared:
+            raise
+        await sent.write(as_line({"error": refusals.describe(error)[1]["message"]}))
+    await sent.write_eof()
+    return sent
+
+
+def as_line(data: Mapping[str, Any]) -> bytes:
+    """One JSON object on its line."""
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

@@ -1,0 +1,1 @@
+"""Real clients against a real server: programs in an environment of their own."""
