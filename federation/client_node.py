@@ -20,6 +20,7 @@ from ..core.assistant.router import note_route
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
 from ..core.history.redactor import Redactor
+from ..core.history.store import FILE as HISTORY_FILE
 from ..core.history.store import HistoryStore
 from ..core.history.training_set import TrainingSet, training_set
 from ..core.prompt import PromptFormat
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from ..core.training.examples import Example
     from ..core.training.frozen_layers import Prepared
     from ..core.training.trainer import Trainer
+    from .personalization.keeping import PersonalOutcome
 
 
 logger = log.get("federation")
@@ -184,11 +186,34 @@ def join(
                 database,
                 on_event=on_event,
                 busy=busy,
+                begin=partial(begin_personal, options.home, learner),
             )
             opened.enter_context(closing(node.personalization_worker))
         node.take_part(policy)
         if node.personalization_worker is not None and options.once:
             node.personalization_worker.finish()
+
+
+def begin_personal(home: Path, learner: "TrainerLearner") -> "Callable[[PersonalOutcome], None]":
+    """What writes down from which kept examples a personal adapter comes that is begun now."""
+    ids: tuple[str, ...] = ()
+    if isinstance(learner, ConsentedLearner) and learner.consented.set is not None:
+        ids = learner.consented.set.ids
+
+    def note(outcome: "PersonalOutcome") -> None:
+        """Raises: DataError: one was forgotten meanwhile, and the adapter is deleted."""
+        if not outcome.adapter or not (ids or (home / HISTORY_FILE).exists()):
+            return
+        with closing(HistoryStore(home)) as store:
+            store.note_trained(outcome.adapter, ids)
+            if outcome.carried:
+                store.note_adapter(outcome.adapter, outcome.carried)
+            if outcome.adapter in store.marks():
+                Registry(home).remove_personal([outcome.adapter])
+                store.drop_marks(outcome.adapter)
+                raise DataError("what it learned was forgotten meanwhile, so it is deleted")
+
+    return note
 
 
 def adapter_size(policy: Policy, weights: "Weights") -> int:

@@ -41,6 +41,7 @@ from .call_formats import (
     ToolCallBuffer,
     calls_in,
     format_of,
+    holds,
     squeezed,
 )
 from .citations import (
@@ -577,7 +578,7 @@ class Assistant:
 
     def _is_meant(self, turn: Turn, call: ToolCall, written: str) -> bool:
         """Whether a call is the model's own; one that stands in what it was given, word for word
-        or, with its end, in another format, is quoted.
+        or in another format, is quoted, whether it ends there or not.
         """
         asked = turn.ask.messages
         given = [m.content for m in (*turn.messages, *asked) if m.role in ("user", "tool")]
@@ -588,7 +589,9 @@ class Assistant:
             return False
         # passages and facts come without double quotes (`citations.harmless`)
         given += [text.replace("'", '"') for text in given if "'" in text]
-        return not any(call == quoted for text in given for quoted in calls_in(text))
+        return not any(
+            holds(text, call) or any(call == quoted for quoted in calls_in(text)) for text in given
+        )
 
     @staticmethod
     def _shown(turn: Turn, out: Text) -> Text | None:

@@ -25,6 +25,7 @@ from .tools import ToolInfo
 
 LONGEST_BODY = 32_768  # characters; what is longer is no call
 SEARCHED = 65_536  # characters of a foreign text that are searched for calls
+BEGINNING = 64  # characters that tell whether a format without a mark begins there
 # What the grammar's compiler is told of JSON's layout: one line, as `toolcall.render` writes it. A
 # grammar that lets blanks repeat is an invitation to write blanks for ever.
 LAYOUT = {
@@ -42,6 +43,7 @@ IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]*")
 BETWEEN = " \t\r\n,;"  # what may stand between two calls
 NAMED_BODY = re.compile(r"\s*[A-Za-z_][\w.-]*(\[ARGS\])?(?=\{)")  # of Mistral's newer format
 LIST_END = re.compile(r"\)\s*,?\s*\]")  # of Python's calls
+WORD = re.compile(r"\w+")
 DECODER = json.JSONDecoder()
 
 
@@ -531,6 +533,34 @@ def calls_in(text: str) -> Iterator[ToolCall]:
                     continue
                 break
             place = text.find(row.opener, place + 1)
+
+
+def holds(text: str, call: ToolCall) -> bool:
+    """Whether a foreign text begins a call somewhere, names this one's tool behind that as calls
+    do, and says all of its values: in whatever format, with or without its end.
+    """
+    text = text[:SEARCHED]
+    name = rf"(?<![\w.-]){re.escape(call.name)}['\"]?\s*[({{\[<>,:]"
+    places = [found.start() for found in re.finditer(name, text)]
+    values = WORD.findall(" ".join(map(spelled, call.arguments.values())))
+    return (
+        bool(places)
+        and set(WORD.findall(text)).issuperset(values)
+        and any(begins(row, text[: places[-1] + BEGINNING]) for row in FORMATS)
+    )
+
+
+def begins(row: CallFormat, text: str) -> bool:
+    """Whether something in a text reads like the beginning of a call in one format."""
+    place = text.find(row.opener)
+    while place >= 0 and row.bare and not promising(row, text[place : place + BEGINNING]):
+        place = text.find(row.opener, place + 1)
+    return place >= 0
+
+
+def spelled(value: Any) -> str:
+    """A value's letters, as JSON or a person writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def squeezed(text: str) -> str:

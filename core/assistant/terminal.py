@@ -35,6 +35,7 @@ JUDGING = "/up, /down: a good or a bad answer; /correct TEXT: what it should hav
 VERDICTS = {"up": "up", "down": "down", "correct": "corrected"}
 PROMPT = "\n> "
 CHOICES = " [y]es, [n]o, [a]lways in this conversation: "
+ONCE = " [y]es, [n]o: "  # what reaches outside is asked each time
 
 
 class Replier(Protocol):
@@ -112,13 +113,15 @@ class TerminalChat:
 
     async def decide(self, event: ApprovalEvent) -> None:
         """Have a question answered; the end of the input is a no."""
+        choices = ONCE if event.effect == "outside" else CHOICES
         with interruptible():
             try:
-                word = self.read(f"{one_line(event.question)}{CHOICES}").strip().lower()[:1]
+                word = self.read(f"{one_line(event.question)}{choices}").strip().lower()[:1]
             except EOFError:
                 word = "n"
         try:
-            await self.replier.answer(event.id, word in ("y", "a"), word == "a")
+            always = word == "a" and choices == CHOICES
+            await self.replier.answer(event.id, word == "y" or always, always)
         except QuietchoirError as error:
             self.write(f"{one_line(str(error))}\n")
 

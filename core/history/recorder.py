@@ -74,7 +74,7 @@ async def recorded(
     """The same events; before the last one the conversation is kept, this answer in it. An answer
     whose calls its owner all confirmed, and that all did what they were to, becomes an example.
     """
-    began = await asyncio.to_thread(store.began, request.conversation)
+    began = await begun(store, request, source)
     said: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
@@ -89,11 +89,20 @@ async def recorded(
                 confirmed.append(event.approved and event.by == "owner")
             elif isinstance(event, ToolResultEvent):
                 done.append(event.result.ok)
-            elif isinstance(event, Finished):
+            elif isinstance(event, Finished) and began is not None:
                 whole = Message("assistant", request.begun + "".join(said), tuple(calls))
                 right = len(confirmed) == len(calls) > 0 and all(confirmed) and all(done)
                 await keep(store, request, source, whole, confirmed=right, began=began)
             yield event
+
+
+async def begun(store: HistoryStore, request: ChatRequest, source: str) -> float | None:
+    """As `HistoryStore.begin`; None, said in the log: it cannot be kept, and is answered."""
+    try:
+        return await asyncio.to_thread(store.begin, request.conversation, source)
+    except QuietchoirError as error:
+        logger.error("the conversation is answered and not kept: %s", error)
+        return None
 
 
 async def keep(
@@ -103,7 +112,7 @@ async def keep(
     answer: Message,
     *,
     confirmed: bool,
-    began: float | None = None,
+    began: float,
 ) -> None:
     """Write one conversation down, or say why not."""
 

@@ -33,6 +33,7 @@ from ..toolcall import ToolCall, parse, render
 FILE = "history.sqlite"
 KIND, VERSION = 0x51_43_48_49, 2  # "QCHI": SQLite's application id; of the tables below
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
+WORDLESS_S = 86_400.0  # a conversation without a word is none after that
 TITLE_CHARACTERS = 80
 NEVER, PERSONAL = "never", "personal"
 FEDERATION = re.compile(r"federation:[0-9a-f]{64}")  # by the federation's id, since names repeat
@@ -239,7 +240,7 @@ class HistoryStore:
         Args:
             source: who said what is new in it; all who ever did limit what it may train.
             collections: documents that an answer was made of.
-            began: what `began` told when the answer began, so that one which was forgotten
+            began: what `begin` told when the answer began, so that one which was forgotten
                 meanwhile does not come back.
 
         Raises:
@@ -254,7 +255,8 @@ class HistoryStore:
             if began is not None and self.began(conversation) != began:
                 raise DataError(f"conversation {conversation} was forgotten while it was answered")
             self.connection.execute(
-                "INSERT OR IGNORE INTO conversations VALUES (?, ?, ?, ?)",
+                "INSERT INTO conversations VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET title = excluded.title WHERE title = ''",
                 (conversation, source, title, time.time()),
             )
             self.connection.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
@@ -266,6 +268,30 @@ class HistoryStore:
             self.connection.execute(
                 "INSERT OR IGNORE INTO sources VALUES (?, ?)", (conversation, source)
             )
+
+    def begin(self, conversation: str, source: str) -> float:
+        """An answer begins: when its conversation was kept first, seconds since 1970. A new one is
+        kept from now on, without a word, so that it can be forgotten before its first answer ends.
+
+        Raises:
+            DataError: a name that no conversation may have.
+        """
+        check_name(conversation, "conversation")
+        check_name(source, "source")
+        now = time.time()
+        with self.step():
+            self.connection.execute(  # of answers that came to nothing
+                "DELETE FROM conversations WHERE at < ? AND id <> ? AND NOT EXISTS"
+                " (SELECT 1 FROM turns WHERE conversation = conversations.id)",
+                (now - WORDLESS_S, conversation),
+            )
+            self.connection.execute(
+                "INSERT OR IGNORE INTO conversations VALUES (?, ?, '', ?)",
+                (conversation, source, now),
+            )
+        began = self.began(conversation)
+        assert began is not None  # it was written just now
+        return began
 
     def began(self, conversation: str) -> float | None:
         """When a conversation was kept first, seconds since 1970; None: it is not kept."""
@@ -290,7 +316,8 @@ class HistoryStore:
             "SELECT id, source, title, at,"
             " (SELECT count(*) FROM turns WHERE conversation = conversations.id),"
             " (SELECT count(*) FROM examples WHERE conversation = conversations.id)"
-            " FROM conversations WHERE ?1 IS NULL OR id = ?1 ORDER BY at DESC, id",
+            " FROM conversations WHERE id = ?1 OR (?1 IS NULL AND EXISTS"
+            " (SELECT 1 FROM turns WHERE conversation = conversations.id)) ORDER BY at DESC, id",
             name,
         )
         keys = ("id", "source", "title", "at", "turns", "examples")

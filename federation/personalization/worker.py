@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .keeping import Owner, PersonalOutcome
 
 Handler = Callable[[bytes], bytes]
+Note = Callable[["PersonalOutcome"], None]
 NAME = "personal adapter"  # record
 TRIES = 3  # of one adapter, over restarts: work that kills the node does not do so for ever
 POLL_S = 0.25  # how soon work goes on after the machine became free
@@ -92,6 +93,7 @@ class PersonalizationWorker:
         learner: the federation's; its examples are used, and its model, nothing else of it.
         database: this node's, of this federation.
         busy: does somebody else want the machine, for example a request to the assistant?
+        begin: called before a training, on its thread; what it returns is called with the outcome.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class PersonalizationWorker:
         *,
         on_event: OnEvent,
         busy: Callable[[], bool] = lambda: False,
+        begin: Callable[[], Note] = lambda: lambda _: None,
     ) -> None:
         self.owner, self.learner, self.settings, self.on_event, self.busy = (
             owner,
@@ -111,6 +114,7 @@ class PersonalizationWorker:
             on_event,
             busy,
         )
+        self.begin = begin
         self.pending = Pending(database)
         self.changed = threading.Condition()  # guards the four below
         self.wanted, self.tries = self.pending.read()
@@ -222,10 +226,13 @@ class PersonalizationWorker:
                 "try: quietchoir adapter personalize"
             )
         trainer = Trainer(self.owner.weights, shape, precision=learner.trainer.precision)
+        note = self.begin()
         personal_trainer = PersonalTrainer(trainer, learner.prepared, learner.test, self.rest)
-        return personalize(
+        outcome = personalize(
             self.owner, name, personal_trainer, self.settings, activate=unless_chosen_otherwise
         )
+        note(outcome)
+        return outcome
 
     def rest(self) -> None:
         """Wait while a message is being answered, or somebody else wants the machine.

@@ -114,6 +114,14 @@ def test_a_question_before_an_action_is_answered_by_a_letter_and_by_none_is_a_no
     assert speaker.answers == [("ask_1", *answer)]
 
 
+def test_what_reaches_outside_is_asked_each_time_so_always_is_not_on_offer() -> None:
+    question = ApprovalEvent("ask_1", "1", "Shall I?", CALL, "outside", 9.0)
+    for typed, yes in (("a", False), ("y", True)):
+        speaker = Speaker(ToolCallEvent("1", CALL), question, Finished("stop", 1, 1))
+        assert "lways" not in talk(speaker, "mail it", typed)
+        assert speaker.answers == [("ask_1", yes, False)]
+
+
 def test_the_end_of_the_input_is_no_yes() -> None:
     question = ApprovalEvent("ask_1", "1", "Shall I?", CALL, "write", 9.0)
     speaker = Speaker(ToolCallEvent("1", CALL), question, Finished("stop", 1, 1))

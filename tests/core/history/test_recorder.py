@@ -1,7 +1,7 @@
 """An answer is kept as it ends; calls that its owner confirmed are examples."""
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,24 @@ async def test_an_answer_that_broke_off_is_not_kept(tmp_path: Path) -> None:
     store = HistoryStore(tmp_path)
     await keep(store, [Text("The lamp")])
     assert store.conversations() == []
+    await keep(store, [Text("The lamp is on."), END])  # asked again
+    [info] = store.conversations()
+    assert (info.title, info.turns) == ("lamp on", 2)
+
+
+async def test_a_conversation_that_is_forgotten_while_its_first_answer_runs_stays_forgotten(
+    tmp_path: Path,
+) -> None:
+    store = HistoryStore(tmp_path)
+    answer = play(Text("on"), ToolCallEvent("1", LAMP), ApprovedEvent("a", True, "owner"), END)
+    async with aclosing(recorded(store, REQUEST, "page", answer)) as events:
+        async for event in events:
+            if isinstance(event, Text):
+                with closing(HistoryStore(tmp_path)) as other:  # as `quietchoir data forget` does
+                    other.forget_conversation("evening")
+    assert store.conversations() == [] and store.examples() == []
+    await keep(store, [Text("The lamp is on."), END])  # its owner asks anew
+    assert [info.id for info in store.conversations()] == ["evening"]
 
 
 async def test_what_is_forgotten_while_it_is_answered_does_not_come_back(tmp_path: Path) -> None:

@@ -7,15 +7,19 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from quietchoir.core.errors import FederationError, QuietchoirError
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.errors import DataError, FederationError, QuietchoirError
+from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.models.lora.layout import AdapterShape
 from quietchoir.core.training.evaluate import Score
+from quietchoir.federation.client_node import begin_personal
 from quietchoir.federation.events import FederationEvent, StaysEvent
 from quietchoir.federation.personalization.keeping import PersonalOutcome
 from quietchoir.federation.personalization.settings import PersonalSettings
@@ -27,6 +31,7 @@ from quietchoir.federation.personalization.worker import (
     one_at_a_time,
 )
 from quietchoir.federation.store.member import open_member
+from quietchoir.federation.training.consented import ConsentedLearner
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.personal import CryptoWorker, open_trainer, tiny_weights
@@ -267,6 +272,31 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
     ]
     personalization_worker.finish()
     assert crypto_worker.files() == before
+
+
+def test_from_which_kept_examples_a_personal_adapter_comes_is_written_down(tmp_path: Path) -> None:
+    verdict = PersonalVerdict(Score(1, 2), Score(2, 2))
+    learner = ConsentedLearner.__new__(ConsentedLearner)
+    with closing(HistoryStore(tmp_path)) as store:
+        ids = []
+        for name in ("one", "two"):
+            said = [Message("user", name), Message("assistant", "wrong")]
+            store.keep(name, said, source="page")
+            ids.append(store.correct(name, "right"))
+        kept, gone = ids
+        learner.consented = SimpleNamespace(set=SimpleNamespace(ids=(kept, gone)))  # type: ignore
+        note = begin_personal(tmp_path, learner)
+        note(PersonalOutcome("shared", "", "", verdict, active=False))  # none was kept
+        note(PersonalOutcome("shared", "mine", "", verdict, active=True))
+        assert store.marks() == {}
+        learner.consented = SimpleNamespace(set=SimpleNamespace(ids=(kept,)))  # type: ignore
+        next_note = begin_personal(tmp_path, learner)
+        store.forget([gone])
+        assert store.marks() == {"mine": 1}
+        carried = PersonalOutcome("shared", "next", "mine", verdict, active=True)
+        with pytest.raises(DataError, match="forgotten meanwhile"):  # through what it goes on from
+            next_note(carried)
+        assert store.marks() == {"mine": 1}
 
 
 def test_two_tellers_never_speak_at_once() -> None:
