@@ -21,6 +21,7 @@ from .core.assistant.approvals import misnamed
 from .core.assistant.assistant import Assistant
 from .core.assistant.calibration import MEASURED, Calibration, Calibrations, weigh
 from .core.assistant.calibration import calibrate as fitted
+from .core.assistant.condenser import Condenser
 from .core.assistant.context import ContextWindow, Message
 from .core.assistant.idle import IdleThread
 from .core.assistant.passages import PassageRanker
@@ -158,6 +159,7 @@ class Node:
         self.server: NodeServer
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
+        self.condenser: Condenser | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
         self.embedders = SharedEmbedder()
         self.routes_requests = config.adapters.route
@@ -226,10 +228,25 @@ class Node:
         else:
             advice = f"take a model that holds more than {model}"
         ranker = PassageRanker(self.passage_embedder)
-        quiet = IdleThread(lambda: not self.answering(), [ranker.settle])
+        works = [ranker.settle]
+        if self.config.context.condense:
+            self.condenser = Condenser(
+                self.engine,
+                self.weights.tokenizer,
+                home=self.home,
+                model=self.weights.digest,
+                store=lambda: self.history,
+                is_busy=self.answering,
+            )
+            works.append(self.condenser.settle)
+        quiet = IdleThread(lambda: not self.answering(), works)
         quiet.start()
         self.parts.push_async_callback(asyncio.to_thread, quiet.stop)
-        return ContextWindow(self.weights.tokenizer.encode, ranker, advice=advice)
+        if self.condenser is not None:
+            self.parts.callback(self.condenser.stop)
+        return ContextWindow(
+            self.weights.tokenizer.encode, ranker, condenser=self.condenser, advice=advice
+        )
 
     def passage_embedder(self) -> "SentenceEmbedder | None":
         """The embedding model, if conversations may be searched with it and it is there."""
@@ -355,6 +372,8 @@ class Node:
                 self.history.drop_marks(one)
             registry.renew_routes(self.history)
         self.documents.forget_said(conversation)
+        if self.condenser is not None:
+            self.condenser.forget(conversation)
         return adapters
 
     async def start(self) -> None:
@@ -428,10 +447,10 @@ class Node:
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
 
-    def answering(self) -> bool:
-        """Is somebody waiting for an answer?"""
+    def answering(self, beside: int = 0) -> bool:
+        """Is somebody waiting for an answer, beside so many requests of the node's own?"""
         stats = self.engine.stats()
-        return stats.running + stats.waiting > 0
+        return stats.running + stats.waiting > beside
 
     def facts(self) -> ModelFacts:
         """What is told of the model that is served."""

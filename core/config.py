@@ -102,6 +102,9 @@ class ContextConfig:
     # its turns are found by meaning too, once minilm-l6-v2 was pulled; the first quiet moment after
     # such a conversation loads it and torch (about 300 MB)
     embeddings: bool = True
+    # the model takes notes of turns that find no room, when nobody waits, and reads a text that is
+    # too long piece by piece; only if it was seen to take good notes, which is tried once
+    condense: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ is data for the model and is never read as a call, nor is a call that somebody o
 import asyncio
 import math
 import secrets
+import threading
 from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -323,7 +324,13 @@ class Assistant:
         )
         # a greedy max_tokens must not push the question out
         reserve = min(params.max_tokens or self.context // ANSWER_SHARE, self.context // 2)
-        prompt = await asyncio.to_thread(self._prompt, turn, self.context - reserve)
+        left = threading.Event()  # a long text may be read in pieces meanwhile
+        try:
+            prompt = await asyncio.to_thread(
+                self._prompt, turn, self.context - reserve, left.is_set
+            )
+        finally:
+            left.set()
         if prompt.left_out is not None and not turn.told:
             turn.told = True
             yield prompt.left_out
@@ -393,7 +400,7 @@ class Assistant:
         calls = turn.known and self._prompt_format(ask).answers == "tool_call"
         return ask.sampling_params if ask.talk is None or forced or calls else ask.talk
 
-    def _prompt(self, turn: Turn, budget: int) -> Prompt:
+    def _prompt(self, turn: Turn, budget: int, is_left: Callable[[], bool]) -> Prompt:
         """Raises: RequestError: it does not fit, or this model has no way to read a
         conversation.
         """
@@ -406,7 +413,13 @@ class Assistant:
             )
         try:
             encoder = ToolPrompt(self.tokenizer, self._traits(), turn.form, turn.listed)
-            prompt = self.window.fit(turn.messages, encoder, budget - len(start))
+            prompt = self.window.fit(
+                turn.messages,
+                encoder,
+                budget - len(start),
+                conversation=turn.ask.conversation,
+                is_left=is_left,
+            )
             return replace(prompt, tokens=prompt.tokens + start)
         # the file is right as it is, for whoever asks it for something else
         except ModelFileError as error:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,19 @@ COMMON = 0.04  # of the passages; a word that more of them hold tells nothing, w
 MOST_TERMS = 64  # of a question, that are looked up
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
 WORD = re.compile(r"\w+")
+# Questions about all of a text, in the languages in which we could check them; one in other words
+# is answered of what bears on it, as any question is.
+OF_ALL = re.compile(
+    r"\b(summar(y|i[sz]\w*|ies)|tl;?dr|recap\w*|overview|the gist|key points|take-?aways"
+    r"|main (points|ideas|topics|findings)|what (is|was|are) (this|it|that|all this) about"
+    r"|what (did|have) (we|i|you) (talk(ed)?|discuss(ed)?|sa(y|id)|decided?)"
+    r"|zusammenfass\w*|fass\w*\b.{0,80}\bzusammen|überblick|worum geht|kernaussagen?"
+    r"|wichtigsten punkte|worüber haben wir|was haben wir (besprochen|beschlossen)"
+    r"|résume[rz]?|synthèse|resumen|resum(ir|e esto|e el)|riassum\w*|samenvat\w*)\b",
+    re.IGNORECASE,
+)
 Vectors = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 class TextEmbedder(Protocol):
@@ -89,6 +101,25 @@ def sentences(text: str) -> Iterator[str]:
         if end > start:
             yield text[start:end]
             start = end
+
+
+def asks_of_all(question: str) -> bool:
+    """Is it about a text or talk as a whole, so that no passage of it bears on it more than others
+    do?
+    """
+    return OF_ALL.search(question) is not None
+
+
+def evenly(found: Sequence[T], most: int | None = None) -> list[T]:
+    """The same in an order whose every beginning is spread evenly (van der Corput's); with `most`,
+    so many of them, in their own order.
+    """
+    bits = max(1, (len(found) - 1).bit_length())
+    turned = (int(f"{place:0{bits}b}"[::-1], 2) for place in range(1 << bits))
+    order = [place for place in turned if place < len(found)]
+    if most is not None:
+        return [found[place] for place in sorted(order[:most])]
+    return [found[place] for place in order]
 
 
 class PassageRanker:

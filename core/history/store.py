@@ -31,7 +31,7 @@ from ..errors import DataError, QuietchoirError, UnknownConversationError
 from ..toolcall import ToolCall, parse, render
 
 FILE = "history.sqlite"
-KIND, VERSION = 0x51_43_48_49, 2  # "QCHI": SQLite's application id; of the tables below
+KIND, VERSION = 0x51_43_48_49, 3  # "QCHI": SQLite's application id; of the tables below
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
 WORDLESS_S = 86_400.0  # a conversation without a word is none after that
 TITLE_CHARACTERS = 80
@@ -46,6 +46,10 @@ CREATE TABLE IF NOT EXISTS conversations (
 CREATE TABLE IF NOT EXISTS turns (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
     position INTEGER NOT NULL, message TEXT NOT NULL, PRIMARY KEY (conversation, position)
+) STRICT;
+CREATE TABLE IF NOT EXISTS notes (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    name TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (conversation, name)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS uses (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
@@ -163,8 +167,8 @@ class HistoryStore:
                 self._make(TABLES)
                 return
             sound = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-            if sound and (kind, version) == (KIND, 1):
-                self._make(FROM_1)
+            if sound and kind == KIND and version in (1, 2):
+                self._make(FROM_1 if version == 1 else TABLES)  # 2 had no notes
                 version = VERSION
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: damaged ({error}); restore it from a copy") from error
@@ -259,6 +263,10 @@ class HistoryStore:
                 " ON CONFLICT (id) DO UPDATE SET title = excluded.title WHERE title = ''",
                 (conversation, source, title, time.time()),
             )
+            before = self._rows("SELECT message FROM turns WHERE conversation = ?", conversation)
+            if not {read(text).content for (text,) in before} <= {one.content for one in messages}:
+                # what was said otherwise before is gone, and so is what was noted of it
+                self.connection.execute("DELETE FROM notes WHERE conversation = ?", (conversation,))
             self.connection.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
             self.connection.executemany("INSERT INTO turns VALUES (?, ?, ?)", rows)
             self.connection.executemany(
@@ -337,6 +345,31 @@ class HistoryStore:
             "SELECT message FROM turns WHERE conversation = ? ORDER BY position", conversation
         )
         return tuple(read(text) for (text,) in found)
+
+    def notes(self, conversation: str) -> dict[str, str]:
+        """What the model noted of a conversation's earlier turns, by the notes' names.
+
+        Raises:
+            QuietchoirError: the disk refused.
+        """
+        try:
+            return dict(
+                self._rows("SELECT name, note FROM notes WHERE conversation = ?", conversation)
+            )
+        except sqlite3.Error as error:
+            raise QuietchoirError(f"{self.path}: cannot be read ({error}); try again") from error
+
+    def keep_note(self, conversation: str, name: str, note: str) -> None:
+        """Keep a note; it goes with its conversation, and none is kept of one that is not.
+
+        Raises:
+            QuietchoirError: the disk refused; nothing was written.
+        """
+        with self.step():
+            self.connection.execute(
+                "INSERT OR REPLACE INTO notes SELECT id, ?, ? FROM conversations WHERE id = ?",
+                (name, note, conversation),
+            )
 
     def _require(self, conversation: str) -> None:
         if not self._rows("SELECT 1 FROM conversations WHERE id = ?", conversation):

@@ -153,6 +153,37 @@ def test_examples_of_version_1_are_called_by_their_answers_number(tmp_path: Path
     assert len(HistoryStore(tmp_path).examples()) == 2
 
 
+def test_notes_of_a_conversation_go_with_it_and_with_the_turns_they_are_of(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    store.keep("morning", said("hi", "hello"), source="page")
+    for name in ("evening", "morning", "nobody kept this one"):
+        store.keep_note(name, "n1", f"the nightjar of {name}")
+    assert store.notes("evening") == {"n1": "the nightjar of evening"}
+    assert store.notes("nobody kept this one") == {}
+    longer = said("lamp on", "hm", "thanks", "you are welcome", "and now?", "nothing")
+    store.keep("evening", longer, source="page")
+    assert store.notes("evening")  # what it is of was said again
+    store.keep("evening", said("lamp off", "hm"), source="page")
+    assert store.notes("evening") == {}
+    store.forget_conversation("morning")
+    assert store.notes("morning") == {}
+    data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"nightjar of morning" not in data and b"nobody kept" not in data
+
+
+def test_a_database_of_before_there_were_notes_is_taken_along(tmp_path: Path) -> None:
+    old = HistoryStore(tmp_path)
+    old.keep("evening", said("lamp on", "hm"), source="page")
+    old.connection.execute("DROP TABLE notes")
+    old.connection.execute("PRAGMA user_version = 2")
+    old.close()
+    with closing(HistoryStore(tmp_path)) as store:
+        store.keep_note("evening", "n1", "a note")
+        assert store.notes("evening") == {"n1": "a note"}
+        assert [one.content for one in store.messages("evening")] == ["lamp on", "hm"]
+
+
 def test_all_who_said_something_in_a_conversation_limit_it(store: HistoryStore) -> None:
     store.consent("source", "mailbot", NEVER)
     store.consent("conversation", "evening", PERSONAL)
