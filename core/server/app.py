@@ -28,6 +28,7 @@ from .history import HistoryApi, nothing_kept
 from .node_api import Api
 from .ollama_api import ModelFacts, OllamaApi
 from .openai import OpenAI
+from .openapi import OpenApi
 from .responses_api import ResponsesApi
 
 SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
@@ -84,6 +85,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         app.add_routes(HistoryApi(parts.history, parts.destinations, parts.forgotten).routes())
     if parts.documents is not None:
         app.add_routes(DocumentsApi(parts.documents).routes())
+    app.add_routes(OpenApi().routes())
     app.add_routes(pages.Pages().routes())
     return app
 

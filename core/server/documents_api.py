@@ -18,6 +18,7 @@ from ..retrieval.indexing import Parser
 from ..retrieval.memory import Fact, FactStore
 from ..retrieval.store import RetrievedPassage
 from .errors import BadRequest, parse_json
+from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .schemas import Record, flag, named, number, text
 
 MOST_FOUND = 50
@@ -72,6 +73,7 @@ class DocumentsApi:
             web.delete("/api/memory/{id:[0-9]{1,15}}", self.forget_fact),
         ]
 
+    @described(shaped(collections=many(OBJECT)))
     async def list_collections(self, _request: web.Request) -> web.Response:
         """Names, and how much is in each; of one that does not open, why."""
         return web.json_response({"collections": await asyncio.to_thread(self._listed)})
@@ -96,6 +98,7 @@ class DocumentsApi:
             )
         return found
 
+    @described(shaped(name=TEXT), CREATE)
     async def create(self, request: web.Request) -> web.Response:
         """Make an empty collection. One that is locked is made in a terminal, where its
         passphrase is asked for.
@@ -105,6 +108,7 @@ class DocumentsApi:
         await asked("name", with_name, body["name"])
         return web.json_response({"name": body["name"]})
 
+    @described(shaped(removed=TEXT))
     async def remove(self, request: web.Request) -> web.Response:
         """Delete a collection."""
         await asyncio.to_thread(self.own.forget_consent, request.match_info["name"])
@@ -112,6 +116,7 @@ class DocumentsApi:
         await asyncio.to_thread(self.own.forget_saved)
         return web.json_response({"removed": request.match_info["name"]})
 
+    @described(shaped(documents=many(OBJECT)))
     async def list_documents(self, request: web.Request) -> web.Response:
         """The documents of a collection, and why one is not found."""
         store = await asyncio.to_thread(self.own.collections.store, request.match_info["name"])
@@ -126,6 +131,7 @@ class DocumentsApi:
             }
         )
 
+    @described(shaped(file=TEXT, passages=WHOLE), reads_bytes=True)
     async def drop(self, request: web.Request) -> web.Response:
         """Take a document, its bytes as the body; no copy of them is kept."""
         name, file = request.match_info["name"], request.match_info["file"]
@@ -135,6 +141,7 @@ class DocumentsApi:
         )
         return web.json_response({"file": kept, "passages": count})
 
+    @described(shaped(forgotten=TEXT), FORGET)
     async def forget(self, request: web.Request) -> web.Response:
         """Delete a document that was dropped, or a file or folder that was added."""
         body = FORGET(parse_json(await request.read()), "")
@@ -144,6 +151,7 @@ class DocumentsApi:
         await asyncio.to_thread(self.own.forget_saved)
         return web.json_response({"forgotten": body["path"]})
 
+    @described(shaped(passages=many(OBJECT)), SEARCH)
     async def search(self, request: web.Request) -> web.Response:
         """The passages that a question finds."""
         body = SEARCH(parse_json(await request.read()), "")
@@ -155,6 +163,7 @@ class DocumentsApi:
         )
         return web.json_response({"passages": [told(name, passage) for name, passage in found]})
 
+    @described(shaped(around=many(OBJECT)))
     async def passage(self, request: web.Request) -> web.Response:
         """What a citation opens: the passage, and what stands around it."""
         name = request.match_info["name"]
@@ -162,11 +171,13 @@ class DocumentsApi:
         here, around = await asyncio.to_thread(store.passage, int(request.match_info["id"]))
         return web.json_response(told(name, here) | {"around": [told(name, one) for one in around]})
 
+    @described(shaped(facts=many(OBJECT)))
     async def list_facts(self, _request: web.Request) -> web.Response:
         """What is remembered, and what waits for a yes."""
         facts = await asyncio.to_thread(lambda: self.own.memory().facts())
         return web.json_response({"facts": [fact_of(fact) for fact in facts]})
 
+    @described(OBJECT, PROPOSE)
     async def propose(self, request: web.Request) -> web.Response:
         """A fact, to be kept later, or at once if its owner wrote it."""
         body = PROPOSE(parse_json(await request.read()), "")
@@ -174,6 +185,7 @@ class DocumentsApi:
         fact = await asked("text", lambda: self.own.memory().propose(words, **body))
         return web.json_response(fact_of(fact))
 
+    @described(OBJECT, KEEP)
     async def keep(self, request: web.Request) -> web.Response:
         """Say yes to a fact, perhaps in other words."""
         body = KEEP(parse_json(await request.read()), "")
@@ -183,6 +195,7 @@ class DocumentsApi:
             await asyncio.to_thread(self.own.forget_saved)
         return web.json_response(fact_of(fact))
 
+    @described(shaped(forgotten=WHOLE))
     async def forget_fact(self, request: web.Request) -> web.Response:
         """Delete a fact."""
         id = int(request.match_info["id"])

@@ -19,6 +19,7 @@ from aiohttp import web
 from ..errors import ModelError, ModelNotFoundError
 from .answering import IGNORED
 from .errors import BadRequest, parse_json
+from .openapi import OBJECT, TEXT, described, many, shaped
 from .paths import spelled
 from .schemas import Record, either, listed, named, number, only, text
 
@@ -79,6 +80,7 @@ class Embeddings:
         except ModelError:
             return False
 
+    @described(shaped(object=TEXT, data=many(OBJECT), model=TEXT, usage=OBJECT), BODY)
     async def embed(self, request: web.Request) -> web.Response:
         """Vectors of texts."""
         written = parse_json(await request.read())

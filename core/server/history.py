@@ -14,6 +14,7 @@ from aiohttp import web
 from ..history.store import NEVER, HistoryStore
 from ..toolcall import ToolCall
 from .errors import BadRequest, parse_json
+from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .schemas import Record, mapping, named, number, only, text
 
 CALL = Record({"name": named, "arguments": mapping}, ["name", "arguments"])
@@ -61,6 +62,7 @@ class HistoryApi:
             web.delete(one, self.forget),
         ]
 
+    @described(shaped(conversation=OBJECT), FEEDBACK)
     async def feedback(self, request: web.Request) -> web.Response:
         """A verdict on an answer; a good one, or its correction, becomes an example."""
         body = FEEDBACK(parse_json(await request.read()), "")
@@ -87,6 +89,7 @@ class HistoryApi:
         right = ToolCall(call["name"], call["arguments"]) if call else body["answer"]
         return self.store.correct(where, right, turn)
 
+    @described(shaped(conversations=many(OBJECT), destinations=OBJECT))
     async def list(self, _request: web.Request) -> web.Response:
         """All conversations, without what was said."""
         kept = await asyncio.to_thread(self.store.conversations)
@@ -97,6 +100,7 @@ class HistoryApi:
             }
         )
 
+    @described(shaped(messages=many(OBJECT)))
     async def show(self, request: web.Request) -> web.Response:
         """One conversation, with what was said."""
         name = request.match_info["id"]
@@ -111,6 +115,7 @@ class HistoryApi:
         ]  # fmt: skip
         return web.json_response(dataclasses.asdict(info) | {"messages": messages})
 
+    @described(OBJECT, CONSENT)
     async def consent(self, request: web.Request) -> web.Response:
         """Say what one conversation may train."""
         name = request.match_info["id"]
@@ -124,6 +129,7 @@ class HistoryApi:
         info = await asyncio.to_thread(self.store.conversation, name)
         return web.json_response(dataclasses.asdict(info))
 
+    @described(shaped(forgotten=WHOLE, adapters=many(TEXT)))
     async def forget(self, request: web.Request) -> web.Response:
         """Delete one conversation, its examples, and what else of this node holds them."""
         return web.json_response(await asyncio.to_thread(self._forget, request.match_info["id"]))
@@ -136,6 +142,7 @@ class HistoryApi:
         return {"forgotten": count, "adapters": adapters}
 
 
+@described(shaped(conversations=many(OBJECT), destinations=OBJECT))
 async def nothing_kept(_request: web.Request) -> web.Response:
     """Of a node that keeps no conversations: the page asks, and shows no buttons."""
     return web.json_response({"conversations": [], "destinations": {}})

@@ -14,6 +14,7 @@ from ..assistant.adapters import AdapterSwitch
 from ..assistant.approvals import Approvals
 from ..assistant.tools import Tools
 from .errors import BadRequest, parse_json
+from .openapi import FLAG, OBJECT, TEXT, described, many, shaped
 from .schemas import Record, flag, text
 
 ACTIVATE = Record({"name": text})
@@ -51,10 +52,12 @@ class Api:
             web.post("/api/approvals/{id}{end:/*}", self.answer_approval),
         ]
 
+    @described(shaped(status=TEXT), open=True)
     async def health(self, _request: web.Request) -> web.Response:
         """Alive. Says nothing else: it needs no token."""
         return web.json_response({"status": "ok"})
 
+    @described(shaped(model=TEXT, engine=OBJECT, documents=FLAG))
     async def status(self, _request: web.Request) -> web.Response:
         """Model, active adapter, the engine's counters."""
         stats = await asyncio.to_thread(self.stats)
@@ -67,6 +70,7 @@ class Api:
             }
         )
 
+    @described(shaped(model=TEXT, adapters=many(OBJECT)))
     async def list_adapters(self, _request: web.Request) -> web.Response:
         """Adapters for this node's model, and the active one."""
         infos = [
@@ -76,6 +80,7 @@ class Api:
             {"model": self.adapters.model, "active": self.adapters.active, "adapters": infos}
         )
 
+    @described(OBJECT, ACTIVATE)
     async def activate(self, request: web.Request) -> web.Response:
         """Switch the active adapter; a null name means the plain model."""
         raw = parse_json(await request.read())
@@ -86,6 +91,7 @@ class Api:
         await self.adapters.activate(ACTIVATE(raw, "").get("name"))
         return web.json_response({"active": self.adapters.active})
 
+    @described(shaped(tools=many(OBJECT)))
     async def list_tools(self, _request: web.Request) -> web.Response:
         """Tools that the assistant may call now."""
         infos = [
@@ -101,6 +107,7 @@ class Api:
         ]
         return web.json_response({"tools": infos})
 
+    @described(shaped(approvals=many(OBJECT)))
     async def list_approvals(self, _request: web.Request) -> web.Response:
         """Calls that wait for the owner's word, whoever asked for them."""
         infos = [
@@ -116,6 +123,7 @@ class Api:
         ]
         return web.json_response({"approvals": infos})
 
+    @described(shaped(id=TEXT, approved=FLAG), APPROVAL)
     async def answer_approval(self, request: web.Request) -> web.Response:
         """The owner's word: yes or no, for this call or for its tool in the whole conversation."""
         found = APPROVAL(parse_json(await request.read()), "")

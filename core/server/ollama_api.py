@@ -39,6 +39,7 @@ from .answering import IGNORED, Answering, PendingAnswer, merged
 from .completions import answered, asked, called, citations_of, left_out, spelled_out
 from .embeddings import Embeddings
 from .errors import BadRequest, parse_json
+from .openapi import FLAG, NUMBER, OBJECT, TEXT, WHOLE, described, many, shaped
 from .requests import MOST_TOKENS, OURS, SAMPLING, Body
 from .schemas import (
     FieldGroup,
@@ -346,6 +347,10 @@ def model_named(name: str | None) -> str | None:
     return None if name is None else name.removesuffix(":latest")
 
 
+LAST_LINE = shaped(model=TEXT, created_at=TEXT, done=FLAG, done_reason=TEXT)
+ENTRY = shaped(name=TEXT, model=TEXT, size=WHOLE, digest=TEXT, details=OBJECT)
+
+
 class OllamaApi:
     """The handlers."""
 
@@ -369,6 +374,7 @@ class OllamaApi:
             *(web.route("*", f"/api/{path}{{end:/*}}", self.elsewhere) for path in NOT_HERE),
         ]
 
+    @described(LAST_LINE, CHAT, streams="application/x-ndjson")
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         raw = await request.read()
@@ -377,6 +383,7 @@ class OllamaApi:
             return await self.load(raw, "chat")
         return await send(request, body, await self.answering.chat(body), "chat")
 
+    @described(LAST_LINE, GENERATE, streams="application/x-ndjson")
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer one question, or go on after a text."""
         raw = await request.read()
@@ -393,6 +400,7 @@ class OllamaApi:
         line = NdjsonLines(kind, name or self.adapters.model, tells=False)
         return web.json_response(line.envelope("", done=True) | {"done_reason": "load"})
 
+    @described(shaped(model=TEXT, embeddings=many(many(NUMBER))), EMBED)
     async def embed(self, request: web.Request) -> web.Response:
         """Vectors of texts."""
         written = parse_json(await request.read())
@@ -412,6 +420,7 @@ class OllamaApi:
             }
         )
 
+    @described(shaped(embedding=many(NUMBER)), EMBED_ONE)
     async def embed_one(self, request: web.Request) -> web.Response:
         """The vector of one text, as older clients ask for it."""
         written = parse_json(await request.read())
@@ -422,15 +431,18 @@ class OllamaApi:
         )
         return web.json_response({"embedding": vectors[0].tolist()})
 
+    @described(shaped(models=many(ENTRY)))
     async def tags(self, _request: web.Request) -> web.Response:
         """The plain model, then it with each adapter."""
         return web.json_response({"models": [self.entry(name) for name in await self.names()]})
 
+    @described(shaped(models=many(ENTRY)))
     async def running(self, _request: web.Request) -> web.Response:
         """The model, which is loaded as long as this node runs."""
         loaded = {"size_vram": 0, "context_length": self.facts.context, "expires_at": FOREVER}
         return web.json_response({"models": [self.entry(self.adapters.model) | loaded]})
 
+    @described(shaped(details=OBJECT, model_info=OBJECT, capabilities=many(TEXT)), SHOW)
     async def show(self, request: web.Request) -> web.Response:
         """What is known of a model."""
         found = SHOW(parse_json(await request.read()), "")
@@ -456,6 +468,7 @@ class OllamaApi:
             }
         )
 
+    @described(shaped(version=TEXT))
     async def version(self, _request: web.Request) -> web.Response:
         """The version of Ollama whose shapes these are."""
         return web.json_response({"version": OLLAMA_VERSION})

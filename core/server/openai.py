@@ -13,6 +13,7 @@ from . import completions, requests
 from . import errors as refusals
 from .answering import IGNORED, Answering, PendingAnswer, collected
 from .embeddings import Embeddings
+from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .paths import spelled
 
 NOT_HERE = (
@@ -29,6 +30,12 @@ NOT_HERE = (
 INSTEAD = (
     "this node reads and writes text; it answers conversations at /v1/chat/completions and "
     "/v1/responses, goes on after texts at /v1/completions, lists /v1/models"
+)
+
+
+MODEL = shaped(id=TEXT, object=TEXT, created=WHOLE, owned_by=TEXT)
+CHAT_COMPLETION = shaped(
+    id=TEXT, object=TEXT, created=WHOLE, model=TEXT, choices=many(OBJECT), usage=OBJECT
 )
 
 
@@ -61,12 +68,14 @@ class OpenAI:
         headers = {"x-should-retry": "false"}
         return web.json_response({"error": error}, status=501, headers=headers)
 
+    @described(shaped(object=TEXT, data=many(MODEL)))
     async def list_models(self, _request: web.Request) -> web.Response:
         """The plain model, then it with each adapter."""
         return web.json_response(
             {"object": "list", "data": [self.model(name) for name in await self.names()]}
         )
 
+    @described(MODEL)
     async def show_model(self, request: web.Request) -> web.Response:
         """One of them, or whatever else a request's `model` may say for it."""
         name = request.match_info["model"]  # with its strokes and colons
@@ -84,11 +93,13 @@ class OpenAI:
         """OpenAI's model object."""
         return {"id": name, "object": "model", "created": self.created, "owned_by": "quietchoir"}
 
+    @described(CHAT_COMPLETION, requests.CHAT, streams="text/event-stream")
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         body = requests.chat(await request.read(), self.answering.sampling)
         return await self.send(request, body, "chat", await self.answering.chat(body))
 
+    @described(CHAT_COMPLETION, requests.COMPLETION, streams="text/event-stream")
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on after a text."""
         body = requests.completion(await request.read(), self.answering.sampling)

@@ -40,6 +40,7 @@ from . import forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
 from .completions import citations_of, frame, left_out, spelled_out
 from .errors import BadRequest, parse_json
+from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .paths import spelled
 from .requests import INDIFFERENT, MOST_TOKENS, OURS, SAMPLING, Body
 from .schemas import (
@@ -501,6 +502,11 @@ class Response:
         return {"output_index": len(self.output) - 1, "item": dict(self.output[-1])}
 
 
+RESPONSE = shaped(
+    id=TEXT, object=TEXT, created_at=WHOLE, status=TEXT, model=TEXT, output=many(OBJECT)
+)
+
+
 class ResponsesApi:
     """The handlers."""
 
@@ -514,6 +520,7 @@ class ResponsesApi:
             web.route("*", spelled("responses/{rest:.+}"), self.elsewhere),
         ]
 
+    @described(RESPONSE, BODY, streams="text/event-stream")
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         body, told = read(await request.read(), self.answering.sampling)

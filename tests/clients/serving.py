@@ -77,14 +77,15 @@ class Lengths:
 
 
 @asynccontextmanager
-async def obliging() -> AsyncIterator[Served]:
-    """The server; none of the node's own tools."""
+async def obliging(**more: Any) -> AsyncIterator[Served]:
+    """The server; none of the node's own tools. `more` fields of it."""
     tokenizer = WordTokenizer()
     served = Served(
         ObligingEngine(iter(()), logprob=-0.5, tokenizer=tokenizer),
         FakeTools(names=()),
         embedding=Source("lengths", lambda: Path("lengths"), lambda _: Lengths()),
         tokenizer=tokenizer,
+        **more,
     )
     async with served.running():
         yield served

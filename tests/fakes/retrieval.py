@@ -44,7 +44,8 @@ class WordEmbedder:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         self.embedded += texts
-        rows = [sum(map(self._direction, re.findall(r"\w+", text.lower()))) for text in texts]
+        words = [re.findall(r"\w+", text.lower()) or [""] for text in texts]
+        rows = [sum(map(self._direction, each)) for each in words]
         vectors = np.array(rows, np.float32).reshape(len(texts), WIDTH)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
