@@ -10,7 +10,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
 .PHONY: help said setup clients tested-set system-packages models demo demo-loop demo-compare serve test check \
-	debug fuzz lint format bench fresh scale-out figures clean
+	coverage debug fuzz lint format bench fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -85,6 +85,13 @@ $(VENV)/clients/ready: constraints-clients.txt
 	@$(PYTHON) -m venv $(VENV)/clients
 	$(VENV)/clients/bin/pip install -q --no-deps --only-binary=:all: --require-hashes -r constraints-clients.txt
 	@touch $@
+
+# Of the fast half alone, in one process: a tracer makes Python about a third slower, and most of what
+# the other half runs are processes of its own, which none of its lines would count for.
+coverage: setup models  ## which lines the fast half of the tests runs, by room; a few minutes
+	mkdir -p build
+	$(BIN)/python -m coverage run -m pytest -q $(FAST) $(ARGS)
+	$(BIN)/python -m coverage report
 
 said:
 	@.ci/system-packages say

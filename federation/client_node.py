@@ -265,13 +265,13 @@ class ClientNode:
             names = tuple(one.name for one in newest.members)
             self.on_event(RenewedEvent(version=newest.version, members=names))
 
-        standing = UpdateReceiver(
+        receiver = UpdateReceiver(
             policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end
         )
         handle = (
-            standing.handle
+            receiver.handle
             if self.personalization_worker is None
-            else self.personalization_worker.attend(standing.handle)
+            else self.personalization_worker.attend(receiver.handle)
         )
         node = FlowerNode(
             policy,

@@ -23,7 +23,7 @@ def round_cost(policy: Policy, size: int) -> WireCost:
     return sums + held_by(policy).wire_cost(policy, size, cohort)
 
 
-def told(cost: WireCost) -> str:
+def cost_sentence(cost: WireCost) -> str:
     """For people."""
     once = (
         (f"; the first one {megabytes(cost.once_up)} up and {megabytes(cost.once_down)} down more")
@@ -43,7 +43,7 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
-def privacy_told(policy: Policy) -> str:
+def privacy_bound_sentence(policy: Policy) -> str:
     """The privacy budget, for people."""
     privacy = policy.privacy
     if not privacy.on:

@@ -33,7 +33,7 @@ from .wire.link import Link
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
     from .monitor.run_status import RunStatus
-    from .rounds.server import Coordinator
+    from .rounds.server import RoundServer
     from .transport.link import FlowerLink
 
 
@@ -79,7 +79,7 @@ def coordinate(
     """
     from .rounds.privacy_accountant import check_books
     from .rounds.scheduler import Waiting
-    from .rounds.server import Coordinator
+    from .rounds.server import RoundServer
     from .store.checkpoint import Store
 
     policy = roster.load(coordinating.file)
@@ -108,7 +108,7 @@ def coordinate(
             if carry is not None
             else open_door(coordinating, policy, on_event) as link,
         ):
-            run = Coordinator(
+            run = RoundServer(
                 policy,
                 signer,
                 link,
@@ -171,13 +171,13 @@ def watch(
     from .monitor.run_status import RunStatus
     from .store import checkpoint
 
-    state, journal = checkpoint.read(coordinating.state), AuditLog(coordinating.state)
-    journal.catch_up(state.history if state is not None else ())
+    state, audit_log = checkpoint.read(coordinating.state), AuditLog(coordinating.state)
+    audit_log.catch_up(state.history if state is not None else ())
     status = RunStatus(policy, state, coordinating.rounds)
 
     def note(event: FederationEvent) -> None:
         on_event(event)
-        journal.note(event)
+        audit_log.note(event)
         status.note(event)
 
     if coordinating.page is None:
@@ -199,7 +199,7 @@ def both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], 
     return call
 
 
-def keeping(run: "Coordinator", keep: Keep, every: int, goal: int) -> Callable[[], None]:
+def keeping(run: "RoundServer", keep: Keep, every: int, goal: int) -> Callable[[], None]:
     """What keeps the adapter as it stands after every so many rounds, each naming the one kept
     before it as its parent.
     """
@@ -217,20 +217,20 @@ def keeping(run: "Coordinator", keep: Keep, every: int, goal: int) -> Callable[[
 
 
 def renewing(
-    watched: Watched, run: "Coordinator", link: "FlowerLink", on_event: OnEvent
+    watched: Watched, run: "RoundServer", link: "FlowerLink", on_event: OnEvent
 ) -> Callable[[], None]:
     """What a coordinator does between rounds: take a later federation file, and see that
     everybody has it.
     """
-    handing = UpdateSender(watched, link.ask)
+    sender = UpdateSender(watched, link.ask)
 
     def between() -> None:
         later, before = watched.look(), run.policy
         if later is not None:
-            handing.renewed()
+            sender.renewed()
             if changed := needs_restart(before, later):
                 # they learn of a new key, certificate or rule before the door closes
-                handing.send(link.present())
+                sender.send(link.present())
                 raise RosterError(
                     f"version {later.version} of {later.name} changes {', '.join(changed)}; start "
                     f"this command again: "
@@ -241,7 +241,7 @@ def renewing(
             names = tuple(one.name for one in later.members)
             left = tuple(sorted({one.name for one in before.members}.difference(names)))
             on_event(RenewedEvent(version=later.version, members=names, left=left))
-        handing.send(link.present())
+        sender.send(link.present())
 
     return between
 

@@ -22,10 +22,10 @@ import numpy as np
 from ..crypto.identity.keys import Identity
 from ..federation.rounds.client import Client
 from ..federation.rounds.scheduler import Waiting
-from ..federation.rounds.server import Coordinator
+from ..federation.rounds.server import RoundServer
 from ..federation.spec.policy import Policy
 from ..federation.wire import messages
-from ..federation.wire.link import InProcessLink
+from .inprocess import InProcessLink
 from .scenario import Availability, Scenario
 
 Handle = Callable[[bytes], bytes]
@@ -219,17 +219,17 @@ def conduct(
     handles: Mapping[str, Handle],
     members: Mapping[str, Client],
     **options: Any,
-) -> Coordinator:
+) -> RoundServer:
     """The coordinator of a simulation; where parties sleep, on a clock of their own, which its
     events tell as `at`.
     """
     if not scenario.availability.on:
         at_once = Waiting(grace_s=0.0)
-        return Coordinator(policy, identity, InProcessLink(handles), waiting=at_once, **options)
+        return RoundServer(policy, identity, InProcessLink(handles), waiting=at_once, **options)
     link, tell = (
         AvailabilityLink(handles, members, scenario),
         options.pop("on_event", None) or (lambda event: None),
     )
     options["on_event"] = lambda event: tell(dataclasses.replace(event, at=link.time))
     waiting = Waiting(wait_s=math.inf, grace_s=scenario.availability.grace_s, clock=link)
-    return Coordinator(policy, identity, link, waiting=waiting, **options)
+    return RoundServer(policy, identity, link, waiting=waiting, **options)

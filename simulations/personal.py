@@ -114,7 +114,7 @@ class Study:
                 f"{arm} {percent(found[arm][-1].accuracy)}"
                 for arm in ("shared", "personal", "alone")
             )
-            say(f"seed {self.scenario.seed}: {home.name}: {told}; {told_verdict(verdict)}")
+            say(f"seed {self.scenario.seed}: {home.name}: {told}; {verdict_sentence(verdict)}")
         return {arm: share(scores) for arm, scores in found.items()} | {
             "taken": taken,
             "households": len(self.homes),
@@ -161,7 +161,7 @@ class Study:
         return self.trainer.evaluate(flat, home.measured)
 
 
-def told_verdict(verdict: PersonalVerdict) -> str:
+def verdict_sentence(verdict: PersonalVerdict) -> str:
     """What the guard of one saw, on its own half."""
     word = "took" if verdict.accepted else "refused"
     return (

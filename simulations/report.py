@@ -19,7 +19,7 @@ from ..federation.events import (
     StoppedEvent,
     WaitingEvent,
 )
-from ..federation.rounds.words import told_privacy
+from ..federation.rounds.report import privacy_sentence
 
 KILO = 1000
 SHOWN = 10  # values of a sample
@@ -129,7 +129,7 @@ def show_run(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("sent by a node in a round", size(report["bytes_per_node_round"]))
     table.add_row("protection", f"{report['protection']}, {report['bits']} bits a value")
     if report["privacy"] is not None:
-        table.add_row("privacy", told_privacy(report["privacy"]))
+        table.add_row("privacy", privacy_sentence(report["privacy"]))
     undone = sum(not entry["guard"]["kept"] for entry in report["history"] if entry.get("guard"))
     if undone:
         table.add_row("rounds that members undid", str(undone))

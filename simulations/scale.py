@@ -10,12 +10,14 @@ is compared with what this process makes of the same, and a difference beyond ro
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,15 +33,17 @@ from ..federation.membership import founding, roster
 from ..federation.membership.keys import load_or_create
 from ..federation.rounds.client import Client
 from ..federation.rounds.scheduler import FOR_NOBODY
-from ..federation.rounds.server import Coordinator
+from ..federation.rounds.server import RoundServer
 from ..federation.spec.policy import Policy
 from ..federation.store import checkpoint
-from ..federation.store.checkpoint import Vector
+from ..federation.store.checkpoint import RunState, Vector
+from ..federation.store.client_store import ClientStore
+from ..federation.store.member import open_member
 from ..federation.training.synthetic_task import STEP, StatelessSyntheticLearner
-from ..federation.wire.link import InProcessLink
 from . import machine, report
 from .cluster import Cluster, ClusterPlan
 from .engines import FlowerEngine
+from .inprocess import InProcessLink
 from .processes import Child
 
 OnEngine = Callable[[FlowerEngine], None]
@@ -149,7 +153,10 @@ def followed(
             f"compare; see {child.log}"
         )
     policy = roster.load(cluster.file)
-    difference = float(np.abs(state.server.flat - in_process(cluster, policy)).max())
+    reference = in_process(cluster, policy)
+    difference = max(
+        float(np.abs(flat - reference).max()) for flat in adapters(cluster, policy, state)
+    )
     bound = rounding(policy, plan.rounds)
     if difference > bound:
         raise QuietchoirError(
@@ -176,8 +183,25 @@ def mean_of(entries: Sequence[Mapping[str, Any]], key: str, nodes: int) -> int:
     return sum(sum(entry[key].values()) for entry in entries) // (len(entries) * nodes)
 
 
+def adapters(cluster: Cluster, policy: Policy, state: RunState) -> list[Vector]:
+    """The run's adapter; where members hold it, each one's own."""
+    if policy.can.model_held_by == "server":
+        return [state.server.flat]
+    found = list[Vector]()
+    for name in cluster.plan.names:
+        with closing(open_member(roster.folder(cluster.folder / name, policy))) as database:
+            store = ClientStore(database, cluster.plan.size)
+            found.append(store.progress(state.run).server.flat)
+    return found
+
+
 def in_process(cluster: Cluster, policy: Policy) -> Vector:
-    """The adapter that the same members make in this process."""
+    """The adapter that the same members make in this process; where they would encrypt, in clear:
+    all modes sum the same integers.
+    """
+    if policy.can.model_held_by == "members":
+        clear = dataclasses.replace(policy.protection, mode="plain", key="shared")
+        policy = dataclasses.replace(policy, protection=clear)
     anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
     size, clients = cluster.plan.size, dict[str, Client]()
     for name in cluster.plan.names:
@@ -187,7 +211,7 @@ def in_process(cluster: Cluster, policy: Policy) -> Vector:
         )
     link = InProcessLink({name: client.handle for name, client in clients.items()})
     signer = Identity.load(cluster.folder / founding.COORDINATOR_KEY)
-    run = Coordinator(policy, signer, link, size=size, waiting=FOR_NOBODY)
+    run = RoundServer(policy, signer, link, size=size, waiting=FOR_NOBODY)
     run.run()
     return run.state.server.flat
 

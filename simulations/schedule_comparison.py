@@ -109,7 +109,7 @@ def show(console: Console, laps: Sequence[Lap]) -> None:
             console.print(f"{lap.schedule} rounds stopped: {lap.stopped}")
 
 
-def told(value: float | None, words: str) -> str:
+def shown(value: float | None, words: str) -> str:
     """A number in words; a dash if there is none."""
     return "–" if value is None else format(value, words)
 
@@ -117,15 +117,15 @@ def told(value: float | None, words: str) -> str:
 ROWS: dict[str, Callable[[Lap], str]] = {
     "steps": lambda lap: str(lap.steps),
     "hours of virtual time": lambda lap: f"{lap.hours:.1f}",
-    "steps an hour": lambda lap: told(lap.steps / lap.hours if lap.hours else None, ".1f"),
-    f"hours until accuracy was {GOOD:.0%}": lambda lap: told(lap.good_after, ".1f"),
-    "accuracy after the last step": lambda lap: told(lap.accuracy, ".1%"),
+    "steps an hour": lambda lap: shown(lap.steps / lap.hours if lap.hours else None, ".1f"),
+    f"hours until accuracy was {GOOD:.0%}": lambda lap: shown(lap.good_after, ".1f"),
+    "accuracy after the last step": lambda lap: shown(lap.accuracy, ".1%"),
     "trainings": lambda lap: str(lap.trained),
-    "of them summed": lambda lap: told(lap.summed / lap.trained if lap.trained else None, ".0%"),
-    "contributions in a sum": lambda lap: told(
+    "of them summed": lambda lap: shown(lap.summed / lap.trained if lap.trained else None, ".0%"),
+    "contributions in a sum": lambda lap: shown(
         lap.summed / lap.steps if lap.steps else None, ".1f"
     ),
-    "mean staleness, steps": lambda lap: told(
+    "mean staleness, steps": lambda lap: shown(
         mean(lap.staleness) if lap.staleness else None, ".2f"
     ),
     "attempts without a sum": lambda lap: str(lap.abandoned),

@@ -252,14 +252,14 @@ class SealedShares:
     def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
         """Args: view: digest of the key list. Raises ProtocolError or AuthenticationError."""
         reader = Reader(data, Kind.SHARES, session.id)
-        parcel = cls(
+        sealed = cls(
             reader.number(len(session.names)), reader.records(session.box_bytes, len(session.names))
         )
         signature = reader.take(64)
         reader.done()
-        body = number(parcel.sender) + records(parcel.boxes)
-        session.verify(parcel.sender, session.signing("share", view), body, signature)
-        return parcel
+        body = number(sealed.sender) + records(sealed.boxes)
+        session.verify(sealed.sender, session.signing("share", view), body, signature)
+        return sealed
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,14 +203,14 @@ class SecAggServer:
         return dict.fromkeys(self._names(self._cards), self._keys.encode(self._session))
 
     def _shared(self, number: int, message: bytes) -> None:
-        parcel = SealedShares.decode(message, self._session, self._view)
-        self._same(number, parcel.sender)
-        if tuple(parcel.boxes) != self._graph.neighbours(number):
+        sealed = SealedShares.decode(message, self._session, self._view)
+        self._same(number, sealed.sender)
+        if tuple(sealed.boxes) != self._graph.neighbours(number):
             raise ProtocolError(
                 f"{self._session.names[number]} sealed shares for others than its "
                 f"neighbours; refused"
             )
-        self._sealed_shares[number] = parcel
+        self._sealed_shares[number] = sealed
 
     def _send_boxes(self) -> dict[str, bytes]:
         self._enough(self._sealed_shares, "shared")

@@ -164,7 +164,7 @@ class Plan:
 
 
 class Graph:
-    """Neighbours on a circle in shuffled order: the `degree / 2` nearest on each side, or
+    """Neighbours on a cycle in shuffled order: the `degree / 2` nearest on each side, or
     everybody.
     """
 
@@ -179,9 +179,9 @@ class Graph:
     def neighbours(self, party: int) -> tuple[int, ...]:
         """The parties that mask with `party` and hold its shares, in ascending order."""
         place, reach = self._places[party], self.degree // 2
-        circle = self._order[place + 1 :] + self._order[:place]  # everybody else, going round once
+        others = self._order[place + 1 :] + self._order[:place]  # everybody else, going round once
         return tuple(
-            sorted(circle if self.degree >= len(circle) else circle[:reach] + circle[-reach:])
+            sorted(others if self.degree >= len(others) else others[:reach] + others[-reach:])
         )
 
 
@@ -200,7 +200,7 @@ def plan(parties: int, corrupt: int, dropped: int) -> Plan | None:
     complete graph does.
 
     *Nothing opens too early.* Let h = k/2. The coordinator sees the graph and then chooses who
-    drops. To open a part of the sum alone it must cut the circle between two groups of honest
+    drops. To open a part of the sum alone it must cut the cycle between two groups of honest
     survivors. At a cut, h places in a row hold no honest survivor, so the survivor beside it has at
     most h + 1 honest shares of its self-mask left (itself and its other side), and t of them need
     at least t - h - 1 corrupt parties within those h places. The same condition, for both sides of

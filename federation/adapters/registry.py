@@ -87,9 +87,9 @@ class Card:
         """What is signed. Fields that came later are left out where they say nothing, so that
         older signatures stay good.
         """
-        return canonical({key: value for key, value in self.told().items() if key != "signature"})
+        return canonical({key: value for key, value in self.fields().items() if key != "signature"})
 
-    def told(self) -> dict[str, object]:
+    def fields(self) -> dict[str, object]:
         """The card's fields, without those that came later and say nothing."""
         return {
             key: value
@@ -119,7 +119,7 @@ class Card:
 
     def text(self) -> str:
         """One line of JSON."""
-        return canonical(self.told()).decode("ascii")
+        return canonical(self.fields()).decode("ascii")
 
     @staticmethod
     def unsigned(adapter: str, name: str, model: str) -> "Card":

@@ -29,7 +29,7 @@ from .update import SumContext
 Values = npt.NDArray[np.uint64]
 
 
-LETTER_BYTES = 2500  # headers and signatures of a round's messages
+MESSAGE_BYTES = 2500  # headers and signatures of a round's messages
 PEER_BYTES = 900  # keys, shares and signatures that a member exchanges with one other
 MAX_PEERS = 64  # of one member, in any cohort: above 32 members the graph is no longer complete
 
@@ -184,17 +184,17 @@ class ServerContext:
 
     Args:
         length: values of a contribution; counted: its tokens were trained on.
-        told: everybody who is summed in some bucket; members find their own. asked: how many were.
+        contributors: everybody who is summed in some bucket; members find their own.
+        asked: how many were.
         common, crypto_worker: where members hold the model: what they have in common, and the
-        worker that
-            adds ciphertexts.
+            worker that adds ciphertexts.
     """
 
     policy: Policy
     round_id: RoundId
     length: int
     counted: bool
-    told: Contributors
+    contributors: Contributors
     asked: int
     sum_context: SumContext
     common: Common | None = None

@@ -98,10 +98,11 @@ def buckets(
         return (tuple(sorted(ready)),)
     if policy.can.model_held_by == "members":
         adapter = b""  # the server knows none: those that are ready are split alike in every round
-    leaders = set(ready) if shares is None else shares.leaders.intersection(ready)
-    count = max(1, min(policy.aggregation.buckets, len(leaders) // policy.smallest_sum))
+    full_rank = set(ready) if shares is None else shares.full_rank.intersection(ready)
+    count = max(1, min(policy.aggregation.buckets, len(full_rank) // policy.smallest_sum))
     seed = hashlib.sha256(b"quietchoir buckets 2" + policy.digest + adapter).digest()
     order = sorted(
-        ready, key=lambda name: (name not in leaders, hashlib.sha256(seed + name.encode()).digest())
+        ready,
+        key=lambda name: (name not in full_rank, hashlib.sha256(seed + name.encode()).digest()),
     )
     return tuple(tuple(sorted(order[start::count])) for start in range(count))

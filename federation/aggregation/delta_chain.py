@@ -57,7 +57,7 @@ PROTOCOL = "quietchoir opened sum 2"
 NUMBER_BYTES = 4  # of a tag's number
 NAME_BYTES = 32
 LENGTHS_BYTES = 8  # before each step: of its header and of its body
-MAX_STEPS = 256  # of one way
+MAX_STEPS = 256  # of one path
 MAX_HEADER_BYTES = 1 << 20
 BEYOND = 1.0 + 1e-5  # times the range: what float32 makes of a mean that lies on its edge
 FIELDS = {"asked": list, "attempt": int, "bucket": int, "kind": str, "round": int, "totals": list}
@@ -326,7 +326,7 @@ class DeltaChain:
 
 
 def join(start: str, steps: list[bytes]) -> bytes:
-    """A way: the name of the state that it starts from, 32 zeros where it needs none, and its
+    """A path: the name of the state that it starts from, 32 zeros where it needs none, and its
     steps.
     """
     return (bytes.fromhex(start) if start else bytes(NAME_BYTES)) + b"".join(steps)
@@ -353,36 +353,36 @@ def check_once(totals: Sequence[Total]) -> None:
         raise MessageError("a step of sums that a member is in twice; refused")
 
 
-def told_whole(taken: Sequence[Step]) -> bool:
-    """Does a way of these steps begin with a whole state? What comes of it was followed by nobody.
+def starts_whole(taken: Sequence[Step]) -> bool:
+    """Does a path of these steps begin with a whole state? What comes of it was followed by nobody.
 
     Raises:
         MessageError: there is one later on, from where on nothing is followed either.
     """
     if any(step.kind == "whole" for step in taken[1:]):
-        raise MessageError("a way to an adapter that passes through a whole one; refused")
+        raise MessageError("a path to an adapter that passes through a whole one; refused")
     return any(step.kind == "whole" for step in taken)
 
 
-def split(way: bytes) -> tuple[str, list[Step]]:
+def split(path: bytes) -> tuple[str, list[Step]]:
     """Read what `join` wrote.
 
     Raises:
         MessageError: malformed, or too many steps.
     """
-    start, at, steps = way[:NAME_BYTES], NAME_BYTES, list[Step]()
+    start, at, steps = path[:NAME_BYTES], NAME_BYTES, list[Step]()
     if len(start) != NAME_BYTES:
-        raise MessageError(f"a way to an adapter of {len(way)} bytes; refused")
-    while at < len(way):
+        raise MessageError(f"a path to an adapter of {len(path)} bytes; refused")
+    while at < len(path):
         header, body = (
-            int.from_bytes(way[at + offset : at + offset + 4], "big") for offset in (0, 4)
+            int.from_bytes(path[at + offset : at + offset + 4], "big") for offset in (0, 4)
         )
         at += LENGTHS_BYTES
-        if len(steps) == MAX_STEPS or header > MAX_HEADER_BYTES or at + header + body > len(way):
+        if len(steps) == MAX_STEPS or header > MAX_HEADER_BYTES or at + header + body > len(path):
             raise MessageError(
-                "a way to an adapter that is longer than it says, or has too many steps; refused"
+                "a path to an adapter that is longer than it says, or has too many steps; refused"
             )
-        steps.append(read(way[at : at + header], way[at + header : at + header + body]))
+        steps.append(read(path[at : at + header], path[at + header : at + header + body]))
         at += header + body
     return start.hex() if any(start) else "", steps
 

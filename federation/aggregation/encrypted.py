@@ -254,7 +254,9 @@ class EncryptedClient:
         """
         given, context = parts.split(payload), self.context
         # as many as were ready allow, which may be one
-        split = buckets(context.policy, b"", self.sum.masked.told.ready, context.sum_context.shares)
+        split = buckets(
+            context.policy, b"", self.sum.masked.contributors.ready, context.sum_context.shares
+        )
         if len(split) > 1:
             sums = [self.open(*one) for one in self.pooled(given, split)]
         else:
@@ -282,7 +284,11 @@ class EncryptedClient:
             ThresholdError: too few signatures under one.
         """
         context, found = self.context, list[Any]()
-        policy, told, mine = context.policy, self.sum.masked.told, self.sum.survivors
+        policy, contributors, mine = (
+            context.policy,
+            self.sum.masked.contributors,
+            self.sum.survivors,
+        )
         for number, cohort in enumerate(split):
             if f"{number}/{SUM}" not in given:
                 continue  # its sum was not opened: too few were left
@@ -290,7 +296,7 @@ class EncryptedClient:
             own = context.name in cohort
             if own and (sealed_sum, names) != (self.sum.sealed_sum, mine):
                 raise MessageError("another sum than the one that this member signed; refused")
-            need = BucketGroup.of(cohort, len(context.cohort), told).threshold(policy)
+            need = BucketGroup.of(cohort, len(context.cohort), contributors).threshold(policy)
             short = context.sum_context.shares is not None and context.sum_context.shares.short(
                 names
             )
@@ -565,6 +571,6 @@ SETUP_BYTES = 3000  # hellos, and signatures over the encrypted sum
 def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """What a contribution of `size` values costs in a cohort of so many, and the sum."""
     packing = Packing(length=size, bits=policy.protection.bits, parties=cohort)
-    letters = secagg.letter_bytes(cohort) + SETUP_BYTES
+    overhead = secagg.message_bytes(cohort) + SETUP_BYTES
     down = packing.rows * packing.parameters.ciphertext_bytes
-    return WireCost(packing.wire_bytes + letters, down + letters)
+    return WireCost(packing.wire_bytes + overhead, down + overhead)

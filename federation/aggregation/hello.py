@@ -134,15 +134,11 @@ class Hello:
                 f"{', '.join(FIELDS)}; refused"
             )
         steps = int.from_bytes(found.pop("steps"), "big")
-        greeting = Hello(sender=sender, steps=steps, key_group=found.pop("circle"), **found)
+        hello = Hello(sender=sender, steps=steps, key_group=found.pop("circle"), **found)
         verify(
-            policy,
-            sender,
-            occasion("greeting", policy, round_id),
-            greeting.body(),
-            greeting.signature,
+            policy, sender, occasion("greeting", policy, round_id), hello.body(), hello.signature
         )
-        return greeting
+        return hello
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ...core.errors import ProtocolError, RoundAborted
 from ...crypto.ring import BitRing
 from ..spec.policy import Policy
-from .base import LETTER_BYTES, ClientContext, ServerContext, Sum, Values, WireCost
+from .base import MESSAGE_BYTES, ClientContext, ServerContext, Sum, Values, WireCost
 from .update import SAMPLE, Codec, describe
 
 PLAIN_STAGE = "send"
@@ -107,4 +107,4 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     del cohort
     length, bits = Codec(size, policy).length, policy.protection.bits
     words = BitRing(length=length, bits=bits, parties=1).wire_bytes
-    return WireCost(words + LETTER_BYTES, LETTER_BYTES)
+    return WireCost(words + MESSAGE_BYTES, MESSAGE_BYTES)

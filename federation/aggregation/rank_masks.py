@@ -59,7 +59,7 @@ class RankMasks:
         return dict(self.columns)[name]
 
     @property
-    def leaders(self) -> frozenset[str]:
+    def full_rank(self) -> frozenset[str]:
         """Who trains the most columns."""
         most = max(count for _, count in self.columns)
         return frozenset(name for name, count in self.columns if count == most)
@@ -90,7 +90,7 @@ class RankMasks:
         means[np.arange(sums.size) % self.rank >= int(np.count_nonzero(counts))] = 0.0
         return means
 
-    def told(self, parties: Collection[str]) -> dict[str, int]:
+    def columns_of(self, parties: Collection[str]) -> dict[str, int]:
         """How many of `parties` train the columns below each rank, for reports."""
         ends = sorted({count for _, count in self.columns})
         behind = self.behind(parties)
@@ -98,12 +98,12 @@ class RankMasks:
 
     def short(self, parties: Collection[str]) -> str:
         """Why the sum over `parties` must not be opened; empty if it may be."""
-        found = len(self.leaders.intersection(parties))
+        found = len(self.full_rank.intersection(parties))
         if found >= self.floor:
             return ""
         most = max(count for _, count in self.columns)
         return (
-            f"{found} of the {len(self.leaders)} members that train {most} columns are in it, "
+            f"{found} of the {len(self.full_rank)} members that train {most} columns are in it, "
             f"need {self.floor}"
         )
 

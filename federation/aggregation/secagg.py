@@ -35,8 +35,8 @@ from ..wire import messages
 from ..wire.messages import RoundId
 from . import delta_chain, parts
 from .base import (
-    LETTER_BYTES,
     MAX_PEERS,
+    MESSAGE_BYTES,
     PEER_BYTES,
     ClientContext,
     Contributors,
@@ -76,11 +76,14 @@ class BucketGroup:
 
     @staticmethod
     def of(
-        cohort: tuple[str, ...], asked: int, told: Contributors, subjects: tuple[bytes, ...] = ()
-    ) -> "BucketGroup":  # fmt: skip
+        cohort: tuple[str, ...],
+        asked: int,
+        contributors: Contributors,
+        subjects: tuple[bytes, ...] = (),
+    ) -> "BucketGroup":
         """The sum over `cohort`, one of the buckets of those that are ready."""
-        scoring = tuple(name for name in told.scoring if name in cohort)
-        return BucketGroup(cohort, asked, told.ready, scoring, subjects)
+        scoring = tuple(name for name in contributors.scoring if name in cohort)
+        return BucketGroup(cohort, asked, contributors.ready, scoring, subjects)
 
     def threshold(self, policy: Policy) -> int:
         """Survivors and signatures without which the sum is not opened.
@@ -134,7 +137,7 @@ def agree(
 
     Args:
         counted: training tokens count towards `min_tokens`; they do not in a round that only
-        scores. context: `broadcast.context` of what this side was told, or tells.
+        scores. context: `messages.session_context` of what this side was told, or tells.
         shares: who trains which columns: those that train the most are enough in any sum, or it is
         not opened.
 
@@ -143,7 +146,7 @@ def agree(
     """
     protection = policy.protection
     floors = (
-        [] if shares is None else [Floor(shares.leaders.intersection(group.cohort), shares.floor)]
+        [] if shares is None else [Floor(shares.full_rank.intersection(group.cohort), shares.floor)]
     )
     if scorers := group.score_floor(policy):
         floors.append(Floor(frozenset(group.scoring), scorers))
@@ -180,7 +183,7 @@ class MaskedClient:
         self.values: Values | None = values
         self.size = values.size - Codec(0, context.policy).length  # of the update
         self.tokens, self.counted = tokens, counted
-        self.told = Contributors(())  # who is ready, once this member was told
+        self.contributors = Contributors(())  # who is ready, once this member was told
         self.client: SecAggClient | None = None
         self.check: SumCheck | None = None  # what is left of the client once the sum is open
 
@@ -267,16 +270,16 @@ class MaskedClient:
             MessageError: as `read_contributors`.
         """
         context, shares = self.context, self.context.sum_context.shares
-        policy, told = context.policy, read_contributors(ready, context)
+        policy, contributors = context.policy, read_contributors(ready, context)
         assert self.values is not None  # the party calls each stage once
-        self.told, cohort = told, told.ready
+        self.contributors, cohort = contributors, contributors.ready
         if policy.aggregation.buckets > 1:
-            split = buckets(policy, context.sum_context.adapter, told.ready, shares)
+            split = buckets(policy, context.sum_context.adapter, contributors.ready, shares)
             cohort = next(one for one in split if context.name in one)
-        group = BucketGroup.of(cohort, len(context.cohort), told, context.subjects)
+        group = BucketGroup.of(cohort, len(context.cohort), contributors, context.subjects)
         config = agree(
             policy, context.round_id, group, self.values.size, counted=self.counted, shares=shares,
-            context=messages.session_context(context.sum_context.told, ready),
+            context=messages.session_context(context.sum_context.broadcast_digest, ready),
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
@@ -293,11 +296,11 @@ class MaskedClient:
         context, sum_context, check = self.context, self.context.sum_context, self.check
         fields = {
             "asked": context.cohort,
-            "ready": self.told.ready,
-            "scoring": self.told.scoring,
+            "ready": self.contributors.ready,
+            "scoring": self.contributors.scoring,
             "vouch": context.vouch,
             "relies": context.relies,
-            "told": sum_context.told.hex(),
+            "told": sum_context.broadcast_digest.hex(),
             "adapter": sum_context.adapter.hex(),
             "scores": context.scores,
             "subjects": [subject.hex() for subject in context.subjects],
@@ -350,7 +353,7 @@ class MaskedClient:
             subjects=tuple(bytes.fromhex(subject) for subject in fields["subjects"]),
         )
         self.tokens, self.counted, self.size = fields["tokens"], fields["counted"], fields["size"]
-        self.told = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
+        self.contributors = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
         values = found.get("values")
         self.values = None if values is None else np.frombuffer(values, WORD).astype(np.uint64)
         if (check := fields["check"]) is not None:
@@ -390,14 +393,14 @@ class MaskedServer:
     ) -> None:
         policy, sum_context = context.policy, context.sum_context
         self.policy, self.round_id, self.sum_context = policy, context.round_id, sum_context
-        self.cohort, self.ready = cohort, encode_contributors(context.told)
+        self.cohort, self.ready = cohort, encode_contributors(context.contributors)
         self.config = agree(
             policy,
             context.round_id,
-            BucketGroup.of(cohort, context.asked, context.told),
+            BucketGroup.of(cohort, context.asked, context.contributors),
             context.length,
             counted=context.counted,
-            context=messages.session_context(sum_context.told, self.ready),
+            context=messages.session_context(sum_context.broadcast_digest, self.ready),
             shares=sum_context.shares,
         )
         self.proof: dict[str, bytes] = {}
@@ -499,9 +502,9 @@ class MaskedServer:
         return {**describe(words, "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
 
 
-def encode_contributors(told: Contributors) -> bytes:
+def encode_contributors(contributors: Contributors) -> bytes:
     """One spelling of who is ready."""
-    return canonical({"ready": list(told.ready), "scoring": list(told.scoring)})
+    return canonical({"ready": list(contributors.ready), "scoring": list(contributors.scoring)})
 
 
 def decode_contributors(payload: bytes) -> Contributors:
@@ -581,20 +584,24 @@ def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
     return upload[end - size : end]
 
 
-def letter_bytes(cohort: int) -> int:
+def message_bytes(cohort: int) -> int:
     """Of a masked round's messages besides contributions."""
-    return LETTER_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
+    return MESSAGE_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
 
 
 def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """What a contribution of `size` values costs in a cohort of so many; where members sign the
     opened sum, it comes back, and boxes and uploads carry what it is checked with.
     """
-    length, bits, letters = Codec(size, policy).length, policy.protection.bits, letter_bytes(cohort)
+    length, bits, overhead = (
+        Codec(size, policy).length,
+        policy.protection.bits,
+        message_bytes(cohort),
+    )
     shown = 0
     if delta_chain.attested(policy):
         shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
         length += tag.width(bits)
-        letters += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
+        overhead += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
     words = BitRing(length=length, bits=bits, parties=cohort).wire_bytes
-    return WireCost(words + letters, shown + letters)
+    return WireCost(words + overhead, shown + overhead)

@@ -83,7 +83,7 @@ class KeyAndStateSetup:
         if enough and len(holders) == len(self.said):
             return key, key_group
         try:
-            greetings = DkgServer(self.policy, self.round_id, self._ask, self.size).form(
+            hellos = DkgServer(self.policy, self.round_id, self._ask, self.size).form(
                 tuple(sorted(self.said))
             )
         except RoundAborted as reason:
@@ -91,9 +91,9 @@ class KeyAndStateSetup:
                 raise
             logger.warning("going on with the joint key of %d members: %s", len(holders), reason)
             return key, key_group
-        for name, greeting in greetings.items():
+        for name, hello in hellos.items():
             try:
-                self.note(name, greeting)
+                self.note(name, hello)
             except MessageError as error:
                 logger.warning("%s after the ceremony: %s", name, error)
         key, key_group, holders = self.held()
@@ -197,10 +197,10 @@ class KeyAndStateSetup:
             except MessageError as error:
                 logger.warning("%s in stage %s: %s", reply.sender, stage, error)
 
-    def note(self, sender: str, greeting: bytes) -> None:
+    def note(self, sender: str, hello: bytes) -> None:
         """Raises MessageError unless it is `sender`'s, signed for this attempt."""
-        self.said[sender] = Hello.decode(greeting, self.policy, self.round_id, sender)
-        self.raw[sender] = greeting
+        self.said[sender] = Hello.decode(hello, self.policy, self.round_id, sender)
+        self.raw[sender] = hello
 
     def enough(self, found: int, what: str) -> None:
         """Raises RoundAborted below the federation's minimum."""

@@ -72,7 +72,7 @@ class StateTransfer:
         if self.dkg is not None and stage in dkg_client.STAGES:
             self.own_box(round_id)
             return self.dkg.answer(round_id, stage, payload) or (
-                self.greeting(round_id) if stage == dkg_client.SETTLE else b""
+                self.hello(round_id) if stage == dkg_client.SETTLE else b""
             )
         if stage == GREET:
             if payload:
@@ -80,11 +80,11 @@ class StateTransfer:
                     f"a greeting was asked for with {len(payload)} bytes, expected none; refused"
                 )
             self.box_key = (round_id, Ephemeral.generate())
-            return self.greeting(round_id)
+            return self.hello(round_id)
         steps = {DEAL: self.deal, TAKE: self.take, HAND: self.hand, FOLLOW: self.follow}
         return steps[stage](round_id, parts.split(payload))
 
-    def greeting(self, round_id: RoundId) -> bytes:
+    def hello(self, round_id: RoundId) -> bytes:
         """Where this member is, signed."""
         epoch = self.policy.digest
         public, seed, key = (
@@ -97,7 +97,7 @@ class StateTransfer:
                 self.policy, round_id, self.identity
             )
         progress, before = self.store.progress(round_id.run), self.store.before(round_id.run)
-        greeting = Hello(
+        hello = Hello(
             sender=self.name,
             public=public,
             key=key,
@@ -108,13 +108,13 @@ class StateTransfer:
             if (held := self.store.key_shares.key_share(epoch)) is None
             else KeyGroup.of(held.plan).encode(),
         )
-        return greeting.signed(self.policy, round_id, self.identity)
+        return hello.signed(self.policy, round_id, self.identity)
 
     def deal(self, round_id: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal the key for those that asked; make one if this member has none of this epoch
         either.
         """
-        askers = self.greetings(asked, TO, round_id)
+        askers = self.hellos(asked, TO, round_id)
         self.own_box(round_id)
         seed = self.store.seed(self.policy.digest) or self.store.make_seed(self.policy.digest)
         return self.parcels("key", round_id, askers, seed)
@@ -127,11 +127,11 @@ class StateTransfer:
         if len(seed) != SEED_BYTES:
             raise MessageError(f"a key of {len(seed)} bytes came, {SEED_BYTES} expected; refused")
         self.store.keep_seed(self.policy.digest, seed)
-        return self.greeting(round_id)
+        return self.hello(round_id)
 
     def hand(self, round_id: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal this member's adapter for those that are behind."""
-        askers = self.greetings(asked, TO, round_id)
+        askers = self.hellos(asked, TO, round_id)
         return self.parcels("state", round_id, askers, self.store.progress(round_id.run).encode())
 
     def follow(self, round_id: RoundId, given: dict[str, bytes]) -> bytes:
@@ -152,7 +152,7 @@ class StateTransfer:
         else:
             raise MessageError("no adapter came, and there is none to go back to; refused")
         state = (progress.steps, progress.tag(seed, round_id.run))
-        said = self.greetings(given, SAYS, round_id)
+        said = self.hellos(given, SAYS, round_id)
         same = sum(
             one.key == key and state in one.states
             for one in said.values()
@@ -163,7 +163,7 @@ class StateTransfer:
                 f"{same} members have this adapter, need {witnesses(self.policy)}; it is not taken"
             )
         self.store.keep_progress(round_id.run, progress)
-        return self.greeting(round_id)
+        return self.hello(round_id)
 
     def freeze(self) -> bytes:
         """What this member needs to go on in the attempt in which it greeted; nothing before it
@@ -196,9 +196,9 @@ class StateTransfer:
         self, purpose: str, round_id: RoundId, askers: dict[str, Hello], content: bytes
     ) -> bytes:
         """This member's greeting, and one parcel for each asker."""
-        out = {OWN: self.greeting(round_id)}
+        out = {OWN: self.hello(round_id)}
         for name, asker in askers.items():
-            parcel = SealedEnvelope(
+            envelope = SealedEnvelope(
                 purpose=purpose,
                 policy=self.policy,
                 round_id=round_id,
@@ -206,7 +206,7 @@ class StateTransfer:
                 receiver=name,
                 content=content,
             )
-            out[TO + name] = parcel.sealed(self.identity, asker.public)
+            out[TO + name] = envelope.sealed(self.identity, asker.public)
         return parts.join(out)
 
     def unwrap(self, purpose: str, round_id: RoundId, given: dict[str, bytes]) -> bytes:
@@ -217,18 +217,16 @@ class StateTransfer:
             sender, data = given[FROM].decode("ascii"), given[PARCEL]
         except (KeyError, UnicodeDecodeError):
             raise MessageError("a parcel without its sender's name; refused") from None
-        parcel = SealedEnvelope(
+        envelope = SealedEnvelope(
             purpose=purpose,
             policy=self.policy,
             round_id=round_id,
             sender=sender,
             receiver=self.name,
         )
-        return parcel.opened(data, self.own_box(round_id))
+        return envelope.opened(data, self.own_box(round_id))
 
-    def greetings(
-        self, given: dict[str, bytes], prefix: str, round_id: RoundId
-    ) -> dict[str, Hello]:
+    def hellos(self, given: dict[str, bytes], prefix: str, round_id: RoundId) -> dict[str, Hello]:
         """The greetings among `given`, by sender, each checked."""
         names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
         return {

@@ -86,19 +86,20 @@ def eligible(
     return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
 
 
-def confirmed(told: Mapping[str, Sets]) -> Sets:
+def confirmed(reported: Mapping[str, Sets]) -> Sets:
     """The sets that half of their members tell, and that nobody of them contradicts.
 
     Those that may collude (a third of k) are fewer than half of any set of `need` members (more
     than two thirds of k): they make none up.
 
     Args:
-        told: member → sets that it says it signed for, of all that have answered.
+        reported: member → sets that it says it signed for, of all that have answered.
     """
     return frozenset(
         one
-        for one in frozenset[frozenset[str]]().union(*told.values())
-        if 2 * sum(one in told.get(name, ()) for name in one) >= len(one) and fits(one, told)
+        for one in frozenset[frozenset[str]]().union(*reported.values())
+        if 2 * sum(one in reported.get(name, ()) for name in one) >= len(one)
+        and fits(one, reported)
     )
 
 

@@ -46,7 +46,8 @@ class SumContext:
 
     ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
-    told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
+    # of the work or the group: the masks follow from it
+    broadcast_digest: bytes = b""
     start: str = ""  # name of the state that the sum makes a step from, where members follow them
     shares: RankMasks | None = None  # who trains which coordinates; None: everybody all of them
     # `adapter_digest` the one that the sum is about; nothing where members do not share one
@@ -74,7 +75,7 @@ def terms_of(
     ranges: Spans,
     cohort: Sequence[str],
     *,
-    told: bytes,
+    broadcast_digest: bytes,
     start: str,
     adapter: bytes,
 ) -> SumContext:
@@ -89,7 +90,7 @@ def terms_of(
     """
     given = read_spans(ranges, size, policy.recipe.update_range) if ranges else ()
     shares = rank_masks_of(policy, cohort, round_id.attempt) if cohort and policy.ranked else None
-    return SumContext(given, seed_of(policy, round_id), told, start, shares, adapter)
+    return SumContext(given, seed_of(policy, round_id), broadcast_digest, start, shares, adapter)
 
 
 @functools.lru_cache(maxsize=16)

@@ -150,7 +150,7 @@ def show_bytes(arguments: Namespace) -> None:
         destination, prompt = policy_destination(Path(arguments.destination))
     found = chosen(arguments, destination, prompt)
     print(found.encoded.decode("utf-8"), end="")
-    print(told(found), file=sys.stderr)
+    print(training_set_sentence(found), file=sys.stderr)
 
 
 def chosen(arguments: Namespace, destination: str, prompt: "PromptFormat") -> "TrainingSet":
@@ -164,7 +164,7 @@ def chosen(arguments: Namespace, destination: str, prompt: "PromptFormat") -> "T
         return training_set(store, destination, prompt, redactor)
 
 
-def told(found: "TrainingSet") -> str:
+def training_set_sentence(found: "TrainingSet") -> str:
     """A training set in words."""
     out = ", ".join(f"{count} {why}" for why, count in found.left_out.items() if count)
     taken = ", ".join(f"{count} {kind}" for kind, count in sorted(found.redacted.items()))

@@ -228,7 +228,7 @@ def fingerprint(key: str) -> str:
 def show_federation(arguments: Namespace) -> None:
     """Check and print."""
     from ..membership import roster
-    from ..spec.policy import is_over, told_ranks
+    from ..spec.policy import is_over, ranks_sentence
 
     policy = roster.load(arguments.file)
     protection, recipe = policy.protection, policy.recipe
@@ -259,7 +259,7 @@ def show_federation(arguments: Namespace) -> None:
         rank = f"  rank {member.rank}" if member.rank else ""
         over = " (over)" if is_over(member.expires) else ""
         print(f"  member       {member.name:<20} {fingerprint(member.key)}{rank}{left}{over}")
-    if (ranks := told_ranks(policy)) is not None:
+    if (ranks := ranks_sentence(policy)) is not None:
         print(f"  ranks        {ranks}")
     for cost in joining_costs(policy):
         print(one_line(f"  joining      {cost}"))
@@ -268,7 +268,7 @@ def show_federation(arguments: Namespace) -> None:
 def joining_costs(policy: "Policy") -> list[str]:
     """What a member would send, receive and reveal."""
     from ...core.errors import QuietchoirError
-    from ..costs import privacy_told, round_cost, told
+    from ..costs import cost_sentence, privacy_bound_sentence, round_cost
     from ..model_files import name_here
 
     lines = [
@@ -278,7 +278,7 @@ def joining_costs(policy: "Policy") -> list[str]:
         lines = ["the coordinator sees each update (mode plain)"]
     try:
         lines.append(
-            told(
+            cost_sentence(
                 round_cost(policy, ownership.adapter_size(policy.adapter, name_here(policy.model)))
             )
         )
@@ -286,7 +286,7 @@ def joining_costs(policy: "Policy") -> list[str]:
         lines.append(
             f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"
         )
-    return [*lines, privacy_told(policy)]
+    return [*lines, privacy_bound_sentence(policy)]
 
 
 def show_log(arguments: Namespace) -> None:

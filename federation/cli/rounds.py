@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
 from ..monitor.event_printer import percent, printer
-from ..rounds.words import told_privacy
 
 MODEL_HELP = (
     "name or path of the federation's model on this disk; by default it is found by its digest"
@@ -162,7 +161,9 @@ def run_coordinator(arguments: Namespace) -> None:
             f"after; {report.seconds:.1f} s"
         )
         if report.privacy is not None:
-            print("privacy: " + told_privacy(report.privacy))
+            from ..rounds.report import privacy_sentence
+
+            print("privacy: " + privacy_sentence(report.privacy))
         if report.adapter:
             print(
                 f"adapter {report.adapter[:12]} is kept here and by "

@@ -158,7 +158,7 @@ def load_or_create(
         key = read_transport_key(transport, asked)
     else:
         key = ec.generate_private_key(ec.SECP384R1())
-        write_transport_key(transport, key, lock)
+        write_private_key(transport, TRANSPORT_KIND, key, lock)
     return NodeKeys(identity, key)
 
 
@@ -175,14 +175,27 @@ def protect(home: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None) 
     # keys made now are never on the disk in clear
     keys = load_or_create(home, lock=lock, asked=asked)
     keys.identity.save(home / IDENTITY_FILE, lock.passphrase, keyring=lock.keyring, replace=True)
-    write_transport_key(home / TRANSPORT_FILE, keys.transport, lock)
+    write_private_key(home / TRANSPORT_FILE, TRANSPORT_KIND, keys.transport, lock)
     return keys
 
 
 def read_transport_key(
     path: Path, asked: keyfile.Passphrase | None = None
 ) -> ec.EllipticCurvePrivateKey:
-    """Load a P-384 private key: PEM, or a locked key file.
+    """Load a P-384 private key. Raises as `read_private_key`."""
+    key = read_private_key(path, TRANSPORT_KIND, asked)
+    if not isinstance(key.curve, ec.SECP384R1):
+        raise ConfigError(f"{path}: not a P-384 key; restore it from your copy")
+    return key
+
+
+def read_private_key(
+    path: Path, kind: str, asked: keyfile.Passphrase | None = None
+) -> ec.EllipticCurvePrivateKey:
+    """Load a private key of an elliptic curve: PEM, or a locked key file.
+
+    Args:
+        kind: what a locked one calls itself.
 
     Raises:
         ConfigError: missing, unreadable, of another kind, or nothing that opens it.
@@ -191,38 +204,36 @@ def read_transport_key(
     try:
         content = path.read_bytes()
         if not content.startswith(b"-----BEGIN"):
-            content = keyfile.read(path, TRANSPORT_KIND, passphrase=asked or Asked())
+            content = keyfile.read(path, kind, passphrase=asked or Asked())
         key = serialization.load_pem_private_key(content, None)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot be read as a private key ({error}); restore it from your copy"
         ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ConfigError(f"{path}: not a P-384 key; restore it from your copy")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path}: not a key of this program's; restore it from your copy")
     return key
 
 
-def write_transport_key(path: Path, key: ec.EllipticCurvePrivateKey, lock: Lock) -> None:
-    """PEM if the lock is open, a locked key file if not; over what is there."""
+def write_private_key(path: Path, kind: str, key: ec.EllipticCurvePrivateKey, lock: Lock) -> None:
+    """PEM, readable by its owner alone, if the lock is open, a locked key file if not; over what is
+    there.
+
+    Raises:
+        ConfigError: a keyring that does not keep what it is given.
+        QuietchoirError: the disk refuses; the file is as it was.
+    """
+    content = pem_of(key, serialization.NoEncryption())
     if lock == OPEN:
-        write_private_pem(path, key)
-    else:
-        keyfile.write(
-            path,
-            TRANSPORT_KIND,
-            _pem(key),
-            passphrase=lock.passphrase,
-            keyring=lock.keyring,
-            replace=True,
-        )
-
-
-def write_private_pem(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write a private key, readable by its owner alone."""
-    paths.write_atomically(path, _pem(key), mode=0o600)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        paths.write_atomically(path, content, mode=0o600)
+        return
+    keyfile.write(
+        path, kind, content, passphrase=lock.passphrase, keyring=lock.keyring, replace=True
     )
+
+
+def pem_of(
+    key: ec.EllipticCurvePrivateKey, closed: serialization.KeySerializationEncryption
+) -> bytes:
+    """A private key as PEM."""
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)

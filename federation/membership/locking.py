@@ -18,8 +18,8 @@ from ...core.errors import ConfigError
 from ...core.paths import write_atomically
 from ...crypto.identity import keyfile
 from ...crypto.identity.keys import Identity
-from .keys import write_private_pem
-from .unlock import OPEN, Asked, Lock
+from .keys import pem_of, read_private_key, write_private_key
+from .unlock import Asked, Lock
 
 OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "owner.key", "coordinator.key", "tls.key"
 TLS_KIND = "tls"  # what a locked TLS key calls itself; an unlocked one is PEM
@@ -77,40 +77,13 @@ def readable(
 
 
 def read_tls_key(path: Path, asked: keyfile.Passphrase | None = None) -> ec.EllipticCurvePrivateKey:
-    """Load the coordinator's TLS key: PEM, or a locked key file.
-
-    Raises:
-        ConfigError: missing, unreadable, of another kind, or nothing that opens it.
-        AuthenticationError: a wrong passphrase.
-    """
-    try:
-        content = path.read_bytes()
-        if not content.startswith(b"-----BEGIN"):
-            content = keyfile.read(path, TLS_KIND, passphrase=asked or Asked())
-        key = serialization.load_pem_private_key(content, None)
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as a TLS key ({error}); restore it from your copy"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path}: not a key of `federation init`; restore it from your copy")
-    return key
+    """Load the coordinator's TLS key. Raises as `keys.read_private_key`."""
+    return read_private_key(path, TLS_KIND, asked)
 
 
 def write_tls_key(path: Path, key: ec.EllipticCurvePrivateKey, lock: Lock) -> None:
-    """PEM if the lock is open, a locked key file if not; over what is there.
-
-    Raises:
-        ConfigError: a keyring that does not keep what it is given.
-        QuietchoirError: the disk refuses; the file is as it was.
-    """
-    if lock == OPEN:
-        write_private_pem(path, key)
-        return
-    content = _pem(key, serialization.NoEncryption())
-    keyfile.write(
-        path, TLS_KIND, content, passphrase=lock.passphrase, keyring=lock.keyring, replace=True
-    )
+    """Over what is there. Raises as `keys.write_private_key`."""
+    write_private_key(path, TLS_KIND, key, lock)
 
 
 def server_key(
@@ -124,14 +97,8 @@ def server_key(
     """
     password = secrets.token_hex(32)
     kept = scratch / SERVER_KEY_FILE
-    locked = _pem(
+    locked = pem_of(
         read_tls_key(path, asked), serialization.BestAvailableEncryption(password.encode("ascii"))
     )
     write_atomically(kept, locked, mode=0o600)
     return kept, password
-
-
-def _pem(
-    key: ec.EllipticCurvePrivateKey, closed: serialization.KeySerializationEncryption
-) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)

@@ -1,22 +1,29 @@
-"""A page that shows how a run is doing, on the coordinator's own machine.
+"""A page that shows how a run is doing, on the coordinator's own machine, and its numbers as
+Prometheus reads them.
 
-Knows one board, HTTP and a token. Knows nothing of rounds.
+Knows one run's status, HTTP, a token, and metric names; prometheus_client knows their text format.
+Knows nothing of rounds.
 Always: it listens on loopback alone, on a port of its own, and only reads; numbers need the token
 (file `token` in the run's folder), which the page takes out of its address; foreign Host and Origin
-headers are refused, as at a node's own page.
+headers are refused, as at a node's own page; no label names a member.
 """
 
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from ...core.config import ServerConfig
 from ...core.server import auth, connections, errors, static
 from ...core.server.app import claim
-from .metrics import CONTENT_TYPE, Metrics
 from .run_status import RunStatus
 
 HOST = "127.0.0.1"
@@ -24,6 +31,70 @@ FOLDER = Path(__file__).parent / "ui"
 # of a node's own page
 SHARED = ("api.js", "theme.js", "icon.svg", "style.css", "vendor/htm-preact.js")
 START_S = 30.0
+PREFIX = "quietchoir_"
+COUNTERS = {
+    "rounds": ("round", "training rounds that are done"),
+    "rounds_aborted": (
+        "aborted",
+        "attempts that ended without a sum, since this coordinator started",
+    ),
+    "dropouts": ("dropped", "times that a member that was asked is not in the sum"),
+    "bytes_up": ("bytes_up", "bytes of messages from members, in rounds that ended with a sum"),
+    "bytes_down": ("bytes_down", "bytes of messages to members, in rounds that ended with a sum"),
+}
+GAUGES = {
+    "rounds_planned": ("rounds", "training rounds that the run is to have"),
+    "finished": ("finished", "1 once the adapter is delivered"),
+    "members": ("members", "members in the roster"),
+    "members_present": ("present", "members that can be asked now"),
+    "members_minimum": ("min_cohort", "no sum of fewer is opened"),
+    "federation_version": ("version", "number of the newest entry of the federation file's chain"),
+    "epsilon_spent": ("epsilon", "differential privacy spent so far, for one member"),
+    "epsilon_budget": ("budget", "differential privacy that may be spent"),
+}
+LAST = {
+    "round_cohort": ("parties", "members in the last sum"),
+    "round_seconds": ("seconds", "seconds that the last round took"),
+    "round_work_seconds": ("work_seconds", "of these, seconds of training or scoring"),
+    "round_loss": ("loss", "mean loss of an answer token in the last training round"),
+    "accuracy": ("accuracy", "share of held-out answers that are right, as last measured"),
+}
+
+
+class RunStatusCollector(Collector):
+    """Reads the status whenever somebody asks."""
+
+    def __init__(self, status: RunStatus) -> None:
+        self.status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric that has a value."""
+        seen = self.status.snapshot()
+        labels = {"federation": seen["federation"], "mode": seen["mode"]}
+        names, values = list(labels), list(labels.values())
+        for name, (key, words) in COUNTERS.items():
+            counter = CounterMetricFamily(PREFIX + name, words, labels=names)
+            counter.add_metric(values, seen[key])
+            yield counter
+        last = {key: newest(seen["history"], key) for key, _ in LAST.values()}
+        for name, (key, words) in {**GAUGES, **LAST}.items():
+            value = last[key] if name in LAST else seen[key]
+            if value is not None:
+                gauge = GaugeMetricFamily(PREFIX + name, words, labels=names)
+                gauge.add_metric(values, float(value))
+                yield gauge
+
+
+def newest(history: list[dict[str, Any]], key: str) -> float | None:
+    """The last value that was measured."""
+    return next((entry[key] for entry in reversed(history) if entry[key] is not None), None)
+
+
+def metrics(status: RunStatus) -> CollectorRegistry:
+    """What Prometheus is told of one run; `generate_latest` spells it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RunStatusCollector(status))
+    return registry
 
 
 class Page:
@@ -38,7 +109,7 @@ class Page:
     """
 
     def __init__(self, status: RunStatus, port: int, home: Path) -> None:
-        self.run_status, self.metrics, self.token = status, Metrics(status), auth.load_token(home)
+        self.run_status, self.metrics, self.token = status, metrics(status), auth.load_token(home)
         self.files = static.Pages(FOLDER)
         shared = static.Pages()
         self.files.files |= {name: shared.files[name] for name in SHARED}
@@ -74,7 +145,9 @@ class Page:
 
     async def scrape(self, _request: web.Request) -> web.Response:
         """The run as Prometheus reads it."""
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(
+            body=generate_latest(self.metrics), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     def run(self) -> None:
         """Serve until told to end."""

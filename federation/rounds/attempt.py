@@ -58,8 +58,8 @@ class Answers:
         return tuple(sorted(self.before))
 
     @property
-    def told(self) -> Contributors:
-        """What all of them are told."""
+    def contributors(self) -> Contributors:
+        """What all of them are told of each other."""
         return Contributors(self.ready, tuple(sorted(self.scoring)))
 
     def take(self, reply: Reply, policy: Policy) -> bool:
@@ -126,27 +126,27 @@ class Signed:
     # whom this coordinator summed, or tried to
     chosen: set[frozenset[str]] = field(default_factory=set)
     # member → sets that it says it signed for; nobody's word makes another one a signer
-    told: dict[str, Sets] = field(default_factory=dict)
+    reported: dict[str, Sets] = field(default_factory=dict)
 
     @property
     def members(self) -> frozenset[str]:
         """By this coordinator's own account, or their own word."""
         own = frozenset[str]().union(*self.chosen)
-        return own.union(name for name, sets in self.told.items() if sets)
+        return own.union(name for name, sets in self.reported.items() if sets)
 
     @property
     def sets(self) -> Sets:
         """Sets that may be summed again; one of this coordinator's until its members say which part
         of it signed.
         """
-        own = (one for one in self.chosen if one.isdisjoint(self.told))
-        return confirmed(self.told).union(own)
+        own = (one for one in self.chosen if one.isdisjoint(self.reported))
+        return confirmed(self.reported).union(own)
 
     def summed(self, names: Collection[str]) -> None:
         """These may be in a sum from now on; what they said before is of the past."""
         self.chosen.add(frozenset(names))
         for name in names:
-            self.told.pop(name, None)
+            self.reported.pop(name, None)
 
 
 class RoundAttempt:
@@ -205,15 +205,15 @@ class RoundAttempt:
         card: str = "",
     ) -> messages.Work:
         """Work on the adapter `flat`; [0] where only members have it."""
-        told = draw or Draw((), ())
+        drawn = draw or Draw((), ())
         return messages.Work(
             flat=flat,
             evaluate=evaluate,
             card=card,
             state=self.model.name(flat),
             ranges=self.model.ranges() if training else (),
-            cohort=told.cohort,
-            absent=told.absent,
+            cohort=drawn.cohort,
+            absent=drawn.absent,
             round=self.logbook.state.round + 1,
         )
 
@@ -264,7 +264,7 @@ class RoundAttempt:
         Raises:
             RoundAborted: then too few are left; `missing` says who is waited for.
         """
-        self.signed.told |= answers.before
+        self.signed.reported |= answers.before
         if not any(answers.before.values()):  # nobody signed for a sum from this adapter before
             self.missing = frozenset()
             return answers.only(answers.ready)
@@ -305,7 +305,7 @@ class RoundAttempt:
             round_id=group.round_id,
             length=length,
             counted=group.kind == messages.TRAIN,
-            told=answers.told,
+            contributors=answers.contributors,
             asked=len(group.draw.cohort),
             sum_context=group.sum_context,
             common=self.model.common,
@@ -385,7 +385,7 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
         clipped_share=counters.clipped_share,
         ranges=[min(scales), max(scales)] if scales else [],
         epsilon=None if group.spent is None else group.spent.epsilon,
-        columns=None if shares is None else shares.told(outcome.parties),
+        columns=None if shares is None else shares.columns_of(outcome.parties),
         staleness=sorted(group.staleness[name] for name in outcome.parties if group.staleness),
     )
     table = dataclasses.asdict(entry)

@@ -211,7 +211,7 @@ class Client:
             check(self.policy, round_id, drawn, self.name, everybody=not training)
         adapter = adapter_digest(order.flat)
         sum_context = self.sum_context(
-            round_id, order, found.told, adapter, training, found.velocity
+            round_id, order, found.broadcast_digest, adapter, training, found.velocity
         )
         unpaid = self.begin(round_id, pays=training, undoes=task.stage == messages.UNDO)
         self.model.keep(found)
@@ -276,7 +276,7 @@ class Client:
                 run=round_id.run,
                 rules=rules_of(self.policy),
                 version=version,
-                told=messages.told_of(version, order),
+                broadcast_digest=messages.version_digest(version, order),
                 state=order.state,
                 adapter=adapter.hex(),
                 update=update,
@@ -284,7 +284,7 @@ class Client:
                 tokens=tokens,
             )
             buffer.keep(kept)
-        return messages.encode_offer(kept.version, kept.told, kept.state)
+        return messages.encode_offer(kept.version, kept.broadcast_digest, kept.state)
 
     def kept(self, task: Task) -> Contribution | None:
         """Buffered: what is offered again instead of training from the version that came."""
@@ -309,7 +309,7 @@ class Client:
             round=group.version + 1,
         )
         split = messages.split_seed(round_id.run, group.version)
-        sum_context = self.sum_context(round_id, order, group.told, split, True)
+        sum_context = self.sum_context(round_id, order, group.broadcast_digest, split, True)
         update = kept.update  # weighed before it is clipped and noised
         for one in transforms_of(self.policy, sum_context, self.name, staleness=staleness):
             update = one.apply(update)
@@ -394,7 +394,7 @@ class Client:
         self,
         round_id: RoundId,
         order: messages.Work,
-        told: bytes,
+        broadcast_digest: bytes,
         adapter: bytes,
         training: bool,
         velocity: Vector | None = None,
@@ -429,7 +429,7 @@ class Client:
             round_id,
             given if wanted else (),
             order.cohort if training else (),
-            told=told,
+            broadcast_digest=broadcast_digest,
             start=order.state if policy.followed else "",
             adapter=adapter,
         )
@@ -451,7 +451,7 @@ class Client:
             self.ledger.record(round_id)
             if pays and self.policy.privacy.on:
                 try:
-                    self.accountant.pay(round_id)
+                    self.accountant.charge(round_id)
                 except BudgetError as error:
                     unpaid = str(error)
         self.attempt = None
@@ -522,9 +522,9 @@ class Client:
                 self.clipped(update, sum_context)
             ),
         )
-        told = None if sum_context.shares is None else columns
+        shown = None if sum_context.shares is None else columns
         self.on_event(
-            TrainedEvent(round=order.round, loss=trained.loss, tokens=trained.tokens, columns=told)
+            TrainedEvent(round=order.round, loss=trained.loss, tokens=trained.tokens, columns=shown)
         )
         return update, statistics, trained.tokens
 

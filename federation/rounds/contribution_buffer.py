@@ -40,7 +40,7 @@ class Contribution:
     run: str
     rules: str  # `rules_of` the federation file that it was trained under
     version: int  # steps behind the adapter that it was trained from
-    told: str  # the broadcast digest of the work that it came of, hex
+    broadcast_digest: str  # the broadcast digest of the work that it came of, hex
     state: str  # name of the state that it was trained from, where members follow them
     adapter: str  # digest of that adapter, hex
     update: Vector  # [n]
@@ -51,6 +51,7 @@ class Contribution:
         """As it lies on disk."""
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         fields["statistics"] = dataclasses.asdict(self.statistics)
+        fields["told"] = fields.pop("broadcast_digest")  # as it always was called on disk
         return StoredRecord(fields, fields.pop("update").astype("<f4").tobytes())
 
     @staticmethod
@@ -58,7 +59,8 @@ class Contribution:
         """What `record` gave. Raises ValueError, TypeError or LookupError for anything else."""
         statistics = Statistics(**record.fields["statistics"])
         update = np.frombuffer(record.body, "<f4").astype(np.float32)
-        return Contribution(**{**record.fields, "statistics": statistics}, update=update)
+        fields = {**record.fields, "statistics": statistics}
+        return Contribution(broadcast_digest=fields.pop("told"), update=update, **fields)
 
 
 @functools.lru_cache(maxsize=16)
@@ -132,7 +134,7 @@ class ContributionBuffer:
                 f"{said}; refused"
             )
         # else its neighbours may have trained from another adapter
-        if (kept.told, kept.state) != group.told_of(kept.version):
+        if (kept.broadcast_digest, kept.state) != group.adapter_of(kept.version):
             raise MessageError(
                 f"this member's contribution came of another adapter or other work than the group "
                 f"says of version "

@@ -24,7 +24,7 @@ from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.update import SumContext
 from ..spec.policy import Policy
-from ..store.checkpoint import Logbook, ServerState, Vector, Walked
+from ..store.checkpoint import Logbook, ServerState, StoredStep, Vector
 from ..wire import messages
 from ..wire.link import Messenger
 from ..wire.messages import Reply, RoundId
@@ -134,7 +134,7 @@ class ServerHeld:
         """`parent` with an optimizer at rest, after a change was undone."""
         return parent.at_rest()
 
-    def walked(self, server: ServerState) -> tuple[Walked, ...]:
+    def steps_to(self, server: ServerState) -> tuple[StoredStep, ...]:
         """The steps that lead to `server`, oldest first: what must be on disk with it."""
         del server
         return ()
@@ -152,13 +152,13 @@ class LackingError(MessageError):
     """The adapter that is meant cannot be reached from what is here."""
 
     def __init__(self, reply: bytes) -> None:
-        super().__init__("this member does not hold the adapter that the way starts from")
+        super().__init__("this member does not hold the adapter that the path starts from")
         self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """Where a way led; not remembered yet."""
+    """Where a path led; not remembered yet."""
 
     run: str
     name: str
@@ -174,11 +174,11 @@ class Resolved:
     """What a member is to do, as it was told or arrived at it."""
 
     order: messages.Work  # with the adapter to work on
-    told: bytes  # the broadcast digest
+    broadcast_digest: bytes  # the broadcast digest
     # by somebody else's word: to be measured against what any rounds can have made
     claimed: ServerState | Vector | None = None
     velocity: Vector | None = None  # [n] what the tensors' ranges follow from, where it is here
-    led: Followed | None = None  # how it was reached, where adapters are followed
+    reached: Followed | None = None  # how it was reached, where adapters are followed
 
 
 class ClientModel:
@@ -203,9 +203,11 @@ class ClientModel:
         del round_id
         order = messages.decode_work(payload, self.size)
         if self.policy.can.server_reads_updates:
-            return Resolved(order=order, told=b"", claimed=order.flat)  # no masks to follow from it
-        told = messages.work_digest(stage, order.header(), order.flat)
-        return Resolved(order=order, told=told, claimed=order.flat)
+            return Resolved(
+                order=order, broadcast_digest=b"", claimed=order.flat
+            )  # no masks to follow from it
+        broadcast_digest = messages.work_digest(stage, order.header(), order.flat)
+        return Resolved(order=order, broadcast_digest=broadcast_digest, claimed=order.flat)
 
     def keep(self, found: Resolved) -> None:
         """Remember what was resolved: its message was checked whole."""

@@ -130,9 +130,12 @@ class OwnModel(ClientModel):
                 f"adapter is meant; refused"
             )
         # of the tag: the adapter is not the coordinator's
-        told, server = messages.work_digest(stage, order.header(), order.flat), progress.server
+        broadcast_digest, server = (
+            messages.work_digest(stage, order.header(), order.flat),
+            progress.server,
+        )
         order = dataclasses.replace(order, flat=server.flat)
-        return Resolved(order=order, told=told, velocity=server.velocity)
+        return Resolved(order=order, broadcast_digest=broadcast_digest, velocity=server.velocity)
 
     def apply(self, round_id: RoundId, sum_context: SumContext, sums: Sequence[Sum]) -> bytes:
         """As `ClientModel`: on disk first; answers the adapter's tag.

@@ -11,7 +11,7 @@ is the whole old memory or the whole new one.
 
 Covered: a member that was away (it gets several steps), one that came late or lost its disk: the
 steps from zeros while they are few, the whole after that. Who is told the whole takes part only if
-more than a third of the cohort followed the steps, so steps are preferred up to `WAY` times the
+more than a third of the cohort followed the steps, so steps are preferred up to `LONGEST` times the
 whole.
 What it shows: a member that missed rounds gets their sums one by one, and members get buckets'
 sums, where the adapter alone would show what they add up to. Sums are every member's to read in
@@ -68,7 +68,7 @@ from ..aggregation.delta_chain import (
 )
 from ..aggregation.server_optimizer import ServerOptimizer, combine
 from ..spec.policy import Policy
-from ..store.checkpoint import Logbook, ServerState, Vector, Walked
+from ..store.checkpoint import Logbook, ServerState, StoredStep, Vector
 from ..store.database import Database, StoredRecord
 from ..wire import messages
 from ..wire.link import Messenger
@@ -77,9 +77,9 @@ from .global_model import ClientModel, Followed, LackingError, Resolved, ServerH
 
 logger = log.get("federation.model_broadcast")
 # the state that it starts from, if it needs one; and the bytes that lead from there
-Way = tuple[tuple[str, ...], bytes]
-# a way is told by steps up to so many times the whole, or so many bytes; else as the whole
-WAY, SHORT_BYTES = 4, 1 << 20
+DeltaPath = tuple[tuple[str, ...], bytes]
+# a path is told by steps up to so many times the whole, or so many bytes; else as the whole
+LONGEST, SHORT_BYTES = 4, 1 << 20
 # of a step's header; of each name in it, where members train different ranks
 STEP_BYTES, MEMBER_BYTES = 200, 24
 
@@ -97,9 +97,11 @@ class ServerHeldDelta(ServerHeld):
     ) -> None:
         super().__init__(messenger, logbook, optimizer, size, stops)
         self.origin = origin_of(size)
-        self.left: dict[str, tuple[Way, str]] = {}  # member → the way that `payloads` told it
+        self.sent: dict[
+            str, tuple[DeltaPath, str]
+        ] = {}  # member → the path that `payloads` told it
         # oldest first
-        self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}
+        self.deltas: dict[str, StoredStep] = {one.name: one for one in logbook.state.steps}
         # made of the last sums; one of them may become the run's
         self.fresh: list[tuple[str, ServerState]] = []
         self.opened_at: tuple[RoundId, tuple[str, ...], tuple[Sum, ...]] | None = None
@@ -114,7 +116,7 @@ class ServerHeldDelta(ServerHeld):
         """What a round takes, and at most how much more for a member that was away.
 
         A member of every round gets the newest step, with the sum of each bucket that it did not
-        sign; one that missed rounds gets their steps, up to `WAY` times the adapter with its
+        sign; one that missed rounds gets their steps, up to `LONGEST` times the adapter with its
         optimizer. A vote costs nothing more, since what was voted on is what the next round starts
         from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
         """
@@ -127,7 +129,10 @@ class ServerHeldDelta(ServerHeld):
             sums -= 1
         times = 1 + policy.aggregation.buckets if policy.guard.rule == "choose" else 1
         vectors = 3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2
-        change, whole = (body * sums + header) * times, max(SHORT_BYTES, WAY * 4 * size * vectors)
+        change, whole = (
+            (body * sums + header) * times,
+            max(SHORT_BYTES, LONGEST * 4 * size * vectors),
+        )
         some = cohort < len(policy.members) or policy.schedule.buffered
         down = max(change, whole) if some else change
         return WireCost(0, down, late_down=max(0, whole - down))
@@ -191,31 +196,31 @@ class ServerHeldDelta(ServerHeld):
         raise RuntimeError("a change that follows from no sum of this round")  # our bug
 
     def note(self, name: str, before: str, step: Step) -> None:
-        """Keep the step, and forget the oldest once together they are longer than any way that
+        """Keep the step, and forget the oldest once together they are longer than any path that
         is told.
         """
         if name == before:
             return
-        self.ways[name] = Walked(name, before, step.encode())
+        self.deltas[name] = StoredStep(name, before, step.encode())
         while (
-            len(self.ways) > delta_chain.MAX_STEPS
-            or sum(len(one.body) for one in self.ways.values()) > self.longest()
+            len(self.deltas) > delta_chain.MAX_STEPS
+            or sum(len(one.body) for one in self.deltas.values()) > self.longest()
         ):
-            if len(self.ways) == 1:
+            if len(self.deltas) == 1:
                 break
-            del self.ways[next(iter(self.ways))]
+            del self.deltas[next(iter(self.deltas))]
 
-    def walked(self, server: ServerState) -> tuple[Walked, ...]:
+    def steps_to(self, server: ServerState) -> tuple[StoredStep, ...]:
         """The steps that lead to `server`, oldest first: what must be on disk with it."""
-        taken, at = list[Walked](), self.named(server)
-        while at in self.ways and len(taken) < len(self.ways):
-            taken.append(self.ways[at])
+        taken, at = list[StoredStep](), self.named(server)
+        while at in self.deltas and len(taken) < len(self.deltas):
+            taken.append(self.deltas[at])
             at = taken[-1].before
         return tuple(reversed(taken))
 
     def longest(self) -> int:
-        """Bytes of a way that is told by steps."""
-        return max(SHORT_BYTES, WAY * 4 * self.size * len(self.logbook.state.server.vectors))
+        """Bytes of a path that is told by steps."""
+        return max(SHORT_BYTES, LONGEST * 4 * self.size * len(self.logbook.state.server.vectors))
 
     def name(self, flat: Vector) -> str:
         """The state whose adapter is this very vector.
@@ -252,40 +257,40 @@ class ServerHeldDelta(ServerHeld):
         asked once more.
         """
         self.meet(cohort, order.state, round_id)
-        yield from self.send(stage, order, self.ways_for(order, cohort), round_id, timeout_s)
+        yield from self.send(stage, order, self.paths_for(order, cohort), round_id, timeout_s)
         if lacking := [name for name in cohort if name in self.lacking]:
-            yield from self.send(stage, order, self.ways_for(order, lacking), round_id, timeout_s)
+            yield from self.send(stage, order, self.paths_for(order, lacking), round_id, timeout_s)
 
     def payloads(
         self, order: messages.Work, members: Sequence[str], round_id: RoundId
     ) -> dict[str, bytes]:
-        """What each is told: its way from what it holds."""
+        """What each is told: its path from what it holds."""
         self.meet(members, order.state, round_id)
-        ways = self.ways_for(order, members)
-        self.left |= {name: (way, order.state) for name, way in ways.items()}
-        return {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
+        paths = self.paths_for(order, members)
+        self.sent |= {name: (path, order.state) for name, path in paths.items()}
+        return {name: messages.encode_delta_work(order, path) for name, (_, path) in paths.items()}
 
     def worked(self, reply: Reply) -> bool:
         """As `heard`, of an answer to one of `payloads`."""
-        return self.heard(reply, *self.left[reply.sender])
+        return self.heard(reply, *self.sent[reply.sender])
 
     def at_once(self, member: str) -> bool:
         """It is told in another way at once, but not for ever."""
-        return bool(self.left[member][0][0])
+        return bool(self.sent[member][0][0])
 
     def relies(self, member: str) -> bool:
         """Was it told the whole, and not summed since?"""
         return member in self.relying
 
-    def ways_for(self, order: messages.Work, names: Sequence[str]) -> dict[str, Way]:
+    def paths_for(self, order: messages.Work, names: Sequence[str]) -> dict[str, DeltaPath]:
         """How each gets to the adapter that is meant, from what it is known to hold."""
-        return {name: self.way(order, name, whole=self.held.get(name) == ()) for name in names}
+        return {name: self.path_to(order, name, whole=self.held.get(name) == ()) for name in names}
 
     def send(
         self,
         stage: str,
         order: messages.Work,
-        ways: Mapping[str, Way],
+        paths: Mapping[str, DeltaPath],
         round_id: RoundId,
         timeout_s: float,
     ) -> Iterator[Reply]:
@@ -293,19 +298,21 @@ class ServerHeldDelta(ServerHeld):
         a stranger again.
         """
         self.lacking = set()
-        payloads = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
-        for name in ways:
+        payloads = {
+            name: messages.encode_delta_work(order, path) for name, (_, path) in paths.items()
+        }
+        for name in paths:
             self.held.pop(name, None)
         for reply in self.messenger.ask(stage, payloads, round_id, timeout_s):
-            if self.heard(reply, ways[reply.sender], order.state):
+            if self.heard(reply, paths[reply.sender], order.state):
                 yield reply
 
-    def heard(self, reply: Reply, way: Way, wanted: str) -> bool:
+    def heard(self, reply: Reply, path: DeltaPath, wanted: str) -> bool:
         """Note what a member holds now; False if it lacks what it was told a change of."""
         if (names := read_names(reply.payload)) is None:
-            self.held[reply.sender] = tuple(dict.fromkeys((*way[0], wanted)))
+            self.held[reply.sender] = tuple(dict.fromkeys((*path[0], wanted)))
             self.relying = (
-                self.relying - {reply.sender} if way[0] else self.relying | {reply.sender}
+                self.relying - {reply.sender} if path[0] else self.relying | {reply.sender}
             )
             return True
         logger.info("%s does not hold the adapter that it was told a change of", reply.sender)
@@ -325,31 +332,31 @@ class ServerHeldDelta(ServerHeld):
         for reply in self.messenger.ask(HOLDS, dict.fromkeys(strangers, b""), round_id, timeout_s):
             self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
-    def way(self, order: messages.Work, member: str, *, whole: bool = False) -> Way:
-        """A member's way to the state that is meant, by steps unless they are too long, or the
+    def path_to(self, order: messages.Work, member: str, *, whole: bool = False) -> DeltaPath:
+        """A member's path to the state that is meant, by steps unless they are too long, or the
         whole is wanted.
         """
         taken, at, held = list[bytes](), order.state, self.held.get(member, ())
         while (
             at not in (*held, self.origin)
-            and at in self.ways
+            and at in self.deltas
             and len(taken) < delta_chain.MAX_STEPS
         ):
-            taken.insert(0, self.told(at, member))
-            at = self.ways[at].before
+            taken.insert(0, self.delta_for(at, member))
+            at = self.deltas[at].before
         if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= self.longest():
             return (at,), delta_chain.join(at, taken)
         return (), delta_chain.join(
             "", [Step(kind="whole", state=self.state(order.flat).encode()).encode()]
         )
 
-    def told(self, name: str, member: str) -> bytes:
+    def delta_for(self, name: str, member: str) -> bytes:
         """The step to the state called `name`, as this member is told it: without the sums that it
         signed.
         """
         step = self.steps.get(name) if member in self.keeping else None
         if step is None:
-            return self.ways[name].body
+            return self.deltas[name].body
         signed = tuple(member in one.proof for one in step.totals)
         if (name, signed) not in self.briefs:
             self.briefs[name, signed] = step.kept_by(member).encode()
@@ -414,20 +421,26 @@ class FollowedModel(ClientModel):
 
     def resolve(self, round_id: RoundId, stage: str, payload: bytes) -> Resolved:
         """As `ClientModel`; raises as `ClientModelCache.follow`."""
-        named, way = messages.split_work(payload)
+        named, path = messages.split_work(payload)
         chain = DeltaChain(self.policy, self.size, round_id.run, self.stops)
-        led = self.cache.follow(chain, named.state, way)
-        order = replace(named, flat=led.state.flat)
-        told, velocity = (
+        reached = self.cache.follow(chain, named.state, path)
+        order = replace(named, flat=reached.state.flat)
+        broadcast_digest, velocity = (
             messages.work_digest(stage, order.header(), order.flat),
-            led.state.velocity,
+            reached.state.velocity,
         )
-        return Resolved(order=order, told=told, claimed=led.state, velocity=velocity, led=led)
+        return Resolved(
+            order=order,
+            broadcast_digest=broadcast_digest,
+            claimed=reached.state,
+            velocity=velocity,
+            reached=reached,
+        )
 
     def keep(self, found: Resolved) -> None:
         """As `ClientModel`."""
-        if found.led is not None:
-            self.cache.keep(found.led)
+        if found.reached is not None:
+            self.cache.keep(found.reached)
 
     def vouching(self, run: str, states: Sequence[tuple[int, str]], own: int) -> tuple[int, int]:
         """As `ClientModel`."""
@@ -470,7 +483,7 @@ class ClientModelCache:
         """What is held of `run`, as an answer."""
         return LACKS + b"".join(bytes.fromhex(name) for name, _ in self.memory(run).held)
 
-    def follow(self, stepping: DeltaChain, wanted: str, way: bytes) -> Followed:
+    def follow(self, stepping: DeltaChain, wanted: str, path: bytes) -> Followed:
         """Go from a state that is held to the one called `wanted`; it is remembered by `keep`.
 
         Raises:
@@ -478,9 +491,9 @@ class ClientModelCache:
             and be told otherwise. MessageError: malformed, or a whole state that is not the one
             meant; refused.
         """
-        start, taken = delta_chain.split(way)
+        start, taken = delta_chain.split(path)
         memory, origin = self.memory(stepping.run), origin_of(stepping.size)
-        whole = delta_chain.told_whole(taken)
+        whole = delta_chain.starts_whole(taken)
         state = (
             ServerState.zeros(stepping.size)
             if whole or start == origin
@@ -556,14 +569,14 @@ class ClientModelCache:
         """Did this member follow to the state called `name`?"""
         return name == origin_of(size) or name in self.memory(run).trail
 
-    def keep(self, led: Followed) -> None:
-        """Remember where a way led."""
-        memory = self.memory(led.run)
-        held = {**led.first, led.name: led.state}
+    def keep(self, reached: Followed) -> None:
+        """Remember where a path led."""
+        memory = self.memory(reached.run)
+        held = {**reached.first, reached.name: reached.state}
         # what was followed stays, until others vouch for this
-        if not led.followed and not held.keys() & set(memory.trail):
+        if not reached.followed and not held.keys() & set(memory.trail):
             held = {**dict([one for one in memory.held if one[0] in memory.trail][-1:]), **held}
-        self._write(Memory(led.run, tuple(held.items()), trail(memory.trail, *led.passed)))
+        self._write(Memory(reached.run, tuple(held.items()), trail(memory.trail, *reached.passed)))
 
     def trust(self, name: str, run: str) -> None:
         """Enough others signed that they followed to the state called `name`."""

@@ -64,7 +64,7 @@ class PrivacyAccountant:
         if database is not None:
             database.forget.append(self.account.reread)
 
-    def pay(self, round_id: RoundId) -> Spent | None:
+    def charge(self, round_id: RoundId) -> Spent | None:
         """Pay for one attempt; what is spent with it, None where there is no noise.
 
         Raises:
@@ -121,7 +121,7 @@ class PrivacyAccountants:
             )
         return self.each[name]
 
-    def pay(self, names: Iterable[str], round_id: RoundId) -> Spent | None:
+    def charge(self, names: Iterable[str], round_id: RoundId) -> Spent | None:
         """Pay for one attempt of these members; what the one who has spent most has spent, None
         where there is no noise.
 
@@ -131,7 +131,7 @@ class PrivacyAccountants:
         """
         with nullcontext() if self.database is None else self.database.step():
             for name in names:
-                self.of(name).pay(round_id)
+                self.of(name).charge(round_id)
         worst = self.worst()
         return None if worst.step is None else worst.account.epsilon()
 

@@ -1,17 +1,20 @@
 """What a run says about itself.
 
-Knows numbers and names. Holds nothing of one party that the protection hides: losses and scores are
-sums.
-Always: made of JSON's types, so that it can be checkpointed and written as it is.
+Knows numbers, names, and the price of privacy and of its opposite, in words. Holds nothing of one
+party that the protection hides: losses and scores are sums.
+Always: made of JSON's types, so that it can be checkpointed and written as it is; an epsilon is
+never shown without its delta, unit, sampling assumption and steps.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...core import paths
+from ..spec.policy import Policy
 from ..wire import messages
 from .validation import parents_score
 
@@ -93,3 +96,32 @@ def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], flo
         "after": None if known is None else known["accuracy"],
     }
     return accuracy, sum(sent) / len(sent) if sent else 0.0
+
+
+def privacy_sentence(spent: Mapping[str, Any]) -> str:
+    """What a run's rounds have cost a member of all of them.
+
+    Args:
+        spent: `PrivacyAccountant.spent`.
+    """
+    return (
+        f"epsilon {spent['epsilon']:.3g} of {spent['budget']:g} at delta {spent['delta']:g}, "
+        f"{spent['steps']} steps; "
+        f"unit: {spent['unit']}; sampling {spent['sampling']}; {spent['mechanism']}, "
+        f"{spent['method']}"
+    )
+
+
+def buckets_sentence(policy: Policy) -> str | None:
+    """What buckets cost; None where there is one sum."""
+    if policy.aggregation.rule == "mean":
+        return None
+    least, most = policy.smallest_sum, policy.aggregation.buckets
+    noisier = "; each carries noise for its own size" if policy.privacy.on else ""
+    return (
+        f"up to {most} sums are opened a round, each over {least} members or more, instead of one "
+        f"over the whole cohort: "
+        f"whoever reads them knows the change of {least} together{noisier}; of a bucket, "
+        f"{policy.colluders} members may be in "
+        f"league with the coordinator, and the others stay {policy.protection.min_cohort}"
+    )

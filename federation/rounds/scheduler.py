@@ -196,15 +196,15 @@ class Synchronous:
                 f"was asked to work"
             )
         order = attempt.order(flat, draw=found, evaluate=evaluate, training=training)
-        spent = self.accountant.pay(round_id) if training and policy.privacy.on else None
-        told = (
+        spent = self.accountant.charge(round_id) if training and policy.privacy.on else None
+        broadcast_digest = (
             b""  # no masks could follow from it
             if policy.can.server_reads_updates
             else messages.work_digest(kind, order.header(), order.flat)
         )
         sum_context = terms_of(
             policy, attempt.size, round_id, order.ranges, found.cohort if training else (),
-            told=told, start=order.state, adapter=adapter_digest(flat),
+            broadcast_digest=broadcast_digest, start=order.state, adapter=adapter_digest(flat),
         )  # fmt: skip
         answers = self.work(kind, order, able, round_id)
         return ReadyGroup(
@@ -281,16 +281,16 @@ class Synchronous:
                 adapter can do without; a patient run looks at that until enough were there once.
         """
         waiting, clock = self.waiting, self.waiting.clock
-        began, told, enough_since = clock.now(), -1, None
+        began, shown, enough_since = clock.now(), -1, None
         while True:
             waiting.between()
             policy, present = self.attempt.policy, self.attempt.messenger.link.present()
             now = clock.now()
             need, everybody = policy.needed(), len(policy.members)
             here, missing = len(present), self.attempt.awaited(present)
-            if here != told:
+            if here != shown:
                 self.attempt.on_event(WaitingEvent(present=here, minimum=need, roster=everybody))
-                told = here
+                shown = here
             if here < need or missing:
                 enough_since = None
             elif enough_since is None:
@@ -321,7 +321,7 @@ class Offer(NamedTuple):
     """What a member has ready: where its contribution was trained from, by its word."""
 
     version: int
-    told: str  # the broadcast digest of that work
+    broadcast_digest: str  # of that work
     state: str  # the name of that adapter's state, if states have names
 
 
@@ -357,7 +357,7 @@ class Buffered:
         self.group: tuple[str, ...] = ()  # who was called last
         self.traffic, self.version = attempt.messenger.traffic, self.state.round
         self.news_at, self.stepped_at = waiting.clock.now(), time.monotonic()
-        self.told: tuple[int, int] = (-1, -1)
+        self.shown: tuple[int, int] = (-1, -1)
 
     @property
     def policy(self) -> Policy:
@@ -423,8 +423,8 @@ class Buffered:
             round_id, version = self.attempt.logbook.begin(), self.state.round
             order = self.attempt.order(self.state.server.flat, evaluate=evaluate)
             payloads = {
-                name: messages.encode_train(version, told)
-                for name, told in self.attempt.model.payloads(order, idle, round_id).items()
+                name: messages.encode_train(version, work)
+                for name, work in self.attempt.model.payloads(order, idle, round_id).items()
             }
             self.outbox.leave(messages.TRAIN, payloads, round_id, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
@@ -455,7 +455,7 @@ class Buffered:
         trains from the newest.
         """
         try:
-            version, told = messages.decode_offer(reply.payload)
+            version, named = messages.decode_offer(reply.payload)
         except MessageError as error:
             logger.warning("%s: %s", reply.sender, error)
             return
@@ -468,7 +468,7 @@ class Buffered:
         self.asked.pop(reply.sender, None)
         self.claims.discard(reply.sender)
         if self.is_fresh(version):
-            self.offers[reply.sender] = Offer(version, *told)
+            self.offers[reply.sender] = Offer(version, *named)
             event = OfferedEvent(round=known + 1, party=reply.sender, version=version)
             self.attempt.on_event(event)
 
@@ -563,10 +563,10 @@ class Buffered:
             ranges=order.ranges,
         )
         self.group = group.names
-        spent = self.accountants.pay(group.names, round_id)
+        spent = self.accountants.charge(group.names, round_id)
         sum_context = terms_of(
             self.policy, self.attempt.size, round_id, group.ranges, group.names,
-            told=group.told, start=group.state, adapter=self.split_seed(),
+            broadcast_digest=group.broadcast_digest, start=group.state, adapter=self.split_seed(),
         )  # fmt: skip
         answers = self.come(group, round_id)
         return ReadyGroup(
@@ -677,8 +677,8 @@ class Buffered:
     def tell(self) -> None:
         """Say how many are there and ready, when it has changed."""
         now = (len(self.around()), len(self.offers))
-        if self.told != now:
-            self.told, (there, ready), need = now, now, self.policy.group_size
+        if self.shown != now:
+            self.shown, (there, ready), need = now, now, self.policy.group_size
             self.gathered = self.gathered or there >= need
             everybody = len(self.policy.members)
             event = WaitingEvent(present=there, minimum=need, roster=everybody, ready=ready)

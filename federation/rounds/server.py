@@ -37,17 +37,16 @@ from .global_model import ServerHeld
 from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, PrivacyAccountant, PrivacyAccountants
-from .report import RunReport, summary
+from .report import RunReport, buckets_sentence, summary
 from .scheduler import Buffered, PatienceError, RoundScheduler, Synchronous, Waiting
 from .validation import Verdict
-from .words import told_buckets
 
 logger = log.get("federation.coordinator")
 Keeper = Callable[[Vector, dict[str, object]], tuple[str, str]]
 T = TypeVar("T")
 
 
-class Coordinator:
+class RoundServer:
     """One run of one federation.
 
     Args:
@@ -163,7 +162,7 @@ class Coordinator:
         """
         stopped = ""
         several = self.policy.aggregation.buckets > 1
-        if several and (price := told_buckets(self.policy)) is not None:
+        if several and (price := buckets_sentence(self.policy)) is not None:
             self.on_event(BucketsEvent(price=price))
         try:
             self.learn(goal)
@@ -229,7 +228,7 @@ class Coordinator:
 
     def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
         """A whole round is done."""
-        self.logbook.commit(server, entry, self.model.walked(server))
+        self.logbook.commit(server, entry, self.model.steps_to(server))
 
     def commit_guarded(
         self, parent: ServerState, changes: Sequence[Vector], entry: dict[str, Any]

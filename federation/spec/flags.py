@@ -144,11 +144,11 @@ def add(parser: ArgumentParser, *tables: str) -> None:
             choices=chosen,
             default=None,
             metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT",
-            help=f"{HELP[table][field]} ({told_default(table, field)})",
+            help=f"{HELP[table][field]} ({default_sentence(table, field)})",
         )
 
 
-def told_default(table: str, field: str) -> str:
+def default_sentence(table: str, field: str) -> str:
     """The value that a field has if nobody says otherwise, for people."""
     value = next(one for one in dataclasses.fields(TABLES[table]) if one.name == field).default
     if table == "prompt":

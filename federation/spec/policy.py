@@ -741,7 +741,7 @@ def check_limit(policy: "Policy", name: str, limit: int) -> None:
         )
 
 
-def told_ranks(policy: "Policy") -> str | None:
+def ranks_sentence(policy: "Policy") -> str | None:
     """For people: how many train what; None where all train the whole adapter."""
     whole, ranks = (
         policy.adapter.rank,

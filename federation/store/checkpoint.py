@@ -102,7 +102,7 @@ class ServerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
+class StoredStep:
     """One step of the adapter, as members are told it (`steps`)."""
 
     name: str  # of the state that it leads to
@@ -131,7 +131,7 @@ class RunState:
     delivered: tuple[str, ...] = ()  # members that have it
     history: tuple[dict[str, Any], ...] = field(default=())  # one report a round, as JSON types
     # that lead to `server`; without them members could not follow it after a kill
-    steps: tuple[Walked, ...] = ()
+    steps: tuple[StoredStep, ...] = ()
 
     @staticmethod
     def fresh(policy: Policy, size: int, run: str = "") -> "RunState":
@@ -239,7 +239,7 @@ def fields_of(state: RunState) -> dict[str, Any]:
 
 
 def write_steps(
-    connection: sqlite3.Connection, before: tuple[Walked, ...], after: tuple[Walked, ...]
+    connection: sqlite3.Connection, before: tuple[StoredStep, ...], after: tuple[StoredStep, ...]
 ) -> None:
     """The steps that are new; those that are not told any more go."""
     if before == after:
@@ -350,9 +350,9 @@ def read_state(database: Database) -> RunState | None:
         entries = tuple(as_now(json.loads(entry)) for (entry,) in history)
         delivered = tuple(run.fields.pop("delivered", ()))
         server = ServerState.decode(adapter.body, adapter.fields["size"])
-        walked = tuple(Walked(*step) for step in steps)
+        stored = tuple(StoredStep(*step) for step in steps)
         return RunState(
-            **run.fields, delivered=delivered, server=server, history=entries, steps=walked
+            **run.fields, delivered=delivered, server=server, history=entries, steps=stored
         )
     except (ValueError, LookupError, RecursionError, TypeError) as error:
         raise FederationError(
@@ -407,7 +407,9 @@ class Logbook:
         """The number is used up, and the adapter stays as it is."""
         self.keep(opening=False, skipped=self.state.skipped + 1, attempt=0)
 
-    def commit(self, server: ServerState, entry: dict[str, Any], steps: tuple[Walked, ...]) -> None:
+    def commit(
+        self, server: ServerState, entry: dict[str, Any], steps: tuple[StoredStep, ...]
+    ) -> None:
         """A whole round is done; `steps` lead to its state."""
         self.keep(
             server=server,

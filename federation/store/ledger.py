@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 from ...core.errors import FederationError, MessageError
-from ...crypto.secagg import RevealLedger as SumLedger
+from ...crypto.secagg import RevealLedger
 from ..wire.messages import RoundId
 from .database import Database
 
@@ -59,13 +59,13 @@ class AnsweredRounds:
         self.standing: dict[str, str] = {}
         self.heard_at = 0.0
         self.written = b""  # the masks' ledger, as it is on disk
-        self.sums = SumLedger()  # handed to every attempt under masks
+        self.sums = RevealLedger()  # handed to every attempt under masks
         if database is None:
             return
         self.read()
         database.forget.append(self.read)
         if self.written:
-            self.sums = SumLedger.restore(self.written)
+            self.sums = RevealLedger.restore(self.written)
 
     def read(self) -> None:
         """From the disk; what the masks' ledger has noted since stays noted."""

@@ -10,12 +10,12 @@ by the member that was asked, for the very message it was asked with; the others
 missing.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ...core import log
-from ...core.errors import MessageError, QuietchoirError
+from ...core.errors import MessageError
 from ...crypto.identity.keys import Identity
 from ..spec.policy import Policy
 from .messages import Reply, RoundId, Task, decode_reply, encode_task
@@ -60,58 +60,6 @@ class LeavingLink(Link, Protocol):
     def cancel(self) -> None:
         """Take back every message that was left and is not answered."""
         ...
-
-
-class InProcessLink:
-    """Parties of a simulation: each is a function from message to answer, called in turn."""
-
-    def __init__(self, parties: Mapping[str, Callable[[bytes], bytes]]) -> None:
-        self.parties = dict(parties)
-        self.left: dict[str, bytes] = {}  # messages that `collect` delivers
-
-    def present(self) -> frozenset[str]:
-        """All of them that owe nothing."""
-        return frozenset(self.parties) - self.left.keys()
-
-    def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        """Call the parties one after another; one that refuses is logged and missing.
-        `timeout_s` has no use here.
-        """
-        del timeout_s
-        for name, message in messages.items():
-            if name not in self.parties:
-                continue
-            try:
-                answer = self.parties[name](message)
-            except QuietchoirError as error:
-                logger.warning("%s did not answer: %s", name, error)
-                continue
-            yield name, answer
-
-    def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
-        """Keep them; a party works when its answer is collected."""
-        del timeout_s
-        self.left |= {name: message for name, message in messages.items() if name in self.parties}
-
-    def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """The next answer, if any message brings one; one at a time, so that whoever is grouped
-        need not wait for all.
-        """
-        del wait_s
-        while self.left:
-            name = next(iter(self.left))
-            answered = list(self.ask({name: self.left.pop(name)}, 0.0))
-            if answered:
-                yield answered[0]
-                return
-
-    def owing(self) -> frozenset[str]:
-        """Whose messages are not delivered yet."""
-        return frozenset(self.left)
-
-    def cancel(self) -> None:
-        """Take back what was left."""
-        self.left.clear()
 
 
 @dataclass(slots=True)

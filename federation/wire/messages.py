@@ -210,15 +210,15 @@ class Group:
         return tuple(name for name, _ in self.members)
 
     @property
-    def told(self) -> bytes:
+    def broadcast_digest(self) -> bytes:
         """32 bytes that differ if the coordinator told two members different things about one
         group.
         """
         return group_digest(encode_group(self))
 
-    def told_of(self, version: int) -> tuple[str, str]:
+    def adapter_of(self, version: int) -> tuple[str, str]:
         """Digest and state that this group names for a version of one of its members."""
-        return {one: (told, state) for one, told, state in self.adapters}[version]
+        return {one: (digest, state) for one, digest, state in self.adapters}[version]
 
     def staleness(self, name: str) -> int:
         """Steps between the adapter that `name` trained from and the newest one."""
@@ -492,11 +492,11 @@ def encode_work(work: Work) -> bytes:
     return framed(spell(work)) + work.flat.astype("<f4").tobytes()
 
 
-def encode_told(work: Work, way: bytes) -> bytes:
-    """The same without the vector: `work.state` names it, and `way` leads there
+def encode_delta_work(work: Work, path: bytes) -> bytes:
+    """The same without the vector: `work.state` names it, and `path` leads there
     (`..aggregation.delta_chain`).
     """
-    return framed(spell(work)) + way
+    return framed(spell(work)) + path
 
 
 def split_work(payload: bytes) -> tuple[Work, bytes]:
@@ -557,7 +557,7 @@ def decode_version(payload: bytes) -> int:
 
 
 def encode_train(version: int, work: bytes) -> bytes:
-    """The version that is meant, and what to do with it, as `encode_work` or `encode_told`."""
+    """The version that is meant, and what to do with it: `encode_work`, `encode_delta_work`."""
     return encode_version(version) + work
 
 
@@ -582,11 +582,11 @@ def check_train(work: Work) -> None:
         )
 
 
-def encode_offer(version: int, told: str, state: str) -> bytes:
+def encode_offer(version: int, broadcast: str, state: str) -> bytes:
     """A member's answer: version and state that its contribution was trained from, and the
     digest of what it was told.
     """
-    return encode_version(version) + bytes.fromhex(told + state)
+    return encode_version(version) + bytes.fromhex(broadcast + state)
 
 
 def decode_offer(payload: bytes) -> tuple[int, tuple[str, str]]:
@@ -638,7 +638,7 @@ def split_seed(run: str, version: int) -> bytes:
     return digest("quietchoir group split 1", run, version)
 
 
-def told_of(version: int, work: Work) -> str:
+def version_digest(version: int, work: Work) -> str:
     """The broadcast digest of work on one version, hex."""
     header = work.header() | {"version": version}
     return work_digest(TRAIN, header, work.flat).hex()

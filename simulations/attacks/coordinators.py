@@ -39,14 +39,14 @@ from ...federation.rounds import client, scheduler
 from ...federation.rounds.client import Client
 from ...federation.rounds.member_held import OwnModel
 from ...federation.rounds.model_broadcast import ServerHeldDelta
-from ...federation.rounds.server import Coordinator
+from ...federation.rounds.server import RoundServer
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.store import client_store
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
 from ...federation.wire import messages
-from ...federation.wire.link import InProcessLink
 from ...federation.wire.messages import RoundId, Task
+from ..inprocess import InProcessLink
 from .catalogue import Attack, Result
 from .scene import (
     CLOSE,
@@ -70,7 +70,7 @@ FALSE = np.full(SIZE, 3000.0, np.float32)
 NO_BINDING = (
     (messages, "work_digest", lambda *given: bytes(32)),
     (messages, "group_digest", lambda *given: bytes(32)),
-    (messages, "told_of", lambda *given: "00" * 32),
+    (messages, "version_digest", lambda *given: "00" * 32),
 )
 NO_FLOORS = tuple((client, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
 NO_VOUCHING = ((Session, "vouchers", 0),)
@@ -80,7 +80,7 @@ NO_TAGS = ((delta_chain, "attested", lambda policy: False),)
 ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, scheduler))
 
 
-def delta(run: Coordinator) -> ServerHeldDelta:
+def delta(run: RoundServer) -> ServerHeldDelta:
     """Where the adapter lives, in a run whose members follow it by sums."""
     assert isinstance(run.model, ServerHeldDelta)
     return run.model
@@ -91,7 +91,7 @@ def stage_of(message: bytes) -> str:
     return str(messages.split(message)[0]["stage"])
 
 
-def sums_of(run: Coordinator) -> list[Sum]:
+def sums_of(run: RoundServer) -> list[Sum]:
     """Every sum that `run` opens from now on: it knows one before it shows it to anybody,
     whatever comes of that.
     """
@@ -192,7 +192,7 @@ def told_false_state(stage: str, payload: bytes) -> bytes | None:
     order, _ = messages.split_work(payload)
     state = ServerState(FALSE, np.zeros(SIZE, np.float32))
     way = delta_chain.join("", [Step(kind="whole", state=state.encode()).encode()])
-    return messages.encode_told(dataclasses.replace(order, state=name_of(state)), way)
+    return messages.encode_delta_work(dataclasses.replace(order, state=name_of(state)), way)
 
 
 def another_state(*stubs: Stub) -> Result:
@@ -421,14 +421,14 @@ def adopted_first(*stubs: Stub) -> Result:
     run.learn(2)
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
-        handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
+        handed = messages.encode_delta_work(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
             run.messenger.ask(
                 messages.ADOPT, dict.fromkeys(scene.clients, handed), run.attempt.begin(), 5.0
             )
         )
         run.logbook.keep(server=TRAP, round=6, steps=())
-        delta(run).ways.clear()
+        delta(run).deltas.clear()
         delta(run).held = dict.fromkeys(scene.clients, (name_of(TRAP),))
         words = refused(run.train_round)
     summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
@@ -514,7 +514,7 @@ def lost_ones(members: Sequence[str], each: int, common: int) -> list[frozenset[
 
 
 def many_sums(
-    scene: AttackScene, between: Callable[[Coordinator, int], None]
+    scene: AttackScene, between: Callable[[RoundServer, int], None]
 ) -> tuple[int, Vector]:
     """How many sums of seven of ten are opened, and what follows from them for the victim.
 
@@ -539,7 +539,7 @@ def many_sums(
     return len(found), each[names.index(VICTIM)].astype(np.float32)
 
 
-def back_to_zeros(run: Coordinator, number: int) -> None:
+def back_to_zeros(run: RoundServer, number: int) -> None:
     """The next round is from where every run begins, again."""
     run.logbook.keep(server=ServerState.zeros(run.size), steps=(), round=number)
     delta(run).forget()

@@ -42,7 +42,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         kept = {name: [one.kept_by(name) for one in taken] for name in names}
         assert all(one.totals[0].packing == KEPT for each in kept.values() for one in each)
         told = {
-            name: messages.encode_told(
+            name: messages.encode_delta_work(
                 order, join(origin_of(scene.size), [one.encode() for one in each])
             )
             for name, each in kept.items()

@@ -33,7 +33,7 @@ from ...federation.rounds.client import Client
 from ...federation.spec.policy import PrivacyTable
 from ...federation.store.client_store import ClientStore
 from ...federation.wire import messages
-from ...federation.wire.link import InProcessLink
+from ..inprocess import InProcessLink
 from .catalogue import Attack, Result
 from .scene import NAMES, RANGE, AttackScene, Stub, alike, federation, party_of, refused, without
 

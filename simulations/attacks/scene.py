@@ -21,7 +21,7 @@ from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import Identity
 from ...federation.rounds.client import Client
 from ...federation.rounds.scheduler import FOR_NOBODY
-from ...federation.rounds.server import Coordinator
+from ...federation.rounds.server import RoundServer
 from ...federation.spec.policy import (
     CoordinatorTable,
     Member,
@@ -32,8 +32,8 @@ from ...federation.spec.policy import (
 )
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
-from ...federation.wire.link import InProcessLink
 from ...federation.wire.messages import RoundId
+from ..inprocess import InProcessLink
 
 NAMES = ("ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "leo")
 VICTIM = "ann"
@@ -90,7 +90,7 @@ class AttackScene:
         """What nobody is to learn."""
         return self.voices[VICTIM].secret
 
-    def run(self, **options: Any) -> Coordinator:
+    def run(self, **options: Any) -> RoundServer:
         """A new run of its coordinator, which waits for nobody."""
         link = options.pop("link", None) or InProcessLink(
             {name: one.handle for name, one in self.clients.items()}
@@ -101,7 +101,7 @@ class AttackScene:
         if self.policy.protection.mode == "sealed":
             options.setdefault("crypto_worker", crypto_worker())
         options.setdefault("waiting", waiting)
-        return Coordinator(self.policy, self.coordinator, link, size=self.size, **options)
+        return RoundServer(self.policy, self.coordinator, link, size=self.size, **options)
 
     def opened(self) -> int:
         """Sums that somebody helped to open."""
@@ -213,7 +213,7 @@ def crypto_worker() -> DirectService:
 class Liar:
     """What a coordinator's messages say to some members is another thing. `lied` counts."""
 
-    def __init__(self, run: Coordinator, lie: Lie, to: Collection[str] = NAMES) -> None:
+    def __init__(self, run: RoundServer, lie: Lie, to: Collection[str] = NAMES) -> None:
         self.honest, self.lie, self.to, self.lied = run.messenger.sign, lie, frozenset(to), 0
         run.messenger.sign = self.sign  # type: ignore[method-assign]
 

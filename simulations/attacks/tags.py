@@ -31,7 +31,7 @@ from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import SumContext
 from ...federation.engines.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.rounds.model_broadcast import ClientModelCache, FollowedModel
-from ...federation.rounds.server import Coordinator
+from ...federation.rounds.server import RoundServer
 from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
@@ -64,7 +64,7 @@ FREE = ServerState(
 )
 
 
-def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
+def signers(run: RoundServer, forge: Forge) -> dict[str, bytes]:
     """Who signs what, from now on, where members are shown what `forge` makes of an opened sum."""
     honest, found = run.messenger.ask, dict[str, bytes]()
 
@@ -85,7 +85,7 @@ def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
 
 
 def forged(
-    run: Coordinator, forge: Forge, name: str, payload: bytes, parties: Mapping[str, int]
+    run: RoundServer, forge: Forge, name: str, payload: bytes, parties: Mapping[str, int]
 ) -> bytes:
     """What `name` is shown."""
     found = forge(name, delta_chain.decode_shown(payload, run.size, parties[name], BITS))
@@ -274,7 +274,7 @@ def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
     return (found[0].name if found and found[0].followed else ""), words
 
 
-def first_step(scene: AttackScene, *, rounds: int = 1) -> tuple[Coordinator, Step]:
+def first_step(scene: AttackScene, *, rounds: int = 1) -> tuple[RoundServer, Step]:
     """A run of its coordinator, and the step that its members signed first."""
     run = scene.run()
     for _ in range(rounds):
@@ -463,7 +463,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
         if stage != messages.TRAIN:
             return None
         order, _ = messages.split_work(payload)
-        return messages.encode_told(dataclasses.replace(order, state=name_of(FREE)), told)
+        return messages.encode_delta_work(dataclasses.replace(order, state=name_of(FREE)), told)
 
     run.logbook.keep(server=FREE, steps=())
     delta(run).held = dict.fromkeys(scene.clients, (name_of(FREE),))
@@ -487,7 +487,7 @@ def joined(scene: AttackScene) -> Iterator[Any]:
 
 
 def first_alone(taken: Sequence[Step]) -> bool:
-    """`steps.told_whole` that looks at the first step alone."""
+    """`steps.starts_whole` that looks at the first step alone."""
     return bool(taken) and taken[0].kind == "whole"
 
 
@@ -621,7 +621,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, followed",
         promise="a state is followed from zeros by opened sums alone",
-        unprotected=lambda: whole_on_the_way((delta_chain, "told_whole", first_alone)),
+        unprotected=lambda: whole_on_the_way((delta_chain, "starts_whole", first_alone)),
         protected=whole_on_the_way,
     ),
     Attack(

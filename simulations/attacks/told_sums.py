@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...federation.rounds.server import Coordinator
+from ...federation.rounds.server import RoundServer
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
 from .catalogue import Attack, Result
@@ -33,7 +33,7 @@ ROWS, WIDTH = 24, 40  # of a layer whose weights and bias are the adapter
 PARTIES = 6
 
 
-def tell(run: Coordinator, mean: Vector) -> None:
+def tell(run: RoundServer, mean: Vector) -> None:
     """From now on members are told sums that give this mean, whatever was opened."""
     honest = run.attempt.open
 

@@ -20,7 +20,7 @@ from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, SumContext
 from quietchoir.federation.rounds import scheduler
 from quietchoir.federation.rounds.client import Client, training_seed
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
 from quietchoir.federation.wire import messages
@@ -77,9 +77,9 @@ class Chooser:
                 round_id=self.round_id,
                 length=Codec(SIZE, self.home.policy).length,
                 counted=True,
-                told=Contributors(ready),
+                contributors=Contributors(ready),
                 asked=len(self.order.cohort),
-                sum_context=SumContext(told=told),
+                sum_context=SumContext(broadcast_digest=told),
             ),
             cohort or ready,
         )
@@ -229,7 +229,7 @@ def test_ten_members_with_two_accomplices_in_one_bucket_leave_two_that_are_not_t
 # ------------------------------------------------------------------------------------------
 
 
-def seen(run: Coordinator) -> list[dict[str, Any]]:
+def seen(run: RoundServer) -> list[dict[str, Any]]:
     """Everything that a run has written of its rounds, but for how long they took."""
     return [
         {

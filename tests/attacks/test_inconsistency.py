@@ -18,9 +18,9 @@ from quietchoir.federation.aggregation.secagg import BucketGroup
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY, Buffered
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.buffered import buffered
 from quietchoir.tests.fakes.federation import House, TickingClock, clients, coordinator, house
 from quietchoir.tests.fakes.joint import CRYPTO_WORKER, joint_house
@@ -45,7 +45,7 @@ FALSE = np.full(SIZE, 3000.0, np.float32)
 RANGE = 0.2  # the recipe's update_range
 
 
-def told_whole(members: int = 4, **options: Any) -> House:
+def starts_whole(members: int = 4, **options: Any) -> House:
     """A federation whose members are told the adapter itself, as far as its mode lets it choose."""
     download = "auto" if options.get("mode") == "sealed" else "adapter"
     recipe = {"attempts": 1, "download": download}
@@ -63,7 +63,7 @@ def nothing_opened(members: Mapping[str, Client]) -> bool:
     return all(b'"opened": []' in client.ledger.sums.snapshot() for client in members.values())
 
 
-def stolen(run: Coordinator, others: int) -> np.ndarray:
+def stolen(run: RoundServer, others: int) -> np.ndarray:
     """The victim's update: the opened sum less the constants that the others were driven to."""
     (change,) = run.state.history[-1:]
     assert len(change["parties"]) == others + 1
@@ -74,7 +74,7 @@ def test_an_adapter_for_the_victim_and_another_for_the_rest_gives_the_victims_up
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without_the_binding(monkeypatch)
-    home = told_whole(mode="masked")
+    home = starts_whole(mode="masked")
     members = secretive(home)
     run = coordinator(home, members, SIZE)
     Liar(run, ("ben", "cat", "dan"), other_work(SIZE, flat=FALSE))
@@ -91,7 +91,7 @@ def test_members_that_were_told_different_adapters_are_in_no_sum_with_each_other
     to: tuple[str, ...],
 ) -> None:
     """Whichever of the two stories the coordinator's own side takes."""
-    home = told_whole(mode="masked", threshold=3)
+    home = starts_whole(mode="masked", threshold=3)
     members = secretive(home)
     run = coordinator(home, members, SIZE)
     liar = Liar(run, to, other_work(SIZE, flat=FALSE))
@@ -107,7 +107,7 @@ def test_members_that_were_told_different_adapters_are_in_no_sum_with_each_other
 
 def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Client]]:
     """A federation in this mode; every member scores another number."""
-    home = joint_house() if key == "threshold" else told_whole(mode=mode, bits=8)
+    home = joint_house() if key == "threshold" else starts_whole(mode=mode, bits=8)
     seeds = {name: number for number, name in enumerate(home.members)}
     learner = lambda name: Secretive(SIZE if key == "shared" else 700, seeds[name])  # noqa: E731
     if mode == "masked":
@@ -120,7 +120,7 @@ def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Client]]:
 MODES = [("masked", "shared"), ("sealed", "shared"), ("sealed", "threshold")]
 
 
-def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator:
+def one_voice(home: House, members: dict[str, Client], size: int) -> RoundServer:
     """Everybody but ann is told to train without scoring first."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
@@ -159,7 +159,7 @@ def test_no_score_of_one_member_alone_is_ever_summed(mode: str, key: str) -> Non
     assert nothing_opened(members) and run.state.history == ()
 
 
-def behind_an_older_version(home: House, members: dict[str, Client]) -> Coordinator:
+def behind_an_older_version(home: House, members: dict[str, Client]) -> RoundServer:
     """Version 0 is zeros for ann, and something else for the others."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
@@ -174,7 +174,7 @@ def behind_an_older_version(home: House, members: dict[str, Client]) -> Coordina
         )
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})
-    run = Coordinator(
+    run = RoundServer(
         home.policy,
         home.coordinator,
         link,

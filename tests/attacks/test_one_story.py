@@ -18,10 +18,10 @@ from quietchoir.federation.aggregation.experimental import dkg_client, threshold
 from quietchoir.federation.rounds import model_broadcast
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import House, TickingClock, clients, house
 from quietchoir.tests.fakes.joint import CRYPTO_WORKER
 from quietchoir.tests.fakes.liar import Liar, Secretive
@@ -32,7 +32,7 @@ NAMES = ("ann", "ben", "cat", "dan", "eve")
 EXAMPLES = {"shared": 15, "threshold": 8}  # ceremonies and ciphertexts take their time
 
 
-def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
+def scene(kind: str) -> tuple[House, dict[str, Client], RoundServer]:
     """A federation of this kind, its members, its coordinator."""
     mode = "masked" if kind in ("adapter", "change", "tensor", "buffered") else "sealed"
     recipe: dict[str, Any] = {
@@ -58,7 +58,7 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     link = InProcessLink({name: client.handle for name, client in members.items()})
     more: dict[str, Any] = {"crypto_worker": CRYPTO_WORKER} if mode == "sealed" else {}
     waiting = dataclasses.replace(FOR_NOBODY, clock=TickingClock())
-    run = Coordinator(home.policy, home.coordinator, link, size=SIZE, waiting=waiting, **more)
+    run = RoundServer(home.policy, home.coordinator, link, size=SIZE, waiting=waiting, **more)
     return home, members, run
 
 
@@ -257,7 +257,7 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
         messages.group_digest(json.dumps(changed(fields, pick)).encode())
         for pick in range(len(leaves(fields)))
     }
-    assert len(others) == len(leaves(fields)) and group.told not in others
+    assert len(others) == len(leaves(fields)) and group.broadcast_digest not in others
 
 
 def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:

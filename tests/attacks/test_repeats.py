@@ -21,12 +21,12 @@ from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.attempt import Answers, RoundAttempt
 from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.scheduler import Waiting, draw
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.messages import RoundId
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.buffered import NapLink, buffered, buffered_schedule, run_of
 from quietchoir.tests.fakes.federation import (
     FixedLearner,
@@ -123,7 +123,7 @@ def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_t
 # --------------------------------------------------------------------------------------
 
 
-def again(home: House, members: Mapping[str, Client], absent: Collection[str]) -> Coordinator:
+def again(home: House, members: Mapping[str, Client], absent: Collection[str]) -> RoundServer:
     """A new run, without these members."""
     for member in members.values():
         member.ledger.release()

@@ -29,7 +29,7 @@ from quietchoir.federation.rounds.model_broadcast import (
     Memory,
 )
 from quietchoir.federation.rounds.scheduler import Offer
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.store.member import open_member
@@ -44,6 +44,7 @@ from quietchoir.tests.fakes.federation import (
     delta,
     followed,
     house,
+    trainings,
 )
 from quietchoir.tests.fakes.store import damage
 
@@ -64,12 +65,12 @@ def fixed(home: House, folder: Path | None = None) -> dict[str, Client]:
     }  # fmt: skip
 
 
-def chosen(run: Coordinator) -> Coordinator:
+def chosen(run: RoundServer) -> RoundServer:
     """The run goes on from the coordinator's own adapter, told whole to all alike: its state,
     digests and names all fit.
     """
     run.logbook.keep(server=TRAP, round=5, steps=())
-    delta(run).ways.clear()
+    delta(run).deltas.clear()
     if run.policy.schedule.buffered:  # it leaves nobody out
         buffered_schedule(run).vouched = lambda names: names  # type: ignore[method-assign]
     return run
@@ -77,7 +78,7 @@ def chosen(run: Coordinator) -> Coordinator:
 
 def trained_from(members: Mapping[str, Client]) -> set[bytes]:
     """Every adapter that somebody trained from."""
-    return {flat.tobytes() for client in members.values() for flat in client.learner.trained}  # type: ignore[attr-defined]
+    return {flat.tobytes() for client in members.values() for flat in trainings(client)}
 
 
 def opened(members: Mapping[str, Client]) -> bool:
@@ -178,7 +179,7 @@ def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_
     run = coordinator(home, members, SIZE)
     run.learn(3)
     # the way from zeros is too long to be told
-    delta(run).ways = dict(list(delta(run).ways.items())[-1:])
+    delta(run).deltas = dict(list(delta(run).deltas.items())[-1:])
     ann = followed(members["ann"]).cache
     assert ann is not None and ann.database is not None
     assert (ann.database.path.stat().st_mode & 0o777) == 0o600
@@ -234,7 +235,7 @@ def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> N
     with pytest.raises(RoundAborted):
         chosen(run).learn(6)
     run.logbook.keep(server=true.server, round=5, steps=true.steps)
-    delta(run).ways = {one.name: one for one in true.steps}
+    delta(run).deltas = {one.name: one for one in true.steps}
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4 and not delta(run).relying
@@ -400,7 +401,9 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
     run = coordinator(home, members, SIZE)
     run.learn(2)
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
-    handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
+    handed = messages.encode_delta_work(
+        messages.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way
+    )
     letters = dict.fromkeys(members, handed)
     assert len(list(run.messenger.ask(messages.ADOPT, letters, run.attempt.begin(), 5.0))) == 4
     assert kept == [TRAP.flat.tobytes()] * 4

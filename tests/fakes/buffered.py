@@ -14,13 +14,13 @@ from quietchoir.federation.aggregation.delta_chain import origin_of
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY, Buffered
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.messages import Group, Reply, RoundId, Task
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house
 
 SIZE = 50
@@ -70,16 +70,16 @@ class NapLink(InProcessLink):
 
 def run_of(
     home: House, members: Mapping[str, Client], link: InProcessLink | None = None, **options: Any
-) -> Coordinator:
+) -> RoundServer:
     """A coordinator that never waits."""
     link = link or NapLink(members)
     size = next(iter(members.values())).size
     given = {name: options.pop(name) for name in ("patient", "clock") if name in options}
     waiting = dataclasses.replace(FOR_NOBODY, **given)
-    return Coordinator(home.policy, home.coordinator, link, size=size, waiting=waiting, **options)
+    return RoundServer(home.policy, home.coordinator, link, size=size, waiting=waiting, **options)
 
 
-def buffered_schedule(run: Coordinator) -> Buffered:
+def buffered_schedule(run: RoundServer) -> Buffered:
     """Who is ready, in a run whose schedule is buffered."""
     assert isinstance(run.scheduler, Buffered)
     return run.scheduler
@@ -97,7 +97,7 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Client:
 def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> Group:
     """A group whose members were all told zeros, as `train_letter` tells them."""
     versions = sorted({one for _, one in members if one >= 0})
-    adapters = tuple((one, messages.told_of(one, ZEROS), ZEROS.state) for one in versions)
+    adapters = tuple((one, messages.version_digest(one, ZEROS), ZEROS.state) for one in versions)
     return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
 
 
@@ -106,7 +106,7 @@ def train_letter(
 ) -> bytes:
     """Train from this version."""
     told = (
-        messages.encode_told(ZEROS, delta_chain.join(ZEROS.state, []))
+        messages.encode_delta_work(ZEROS, delta_chain.join(ZEROS.state, []))
         if flat is None
         else messages.encode_work(messages.Work(flat=flat))
     )

@@ -12,7 +12,7 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.model_broadcast import FollowedModel, ServerHeldDelta
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import (
     CoordinatorTable,
     Member,
@@ -24,7 +24,7 @@ from quietchoir.federation.spec.policy import (
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 
 ANY_MODE = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
 DIGEST = "ab" * 32
@@ -150,7 +150,7 @@ class SilentLink(InProcessLink):
         )
 
 
-def delta(run: Coordinator) -> ServerHeldDelta:
+def delta(run: RoundServer) -> ServerHeldDelta:
     """Where the adapter lives, in a run whose members follow it by sums."""
     assert isinstance(run.model, ServerHeldDelta)
     return run.model
@@ -178,12 +178,12 @@ class TickingClock:
 
 def coordinator(
     home: House, members: Mapping[str, Client], size: int, **options: Any
-) -> Coordinator:
+) -> RoundServer:
     """A coordinator over an `InProcessLink` that never waits."""
     link = options.pop("link", None) or InProcessLink(
         {name: client.handle for name, client in members.items()}
     )
     waiting = dataclasses.replace(FOR_NOBODY, patient=options.pop("patient", False))
-    return Coordinator(
+    return RoundServer(
         home.policy, home.coordinator, link, size=size, **{"waiting": waiting, **options}
     )

@@ -15,7 +15,7 @@ from quietchoir.federation.aggregation.encrypted import counters
 from quietchoir.federation.aggregation.experimental import threshold
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import House, coordinator, house
 from quietchoir.tests.fakes.sealed import (
     LocalCryptoWorker,

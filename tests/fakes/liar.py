@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quietchoir.federation.rounds import client
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
@@ -21,7 +21,7 @@ class Liar:
     signature. `lied` counts.
     """
 
-    def __init__(self, run: Coordinator, to: Collection[str], lie: Lie) -> None:
+    def __init__(self, run: RoundServer, to: Collection[str], lie: Lie) -> None:
         self.honest, self.to, self.lie, self.lied = run.messenger.sign, frozenset(to), lie, 0
         run.messenger.sign = self.sign  # type: ignore[method-assign]
 
@@ -84,4 +84,4 @@ def without_the_binding(monkeypatch: Any) -> None:
     """What members were told has no part in their session, as it was before."""
     for name in ("work_digest", "group_digest"):
         monkeypatch.setattr(messages, name, lambda *given: bytes(32))
-    monkeypatch.setattr(messages, "told_of", lambda *given: "00" * 32)
+    monkeypatch.setattr(messages, "version_digest", lambda *given: "00" * 32)

@@ -6,13 +6,38 @@ Knows tokens. Knows nothing of blocks, batches or text.
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from random import Random
 
 from ...errors import EngineError
 from .grammar import LazyMatcher, Matcher
 from .params import SamplingParams
 from .penalties import Penalties
-from .rng import RandomStream
 from .speculation import PromptLookup
+
+
+class RandomStream:
+    """Numbers in [0, 1) that can be looked at before it is known how many of them are used.
+
+    The n-th token of an answer is drawn with the n-th number, however many steps the answer took;
+    so guessed tokens change neither the distribution nor, for a seed, the text.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        """A fresh seed where `seed` is None."""
+        self._source = Random() if seed is None else Random(seed)
+        self._seen: list[float] = []
+
+    def peek(self, place: int) -> float:
+        """The number `place` places after the last one taken."""
+        while len(self._seen) <= place:
+            self._seen.append(self._source.random())
+        return self._seen[place]
+
+    def take(self, count: int) -> None:
+        """Use up `count` numbers."""
+        if count:
+            self.peek(count - 1)
+            del self._seen[:count]
 
 
 class SamplingState:

@@ -102,9 +102,7 @@ class DkgServer:
             letters[name] = parts.join({REQUEST: rehearsal, **mine})
         answers = self.bring(FINISH, letters, lambda name, part: None)
         heard = parts.join({PART + name: answers[name] for name in responders})
-        return self.collect(
-            SETTLE, dict.fromkeys(key_group.names, heard), lambda name, greeting: None
-        )
+        return self.collect(SETTLE, dict.fromkeys(key_group.names, heard), lambda name, hello: None)
 
     def bring(self, stage: str, payloads: Mapping[str, bytes], check: Check) -> dict[str, bytes]:
         """Everybody's answers. Raises _SilenceError if one is missing or does not pass `check`."""

@@ -342,10 +342,10 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     Besides, the ceremony that makes the key: polynomials to and from every other member.
     """
     packing = JointPacking(length=size, bits=policy.protection.bits, parties=cohort)
-    vector, letters = packing.rows * POLYNOMIAL_BYTES, secagg.letter_bytes(cohort) + SETUP_BYTES
+    vector, overhead = packing.rows * POLYNOMIAL_BYTES, secagg.message_bytes(cohort) + SETUP_BYTES
     return WireCost(
-        2 * vector + letters,
-        2 * vector + letters,
-        once_up=(cohort + 2) * POLYNOMIAL_BYTES + letters,
-        once_down=(3 * cohort - 1) * POLYNOMIAL_BYTES + letters,
+        2 * vector + overhead,
+        2 * vector + overhead,
+        once_up=(cohort + 2) * POLYNOMIAL_BYTES + overhead,
+        once_down=(3 * cohort - 1) * POLYNOMIAL_BYTES + overhead,
     )

@@ -34,8 +34,8 @@ from quietchoir.federation.store.client_store import GROUP_KEY, ClientStore, mod
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.messages import RoundId
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     FixedLearner,

@@ -14,7 +14,7 @@ from quietchoir.federation.aggregation.encrypted import APPLY
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import FixedLearner, House, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalCryptoWorker, adapter_of, sealed_clients
 

@@ -23,8 +23,8 @@ from quietchoir.federation.spec.policy import (
     Policy,
     PrivacyTable,
     check_limit,
+    ranks_sentence,
     reached,
-    told_ranks,
 )
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.messages import RoundId
@@ -186,7 +186,7 @@ def test_every_bucket_has_enough_members_of_the_largest_rank() -> None:
     assert shares is not None
     found = buckets(home.policy, adapter, names, shares)
     assert len(found) == 2 and len(buckets(home.policy, adapter, names)) == 3
-    assert all(len(shares.leaders.intersection(bucket)) == 4 for bucket in found)
+    assert all(len(shares.full_rank.intersection(bucket)) == 4 for bucket in found)
     assert sorted(name for bucket in found for name in bucket) == list(names)
     assert all(not shares.short(bucket) for bucket in found)
 
@@ -219,7 +219,9 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
         {"ann": 6, "ben": 6, "cat": 6, "dan": 3, "eve": 3}, *[dict.fromkeys(everybody, 3)] * 3,
     ]  # fmt: skip
     shares = by_attempt[0]
-    assert shares is not None and shares.leaders == {"ann", "ben", "cat"} and shares.of("dan") == 3
+    assert (
+        shares is not None and shares.full_rank == {"ann", "ben", "cat"} and shares.of("dan") == 3
+    )
     assert shares.behind(("ann", "dan")).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
     sums = np.ones(2 * RANK)
     assert (
@@ -270,14 +272,14 @@ def test_a_file_whose_ranks_cannot_be_kept_is_refused_and_the_owner_of_a_node_ha
         r"4.*--member-rank ann=4",
     ):
         check_limit(policy, "ann", 4)
-    assert told_ranks(policy) == (
+    assert ranks_sentence(policy) == (
         "3 of rank 8, 2 of rank 3; all send the whole vector; a column's sum is over at least 3 "
         "that train it"
     )
     assert ("columns above 3 are trained by fewer than 3") in str(
-        told_ranks(mixed({"ann": 0, "ben": 3, "cat": 3}).policy)
+        ranks_sentence(mixed({"ann": 0, "ben": 3, "cat": 3}).policy)
     )
-    assert told_ranks(house(3).policy) is None
+    assert ranks_sentence(house(3).policy) is None
 
 
 def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> None:
@@ -292,7 +294,7 @@ def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> No
         round_id=round_id,
         stage=messages.TRAIN,
         recipient="ann",
-        payload=messages.encode_told(order, bytes.fromhex(origin)),
+        payload=messages.encode_delta_work(order, bytes.fromhex(origin)),
     )
     with pytest.raises(MessageError, match="not the draw"):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))

@@ -145,7 +145,7 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     good = Progress(7, server)
     for name in ("ann", "ben", "cat"):
         meeting.members[name].store.keep_progress(ROUND_ID.run, good)
-        meeting.greetings[name] = meeting.members[name].greeting(ROUND_ID)
+        meeting.greetings[name] = meeting.members[name].hello(ROUND_ID)
 
     def parcel(content: bytes) -> bytes:
         box = SealedEnvelope(

@@ -24,6 +24,7 @@ from quietchoir.tests.fakes.federation import (
     clients,
     coordinator,
     house,
+    trainings,
 )
 from quietchoir.tests.fakes.liar import Liar, other_work
 
@@ -101,7 +102,7 @@ def test_an_adapter_that_no_round_can_have_made_is_refused(download: str) -> Non
     assert before == [
         (dict(client.ledger.marks), client.ledger.sums.snapshot()) for client in members.values()
     ]
-    assert all(not client.learner.trained for client in members.values())  # type: ignore[attr-defined]
+    assert all(not trainings(client) for client in members.values())
 
 
 @pytest.mark.parametrize("share, sent", [(0.25, False), (0.75, True)])
@@ -165,7 +166,7 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
     run.attempt.order = narrow  # type: ignore[method-assign]
     with pytest.raises(RoundAborted, match="members are ready"):
         run.learn(1)
-    offering = [client for client in members.values() if client.learner.trained]  # type: ignore[attr-defined]
+    offering = [client for client in members.values() if trainings(client)]
     assert len(offering) >= 3
     for client in offering:
         assert client.buffer is not None

@@ -123,6 +123,6 @@ def test_a_round_takes_at_most_what_was_told_and_nearly_that(mode: str, key: str
     up, down = max(round_["bytes_up"].values()), max(round_["bytes_down"].values())
     assert up <= cost.up + cost.once_up <= 1.2 * up + 8000
     assert down <= cost.down + cost.once_down <= 1.2 * down + 8000
-    assert f"{cost.up / 1e6:.2f} MB up" in costs.told(cost) and (cost.once_up > 0) == (
-        "more" in costs.told(cost)
+    assert f"{cost.up / 1e6:.2f} MB up" in costs.cost_sentence(cost) and (cost.once_up > 0) == (
+        "more" in costs.cost_sentence(cost)
     )

@@ -24,7 +24,7 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.server_node import renewing
 from quietchoir.federation.spec.policy import Member, Policy
 from quietchoir.federation.store.client_store import ClientStore
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalCryptoWorker
@@ -255,13 +255,13 @@ def test_a_member_that_does_not_take_the_file_is_asked_again_later(town: Town) -
         yield "ann", town.chain.policy.digest
         yield "ben", b"something else"
 
-    handing = UpdateSender(town.watched, ask)
+    sender = UpdateSender(town.watched, ask)
     everybody = frozenset({"ann", "ben", "cat"})
-    handing.send(everybody)
-    handing.send(everybody)
+    sender.send(everybody)
+    sender.send(everybody)
     assert asked == [["ann", "ben", "cat"]]
-    handing.tried = {name: since - AGAIN_S for name, since in handing.tried.items()}
-    handing.send(everybody)
-    handing.renewed()
-    handing.send(everybody)
+    sender.tried = {name: since - AGAIN_S for name, since in sender.tried.items()}
+    sender.send(everybody)
+    sender.renewed()
+    sender.send(everybody)
     assert asked[1:] == [["ben", "cat"], ["ben", "cat"]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quietchoir import cli
@@ -19,8 +20,7 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.log import create_chain
 from quietchoir.federation.monitor import audit_log, event_printer, run_status
 from quietchoir.federation.monitor.audit_log import AuditLog
-from quietchoir.federation.monitor.metrics import Metrics
-from quietchoir.federation.monitor.page import HOST, Page
+from quietchoir.federation.monitor.page import HOST, Page, metrics
 from quietchoir.federation.monitor.run_status import RunStatus
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
@@ -171,7 +171,7 @@ def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any])
 def test_prometheus_reads_the_metrics_and_no_label_names_a_member(
     folder: Path, seen: dict[str, Any]
 ) -> None:
-    text = Metrics(run_status.from_disk(folder)).text().decode("utf-8")
+    text = generate_latest(metrics(run_status.from_disk(folder))).decode("utf-8")
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {name: family.samples[0].value for name, family in families.items()}
     assert values["quietchoir_rounds"] == 2 and values["quietchoir_accuracy"] == 0.4

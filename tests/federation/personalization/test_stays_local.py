@@ -39,14 +39,14 @@ from quietchoir.federation.personalization.change import PersonalChange, shared_
 from quietchoir.federation.personalization.trainer import PersonalTrainer
 from quietchoir.federation.personalization.worker import NAME as PENDING
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.policy import ModelTable, Policy, ProtectionTable, Recipe
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import FILE as DATABASE
 from quietchoir.federation.training.learner import Trained, TrainerLearner
 from quietchoir.federation.transport import node as flower
-from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import ANY_MODE, DIGEST
 from quietchoir.tests.fakes.personal import TABLE, CryptoWorker, Door, tiny_weights
 from quietchoir.tests.fakes.store import names
@@ -157,7 +157,7 @@ class Members:
         keep, size = keeper(self.policy, self.weights, identity, Registry(self.folder / "home"))
         link = HearingLink(self.handlers)
         store = Store(None, run=f"{len(trace.adapters) + 1:032x}")  # members' seeds follow from it
-        run = Coordinator(
+        run = RoundServer(
             self.policy, identity, link, size=size, keep=keep, store=store, waiting=FOR_NOBODY
         )
         report = run.run()

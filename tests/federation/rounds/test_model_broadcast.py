@@ -34,10 +34,11 @@ from quietchoir.federation.rounds.model_broadcast import (
     STATE,
     SUM,
     ClientModelCache,
+    DeltaPath,
     FollowedModel,
     Memory,
 )
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.database import Database
@@ -46,7 +47,7 @@ from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.training.synthetic_task import SyntheticLearner
 from quietchoir.federation.wire import messages
-from quietchoir.federation.wire.messages import RoundId
+from quietchoir.federation.wire.messages import Reply, RoundId
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     House,
@@ -61,6 +62,8 @@ from quietchoir.tests.fakes.store import damage, names
 
 SIZE = 4000
 RUN = "0a" * 16
+
+NUMBERS: Any = (7,)  # where names belong
 
 
 class Noting(SyntheticLearner):
@@ -88,6 +91,11 @@ def change_house(
     )
 
 
+def killed_there(*given: Any, **named: Any) -> Any:
+    """In the middle of what stands there otherwise."""
+    raise KeyboardInterrupt
+
+
 def noting(home: House) -> dict[str, Client]:
     """Its members."""
     return clients(home, SIZE, Noting)
@@ -95,10 +103,11 @@ def noting(home: House) -> dict[str, Client]:
 
 def told(members: Mapping[str, Client]) -> dict[str, list[bytes]]:
     """What each was told."""
-    return {name: client.learner.told for name, client in members.items()}  # type: ignore[attr-defined]
+    learners = {name: client.learner for name, client in members.items()}
+    return {name: one.told for name, one in learners.items() if isinstance(one, Noting)}
 
 
-def follow_rounds(run: Coordinator, members: Mapping[str, Client], rounds: int) -> None:
+def follow_rounds(run: RoundServer, members: Mapping[str, Client], rounds: int) -> None:
     """Rounds in which everybody who was asked trained from the coordinator's very bits."""
     for _ in range(rounds):
         before = run.state.server.flat.tobytes()
@@ -111,7 +120,7 @@ def follow_rounds(run: Coordinator, members: Mapping[str, Client], rounds: int) 
         )
 
 
-def down(run: Coordinator, round_: int = -1) -> dict[str, int]:
+def down(run: RoundServer, round_: int = -1) -> dict[str, int]:
     """Bytes that each member was sent in a round."""
     return dict(run.state.history[round_]["bytes_down"])
 
@@ -329,7 +338,7 @@ def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
     follow_rounds(run, members, 1)
-    assert len(delta(run).ways) == 2
+    assert len(delta(run).deltas) == 2
     # the name alone, as of where everybody begins
     assert max(down(run, 1).values()) < max(down(run, 0).values()) + 500
     assert max(down(run, 1).values()) <= costs.round_cost(home.policy, SIZE).down
@@ -375,7 +384,7 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
     assert down(run)["ann"] > 8 * SIZE > 4 * SIZE > down(run)["ben"]
     cost = costs.round_cost(home.policy, SIZE)
     assert down(run)["ann"] <= cost.down + cost.late_down + 2500  # told in vain first
-    assert "down besides for who missed rounds" in costs.told(cost)
+    assert "down besides for who missed rounds" in costs.cost_sentence(cost)
     follow_rounds(run, members, 1)
     assert down(run)["ann"] < 3.5 * SIZE  # and from then on as the others
     assert run.aborted == []
@@ -391,7 +400,7 @@ def test_a_coordinator_that_starts_again_asks_what_members_hold(
     doomed = coordinator(home, members, SIZE, store=store)
     follow_rounds(doomed, members, 2)
     if killed == "while members worked":
-        doomed.attempt.combine = lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+        doomed.attempt.combine = killed_there  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             doomed.train_round()
     store.close()
@@ -430,20 +439,20 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     members = noting(home)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
-    honest, other = (
-        delta(run).way,
-        run.model.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32)),
-    )
+    change = np.full(SIZE, 0.01, np.float32)
+    other = run.model.optimizer.step(ServerState.zeros(SIZE), change)
 
     def lie(
         stage: str,
         order: messages.Work,
-        ways: Mapping[str, Any],
+        paths: Mapping[str, DeltaPath],
         round_id: RoundId,
         timeout_s: float,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Reply]:
         body = Step(kind="whole", state=other.encode()).encode()
-        letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
+        letters = {
+            name: messages.encode_delta_work(order, path) for name, (_, path) in paths.items()
+        }
         false = messages.Work(
             **{
                 **{name: getattr(order, name) for name in messages.HEADERS[messages.Work]},
@@ -451,7 +460,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
                 "state": name_of(other),
             }
         )
-        letters["ann"] = messages.encode_told(false, delta_chain.join("", [body]))
+        letters["ann"] = messages.encode_delta_work(false, delta_chain.join("", [body]))
         yield from run.messenger.ask(stage, letters, round_id, timeout_s)
 
     delta(run).send = lie  # type: ignore[method-assign]
@@ -460,7 +469,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     # ann trained, and is in no sum with them
     assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]
     assert told(members)["ann"][-1] == other.flat.tobytes() != told(members)["ben"][-1]
-    assert honest is not None and before != run.state.server.encode()
+    assert before != run.state.server.encode()
 
 
 def stepping(**recipe: Any) -> DeltaChain:
@@ -512,7 +521,7 @@ def one(packing: str, *, parties: int = 3, body: bytes) -> Step:
 
 
 REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
-    ("way to an adapter of 3 bytes", lambda: b"abc"),
+    ("path to an adapter of 3 bytes", lambda: b"abc"),
     ("longer than it says", lambda: bytes(32) + b"\xff\xff\xff\xff\x00\x00\x00\x00"),
     (
         "longer than it says",
@@ -541,7 +550,7 @@ REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
     ),
     (
         "header of a step is malformed",
-        lambda: delta_chain.join("", [Step(kind="rest", asked=(7,)).encode()]),  # type: ignore[arg-type]
+        lambda: delta_chain.join("", [Step(kind="rest", asked=NUMBERS).encode()]),
     ),
     (
         "header of a step is malformed",
@@ -565,7 +574,7 @@ REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
 
 
 @pytest.mark.parametrize("sentence, way", REFUSED)
-def test_a_malformed_way_is_refused_and_nothing_is_remembered(
+def test_a_malformed_path_is_refused_and_nothing_is_remembered(
     sentence: str, way: Callable[[], bytes]
 ) -> None:
     model_cache = ClientModelCache()

@@ -23,15 +23,15 @@ from quietchoir.federation.engines.apps import Settings
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.rounds.scheduler import FOR_NOBODY
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.compatibility import CAPABILITIES, Axes, Exclusion, refused
 from quietchoir.federation.spec.policy import AdapterTable, AggregationTable, Policy, ScheduleTable
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.simulations.cluster import Cluster, ClusterPlan
+from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import House, clients, house
 from quietchoir.tests.fakes.grid import LocalGrid
@@ -214,7 +214,7 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
         else clients(home, SIZE, learner)
     )
     link = InProcessLink({name: client.handle for name, client in members.items()})
-    run = Coordinator(
+    run = RoundServer(
         home.policy,
         home.coordinator,
         link,

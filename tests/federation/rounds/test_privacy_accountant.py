@@ -243,7 +243,7 @@ def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charg
     # deviation that is left, over the sensitivity
     left = float(others.std(axis=0).mean()) / noise.sensitivity
     assert left == pytest.approx(1.5, rel=0.02)
-    charged = PrivacyAccountant(policy, SIZE, "ann").pay(RoundId("0a" * 16, 1, 1))
+    charged = PrivacyAccountant(policy, SIZE, "ann").charge(RoundId("0a" * 16, 1, 1))
     assert charged is not None
     seen = closed_form(
         noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta
@@ -362,7 +362,7 @@ def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch
     def empty(round_id: RoundId) -> None:
         raise BudgetError("nothing left")
 
-    monkeypatch.setattr(run.scheduler.accountant, "pay", empty)
+    monkeypatch.setattr(run.scheduler.accountant, "charge", empty)
     report = run.run()
     assert (report.rounds, report.stopped) == (0, "nothing left")
     assert all(trainings(client) == [] for client in members.values())
@@ -373,7 +373,7 @@ def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     members = clients(home, SIZE)
     for number in range(20):
         try:
-            members["eve"].accountant.pay(RoundId("0c" * 16, number, 1))
+            members["eve"].accountant.charge(RoundId("0c" * 16, number, 1))
         except BudgetError:
             break
     report = coordinator(home, members, SIZE).run()

@@ -20,7 +20,7 @@ from quietchoir.federation.rounds.privacy_accountant import (
     check_books,
 )
 from quietchoir.federation.rounds.scheduler import Buffered, PatienceError, Synchronous
-from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
 from quietchoir.federation.training.learner import Counts
@@ -57,7 +57,7 @@ def test_a_late_contribution_counts_by_the_root_of_its_staleness() -> None:
 def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
     home = house()
     assert home.policy.schedule.rounds == "synchronous"
-    run = Coordinator(home.policy, home.coordinator, NapLink({}), size=SIZE)
+    run = RoundServer(home.policy, home.coordinator, NapLink({}), size=SIZE)
     assert isinstance(run.scheduler, Synchronous)
 
 
@@ -90,8 +90,8 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
     home, link = buffered(), Asking()
     assert isinstance(link, Asking) and callable(Link)
     with pytest.raises(ConfigError, match="needs `quietchoir coordinate`"):
-        Coordinator(home.policy, home.coordinator, link, size=SIZE)
-    run = Coordinator(home.policy, home.coordinator, NapLink({}), size=SIZE)
+        RoundServer(home.policy, home.coordinator, link, size=SIZE)
+    run = RoundServer(home.policy, home.coordinator, NapLink({}), size=SIZE)
     assert isinstance(run.scheduler, Buffered)
 
 
@@ -386,8 +386,8 @@ def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Pat
     policy = buffered(bits=16, tables={"privacy": NOISE}).policy
     round_id = messages.RoundId("0a" * 16, 1, 1)
     each, one = (open_run(tmp_path / name) for name in ("each", "any"))
-    PrivacyAccountants(policy, SIZE, each).pay(["ann", "ben", "cat"], round_id)
-    PrivacyAccountant(policy, SIZE, "any member", one).pay(round_id)
+    PrivacyAccountants(policy, SIZE, each).charge(["ann", "ben", "cat"], round_id)
+    PrivacyAccountant(policy, SIZE, "any member", one).charge(round_id)
     check_books(each, buffered=True)
     check_books(one, buffered=False)
     for database, other in ((each, False), (one, True)):

@@ -74,11 +74,11 @@ def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechani
 def test_a_members_purse_pays_for_exactly_the_rounds_that_were_planned() -> None:
     found = budgeted(5.0, None, tables(3, bits=16), {}, 500)
     policy = house(bits=16, mode="masked", tables={"privacy": found.privacy}).policy
-    purse = PrivacyAccountant(policy, 500, "ann")
+    accountant = PrivacyAccountant(policy, 500, "ann")
     for number in range(1, 4):
-        purse.pay(RoundId("0a" * 16, number, 1))
+        accountant.charge(RoundId("0a" * 16, number, 1))
     with pytest.raises(BudgetError):
-        purse.pay(RoundId("0a" * 16, 4, 1))
+        accountant.charge(RoundId("0a" * 16, 4, 1))
 
 
 def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() -> None:

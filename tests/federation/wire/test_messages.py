@@ -299,7 +299,7 @@ def test_every_message_has_the_bytes_that_are_written_here(home: House) -> None:
     length = len(WORK_HEADER).to_bytes(4, "big")
     vector = b"\0\0\x80\x3f\0\0\x20\xc0"
     assert messages.encode_work(WORK) == length + WORK_HEADER + vector
-    assert messages.encode_told(WORK, b"steps") == length + WORK_HEADER + b"steps"
+    assert messages.encode_delta_work(WORK, b"steps") == length + WORK_HEADER + b"steps"
     assert messages.encode_train(7, b"work") == b"\0\0\0\0\0\0\0\7work"
     assert messages.encode_offer(7, "aa" * 32, "") == b"\0\0\0\0\0\0\0\7" + b"\xaa" * 32
     assert messages.encode_ready(READY) == READY_HEADER

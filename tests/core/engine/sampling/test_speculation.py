@@ -11,8 +11,8 @@ from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine, EngineStats
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.sampling.rng import RandomStream
 from quietchoir.core.engine.sampling.speculation import PromptLookup, SpeculationCost
+from quietchoir.core.engine.sampling.state import RandomStream
 from quietchoir.core.engine.scheduler import Batch, Scheduler, SchedulerLimits, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.weights import Weights
