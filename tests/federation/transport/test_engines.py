@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from quietchoir.simulations import scale
 from quietchoir.simulations.cluster import ClusterPlan
 from quietchoir.simulations.engines import FlowerEngine, beginning
 
+Plan = tuple[str, int, dict[str, Any]]
+BUFFERED = {"rounds": "buffered", "buffer": 3}
 RECIPE = {"evaluate_every": 0, "stage_timeout_s": 250.0, "work_timeout_s": 250.0}
 
 
@@ -42,23 +45,36 @@ class Parallel(threading.Thread):
         return self.outcome[0]
 
 
+# mode, rounds, further tables: of the run under Ray, and of that on stock SuperNodes
+PLANS: dict[str, tuple[Plan, Plan]] = {
+    "masked, plain": (("masked", 2, {}), ("plain", 1, {})),
+    "sealed, buffered": (("sealed", 1, {}), ("masked", 1, {"schedule": BUFFERED})),
+    "buffered, sealed": (("masked", 1, {"schedule": BUFFERED}), ("sealed", 1, {})),
+}
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(("ray_plan", "stock_plan"), PLANS.values(), ids=PLANS)
 def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_process(
-    tmp_path: Path,
+    tmp_path: Path, ray_plan: Plan, stock_plan: Plan
 ) -> None:
     engines: list[FlowerEngine] = []
-    plain = ClusterPlan(nodes=3, mode="plain", size=200, bits=16, rounds=1, recipe=RECIPE)
-    masked = ClusterPlan(nodes=3, mode="masked", size=200, bits=16, rounds=2, recipe=RECIPE)
-    stock = Parallel(lambda: scale.deployed(tmp_path / "stock", plain, on_engine=engines.append))
+    under_ray, on_supernodes = (
+        ClusterPlan(nodes=3, mode=mode, size=200, bits=16, rounds=rounds, recipe=RECIPE, **tables)
+        for mode, rounds, tables in (ray_plan, stock_plan)
+    )
+    stock = Parallel(
+        lambda: scale.deployed(tmp_path / "stock", on_supernodes, on_engine=engines.append)
+    )
     stock.start()
     try:
-        ray = scale.simulated(tmp_path / "ray", masked, on_engine=engines.append)
+        ray = scale.simulated(tmp_path / "ray", under_ray, on_engine=engines.append)
     finally:
         stock.join()
     outcomes = [ray, stock.result()]
     assert [(one.engine, one.mode, one.nodes, one.rounds) for one in outcomes] == [
-        ("ray", "masked", 3, 2),
-        ("supernodes", "plain", 3, 1),
+        ("ray", ray_plan[0], 3, ray_plan[1]),
+        ("supernodes", stock_plan[0], 3, stock_plan[1]),
     ]
     # of values up to 0.1, moved by 0.03 a round
     assert all(one.difference <= one.bound < 1e-4 for one in outcomes)
