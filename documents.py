@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .core import paths, screen
 
 if TYPE_CHECKING:
-    from .core.models.embedding.embedder import SentenceEmbedder
+    from .core.engine.embedder import SentenceEmbedder
     from .core.retrieval.collections import Collections
     from .core.retrieval.database import Passphrase
     from .core.retrieval.indexing import Progress, Update

@@ -29,6 +29,7 @@ from .core.assistant.router import GENERAL, Router, Vectors, read_route, save_ro
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
+from .core.engine.embedder import SentenceEmbedder
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
 from .core.history.remains import forget_consent, forget_saved, forgotten_at
@@ -62,7 +63,6 @@ from .federation.monitor.event_printer import sentence
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
-    from .core.models.embedding.embedder import SentenceEmbedder
     from .core.models.lora.adapter import (
         Adapter,  # with torch, which a node that serves does without
     )
@@ -161,7 +161,7 @@ class Node:
         self.history: HistoryStore | None = None
         self.condenser: Condenser | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
-        self.embedders = SharedEmbedder()
+        self.embedders = SharedEmbedder(config.engine.threads)
         self.routes_requests = config.adapters.route
         self._router: Router | None = None
         self.sampling: SamplingConfig  # how talk is drawn where clients leave it open
@@ -248,7 +248,7 @@ class Node:
             self.weights.tokenizer.encode, ranker, condenser=self.condenser, advice=advice
         )
 
-    def passage_embedder(self) -> "SentenceEmbedder | None":
+    def passage_embedder(self) -> SentenceEmbedder | None:
         """The embedding model, if conversations may be searched with it and it is there."""
         if not self.config.context.embeddings:
             return None
@@ -486,23 +486,23 @@ class Node:
 class SharedEmbedder:
     """The embedding model, read once for all who ask, in whatever thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        """`threads`: that share a batch of texts; 0: one a core."""
+        self.threads = threads
         self.told = ""  # why there is none, if that was said already
         self._found: SentenceEmbedder | None = None
         self._reading = threading.Lock()
 
-    def load(self, folder: Path) -> "SentenceEmbedder":
+    def load(self, folder: Path) -> SentenceEmbedder:
         """The embedding model of a folder.
 
         Raises:
-            ModelError: not usable. MissingPartError: torch is not there, which a node that only
-            chats does without.
+            ModelError: not usable. MissingPartError: only torch could run it here, and torch is
+            not there.
         """
         with self._reading:
             if self._found is None:
-                with parts.wanted("an embedding model"):
-                    from .core.models.embedding.embedder import SentenceEmbedder
-                self._found = SentenceEmbedder.load(folder)
+                self._found = SentenceEmbedder.load(folder, self.threads)
             return self._found
 
 

@@ -179,7 +179,7 @@ def _print_text(answer: "SearchAnswer") -> None:
 
 
 def _embedder() -> "Embeds":
-    from ..core.models.embedding.embedder import SentenceEmbedder
+    from ..core.engine.embedder import SentenceEmbedder
     from ..core.models.hub import catalog
 
     return SentenceEmbedder.load(catalog.find(EMBEDDER))

@@ -126,7 +126,7 @@ def note_route(folder: Path, requests: Sequence[str]) -> None:
     except ModelNotFoundError:
         return
     if requests:
-        from ..models.embedding.embedder import SentenceEmbedder  # with torch
+        from ..engine.embedder import SentenceEmbedder
 
         save_route(folder, requests, SentenceEmbedder.load(model).embed)
 

@@ -43,7 +43,10 @@ class Parser(Protocol):
 class Embedder(Protocol):
     """An embedding model."""
 
-    identity: str  # of its files; another one means other vectors
+    @property
+    def identity(self) -> str:
+        """Of its files; another one means other vectors."""
+        ...
 
     def embed(self, texts: Sequence[str], /) -> npt.NDArray[np.float32]:
         """Unit vectors, [N, D]."""

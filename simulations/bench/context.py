@@ -15,11 +15,11 @@ from typing import Any
 from ...core.assistant.context import ContextWindow, Message
 from ...core.assistant.passages import PassageRanker
 from ...core.config import EngineConfig
+from ...core.engine.embedder import SentenceEmbedder
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
 from ...core.engine.sampling.params import SamplingParams
 from ...core.models import weights
-from ...core.models.embedding.embedder import SentenceEmbedder
 from ...core.models.generation_config import UNSAID
 from ...core.models.hub import catalog
 from ...core.models.tokenizer.tokenizer import Tokenizer

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.engine.embedder import SentenceEmbedder
 from ...core.errors import ConfigError
 from ...core.models.hub import catalog
 from ...core.retrieval.chunking import DocumentChunk
-from ...core.retrieval.embedding import IdentifiedEmbedder
 from ...core.retrieval.indexing import update
 from ...core.retrieval.search import Search, Way
 from ...core.retrieval.store import CollectionStore, DocumentEntry
@@ -88,7 +88,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         get it.
     """
     size = QUICK if quick else RetrievalScale()
-    embedder = IdentifiedEmbedder(catalog.find("minilm-l6-v2"))
+    embedder = SentenceEmbedder.load(catalog.find("minilm-l6-v2"))
     report: dict[str, Any] = {
         "what": WHAT,
         "seed": "none: nothing is drawn",
@@ -194,7 +194,7 @@ def lay_out_pages(folder: Path, most: int) -> int:
     return len(pages)
 
 
-def index(store: CollectionStore, embedder: IdentifiedEmbedder, report: dict[str, Any]) -> None:
+def index(store: CollectionStore, embedder: SentenceEmbedder, report: dict[str, Any]) -> None:
     """Index all of it: words first, then meanings, each timed."""
     with parsing() as parser:
         before = time.perf_counter()
@@ -218,7 +218,7 @@ def index(store: CollectionStore, embedder: IdentifiedEmbedder, report: dict[str
 
 def score(
     search: Search,
-    embedder: IdentifiedEmbedder,
+    embedder: SentenceEmbedder,
     way: Way,
     asked: Sequence[FaqQuestion],
     found: dict[str, Any],
@@ -233,7 +233,7 @@ def score(
     }
 
 
-def rank_of(search: Search, embedder: IdentifiedEmbedder, way: Way, asked: FaqQuestion) -> float:
+def rank_of(search: Search, embedder: SentenceEmbedder, way: Way, asked: FaqQuestion) -> float:
     """At which place among the documents that are found its answer is; infinite: not found."""
     passages = search.find(asked.question, PASSAGES, embedder, way)
     names = list(dict.fromkeys(Path(passage.file).name for passage in passages))
@@ -243,7 +243,7 @@ def rank_of(search: Search, embedder: IdentifiedEmbedder, way: Way, asked: FaqQu
 def among_many(
     path: Path,
     source: CollectionStore,
-    embedder: IdentifiedEmbedder,
+    embedder: SentenceEmbedder,
     many: int,
     questions: Sequence[str],
     report: dict[str, Any],

@@ -159,7 +159,7 @@ def exam_of(homes: Sequence[HomeData], size: Size) -> Exam:
 
 def router_of(homes: Sequence[HomeData]) -> tuple[Router, Any]:
     """The router, and the home adapter's route, of what is learned alone."""
-    from ...core.models.embedding.embedder import SentenceEmbedder
+    from ...core.engine.embedder import SentenceEmbedder
 
     embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
     kept, _ = split_talk(HELD_OUT, np.random.default_rng([SEED, 1 << 20]))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quietchoir.core.models.embedding.embedder import SentenceEmbedder
+from quietchoir.core.engine.embedder import SentenceEmbedder
 from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, PirClient, PirServer
 from quietchoir.tests.fakes.search import TEXTS
 

@@ -86,3 +86,11 @@ def unlabel(layout: str, data: bytes, size: int) -> memoryview:
             f"{size}; the file is damaged"
         )
     return memoryview(data)[len(head) :]
+
+
+class Encoder(Protocol):
+    """Whoever computes the vectors of whole texts."""
+
+    def encode(self, texts: Items[Items[int]], /) -> NDArray[np.float32]:
+        """One vector a text, not scaled to length one, [N, D]; each text has a token at least."""
+        ...

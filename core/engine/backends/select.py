@@ -1,4 +1,4 @@
-"""Which backend serves a model.
+"""Which backend serves a model, and which computes embeddings.
 
 Knows what each backend says of itself. Always: there is one; torch's takes whatever no other does,
 and who is given the slower one finds the reason in the log.
@@ -11,9 +11,10 @@ from ... import log, parts
 from ...config import EngineConfig
 from ...errors import ConfigError
 from ...hardware.placement import Placement, place
+from ...models.embedding.architecture import EncoderWeights
 from ...models.weights import Weights
-from .backend import Backend
-from .native import network
+from .backend import Backend, Encoder
+from .native import encoder, network
 from .native.library import TORCH_IS
 from .native.runner import NativeRunner, supports
 
@@ -107,3 +108,21 @@ def cut(weights: Weights, blocks: int, config: EngineConfig, context: int, free:
     answers = config.max_running * (1 + config.drafts)
     budget = min(config.gpu_bytes or free, free)
     return place(needs(weights, blocks, context, answers), budget, config.gpu_layers)
+
+
+def select_encoder(weights: EncoderWeights, threads: int) -> Encoder:
+    """The compiled encoder, or torch's where that one cannot run.
+
+    Args:
+        threads: that share a batch; 0: one a core.
+
+    Raises:
+        MissingPartError: then torch is not installed.
+    """
+    reason = encoder.unsupported(weights.architecture)
+    if reason is None:
+        return encoder.NativeEncoder(weights, threads)
+    with parts.wanted(f"this embedding model ({reason})"):
+        from ...models.embedding.torch_encoder import TorchEncoder  # with torch
+    logger.warning("torch computes embeddings, in float32 and several times slower: %s", reason)
+    return TorchEncoder(weights)

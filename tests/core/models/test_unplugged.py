@@ -22,7 +22,7 @@ for way in ("create_connection", "getaddrinfo", "gethostbyname"):
     setattr(socket, way, refuse)
 
 import torch
-from quietchoir.core.models.embedding.embedder import SentenceEmbedder
+from quietchoir.core.engine.embedder import SentenceEmbedder
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.hub import catalog

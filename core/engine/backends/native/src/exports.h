@@ -10,7 +10,9 @@ namespace quietchoir {
 struct Shape;       // run.h
 struct OwnedModel;  // model.h
 struct OwnedAdapter;
-struct Packed;  // probe.cpp
+struct Packed;        // probe.cpp
+struct EncoderShape;  // encoder_run.h
+struct OwnedEncoder;  // encoder.cpp
 
 // What the caller says of a step.
 struct Step {
@@ -72,3 +74,21 @@ QC_EXPORT bool quietchoir_probe_multiply(const quietchoir::Packed* packed, const
 QC_EXPORT bool quietchoir_probe_decode(int32_t kind, const uint8_t* raw, size_t row_bytes,
                                        int32_t columns, float* out);
 QC_EXPORT uint64_t quietchoir_probe_read(const uint64_t* p, size_t words);
+
+// encoder.cpp
+QC_EXPORT quietchoir::OwnedEncoder* quietchoir_encoder_new(const char* set,
+                                                           const quietchoir::EncoderShape* shape,
+                                                           int threads, const float* frequencies,
+                                                           const int32_t* reaches,
+                                                           const int32_t* ropes);
+QC_EXPORT void quietchoir_encoder_free(quietchoir::OwnedEncoder* encoder);
+QC_EXPORT bool quietchoir_encoder_matrix(quietchoir::OwnedEncoder* encoder, int layer, int role,
+                                         int kind, int rows, int columns, const uint8_t* raw,
+                                         size_t row_bytes);
+QC_EXPORT bool quietchoir_encoder_embedding(quietchoir::OwnedEncoder* encoder, int kind,
+                                            const uint8_t* raw, size_t row_bytes);
+QC_EXPORT bool quietchoir_encoder_vector(quietchoir::OwnedEncoder* encoder, int layer, int which,
+                                         const float* values, int count);
+QC_EXPORT bool quietchoir_encoder_complete(const quietchoir::OwnedEncoder* encoder);
+QC_EXPORT bool quietchoir_encode(quietchoir::OwnedEncoder* encoder, int texts,
+                                 const int32_t* lengths, const int32_t* tokens, float* out);

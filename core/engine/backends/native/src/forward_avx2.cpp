@@ -11,11 +11,13 @@
 #endif
 #include "simd_avx2.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_avx2 = {
-    "avx2", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "avx2",          MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 
 #if defined(__clang__)

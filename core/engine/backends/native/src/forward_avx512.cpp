@@ -13,11 +13,13 @@
 #endif
 #include "simd_avx512.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_avx512 = {
-    "avx512", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "avx512",        MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 
 #if defined(__clang__)

@@ -12,11 +12,13 @@
 #define QUIETCHOIR_AVXVNNI
 #include "simd_avx2.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_avxvnni = {
-    "avxvnni", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "avxvnni",       MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 
 #if defined(__clang__)

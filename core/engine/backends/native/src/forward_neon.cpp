@@ -6,10 +6,12 @@
 
 #include "simd_neon.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_neon = {
-    "neon", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "neon",          MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 #endif

@@ -12,11 +12,13 @@
 #define QUIETCHOIR_DOTPROD
 #include "simd_neon.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_neondot = {
-    "neondot", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "neondot",       MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 
 #if defined(__clang__)

@@ -5,9 +5,11 @@
 
 #include "simd_plain.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_plain = {
-    "plain", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "plain",         MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }

@@ -50,7 +50,7 @@ bool check(const Shape& s) {
 }
 
 struct Packing {
-  OwnedModel* model;
+  Team* team;
   Matrix* matrix;
   const uint8_t* raw;
   size_t row_bytes;
@@ -60,7 +60,7 @@ void pack_share(void* argument, int) {
   const Packing& packing = *static_cast<Packing*>(argument);
   Matrix& m = *packing.matrix;
   int from, to;
-  while (team_take(*packing.model->team, m.strips, 8, from, to))
+  while (team_take(*packing.team, m.strips, 8, from, to))
     for (int strip = from; strip < to; strip++) {
       const int rows = m.rows - strip * STRIP < STRIP ? m.rows - strip * STRIP : STRIP;
       pack_strip(m, strip, packing.raw + size_t(strip) * STRIP * packing.row_bytes,
@@ -75,6 +75,22 @@ bool is_layer(const OwnedModel& model, int layer) {
 }
 
 }  // namespace
+
+bool pack_matrix(Team& team, Arena& arena, Matrix& matrix, int kind, int rows, int columns,
+                 const uint8_t* raw, size_t row_bytes) {
+  Matrix shaped;
+  if (!shape_matrix(shaped, kind, rows, columns))
+    return complain("no kernel takes kind %d with %d columns", kind, columns), false;
+  const Layout layout = layout_of(kind);
+  if (row_bytes < size_t(columns) / layout.columns * layout.raw)
+    return complain("rows of %zu bytes are too short", row_bytes), false;
+  shaped.data = arena.take(shaped.strip_bytes * shaped.strips);
+  matrix = shaped;
+  Packing packing{&team, &matrix, raw, row_bytes};
+  team_run(team, pack_share, &packing);
+  return true;
+}
+
 }  // namespace quietchoir
 
 using namespace quietchoir;
@@ -157,17 +173,7 @@ QC_EXPORT bool quietchoir_model_matrix(OwnedModel* model, int layer, int role, i
       return complain("matrix %d of layer %d is %d x %d, expected %d x %d", role, layer, rows,
                       columns, expected_rows, expected_columns),
              false;
-    Matrix shaped;
-    if (!shape_matrix(shaped, kind, rows, columns))
-      return complain("no kernel takes kind %d with %d columns", kind, columns), false;
-    const Layout layout = layout_of(kind);
-    if (row_bytes < size_t(columns) / layout.columns * layout.raw)
-      return complain("rows of %zu bytes are too short", row_bytes), false;
-    shaped.data = model->arena.take(shaped.strip_bytes * shaped.strips);
-    m = shaped;
-    Packing packing{model, &m, raw, row_bytes};
-    team_run(*model->team, pack_share, &packing);
-    return true;
+    return pack_matrix(*model->team, model->arena, m, kind, rows, columns, raw, row_bytes);
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }
 

@@ -15,6 +15,18 @@ struct TeamDeleter {
   void operator()(Team* team) const { team_free(team); }
 };
 
+// A copy of some numbers in an arena, padded with zeros.
+inline float* keep(Arena& arena, const float* values, int count) {
+  float* copy = reinterpret_cast<float*>(arena.take(size_t(padded(count)) * 4));
+  std::memset(copy, 0, size_t(padded(count)) * 4);
+  std::memcpy(copy, values, size_t(count) * 4);
+  return copy;
+}
+
+// Packs a whole matrix into an arena, all members of the team together. False after a complaint.
+bool pack_matrix(Team& team, Arena& arena, Matrix& matrix, int kind, int rows, int columns,
+                 const uint8_t* raw, size_t row_bytes);
+
 struct OwnedModel : Model {
   std::vector<Layer> owned_layers;
   std::vector<std::vector<Matrix>> experts;  // by layer; empty where there are none
@@ -25,12 +37,7 @@ struct OwnedModel : Model {
   const Table* table = nullptr;
   std::mutex one_step;  // a step uses the team and the scratch buffers alone
 
-  float* keep(const float* values, int count) {
-    float* copy = reinterpret_cast<float*>(arena.take(size_t(padded(count)) * 4));
-    std::memset(copy, 0, size_t(padded(count)) * 4);
-    std::memcpy(copy, values, size_t(count) * 4);
-    return copy;
-  }
+  float* keep(const float* values, int count) { return quietchoir::keep(arena, values, count); }
 };
 
 struct OwnedAdapter : Adapter {

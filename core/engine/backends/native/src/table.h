@@ -4,13 +4,15 @@
 
 namespace quietchoir {
 
-struct Run;  // run.h: one step of one model
+struct Run;         // run.h: one step of one model
+struct EncoderRun;  // encoder_run.h: one batch of texts
 
 struct Table {
   const char* name;
   int mr;  // rows of a panel
   // One member's share of a step; every member of the team calls it once.
   void (*forward)(Run& run, int member);
+  void (*encode)(EncoderRun& run, int member);  // the same for an encoder's batch
   // Bytes of working memory: prepared rows, and what one member needs for itself (`queries` in one
   // task at most).
   size_t (*panel_bytes)(int rows, int columns);

@@ -1,0 +1,387 @@
+"""Encoders' folders as Hugging Face's tools write them: one family a row of the table at the end.
+
+Knows config.json of each family and what it calls its tensors. Knows nothing of tokens, pooling
+beyond its kind, or of who computes.
+Always: no torch; every tensor is checked against the sizes; what a config asks for and is not
+computed here is refused, never ignored.
+
+Source: the models' classes in transformers; the tests compare with them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from ...errors import ModelFileError, ModelNotFoundError
+from ..files.lfs_pointer import refuse_pointer
+from ..files.settings import HfSettings
+from ..quant.tensor import QuantTensor
+from .architecture import HEAD_NORMS, EncoderArchitecture, EncoderWeights, numbers, plain
+from .folder import advice, read_json
+
+PLAIN = ("F32", "F16", "BF16")
+ACTIVATION_NAMES = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderFamily:
+    """One family."""
+
+    traits: Callable[[HfSettings], dict[str, Any]]  # fields of `EncoderArchitecture`
+    layer: str  # the beginning of a layer's names
+    names: Mapping[str, str]  # ours -> theirs, inside a layer
+    ends: Mapping[str, str]  # ours -> theirs, outside
+    # one tensor of theirs, several of ours one above the other
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()  # before every name, in some folders
+    unit_norms: bool = False  # the file holds norms less 1
+
+
+def read(folder: Path) -> EncoderWeights:
+    """Read config.json and model.safetensors.
+
+    Raises:
+        ModelNotFoundError: one of them is not there.
+        ModelFileError: an encoder that is not computed here, damaged, or tensors that do not fit
+        the sizes.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = config.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise ModelFileError(
+            f"{path}: model_type is {kind!r:.40}, only {', '.join(map(repr, FAMILIES))} are "
+            f"supported; choose another embedding model"
+        )
+    architecture = read_architecture(family, HfSettings(path, config, {}, str(kind)))
+    found = read_tensors(folder / "model.safetensors", family)
+    return EncoderWeights(architecture, named(folder, family, architecture, found))
+
+
+def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchitecture:
+    """Sizes and traits. Raises: ModelFileError: impossible, or not computed here."""
+    heads = config.size("num_attention_heads")
+    width = config.size("hidden_size")
+    if width % heads and config.get("head_dim") is None:
+        raise ModelFileError(
+            f"{config.path}: impossible sizes: {heads} heads in a width of {width}; {advice()}"
+        )
+    head_dim = config.size("head_dim", width // heads)
+    usual: dict[str, Any] = {
+        "model_type": config.model_type,
+        "num_layers": config.size("num_hidden_layers"),
+        "hidden_size": width,
+        "intermediate_size": config.size("intermediate_size"),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": head_dim,
+        "vocab_size": config.size("vocab_size"),
+        "max_positions": config.size("max_position_embeddings"),
+        "attention_scale": head_dim**-0.5,
+    }
+    found = EncoderArchitecture(**usual | family.traits(config))
+    if found.num_heads % found.num_kv_heads or found.head_dim % 2:
+        raise ModelFileError(f"{config.path}: impossible sizes {found}; {advice()}")
+    return found
+
+
+def read_tensors(path: Path, family: EncoderFamily) -> dict[str, QuantTensor]:
+    """Every plain tensor of a file, by its name without a prefix; vectors are one row."""
+    try:
+        # the library's own parser; it copies, which a mapped reader for numpy cannot yet avoid
+        # where a tensor is bfloat16
+        entries: list[tuple[str, dict[str, Any]]]
+        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path}: no such file; {advice('run')}") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        refuse_pointer(path)
+        raise ModelFileError(f"{path}: damaged ({error!s:.200}); {advice()}") from error
+    found = {}
+    for name, entry in entries:
+        for prefix in family.prefixes:
+            name = name.removeprefix(prefix)
+        shape = entry["shape"]
+        if entry["dtype"] in PLAIN and 1 <= len(shape) <= 2 and min(shape) > 0:
+            rows, columns = (1, shape[0]) if len(shape) == 1 else shape
+            raw = np.frombuffer(entry["data"], np.uint8).reshape(rows, -1)
+            found[name] = QuantTensor(entry["dtype"], (rows, columns), raw)
+    return found
+
+
+def named(
+    folder: Path,
+    family: EncoderFamily,
+    architecture: EncoderArchitecture,
+    found: Mapping[str, QuantTensor],
+) -> dict[str, QuantTensor]:
+    """The tensors under our names, each of the right shape.
+
+    Raises:
+        ModelFileError: one is missing or of another shape.
+    """
+    path = folder / "model.safetensors"
+    width, layers = architecture.hidden_size, range(architecture.num_layers)
+    names = dict(family.ends)
+    for layer in layers:
+        begin = family.layer.format(layer)
+        names |= {f"layers.{layer}.{ours}": begin + theirs for ours, theirs in family.names.items()}
+    shapes = {"embedding": (architecture.vocab_size, width)}
+    if architecture.learned_positions:
+        shapes["positions"] = (architecture.max_positions, width)
+    for layer in layers:
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in architecture.matrices()}
+    split: dict[str, QuantTensor] = {}
+    for theirs, parts in family.fused.items():
+        for layer in layers:
+            for ending in (".weight", ".bias"):
+                whole = found.get(family.layer.format(layer) + theirs + ending)
+                if whole is not None:
+                    split |= {
+                        f"layers.{layer}.{part}{ending}": blocks
+                        for part, blocks in cut(whole, parts, ending, dict(architecture.matrices()))
+                    }
+    tensors: dict[str, QuantTensor] = {}
+
+    def take(ours: str, expected: tuple[int, int], *, needed: bool = True) -> None:
+        stem, _, ending = ours.rpartition(".")
+        theirs = f"{names.get(stem, stem)}.{ending}"
+        blocks = split.get(ours, found.get(theirs))
+        if blocks is None and not needed:
+            return
+        if blocks is None or blocks.shape != expected:
+            state = "is missing" if blocks is None else f"is {blocks.shape}"
+            raise ModelFileError(f"{path}: {theirs} {state}, expected {expected}; {advice()}")
+        tensors[ours] = blocks
+
+    for stem, shape in shapes.items():
+        take(f"{stem}.weight", shape)
+        if stem.startswith("layers."):
+            take(f"{stem}.bias", (1, shape[0]), needed=False)
+    for stem in names:
+        place, _, name = stem.rpartition(".")
+        if name.endswith("_norm"):
+            size = architecture.head_dim if name in HEAD_NORMS else width
+            # ModernBERT's first layer has none of its input: the embedding's stands before it
+            first = name == "attention_norm" and place == "layers.0"
+            take(f"{stem}.weight", (1, size), needed=not first)
+            take(f"{stem}.bias", (1, size), needed=False)
+    if "token_types" in family.ends and (
+        kinds := found.get(f"{family.ends['token_types']}.weight")
+    ):
+        # of the first kind: these are single texts, never pairs
+        tensors["positions.weight"] = plain(
+            numbers(tensors["positions.weight"]) + numbers(kinds)[:1]
+        )
+    if family.unit_norms:
+        for name in [name for name in tensors if name.endswith("norm.weight")]:
+            tensors[name] = plain(numbers(tensors[name]) + np.float32(1))
+    return tensors
+
+
+def cut(
+    whole: QuantTensor, parts: tuple[str, ...], ending: str, shapes: Mapping[str, tuple[int, int]]
+) -> list[tuple[str, QuantTensor]]:
+    """One tensor as the several that stand in it one above the other."""
+    found, at = [], 0
+    for part in parts:
+        rows = shapes[part][0]
+        if ending == ".weight":
+            blocks = whole.part(at, min(at + rows, whole.shape[0]))
+        else:
+            blocks = plain(numbers(whole)[:, at : at + rows])
+        found.append((part, blocks))
+        at += rows
+    return found
+
+
+def activation(config: HfSettings, key: str) -> str:
+    """Ours for what a config calls it. Raises: ModelFileError: not computed here."""
+    name = config.get(key)
+    if name not in ACTIVATION_NAMES:
+        raise refused(config, key, *ACTIVATION_NAMES)
+    return ACTIVATION_NAMES[name]
+
+
+def refused(config: HfSettings, key: str, *known: object) -> ModelFileError:
+    """A setting that is not computed here."""
+    return ModelFileError(
+        f"{config.path}: {key} is {config.get(key)!r:.80}, only {', '.join(map(repr, known))} is "
+        f"supported; choose another embedding model"
+    )
+
+
+def sliding_layers(config: HfSettings, layers: int, usual: Callable[[int], bool]) -> list[bool]:
+    """Which layers see a window only: as config.json says, or as the family has it."""
+    kinds = config.entries("layer_types", layers)
+    if kinds is None:
+        return [usual(layer) for layer in range(layers)]
+    if unknown := [kind for kind in kinds if kind not in (SLIDING, FULL)]:
+        raise ModelFileError(
+            f"{config.path}: layer_types has {unknown[0]!r:.40}, only {SLIDING!r} and {FULL!r} are "
+            f"supported; choose another embedding model"
+        )
+    return [kind == SLIDING for kind in kinds]
+
+
+def theta(config: HfSettings, kind: str, key: str, usual: float) -> float:
+    """The base of rope of one kind of layers; scaled ropes are refused."""
+    rules = config.rule("rope_parameters")
+    rule = rules.get(kind, rules if "rope_theta" in rules else {})
+    if config.rule("rope_scaling") or not isinstance(rule, Mapping):
+        raise refused(config, "rope_scaling" if config.rule("rope_scaling") else "rope_parameters")
+    if rule.get("rope_type", "default") != "default":
+        raise refused(config, "rope_parameters", "default")
+    found = rule.get("rope_theta", config.get(key))
+    found = usual if found is None else found
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 1 < found < 1e30:
+        raise refused(config, key, usual)
+    return float(found)
+
+
+def bert(config: HfSettings) -> dict[str, Any]:
+    """BERT, 2018: learned positions, norms behind."""
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        raise refused(config, "position_embedding_type", "absolute")
+    return {
+        "norm_eps": config.real("layer_norm_eps"),
+        "activation": activation(config, "hidden_act"),
+        "learned_positions": True,
+        "norm_sums": True,
+    }
+
+
+def modernbert(config: HfSettings) -> dict[str, Any]:
+    """ModernBERT, 2024: rope, windows in two layers of three."""
+    layers, every = config.size("num_hidden_layers"), config.size("global_attn_every_n_layers", 3)
+    sliding = sliding_layers(config, layers, lambda layer: bool(layer % every))
+    wide = theta(config, FULL, "global_rope_theta", 160_000.0)
+    near = theta(config, SLIDING, "local_rope_theta", 10_000.0)
+    reach = config.size("local_attention", 128) // 2
+    return {
+        "norm_eps": config.real("norm_eps"),
+        "activation": activation(config, "hidden_activation"),
+        "gated": True,
+        "thetas": tuple(near if one else wide for one in sliding),
+        "reaches": tuple(reach if one else 0 for one in sliding),
+    }
+
+
+def qwen3(config: HfSettings) -> dict[str, Any]:
+    """Qwen3-Embedding, 2025: a decoder whose last token is the text's vector."""
+    layers = config.size("num_hidden_layers")
+    if config.get("use_sliding_window"):
+        raise refused(config, "use_sliding_window", False)
+    return {
+        "num_kv_heads": config.size("num_key_value_heads"),
+        "head_dim": config.size("head_dim", 128),
+        "attention_scale": config.size("head_dim", 128) ** -0.5,
+        "norm_eps": config.real("rms_norm_eps"),
+        "activation": activation(config, "hidden_act"),
+        "gated": True,
+        "rms_norms": True,
+        "causal": True,
+        "pooling": "last",
+        "thetas": (theta(config, FULL, "rope_theta", 1_000_000.0),) * layers,
+    }
+
+
+def gemma3(config: HfSettings) -> dict[str, Any]:
+    """EmbeddingGemma, 2025: Gemma 3 that sees to both sides."""
+    layers, pattern = config.size("num_hidden_layers"), config.size("sliding_window_pattern", 6)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key):
+            raise refused(config, key, None)
+    if not config.get("use_bidirectional_attention"):
+        raise refused(config, "use_bidirectional_attention", True)
+    sliding = sliding_layers(config, layers, lambda layer: bool((layer + 1) % pattern))
+    wide = theta(config, FULL, "rope_theta", 1_000_000.0)
+    near = theta(config, SLIDING, "rope_local_base_freq", 10_000.0)
+    reach = config.size("sliding_window") // 2
+    return {
+        "num_kv_heads": config.size("num_key_value_heads"),
+        "attention_scale": config.real("query_pre_attn_scalar") ** -0.5,
+        "norm_eps": config.real("rms_norm_eps"),
+        "activation": activation(config, "hidden_activation"),
+        "gated": True,
+        "rms_norms": True,
+        "embedding_scale": math.sqrt(config.size("hidden_size")),
+        "thetas": tuple(near if one else wide for one in sliding),
+        "reaches": tuple(reach if one else 0 for one in sliding),
+    }
+
+
+DECODER_NAMES = {
+    **{f"{part}_proj": f"self_attn.{part}_proj" for part in "qkvo"},
+    **{f"{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **{norm: f"self_attn.{norm}" for norm in HEAD_NORMS},
+    "attention_norm": "input_layernorm",
+}
+DECODER_ENDS = {"embedding": "embed_tokens", "final_norm": "norm"}
+FAMILIES: Mapping[str, EncoderFamily] = {
+    "bert": EncoderFamily(
+        traits=bert,
+        layer="encoder.layer.{}.",
+        names={
+            "q_proj": "attention.self.query",
+            "k_proj": "attention.self.key",
+            "v_proj": "attention.self.value",
+            "o_proj": "attention.output.dense",
+            "up_proj": "intermediate.dense",
+            "down_proj": "output.dense",
+            "post_attention_norm": "attention.output.LayerNorm",
+            "post_mlp_norm": "output.LayerNorm",
+        },
+        ends={
+            "embedding": "embeddings.word_embeddings",
+            "positions": "embeddings.position_embeddings",
+            "token_types": "embeddings.token_type_embeddings",
+            "embedding_norm": "embeddings.LayerNorm",
+        },
+        prefixes=("bert.",),
+    ),
+    "modernbert": EncoderFamily(
+        traits=modernbert,
+        layer="layers.{}.",
+        names={
+            "o_proj": "attn.Wo",
+            "down_proj": "mlp.Wo",
+            "attention_norm": "attn_norm",
+            "mlp_norm": "mlp_norm",
+        },
+        ends={
+            "embedding": "embeddings.tok_embeddings",
+            "embedding_norm": "embeddings.norm",
+            "final_norm": "final_norm",
+        },
+        fused={"attn.Wqkv": ("q_proj", "k_proj", "v_proj"), "mlp.Wi": ("gate_proj", "up_proj")},
+        prefixes=("model.",),
+    ),
+    "qwen3": EncoderFamily(
+        traits=qwen3,
+        layer="layers.{}.",
+        names=DECODER_NAMES | {"mlp_norm": "post_attention_layernorm"},
+        ends=DECODER_ENDS,
+        prefixes=("model.",),
+    ),
+    "gemma3_text": EncoderFamily(
+        traits=gemma3,
+        layer="layers.{}.",
+        names=DECODER_NAMES
+        | {
+            "post_attention_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "post_mlp_norm": "post_feedforward_layernorm",
+        },
+        ends=DECODER_ENDS,
+        prefixes=("model.",),
+        unit_norms=True,
+    ),
+}

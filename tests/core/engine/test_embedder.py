@@ -1,0 +1,199 @@
+"""The embedding model against its oracle, and what callers may count on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.encoder import NativeEncoder
+from quietchoir.core.engine.embedder import SentenceEmbedder
+from quietchoir.core.errors import ModelFileError, ModelNotFoundError
+from quietchoir.core.models.embedding.torch_encoder import TorchEncoder
+
+TEXTS = [
+    "The cat sits on the mat.",
+    "A kitten is resting on a rug.",
+    "Stock markets fell sharply today.",
+    "Ünïcödé, 漢字 and 12345!",
+    "",
+    "word " * 400,
+]
+
+
+@pytest.fixture(scope="module")
+def embedder(embedder_path: Path) -> SentenceEmbedder:
+    return SentenceEmbedder.load(embedder_path)
+
+
+@pytest.fixture(scope="module")
+def theirs(embedder_path: Path) -> np.ndarray:
+    """What transformers makes of TEXTS, with mean pooling, [N, 384]."""
+    from transformers import BertModel, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(embedder_path / "tokenizer.json"), pad_token="[PAD]"
+    )
+    model = BertModel.from_pretrained(embedder_path, add_pooling_layer=False).eval()
+    batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        rows = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+    real = batch["attention_mask"][:, :, None].float()
+    return torch.nn.functional.normalize((rows * real).sum(1) / real.sum(1), dim=1).numpy()
+
+
+def test_torch_gives_transformers_vectors(
+    embedder_path: Path, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, library.OFF)
+    ours = SentenceEmbedder.load(embedder_path)
+    assert isinstance(ours.encoder, TorchEncoder)
+    assert np.abs(ours.embed(TEXTS) - theirs).max() < 1e-5
+
+
+def test_the_compiled_encoder_gives_them_within_what_8_bits_cost(
+    embedder: SentenceEmbedder, theirs: np.ndarray
+) -> None:
+    assert isinstance(embedder.encoder, NativeEncoder)
+    cosines = (embedder.embed(TEXTS) * theirs).sum(1)
+    said = np.array([bool(text) for text in TEXTS])
+    assert cosines[said].min() > 0.999 and cosines.min() > 0.995  # the last: of no words at all
+
+
+def test_neither_reading_nor_embedding_needs_torch(embedder_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from quietchoir.core.engine.embedder import SentenceEmbedder\n"
+        "from quietchoir.core.retrieval.search import Search\n"
+        f"print(SentenceEmbedder.load(Path({str(embedder_path)!r})).embed(['hello']).shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(1, 384)\n"
+
+
+def test_rows_have_length_one_and_near_meanings_lie_near(embedder: SentenceEmbedder) -> None:
+    vectors = embedder.embed(TEXTS)
+    assert vectors.shape == (len(TEXTS), 384) and vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
+
+
+def test_a_text_does_not_depend_on_its_neighbours_or_their_order(
+    embedder: SentenceEmbedder,
+) -> None:
+    together, backwards = embedder.embed(TEXTS), embedder.embed(TEXTS[::-1])[::-1]
+    alone = np.concatenate([embedder.embed([text]) for text in TEXTS])
+    assert np.array_equal(together, alone)
+    assert np.array_equal(together, backwards)
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(embedder: SentenceEmbedder) -> None:
+    assert np.array_equal(embedder.embed(["a \ud83d b"]), embedder.embed(["a ? b"]))
+
+
+def test_no_texts_give_no_rows(embedder: SentenceEmbedder) -> None:
+    assert embedder.embed([]).shape == (0, 384)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error", "sentence"),
+    [
+        (
+            "config.json",
+            {"hidden_size": 400, "num_attention_heads": 10},
+            ModelFileError,
+            r"expected \(30522, 400\)",
+        ),
+        (
+            "config.json",
+            {"model_type": "roberta"},
+            ModelFileError,
+            "only 'bert', 'modernbert', 'qwen3', 'gemma3_text'",
+        ),
+        (
+            "config.json",
+            {"num_hidden_layers": None},
+            ModelFileError,
+            "num_hidden_layers is None, expected a positive whole number",
+        ),
+        ("config.json", {"num_attention_heads": 7}, ModelFileError, "impossible sizes"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": 100_000},
+            ModelFileError,
+            "expected 3 to 512",
+        ),
+        ("tokenizer.json", {"model": {}}, ModelFileError, "not a tokenizer"),
+        ("config.json", None, ModelNotFoundError, "no such file; run: quietchoir model pull"),
+        ("tokenizer.json", None, ModelNotFoundError, "no such file; run: quietchoir model pull"),
+        ("model.safetensors", None, ModelNotFoundError, "no such file; run: quietchoir model pull"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(
+    embedder_path: Path,
+    tmp_path: Path,
+    file: str,
+    change: dict[str, Any] | None,
+    error: type[Exception],
+    sentence: str,
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in embedder_path.iterdir():
+        if path.suffix == ".json":
+            shutil.copy(path, folder)
+        else:
+            (folder / path.name).symlink_to(path)
+    changed = (folder / file).read_text("utf-8") if change is not None else ""
+    (folder / file).unlink()
+    if change is not None:
+        (folder / file).write_text(json.dumps(json.loads(changed) | change))
+    with pytest.raises(error, match=sentence):
+        SentenceEmbedder.load(folder)
+
+
+def test_parts_behind_the_encoder_are_computed_or_refused(
+    embedder: SentenceEmbedder, embedder_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in embedder_path.iterdir():
+        (folder / path.name).symlink_to(path)
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+    lay_out = [{"type": f"some.module.{kind}", "path": place} for kind, place in parts]
+    (folder / "modules.json").write_text(json.dumps(lay_out))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    (folder / "2_Dense").mkdir()
+    config = {"activation_function": "torch.nn.modules.linear.Identity"}
+    (folder / "2_Dense/config.json").write_text(json.dumps(config))
+    matrix = np.random.default_rng(1).standard_normal((48, 384)).astype(np.float32)
+    save_file({"linear.weight": matrix}, folder / "2_Dense/model.safetensors")
+    ours = SentenceEmbedder.load(folder)
+    expected = embedder.embed(TEXTS) @ matrix.T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert ours.width == 48 and np.abs(ours.embed(TEXTS) - expected).max() < 1e-5
+    assert ours.identity != embedder.identity
+    (folder / "2_Dense/config.json").write_text(json.dumps({"activation_function": "Tanh"}))
+    with pytest.raises(ModelFileError, match="activation_function is 'Tanh'"):
+        SentenceEmbedder.load(folder)
+    (folder / "modules.json").write_text(json.dumps([{"type": "a.Router", "path": ""}]))
+    with pytest.raises(ModelFileError, match="a part 'Router' is not known"):
+        SentenceEmbedder.load(folder)
+    (folder / "modules.json").write_text(json.dumps([{"type": "a.Dense", "path": "../../x"}]))
+    with pytest.raises(ModelFileError, match="outside the folder"):
+        SentenceEmbedder.load(folder)
