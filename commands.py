@@ -31,6 +31,22 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     serving.add_argument("--host", help="address to listen on (default: this machine only)")
     serving.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
     serving.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="answer over HTTPS with this certificate and its chain (PEM); beyond this machine "
+        "there must be one",
+    )
+    serving.add_argument(
+        "--key", type=Path, metavar="FILE", help="the certificate's key, if it is in another file"
+    )
+    serving.add_argument(
+        "--plain-http",
+        action="store_const",
+        const=True,
+        help="beyond this machine without a certificate, since a proxy in front has it",
+    )
+    serving.add_argument(
         "--federation", type=Path, metavar="FED", help="also be a member of this federation"
     )
     serving.add_argument(
@@ -95,12 +111,12 @@ def configured(arguments: Namespace) -> "Config":
     chosen = config.load(arguments.config)
     server = {
         key: value
-        for key in ("host", "port")
+        for key in ("host", "port", "certificate", "key", "plain_http")
         if (value := getattr(arguments, key, None)) is not None
     }
     engine = {"model": model} if (model := getattr(arguments, "model", None)) else {}
     training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
-    for flag in ("home_file", "federation", "data"):
+    for flag in ("home_file", "federation", "data", "certificate", "key"):
         path = getattr(arguments, flag, None)
         if path is not None and not path.exists():
             raise ConfigError(f"--{flag.replace('_', '-')} {path}: not there; give a path that is")

@@ -41,7 +41,7 @@ from .core.models.hub.catalog import model_name
 from .core.models.summary import summary_of
 from .core.models.weights import Weights
 from .core.server import auth
-from .core.server.app import NodeServer, Parts, claim
+from .core.server.app import NodeServer, Parts, claim, encryption
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.server.ollama_api import ModelFacts
@@ -383,6 +383,7 @@ class Node:
             ConfigError: the port cannot be used. ModelError: as `start_assistant`.
         """
         # first: loading takes seconds, and a taken port should be told at once
+        tls = encryption(self.config.server)
         claimed = claim(self.config.server)
         self.parts.callback(claimed.close)
         token = auth.load_token(self.home)
@@ -408,7 +409,7 @@ class Node:
             sampling=self.sampling,
             facts=self.facts(),
         )
-        self.server = NodeServer(parts, self.config.server, claimed)
+        self.server = NodeServer(parts, self.config.server, claimed, tls)
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
         self.page = f"{self.server.url}#token={token}"

@@ -119,6 +119,12 @@ class ServerConfig:
     max_connections: int = 128  # at once; beyond them the longest idle one is closed
     head_timeout_s: float = 10.0  # a connection that has not said by then what it wants is closed
     body_timeout_s: float = 60.0  # a body that has not come by then is refused
+    write_timeout_s: float = 30.0  # a client that takes nothing of its answer for so long is let go
+    # PEM, with its chain: HTTPS. Beyond this machine there must be one
+    certificate: Path | None = None
+    key: Path | None = None  # PEM, of the certificate, where it is not in the same file
+    # beyond this machine without one: a proxy in front has it
+    plain_http: bool = False
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.hosts if not re.fullmatch(r"[A-Za-z0-9._-]+", name)]
@@ -128,6 +134,9 @@ class ServerConfig:
             )
         at_least(1, max_body_bytes=self.max_body_bytes, max_connections=self.max_connections)
         above(0, head_timeout_s=self.head_timeout_s, body_timeout_s=self.body_timeout_s)
+        above(0, write_timeout_s=self.write_timeout_s)
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key is there and certificate is not; give both, or neither")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,10 @@ Knows which organ answers which path. Always: the guard stands before every rout
 """
 
 import asyncio
+import ipaddress
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,11 +92,32 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     return app
 
 
+def encryption(config: ServerConfig) -> ssl.SSLContext | None:
+    """TLS with the owner's certificate; None: there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or its key is another's.
+    """
+    if config.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # no passphrase is asked for: nobody may be there to answer
+        context.load_cert_chain(config.certificate, config.key, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{config.certificate}: no certificate with its key can be read there ({error}); "
+            f"--certificate takes a PEM file, --key that of its key, without a passphrase"
+        ) from error
+    return context
+
+
 def claim(config: ServerConfig) -> socket.socket:
     """Take the port before anything slow begins.
 
     Raises:
-        ConfigError: the port is taken or may not be used; the sentence says which flag changes it.
+        ConfigError: the port is taken or may not be used, or lies beyond this machine, where the
+        token must not be readable on the way; the sentence says which flag changes it.
     """
     where = f"{config.host}:{config.port}"
     if not 0 <= config.port <= 65535:
@@ -105,11 +128,19 @@ def claim(config: ServerConfig) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM
         )[0]
+        reachable = not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
         claimed = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {where} ({error}); give an address of this machine with --host"
         ) from error
+    if reachable and config.certificate is None and not config.plain_http:
+        claimed.close()
+        raise ConfigError(
+            f"{where} can be reached from other machines, and without TLS whoever is on the way "
+            "reads the token and every word; give --certificate FILE (and --key FILE), or "
+            "--plain-http where a proxy in front has the certificate"
+        )
     try:
         if os.name == "posix":
             # a port just left may be taken again
@@ -128,8 +159,15 @@ def claim(config: ServerConfig) -> socket.socket:
 class NodeServer:
     """An application on a claimed socket."""
 
-    def __init__(self, parts: Parts, config: ServerConfig, claimed: socket.socket) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        config: ServerConfig,
+        claimed: socket.socket,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = claimed
+        self.tls = tls
         self.host, self.port = claimed.getsockname()[:2]
         self.config = config
         # Cancelling the handler is how a client that goes away frees its request.
@@ -144,14 +182,17 @@ class NodeServer:
 
     async def start(self) -> None:
         """Begin to answer."""
-        self.listening, self.crowd = await connections.listen(self.runner, self.config, self.socket)
+        self.listening, self.crowd = await connections.listen(
+            self.runner, self.config, self.socket, self.tls
+        )
 
     @property
     def url(self) -> str:
         """Where the page is, without the token."""
         # "everywhere" is no address to open
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     async def stop(self) -> None:
         """End what still runs, then close the socket."""

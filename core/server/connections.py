@@ -50,6 +50,7 @@ class CountedConnection(web.RequestHandler):
         self.answering = False
         self.idle_since = crowd.loop.time()
         self.deadline: asyncio.TimerHandle | None = None  # until its first head is whole
+        self.patience: asyncio.TimerHandle | None = None  # while its client takes nothing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, or say that there is none."""
@@ -65,9 +66,38 @@ class CountedConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""
         self.crowd.leave(self)
-        if self.deadline is not None:
-            self.deadline.cancel()
+        for timer in (self.deadline, self.patience):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Its client takes nothing, and what waits for it is enough."""
+        super().pause_writing()
+        self.patience = self.crowd.loop.call_later(self.crowd.config.write_timeout_s, self.let_go)
+
+    def resume_writing(self) -> None:
+        """It took something."""
+        if self.patience is not None:
+            self.patience.cancel()
+        super().resume_writing()
+
+    def let_go(self) -> None:
+        """It has had its time: the connection ends, and with it whatever still answers there."""
+        logger.warning(
+            "a client took nothing of its answer for %g s; it is let go",
+            self.crowd.config.write_timeout_s,
+        )
+        self.force_close()
+
+    def force_close(self) -> None:
+        """End it. What its client does not take now is lost; waiting for that would keep the
+        connection for as long as the client likes.
+        """
+        transport = self.transport
+        super().force_close()
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()
 
     def begin(self) -> None:
         """A head was read."""

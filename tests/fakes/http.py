@@ -13,7 +13,7 @@ from quietchoir.core.assistant.assistant import Assistant, Remember
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.retrieval.memory import FactStore
-from quietchoir.core.server.app import NodeServer, Parts, claim
+from quietchoir.core.server.app import NodeServer, Parts, claim, encryption
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
@@ -66,6 +66,7 @@ class Served:
             ),
             config,
             claim(config),
+            encryption(config),
         )
         await self.server.start()
         headers = {"Authorization": f"Bearer {TOKEN}"}

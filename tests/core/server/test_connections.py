@@ -1,6 +1,7 @@
 """Connections are counted, and none may take its time."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -107,3 +108,79 @@ async def test_where_every_connection_is_answered_the_next_is_told_so() -> None:
 def test_limits_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"hosts|above 0|at least 1"):
         ServerConfig(**wrong)  # type: ignore[arg-type]
+
+
+LOUD = HELLO | {"stream": True, "logprobs": True, "top_logprobs": 20}
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_let_go_and_frees_what_it_held() -> None:
+    """Its answer is more than the buffers on the way hold."""
+    piece = "x" * 60_000
+    engine = engine_saying([piece] * 400)
+    async with Served(engine).running(write_timeout_s=0.3, max_connections=20) as served:
+        body = json.dumps(LOUD).encode()
+        said = HEAD + BEARER + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        silent = [await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(20)]
+        for _, writer in silent:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(said)
+        await until(lambda: len(engine.generations) == 20)
+        assert len(served.server.crowd.open) == 20
+        await until(lambda: not served.server.crowd.open)
+        # there is room again, and what is asked is answered
+        assert (await served.get("/v1/models"))[0] == 200
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_a_client_that_reads_slowly_but_reads_gets_everything() -> None:
+    engine = engine_saying(["x" * 60_000] * 100)
+    async with Served(engine).running(write_timeout_s=2.0) as served:
+        body = json.dumps(LOUD).encode()
+        said = HEAD + BEARER + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        async with line(served, said) as (reader, _), asyncio.timeout(60):
+            got = b""
+            while part := await reader.read(1 << 16):
+                got += part
+        assert got.count(b"x" * 60_000) == 100 and b"[DONE]" in got
+
+
+async def test_three_hundred_half_sent_heads_leave_room_and_are_closed() -> None:
+    async with Served(engine_saying(["x"])).running(
+        max_connections=32, head_timeout_s=0.5
+    ) as served:
+        halves = [
+            await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(300)
+        ]
+        for _, writer in halves:
+            writer.write(HEAD[:30])
+        assert (await served.post("/v1/chat/completions", HELLO))[0] == 200
+        assert len(served.server.crowd.open) <= 32
+        for reader, _ in halves:
+            assert await rest(reader) == b""
+        await until(lambda: not any(not one.trusted for one in served.server.crowd.open))
+        for _, writer in halves:
+            writer.close()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_client_that_leaves_ends_all_its_generations(count: int) -> None:
+    engine = engine_saying(["one ", "two"], held=True)
+    async with Served(engine).running() as served:
+        asked = asyncio.create_task(served.post("/v1/chat/completions", HELLO | {"n": count}))
+        await until(lambda: len(engine.generations) == count)
+        asked.cancel()
+        await until(lambda: all(one.finish_reason == "cancelled" for one in engine.generations))
+
+
+async def test_a_client_that_closes_its_half_has_left() -> None:
+    """aiohttp reads an end of what a client sends as its leaving: said in the README."""
+    engine = engine_saying(["one ", "two"], held=True)
+    async with Served(engine).running() as served:
+        body = json.dumps(HELLO).encode()
+        said = HEAD + BEARER + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        async with line(served, said) as (reader, writer):
+            await until(lambda: len(engine.generations) == 1)
+            writer.write_eof()
+            assert await rest(reader) == b""
+            await until(lambda: engine.generations[0].finish_reason == "cancelled")
