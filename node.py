@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
+SMALL = 1_000_000_000  # a model of fewer weights chooses better among few tools
 GENERAL_REQUESTS = 192  # that stand for what is no adapter's
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
@@ -216,6 +217,7 @@ class Node:
             facts=self.documents.facts,
             ranking=ToolRanking(self.tool_embedder),
             remember=self.documents.remember,
+            small=self.weights.parameters < SMALL,
         )
 
     def window(self) -> ContextWindow:

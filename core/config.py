@@ -240,6 +240,9 @@ class ToolsConfig:
     prompt_share: float = (
         0.3  # of the context, for the list of tools; the likeliest ones are listed
     )
+    # tools that a prompt tells of at most; 0: 3 for models below a billion weights, which choose
+    # better among few, else as many as find room
+    listed: int = 0
 
     def __post_init__(self) -> None:
         twice = {*self.allow} & {*self.ask} | {*self.ask} & {*self.never}
@@ -250,6 +253,8 @@ class ToolsConfig:
                 "approval_timeout_s must be above 0, steps at least 1 and prompt_share between 0 "
                 "and 1"
             )
+        if self.listed < 0:
+            raise ValueError(f"listed is {self.listed}, expected 0 or how many tools at most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

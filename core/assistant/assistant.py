@@ -78,6 +78,7 @@ ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 MOST_CALLS = 8  # of one generation
+FEW_TOOLS = 3  # that a small model is told of
 Remember = Callable[
     [str, str, int, str], object
 ]  # a fact, its conversation, its turn, what was said
@@ -162,6 +163,7 @@ class Assistant:
         documents: PassageFinder | None = None,
         facts: Callable[[], Sequence[str]] = tuple,
         remember: Remember | None = None,
+        small: bool = False,
     ) -> None:
         """
         Args:
@@ -173,6 +175,7 @@ class Assistant:
             documents: searches collections; None: there are none.
             facts: what the owner had the assistant keep.
             remember: keeps a fact that its owner said yes to; None: it is offered to no model.
+            small: the model chooses better among few tools (`ToolsConfig.listed`).
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -188,6 +191,7 @@ class Assistant:
         self.documents = documents or NoDocuments()
         self.facts = facts
         self.remember = remember
+        self.most_listed = self.config.listed or (FEW_TOOLS if small else None)
 
     async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
@@ -206,7 +210,8 @@ class Assistant:
         turn = await self._begin(ask)
         if ask.collections:
             yield Cited(turn.citations)
-        if len(turn.listed) < len(turn.known) and turn.listed:
+        left_open = ask.tool_choice in (None, ANY_TOOL)  # else its asker named the one
+        if left_open and len(turn.listed) < len(turn.known) and turn.listed:
             yield ToolsListedEvent(tuple(tool.name for tool in turn.listed), len(turn.known))
         for number in range(1, self.config.steps + 1):
             if number > 1:
@@ -266,7 +271,7 @@ class Assistant:
             known=known,
             listed=listed,
             form=form,
-            constraint=self._constraint(ask, known, form),
+            constraint=self._constraint(ask, known, form, listed),
             foreign=bool(citations)
             or (tainted and not self._is_shown_alone(ask))
             or any(message.foreign or message.role == "tool" for message in messages),
@@ -525,13 +530,18 @@ class Assistant:
             )
 
     def _constraint(
-        self, ask: ChatRequest, known: Mapping[str, ToolInfo], form: CallFormat
+        self,
+        ask: ChatRequest,
+        known: Mapping[str, ToolInfo],
+        form: CallFormat,
+        listed: Sequence[ToolInfo] = (),
     ) -> Constraint | None:
-        """What an answer with these tools is held to: calls alone where one is demanded, else
-        a call's own form from its beginning on.
+        """What an answer with these tools is held to: calls alone where one is demanded, of the
+        `listed` ones where the prompt tells of any, else a call's own form from its beginning on.
         """
         if ask.tool_choice is not None:
-            chosen = [tool for name, tool in known.items() if ask.tool_choice in (ANY_TOOL, name)]
+            told = listed or list(known.values())
+            chosen = [tool for tool in told if ask.tool_choice in (ANY_TOOL, tool.name)]
             spoken = form.opener not in self.tokenizer.control_names
             held = form if form.key and spoken else BARE
             several = ask.parallel_tool_calls and ask.tool_choice == ANY_TOOL
@@ -559,8 +569,10 @@ class Assistant:
             return len(prompt.encode_chat([{"role": "user", "content": ""}]))
 
         room = int(self.context * self.config.prompt_share)
+        choice = [tool for name, tool in known.items() if name == ask.tool_choice]
+        candidates = choice or list(known.values())
         return await asyncio.to_thread(
-            self.ranking.chosen, list(known.values()), ask.messages, size, room
+            self.ranking.chosen, candidates, ask.messages, size, room, self.most_listed
         )
 
     def _traits(self) -> TemplateTraits:

@@ -33,13 +33,23 @@ class ToolRanking:
         self._vectors: dict[str, Any] = {}  # of tools' texts, which seldom change
 
     def chosen(
-        self, tools: Sequence[ToolInfo], messages: Sequence[Message], size: Size, room: int
+        self,
+        tools: Sequence[ToolInfo],
+        messages: Sequence[Message],
+        size: Size,
+        room: int,
+        most: int | None = None,
     ) -> Sequence[ToolInfo]:
-        """All of the tools, or the likeliest that take at most `room` tokens; one at least."""
+        """All of the tools, or the likeliest `most` of them that take at most `room` tokens; one
+        at least.
+        """
         room += size(())
-        if size(tools) <= room:
+        if len(tools) <= (most or len(tools)) and size(tools) <= room:
             return tools
-        ranked = self.ranked(tools, messages)
+        ranked = self.ranked(tools, messages)[:most]
+        if size(ranked) <= room:
+            likeliest = {tool.name for tool in ranked}
+            return [tool for tool in tools if tool.name in likeliest]
         fits, too_many = 1, len(ranked)
         while too_many - fits > 1:
             count = (fits + too_many) // 2

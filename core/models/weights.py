@@ -35,6 +35,12 @@ class Weights:
     # how its makers recommend to draw answers
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    @property
+    def parameters(self) -> int:
+        """How many weights, the head counted once where it is the embedding."""
+        distinct = {id(blocks): blocks.shape for blocks in self.tensors.values()}
+        return sum(rows * columns for rows, columns in distinct.values())
+
 
 def load(path: Path, *, quant_type: str | None = None) -> Weights:
     """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.

@@ -14,10 +14,13 @@ from typing import Any
 
 from ...core.assistant.assistant import Assistant
 from ...core.assistant.events import ANY_TOOL, ChatRequest, ToolCallEvent
+from ...core.assistant.router import EMBEDDING
+from ...core.assistant.tool_ranking import ToolRanking
 from ...core.config import EngineConfig
 from ...core.engine.engine import Engine
 from ...core.errors import ToolCallCutError
 from ...core.models import weights
+from ...core.models.embedding.embedder import SentenceEmbedder
 from ...core.models.hub import catalog
 from ...core.models.weights import Weights
 from ...core.toolcall import ToolCall
@@ -70,12 +73,27 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
 
 
 async def scores(engine: Engine, model: Weights, tasks: Sequence[ToolTask]) -> dict[str, float]:
-    """How many of the tasks the plain model does, of itself and where a call is demanded."""
-    assistant = Assistant(
-        engine, model.tokenizer, confidence.Listed(tool_set.TOOLS), context=engine.context
+    """How many of the tasks the plain model does, of itself and where a call is demanded; and where
+    it is told of all tools, not of the likeliest few.
+    """
+    embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
+    few, all_tools = (
+        Assistant(
+            engine,
+            model.tokenizer,
+            confidence.Listed(tool_set.TOOLS),
+            context=engine.context,
+            ranking=ToolRanking(lambda: embed),
+            small=small,
+        )
+        for small in (True, False)
     )
     right: dict[str, list[bool]] = {}
-    for arm, choice in (("accuracy", None), ("demanded", ANY_TOOL)):
+    for arm, assistant, choice in (
+        ("accuracy", few, None),
+        ("demanded", few, ANY_TOOL),
+        ("demanded_of_all", all_tools, ANY_TOOL),
+    ):
         if choice is not None and not any(task.calls for task in tasks):
             continue
         made = [called(assistant, task, choice) for task in tasks]
@@ -132,5 +150,8 @@ def figures(report: dict[str, Any]) -> list[Figure]:
         rows.append(Figure(f"tools.{name}.accuracy", "", f"{name}: right, of itself"))
         if name != "no_call_needed":
             rows.append(Figure(f"tools.{name}.demanded", "", f"{name}: right, where demanded"))
+            rows.append(
+                Figure(f"tools.{name}.demanded_of_all", "", f"{name}: the same, told of all tools")
+            )
     rows.append(Figure("small_talk_called.plain", "", "small talk answered with a call, plain"))
     return [*rows, *confidence.figures(report)]

@@ -157,6 +157,7 @@ async def weigh_all(
         prompt_of=lambda id: HOUSEHOLD if id == HOME else AS_IT_COMES,
         calibration_of=lambda _: Calibration(),
         config=MEASURED,
+        small=True,
     )
     choice = None if adapter else ANY_TOOL
     parts = await at_once(weigh(assistant, [one], adapter, choice) for one in examples)

@@ -39,7 +39,8 @@ MODEL = "smollm2-135m-instruct"
 SEED = 7  # no default of ours was chosen on these households
 OPENING = '{"name"'  # how a call begins
 GENERAL = 192  # requests that are the plain model's, for the router
-ARMS = ("adapter", "adapter_routed", "taught", "taught_routed")
+# What is told of each kind of talk.
+CALLED = {"talk": "small_talk_called", "unserved": "beyond_home_called"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,11 @@ class Exam:
     second: list[HomeDialogue]
     talk: list[TalkRequest]
 
+    @property
+    def kinds(self) -> dict[str, list[TalkRequest]]:
+        """Small talk, and what no tool of a home can do."""
+        return {kind: [one for one in self.talk if one.kind == kind] for kind in CALLED}
+
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
     """Train both adapters, ask all arms."""
@@ -81,18 +87,21 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
         f"{size.follow_ups} second requests a household; {size.epochs} epochs",
         "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
         "asked": {"commands": len(exam.single), "second": len(exam.second),
-                  "talk": len(exam.talk)},
+                  **{kind: len(talk) for kind, talk in exam.kinds.items()}},
     }  # fmt: skip
     router, home = router_of(homes)
     routed = [goes(router, home, [one.request]) for one in exam.single]
     report["routed"] = {
         "commands": share(routed),
         "second": share([goes(router, home, [one.first.text, one.text]) for one in exam.second]),
-        "talk": share([goes(router, home, [one.text]) for one in exam.talk]),
-        "talk_after_command": share(
-            [goes(router, home, [exam.single[0].request, one.text]) for one in exam.talk]
-        ),
     }
+    through: dict[str, list[bool]] = {}
+    for kind, talk in exam.kinds.items():
+        through[kind] = [goes(router, home, [one.text]) for one in talk]
+        report["routed"][kind] = share(through[kind])
+        report["routed"][f"{kind}_after_command"] = share(
+            [goes(router, home, [exam.single[0].request, one.text]) for one in talk]
+        )
     keep(report)
     tell(f"own answers of {MODEL} to talk")
     beside = Beside(talk=size.talk, follow_ups=size.follow_ups, answers=partial(own_answers, model))
@@ -110,15 +119,14 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
         tell(f"training: {name}, {len(learned)} examples")
         flat = trained(trainer, learned, size)
         hits = asked(trainer, flat, single)
-        called = calls(model, flat, exam.talk, prompt)
-        through = [goes(router, home, [one.text]) for one in exam.talk]
-        both = [one and two for one, two in zip(called, through, strict=True)]
         report.setdefault("commands", {}).update(
             {name: share(hits), f"{name}_routed": share(both_of(hits, routed))}
         )
-        report.setdefault("small_talk_called", {}).update(
-            {name: share(called), f"{name}_routed": share(both)}
-        )
+        for kind, talk in exam.kinds.items():
+            called = calls(model, flat, talk, prompt)
+            report.setdefault(CALLED[kind], {}).update(
+                {name: share(called), f"{name}_routed": share(both_of(called, through[kind]))}
+            )
         if name == "taught":
             second = [one.example(prompt.system) for one in exam.second]
             right = asked(trainer, flat, second)
@@ -230,12 +238,14 @@ def figures(_report: dict[str, Any]) -> Sequence[Figure]:
         "taught": "by one that also learned talk and second requests",
         "taught_routed": "the same behind the router",
     }
+    called = {"small_talk_called": "talk", "beyond_home_called": "requests beyond the home"}
     return [
         *(
             Figure(
-                f"small_talk_called.{arm}", "of 1", f"held-out talk answered with a call, {words}",
-                at_most=0.03 if arm == "taught_routed" else None,
+                f"{key}.{arm}", "of 1", f"held-out {what} answered with a call, {words}",
+                at_most=0.03 if (key, arm) == ("small_talk_called", "taught_routed") else None,
             )
+            for key, what in called.items()
             for arm, words in told.items()
         ),
         *(
@@ -250,4 +260,5 @@ def figures(_report: dict[str, Any]) -> Sequence[Figure]:
         Figure("routed.second", "of 1", "second requests that it gives to the adapter"),
         Figure("routed.talk", "of 1", "held-out talk that it gives to the adapter"),
         Figure("routed.talk_after_command", "of 1", "the same right after a command"),
+        Figure("routed.unserved", "of 1", "requests beyond the home that it gives to the adapter"),
     ]  # fmt: skip

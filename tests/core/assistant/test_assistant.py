@@ -399,6 +399,40 @@ async def test_more_tools_than_the_prompt_has_room_for_are_chosen_and_that_is_to
     assert "mail(" in shown and "blinds(" not in shown
 
 
+@pytest.mark.parametrize(
+    ("demanded", "names"),
+    [(None, {"lamps", "mail", "calendar"}), (ANY_TOOL, {"lamps", "mail", "calendar"}),
+     ("blinds", {"blinds"})],
+)  # fmt: skip
+async def test_a_small_model_is_told_of_few_tools_and_a_demanded_call_is_one_of_them(
+    demanded: str | None, names: set[str]
+) -> None:
+    words = ["weather", "timers", "lamps", "music", "doors", "blinds", "mail", "calendar"]
+    tools = FakeTools(names=tuple(words))
+    asked = (Message("user", "any mail on my calendar? and lamps"),)
+    engine = engine_saying(["ok"])
+    who = Assistant(engine, WordTokenizer(), tools, context=1000, small=True)
+    found = await events(who, messages=asked, tool_choice=demanded)
+    told = [set(event.names) for event in found if isinstance(event, ToolsListedEvent)]
+    assert told == ([] if demanded == "blinds" else [names])  # its asker knows which
+    held = engine.requests[0].sampling_params.constraint
+    assert held is not None
+    callable_ones = {name for name in words if f'"{name}\\"' in held.text}
+    assert callable_ones == (set(words) if demanded is None else names)
+
+
+async def test_how_many_tools_are_listed_is_its_owners_choice() -> None:
+    tools = FakeTools(names=("weather", "timers", "lamps", "music"))
+    for listed, small, told in ((0, False, 4), (0, True, 3), (2, False, 2), (4, True, 4)):
+        who = Assistant(
+            engine_saying(["ok"]), WordTokenizer(), tools, context=1000, small=small,
+            config=ToolsConfig(listed=listed),
+        )  # fmt: skip
+        found = await events(who, messages=(Message("user", "music and lamps"),))
+        shown = [len(event.names) for event in found if isinstance(event, ToolsListedEvent)]
+        assert shown == ([told] if told < 4 else [])
+
+
 async def test_a_call_to_an_unknown_tool_is_only_text() -> None:
     tools = FakeTools(names=("HassTurnOff",))
     found = await events(assistant(engine_saying(CALL_PIECES), tools))
