@@ -11,7 +11,7 @@ under `quietchoir`, with what each brought and the questions to the owner.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -148,6 +148,7 @@ GENERATE = Record(
         "context": absent("send the conversation to /api/chat"),
     },
 )
+UNREAD = ("system", "collections", "memory", "metadata")  # where a prompt is `raw`
 EMBED = Record(
     {
         "model": text,
@@ -292,8 +293,13 @@ def read_chat(raw: bytes, defaults: SamplingConfig) -> Body | None:
             one | {"name": one.get("tool_name") or one.get("name", "")}, names
         )
     ]
-    turns, _ = messages.split_final(conversation, False)
-    return body_of(CHAT, written, found, ask_of(found, turns, defaults))
+    # as Ollama does: an answer that was begun is gone on with
+    last = conversation[-1]
+    proceed = last.role == "assistant" and bool(last.content) and not last.calls
+    turns, begun = messages.split_final(conversation, proceed)
+    if begun and found.get("format") is not None:
+        raise requests.continued_form("format")
+    return body_of(CHAT, written, found, ask_of(found, turns, defaults, begun=begun))
 
 
 def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bool]:
@@ -306,6 +312,8 @@ def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bo
     found = GENERATE(written, "")
     if not found.get("prompt"):
         return None, False
+    if found.get("raw") and (unread := [key for key in UNREAD if found.get(key)]):
+        raise BadRequest(f"raw = true goes on after the prompt alone; leave {unread[0]} out", "raw")
     turns = [Message("system", found["system"])] if found.get("system") else []
     turns.append(Message("user", found["prompt"]))
     ask = ask_of(found, turns, defaults)
@@ -313,7 +321,7 @@ def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bo
 
 
 def ask_of(
-    found: Mapping[str, Any], turns: "list[Message] | tuple[Message, ...]", defaults: SamplingConfig
+    found: Mapping[str, Any], turns: Sequence[Message], defaults: SamplingConfig, begun: str = ""
 ) -> ChatRequest:
     """What a body asks for; its options under the names of `requests.SAMPLING`."""
     options = dict(found.get("options", {}))
@@ -324,7 +332,7 @@ def ask_of(
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
     asked_for = {**found, **options, "response_format": found.get("format")}
-    return requests.ask_of(asked_for, turns, defaults, logprobs=logprobs)
+    return requests.ask_of(asked_for, turns, defaults, logprobs=logprobs, begun=begun)
 
 
 def body_of(

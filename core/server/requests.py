@@ -214,10 +214,7 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
         )
     conversation, begun = messages.split_final(body["messages"], proceed)
     if begun and body.get("response_format") is not None:
-        raise BadRequest(
-            "an answer that is continued cannot have a form; leave response_format out",
-            "response_format",
-        )
+        raise continued_form("response_format")
     if body.get("top_logprobs") and not body.get("logprobs"):
         raise BadRequest(
             "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
@@ -226,6 +223,11 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
     ask = ask_of(body, conversation, defaults, logprobs=logprobs, begun=begun)
     ignored = tuple(CHAT.ignored(written))
     return Body(ask=ask, source=kept.get("source", "api"), ignored=ignored, **shared(body))
+
+
+def continued_form(field: str) -> BadRequest:
+    """The refusal of a form, which `field` asks for, beside an answer that was begun."""
+    return BadRequest(f"an answer that is continued cannot have a form; leave {field} out", field)
 
 
 def ask_of(

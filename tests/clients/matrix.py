@@ -125,7 +125,7 @@ def known_fields() -> Mapping[str, Any]:
 async def outcomes() -> Mapping[str, Mapping[str, str]]:
     """Program → case → what was wrong, of all of them."""
     async with obliging() as served:
-        return {module: await run(module, served) for module in MODULES}
+        return {module: await run(module, served.server.url) for module in MODULES}
 
 
 def main() -> None:

@@ -24,11 +24,8 @@ PROGRAMS = Path(__file__).parent / "programs"
 # QUIETCHOIR_CLIENTS: another environment with constraints-clients.txt in it
 ENVIRONMENT = Path(os.environ.get("QUIETCHOIR_CLIENTS", ROOT / ".venv" / "clients"))
 PYTHON = ENVIRONMENT / "bin" / "python"
-MODULES = tuple(
-    sorted(
-        path.stem for path in PROGRAMS.glob("*.py") if path.stem not in ("common", "fields", "run")
-    )
-)
+SHARED = ("common", "fields", "real_model", "run")
+MODULES = tuple(sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem not in SHARED))
 ANSWER = {"city": "Bern", "degrees": 7}
 BROUGHT = "seven degrees in Bern"  # by the clients' tool
 PROGRAM_S = 240.0
@@ -91,7 +88,7 @@ async def obliging(**more: Any) -> AsyncIterator[Served]:
         yield served
 
 
-async def run(module: str, served: Served) -> dict[str, str]:
+async def run(module: str, url: str, token: str = TOKEN) -> dict[str, str]:
     """Case → what was wrong, of one program.
 
     Raises:
@@ -101,7 +98,7 @@ async def run(module: str, served: Served) -> dict[str, str]:
         PYTHON,
         PROGRAMS / "run.py",
         module,
-        env={"NODE_URL": served.server.url, "NODE_TOKEN": TOKEN, "HOME": str(ENVIRONMENT),
+        env={"NODE_URL": url, "NODE_TOKEN": token, "HOME": str(ENVIRONMENT),
              "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
