@@ -157,6 +157,8 @@ def announce(node: "Node") -> None:
     print(
         f"  model    {node.adapters.model}, adapter {node.adapters.active or 'none'}, {tools} tools"
     )
+    if node.engine.slower:
+        print(f"  slow     {node.engine.slower}")
     print("  Ctrl-C ends it", flush=True)
 
 

@@ -151,12 +151,18 @@ def _writable(folder: Path) -> bool:
 def model(config: Config) -> Finding:
     """The chosen model's file, and whether the compiled kernels run what is in it."""
     from .core.engine.backends.native import library, network
-    from .core.models import weights
+    from .core.engine.backends.select import slower_by_transformers
+    from .core.errors import UnsupportedModelError
+    from .core.models import transformers_model, weights
     from .core.models.hub import catalog
 
     try:
         path = catalog.find(config.engine.model)
-        architecture, tensors, *_ = weights.read_parts(path)
+        try:
+            architecture, tensors, *_ = weights.read_parts(path)
+        except UnsupportedModelError as error:
+            slower = slower_by_transformers(transformers_model.read(path, str(error)))
+            return Finding("model", False, f"{config.engine.model}; {slower}")
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
     text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"

@@ -34,11 +34,12 @@ from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
 from .core.history.remains import forget_consent, forget_saved, forgotten_at
 from .core.history.store import PERSONAL, HistoryStore
-from .core.models import weights
+from .core.models import transformers_model, weights
 from .core.models.generation_config import UNSAID
 from .core.models.hub import catalog
 from .core.models.hub.catalog import model_name
 from .core.models.summary import summary_of
+from .core.models.transformers_model import ServedModel, TransformersModel
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim, encryption
@@ -135,7 +136,7 @@ class Node:
     """
 
     def __init__(
-        self, config: Config, *, home_file: Path | None = None, loaded: Weights | None = None
+        self, config: Config, *, home_file: Path | None = None, loaded: ServedModel | None = None
     ) -> None:
         """Nothing starts yet.
 
@@ -151,7 +152,7 @@ class Node:
         )
         self.plugins = PluginHost(config.plugins, files=files)
         self.parts = AsyncExitStack()
-        self.weights: Weights
+        self.weights: ServedModel
         self.engine: Engine
         self.adapters: AdapterSwitch
         self.assistant: Assistant
@@ -176,7 +177,7 @@ class Node:
         """
         if self.loaded is None:
             self.loaded = await asyncio.to_thread(
-                weights.load, catalog.find(self.config.engine.model)
+                transformers_model.load, catalog.find(self.config.engine.model)
             )
         self.weights = self.loaded
         recommended = catalog.sampling(self.config.engine.model).over(self.weights.sampling)
@@ -222,7 +223,7 @@ class Node:
 
     def window(self) -> ContextWindow:
         """What fits long conversations; by their words alone where there is no embedding model."""
-        engine, model = self.config.engine, self.weights.architecture.context_length
+        engine, model = self.config.engine, self.weights.context_length
         if self.engine.context < min(engine.context, model):
             advice = f"raise engine.kv_bytes, which holds {self.engine.context} tokens now"
         elif self.engine.context < model:
@@ -410,6 +411,7 @@ class Node:
             forgotten=self.forgotten,
             sampling=self.sampling,
             facts=self.facts(),
+            slower=self.engine.slower,
         )
         self.server = NodeServer(parts, self.config.server, claimed, tls)
         self.parts.push_async_callback(self.server.stop)
@@ -446,7 +448,8 @@ class Node:
             file=federation, data=training.data, home=self.home, proxy=training.proxy, patient=True
         )
         # one set of weights serves and trains
-        membership = Membership(options, self.config, self.weights, self.answering)
+        shared = self.weights if isinstance(self.weights, Weights) else None
+        membership = Membership(options, self.config, shared, self.answering)
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
 
@@ -458,6 +461,17 @@ class Node:
     def facts(self) -> ModelFacts:
         """What is told of the model that is served."""
         own, path = self.weights, weights.model_at(catalog.find(self.config.engine.model))
+        if isinstance(own, TransformersModel):
+            return ModelFacts(
+                family=own.family,
+                parameters=own.parameters,
+                bytes=own.bytes,
+                digest=own.digest,
+                context=self.engine.context,
+                hidden_size=own.hidden_size,
+                template=own.tokenizer.template.source,
+                modified=path.stat().st_mtime,
+            )
         found = summary_of(own.architecture, own.tensors, own.tokenizer, own.sampling)
         return ModelFacts(
             family=own.architecture.family,

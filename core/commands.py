@@ -158,7 +158,7 @@ def show_model(arguments: Namespace) -> None:
     path = catalog.find(arguments.model)
     print(path)
     table = screen.table(box=None, show_header=False)
-    for label, value in summary.summarize(path).lines():
+    for label, value in summary.lines_of(path):
         table.add_row(label, value)
     Console().print(table)
 

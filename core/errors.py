@@ -10,6 +10,7 @@
     ├── ModelError                     model files
     │   ├── ModelNotFoundError         not on this disk; the message says how to pull it
     │   ├── ModelFileError             on this disk, but not what it claims to be
+    │   │   └── UnsupportedModelError  sound as far as is known, but not computed by core/models
     │   └── IntegrityError             bytes whose hash is not the expected one
     ├── EngineError                    generation
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
@@ -84,6 +85,10 @@ class ModelNotFoundError(ModelError):
 
 class ModelFileError(ModelError):
     """The file is there, but is not what it claims to be."""
+
+
+class UnsupportedModelError(ModelFileError):
+    """A family or a setting that core/models does not compute; transformers may."""
 
 
 class IntegrityError(ModelError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from ..models.weights import Weights
+from ..models.transformers_model import ServedModel, TransformersModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ class LoadedAdapter:
 class AdapterRegistry:
     """Loaded adapters by name; safe to use from several threads while the engine runs."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: ServedModel) -> None:
         self._weights = weights
         self._loaded: dict[str, LoadedAdapter] = {}
         self._lock = threading.Lock()
@@ -65,6 +65,12 @@ class AdapterRegistry:
         """
         if not name:
             raise RequestError("an adapter needs a name; give it one")
+        if isinstance(self._weights, TransformersModel):
+            raise RequestError(
+                f"adapter {name!r:.80}: this {self._weights.family} model is run by transformers, "
+                f"and adapters only by the engine's own backends; put it into the model with peft "
+                f"(merge_and_unload) and serve that"
+            )
         if adapter.base_digest not in ("", self._weights.digest):
             raise RequestError(
                 f"adapter {name} was trained on base {adapter.base_digest[:12]}…, this engine runs "

@@ -21,7 +21,7 @@ import numpy as np
 from .. import log
 from ..config import EngineConfig
 from ..errors import ConfigError, EngineError, OverloadedError, RequestError
-from ..models.weights import Weights
+from ..models.transformers_model import ServedModel
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
 from .backends.select import BackendChoice, select
@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: ServedModel,
         config: EngineConfig,
         *,
         backend: Backend | None = None,
@@ -93,12 +93,13 @@ class Engine:
         """
         self.adapters = AdapterRegistry(weights)
         # tokens of one request, answer included
-        self.context = min(config.context, weights.architecture.context_length)
+        self.context = min(config.context, weights.context_length)
         self._weights, self._threads, self._clock = weights, config.threads, clock
         if backend is None:
             choice = select(weights, config)
         else:
             choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
+        self.slower = choice.slower  # what its owner is told; "": these are the fastest kernels
         pool = _pool(choice.block_bytes, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
         self.backend = choice.build(pool.total, self.context)
@@ -108,8 +109,8 @@ class Engine:
                 max_running=config.max_running,
                 max_waiting=config.max_waiting,
                 queue_timeout_s=config.queue_timeout_s,
-                share_prefixes=config.share_prefixes,
-                drafts=config.drafts,
+                share_prefixes=config.share_prefixes and self.backend.paged,
+                drafts=config.drafts if self.backend.paged else 0,
             ),
             deterministic=self.backend.deterministic,
         )
@@ -401,7 +402,7 @@ class Engine:
                 f"make {wanted}, the context holds {self.context}; shorten the prompt, lower "
                 f"max_tokens or raise engine.context"
             )
-        size = self._weights.architecture.vocab_size
+        size = self._weights.vocab_size
         if not all(0 <= token < size for token, _ in params.logit_bias):
             raise RequestError(
                 f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids"

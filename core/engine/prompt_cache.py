@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import log
 from ..errors import CacheError, EngineError, OverloadedError
-from ..models.weights import Weights
+from ..models.transformers_model import ServedModel
 from . import conversations
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
@@ -33,7 +33,7 @@ class PromptCache:
 
     scheduler: Scheduler
     backend: Backend
-    weights: Weights
+    weights: ServedModel
     adapters: AdapterRegistry
     between_steps: Callable[[Callable[[], Any]], Any]  # runs a piece of work on the engine's thread
 
@@ -139,7 +139,7 @@ class PromptCache:
         if (
             not tokens
             or len(tokens) % size
-            or not 0 <= min(tokens) <= max(tokens) < self.weights.architecture.vocab_size
+            or not 0 <= min(tokens) <= max(tokens) < self.weights.vocab_size
         ):
             raise CacheError(
                 f"its {len(tokens)} tokens are not whole blocks of {size} of this "

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import SamplingConfig
-from ..errors import ChatTemplateError
+from ..errors import ChatTemplateError, UnsupportedModelError
+from . import transformers_model
 from .architecture import Architecture
 from .generation_config import GGUF_KEYS
 from .quant.tensor import QuantTensor
@@ -36,9 +37,6 @@ class Summary:
         shares = (
             f"{name} {count / self.parameters:.1%}" for name, count in self.quant_types.items()
         )
-        said = [
-            f"{name} {value}" for name, value in self.sampling.given().items() if name in GGUF_KEYS
-        ]
         return [
             ("family", own.family),
             ("weights", f"{self.parameters / 1e6:,.0f} million, {self.bytes / 1e6:,.0f} MB"),
@@ -59,7 +57,7 @@ class Summary:
                 + (f", in windows of {', '.join(map(str, windows))}" if windows else ""),
             ),
             ("chat template", self.chat),
-            ("sampling", ", ".join(said) or "nothing recommended"),
+            ("sampling", recommended(self.sampling)),
         ]
 
 
@@ -92,6 +90,32 @@ def summary_of(
         chats(tokenizer),
         sampling,
     )
+
+
+def lines_of(path: Path) -> list[tuple[str, str]]:
+    """Label and value of each line about any model that can be served.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `transformers_model.load`.
+    """
+    try:
+        return summarize(path).lines()
+    except UnsupportedModelError as error:
+        model = transformers_model.read(path, str(error))
+    return [
+        ("family", model.family),
+        ("computed by", f"transformers: {model.reason}"),
+        ("vocabulary", f"{model.vocab_size:,}"),
+        ("context", f"{model.context_length:,}"),
+        ("chat template", chats(model.tokenizer)),
+        ("sampling", recommended(model.sampling)),
+    ]
+
+
+def recommended(sampling: SamplingConfig) -> str:
+    """What a model's files say of how answers are drawn."""
+    said = [f"{name} {value}" for name, value in sampling.given().items() if name in GGUF_KEYS]
+    return ", ".join(said) or "nothing recommended"
 
 
 def chats(tokenizer: Tokenizer) -> str:

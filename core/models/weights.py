@@ -41,6 +41,16 @@ class Weights:
         distinct = {id(blocks): blocks.shape for blocks in self.tensors.values()}
         return sum(rows * columns for rows, columns in distinct.values())
 
+    @property
+    def context_length(self) -> int:
+        """Positions the model was trained for."""
+        return self.architecture.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of logits."""
+        return self.architecture.vocab_size
+
 
 def load(path: Path, *, quant_type: str | None = None) -> Weights:
     """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.

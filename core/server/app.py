@@ -54,6 +54,8 @@ class Parts:
     facts: ModelFacts = field(default_factory=ModelFacts)
     # how talk is drawn where clients leave it open
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # what /v1/models says of a model that the compiled kernels do not run
+    slower: str = ""
 
 
 def application(parts: Parts, config: ServerConfig) -> web.Application:
@@ -71,7 +73,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     answering = Answering(parts.assistant, parts.adapters, parts.sampling, parts.history)
     app.add_routes(OllamaApi(answering, embeddings, parts.facts).routes())
     app.add_routes(ResponsesApi(answering).routes())
-    app.add_routes(OpenAI(answering, embeddings, int(time.time())).routes())
+    app.add_routes(OpenAI(answering, embeddings, int(time.time()), parts.slower).routes())
     app.add_routes(embeddings.routes())
     api = Api(
         parts.adapters,

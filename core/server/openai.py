@@ -42,8 +42,11 @@ CHAT_COMPLETION = shaped(
 class OpenAI:
     """The handlers."""
 
-    def __init__(self, answering: Answering, embeddings: Embeddings, created: int) -> None:
+    def __init__(
+        self, answering: Answering, embeddings: Embeddings, created: int, slower: str = ""
+    ) -> None:
         self.answering = answering
+        self.slower = slower  # than the compiled kernels, and why; "": they serve
         self.adapters = answering.adapters
         self.embeddings = embeddings
         self.created = created  # Unix seconds
@@ -91,7 +94,15 @@ class OpenAI:
 
     def model(self, name: str) -> dict[str, object]:
         """OpenAI's model object."""
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "quietchoir"}
+        found: dict[str, object] = {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "quietchoir",
+        }
+        if self.slower and name != self.embeddings.name:
+            found["slower"] = self.slower
+        return found
 
     @described(CHAT_COMPLETION, requests.CHAT, streams="text/event-stream")
     async def chat(self, request: web.Request) -> web.StreamResponse:

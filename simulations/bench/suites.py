@@ -20,6 +20,8 @@ SUITES: Mapping[str, str] = {
     "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and "
     "transformers",
     "block_types": "the same model in every type of file, beside llama.cpp on the same file",
+    "families": "does each family of models load, who computes it, and as transformers does: wrong "
+    "must be 0",
     "kernels": "one matrix by each instruction set of this processor, beside the memory's own "
     "speed",
     "context": "what of a long conversation reaches the model, beside keeping the newest tokens; "

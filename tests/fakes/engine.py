@@ -116,6 +116,7 @@ class FakeModel:
 
     deterministic = False
     owns_threads = False
+    paged = True
     block_bytes = TINY_BLOCK_BYTES  # as if it held float32
 
     def __init__(self, blocks: int = 64) -> None:

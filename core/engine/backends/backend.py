@@ -26,6 +26,9 @@ class Backend(Protocol):
     deterministic: bool
     # it has threads for a step; else torch's in the engine's thread do the work
     owns_threads: bool
+    # what a block of the pool stands for is in that block, and others may find it there; else it is
+    # memory that a sequence's one state takes, which drafts would spoil
+    paged: bool
     block_bytes: int  # of the cache, one block over all layers, keys and values
 
     def forward(self, batch: Batch) -> "Tensor | NDArray[np.float32]":

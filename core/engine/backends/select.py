@@ -12,6 +12,7 @@ from ...config import EngineConfig
 from ...errors import ConfigError
 from ...hardware.placement import Placement, place
 from ...models.embedding.architecture import EncoderWeights
+from ...models.transformers_model import TRANSFORMERS_IS, ServedModel, TransformersModel
 from ...models.weights import Weights
 from .backend import Backend, Encoder
 from .native import encoder, network
@@ -27,17 +28,21 @@ class BackendChoice:
 
     block_bytes: int  # of its cache; see `Backend`
     build: Callable[[int, int], Backend]  # blocks of the cache, longest sequence in tokens
+    slower: str = ""  # by how much than the compiled kernels would be, and why; "": it is not
 
 
-def select(weights: Weights, config: EngineConfig) -> BackendChoice:
+def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
     """The backend that the owner asked for: on the GPU, or the fastest for these weights on this
     processor.
 
     Raises:
         ConfigError: there is no GPU, this model cannot run on one or (from `build`) does not fit as
             the owner wants it, or `QUIETCHOIR_NATIVE` asks for what does not exist.
-        MissingPartError: only torch can run these weights, and torch is not installed.
+        MissingPartError: only torch or transformers can run these weights, and is not installed.
+        ModelFileError: transformers cannot.
     """
+    if isinstance(weights, TransformersModel):
+        return _transformers(weights, config)
     if config.device == "cuda":
         return _cuda(weights, config)
     if reason := supports(weights):
@@ -56,16 +61,37 @@ def _torch(weights: Weights, reason: str) -> BackendChoice:
         from .torch_cpu import kv_cache  # with torch, which the native runner does without
         from .torch_cpu.runner import TorchRunner, cache_dtype
 
+    slower = f"torch runs this model, {TORCH_IS} than the compiled kernels would: {reason}"
+
     def build(blocks: int, context: int) -> Backend:  # noqa: ARG001  # no tables of its length
-        logger.warning(
-            "the torch runner serves this model, %s than the compiled kernels would: %s",
-            TORCH_IS,
-            reason,
-        )
+        logger.warning("%s", slower)
         return TorchRunner(weights, blocks)
 
     dtype = cache_dtype(weights, None)
-    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build)
+    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build, slower)
+
+
+def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoice:
+    """The network is loaded here: only it knows what its state takes."""
+    if config.device == "cuda":
+        raise ConfigError(
+            f'engine.device is "cuda", but transformers runs this {model.family} model on the '
+            f'processor alone; set it to "cpu"'
+        )
+    with parts.wanted(f"this model ({model.reason})"):
+        from .transformers.runner import TransformersRunner
+    told = slower_by_transformers(model)
+    logger.warning("%s", told)
+    runner = TransformersRunner(model, kept_bytes=config.kept_bytes, share=config.share_prefixes)
+    return BackendChoice(runner.block_bytes, lambda blocks, context: runner, told)
+
+
+def slower_by_transformers(model: TransformersModel) -> str:
+    """What the owner of a node is told of such a model."""
+    return (
+        f"transformers runs this {model.family} model, {TRANSFORMERS_IS} than the compiled kernels "
+        f"would: {model.reason}"
+    )
 
 
 def _cuda(weights: Weights, config: EngineConfig) -> BackendChoice:

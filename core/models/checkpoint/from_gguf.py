@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelFileError
+from ...errors import ModelFileError, UnsupportedModelError
 from ..architecture import MLP_PROJECTIONS, ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
 from ..family import GGUF_ENDS, GGUF_NAMES, Family
@@ -67,8 +67,8 @@ def read_architecture(file: GgufFile) -> Architecture:
     """The sizes that a file's metadata states.
 
     Raises:
-        ModelFileError: a family we do not know, a missing or impossible size, or something we would
-        compute wrongly.
+        UnsupportedModelError: a family we do not know, or something we would compute wrongly.
+        ModelFileError: a missing or impossible size.
     """
     family = family_of(file)
     settings = GgufSettings(file, family.name)
@@ -80,7 +80,7 @@ def read_architecture(file: GgufFile) -> Architecture:
         whole.validate()
         refuse_unsupported(settings, whole)
     except ValueError as error:
-        raise ModelFileError(
+        raise UnsupportedModelError(
             f"{file.path}: {error}, which is not supported; choose another model"
         ) from error
     return whole
@@ -90,7 +90,7 @@ def family_of(file: GgufFile) -> Family:
     """The family that a file names.
 
     Raises:
-        ModelFileError: not a model, or of a family that is not computed.
+        ModelFileError: not a model. UnsupportedModelError: of a family that is not computed.
     """
     name = file.value("general.architecture", str)
     kind = file.value(
@@ -100,7 +100,7 @@ def family_of(file: GgufFile) -> Family:
         said = OTHER_FILES.get(name) or OTHER_FILES.get(kind, f"of the type {kind!r:.40}")
         raise ModelFileError(f"{file.path}: {said}, not a model; give the model's own file")
     if name not in FAMILIES:
-        raise ModelFileError(
+        raise UnsupportedModelError(
             f"{file.path}: family {name!r:.40} is not supported; choose a model "
             f"of {', '.join(FAMILIES)}"
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelFileError
+from ...errors import UnsupportedModelError
 from ..architecture import ATTENTION_PROJECTIONS, Architecture
 from ..families import MODEL_TYPES
 from ..family import Family
@@ -29,8 +29,8 @@ def read_architecture(folder: Path) -> Architecture:
 
     Raises:
         ModelNotFoundError: no config.json.
-        ModelFileError: a family we do not know, a missing or impossible size, or something we would
-        compute wrongly.
+        UnsupportedModelError: a family we do not know, or something we would compute wrongly.
+        ModelFileError: a missing or impossible size.
     """
     settings, family = read_settings(folder)
     try:
@@ -40,7 +40,7 @@ def read_architecture(folder: Path) -> Architecture:
         whole.validate()
         refuse_unsupported(settings, family)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ModelFileError(
+        raise UnsupportedModelError(
             f"{settings.path}: {error}, which is not supported; choose another model"
         ) from error
     return whole
@@ -50,14 +50,14 @@ def read_settings(folder: Path) -> tuple[HfSettings, Family]:
     """The language model's settings in config.json, and its family.
 
     Raises:
-        ModelNotFoundError, ModelFileError: no config.json, or a family that is not computed.
+        ModelNotFoundError: no config.json. UnsupportedModelError: a family that is not computed.
     """
     path = folder / hf_folder.CONFIG
     values = hf_folder.read_json(path)
     kind = values.get("model_type")
     family = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     if family is None:
-        raise ModelFileError(
+        raise UnsupportedModelError(
             f"{path}: model_type {kind!r:.40} is not supported; choose one of "
             f"{', '.join(MODEL_TYPES)}"
         )

@@ -32,6 +32,7 @@ class CudaRunner:
 
     deterministic = False
     owns_threads = False
+    paged = True
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class NativeRunner:
 
     deterministic = True
     owns_threads = True
+    paged = True
 
     def __init__(self, weights: Weights, blocks: int, threads: int = 0) -> None:
         """Pack the weights and reserve the cache.

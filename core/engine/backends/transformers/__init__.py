@@ -1,0 +1,1 @@
+"""Any causal model that transformers computes; slower than the other backends."""

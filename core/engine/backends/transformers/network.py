@@ -1,0 +1,168 @@
+"""A model as transformers builds it, and one call of it.
+
+Knows the library's loading and the arguments of its forward passes. Knows nothing of batches or of
+who asks.
+Always: every tensor of the network comes from the file and every tensor of the file is used; memory
+is taken only after the sizes of config.json were found to be those of the file.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ....errors import ModelFileError
+from ....hardware.discovery import memory_sizes
+from ....models.transformers_model import TransformersModel
+
+# Names of tensors that files hold beside a language model, and that change no text: tables that
+# old files hold ready, eyes and ears, layers that only guess ahead.
+BESIDE = ("inv_freq", "masked_bias", "vision", "visual", "image", "audio", "mtp.")
+CACHES = ("past_key_values", "cache_params")  # what a forward pass calls its cache
+
+
+class TransformersNetwork:
+    """One network, ready to compute. `step` is the only way through it."""
+
+    def __init__(self, model: TransformersModel) -> None:
+        """
+        Raises:
+            ModelFileError: sizes or tensors that do not belong together, or something of the
+            library's that does not load.
+        """
+        self.model, self.vocab_size = load(model), model.vocab_size
+        self.config = self.model.config
+        taken = inspect.signature(self.model.forward).parameters
+        self.cache_name = next((name for name in CACHES if name in taken), "")
+        self.takes = {name for name in ("position_ids", "logits_to_keep") if name in taken}
+
+    @torch.inference_mode()
+    def step(
+        self,
+        tokens: Tensor,
+        cache: Cache | None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        wanted: int = 1,
+    ) -> Tensor:
+        """Logits after the last tokens of each row, float32 [B, wanted, V].
+
+        Args:
+            tokens: [B, n].
+            cache: of what stands before them; grows by n. None: nothing does, and nothing is kept.
+            positions: of the tokens, [B, n].
+            mask: [B, all tokens so far], 0 where a row has none; only attention looks that far
+                back.
+        """
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": cache is not None}
+        if cache is not None:
+            given[self.cache_name] = cache
+        if positions is not None and "position_ids" in self.takes:
+            given["position_ids"] = positions
+        if mask is not None and cache is not None and attends(cache):
+            given["attention_mask"] = mask
+        if "logits_to_keep" in self.takes:
+            given["logits_to_keep"] = wanted
+        found: Tensor = self.model(**given).logits
+        return found[:, -wanted:, : self.vocab_size].float()
+
+    def new_cache(self) -> Cache:
+        """An empty one, of the kinds of layers that the configuration lists."""
+        return DynamicCache(config=self.config)
+
+
+def attends(cache: Cache) -> bool:
+    """Whether some layer looks back at tokens one by one."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def load(model: TransformersModel) -> PreTrainedModel:
+    """The network with its numbers, in float32 where there is room for that, else in bfloat16."""
+    whole: type[PreTrainedModel] = getattr(
+        transformers, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)].__name__
+    )
+    folder = model.path if model.path.is_dir() else model.path.parent
+    in_file = {} if model.path.is_dir() else {"gguf_file": model.path.name}
+    try:
+        with quietly():
+            if not in_file:
+                check_sizes(model, whole)
+            built, told = whole.from_pretrained(
+                folder,
+                config=model.config,
+                dtype=compute_dtype(model.parameters),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **in_file,
+            )
+    except ModelFileError:
+        raise
+    # what the library raises on files that do not fit is open-ended
+    except Exception as error:
+        raise ModelFileError(
+            f"{model.path}: transformers cannot load this {model.family} model ({error!s:.300}); "
+            f"get it again or choose another"
+        ) from error
+    refuse_leftovers(model, told)
+    return built.eval().requires_grad_(False)
+
+
+def refuse_leftovers(model: TransformersModel, told: dict[str, Any]) -> None:
+    """Raises: ModelFileError: numbers that no file gave, or that nothing uses."""
+    lacking = sorted(told["missing_keys"]) + sorted(map(str, told.get("mismatched_keys") or ()))
+    beyond = [
+        name for name in sorted(told["unexpected_keys"]) if not any(one in name for one in BESIDE)
+    ]
+    for names, said in ((lacking, "lacks"), (beyond, "holds beside what transformers uses")):
+        if names:
+            raise ModelFileError(
+                f"{model.path}: this {model.family} model {said} {', '.join(names)[:300]}; get it "
+                f"again or choose another"
+            )
+
+
+def check_sizes(model: TransformersModel, whole: type[PreTrainedModel]) -> None:
+    """Raises: ModelFileError: the configuration asks for more than the file holds, so that memory
+    for it would be taken for nothing.
+    """
+    with torch.device("meta"):
+        wanted = sum(one.numel() for one in whole(model.config).parameters())
+    if wanted > model.parameters:
+        raise ModelFileError(
+            f"{model.path}: its config.json describes {wanted:,} numbers, its tensors hold "
+            f"{model.parameters:,}; get the model again"
+        )
+
+
+def compute_dtype(numbers: int) -> torch.dtype:
+    """float32 if that takes no more than half of the memory that is free."""
+    _, free = memory_sizes()
+    return torch.float32 if not free or 4 * numbers <= free // 2 else torch.bfloat16
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the library's bars, and its advice to programmers, which no owner of a node can
+    follow.
+    """
+    told = transformers.logging
+    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity_error()
+    told.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        told.set_verbosity(level)
+        if bars:
+            told.enable_progress_bar()

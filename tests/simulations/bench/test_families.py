@@ -1,0 +1,72 @@
+"""The suite `families`: who computes each family, and that nobody computes one wrongly."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from quietchoir.simulations.bench import families, suites
+from quietchoir.simulations.bench.families import FAMILIES, STATES, SmallFamily, outcome, table
+from quietchoir.tests.house import ROOT
+
+# Best first: what the table says may be less than what is so, until somebody writes it down.
+RANK = {"native": 0, "transformers": 1, "refused": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def written() -> dict[str, str]:
+    """Family to state, as core/models/README.md has it."""
+    text = (ROOT / "core" / "models" / "README.md").read_text("utf-8")
+    rows = re.findall(rf"^\| ({'|'.join(STATES)}) \| \d+ \| (.*) \|$", text, re.MULTILINE)
+    return {title: state for state, titles in rows for title in titles.split("; ") if title != "–"}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[one.title for one in FAMILIES])
+def test_a_family_is_computed_by_whom_the_table_says_and_as_transformers_does(
+    family: SmallFamily, tmp_path: Path
+) -> None:
+    found = outcome(family, tmp_path)
+    said = written().get(family.title)
+    assert found.state != "wrong", found.said
+    assert said is not None, "not in the table; `quietchoir bench families` prints it"
+    assert RANK[found.state] <= RANK[said], found.said
+
+
+def test_a_model_that_computes_something_else_is_called_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison sees a window that is one token wider."""
+    family = next(one for one in FAMILIES if one.title == "StarCoder2")
+    assert outcome(family, tmp_path / "right").state == "transformers"
+    written_model = families.write_model
+
+    def wider(family: SmallFamily, folder: Path) -> object:
+        model = written_model(family, folder)
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"sliding_window": 9', '"sliding_window": 10'))
+        return model
+
+    monkeypatch.setattr(families, "write_model", wider)
+    assert outcome(family, tmp_path / "wider").state == "wrong"
+
+
+def test_the_suite_counts_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = tuple(one for one in FAMILIES if one.title in ("Llama 2, 3", "GPT-2", "Baichuan"))
+    monkeypatch.setattr(families, "FAMILIES", few)
+    told: list[str] = []
+    report, rows = suites.run("families", quick=False, tell=told.append)
+    assert report["families"] == {"native": 1, "transformers": 1, "refused": 1, "wrong": 0}
+    assert report["exact"] is True and "never run" in report["said"]["Baichuan"]
+    assert "| transformers | 1 | GPT-2 |" in told[-1]
+    assert [row.key for row in rows][:4] == [f"families.{state}" for state in STATES]
+    assert table({"A": "native"}).count("\n") == 5
