@@ -40,9 +40,22 @@ BODIES: Mapping[str, Record] = {
 HEAD = """\
 # Clients
 
-Written by `python -m quietchoir.tests.clients.matrix` from a run of the clients themselves, in an
-environment of their own (`make clients`, `constraints-clients.txt`), against a real server over a
-scripted model. `tests/clients/test_clients.py` runs them again and compares.
+A node at `http://127.0.0.1:8765` with its token (the file `token` in the node's home):
+
+- OpenAI's clients and what is built on them: `OPENAI_BASE_URL=http://127.0.0.1:8765/v1`,
+  `OPENAI_API_KEY=TOKEN`; in code `base_url` and `api_key`. litellm: `model="openai/default"`,
+  `api_base`, `api_key`. llm: an entry of `extra-openai-models.yaml` with `api_base`, and
+  `supports_tools` and `supports_schema` true.
+- Ollama's clients: `OLLAMA_HOST=http://127.0.0.1:8765`, `OLLAMA_API_KEY=TOKEN`, which its Python
+  client sends as the bearer token; other programs: a header `Authorization: Bearer TOKEN`.
+- `model`: `default` (the active adapter, where a request is for it), the model's name (no adapter),
+  `MODEL:ADAPTER`. A node serves one model.
+
+What came of it is written by `python -m quietchoir.tests.clients.matrix` from a run of the clients
+themselves, in an environment of their own (`make clients`, `constraints-clients.txt`), against a
+real server over a scripted model. `tests/clients/test_clients.py` runs them again and compares; it
+also has OpenAI's and Ollama's clients ask a node with the real model: the three protocols say the
+same, seeds, `n`, logprobs, `stop`, usage and schemas are what they claim to be.
 
 | client | what was done, and came out right |
 |---|---|

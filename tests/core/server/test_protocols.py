@@ -1,0 +1,188 @@
+"""What /v1/responses and Ollama's routes tell of the node's own doings, and how they break."""
+
+import json
+from typing import Any
+
+import pytest
+
+from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.errors import OverloadedError
+from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.toolcall import ToolCall, render
+from quietchoir.tests.fakes.http import Served, until
+from quietchoir.tests.fakes.server import FakeTools, engine_saying
+
+CALL = render(ToolCall("HassTurnOn", {"area": "kitchen"}))
+ASKED = [{"role": "user", "content": "light in the kitchen"}]
+PATHS = ("/v1/responses", "/api/chat")
+
+
+def body(path: str, **more: Any) -> dict[str, Any]:
+    asked = {"input": ASKED} if path == "/v1/responses" else {"messages": ASKED, "stream": False}
+    return asked | more
+
+
+def text_of(path: str, answer: dict[str, Any]) -> str:
+    if path == "/api/chat":
+        return str(answer["message"]["content"])
+    parts = [one["content"][0]["text"] for one in answer["output"] if one["type"] == "message"]
+    return "".join(parts)
+
+
+async def events(served: Served, path: str, **more: Any) -> list[dict[str, Any]]:
+    async with served.session.post(path, json=body(path) | {"stream": True} | more) as response:
+        assert response.status == 200
+        lines = (await response.text()).splitlines()
+    if path == "/api/chat":
+        return [json.loads(line) for line in lines]
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+async def test_a_response_tells_what_the_node_itself_called_and_what_that_brought() -> None:
+    tools = FakeTools()
+    async with Served(engine_saying([CALL], ["It is on."]), tools).running() as served:
+        status, answer = await served.post("/v1/responses", body("/v1/responses"))
+        assert status == 200 and len(tools.calls) == 1
+        call = next(one for one in answer["output"] if one["type"] == "mcp_call")
+        assert (call["name"], call["status"], call["output"]) == (
+            "HassTurnOn",
+            "completed",
+            tools.answer,
+        )
+        assert json.loads(call["arguments"]) == {"area": "kitchen"}
+        assert answer["output"][-1]["content"][0]["text"].strip() == "It is on."
+        # what came is sent back, and reaches the model as a call, its result and words
+        again = [*ASKED, *answer["output"], {"role": "user", "content": "and off again"}]
+        assert (await served.post("/v1/responses", {"input": again}))[0] == 200
+        seen = json.dumps(served.tokenizer.last_messages)
+        assert tools.answer in seen and "It is on." in seen and "and off again" in seen
+
+
+async def test_a_stream_of_a_response_ends_with_the_body_that_the_same_request_has_whole() -> None:
+    for scripts in ([["Good ", "morning."]], [[CALL], ["It is on."]]):
+        found = []
+        for stream in (False, True):
+            async with Served(engine_saying(*scripts), FakeTools()).running() as served:
+                if stream:
+                    told = await events(served, "/v1/responses")
+                    assert [one["sequence_number"] for one in told] == [*range(len(told))]
+                    done = [one["item"] for one in told if one["type"].endswith("item.done")]
+                    assert done == told[-1]["response"]["output"]
+                    found.append(told[-1]["response"])
+                else:
+                    found.append((await served.post("/v1/responses", {"input": ASKED}))[1])
+        for one in found:
+            for key in ("id", "created_at"):
+                del one[key]
+            for item in one["output"]:
+                del item["id"]
+        assert found[0] == found[1]
+
+
+async def test_ollamas_lines_tell_the_nodes_own_calls_apart_from_those_of_its_client() -> None:
+    tools = FakeTools()
+    async with Served(engine_saying([CALL], ["It is on."]), tools).running() as served:
+        told = await events(served, "/api/chat")
+        own = [one["message"]["quietchoir"] for one in told if "quietchoir" in one["message"]]
+        assert [*own[0]] == ["calls"] and own[1]["results"][0]["content"] == tools.answer
+        assert not any("tool_calls" in one["message"] for one in told)
+        assert told[-1]["done"] and told[-1]["done_reason"] == "stop"
+    async with Served(engine_saying([CALL], ["It is on."]), FakeTools()).running() as served:
+        _, whole = await served.post("/api/chat", body("/api/chat"))
+        assert {*whole["message"]["quietchoir"]} == {"calls", "results"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_question_to_the_owner_is_told_and_answered_while_the_stream_waits(
+    path: str,
+) -> None:
+    tools = FakeTools(effect="write")
+    async with Served(engine_saying([CALL], ["Done."]), tools).running() as served:
+        asking = served.session.post(path, json=body(path) | {"stream": True})
+        async with asking as response:
+            assistant: Assistant = served.assistant
+            await until(assistant.approvals.pending)
+            assert not tools.calls
+            (question,) = assistant.approvals.pending()
+            assert (await served.post(f"/api/approvals/{question.id}", {"approved": True}))[
+                0
+            ] == 200
+            said = await response.text()
+        assert question.id in said and len(tools.calls) == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_answer_that_breaks_is_an_error_of_its_protocol(path: str) -> None:
+    async with Served(engine_saying(["half ", "more"], finished="error")).running() as served:
+        told = await events(served, path)
+        last = told[-1]
+        if path == "/api/chat":
+            assert "kernel broke" in last["error"] and not any(one.get("done") for one in told)
+        else:
+            assert last["type"] == "response.failed"
+            assert "kernel broke" in last["response"]["error"]["message"]
+        status, whole = await served.post(path, body(path))
+        assert status == 500 and "kernel broke" in json.dumps(whole)
+    engine = engine_saying(["x"])
+    engine.refuse = OverloadedError("the queue is full; ask again")
+    async with Served(engine).running() as served:
+        for stream in (False, True):
+            status, whole = await served.post(path, body(path) | {"stream": stream})
+            assert status == 503, whole
+            flat = path == "/api/chat"
+            assert isinstance(whole["error"], str) == flat and "queue is full" in str(whole)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_named_conversation_is_kept_whatever_protocol_it_came_by(
+    path: str, tmp_path: Any
+) -> None:
+    history = HistoryStore(tmp_path)
+    served = Served(engine_saying(["Good morning."]), FakeTools(names=()), history=history)
+    async with served.running():
+        named = {"metadata": {"conversation": "c1"}}
+        assert (await served.post(path, body(path, **named)))[0] == 200
+        kept = history.messages("c1")
+        assert [one.content for one in kept] == ["light in the kitchen", "Good morning."]
+    history.close()
+
+
+async def test_of_several_answers_none_acts_and_none_is_kept() -> None:
+    tools = FakeTools()
+    async with Served(engine_saying([CALL]), tools).running() as served:
+        asked = {"messages": ASKED, "n": 3}
+        status, answer = await served.post("/v1/chat/completions", asked)
+        assert status == 200 and len(answer["choices"]) == 3 and not tools.calls
+        seeds = {"messages": ASKED, "n": 3, "seed": 7, "temperature": 1.0}
+        await served.post("/v1/chat/completions", seeds)
+        drawn = [one.sampling_params.seed for one in served.engine.requests[-3:]]
+        assert drawn == [7, 8, 9]
+        kept = asked | {"metadata": {"conversation": "c1"}}
+        status, answer = await served.post("/v1/chat/completions", kept)
+        assert status == 400 and answer["error"]["param"] == "n"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"raw": True, "system": "be brief"}, "leave system out"),
+        ({"images": ["aGk="]}, "reads text alone"),
+        ({"context": [1, 2]}, "/api/chat"),
+        ({"options": {"mirostat": 2}}, "only 0"),
+        ({"options": {"num_predict": -3}}, "expected 1 to"),
+        ({"format": "xml"}, "only '', 'json'"),
+        ({"think": True}, "only False"),
+    ],
+)
+async def test_ollamas_fields_that_would_change_the_answer_are_refused(
+    served: Served, fields: dict[str, Any], words: str
+) -> None:
+    status, answer = await served.post("/api/generate", {"prompt": "hi"} | fields)
+    assert status == 400 and words in answer["error"], answer
+
+
+async def test_a_model_that_is_only_to_be_loaded_is_there(served: Served) -> None:
+    for path, asked in (("/api/generate", {}), ("/api/chat", {"messages": []})):
+        status, answer = await served.post(path, {"model": "smollm2"} | asked)
+        assert status == 200 and answer["done_reason"] == "load", answer
+        assert (await served.post(path, {"model": "gpt-9"} | asked))[0] == 404
