@@ -17,10 +17,10 @@ from ...core.assistant.events import ANY_TOOL, ChatRequest, ToolCallEvent
 from ...core.assistant.router import EMBEDDING
 from ...core.assistant.tool_ranking import ToolRanking
 from ...core.config import EngineConfig
+from ...core.engine.embedder import SentenceEmbedder
 from ...core.engine.engine import Engine
 from ...core.errors import ToolCallCutError
 from ...core.models import weights
-from ...core.models.embedding.embedder import SentenceEmbedder
 from ...core.models.hub import catalog
 from ...core.models.weights import Weights
 from ...core.toolcall import ToolCall
