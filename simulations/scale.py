@@ -88,7 +88,7 @@ def simulated(
         )
     with FlowerEngine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
         on_engine(engine)
-        cluster = Cluster(engine.stage, folder / "choir", plan)
+        cluster = Cluster(engine.stage, folder / "cluster", plan)
         started = time.monotonic()
         child = engine.run({**settings(folder, cluster), "homes": str(cluster.folder)})
         return followed("ray", engine, cluster, child, started, folder)
@@ -104,7 +104,7 @@ def deployed(
     """
     with FlowerEngine(folder / "logs") as engine:
         on_engine(engine)
-        cluster = Cluster(engine.stage, folder / "choir", plan)
+        cluster = Cluster(engine.stage, folder / "cluster", plan)
         started = time.monotonic()
         for name in plan.names:
             own = {

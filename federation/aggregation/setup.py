@@ -18,7 +18,19 @@ from .base import Common
 from .experimental.dkg_server import Ask, DkgServer
 from .experimental.key_group import KeyGroup, needed
 from .hello import Hello
-from .state_transfer import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
+from .state_transfer import (
+    DEAL,
+    ENVELOPE,
+    FOLLOW,
+    FROM,
+    GREET,
+    HAND,
+    OWN,
+    SAYS,
+    TAKE,
+    TO,
+    witnesses,
+)
 
 logger = log.get("federation.setup")
 
@@ -181,7 +193,7 @@ class KeyAndStateSetup:
                 f"{giver} did not make a key for the others; the next attempt asks another member"
             )
         payloads = {
-            name: parts.join({FROM: giver.encode("ascii"), PARCEL: given[TO + name], **along})
+            name: parts.join({FROM: giver.encode("ascii"), ENVELOPE: given[TO + name], **along})
             for name in sorted(takers)
             if TO + name in given
         }

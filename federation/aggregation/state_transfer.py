@@ -35,7 +35,7 @@ from .hello import Hello, SealedEnvelope
 
 GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
 STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *dkg_client.STAGES)
-OWN, FROM, PARCEL, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names of parts
+OWN, FROM, ENVELOPE, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names of parts
 
 
 def witnesses(policy: Policy) -> int:
@@ -145,7 +145,7 @@ class StateTransfer:
         seed, key = self.store.seed(self.policy.digest), self.store.key_name(self.policy.digest)
         if seed is None:
             raise MessageError("an adapter came before the members' key; refused")
-        if PARCEL in given:
+        if ENVELOPE in given:
             progress = Progress.decode(self.unwrap("state", round_id, given), self.store.size)
         elif (before := self.store.before(round_id.run)) is not None:
             progress = before
@@ -214,7 +214,7 @@ class StateTransfer:
         `SealedEnvelope.opened`.
         """
         try:
-            sender, data = given[FROM].decode("ascii"), given[PARCEL]
+            sender, data = given[FROM].decode("ascii"), given[ENVELOPE]
         except (KeyError, UnicodeDecodeError):
             raise MessageError("a parcel without its sender's name; refused") from None
         envelope = SealedEnvelope(

@@ -33,7 +33,7 @@ from ..monitor.event_printer import sentence
 from ..server_node import CoordinatorOptions, coordinate
 from ..transport.records import answer_to, payload_of, to_record
 from . import stateless_client
-from .grid import GREETING, NAME, NONCE, PROOF, GridLink
+from .grid import HELLO_RECORD, NAME, NONCE, PROOF, GridLink
 from .stateless_client import Own
 
 logger = log.get("federation.flower")
@@ -122,18 +122,18 @@ def tell(event: FederationEvent) -> None:
 def hello(message: Message, context: Context) -> Message:
     """Say and prove which member this node is."""
     try:
-        greeting = message.content.get(GREETING)
-        nonce = greeting.get(NONCE) if isinstance(greeting, ConfigRecord) else None
+        hello_record = message.content.get(HELLO_RECORD)
+        nonce = hello_record.get(NONCE) if isinstance(hello_record, ConfigRecord) else None
         if not isinstance(nonce, bytes):
             raise MessageError("a greeting without a number to sign came; refused")
-        name, proof = stateless_client.greet(own_of(context), nonce, message.metadata.dst_node_id)
+        name, proof = stateless_client.prove(own_of(context), nonce, message.metadata.dst_node_id)
     except QuietchoirError as error:
         return refusal(message, error)
-    return answer_to(message, RecordDict({GREETING: ConfigRecord({NAME: name, PROOF: proof})}))
+    return answer_to(message, RecordDict({HELLO_RECORD: ConfigRecord({NAME: name, PROOF: proof})}))
 
 
 @client_app.train("letter")
-def letter(message: Message, context: Context) -> Message:
+def task(message: Message, context: Context) -> Message:
     """Answer one message of our coordinator's as this node's member."""
     kept = context.state.get(STATE)
     key = kept.get(KEY) if isinstance(kept, ConfigRecord) else None

@@ -26,11 +26,11 @@ from .stateless_client import hello_context
 
 logger = log.get("federation.flower")
 # Flower's message types: who of the ClientApp's functions answers
-LETTER, HELLO = "train.letter", "query.hello"
-GREETING, NONCE, NAME, PROOF = "greeting", "nonce", "name", "proof"
+TASK, HELLO = "train.letter", "query.hello"
+HELLO_RECORD, NONCE, NAME, PROOF = "greeting", "nonce", "name", "proof"
 POLL_S = 0.1  # between two looks for answers; Flower's own calls wait for 3 s
 LOOK_S = 0.5  # between two looks at who is there
-GREETING_S = 120.0  # a node has so long to say who it is; then it is asked again
+HELLO_S = 120.0  # a node has so long to say who it is; then it is asked again
 LATE_S = 60.0  # Flower keeps a message for so long after nobody waits for it any more
 
 
@@ -53,20 +53,18 @@ class GridLink:
         """Members whose nodes Flower holds for alive, as soon as they have said who they are."""
         if time.monotonic() - self.looked >= LOOK_S:
             self.online = frozenset(self.grid.get_node_ids())
-            self.greet()
+            self.ask_who()
             self.welcome()
             self.looked = time.monotonic()
         here = frozenset(name for node, name in self.names.items() if node in self.online)
         return here - self.owing()
 
-    def greet(self) -> None:
+    def ask_who(self) -> None:
         """Ask new nodes who they are; those that did not say so in time again, strangers after a
         while.
         """
         now = time.monotonic()
-        self.asked = {
-            number: one for number, one in self.asked.items() if now - one[2] < GREETING_S
-        }
+        self.asked = {number: one for number, one in self.asked.items() if now - one[2] < HELLO_S}
         under_way = {node for node, _, _ in self.asked.values()} | {
             node for node, at in self.strangers.items() if now < at
         }
@@ -75,12 +73,12 @@ class GridLink:
             for node in sorted(self.online - set(self.names) - under_way)
         }
         contents = {
-            node: RecordDict({GREETING: ConfigRecord({NONCE: nonce})})
+            node: RecordDict({HELLO_RECORD: ConfigRecord({NONCE: nonce})})
             for node, nonce in nonces.items()
         }
         self.asked |= {
             number: (node, nonces[node], now)
-            for number, node in self.push(contents, HELLO, GREETING_S).items()
+            for number, node in self.push(contents, HELLO, HELLO_S).items()
         }
 
     def welcome(self) -> None:
@@ -98,7 +96,7 @@ class GridLink:
                     self.policy.name,
                     reason_of(reply),
                 )
-                self.strangers[node] = time.monotonic() + GREETING_S
+                self.strangers[node] = time.monotonic() + HELLO_S
 
     def ask(self, messages: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link.ask`."""
@@ -120,7 +118,7 @@ class GridLink:
         contents = {
             nodes[name]: to_record(payload) for name, payload in messages.items() if name in nodes
         }
-        pushed = self.push(contents, LETTER, timeout_s + LATE_S)
+        pushed = self.push(contents, TASK, timeout_s + LATE_S)
         return {number: self.names[node] for number, node in pushed.items()}
 
     def leave(self, messages: Mapping[str, bytes], timeout_s: float) -> None:
@@ -181,7 +179,7 @@ def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
 
 def proved(reply: Message, policy: Policy, nonce: bytes, node: int) -> str:
     """The member's name in an answer to a greeting; empty if it does not prove it."""
-    record = reply.content.get(GREETING)
+    record = reply.content.get(HELLO_RECORD)
     name, proof = (
         (record.get(NAME), record.get(PROOF)) if isinstance(record, ConfigRecord) else (None, None)
     )

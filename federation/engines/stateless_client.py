@@ -84,7 +84,7 @@ class Own:
     config: Config
 
 
-def greet(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
+def prove(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
     """This member's name, and its proof that it is the one behind Flower's node `node_id`.
 
     Raises:

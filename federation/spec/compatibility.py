@@ -16,7 +16,6 @@ class Capabilities:
     """What one mode can do."""
 
     server_reads_updates: bool = False  # of single members: nothing is masked
-    server_reads_sum: bool = True
     model_held_by: Literal["server", "members"] = "server"
     needs_all_online: bool = False  # to open a sum: whoever is away is missed
     sums_per_round: Literal["one", "many"] = "many"
@@ -26,10 +25,8 @@ class Capabilities:
 CAPABILITIES = {
     "plain": Capabilities(server_reads_updates=True),
     "masked": Capabilities(),
-    "sealed": Capabilities(server_reads_sum=False, model_held_by="members"),
-    "threshold": Capabilities(
-        server_reads_sum=False, model_held_by="members", needs_all_online=True, sums_per_round="one"
-    ),
+    "sealed": Capabilities(model_held_by="members"),
+    "threshold": Capabilities(model_held_by="members", needs_all_online=True, sums_per_round="one"),
 }
 
 

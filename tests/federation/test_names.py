@@ -267,14 +267,14 @@ def state_name(world: World) -> Iterator[Attempt]:
         ROUND_ID,
         state_transfer.TAKE,
         parts.join(
-            {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + "ben"]}
+            {state_transfer.FROM: b"ann", state_transfer.ENVELOPE: dealt[state_transfer.TO + "ben"]}
         ),
     )
     handed = parts.split(members["ann"].answer(ROUND_ID, state_transfer.HAND, asked))
     alone = parts.join(
         {
             state_transfer.FROM: b"ann",
-            state_transfer.PARCEL: handed[state_transfer.TO + "ben"],
+            state_transfer.ENVELOPE: handed[state_transfer.TO + "ben"],
             state_transfer.SAYS + "ann": dealt[state_transfer.OWN],
         }
     )

@@ -33,7 +33,7 @@ class Meeting:
 
     home: House
     members: dict[str, StateTransfer]
-    greetings: dict[str, bytes]
+    hellos: dict[str, bytes]
 
     @property
     def policy(self) -> Policy:
@@ -56,16 +56,16 @@ def meeting() -> Meeting:
 
 def share_key(meeting: Meeting) -> None:
     """Ann deals, the others take."""
-    asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat", "dan")}
+    asked = {state_transfer.TO + name: meeting.hellos[name] for name in ("ben", "cat", "dan")}
     dealt = parts.split(
         meeting.members["ann"].answer(ROUND_ID, state_transfer.DEAL, parts.join(asked))
     )
-    meeting.greetings["ann"] = dealt[state_transfer.OWN]
+    meeting.hellos["ann"] = dealt[state_transfer.OWN]
     for name in ("ben", "cat", "dan"):
         given = parts.join(
-            {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + name]}
+            {state_transfer.FROM: b"ann", state_transfer.ENVELOPE: dealt[state_transfer.TO + name]}
         )
-        meeting.greetings[name] = meeting.members[name].answer(ROUND_ID, state_transfer.TAKE, given)
+        meeting.hellos[name] = meeting.members[name].answer(ROUND_ID, state_transfer.TAKE, given)
 
 
 def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(
@@ -82,9 +82,9 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
     for name, asked, round_id in (
         ("ben", forged, ROUND_ID),
         ("mallory", outsider, ROUND_ID),
-        ("ben", meeting.greetings["cat"], ROUND_ID),
-        ("ben", meeting.greetings["ben"], later),
-        ("ben", meeting.greetings["ben"][:-1], ROUND_ID),
+        ("ben", meeting.hellos["cat"], ROUND_ID),
+        ("ben", meeting.hellos["ben"], later),
+        ("ben", meeting.hellos["ben"][:-1], ROUND_ID),
     ):
         with pytest.raises(MessageError):
             ann.answer(round_id, state_transfer.DEAL, parts.join({state_transfer.TO + name: asked}))
@@ -96,13 +96,13 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
 
 def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> None:
     policy, ben = meeting.policy, meeting.members["ben"]
-    asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat")}
+    asked = {state_transfer.TO + name: meeting.hellos[name] for name in ("ben", "cat")}
     dealt = parts.split(
         meeting.members["ann"].answer(ROUND_ID, state_transfer.DEAL, parts.join(asked))
     )
     own, other = dealt[state_transfer.TO + "ben"], dealt[state_transfer.TO + "cat"]
     flipped = own[:40] + bytes((own[40] ^ 1,)) + own[41:]
-    for sender, parcel in (
+    for sender, envelope in (
         (b"ann", other),
         (b"cat", own),
         (b"ann", flipped),
@@ -113,16 +113,16 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
             ben.answer(
                 ROUND_ID,
                 state_transfer.TAKE,
-                parts.join({state_transfer.FROM: sender, state_transfer.PARCEL: parcel}),
+                parts.join({state_transfer.FROM: sender, state_transfer.ENVELOPE: envelope}),
             )
     with pytest.raises(MessageError):
         ben.answer(
             ROUND_ID,
             state_transfer.FOLLOW,
-            parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
+            parts.join({state_transfer.FROM: b"ann", state_transfer.ENVELOPE: own}),
         )
     with pytest.raises(MessageError, match="sender's name"):
-        ben.answer(ROUND_ID, state_transfer.TAKE, parts.join({state_transfer.PARCEL: own}))
+        ben.answer(ROUND_ID, state_transfer.TAKE, parts.join({state_transfer.ENVELOPE: own}))
     assert ben.store.seed(policy.digest) is None
     ben.answer(
         ROUND_ID, state_transfer.GREET, b""
@@ -131,7 +131,7 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
         ben.answer(
             ROUND_ID,
             state_transfer.TAKE,
-            parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
+            parts.join({state_transfer.FROM: b"ann", state_transfer.ENVELOPE: own}),
         )
 
 
@@ -145,9 +145,9 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     good = Progress(7, server)
     for name in ("ann", "ben", "cat"):
         meeting.members[name].store.keep_progress(ROUND_ID.run, good)
-        meeting.greetings[name] = meeting.members[name].hello(ROUND_ID)
+        meeting.hellos[name] = meeting.members[name].hello(ROUND_ID)
 
-    def parcel(content: bytes) -> bytes:
+    def envelope(content: bytes) -> bytes:
         box = SealedEnvelope(
             purpose="state",
             policy=policy,
@@ -158,16 +158,16 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
         )
         return box.sealed(
             meeting.home.members["ann"],
-            Hello.decode(meeting.greetings["dan"], policy, ROUND_ID, "dan").public,
+            Hello.decode(meeting.hellos["dan"], policy, ROUND_ID, "dan").public,
         )
 
     def follow(content: bytes, *witnesses: str) -> bytes:
-        said = {state_transfer.SAYS + name: meeting.greetings[name] for name in witnesses}
+        said = {state_transfer.SAYS + name: meeting.hellos[name] for name in witnesses}
         return dan.answer(
             ROUND_ID,
             state_transfer.FOLLOW,
             parts.join(
-                {state_transfer.FROM: b"ann", state_transfer.PARCEL: parcel(content), **said}
+                {state_transfer.FROM: b"ann", state_transfer.ENVELOPE: envelope(content), **said}
             ),
         )
 

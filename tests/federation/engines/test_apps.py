@@ -82,7 +82,7 @@ def grid_of(cluster: Cluster, **more: Any) -> LocalGrid:
 
 def stage_of(message: Message) -> str:
     letter = payload_of(message)
-    if letter is None or message.metadata.message_type != grid.LETTER:
+    if letter is None or message.metadata.message_type != grid.TASK:
         return ""
     fields, _ = messages.split(letter)
     return str(fields["stage"])
@@ -238,7 +238,7 @@ def test_a_mode_that_needs_memory_between_letters_is_refused_on_both_sides(
     assert played.sent == []
     assert not (tmp_path / "state").exists()
     with pytest.raises(ConfigError, match="coordinate"):
-        stateless_client.greet(
+        stateless_client.prove(
             apps.own_of(Context(1, 1, played.nodes[1], RecordDict(), played.run_config)),
             b"n" * 32,
             1,
@@ -255,13 +255,13 @@ def test_a_member_below_its_owners_floor_never_says_who_it_is(tmp_path: Path) ->
     assert all(message.metadata.message_type == grid.HELLO for message in played.sent)
 
 
-def greeting(cluster: Cluster, name: str, signer: Identity, nonce: bytes, node: int) -> Message:
+def hello_record(cluster: Cluster, name: str, signer: Identity, nonce: bytes, node: int) -> Message:
     policy = roster.load(cluster.file)
     asked = Message(RecordDict(), dst_node_id=node, message_type=grid.HELLO)
     asked.metadata.__dict__["_message_id"] = "1"
     proof = signer.sign(stateless_client.hello_context(policy), bind(name, nonce, node))
     return Message(
-        RecordDict({grid.GREETING: ConfigRecord({grid.NAME: name, grid.PROOF: proof})}),
+        RecordDict({grid.HELLO_RECORD: ConfigRecord({grid.NAME: name, grid.PROOF: proof})}),
         reply_to=asked,
     )
 
@@ -273,14 +273,18 @@ def test_only_the_members_key_proves_its_name_and_for_one_node_and_question_alon
     policy, nonce = roster.load(cluster.file), b"n" * 32
     own = Identity.load(cluster.folder / "node-00" / "identity.key")
     other = Identity.load(cluster.folder / "node-01" / "identity.key")
-    assert grid.proved(greeting(cluster, "node-00", own, nonce, 7), policy, nonce, 7) == "node-00"
+    assert (
+        grid.proved(hello_record(cluster, "node-00", own, nonce, 7), policy, nonce, 7) == "node-00"
+    )
     for name, signer, question, node in [
         ("node-00", other, nonce, 7),
         ("node-00", own, b"m" * 32, 7),
         ("node-00", own, nonce, 8),
         ("nobody", own, nonce, 7),
     ]:
-        assert grid.proved(greeting(cluster, name, signer, question, node), policy, nonce, 7) == ""
+        assert (
+            grid.proved(hello_record(cluster, name, signer, question, node), policy, nonce, 7) == ""
+        )
 
 
 def test_a_stranger_gets_no_letter(tmp_path: Path) -> None:
@@ -316,7 +320,7 @@ def test_a_node_with_a_home_takes_no_path_from_the_run(tmp_path: Path) -> None:
 def test_a_refusal_tells_its_kind_and_not_its_words(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path)
     played = grid_of(cluster)
-    letter = Message(to_record(b"no message at all"), dst_node_id=1, message_type=grid.LETTER)
+    letter = Message(to_record(b"no message at all"), dst_node_id=1, message_type=grid.TASK)
     letter.metadata.__dict__["_message_id"] = "1"
     reply = played.call(1, letter)
     assert (reply.has_error(), reply.error.reason) == (True, MessageError.__name__)
