@@ -87,7 +87,7 @@ class SecAggConfig:
     tagged: int = 0
     # whatever else must be the same for all, hashed: what each was told before it contributes
     context: bytes = b""
-    # What a member's ledger holds survivors to (`Ledger.sign`); the coordinator need not know it.
+    # What a member's ledger holds survivors to (`RevealLedger.sign`); the server need not know it.
     # 32 bytes each: what the sum is about; sums about the same can be subtracted
     subjects: tuple[bytes, ...] = ()
 

@@ -2,7 +2,7 @@
 
 Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or
 messages.
-Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own
+Always: what is chosen here is what members sign for (`crypto.secagg.RevealLedger.sign` is their own
 check, with the same rule): the very same set as before, or nobody of it.
 
 A round comes again from the same adapter after an attempt that was opened and lost, after a change
