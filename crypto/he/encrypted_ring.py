@@ -153,7 +153,7 @@ class SealedRing:
         seal: None if nothing is sealed: a round that only scores.
         bound: what else two parties must have in common, for example the adapter they trained from.
         seed: the members' key, 32 bytes; None at the coordinator, which can therefore not `close`.
-        desk: `MemberService` at a member, `AdderService` at the coordinator.
+        crypto_worker: `MemberService` at a member, `AdderService` at the coordinator.
     """
 
     def __init__(
@@ -327,7 +327,7 @@ def open_sum(
 
     Args:
         seed: the members' key.
-        desk: with `MemberService`.
+        crypto_worker: with `MemberService`.
 
     Raises:
         ProtocolError: another key, parameters or length; bytes that SEAL refuses; noise too high

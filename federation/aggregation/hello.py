@@ -1,9 +1,9 @@
-"""What members of a sealed federation say to each other through the coordinator: greetings and
-sealed parcels.
+"""What members of a sealed federation say to each other through the coordinator: hellos and
+sealed envelopes.
 
 Knows bytes, signatures and boxes. Knows nothing of when they are sent.
 Always: both are signed by their sender's key of the roster for one federation, epoch, run, round
-and attempt; a parcel opens for its one receiver, whose box key lives for this attempt alone. The
+and attempt; an envelope opens for its one receiver, whose box key lives for this attempt alone. The
 coordinator can lose them; it cannot read them, alter them or keep them for later.
 """
 
@@ -130,8 +130,7 @@ class Hello:
             name: len(part) for name, part in found.items() if name != "circle"
         } != FIELDS or "circle" not in found:
             raise MessageError(
-                f"the greeting of {sender} has other fields than circle, "
-                f"{', '.join(FIELDS)}; refused"
+                f"the hello of {sender} has other fields than circle, {', '.join(FIELDS)}; refused"
             )
         steps = int.from_bytes(found.pop("steps"), "big")
         hello = Hello(sender=sender, steps=steps, key_group=found.pop("circle"), **found)
@@ -181,7 +180,7 @@ class SealedEnvelope:
         """
         if len(data) < KEY_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES:
             raise MessageError(
-                f"a parcel of {len(data)} bytes from {self.sender} holds nothing; refused"
+                f"an envelope of {len(data)} bytes from {self.sender} holds nothing; refused"
             )
         box, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
         verify(self.policy, self.sender, self.context, box, signature)

@@ -1,7 +1,7 @@
 """The coordinator's side of what comes before a sealed round: it brings the cohort to one key and
 one adapter, unread.
 
-Knows greetings and who must be asked for what. Knows no key and no adapter.
+Knows hellos and who must be asked for what. Knows no key and no adapter.
 Always: who is set up says that it holds the same key and the same adapter as the others; members
 check that for themselves, since both are part of what their masks are bound to.
 """
@@ -42,11 +42,11 @@ class KeyAndStateSetup:
 
     def __init__(self, policy: Policy, round_id: RoundId, ask: Ask, size: int) -> None:
         self.policy, self.round_id, self._ask, self.size = policy, round_id, ask, size
-        self.raw: dict[str, bytes] = {}  # greetings as they were signed
+        self.raw: dict[str, bytes] = {}  # hellos as they were signed
         self.said: dict[str, Hello] = {}
 
     def gather(self, cohort: tuple[str, ...]) -> Common:
-        """Go through the stages that are needed: in most rounds the greeting alone.
+        """Go through the stages that are needed: in most rounds the hello alone.
 
         Raises:
             RoundAborted: too few members share a key and an adapter.
@@ -200,7 +200,7 @@ class KeyAndStateSetup:
         self.hear(give_stage, payloads)
 
     def hear(self, stage: str, payloads: Mapping[str, bytes]) -> None:
-        """Ask, and note the greetings that come back."""
+        """Ask, and note the hellos that come back."""
         if not payloads:
             return
         for reply in self._ask(stage, payloads, self.round_id, self.policy.recipe.stage_timeout_s):

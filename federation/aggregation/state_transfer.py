@@ -9,7 +9,7 @@ all.
     with key = "threshold" there is no key to deal and take; the stages of `dkg_client` make one
     that nobody has
 
-Knows greetings, parcels and the store. Knows nothing of Flower, training or masks.
+Knows hellos, envelopes and the store. Knows nothing of Flower, training or masks.
 Always: key and adapter go to members of the roster only, sealed, for the attempt in which they
 asked; an adapter is taken only with the signatures of enough other members under it, whatever the
 coordinator says; a refused message changes nothing.
@@ -77,7 +77,7 @@ class StateTransfer:
         if stage == GREET:
             if payload:
                 raise MessageError(
-                    f"a greeting was asked for with {len(payload)} bytes, expected none; refused"
+                    f"a hello was asked for with {len(payload)} bytes, expected none; refused"
                 )
             self.box_key = (round_id, Ephemeral.generate())
             return self.hello(round_id)
@@ -117,7 +117,7 @@ class StateTransfer:
         askers = self.hellos(asked, TO, round_id)
         self.own_box(round_id)
         seed = self.store.seed(self.policy.digest) or self.store.make_seed(self.policy.digest)
-        return self.parcels("key", round_id, askers, seed)
+        return self.envelopes("key", round_id, askers, seed)
 
     def take(self, round_id: RoundId, given: dict[str, bytes]) -> bytes:
         """Open the key, keep it, and greet again. Raises as `unwrap`; MessageError for what is
@@ -132,7 +132,7 @@ class StateTransfer:
     def hand(self, round_id: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal this member's adapter for those that are behind."""
         askers = self.hellos(asked, TO, round_id)
-        return self.parcels("state", round_id, askers, self.store.progress(round_id.run).encode())
+        return self.envelopes("state", round_id, askers, self.store.progress(round_id.run).encode())
 
     def follow(self, round_id: RoundId, given: dict[str, bytes]) -> bytes:
         """Open an adapter, or go back by one step if none was sent; keep it if enough others have
@@ -192,10 +192,10 @@ class StateTransfer:
         if self.dkg is not None:
             self.dkg.thaw(round_id, kept[end:])
 
-    def parcels(
+    def envelopes(
         self, purpose: str, round_id: RoundId, askers: dict[str, Hello], content: bytes
     ) -> bytes:
-        """This member's greeting, and one parcel for each asker."""
+        """This member's hello, and one envelope for each asker."""
         out = {OWN: self.hello(round_id)}
         for name, asker in askers.items():
             envelope = SealedEnvelope(
@@ -210,13 +210,13 @@ class StateTransfer:
         return parts.join(out)
 
     def unwrap(self, purpose: str, round_id: RoundId, given: dict[str, bytes]) -> bytes:
-        """The content of the parcel in `given`. Raises MessageError without one; and as
+        """The content of the envelope in `given`. Raises MessageError without one; and as
         `SealedEnvelope.opened`.
         """
         try:
             sender, data = given[FROM].decode("ascii"), given[ENVELOPE]
         except (KeyError, UnicodeDecodeError):
-            raise MessageError("a parcel without its sender's name; refused") from None
+            raise MessageError("an envelope without its sender's name; refused") from None
         envelope = SealedEnvelope(
             purpose=purpose,
             policy=self.policy,
@@ -227,7 +227,7 @@ class StateTransfer:
         return envelope.opened(data, self.own_box(round_id))
 
     def hellos(self, given: dict[str, bytes], prefix: str, round_id: RoundId) -> dict[str, Hello]:
-        """The greetings among `given`, by sender, each checked."""
+        """The hellos among `given`, by sender, each checked."""
         names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
         return {
             name: Hello.decode(given[prefix + name], self.policy, round_id, name) for name in names

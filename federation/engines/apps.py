@@ -125,7 +125,7 @@ def hello(message: Message, context: Context) -> Message:
         hello_record = message.content.get(HELLO_RECORD)
         nonce = hello_record.get(NONCE) if isinstance(hello_record, ConfigRecord) else None
         if not isinstance(nonce, bytes):
-            raise MessageError("a greeting without a number to sign came; refused")
+            raise MessageError("a hello without a number to sign came; refused")
         name, proof = stateless_client.prove(own_of(context), nonce, message.metadata.dst_node_id)
     except QuietchoirError as error:
         return refusal(message, error)

@@ -40,7 +40,7 @@ class GridLink:
     def __init__(self, grid: Grid, policy: Policy) -> None:
         self.grid, self.policy = grid, policy
         self.names: dict[int, str] = {}  # Flower's node → member, proved
-        # greetings under way: message → node, nonce, when
+        # hellos under way: message → node, nonce, when
         self.asked: dict[str, tuple[int, bytes, float]] = {}
         # nodes that did not prove who they are: when they may be asked again
         self.strangers: dict[int, float] = {}
@@ -178,7 +178,7 @@ def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
 
 
 def proved(reply: Message, policy: Policy, nonce: bytes, node: int) -> str:
-    """The member's name in an answer to a greeting; empty if it does not prove it."""
+    """The member's name in an answer to a hello; empty if it does not prove it."""
     record = reply.content.get(HELLO_RECORD)
     name, proof = (
         (record.get(NAME), record.get(PROOF)) if isinstance(record, ConfigRecord) else (None, None)

@@ -105,10 +105,10 @@ MAY_DIFFER = {
     "adopt": "no sum follows from it; it has a place of its own",
     "undo": "no sum follows from it; the adapter that it leads to is in the state's tag, which "
     "later work names",
-    "greet": "asks for a greeting, says nothing",
-    "deal": "boxes are asked for: their receivers' signed greetings, no two alike",
+    "greet": "asks for a hello, says nothing",
+    "deal": "boxes are asked for: their receivers' signed hellos, no two alike",
     "take": "one member's box; the key in it is in the session's ring",
-    "hand": "boxes are asked for: their receivers' signed greetings, no two alike",
+    "hand": "boxes are asked for: their receivers' signed hellos, no two alike",
     "follow": "one member's box; the adapter in it is in the state's tag, which the work names and "
     "the ring holds",
     "commit": "who makes a joint key; the key that comes of it is in the session's ring",

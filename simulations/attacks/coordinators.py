@@ -230,7 +230,7 @@ def told_no_score(stage: str, payload: bytes) -> bytes | None:
 # Who can say where members are
 
 
-def forged_greeting(*stubs: Stub) -> Result:
+def forged_hello(*stubs: Stub) -> Result:
     """The coordinator asks a member for the key in another member's name, for a box key of its
     own.
     """
@@ -250,10 +250,10 @@ def forged_greeting(*stubs: Stub) -> Result:
         words = refused(lambda: answers.append(dealer.handle(asking)))
         if answers:
             payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
-            parcel = SealedEnvelope(
+            envelope = SealedEnvelope(
                 purpose="key", policy=policy, round_id=round_id, sender="ben", receiver=VICTIM
             )
-            seed = parcel.opened(payload[state_transfer.TO + VICTIM], own)
+            seed = envelope.opened(payload[state_transfer.TO + VICTIM], own)
             assert dealer.secrets is not None
             size = 8 * len(seed) if seed == dealer.secrets.store.seed(policy.digest) else 0
     return Result(size > 0, f"{size} bits of the members' key{'; ' if words else ''}{words[:160]}")
@@ -614,8 +614,8 @@ ATTACKS = (
         who="coordinator alone",
         mode="sealed",
         promise="the coordinator never has the members' key",
-        unprotected=lambda: forged_greeting((hello, "verify", lambda *given: None)),
-        protected=forged_greeting,
+        unprotected=lambda: forged_hello((hello, "verify", lambda *given: None)),
+        protected=forged_hello,
     ),
     Attack(
         name="a step undone for some",

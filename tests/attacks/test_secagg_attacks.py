@@ -171,11 +171,11 @@ def test_without_signatures_the_coordinator_would_read_the_shares(
     victim, reader = (game.session.numbers[name] for name in cohort.names[:2])
     forged, own = substituted(game, cohort.names[0], Identity.generate())
     view = KeyList.decode(forged, game.session).view(game.session)
-    parcel = SealedShares.decode(game.clients[cohort.names[1]].share(forged), game.session, view)
+    sealed = SealedShares.decode(game.clients[cohort.names[1]].share(forged), game.session, view)
     key = own.agree(
         game.server._cards[reader].channel, game.session.pair("channel", reader, victim)
     )
-    pieces = open_box(key, parcel.boxes[victim], game.session.box(view, reader, victim))
+    pieces = open_box(key, sealed.boxes[victim], game.session.box(view, reader, victim))
     assert len(pieces) == 2 * shamir.SHARE_BYTES
 
 

@@ -124,9 +124,9 @@ def test_members_that_were_shown_different_keys_do_not_sign_together() -> None:
     cohort = Cohort(5, threshold=3)
     game = Round(cohort).play(stages=1)
     other = KeyList(dict(sorted(game.server._cards.items())[:4])).encode(game.session)
-    parcel = game.ask(ME, other)
+    sealed = game.ask(ME, other)
     with pytest.raises(AuthenticationError):
-        game.server.receive(ME, parcel)
+        game.server.receive(ME, sealed)
 
 
 def test_of_two_attempts_at_once_only_one_sends_its_upload() -> None:

@@ -173,8 +173,8 @@ def member_name(world: World) -> Iterator[Attempt]:
         )
         data = messages.encode_reply(reply, policy, signer)
         yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
-    greeting = Hello(sender="ben", public=bytes(32)).signed(policy, ROUND_ID, world.thief)
-    yield lambda: Hello.decode(greeting, policy, ROUND_ID, "ben"), MessageError, "not signed by ben"
+    hello = Hello(sender="ben", public=bytes(32)).signed(policy, ROUND_ID, world.thief)
+    yield lambda: Hello.decode(hello, policy, ROUND_ID, "ben"), MessageError, "not signed by ben"
     yield (
         lambda: roster.check_member(policy, world.thief.public.raw),
         RosterError,
@@ -258,10 +258,10 @@ def state_name(world: World) -> Iterator[Attempt]:
         name: StateTransfer(sealed.policy, name, key, ClientStore(None, SIZE))
         for name, key in sealed.members.items()
     }
-    greetings = {
+    hellos = {
         name: one.answer(ROUND_ID, state_transfer.GREET, b"") for name, one in members.items()
     }
-    asked = parts.join({state_transfer.TO + "ben": greetings["ben"]})
+    asked = parts.join({state_transfer.TO + "ben": hellos["ben"]})
     dealt = parts.split(members["ann"].answer(ROUND_ID, state_transfer.DEAL, asked))
     members["ben"].answer(
         ROUND_ID,

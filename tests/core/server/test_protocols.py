@@ -182,7 +182,8 @@ async def test_ollamas_fields_that_would_change_the_answer_are_refused(
 
 
 async def test_a_model_that_is_only_to_be_loaded_is_there(served: Served) -> None:
-    for path, asked in (("/api/generate", {}), ("/api/chat", {"messages": []})):
+    loading: dict[str, dict[str, Any]] = {"/api/generate": {}, "/api/chat": {"messages": []}}
+    for path, asked in loading.items():
         status, answer = await served.post(path, {"model": "smollm2"} | asked)
         assert status == 200 and answer["done_reason"] == "load", answer
         assert (await served.post(path, {"model": "gpt-9"} | asked))[0] == 404
