@@ -48,7 +48,7 @@ OTHER_WORDS = 0.3  # of a line's words that need not be in the sentence
 WORD_LETTERS = 4  # of a word that must agree, so that its endings may change
 PENDING = 256  # texts that wait to be condensed; further ones wait for the next request
 MOST_NOTES = 1024  # of conversations that nobody keeps, in memory
-AT_ONCE = 8  # pieces of one text that are read together
+AT_ONCE = 2  # that are written together: more would wait long for their turn on a slow machine
 LEAST_FACTS = 0.5  # of those in a text, that a model's notes must tell, or it takes none
 GAIN = 1.5  # and times as many as an excerpt of the same length would hold
 WORD = re.compile(r"[\w'’-]+")
@@ -233,14 +233,14 @@ class Condenser:
         if pending is None:
             return False
         if self._skill is None:
-            return self._try(None)
+            return self._try(self._gives_way)
         if not self._skill.is_enough:
             with self._lock:
                 self._pending.clear()
             return False
         conversation, text = pending
         try:
-            written = self._written([asked(text)], NOTE_TOKENS, None)
+            written = self._written([asked(text)], NOTE_TOKENS, self._gives_way)
         except QuietchoirError as error:  # it waits for the next request that needs it
             logger.warning("earlier turns were not condensed: %s", error)
             written = []
@@ -269,7 +269,7 @@ class Condenser:
             is_left: does nobody wait for it any more?
         """
         if self._skill is None:
-            self._try(is_left)
+            self._try(lambda _: is_left())
         if self._skill is None or not self._skill.is_enough:
             return []
         try:
@@ -297,15 +297,13 @@ class Condenser:
         ]  # fmt: skip
         missing = [place for place, name in enumerate(names) if known[name] is None]
         most = max(NOTE_TOKENS // 4, min(NOTE_TOKENS, tokens // max(1, len(pieces))))
-        for start in range(0, len(missing), AT_ONCE):
-            places = missing[start : start + AT_ONCE]
-            answers = self._written([prompts[place] for place in places], most, is_left)
-            if answers is None:
-                return []
-            for place, answer in zip(places, answers, strict=True):
+        answers = self._written([prompts[place] for place in missing], most, lambda _: is_left())
+        if answers is None:
+            return []
+        with self._lock:  # never written to the disk: it answers one question
+            for place, answer in zip(missing, answers, strict=True):
                 known[names[place]] = note = worth(answer, pieces[place], joined=" ")
-                with self._lock:  # never written to the disk: it answers one question
-                    self._remember(conversation, names[place], note)
+                self._remember(conversation, names[place], note)
         return [known[name] or "" for name in names]
 
     def forget(self, conversation: str) -> None:
@@ -320,17 +318,20 @@ class Condenser:
             if self._writing is not None and self._writing[0] in gone:
                 self._writing = None
 
-    def _try(self, is_left: Callable[[], bool] | None) -> bool:
-        """See how well the model takes notes, once; False: it was broken off."""
+    def _gives_way(self, own: int) -> bool:
+        """Does somebody else wait, or is what was to be condensed forgotten?"""
+        return self._writing is None or self._is_busy(own)
+
+    def try_out(self, is_left: Callable[[int], bool] = lambda _: False) -> Skill:
+        """See how well the model takes notes, now; what is found is kept.
+
+        Raises:
+            EngineError: the engine cannot be asked, or nobody waits any more.
+        """
         texts = [text for text, _ in TRIALS]
-        try:
-            written = self._written([asked(text) for text in texts], NOTE_TOKENS, is_left)
-        except QuietchoirError as error:
-            logger.warning("whether this model can take notes could not be tried: %s", error)
-            self._skill = Skill(FORM, 0.0, 0.0, 1.0)
-            return True
+        written = self._written([asked(text) for text in texts], NOTE_TOKENS, is_left)
         if written is None:
-            return False
+            raise EngineError("nobody waits any more for what this model's notes are like")
         self._skill = skill = judged(written)
         logger.info(
             "this model's notes tell %.0f %% of the facts in %.0f %% of the length, %.0f %% wrongly"
@@ -345,6 +346,17 @@ class Condenser:
             paths.write_atomically(self._path, told.encode(), mode=0o600)
         except QuietchoirError as error:
             logger.warning("tried again at the next start: %s", error)
+        return skill
+
+    def _try(self, is_left: Callable[[int], bool]) -> bool:
+        """The same; False: it was broken off. A model that cannot be asked takes no notes."""
+        try:
+            self.try_out(is_left)
+        except QuietchoirError as error:
+            if is_left(0) or self._stopped.is_set():
+                return False
+            logger.warning("whether this model can take notes could not be tried: %s", error)
+            self._skill = Skill(FORM, 0.0, 0.0, 1.0)
         return True
 
     def _measured(self) -> Skill | None:
@@ -359,11 +371,27 @@ class Condenser:
         self,
         prompts: Sequence[Sequence[Mapping[str, str]]],
         tokens: int,
-        is_left: Callable[[], bool] | None,
+        is_left: Callable[[int], bool],
     ) -> list[str] | None:
-        """The model's answers, together; None: it was broken off, because nobody waits for them
-        any more, or, where nobody does (`is_left` is None), because somebody waits for another.
+        """The model's answers; None: it was broken off.
+
+        Args:
+            is_left: is it to be? Gets how many of these requests are with the engine.
         """
+        found: list[str] = []
+        for start in range(0, len(prompts), AT_ONCE):
+            some = self._written_together(prompts[start : start + AT_ONCE], tokens, is_left)
+            if some is None:
+                return None
+            found += some
+        return found
+
+    def _written_together(
+        self,
+        prompts: Sequence[Sequence[Mapping[str, str]]],
+        tokens: int,
+        is_left: Callable[[int], bool],
+    ) -> list[str] | None:
         params = SamplingParams(max_tokens=tokens, loop_guard=True)
         running: list[Generation] = []
         found: list[str] = []
@@ -376,8 +404,7 @@ class Condenser:
                 text = ""
                 for delta in generation:
                     own = sum(one.finish_reason is None for one in running)
-                    idle = is_left is None and (self._writing is None or self._is_busy(own))
-                    if idle or self._stopped.is_set() or (is_left is not None and is_left()):
+                    if self._stopped.is_set() or is_left(own):
                         return None
                     text += delta.text
                 if generation.finish_reason not in ("stop", "length", "repetition"):

@@ -460,11 +460,11 @@ class ContextWindow:
             draft.show(begins[:1], pinned=True)
         if newest.tokens <= room * (NEWEST_WHOLE if older else 1):
             draft.show(draft.candidates([newest]))
-        ranked = self._ranked(question, older, draft.candidates(draft.turns))
+        found = draft.candidates(draft.turns)
+        ranked = self._ranked(question, older, found, asked, pinned)
         of_all = asks_of_all(question)
         if of_all:
             self._read_pieces(draft, asked, question, room, notebook)
-            ranked = [one for one in ranked if not one.part.note]
         own = [one for one in ranked if one.turn is newest]
         own.sort(key=lambda one: one.group is not last)
         limit = int(room * NEWEST_SHARE) if older else room
@@ -553,7 +553,12 @@ class ContextWindow:
                 draft.tokens += taken
 
     def _ranked(
-        self, question: str, older: Sequence[ChatTurn], found: Sequence[Candidate]
+        self,
+        question: str,
+        older: Sequence[ChatTurn],
+        found: Sequence[Candidate],
+        asked: Part,
+        pinned: Sequence[int],
     ) -> list[Candidate]:
         """Passages in the order in which they bear on the question."""
         if not found:
@@ -563,8 +568,15 @@ class ContextWindow:
             before = older[-1].groups[0][0].message.content[-QUESTION_CHARACTERS:]
             questions.append(f"{before} {question}")
         latest_first = found[::-1]  # where nothing speaks for one before the other
+        # what stands behind the question is searched without it: it would answer itself
         order = self.ranker.rank(
-            questions, [one.part.passages[one.place].indexed for one in latest_first]
+            questions,
+            [
+                " ".join(one.part.passages[one.place].text.split())
+                if one.place - 1 in pinned and one.part is asked
+                else one.part.passages[one.place].indexed
+                for one in latest_first
+            ],
         )
         return [latest_first[place] for place in order]
 

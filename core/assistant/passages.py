@@ -202,7 +202,7 @@ def by_words(question: str, passages: Sequence[str]) -> npt.NDArray[np.int64]:
         index.execute("CREATE VIRTUAL TABLE passage USING fts5(text, tokenize='porter unicode61')")
         index.executemany("INSERT INTO passage(rowid, text) VALUES (?, ?)", enumerate(passages))
         told = [
-            term for term in terms if 0 < holding(index, term) <= max(2, COMMON * len(passages))
+            term for term in terms if 0 < holding(index, term) <= max(FEW, COMMON * len(passages))
         ]
         wanted = " OR ".join(f'"{term}"' for term in told or terms)
         rows = index.execute(

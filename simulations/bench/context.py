@@ -4,14 +4,21 @@ Knows conversations with a planted fact (`planted.py`), the product's window and
 usual way beside it: keep the newest tokens. Knows which figures are promised and what they aim at.
 Always: both arms get the same conversation and the same budget, that of a node's default context;
 `in_prompt` asks whether the fact's value stands in the prompt, whatever the model makes of it;
-`recall` asks the model, greedily. The figures at the top are those of `planted.HELD_OUT`, on which
-nothing was tuned; `tuned` has the others.
+`recall` asks the model, greedily; `covered` asks for all that was said, and counts which of twelve
+facts stand in the prompt, of the product's way, of the same as if the model's notes were good
+enough (`noted`), and of truncation. The figures at the top are those of `planted.HELD_OUT`, on
+which nothing was tuned; `tuned` has the others.
 """
 
+import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from ...core.assistant.condenser import FILE, Condenser
 from ...core.assistant.context import ContextWindow, Message
 from ...core.assistant.passages import PassageRanker
 from ...core.config import EngineConfig
@@ -23,14 +30,16 @@ from ...core.models import weights
 from ...core.models.generation_config import UNSAID
 from ...core.models.hub import catalog
 from ...core.models.tokenizer.tokenizer import Tokenizer
+from ...core.models.weights import Weights
 from .figures import Figure, Keep, nobody
-from .planted import HELD_OUT, TUNED, Kind, PlantedSet, conversation
+from .planted import HELD_OUT, TUNED, Kind, PlantedSet, conversation, survey
 
 MODEL, EMBEDDING = "smollm2-135m-instruct", "minilm-l6-v2"
 CONTEXT = 2048  # tokens of a node by default
 BUDGET = CONTEXT - CONTEXT // 4  # of them a prompt's, as the assistant divides them
 WHOLE = 8192  # tokens that the model was made for
-DEPTHS = {"1k": 1000, "4k": 4000, "8k": 8000, "16k": 16000}
+SURVEYS = {"4k": 4000}
+DEPTHS = {"1k": 1000, "2k": 2000, "4k": 4000, "8k": 8000, "16k": 16000}
 KINDS: tuple[Kind, ...] = ("dialogue", "document")
 ANSWER_TOKENS = 48
 TALK_TOKENS = 400
@@ -107,6 +116,10 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
             tell(f"time, {name} tokens back")
             added_share(name, depth, timed, embedder, engine, tokenizer, report)
         keep(report)
+        for name, depth in SURVEYS.items():
+            tell(f"all of {name} is asked for")
+            covered(name, depth, 1 if quick else 3, engine, loaded, report)
+            keep(report)
         tell("everyday questions")
         report["loops"] = loops(engine, tokenizer, EVERYDAY[: 2 if quick else None])
     finally:
@@ -227,6 +240,41 @@ def added_share(
         report["spread"][f"added_share.{arm}.{name}"] = [min(shares), max(shares)]
 
 
+def covered(
+    name: str, size: int, cases: int, engine: Engine, loaded: Weights, report: dict[str, Any]
+) -> None:
+    """Share of facts in the prompt where all that was said is asked for, of each arm; and how well
+    the model takes notes, which decides whether the product uses them.
+    """
+    tokenizer = loaded.tokenizer
+    arms: dict[str, list[float]] = {"ours": [], "noted": [], "truncation": []}
+    with tempfile.TemporaryDirectory() as home:
+        tried = Condenser(engine, tokenizer, home=Path(home), model=loaded.digest)
+        report["condensing"] = asdict(skill := tried.try_out()) | {"used": skill.is_enough}
+        good = {loaded.digest: asdict(replace(skill, facts=1.0, wrong=0.0, length=0.1))}
+        (Path(home) / FILE).write_text(json.dumps(good))
+        noting = Condenser(engine, tokenizer, home=Path(home), model=loaded.digest)
+        windows = {
+            "ours": ContextWindow(tokenizer.encode, condenser=noting if skill.is_enough else None),
+            "noted": ContextWindow(tokenizer.encode, condenser=noting),
+        }
+        for kind in KINDS:
+            for number in range(cases):
+                one = survey(HELD_OUT, kind, size, number, counter(tokenizer))
+                prompts = {"truncation": truncated(one.messages, tokenizer)}
+                for arm, window in windows.items():
+                    window.fit(one.messages, tokenizer, BUDGET)
+                    while noting.settle():
+                        pass
+                    prompts[arm] = window.fit(one.messages, tokenizer, BUDGET).tokens
+                for arm, prompt in prompts.items():
+                    text = tokenizer.decode(prompt)
+                    arms[arm].append(sum(value in text for value in one.values) / len(one.values))
+    for arm, shares in arms.items():
+        report.setdefault("covered", {}).setdefault(arm, {})[name] = sum(shares) / len(shares)
+        report["spread"][f"covered.{arm}.{name}"] = [min(shares), max(shares)]
+
+
 def loops(engine: Engine, tokenizer: Tokenizer, questions: Sequence[str]) -> dict[str, Any]:
     """How many answers end in a loop: greedily, and as a node draws them, without its guard and
     with it. Whether one does is judged here by another rule than the guard's.
@@ -322,6 +370,19 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
         rows.append(Figure(key, "share", words, at_most=ADDED_SHARE))
         key = f"added_share.cold.{depth}"
         rows.append(Figure(key, "share", f"the same, {depth}: nothing known"))
+    for name in report.get("covered", {}).get("ours", {}):
+        for arm in ("ours", "noted", "truncation"):
+            words = f"facts in the prompt where all of {name} is asked for: {arm}"
+            rows.append(Figure(f"covered.{arm}.{name}", "share", words))
+    if "condensing" in report:
+        for key, words in (
+            ("facts", "facts told"),
+            ("wrong", "told wrongly"),
+            ("length", "length"),
+        ):
+            rows.append(
+                Figure(f"condensing.{key}", "share", f"the model's notes on trial: {words}")
+            )
     count = report.get("loops", {}).get("questions", len(EVERYDAY))
     for arm, words in (
         ("greedy", "greedy"),

@@ -11,7 +11,7 @@ that does not answer.
 import importlib.metadata
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -21,6 +21,14 @@ from ...core.assistant.context import Message
 DISTRACTORS = 4  # the same said of others, for each fact
 PARAGRAPH = 600  # characters of a text's paragraph at most
 Kind = Literal["dialogue", "document"]
+OVERVIEWS: Mapping[Kind, tuple[str, ...]] = {
+    "dialogue": (
+        "What have we talked about so far?",
+        "Please summarise our conversation.",
+        "Fasse unser Gespräch bitte zusammen.",
+    ),
+    "document": ("Summarise this text.", "What are the key points?", "Worum geht es in dem Text?"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,39 @@ def document(material: PlantedSet, rng: random.Random, plan: PlantedPlan) -> lis
         *close,
     ]
     return [message for turn in turns for message in turn] + [Message("user", plan.question)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedSurvey:
+    """One conversation with many facts, which is asked for as a whole."""
+
+    messages: tuple[Message, ...]
+    values: tuple[str, ...]
+
+
+def survey(
+    material: PlantedSet, kind: Kind, size: int, number: int, count: Callable[[str], int]
+) -> PlantedSurvey:
+    """Talk, or a pasted text, of about `size` tokens, with a fact of each relation in it."""
+    rng = random.Random(f"{material.name} survey {kind} {size} {number}")
+    facts = []
+    for relation in material.relations:
+        subject, value = rng.choice(relation.subjects), rng.choice(relation.values)
+        facts.append((rng.choice(relation.said).format(subject=subject, value=value), value))
+    plan = PlantedPlan("", (), "\0", OVERVIEWS[kind][number % len(OVERVIEWS[kind])], size, count)
+    if kind == "dialogue":
+        turns = talk(material, rng, plan, size)
+        for statement, _ in facts:
+            turns.insert(rng.randrange(len(turns) + 1), told(material, rng, statement))
+        said = [message for turn in turns for message in turn] + [Message("user", plan.question)]
+    else:
+        paragraphs = list(text(material, rng, plan, size))
+        for statement, _ in facts:
+            at = rng.randrange(len(paragraphs))
+            paragraphs[at] = planted(rng, paragraphs[at], statement)
+        pasted = "\n\n".join(paragraphs)
+        said = [Message("user", f"{pasted}\n\n{plan.question}")]
+    return PlantedSurvey(tuple(said), tuple(value for _, value in facts))
 
 
 def talk(

@@ -187,7 +187,7 @@ def test_a_forgotten_conversations_notes_are_gone_from_memory_disk_and_from_what
 ) -> None:
     store = HistoryStore(tmp_path)
     store.keep("evening", LONG, source="page")
-    made(Scribe(), tmp_path)._try(lambda: False)  # the model can
+    made(Scribe(), tmp_path).try_out()  # the model can
     scribe = Scribe(write=lambda text: f"- {FACT.upper()}" if "frog" in text else "")
     condenser = made(scribe, tmp_path, store)
     fitted(condenser, [*LONG, QUESTION], "evening")
@@ -295,7 +295,7 @@ def test_a_question_of_one_thing_is_answered_of_excerpts_and_asks_no_model(tmp_p
 def test_whoever_leaves_ends_the_reading(tmp_path: Path) -> None:
     scribe = Scribe("begins")
     condenser = made(scribe, tmp_path)
-    condenser._try(lambda: False)
+    condenser.try_out()
     scribe.held = True
     left = threading.Event()
     left.set()

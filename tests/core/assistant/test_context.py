@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.assistant.context import GAP, ContextWindow, Message, turns
 from quietchoir.core.assistant.idle import IdleThread
-from quietchoir.core.assistant.passages import PassageRanker, split_passages
+from quietchoir.core.assistant.passages import PassageRanker, by_words, split_passages
 from quietchoir.core.errors import RequestError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.tests.fakes.server import WordTokenizer
@@ -238,6 +238,30 @@ def test_meaning_finds_what_shares_no_word_once_it_was_computed_and_each_text_is
     assert not ranker.settle()
     assert len(embedder.read) == read + 2  # the question, alone and with what was said before it
     assert len(set(embedder.read)) == len(embedder.read)
+
+
+def test_a_word_that_a_handful_of_passages_hold_still_tells_in_a_short_talk() -> None:
+    about = [f"Florence is {word} again." for word in ("ill", "here", "late", "tired")]
+    said = ["Florence left her thimbles to the museum.", *about, "A hobby is good for you."]
+    found = by_words("Which hobby of Florence?", [*said, *(filler(n) for n in range(40))])
+    assert {0, 1, 2, 3, 4, 5} <= set(found.tolist())
+
+
+def test_a_question_that_stands_before_its_text_does_not_find_itself() -> None:
+    searched: list[str] = []
+
+    class Noted(PassageRanker):
+        def rank(self, questions: Sequence[str], passages: Sequence[str]) -> list[int]:
+            searched.extend(passages)
+            return super().rank(questions, passages)
+
+    asked = "Which hobby of aunt Florence can be seen in an exhibition now?"
+    pasted = " ".join(filler(number, 20) for number in range(60))
+    tokenizer = WordTokenizer()
+    ContextWindow(tokenizer.encode, Noted()).fit(
+        [Message("user", f"{asked}\n\n{pasted}")], tokenizer, 110
+    )
+    assert searched and not any("exhibition" in passage for passage in searched)
 
 
 def test_what_was_not_read_yet_loses_nothing_to_what_was() -> None:

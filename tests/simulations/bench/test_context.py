@@ -2,11 +2,19 @@
 
 import pytest
 
+from quietchoir.core.assistant.passages import asks_of_all
 from quietchoir.core.models import weights
 from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.simulations.bench import context
-from quietchoir.simulations.bench.planted import HELD_OUT, TUNED, Kind, PlantedSet, conversation
+from quietchoir.simulations.bench.planted import (
+    HELD_OUT,
+    TUNED,
+    Kind,
+    PlantedSet,
+    conversation,
+    survey,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,20 @@ def test_the_fact_stands_once_at_its_depth_among_others_like_it(
         assert said.replace(found.statement, "").count(found.value) == 0
         assert 1500 < count(said[said.index(found.statement) :]) < 3200
         assert found == conversation(material, kind, 2000, number, count)
+
+
+@pytest.mark.parametrize("kind", context.KINDS)
+def test_a_survey_holds_a_fact_of_each_relation_and_asks_for_all(
+    kind: Kind, tokenizer: Tokenizer
+) -> None:
+    count = context.counter(tokenizer)
+    for number in range(3):
+        found = survey(HELD_OUT, kind, 2000, number, count)
+        said = "\n".join(message.content for message in found.messages)
+        assert len(found.values) == len(HELD_OUT.relations)
+        assert all(value in said for value in found.values)
+        assert asks_of_all(found.messages[-1].content[-60:])
+        assert 1800 < count(said) < 3500
 
 
 def test_no_relation_stands_in_both_sets() -> None:
