@@ -123,6 +123,8 @@ class Embeddings:
                 f"dimensions is {dimensions}, this model's vectors have {embedder.width}",
                 "dimensions",
             )
+        if not texts:
+            return np.zeros((0, embedder.width), np.float32), []
         counts = await asyncio.to_thread(embedder.count, texts)
         for place, count in enumerate(counts):
             if count > embedder.longest:

@@ -81,7 +81,7 @@ class OpenAI:
     @described(MODEL)
     async def show_model(self, request: web.Request) -> web.Response:
         """One of them, or whatever else a request's `model` may say for it."""
-        name = request.match_info["model"]  # with its strokes and colons
+        name = request.match_info["model"]
         if name not in await self.names():
             await self.adapters.check(name)
         return web.json_response(self.model(name))

@@ -303,8 +303,18 @@ def add_call(said: list[dict[str, Any]], one: Mapping[str, Any]) -> None:
         said.append(last)
     last["tool_calls"] = [*last.get("tool_calls", ()), call]
     if own:
-        brought = one.get("output") or str(one.get("error") or "")
-        last["tool_results"] = [{"tool_call_id": id, "content": brought}]
+        last["tool_results"] = [{"tool_call_id": id, "content": brought_by(one)}]
+
+
+def brought_by(one: Mapping[str, Any]) -> str:
+    """What a past call of the node's own brought: its output, or why there is none."""
+    error = one.get("error")
+    parts = error.get("content") if isinstance(error, dict) else None
+    if one.get("output") or error is None:
+        return one.get("output", "")
+    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
+        return "".join(str(part.get("text", "")) for part in parts)
+    return json.dumps(error, ensure_ascii=False)
 
 
 @dataclass(slots=True)
@@ -387,8 +397,10 @@ class Response:
                 yield self.finish(event)
 
     def say(self, event: Text) -> Iterator[dict[str, Any]]:
-        """A piece of a message, which it may begin."""
+        """A piece of a message, which it may begin; blanks between two of a chat are none."""
         if not self.is_open:
+            if self.output and not event.text.strip():
+                return
             self.is_open, self.text, self.logprobs = True, "", []
             opened = {"type": "message", "id": new_id("msg"), "role": "assistant"}
             self.output.append(opened | {"status": "in_progress", "content": []})

@@ -55,7 +55,10 @@ What came of it is written by `python -m quietchoir.tests.clients.matrix` from a
 themselves, in an environment of their own (`make clients`, `constraints-clients.txt`), against a
 real server over a scripted model. `tests/clients/test_clients.py` runs them again and compares; it
 also has OpenAI's and Ollama's clients ask a node with the real model: the three protocols say the
-same, seeds, `n`, logprobs, `stop`, usage and schemas are what they claim to be.
+same, seeds, `n`, logprobs, `stop`, usage and schemas are what they claim to be. *Tools* is the loop
+from a question over a call and its result to the answer. The scripted model calls; the default one
+(135 million parameters) calls where `tool_choice` demands it, and never of itself
+(`simulations/LOG.md`).
 
 | client | what was done, and came out right |
 |---|---|

@@ -50,12 +50,27 @@ async def test_a_response_tells_what_the_node_itself_called_and_what_that_brough
             tools.answer,
         )
         assert json.loads(call["arguments"]) == {"area": "kitchen"}
-        assert answer["output"][-1]["content"][0]["text"].strip() == "It is on."
+        assert answer["output"][-1]["content"][0]["text"] == "It is on."
         # what came is sent back, and reaches the model as a call, its result and words
         again = [*ASKED, *answer["output"], {"role": "user", "content": "and off again"}]
         assert (await served.post("/v1/responses", {"input": again}))[0] == 200
         seen = json.dumps(served.tokenizer.last_messages)
         assert tools.answer in seen and "It is on." in seen and "and off again" in seen
+
+
+async def test_a_past_call_that_failed_reaches_the_model_with_its_reason(served: Served) -> None:
+    failed = {
+        "type": "mcp_call",
+        "id": "call_1",
+        "name": "light",
+        "arguments": "{}",
+        "output": None,
+        "error": {"type": "x", "content": [{"type": "text", "text": "the bulb is gone"}]},
+    }
+    for error in (failed["error"], "the bulb is gone", {"why": "the bulb is gone"}):
+        items = [*ASKED, failed | {"error": error}, {"role": "user", "content": "why?"}]
+        assert (await served.post("/v1/responses", {"input": items}))[0] == 200
+        assert "the bulb is gone" in json.dumps(served.tokenizer.last_messages)
 
 
 async def test_a_stream_of_a_response_ends_with_the_body_that_the_same_request_has_whole() -> None:
