@@ -311,7 +311,7 @@ def brought_by(one: Mapping[str, Any]) -> str:
     error = one.get("error")
     parts = error.get("content") if isinstance(error, dict) else None
     if one.get("output") or error is None:
-        return one.get("output", "")
+        return str(one.get("output", ""))
     if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
         return "".join(str(part.get("text", "")) for part in parts)
     return json.dumps(error, ensure_ascii=False)
