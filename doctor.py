@@ -161,11 +161,13 @@ def model(config: Config) -> Finding:
         try:
             architecture, tensors, *_ = weights.read_parts(path)
         except UnsupportedModelError as error:
-            slower = slower_by_transformers(transformers_model.read(path, str(error)))
+            slower = slower_by_transformers(transformers_model.read(path, error))
             return Finding("model", False, f"{config.engine.model}; {slower}")
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
     text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"
+    if said := weights.widening(tensors):
+        return Finding("model", True, f"{text}; {said}")
     if library.available() is None and (reason := network.unsupported(architecture, tensors)):
         slower = f"torch runs it, {library.TORCH_IS} than the compiled kernels would: {reason}"
         return Finding("model", False, f"{text}; {slower}")

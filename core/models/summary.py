@@ -101,7 +101,7 @@ def lines_of(path: Path) -> list[tuple[str, str]]:
     try:
         return summarize(path).lines()
     except UnsupportedModelError as error:
-        model = transformers_model.read(path, str(error))
+        model = transformers_model.read(path, error)
     return [
         ("family", model.family),
         ("computed by", f"transformers: {model.reason}"),

@@ -112,24 +112,33 @@ def load(path: Path) -> ServedModel:
     try:
         return weights.load(path)
     except UnsupportedModelError as error:
-        return read(path, str(error))
+        return read(path, error)
 
 
-def read(path: Path, reason: str) -> TransformersModel:
+def read(path: Path, refused: UnsupportedModelError) -> TransformersModel:
     """The same without its tensors' numbers.
 
     Args:
-        reason: why core/models does not compute it.
+        refused: why core/models does not compute it.
 
     Raises:
         ModelNotFoundError, ModelFileError, MissingPartError: as `load`.
     """
     path = model_at(path)
+    reason = in_short(path, refused)
     with parts.wanted(f"this model ({reason})"):
         import transformers  # noqa: F401  # seconds, and with torch
     if path.is_dir():
         return of_folder(path, reason)
     return of_gguf(gguf.read(path), reason)
+
+
+def in_short(path: Path, refused: UnsupportedModelError) -> str:
+    """What was refused, without where and without advice: transformers takes it."""
+    said = str(refused)
+    for place in (path / "config.json", path):
+        said = said.removeprefix(f"{place}: ")
+    return said.partition("; ")[0]
 
 
 def of_folder(folder: Path, reason: str) -> TransformersModel:

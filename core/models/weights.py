@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import log, parts
 from ..config import SamplingConfig
 from ..errors import ModelFileError
 from . import generation_config
@@ -18,8 +19,11 @@ from .architecture import Architecture
 from .checkpoint import from_gguf
 from .files import gguf
 from .quant.tensor import QuantTensor
+from .quant.types import WIDENED
 from .tokenizer.tokenizer import Tokenizer
 from .tokenizer.vocabulary import Vocabulary
+
+logger = log.get("models")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,11 +73,45 @@ def load(path: Path, *, quant_type: str | None = None) -> Weights:
     """
     path = model_at(path)
     architecture, tensors, tokenizer, sampling = read_parts(path)
+    tensors = widen(path, tensors)
     if quant_type is None:
         return Weights(architecture, tensors, tokenizer, digest_of(path), sampling)
     digest = hashlib.sha256(f"{digest_of(path)} as {quant_type}".encode()).hexdigest()
     quantised = quantize_all(path, tensors, quant_type)
     return Weights(architecture, quantised, tokenizer, digest, sampling)
+
+
+def widening(tensors: Mapping[str, QuantTensor]) -> str:
+    """What happens to blocks that no kernel multiplies; empty where there are none."""
+    kinds = sorted({blocks.quant_type for blocks in tensors.values()} & {*WIDENED})
+    if not kinds:
+        return ""
+    return (
+        f"its {', '.join(kinds)} blocks are taken as Q8_0, the nearest type that is multiplied, "
+        f"and take the memory of that"
+    )
+
+
+def widen(path: Path, tensors: dict[str, QuantTensor]) -> dict[str, QuantTensor]:
+    """Blocks of one and two bits as 8-bit ones; what is one object stays one.
+
+    Raises:
+        ModelFileError: numbers that are not finite. MissingPartError: torch is not installed.
+    """
+    if not (said := widening(tensors)):
+        return tensors
+    with parts.wanted(f"{path.name} ({said})"):
+        from .quant.quantize import widened
+
+        logger.warning("%s: %s", path.name, said)
+        made: dict[int, QuantTensor] = {}
+        for name, blocks in tensors.items():
+            if blocks.quant_type in WIDENED and id(blocks) not in made:
+                try:
+                    made[id(blocks)] = widened(blocks)
+                except ValueError as error:
+                    raise ModelFileError(f"{path}: {name}: {error}; get the model again") from error
+    return {name: made.get(id(blocks), blocks) for name, blocks in tensors.items()}
 
 
 def read_parts(

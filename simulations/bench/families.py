@@ -45,8 +45,8 @@ SMALL: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
     "pad_token_id": None,
 }
 WINDOW = {"sliding_window": 9}
@@ -335,11 +335,12 @@ def write_model(family: SmallFamily, folder: Path) -> Any:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer whose tokens are bytes."""
+    """A tokenizer whose tokens are bytes, and one pair of them: files want a merge."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    made = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<s>", "</s>"])

@@ -92,10 +92,11 @@ def family_of(file: GgufFile) -> Family:
     Raises:
         ModelFileError: not a model. UnsupportedModelError: of a family that is not computed.
     """
-    name = file.value("general.architecture", str)
     kind = file.value(
         "general.type", str, "adapter" if "adapter.type" in file.metadata else "model"
     )
+    # statistics name none
+    name = file.value("general.architecture", str, None if kind == "model" else "")
     if kind != "model" or name in OTHER_FILES:
         said = OTHER_FILES.get(name) or OTHER_FILES.get(kind, f"of the type {kind!r:.40}")
         raise ModelFileError(f"{file.path}: {said}, not a model; give the model's own file")

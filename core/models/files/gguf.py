@@ -29,6 +29,8 @@ from .lfs_pointer import refuse_pointer
 
 T = TypeVar("T", str, int, float, bool, list[Any])
 MAGIC, VERSIONS = b"GGUF", (2, 3)
+# behind two numbers: how llama.cpp's older files of statistics (imatrix.dat) name what they are of
+IMATRIX = (b"blk.", b"output.", b"token_embd.")
 MAX_HEADER = 128 << 20  # bytes before the tensors; the largest known vocabularies take 16 MB
 MAX_ENTRIES = 65_536  # metadata keys, and tensors
 MAX_ITEMS = 4_000_000  # of one list; the largest known list of merges has half a million
@@ -40,7 +42,7 @@ MAX_PARTS = 1024
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 STRING, ARRAY, BOOL = 8, 9, 7
 # Block types that files have and we do not read, by their numbers: a name says more than a number.
-OTHER_TYPES = {16: "IQ2_XXS", 17: "IQ2_XS", 19: "IQ1_S", 22: "IQ2_S", 29: "IQ1_M", 40: "NVFP4"}
+OTHER_TYPES = {40: "NVFP4"}
 NUMBERS = {
     0: "u1",
     1: "i1",
@@ -203,6 +205,11 @@ def read_one(path: Path) -> GgufFile:
     data = map_file(path)
     if bytes(data[:4]) != MAGIC:
         refuse_pointer(path)
+        if bytes(data[8:32]).startswith(IMATRIX):
+            raise ModelFileError(
+                f"{path}: the statistics by which a model is quantised, not a model; give the "
+                f"model's own file"
+            )
         raise ModelFileError(
             f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}); give the path of a "
             f".gguf file or a model folder"

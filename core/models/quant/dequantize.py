@@ -4,7 +4,8 @@ Knows the byte layout of each type. Knows nothing of matrices or files.
 Always: numbers come out as the format's reference computes them, rounding for rounding; any bytes
 decode to something, so a hostile block can be nonsense but never an error.
 
-The codebooks of IQ3_XXS and IQ3_S, 768 numbers of the format, are the gguf package's.
+The codebooks of IQ3_XXS and IQ3_S, 768 numbers of the format, are the gguf package's, and so is the
+reading of IQ1 and IQ2.
 
 Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle
 (tests/core/models/quant/test_tensor.py).
@@ -16,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .types import GROUP, QUANT_TYPES
+from .types import GROUP, QUANT_TYPES, WIDENED
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # halves
@@ -215,6 +216,22 @@ def dequantize_iq3_xxs(blocks: Tensor) -> Tensor:
     return scaled(sizes * (1 - 2 * signs.float()).view(len(blocks), -1), scales)
 
 
+def dequantize_by_gguf(kind: str) -> Callable[[Tensor], Tensor]:
+    """Blocks of one and two bits: whole codebooks of the format, so the gguf package reads them."""
+
+    def dequantize(blocks: Tensor) -> Tensor:
+        import gguf
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # hostile scales
+            found = gguf.quants.dequantize(
+                blocks.contiguous().cpu().numpy(), gguf.GGMLQuantizationType[kind]
+            )
+        return torch.from_numpy(found).to(blocks.device)
+
+    return dequantize
+
+
 def dequantize_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Blocks that are one plain number each."""
 
@@ -239,6 +256,7 @@ DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": dequantize_q4_k,
     "Q5_K": dequantize_q5_k,
     "Q6_K": dequantize_q6_k,
+    **{kind: dequantize_by_gguf(kind) for kind in WIDENED},
     "IQ3_XXS": dequantize_iq3_xxs,
     "IQ3_S": dequantize_iq3_s,
     "IQ4_NL": dequantize_iq4_nl,

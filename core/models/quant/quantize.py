@@ -45,6 +45,21 @@ def quantize(blocks: QuantTensor, quant_type: str) -> QuantTensor:
     """
     if blocks.quant_type not in PLAIN:
         raise ValueError(f"{blocks.quant_type} blocks are not quantised a second time")
+    return encoded(blocks, quant_type)
+
+
+def widened(blocks: QuantTensor) -> QuantTensor:
+    """Blocks of one or two bits as the nearest that kernels multiply: 8 bits, whose own rounding is
+    some hundredth of theirs.
+
+    Raises:
+        ValueError: numbers that are not finite.
+    """
+    return encoded(blocks, "Q8_0")
+
+
+def encoded(blocks: QuantTensor, quant_type: str) -> QuantTensor:
+    """A matrix's numbers as blocks of this type, a slab of rows at a time."""
     encode = ENCODERS[quant_type]
     if blocks.shape[1] % GROUP and quant_type in ("Q4_0", "Q8_0"):
         raise ValueError(f"{blocks.shape[1]} columns do not fit blocks of {GROUP}")

@@ -33,6 +33,11 @@ QUANT_TYPES = {
     "Q4_K": QuantType(SUPER, 4 + 12 + 128, 12),
     "Q5_K": QuantType(SUPER, 4 + 12 + 32 + 128, 13),
     "Q6_K": QuantType(SUPER, 128 + 64 + 16 + 2, 14),
+    "IQ1_S": QuantType(SUPER, 2 + 32 + 16, 19),
+    "IQ1_M": QuantType(SUPER, 32 + 16 + 8, 29),
+    "IQ2_XXS": QuantType(SUPER, 2 + 64, 16),
+    "IQ2_XS": QuantType(SUPER, 2 + 64 + 8, 17),
+    "IQ2_S": QuantType(SUPER, 2 + 64 + 8 + 8, 22),
     "IQ3_XXS": QuantType(SUPER, 2 + 64 + 32, 18),
     "IQ3_S": QuantType(SUPER, 2 + 64 + 8 + 32 + 4, 21),
     "IQ4_NL": QuantType(GROUP, 2 + 16, 20),
@@ -41,4 +46,6 @@ QUANT_TYPES = {
     "TQ2_0": QuantType(SUPER, 64 + 2, 35),
     "MXFP4": QuantType(GROUP, 1 + 16, 39),
 }
+# No kernel multiplies these: `weights.load` takes them as 8-bit blocks, the nearest that one does.
+WIDENED = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
 NAMES = {form.number: name for name, form in QUANT_TYPES.items()}  # by GGUF's number

@@ -195,7 +195,7 @@ def write_gguf(model: Any, path: Path, **settings: Any) -> None:
         one["content"]: one["id"] for one in described["added_tokens"]
     }
     tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda pair: pair[1])]
-    tokens += ["ab", *(f"[unused {place}]" for place in range(len(tokens), config.vocab_size - 1))]
+    tokens += [f"[unused {place}]" for place in range(len(tokens), config.vocab_size)]
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in ("<s>", "</s>") else 1 for token in tokens])
     writer.add_token_merges(["a b"])

@@ -85,6 +85,8 @@ def attends(cache: Cache) -> bool:
 
 def load(model: TransformersModel) -> PreTrainedModel:
     """The network with its numbers, in float32 where there is room for that, else in bfloat16."""
+    # What it tells of faster packages, no owner of a node can follow, and it tells at every step.
+    transformers.logging.set_verbosity_error()
     whole: type[PreTrainedModel] = getattr(
         transformers, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)].__name__
     )
@@ -151,18 +153,13 @@ def compute_dtype(numbers: int) -> torch.dtype:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the library's bars, and its advice to programmers, which no owner of a node can
-    follow.
-    """
-    told = transformers.logging
-    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
-    told.set_verbosity_error()
-    told.disable_progress_bar()
+    """Without the library's bars and warnings."""
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        told.set_verbosity(level)
         if bars:
-            told.enable_progress_bar()
+            transformers.logging.enable_progress_bar()

@@ -88,7 +88,7 @@ def test_a_block_type_that_cannot_be_read_is_named(write_model: WriteModel) -> N
     whole = bytearray(path.read_bytes())
     # behind the sizes
     kind = whole.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8
-    for number, said in ((29, "IQ1_M"), (77, "of block type 77")):
+    for number, said in ((40, "NVFP4"), (77, "of block type 77")):
         whole[kind : kind + 4] = number.to_bytes(4, "little")
         path.write_bytes(whole)
         with pytest.raises(
@@ -176,7 +176,7 @@ def container(
         (container(tensors=(tensor(sizes=(33, 1), kind=8),)), "does not fit into"),
         (container(tensors=(tensor(sizes=(1,) * 5),)), "a tensor of 5 dimensions"),
         (container(tensors=(tensor(sizes=()),)), "a tensor of 0 dimensions"),
-        (container(tensors=(tensor(kind=22, sizes=(256,)),)), "t is IQ2_S, which cannot be read"),
+        (container(tensors=(tensor(kind=40, sizes=(256,)),)), "t is NVFP4, which cannot be read"),
     ],
 )
 def test_a_container_that_lies_is_refused_before_anything_is_made_of_its_counts(
@@ -320,6 +320,19 @@ def test_a_gguf_file_that_is_no_model_says_what_it_is(
 ) -> None:
     with pytest.raises(ModelFileError, match=sentence):
         weights.load(write_model(metadata=metadata, family=family))
+
+
+def test_statistics_of_a_quantiser_are_named_in_either_way_of_writing_them(
+    write_model: WriteModel, tmp_path: Path
+) -> None:
+    path = write_model(metadata={"general.type": "imatrix"})
+    # llama.cpp's own name no architecture
+    path.write_bytes(path.read_bytes().replace(b"general.architecture", b"imatrix.chunk_counts"))
+    older, name = tmp_path / "imatrix.dat", b"blk.0.attn_q.weight"
+    older.write_bytes(struct.pack("<ii", 210, len(name)) + name + struct.pack("<ii", 1, 32))
+    for file in (path, older):
+        with pytest.raises(ModelFileError, match="the statistics by which a model is quantised"):
+            weights.load(file)
 
 
 @pytest.mark.parametrize(

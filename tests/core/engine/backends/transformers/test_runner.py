@@ -15,7 +15,7 @@ from quietchoir.core.engine.backends.transformers.runner import Abilities, Trans
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
-from quietchoir.core.errors import CacheError, RequestError
+from quietchoir.core.errors import CacheError, RequestError, UnsupportedModelError
 from quietchoir.core.models import transformers_model
 from quietchoir.core.models.transformers_model import TransformersModel
 from quietchoir.simulations.bench.families import (
@@ -68,8 +68,8 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return request.param, folder, model
 
 
-def served(folder: Path, reason: str = "told so") -> TransformersModel:
-    return transformers_model.read(folder, reason)
+def served(folder: Path) -> TransformersModel:
+    return transformers_model.read(folder, UnsupportedModelError("told so"))
 
 
 def engine_of(model: TransformersModel, **limits: Any) -> Engine:
@@ -108,7 +108,7 @@ def expected(model: Any, prompt: tuple[int, ...], count: int = NEW) -> list[int]
     with torch.inference_mode():
         for _ in range(count):
             token = int(model(torch.tensor([tokens])).logits[0, -1, :260].argmax())
-            if token == 257:
+            if token == 258:
                 break
             tokens.append(token)
     return tokens[len(prompt) :]
