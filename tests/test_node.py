@@ -316,7 +316,8 @@ async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path
 async def test_personal_training_can_see_whether_somebody_waits(
     client: aiohttp.ClientSession, node: Node
 ) -> None:
-    assert not node.answering()
+    # turns of the tests before may still be condensed, in quiet moments and by the same engine
+    await until(lambda: not node.answering())
     asked = asyncio.create_task(
         client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=True))
     )
