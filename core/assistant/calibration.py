@@ -7,23 +7,23 @@ and for tools that were among the right answers.
 
 A call is sure if it is likely enough and leaves nothing of the request out, nor puts anything in:
 a model that drops "across the top floor" is often as certain as one that is right. Which words say
-nothing ("please turn on the"), and which arguments nobody says ("domain: light"), are those of the
-right answers.
+nothing more beside a tool ("please turn on the"), and which arguments nobody says ("domain:
+light"), those are that the right answers with that very tool tell: "turn it up to 35" beside the
+tool that turns up by 35 is told by none.
 
-Source: the threshold is that of selection with conformal p-values (Jin and Candès 2023, JMLR 24,
-244): of the calls that it lets pass, the share of wrong ones is at most 1 - `PRECISION` in the mean
-over held-out examples and requests that are drawn alike.
+Source: selective classification (Geifman and El-Yaniv, 2017), with Wilson's bound of a share.
 Not covered: requests of another kind than the held-out ones; languages that set no blanks between
 words, whose owners are asked more often.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +40,10 @@ PRECISION = 0.95  # of the calls that are carried out unasked, at least so many 
 MEASURED = ToolsConfig(read="never", write="never", outside="never")
 FILE = "calibration.json"  # in an adapter's folder
 WORD = re.compile(r"\w+")
+FEWEST = 20  # calls above a threshold, or there is none
+Z = 1.28  # of the bound: nine times in ten the true share is not below it
 logger = log.get("calibration")
-Implied = tuple[str, str]  # an argument's name, and its value, whose words nobody said
+Told = tuple[str, str, str]  # tools, a field of `Wording`, and one of what it holds
 
 
 class Replying(Protocol):
@@ -68,6 +70,15 @@ class WeighedCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """How right calls of one tool, or of several in one answer, go with what was said."""
+
+    unsaid: tuple[str, ...] = ()  # words of requests that stand in no value
+    arguments: tuple[str, ...] = ()  # names
+    implied: tuple[str, ...] = ()  # `NAME VALUE` of arguments that nobody said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What was found out about one adapter."""
 
@@ -77,8 +88,7 @@ class Calibration:
     coverage: float = 0.0  # the share of requests that are carried out unasked
     model: str = ""  # digest of the file that it was measured on
     tools: tuple[str, ...] = ()  # `fingerprint` of each that is a right answer
-    unsaid: tuple[str, ...] = ()  # words of requests that stand in no right call
-    implied: tuple[Implied, ...] = ()  # arguments of right calls that no request said
+    wordings: dict[str, Wording] = field(default_factory=dict)  # by `names_of` right calls
 
     def sure(
         self, probability: float, said: Sequence[str], calls: Sequence[ToolCall], tool: ToolInfo
@@ -89,13 +99,16 @@ class Calibration:
             probability: of all the calls of the answer together.
             said: by the user, as far as the model was shown it; the request is the last.
         """
-        if self.threshold is None or not said:
+        known = self.wordings.get(names_of(calls))
+        if self.threshold is None or known is None or not said:
             return False
+        found = wording(said, calls)
         return (
             probability >= self.threshold
             and fingerprint(tool) in self.tools
-            and left_out(said[-1], calls) <= set(self.unsaid)
-            and put_in(said, calls) <= set(self.implied)
+            and set(found.unsaid) <= set(known.unsaid)
+            and set(found.arguments) <= set(known.arguments)
+            and set(found.implied) <= set(known.implied)
         )
 
 
@@ -105,23 +118,27 @@ def fingerprint(tool: ToolInfo) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def left_out(request: str, calls: Iterable[ToolCall]) -> set[str]:
-    """The words of a request that stand in no value of its calls."""
-    values = {
-        word for call in calls for value in call.arguments.values() for word in words_of(value)
-    }
-    return set(words_of(request)) - values
+def names_of(calls: Iterable[ToolCall]) -> str:
+    """The tools of one answer."""
+    return " ".join(call.name for call in calls)
 
 
-def put_in(said: Iterable[str], calls: Iterable[ToolCall]) -> set[Implied]:
-    """The arguments of calls that hold a word that nobody said."""
+def wording(said: Sequence[str], calls: Sequence[ToolCall]) -> Wording:
+    """What of the request its calls leave out, and what they hold that was not said in it, nor in
+    the requests before it.
+    """
     heard = {word for text in said for word in words_of(text)}
-    return {
-        (name, " ".join(words_of(value)))
-        for call in calls
-        for name, value in call.arguments.items()
-        if not heard.issuperset(words_of(value))
-    }
+    given = [(name, words_of(value)) for call in calls for name, value in call.arguments.items()]
+    values = {word for _, words in given for word in words}
+    return Wording(
+        unsaid=tuple(sorted(set(words_of(said[-1])) - values)),
+        arguments=tuple(sorted({name for name, _ in given})),
+        implied=tuple(
+            sorted(
+                {" ".join([name, *words]) for name, words in given if not heard.issuperset(words)}
+            )
+        ),
+    )
 
 
 def words_of(value: Any) -> list[str]:
@@ -177,47 +194,79 @@ def calibrate(
         tools: those on offer, by name.
         model: digest of the model's file.
     """
-    unsaid: Counter[str] = Counter()
-    implied: Counter[Implied] = Counter()
-    for one in weighed:
-        if one.expected:
-            unsaid.update(left_out(one.said[-1], one.expected))
-            implied.update(put_in(one.said, one.expected))
-
-    def whole(one: WeighedCall) -> bool:
-        """By what the other examples tell: its own right answer does not count for it."""
-        own = left_out(one.said[-1], one.expected) if one.expected else set()
-        own_put = put_in(one.said, one.expected) if one.expected else set()
-        return all(unsaid[word] > (word in own) for word in left_out(one.said[-1], one.calls)) and (
-            all(implied[put] > (put in own_put) for put in put_in(one.said, one.calls))
-        )
-
-    likeliest = sorted(
-        (one for one in weighed if one.calls and whole(one)), key=lambda one: -one.probability
+    evidence = Evidence(weighed)
+    sure = sure_ones([one for one in weighed if one.calls and evidence.vouches(one)], precision)
+    if not sure:
+        return Calibration(examples=len(weighed), model=model)
+    return Calibration(
+        threshold=sure[-1].probability,
+        examples=len(weighed),
+        precision=sum(one.right for one in sure) / len(sure),
+        coverage=len(sure) / len(weighed),
+        model=model,
+        tools=evidence.fingerprints(tools),
+        wordings=evidence.wordings(),
     )
-    best = Calibration(threshold=None, examples=len(weighed), model=model)
-    wrong = 0
+
+
+def sure_ones(weighed: Iterable[WeighedCall], precision: float = PRECISION) -> list[WeighedCall]:
+    """As many of these as are right often enough, the likeliest first; equal ones are never told
+    apart.
+    """
+    likeliest = sorted(weighed, key=lambda one: -one.probability)
+    most = right = 0
     for count, one in enumerate(likeliest, start=1):
-        wrong += not one.right
+        right += one.right
         alike = count < len(likeliest) and likeliest[count].probability == one.probability
-        if not alike and (1 + wrong) / (1 + count) <= 1 - precision:
-            best = Calibration(
-                threshold=one.probability,
-                examples=len(weighed),
-                precision=1 - wrong / count,
-                coverage=count / len(weighed),
-                model=model,
-                tools=tuple(
-                    sorted(
-                        fingerprint(tools[name])
-                        for name in {call.name for one in weighed for call in one.expected}
-                        if name in tools
-                    )
-                ),
-                unsaid=tuple(sorted(unsaid)),
-                implied=tuple(sorted(implied)),
-            )
-    return best
+        if not alike and count >= FEWEST and lower_bound(right, count) >= precision:
+            most = count
+    return likeliest[:most]
+
+
+class Evidence:
+    """What the right answers to some requests tell: how often each thing is told, by tool."""
+
+    def __init__(self, weighed: Iterable[WeighedCall]) -> None:
+        self.told: Counter[Told] = Counter()
+        self.names: set[str] = set()  # of the tools that are right answers
+        for one in weighed:
+            self.told.update(told_by(one.said, one.expected))
+            self.names |= {call.name for call in one.expected}
+
+    def vouches(self, one: WeighedCall) -> bool:
+        """Whether the other answers tell all that one call needs: its own right answer does not
+        count for it.
+        """
+        own = told_by(one.said, one.expected)
+        needed = told_by(one.said, one.calls)
+        return bool(needed) and all(self.told[what] > (what in own) for what in needed)
+
+    def fingerprints(self, tools: Mapping[str, ToolInfo]) -> tuple[str, ...]:
+        """Of the tools on offer that are right answers."""
+        return tuple(sorted(fingerprint(tools[name]) for name in self.names if name in tools))
+
+    def wordings(self) -> dict[str, Wording]:
+        """The same, as it is kept."""
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for names, kind, what in sorted(self.told):
+            kinds = found.setdefault(names, {})
+            kinds[kind] = (*kinds.get(kind, ()), what)
+        return {names: Wording(**kinds) for names, kinds in found.items()}
+
+
+def told_by(said: Sequence[str], calls: Sequence[ToolCall]) -> set[Told]:
+    """What one answer needs, or, if it is right, tells."""
+    if not calls:
+        return set()
+    names, found = names_of(calls), asdict(wording(said, calls))
+    return {(names, kind, what) for kind, several in found.items() for what in several}
+
+
+def lower_bound(right: int, count: int) -> float:
+    """Wilson's lower bound of a share."""
+    share, spread = right / count, Z * Z / count
+    middle = share + spread / 2
+    return (middle - math.sqrt(spread * (share * (1 - share) + spread / 4))) / (1 + spread)
 
 
 class Calibrations:

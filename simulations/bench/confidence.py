@@ -1,8 +1,9 @@
 """The suite `confidence`: of the calls that are carried out unasked, how many are right?
 
-One half of held-out requests calibrates, the other half is judged: for the household's task, with
-an adapter that is trained once and kept, and for tools that no training saw, with the plain model,
-where a call is demanded of it. Beside it, the same with the probability alone.
+One half of held-out requests calibrates, the other half is judged, over many ways to halve them:
+for the household's task, with an adapter that is trained once and kept, and for tools that no
+training saw, with the plain model, where a call is demanded of it. Beside it, the same with the
+probability alone.
 
 Knows the shipped task, the tool set and calibration. Knows nothing of HTTP.
 Always: what is judged calibrated nothing; a call is right only if its tool and all its arguments
@@ -16,9 +17,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...core import paths
 from ...core.assistant.assistant import Assistant
-from ...core.assistant.calibration import MEASURED, Calibration, WeighedCall, calibrate, weigh
+from ...core.assistant.calibration import (
+    MEASURED,
+    Calibration,
+    WeighedCall,
+    calibrate,
+    sure_ones,
+    weigh,
+)
 from ...core.assistant.context import Message
 from ...core.assistant.events import ANY_TOOL
 from ...core.assistant.tools import ToolInfo, ToolResult
@@ -47,6 +57,8 @@ LR = 1e-2
 HELD_OUT = 150  # requests of each household, of templates that no training saw
 OTHER = 240  # requests to tools that no training saw
 AT_ONCE = 8
+DIVISIONS = 40  # into halves; a single one is right or wrong by a handful of calls
+SEED = 1
 Asked = tuple[Sequence[Message], Sequence[ToolCall]]
 
 
@@ -69,7 +81,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     """Both tasks; `quick`: few requests to the plain model, and no adapter is trained."""
     found: dict[str, Any] = {
         "what": WHAT,
-        "seed": 1,
+        "seed": SEED,
         "clock": "not timed",
         "repeats": {"requests": 1},
         "spread": {},
@@ -112,7 +124,7 @@ def home_task(
     found["confirm"] |= judged(weighed, tools)
     talk = [(task.messages, task.calls) for task in tool_set.NO_CALL]
     answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
-    calibration = calibrate(weighed[::2], by_name(tools))
+    calibration = calibrate(weighed, by_name(tools))
     found["small_talk_called"] |= {
         "adapter": sum(bool(one.calls) for one in answered) / len(answered),
         "adapter_unasked": len(unasked(calibration, answered, tools)) / len(answered),
@@ -176,26 +188,25 @@ async def at_once(made: Iterable[Any]) -> list[Any]:
 
 
 def judged(weighed: Sequence[WeighedCall], tools: Sequence[ToolInfo]) -> dict[str, Any]:
-    """What every other one calibrates, and what that does with the rest."""
-    found = calibrate(weighed[::2], by_name(tools))
-    alone = calibrate([worded(one) for one in weighed[::2]], by_name(tools))
-    rest = weighed[1::2]
-    likely = unasked(alone, [worded(one) for one in rest], tools)
+    """What one half calibrates and does with the other, over many ways to halve them."""
+    rng, half = np.random.default_rng(SEED), len(weighed) // 2
+    ours: list[list[WeighedCall]] = []
+    alone: list[list[WeighedCall]] = []
+    for _ in range(DIVISIONS):
+        mixed = [weighed[place] for place in rng.permutation(len(weighed))]
+        first, rest = mixed[:half], mixed[half:]
+        ours.append(unasked(calibrate(first, by_name(tools)), rest, tools))
+        likely = sure_ones(one for one in first if one.calls)
+        alone.append([one for one in rest if likely and one.probability >= likely[-1].probability])
+    judged_each = len(weighed) - half
     return {
-        "threshold": found.threshold if found.threshold is not None else "none",
-        **shares(unasked(found, rest, tools), len(rest)),
-        "by_probability_alone": shares(likely, len(rest)),
-        "accuracy": sum(one.right for one in rest) / len(rest),
-        "calibrated_on": len(weighed) - len(rest),
-        "judged": len(rest),
+        **shares(ours, judged_each),
+        "by_probability_alone": shares(alone, judged_each),
+        "accuracy": sum(one.right for one in weighed) / len(weighed),
+        "calibrated_on": half,
+        "judged": judged_each,
+        "divisions": DIVISIONS,
     }
-
-
-def worded(one: WeighedCall) -> WeighedCall:
-    """The same without words that a call could leave out or put in: only its probability counts."""
-    calls = tuple(dataclasses.replace(call, arguments={}) for call in one.expected)
-    given = calls if one.right else tuple(ToolCall(call.name, {"": ""}) for call in one.calls)
-    return WeighedCall(("",), given, calls, one.probability)
 
 
 def unasked(
@@ -214,12 +225,18 @@ def unasked(
     ]
 
 
-def shares(sure: Sequence[WeighedCall], count: int) -> dict[str, Any]:
-    """Of these the right ones, and how many of all they are."""
-    right = sum(one.right for one in sure)
+def shares(found: Sequence[Sequence[WeighedCall]], judged_each: int) -> dict[str, Any]:
+    """Of these the right ones, over all divisions and in the worst of them, and how many of all
+    they are; in how many divisions there were none.
+    """
+    told = [sum(one.right for one in sure) / len(sure) for sure in found if sure]
+    count = sum(map(len, found))
+    right = sum(one.right for sure in found for one in sure)
     return {
-        "precision_unasked": right / len(sure) if sure else "none",
-        "coverage": len(sure) / count,
+        "precision_unasked": right / count if count else "none",
+        "precision_worst": min(told, default="none"),
+        "coverage": count / (len(found) * judged_each),
+        "always_asked": sum(not sure for sure in found) / len(found),
     }
 
 
@@ -254,7 +271,9 @@ def figures(report: dict[str, Any]) -> list[Figure]:
         rows += [
             Figure(f"{place}.accuracy", "", f"{task}: right calls"),
             Figure(f"{place}.precision_unasked", "", f"{task}: right of those unasked", None, aim),
+            Figure(f"{place}.precision_worst", "", f"{task}: the same in the worst division"),
             Figure(f"{place}.coverage", "", f"{task}: carried out unasked"),
+            Figure(f"{place}.always_asked", "", f"{task}: divisions that make nobody sure"),
             Figure(
                 f"{place}.by_probability_alone.precision_unasked", "",
                 f"{task}: right of those unasked, by probability alone",

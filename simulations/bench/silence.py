@@ -56,7 +56,7 @@ class Size:
     epochs: int
 
 
-WHOLE = Size(households=3, train=100, test=60, talk=36, follow_ups=30, asked=120, epochs=6)
+WHOLE = Size(households=3, train=100, test=60, talk=60, follow_ups=30, asked=120, epochs=6)
 QUICK = Size(households=1, train=12, test=6, talk=4, follow_ups=6, asked=8, epochs=1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from quietchoir.core.assistant.approvals import Approvals
 from quietchoir.core.assistant.assistant import Assistant
-from quietchoir.core.assistant.calibration import Calibration, fingerprint
+from quietchoir.core.assistant.calibration import Calibration, Wording, fingerprint
 from quietchoir.core.assistant.call_formats import holds
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import (
@@ -305,7 +305,7 @@ async def test_a_sure_adapter_acts_unasked_and_an_unsure_one_asks(
     known = Calibration(
         threshold=threshold,
         tools=tuple(map(fingerprint, tools.tools())),
-        unsaid=("turn", "on", "the"),
+        wordings={"HassTurnOn": Wording(unsaid=("on", "the", "turn"), arguments=("area", "name"))},
     )
     who.calibration_of = {"home": known}.get  # type: ignore[assignment]
     who.approvals.rules = ToolsConfig(approval_timeout_s=0.01)

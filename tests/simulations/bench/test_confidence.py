@@ -1,7 +1,6 @@
 """The suite `confidence`: what is judged calibrated nothing; drawn requests can be answered."""
 
 import jsonschema  # type: ignore[import-untyped]
-import pytest
 
 from quietchoir.core.assistant.calibration import WeighedCall
 from quietchoir.core.toolcall import ToolCall
@@ -16,28 +15,19 @@ def weighed(title: str, right: bool, probability: float, text: str = "Play {}.")
 
 
 def test_one_half_calibrates_and_the_other_is_judged() -> None:
-    sure = [weighed(f"Song {number}", True, 0.9) for number in range(40)]
-    others = [
-        weighed("Blue Train", True, 0.95),
-        weighed("Blue Train", True, 0.8),  # below the threshold
-        weighed("Blue Train", False, 0.95),  # sung by nobody: it is asked
-        weighed("Fever", True, 0.95, "Play {} tomorrow."),  # a word that is left out
-    ] * 10
-    halves = [one for pair in zip(sure, others, strict=True) for one in pair]
-    found = confidence.judged(halves, TOOLS)
-    assert (found["threshold"], found["calibrated_on"], found["judged"]) == (0.9, 40, 40)
-    assert (found["precision_unasked"], found["coverage"]) == (1.0, 0.25)
-    alone = found["by_probability_alone"]
-    assert (alone["precision_unasked"], alone["coverage"]) == (pytest.approx(2 / 3), 0.75)
+    """Sure are the right ones; a title that nobody said is not, likely as it is."""
+    right = [weighed(f"Song {number}", True, 0.9) for number in range(80)]
+    wrong = [weighed("Blue Train", False, 0.95), weighed("Imagine", False, 0.95)]
+    found = confidence.judged([*right, *wrong * 10], TOOLS)
+    assert (found["calibrated_on"], found["judged"]) == (50, 50)
+    assert found["precision_unasked"] == found["precision_worst"] == 1.0
+    assert 0 < found["coverage"] <= 1 and found["accuracy"] == 0.8
+    assert found["by_probability_alone"]["precision_unasked"] == "none"
 
 
 def test_without_a_threshold_nothing_is_carried_out_unasked() -> None:
     found = confidence.judged([weighed("Fever", True, 0.9)] * 10, TOOLS)
-    assert (found["threshold"], found["precision_unasked"], found["coverage"]) == (
-        "none",
-        "none",
-        0,
-    )
+    assert (found["precision_unasked"], found["coverage"], found["always_asked"]) == ("none", 0, 1)
 
 
 def test_drawn_requests_differ_and_their_calls_fit_the_tools() -> None:
