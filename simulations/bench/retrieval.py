@@ -67,9 +67,11 @@ class RetrievalScale:
     pages: int = 120  # of Python's documentation, beside the answers, evenly from all of it
     many: int = 100_000  # passages that speed is measured among
     asked: int = 100  # questions that speed is measured with
+    embedded: int = 128  # passages that are embedded beside transformers
+    repeats: int = 3
 
 
-QUICK = RetrievalScale(pages=3, many=300, asked=5)
+QUICK = RetrievalScale(pages=3, many=300, asked=5, embedded=32, repeats=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         get it.
     """
     size = QUICK if quick else RetrievalScale()
-    embedder = SentenceEmbedder.load(catalog.find("minilm-l6-v2"))
+    folder_of_model = catalog.find("minilm-l6-v2")
+    embedder = SentenceEmbedder.load(folder_of_model)
+    alone = SentenceEmbedder.load(folder_of_model, threads=1)
     report: dict[str, Any] = {
         "what": WHAT,
         "seed": "none: nothing is drawn",
@@ -113,9 +117,12 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
             for way in WAYS:
                 score(search, embedder, way, asked, report.setdefault(name, {}))
             keep(report)
+        tell(f"{size.embedded} passages embedded, beside transformers")
+        beside_transformers(store, alone, folder_of_model, size, report)
+        keep(report)
         tell(f"speed among {size.many} passages")
         questions = [one.question for asked in sets.values() for one in asked][: size.asked]
-        among_many(Path(scratch) / "many.collection", store, embedder, size.many, questions, report)
+        among_many(Path(scratch) / "many.collection", store, alone, size.many, questions, report)
         store.close()
     return report
 
@@ -137,6 +144,11 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     yield Figure("index.chunks_s", "1/s", "passages parsed, written and embedded", at_least=200)
     yield Figure("index.words_chunks_s", "1/s", "passages parsed and written, words alone")
     yield Figure("index.embedded_processor_s", "1/s", "passages embedded in a processor's second")
+    yield Figure("embeddings.ours", "1/s", "passages embedded in a second of one thread")
+    yield Figure("embeddings.transformers", "1/s", "transformers, bfloat16, like lengths together")
+    yield Figure("embeddings.transformers_float32", "1/s", "transformers, float32")
+    yield Figure("embeddings.ratio", "", "ours, times the better of them", at_least=3)
+    yield Figure("embeddings.cosine", "", "ours to float32's, the least near", at_least=0.999)
     yield Figure("many.query_ms", "ms", "a question among many passages, one thread", at_most=50)
     yield Figure("many.words_ms", "ms", "of it, by words")
     yield Figure("many.scan_ms", "ms", "of it, by comparing vectors")
@@ -240,6 +252,72 @@ def rank_of(search: Search, embedder: SentenceEmbedder, way: Way, asked: FaqQues
     return names.index(asked.answer) + 1 if asked.answer in names else math.inf
 
 
+def beside_transformers(
+    store: CollectionStore,
+    embedder: SentenceEmbedder,
+    folder: Path,
+    size: RetrievalScale,
+    report: dict[str, Any],
+) -> None:
+    """Embed the same passages here and with transformers, in turn, one thread each."""
+    from transformers import BertModel, PreTrainedTokenizerFast
+
+    rows = store.database.rows("SELECT text FROM chunks ORDER BY id")
+    texts = [text for (text,) in rows[:: max(1, len(rows) // size.embedded)]][: size.embedded]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]"
+    )
+
+    def theirs(kind: torch.dtype) -> Callable[[], np.ndarray]:
+        model = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=kind).eval()
+        return lambda: pooled(model, tokenizer, texts, embedder.longest)
+
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "ours": lambda: embedder.embed(texts),
+        "transformers": theirs(torch.bfloat16),
+        "transformers_float32": theirs(torch.float32),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine count their waiting
+    found = {name: way() for name, way in ways.items()}  # once for warmth
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(size.repeats):
+        for name, way in ways.items():
+            before = clock()
+            way()
+            seconds[name].append(clock() - before)
+    torch.set_num_threads(threads)
+    for name, each in seconds.items():
+        put(report, f"embeddings.{name}", Sample(tuple(len(texts) / one for one in each)))
+    own = report["embeddings"]
+    own["ratio"] = own["ours"] / max(own["transformers"], own["transformers_float32"])
+    own["cosine"] = float((found["ours"] * found["transformers_float32"]).sum(1).min())
+    own["tokens"] = statistics.fmean(min(n, embedder.longest) for n in embedder.count(texts))
+
+
+def pooled(model: Any, tokenizer: Any, texts: Sequence[str], longest: int) -> np.ndarray:
+    """Unit vectors by transformers, as sentence-transformers makes them: 32 texts of like lengths
+    at once, padded to the longest of them.
+    """
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    found = np.empty((len(texts), model.config.hidden_size), np.float32)
+    for start in range(0, len(order), 32):
+        places = order[start : start + 32]
+        batch = tokenizer(
+            [texts[place] for place in places],
+            padding=True,
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        )
+        real = batch["attention_mask"]
+        with torch.inference_mode():
+            rows = model(input_ids=batch["input_ids"], attention_mask=real).last_hidden_state
+            mean = (rows.float() * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
+            found[places] = torch.nn.functional.normalize(mean, dim=1).numpy()
+    return found
+
+
 def among_many(
     path: Path,
     source: CollectionStore,
@@ -274,15 +352,12 @@ def among_many(
         "scan_ms": lambda question: search.by_meaning(question, embedder),
         "embed_ms": lambda question: embedder.embed([question]),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two that wait for each other on a busy machine count their waiting
     times: dict[str, list[float]] = {name: [] for name in parts}
     for question in questions:
         for name, part_of in parts.items():
             before = clock()
             part_of(question)
             times[name].append(clock() - before)
-    torch.set_num_threads(threads)
     times["scan_ms"] = [
         max(0.0, both - embedded)
         for both, embedded in zip(times["scan_ms"], times["embed_ms"], strict=True)

@@ -5,23 +5,36 @@ and tapes to play to it.
 compiler.
 """
 
+import ctypes
 import shutil
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from quietchoir.core.engine.backends.native import sources
+from quietchoir.core.engine.backends.native import encoder, sources
+from quietchoir.core.engine.backends.native.encoder import EncoderShape
 from quietchoir.core.engine.backends.native.library import KINDS
+from quietchoir.core.models.embedding.architecture import (
+    HEAD_NORMS,
+    NORMS,
+    EncoderArchitecture,
+    EncoderWeights,
+    plain,
+)
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.tests.fakes.blocks import random_rows
 
 PLAYER = (
     Path(__file__).resolve().parents[1] / "core" / "engine" / "backends" / "native" / "check.cpp"
 )
 MULTIPLY, DECODE, MODEL, MATRIX, EMBEDDING, VECTOR, ADAPTER, FACTORS, STEP = range(9)
+ENCODER, ENCODER_MATRIX, ENCODER_EMBEDDING, ENCODER_VECTOR, ENCODE = range(9, 14)
 ROLES = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
     range(8)
@@ -218,6 +231,114 @@ class Tiny:
             *(np.array(array, dtype=np.int32) for array in arrays),
         )
         return wanted * self.vocab_size
+
+
+@dataclass
+class RecordedEncoder:
+    """The library's functions for encoders, put on a tape instead of called: what `NativeEncoder`
+    says is what the player plays.
+    """
+
+    tape: Tape
+
+    def quietchoir_encoder_new(  # as all of these
+        self, _set: bytes, shape: Any, threads: int, frequencies: int, reaches: int, ropes: int
+    ) -> int:
+        own: EncoderShape = shape._obj
+        self.vocab_size = own.vocab_size
+        self.tape.add(
+            ENCODER,
+            (threads,),
+            np.frombuffer(bytes(own), np.uint8),
+            taken(frequencies, 4 * max(1, own.ropes * own.head_dim // 2)),
+            taken(reaches, 4 * own.num_layers),
+            taken(ropes, 4 * own.num_layers),
+        )
+        return 1
+
+    def quietchoir_encoder_matrix(
+        self, _: int, layer: int, role: int, kind: int, rows: int, columns: int, raw: int, size: int
+    ) -> bool:
+        self.tape.add(ENCODER_MATRIX, (layer, role, kind, rows, columns), taken(raw, rows * size))
+        return True
+
+    def quietchoir_encoder_embedding(self, _: int, kind: int, raw: int, size: int) -> bool:
+        self.tape.add(ENCODER_EMBEDDING, (kind, size), taken(raw, self.vocab_size * size))
+        return True
+
+    def quietchoir_encoder_vector(
+        self, _: int, layer: int, which: int, values: int, count: int
+    ) -> bool:
+        self.tape.add(ENCODER_VECTOR, (layer, which), taken(values, 4 * count))
+        return True
+
+    def quietchoir_encoder_complete(self, _: int) -> bool:
+        return True
+
+    def quietchoir_encode(self, _: int, texts: int, lengths: int, tokens: int, _out: int) -> bool:
+        said = taken(lengths, 4 * texts)
+        self.tape.add(ENCODE, (), said, taken(tokens, 4 * int(said.view(np.int32).sum())))
+        return True
+
+    def quietchoir_encoder_free(self, _: int) -> None:
+        return
+
+
+def taken(address: int, size: int) -> np.ndarray:
+    """A copy of memory that somebody else holds."""
+    return np.frombuffer(ctypes.string_at(address, size), np.uint8)
+
+
+def record_encoder(tape: Tape, weights: EncoderWeights, texts: list[list[int]]) -> int:
+    """An encoder, its plain matrices as they are, and one batch; how many floats come out."""
+    recorded = RecordedEncoder(tape)
+    with mock.patch.object(encoder, "bind", lambda _: recorded):
+        made = encoder.NativeEncoder(weights, 2, exact=True)
+        made.encode(texts)
+        made.close()
+    return len(texts) * weights.architecture.hidden_size
+
+
+def random_encoder(rng: np.random.Generator, **traits: Any) -> EncoderWeights:
+    """A small encoder of these traits, every tensor that it may have random."""
+    sizes: dict[str, Any] = {
+        "model_type": "tiny",
+        "num_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 40,
+        "max_positions": 50,
+        "norm_eps": 1e-5,
+        "attention_scale": 0.25,
+    }
+    own = EncoderArchitecture(**sizes | traits)
+    width = own.hidden_size
+
+    def some(*shape: int, about: float = 0.0, spread: float = 0.3) -> QuantTensor:
+        return plain((about + spread * rng.standard_normal(shape)).astype(np.float32))
+
+    tensors = {
+        "embedding.weight": some(own.vocab_size, width),
+        "positions.weight": some(own.max_positions, width),
+    }
+    names = ["embedding_norm", "final_norm"]
+    for layer in range(own.num_layers):
+        begin = f"layers.{layer}."
+        for name, shape in own.matrices():
+            tensors[f"{begin}{name}.weight"] = some(*shape)
+            tensors[f"{begin}{name}.bias"] = some(1, shape[0])
+        names += [begin + name for name in NORMS]
+        if own.rms_norms:
+            for name in HEAD_NORMS:
+                tensors[f"{begin}{name}.weight"] = some(1, own.head_dim, about=1)
+    for name in names:
+        tensors[f"{name}.weight"] = some(1, width, about=1)
+        if not own.rms_norms:
+            tensors[f"{name}.bias"] = some(1, width)
+    return EncoderWeights(own, tensors)
 
 
 def build(

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "encoder_run.h"
 #include "exports.h"
 #include "run.h"
 
@@ -28,7 +29,22 @@ __attribute__((weak)) const Table* further_table();
 
 namespace {
 
-enum Op { MULTIPLY, DECODE, MODEL, MATRIX, EMBEDDING, VECTOR, ADAPTER, FACTORS, STEP };
+enum Op {
+  MULTIPLY,
+  DECODE,
+  MODEL,
+  MATRIX,
+  EMBEDDING,
+  VECTOR,
+  ADAPTER,
+  FACTORS,
+  STEP,
+  ENCODER,
+  ENCODER_MATRIX,
+  ENCODER_EMBEDDING,
+  ENCODER_VECTOR,
+  ENCODE
+};
 
 [[noreturn]] void stop(const char* what) {
   fprintf(stderr, "%s: %s\n", what, quietchoir_problem());
@@ -86,13 +102,16 @@ struct Player {
   OwnedModel* model = nullptr;
   uint16_t* cache = nullptr;
   std::vector<OwnedAdapter*> adapters;
+  OwnedEncoder* encoder = nullptr;
+  int width = 0;  // of the encoder's vectors
 
   void forget() {
     for (OwnedAdapter* adapter : adapters) quietchoir_adapter_free(adapter);
     adapters.clear();
     quietchoir_model_free(model);
+    quietchoir_encoder_free(encoder);
     free(cache);
-    model = nullptr, cache = nullptr;
+    model = nullptr, cache = nullptr, encoder = nullptr;
   }
 
   void multiply(const Record& r) {
@@ -155,6 +174,28 @@ struct Player {
     free(logits);
   }
 
+  void start_encoder(const Record& r) {
+    forget();
+    EncoderShape shape;
+    if (r.array[0].size != sizeof shape) stop("an encoder's shape is of another size");
+    memcpy(&shape, r.array[0].data, sizeof shape);
+    width = shape.hidden_size;
+    encoder = quietchoir_encoder_new(table->name, &shape, r.n[0], r.array[1].as<float>(),
+                                     r.array[2].as<int32_t>(), r.array[3].as<int32_t>());
+    if (!encoder) stop("encoder");
+  }
+
+  void encode(const Record& r) {
+    if (!quietchoir_encoder_complete(encoder)) stop("the encoder is not whole");
+    const int texts = r.array[0].count<int32_t>();
+    float* vectors = static_cast<float*>(malloc(size_t(texts) * width * 4));
+    if (!quietchoir_encode(encoder, texts, r.array[0].as<int32_t>(), r.array[1].as<int32_t>(),
+                           vectors))
+      stop("encode");
+    out.insert(out.end(), vectors, vectors + size_t(texts) * width);
+    free(vectors);
+  }
+
   void play(const Record& r) {
     const int32_t* n = r.n.data();
     switch (r.op) {
@@ -186,6 +227,22 @@ struct Player {
           stop("factors");
         break;
       case STEP: step(r); break;
+      case ENCODER: start_encoder(r); break;
+      case ENCODER_MATRIX:
+        if (!quietchoir_encoder_matrix(encoder, n[0], n[1], n[2], n[3], n[4],
+                                       r.array[0].as<uint8_t>(), r.array[0].size / n[3]))
+          stop("encoder's matrix");
+        break;
+      case ENCODER_EMBEDDING:
+        if (!quietchoir_encoder_embedding(encoder, n[0], r.array[0].as<uint8_t>(), n[1]))
+          stop("encoder's embedding");
+        break;
+      case ENCODER_VECTOR:
+        if (!quietchoir_encoder_vector(encoder, n[0], n[1], r.array[0].as<float>(),
+                                       r.array[0].count<float>()))
+          stop("encoder's vector");
+        break;
+      case ENCODE: encode(r); break;
       default: stop("an unknown record");
     }
   }

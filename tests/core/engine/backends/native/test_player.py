@@ -12,8 +12,17 @@ import pytest
 
 from quietchoir.core.engine.backends.native import sources
 from quietchoir.core.engine.backends.native.library import KINDS
+from quietchoir.core.models.embedding.torch_encoder import TorchEncoder
 from quietchoir.tests.fakes.blocks import PLAIN, block_size, expected_product, meaning, random_rows
-from quietchoir.tests.fakes.player import STEP, Tape, Tiny, build, play
+from quietchoir.tests.fakes.player import (
+    STEP,
+    Tape,
+    Tiny,
+    build,
+    play,
+    random_encoder,
+    record_encoder,
+)
 
 # sets that fuse products with sums; plain does not
 FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}
@@ -162,12 +171,32 @@ def refused_steps(tape: Tape) -> None:
         tape.add(STEP, (1, 1, 50), *arrays, np.array([-1], dtype=np.int32))
 
 
+def encoders(scene: Scene, rng: np.random.Generator) -> None:
+    """Encoders in float32: BERT's order, a gated one with windows and rope, and a causal one with
+    norms on both sides.
+    """
+    texts = [[3], rng.integers(0, 40, 37).tolist(), rng.integers(0, 40, 17).tolist()]
+    for traits in (
+        {"activation": "gelu", "learned_positions": True, "norm_sums": True},
+        {"activation": "gelu_tanh", "gated": True, "thetas": (1e4, 1e5), "reaches": (5, 0)},
+        {
+            **{"activation": "silu", "gated": True, "rms_norms": True, "causal": True},
+            **{"pooling": "last", "thetas": (1e4, 1e4), "embedding_scale": 8.0},
+        },
+    ):
+        weights = random_encoder(rng, **traits)
+        wanted = TorchEncoder(weights).encode(texts)
+        count = record_encoder(scene.tape, weights, texts)
+        scene.expect(count, near(wanted, np.full(wanted.shape, 1e-3 * np.abs(wanted).max())))
+
+
 def whole_scene() -> Scene:
     """Every kind and every model on one tape."""
     made, rng = Scene(), np.random.default_rng(1)
     products(made, rng)
     made.products = made.length
     steps(made, rng)
+    encoders(made, rng)
     return made
 
 
