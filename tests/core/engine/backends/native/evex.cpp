@@ -11,11 +11,13 @@
 #define QUIETCHOIR_AVXVNNI
 #include "simd_avx2.h"
 #include "forward.h"
+#include "encoder.h"
 #include "dispatch.h"
 
 namespace quietchoir {
 const Table table_evex = {
-    "evex", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
+    "evex",          MR, forward, encode, panel_bytes, thread_scratch_bytes, multiply_alone,
+    multiply_scratch};
 }
 
 const quietchoir::Table* further_table() {
