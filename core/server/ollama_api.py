@@ -196,7 +196,8 @@ class NdjsonLines:
 
     def lines(self, event: Event, *, calls_back: bool) -> Iterator[dict[str, Any]]:
         """What one event of the answer adds."""
-        self.first = self.first or time.perf_counter_ns()
+        if isinstance(event, Text | ToolCallEvent | Finished):
+            self.first = self.first or time.perf_counter_ns()
         match event:
             case Text():
                 told = {"logprobs": spelled_out(event.logprobs)} if self.tells else {}
