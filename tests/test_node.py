@@ -251,6 +251,9 @@ async def test_a_deleted_conversation_leaves_nothing_that_was_made_of_it(
     for name in (adapter, personal):
         node.history.note_trained(name, [node.history.approve("birds")])
     node.documents.memory().propose("has a kestrel", conversation="birds", turn=1, said="Kestrel")
+    node.history.keep_note("birds", "n1", "Kestrel: barn")
+    assert node.condenser is not None
+    node.condenser.notes("kept:birds", ["user: where is Kestrel? " + "She was out all day. " * 9])
     state = paths.private_folder(node.home / FOLDER) / "0000-aa.conversation"
     state.write_bytes(b"Kestrel")
     before = forgotten_at(node.home)
@@ -259,7 +262,8 @@ async def test_a_deleted_conversation_leaves_nothing_that_was_made_of_it(
     async with client.delete("api/conversations/birds") as response:
         assert await response.json() == {"forgotten": 1, "adapters": [personal]}
     assert not state.exists() and forgotten_at(node.home) > before
-    assert node.documents.memory().facts() == []
+    assert node.documents.memory().facts() == [] and node.history.notes("birds") == {}
+    assert "kept:birds" not in {kept for kept, _ in node.condenser._pending}
     assert registry.list() == [adapter] and registry.active() == adapter
     assert node.history.marks() == {adapter: 1}
     await until(lambda: node.adapters.active == adapter)
