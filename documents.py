@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .core.retrieval.memory import FactStore
     from .plugins.documents import SandboxedParser
 
-EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings too, once it was pulled
 COLLECTIONS = "collections"  # in the node's home
 WATCH_S = 2.0
 
@@ -87,11 +86,14 @@ def _register_memory(parser: ArgumentParser) -> None:
 
 
 def open_collections(
-    passphrase: "Passphrase | None" = None, read: "Callable[[Path], SentenceEmbedder] | None" = None
+    passphrase: "Passphrase | None" = None,
+    read: "Callable[[Path], SentenceEmbedder] | None" = None,
+    model: str = "",
 ) -> "Collections":
     """This node's collections; an embedding model is read when they first need one, by `read` where
-    others hold it too.
+    others hold it too. `model`: its name or folder; empty: what config.toml says.
     """
+    from .core import config
     from .core.models.hub import catalog
     from .core.retrieval.collections import Collections
     from .core.retrieval.embedding import at_first_use
@@ -100,7 +102,7 @@ def open_collections(
     return Collections(
         paths.home() / COLLECTIONS,
         passphrase=passphrase or Asked(),
-        embedder=at_first_use(lambda: catalog.find(EMBEDDING), read),
+        embedder=at_first_use(lambda: catalog.find(model or config.load().embedding.model), read),
     )
 
 
@@ -119,17 +121,19 @@ class NodeDocuments:
     Args:
         run: carries a coroutine out in the node's loop, called from other threads.
         read: gives the embedding model, which the node holds once for all who need it.
+        model: its name or folder; empty: what config.toml says.
     """
 
     def __init__(
         self,
         run: "Callable[[Coroutine[Any, Any, Any]], Any]",
         read: "Callable[[Path], SentenceEmbedder] | None" = None,
+        model: str = "",
     ) -> None:
         from .federation.membership.unlock import Asked
 
         self._passphrase = Asked()  # one answer for all of them
-        self.collections = open_collections(self._passphrase, read)
+        self.collections = open_collections(self._passphrase, read, model)
         self._run = run
         self._memory: FactStore | None = None
         self._parser: SandboxedParser | None = None

@@ -48,7 +48,7 @@ from .core.server.embeddings import Source
 from .core.server.ollama_api import ModelFacts
 from .core.toolcall import parse
 from .core.training.household.talk import general_requests
-from .documents import EMBEDDING, NodeDocuments
+from .documents import NodeDocuments
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
 from .federation.events import (
@@ -184,7 +184,9 @@ class Node:
         self.sampling = self.config.sampling.over(recommended).over(UNSAID)
         loop = asyncio.get_running_loop()
         self.documents = NodeDocuments(
-            lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(), self.embedders.load
+            lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(),
+            self.embedders.load,
+            self.config.embedding.model,
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
@@ -256,7 +258,7 @@ class Node:
         if not self.config.context.embeddings:
             return None
         try:
-            return self.embedders.load(catalog.find(EMBEDDING))
+            return self.embedders.load(catalog.find(self.config.embedding.model))
         except QuietchoirError as error:
             if str(error) != self.embedders.told:
                 logger.info("long conversations are searched by their words alone: %s", error)
@@ -341,7 +343,7 @@ class Node:
     def made_router(self) -> Router | None:
         """One over this node's embedding model; None, said in the log: there is none."""
         try:
-            embedder = self.embedders.load(catalog.find(EMBEDDING))
+            embedder = self.embedders.load(catalog.find(self.config.embedding.model))
             folder = paths.private_folder(self.home / GENERAL)
             general = read_route(folder, embedder.width)
             if general is None:
@@ -392,7 +394,8 @@ class Node:
         token = auth.load_token(self.home)
         await self.start_assistant()
         self.open_history()
-        embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), self.embedders.load)
+        chosen = self.config.embedding.model
+        embedding = Source(model_name(chosen), lambda: catalog.find(chosen), self.embedders.load)
         parts = Parts(
             assistant=self.assistant,
             adapters=self.adapters,

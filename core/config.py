@@ -96,11 +96,19 @@ SAMPLING_RANGES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingConfig:
+    """The model behind meanings: documents, long conversations, /v1/embeddings, the router."""
+
+    # a catalog name or a folder; another one makes collections embed anew at their next update
+    model: str = "minilm-l6-v2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContextConfig:
     """What is done with a conversation that is longer than the model reads."""
 
-    # its turns are found by meaning too, once minilm-l6-v2 was pulled; the first quiet moment after
-    # such a conversation loads it and torch (about 300 MB)
+    # its turns are found by meaning too, once the embedding model was pulled; the first quiet
+    # moment after such a conversation loads it
     embeddings: bool = True
     # the model takes notes of turns that find no room, when nobody waits, and reads a text that is
     # too long piece by piece; only if it was seen to take good notes, which is tried once
@@ -263,6 +271,7 @@ class Config:
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

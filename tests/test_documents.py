@@ -69,6 +69,17 @@ def test_a_folder_is_indexed_searched_and_deleted(home, folder, capfd):
     assert list((home / "collections").iterdir()) == []
 
 
+def test_the_owner_names_the_embedding_model(home, folder, capfd, embedder_path, tmp_path):
+    (tmp_path / "other-model").symlink_to(embedder_path)
+    home.mkdir()
+    (home / "config.toml").write_text(f'[embedding]\nmodel = "{tmp_path / "other-model"}"\n')
+    run("collection", "create", "house")
+    run("collection", "add", "house", str(folder))
+    assert "3 passages, 3 of them found by meaning" in capfd.readouterr().out
+    with closing(Collections(home / "collections")) as collections:
+        assert collections.store("house").embedded_by().startswith("other-model ")
+
+
 def test_copies_are_listed_and_what_a_node_saved_of_conversations_is_deleted(home, folder, capfd):
     run("collection", "create", "house")
     copy = home / "collections" / "house.collection.bak"

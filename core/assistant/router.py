@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .. import paths
+from .. import config, paths
 from ..errors import DataError, ModelNotFoundError
 from ..models.hub import catalog
 
@@ -122,7 +122,7 @@ def note_route(folder: Path, requests: Sequence[str]) -> None:
     """
     (folder / FILE).unlink(missing_ok=True)
     try:
-        model = catalog.find(EMBEDDING)
+        model = catalog.find(config.load().embedding.model)
     except ModelNotFoundError:
         return
     if requests:
