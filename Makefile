@@ -86,8 +86,8 @@ $(VENV)/clients/ready: constraints-clients.txt
 	$(VENV)/clients/bin/pip install -q --no-deps --only-binary=:all: --require-hashes -r constraints-clients.txt
 	@touch $@
 
-# Of the fast half alone, in one process: a tracer makes Python about a third slower, and most of what
-# the other half runs are processes of its own, which none of its lines would count for.
+# Of the fast half alone, in one process: with a tracer Python 3.11 takes half as long again, and most
+# of what the other half runs are processes of its own, which none of its lines would count for.
 coverage: setup models  ## which lines the fast half of the tests runs, by room; a few minutes
 	mkdir -p build
 	$(BIN)/python -m coverage run -m pytest -q $(FAST) $(ARGS)
