@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from .. import log, paths
 from ..engine.request import Generation, GenerationRequest
 from ..engine.sampling.params import SamplingParams
 from ..errors import EngineError, QuietchoirError
-from .passages import sentences
+from .passages import evenly, sentences
 
 FILE = "condensing.json"  # in the node's home: how well its models take notes
 FORM = "1"  # of the prompts and rules below; what was written in another is not found
@@ -49,6 +50,7 @@ WORD_LETTERS = 4  # of a word that must agree, so that its endings may change
 PENDING = 256  # texts that wait to be condensed; further ones wait for the next request
 MOST_NOTES = 1024  # of conversations that nobody keeps, in memory
 AT_ONCE = 2  # that are written together: more would wait long for their turn on a slow machine
+READING_S = 120.0  # for the pieces of one text; then what was read of it, spread evenly, answers
 LEAST_FACTS = 0.5  # of those in a text, that a model's notes must tell, or it takes none
 GAIN = 1.5  # and times as many as an excerpt of the same length would hold
 WORD = re.compile(r"[\w'’-]+")
@@ -176,6 +178,7 @@ class Condenser:
         model: str,
         store: Callable[[], NoteStore | None] = lambda: None,
         is_busy: Callable[[int], bool] = lambda _: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -191,6 +194,8 @@ class Condenser:
         self._pending: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._writing: tuple[str, str] | None = None  # the pending one that is being condensed
         self._unkept: OrderedDict[tuple[str, str], str] = OrderedDict()  # notes in memory
+        self._is_wanted = False  # somebody would have had a text read, and nobody knew the skill
+        self._clock = clock
         self._stopped = threading.Event()
 
     @property
@@ -230,10 +235,10 @@ class Condenser:
         """Condense one text that waits, or try whether the model can; False: nothing was done."""
         with self._lock:
             self._writing = pending = next(iter(self._pending), None)
-        if pending is None:
+        if self._skill is None and (pending is not None or self._is_wanted):
+            return self._try(self._is_busy)
+        if pending is None or self._skill is None:
             return False
-        if self._skill is None:
-            return self._try(self._gives_way)
         if not self._skill.is_enough:
             with self._lock:
                 self._pending.clear()
@@ -262,15 +267,16 @@ class Condenser:
         is_left: Callable[[], bool],
     ) -> list[str]:
         """What each piece of a long text says to a question, asked now; nothing, where the model
-        is not up to it.
+        is not up to it, or nobody knows yet.
 
         Args:
             tokens: that all answers together may take.
             is_left: does nobody wait for it any more?
         """
-        if self._skill is None:
-            self._try(lambda _: is_left())
-        if self._skill is None or not self._skill.is_enough:
+        if self._skill is None:  # it is tried when nobody waits, not now
+            self._is_wanted = True
+            return []
+        if not self._skill.is_enough:
             return []
         try:
             return self._read(conversation, question, pieces, tokens, is_left)
@@ -297,13 +303,20 @@ class Condenser:
         ]  # fmt: skip
         missing = [place for place, name in enumerate(names) if known[name] is None]
         most = max(NOTE_TOKENS // 4, min(NOTE_TOKENS, tokens // max(1, len(pieces))))
-        answers = self._written([prompts[place] for place in missing], most, lambda _: is_left())
-        if answers is None:
-            return []
-        with self._lock:  # never written to the disk: it answers one question
-            for place, answer in zip(missing, answers, strict=True):
-                known[names[place]] = note = worth(answer, pieces[place], joined=" ")
-                self._remember(conversation, names[place], note)
+        missing, ends_s = evenly(missing), self._clock() + READING_S
+        for start in range(0, len(missing), AT_ONCE):
+            if self._clock() > ends_s:
+                logger.info("of a long text %d of %d pieces were read", start, len(missing))
+                break
+            places = missing[start : start + AT_ONCE]
+            asking = [prompts[place] for place in places]
+            answers = self._written(asking, most, lambda _: is_left())
+            if answers is None:
+                return []
+            with self._lock:  # never written to the disk: it answers one question
+                for place, answer in zip(places, answers, strict=True):
+                    known[names[place]] = note = worth(answer, pieces[place], joined=" ")
+                    self._remember(conversation, names[place], note)
         return [known[name] or "" for name in names]
 
     def forget(self, conversation: str) -> None:

@@ -1,5 +1,6 @@
 """Notes of earlier turns: taken once, by models that can, for one conversation, gone with it."""
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -300,14 +301,29 @@ def test_a_text_that_is_too_long_is_read_piece_by_piece_where_all_of_it_is_asked
     message = f"{wish}\n\n{PASTED}" if where == "before" else f"{PASTED}\n\n{wish}"
     scribe = Scribe("begins")
     condenser = made(scribe, tmp_path)
-    shown, told = fitted(condenser, [Message("user", message)])
+    shown, _ = fitted(condenser, [Message("user", message)], budget=300)
+    assert scribe.prompts == [] and GAP in shown  # whether the model can is not tried now
+    settle(condenser)
+    shown, told = fitted(condenser, [Message("user", message)], budget=300)
     assert all(f"Part {part} begins." in shown for part in range(1, 19))
     assert wish in shown and "notes on its parts" in shown
     assert told is not None and told.condensed_turns == (1,)
     pieces = [prompt[-1]["content"] for prompt in scribe.prompts[len(TRIALS) :]]
     assert len(pieces) > 3 and all(wish in piece for piece in pieces)  # the question in view
-    fitted(condenser, [Message("user", message)])
+    fitted(condenser, [Message("user", message)], budget=300)
     assert len(scribe.prompts) == len(TRIALS) + len(pieces)  # once
+
+
+def test_a_slow_model_reads_for_its_time_and_what_it_read_is_spread(tmp_path: Path) -> None:
+    scribe = Scribe("begins")
+    made(scribe, tmp_path).try_out()
+    hours = itertools.count(0, 50)  # 50 s pass with each look
+    condenser = Condenser(scribe, scribe, home=tmp_path, model="m", clock=lambda: next(hours))
+    message = Message("user", f"Summarise this text.\n\n{PASTED}")
+    fitted(condenser, [message], budget=300)
+    pieces = [prompt[-1]["content"] for prompt in scribe.prompts[len(TRIALS) :]]
+    parts = sorted(int(one.split("part ")[1].split(" ")[0]) for one in pieces)
+    assert len(parts) == 4 and parts[-1] - parts[0] >= 5
 
 
 def test_a_question_of_one_thing_is_answered_of_excerpts_and_asks_no_model(tmp_path: Path) -> None:
