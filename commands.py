@@ -210,7 +210,8 @@ def calibrate(arguments: Namespace) -> int:
         if found.threshold is None:
             print(
                 f"{adapter[:12]}: of {found.examples} examples no threshold leaves calls that are "
-                f"{100 * PRECISION:.0f} % right; every call is asked before"
+                f"{100 * PRECISION:.0f} % right; every call is asked before (it takes some hundred "
+                f"held-out examples to be sure of any)"
             )
             return 1
         print(
