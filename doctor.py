@@ -1,10 +1,13 @@
 """What this machine lacks, and how to get it.
 
-Knows one check for each thing a node needs. Changes nothing, sends nothing.
+Knows one check for each thing a node needs; what a configuration may say is asked of the parts that
+`serve` asks. Changes nothing, sends nothing.
 Always: every finding that is not well says what to do; only what no node can do without is
 essential.
 """
 
+import asyncio
+import errno
 import importlib
 import shutil
 import socket
@@ -41,8 +44,10 @@ def examine(config: Config) -> Iterator[Finding]:
         "memory": memory,
         "home": home,
         "model": model,
+        "plugins": plugins,
         "sandbox": sandbox,
         "kernels": kernels,
+        "token": token,
         "port": port,
     }
     for name, check in checks.items():
@@ -149,9 +154,12 @@ def _writable(folder: Path) -> bool:
 
 
 def model(config: Config) -> Finding:
-    """The chosen model's file, and whether the compiled kernels run what is in it."""
+    """The chosen model's file, whether it is served as [engine] says, and whether the compiled
+    kernels run what is in it.
+    """
     from .core.engine.backends.native import library, network
-    from .core.engine.backends.select import slower_by_transformers
+    from .core.engine.backends.select import on_processor, select, slower_by_transformers
+    from .core.engine.engine import planned
     from .core.errors import UnsupportedModelError
     from .core.models import transformers_model, weights
     from .core.models.hub import catalog
@@ -159,19 +167,62 @@ def model(config: Config) -> Finding:
     try:
         path = catalog.find(config.engine.model)
         try:
-            architecture, tensors, *_ = weights.read_parts(path)
+            architecture, tensors, tokenizer, sampling = weights.read_parts(path)
         except UnsupportedModelError as error:
-            slower = slower_by_transformers(transformers_model.read(path, error))
-            return Finding("model", False, f"{config.engine.model}; {slower}")
+            other = transformers_model.read(path, error)
+            on_processor(other, config.engine)
+            return Finding(
+                "model", False, f"{config.engine.model}; {slower_by_transformers(other)}"
+            )
+        # without a digest: nothing here asks for it, and a large file would be read for it
+        found = weights.Weights(architecture, tensors, tokenizer, "", sampling)
+        _, context = planned(found, config.engine, select(found, config.engine))
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
-    text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"
+    text = (
+        f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB, {context} tokens of context "
+        f"on the {config.engine.device}"
+    )
     if said := weights.widening(tensors):
         return Finding("model", True, f"{text}; {said}")
     if library.available() is None and (reason := network.unsupported(architecture, tensors)):
         slower = f"torch runs it, {library.TORCH_IS} than the compiled kernels would: {reason}"
         return Finding("model", False, f"{text}; {slower}")
     return Finding("model", True, text)
+
+
+def plugins(config: Config) -> Finding:
+    """The plugins that are enabled, read as a node reads them, and rules of [tools] for tools that
+    none of them has.
+    """
+    from .core.assistant.approvals import misnamed
+    from .plugins.host import PluginHost
+
+    host = PluginHost(config.plugins)
+    try:
+        asyncio.run(host.start())
+    except QuietchoirError as error:
+        return Finding("plugins", False, str(error), essential=True)
+    tools = [tool.name for plugin in host.plugins.values() for tool in plugin.manifest.tools]
+    text = f"{', '.join(host.plugins) or 'none enabled'}: {len(tools)} tools"
+    if strange := misnamed(config.tools, tools):
+        rules = f"[tools] names {', '.join(strange)}, as no tool here is called; mend these rules"
+        return Finding("plugins", False, f"{text}; {rules}")
+    return Finding("plugins", True, text)
+
+
+def token(_config: Config) -> Finding:
+    """What opens the API; not there before the first start, which makes it."""
+    from .core.server import auth
+
+    path = paths.home() / auth.TOKEN_FILE
+    if not path.exists():
+        return Finding("token", True, f"{path} is made at the first start")
+    try:
+        auth.load_token(paths.home())
+    except ConfigError as error:
+        return Finding("token", False, str(error), essential=True)
+    return Finding("token", True, f"{path}, readable by its owner alone")
 
 
 def sandbox(_config: Config) -> Finding:
@@ -198,13 +249,17 @@ def kernels(_config: Config) -> Finding:
 
 
 def port(config: Config) -> Finding:
-    """Whether the server's port is free, or held by a node."""
-    from .core.server.app import claim
+    """Whether the server's port is free, or held by a node, and its certificate can be used."""
+    from .core.server.app import claim, encryption
 
     where = f"{config.server.host}:{config.server.port}"
     try:
+        encryption(config.server)
         claim(config.server).close()
     except ConfigError as error:
+        taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        if not taken:
+            return Finding("port", False, str(error), essential=True)
         if _answers(config.server.host, config.server.port):
             return Finding(
                 "port",

@@ -2,7 +2,8 @@
 of them.
 
 Knows flags, tables and which part stands on which. Knows nothing of formats, ranks or models.
-Always: what is deleted here is deleted from what a node saved of its conversations too.
+Always: what is deleted here is deleted from what a node saved of its conversations too. A node that
+serves indexes what changes in the folders of its collections; it asks for no passphrase to do so.
 """
 
 import sys
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import paths, screen
+from .core import log, paths, screen
+from .core.errors import QuietchoirError
 
 if TYPE_CHECKING:
     from .core.engine.embedder import SentenceEmbedder
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
     from .plugins.documents import SandboxedParser
 
 COLLECTIONS = "collections"  # in the node's home
-WATCH_S = 2.0
+WATCH_S = 2.0  # between two looks of `collection watch`
+# Of a node that serves: at least so long, and at least so many times what the look took, however
+# large the folders; or so long after an update that failed.
+SERVED_WATCH_S, WATCH_REST, FAILED_WATCH_S = 5.0, 50.0, 60.0
+logger = log.get("documents")
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
@@ -181,6 +187,84 @@ class NodeDocuments:
             self._memory.close()
         if self._parser is not None:
             self._parser.close()
+
+
+class FolderWatcher:
+    """Indexes what changes in the folders of a running node's collections, in a thread of its own.
+
+    Args:
+        parser: gives the documents' parser; called when something has changed.
+        is_idle: does nobody wait for an answer? Nothing is indexed meanwhile.
+    """
+
+    def __init__(
+        self,
+        collections: "Collections",
+        parser: "Callable[[], SandboxedParser]",
+        is_idle: Callable[[], bool],
+    ) -> None:
+        self._collections, self._parser, self._is_idle = collections, parser, is_idle
+        self._stopped = threading.Event()
+        self._told: dict[str, str] = {}  # collection → the fault that was told last
+        self._thread = threading.Thread(target=self._run, name="quietchoir-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the document that is read now; the next start goes on there."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        pause = SERVED_WATCH_S
+        while not self._stopped.wait(pause):
+            began = time.monotonic()
+            names = [name for name in self._collections.names() if self.changed(name)]
+            pause = max(SERVED_WATCH_S, WATCH_REST * (time.monotonic() - began))
+            for name in names:
+                if not self.index(name):
+                    pause = max(pause, FAILED_WATCH_S)
+
+    def changed(self, name: str) -> bool:
+        """Is there something to index, and nobody who waits?"""
+        from .plugins.documents import SUFFIXES
+
+        try:
+            return self._is_idle() and self._collections.changed(name, SUFFIXES)
+        except QuietchoirError as error:
+            self._fail(name, error)
+            return False
+
+    def index(self, name: str) -> bool:
+        """Index what has changed; False: it could not be."""
+        try:
+            done = self._collections.update(name, self._parser(), self._go_on)
+        except _Stopped:
+            return True
+        except QuietchoirError as error:
+            self._fail(name, error)
+            return False
+        self._told.pop(name, None)
+        logger.info("%s: %s", name, told(done))
+        return True
+
+    def _fail(self, name: str, error: QuietchoirError) -> None:
+        """Tell a fault, once until another comes."""
+        if self._told.get(name) != str(error):
+            logger.warning("what changed for collection %s is not indexed: %s", name, error)
+        self._told[name] = str(error)
+
+    def _go_on(self, _what: str, _done: int, _whole: int) -> None:
+        """Hears an update's progress, and ends it between two documents."""
+        if self._stopped.is_set():
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The node ends; what was indexed stands."""
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from .core.server.embeddings import Source
 from .core.server.ollama_api import ModelFacts
 from .core.toolcall import parse
 from .core.training.household.talk import general_requests
-from .documents import NodeDocuments
+from .documents import FolderWatcher, NodeDocuments
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
 from .federation.events import (
@@ -420,6 +420,11 @@ class Node:
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
         self.page = f"{self.server.url}#token={token}"
+        watcher = FolderWatcher(
+            self.documents.collections, self.documents.parser, lambda: not self.answering()
+        )
+        watcher.start()
+        self.parts.push_async_callback(asyncio.to_thread, watcher.stop)
         following = asyncio.create_task(self.follow())
         self.parts.callback(following.cancel)
 

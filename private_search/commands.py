@@ -48,9 +48,17 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="askers' keys, one a line, that get an account each",
     )
     serve.add_argument(
-        "--certificate", type=Path, metavar="PEM", help="serve over TLS, with --private-key"
+        "--certificate",
+        type=Path,
+        metavar="PEM",
+        help="serve over TLS with this certificate, which askers are given; needs --private-key",
     )
-    serve.add_argument("--private-key", type=Path, metavar="PEM")
+    serve.add_argument(
+        "--private-key",
+        type=Path,
+        metavar="PEM",
+        help="of --certificate; not encrypted, readable by its owner alone",
+    )
     serve.add_argument("--json", action="store_true", help="one line of JSON when ready")
     serve.set_defaults(run=run_serve, needs="federation")
     ask = kinds.add_parser("ask", help="ask a library; its host sees only ciphertext")

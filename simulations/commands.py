@@ -21,12 +21,17 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--report", type=Path, metavar="FILE", help="write the whole report as JSON"
     )
     simulate.set_defaults(run=run_simulation, needs="federation")
-    bench = verbs.add_parser("bench", help="measure, with peers in the same run")
+    bench = verbs.add_parser(
+        "bench",
+        help="measure, with peers in the same run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"suites:\n{suites_told()}",
+    )
     bench.add_argument(
         "suite",
         nargs="?",
         metavar="SUITE",
-        help="which one; default: all that this machine can run (see simulations/README.md)",
+        help="one of those below; default: all that this machine can run",
     )
     bench.add_argument(
         "--json",
@@ -43,6 +48,13 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing"
     )
     bench.set_defaults(run=run_bench, needs="federation")
+
+
+def suites_told() -> str:
+    """A line for each suite."""
+    from .bench.suites import SUITES
+
+    return "\n".join(f"  {name:<12} {words}" for name, words in SUITES.items())
 
 
 def run_simulation(arguments: Namespace) -> None:

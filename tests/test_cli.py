@@ -10,10 +10,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 from quietchoir import __version__, cli, doctor
 from quietchoir.core import parts, paths
 from quietchoir.core.engine.backends.native import network
+from quietchoir.simulations.bench.suites import SUITES
 
 HEAVY = ("torch", "flwr", "transformers", "aiohttp", "tenseal", "numpy")
 
@@ -159,7 +161,8 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "python", "parts", "machine", "memory", "home", "model", "sandbox", "kernels", "port",
+        "python", "parts", "machine", "memory", "home", "model", "plugins", "sandbox", "kernels",
+        "token", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
     assert missing.startswith("missing  model ") and missing.endswith(
@@ -172,6 +175,53 @@ def test_doctor_is_content_with_a_complete_machine(
 ) -> None:
     assert cli.main(["doctor"]) == 0
     assert "missing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ('[plugins]\nenabled = ["x/y"]\n', "plugins.enabled names 'x/y'; installed are: "),
+        ("[engine]\nkv_bytes = 1000\n", "engine.kv_bytes = 1000 holds no block"),
+        ('[engine]\ndevice = "cuda"\n', 'engine.device is "cuda", but torch finds no CUDA device'),
+        (
+            '[server]\nhost = "203.0.113.1"\nport = 0\nplain_http = true\n',
+            "cannot listen on 203.0.113.1:0",
+        ),
+        ('[server]\nhost = "0.0.0.0"\nport = 0\n', "0.0.0.0:0 can be reached from other machines"),
+    ],
+)
+def test_what_serve_refuses_of_a_configuration_doctor_says_in_the_same_words(
+    home: Path, model_path: Path, capsys: pytest.CaptureFixture[str], settings: str, words: str
+) -> None:
+    if "cuda" in settings and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    (home / "config.toml").write_text(settings)
+    assert cli.main(["serve", *([] if "port" in settings else ["--port", "0"])]) == 2
+    assert words in capsys.readouterr().err
+    assert cli.main(["doctor"]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if words in line]
+    assert line.startswith("missing")
+
+
+def test_doctor_names_rules_for_tools_that_nobody_has_and_an_open_token(
+    home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "config.toml").write_text('[tools]\nallow = ["no_such_tool"]\n')
+    (home / "token").write_text("a" * 40)
+    (home / "token").chmod(0o644)
+    assert cli.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    [rules] = [line for line in lines if " plugins " in line]
+    assert rules.startswith("note") and "[tools] names no_such_tool, as no tool here is" in rules
+    [token] = [line for line in lines if " token " in line]
+    assert token.startswith("missing") and "others on this machine can read it" in token
+
+
+def test_bench_says_what_there_is_to_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    said = capsys.readouterr().out
+    assert [name for name in SUITES if f"\n  {name} " not in said] == []
 
 
 def test_doctor_says_that_a_model_is_left_to_torch_and_how_much_slower_that_is(

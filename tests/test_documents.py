@@ -3,15 +3,20 @@
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from quietchoir import documents
 from quietchoir.cli import main
 from quietchoir.core.history.remains import FORGOTTEN
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.retrieval.collections import Collections
+from quietchoir.plugins.documents import SUFFIXES, parsing
 from quietchoir.plugins.sandbox.probe import probe
 from quietchoir.tests.fakes.retrieval import docx, pdf
 
@@ -47,6 +52,19 @@ def folder(tmp_path: Path) -> Path:
 
 def run(*words: str) -> int:
     return main(list(words))
+
+
+def texts(collections: Collections, question: str) -> list[str]:
+    """What the collection "house" finds."""
+    return [passage.text for _, passage in collections.find(["house"], question, 3)]
+
+
+def wait(true: Callable[[], bool]) -> None:
+    """Until another thread has made it so."""
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_a_folder_is_indexed_searched_and_deleted(home, folder, capfd):
@@ -146,3 +164,52 @@ def test_a_watched_folder_is_indexed_as_it_changes_and_a_kill_leaves_it_whole(ho
         watching.communicate()
     found = Collections(home / "collections").find(["house"], "stove", 1)
     assert found[0][1].text == "the cellar key hangs by the stove"
+
+
+def test_a_node_that_serves_indexes_what_changes_and_asks_for_no_passphrase(
+    home, folder, monkeypatch, caplog
+):
+    def never(path: Path) -> str:
+        raise AssertionError(f"asked for the passphrase of {path}")
+
+    monkeypatch.setattr(documents, "SERVED_WATCH_S", 0.05)
+    monkeypatch.setattr(documents, "FAILED_WATCH_S", 0.05)
+    (folder / "fake.pdf").unlink()
+    run("collection", "create", "house")
+    run("collection", "add", "house", str(folder))
+    monkeypatch.setenv("QUIETCHOIR_PASSPHRASE", "correct horse")
+    run("collection", "create", "secret", "--locked")
+    busy = threading.Event()
+    own = Collections(home / "collections", passphrase=never)
+    with parsing() as parser:
+        watcher = documents.FolderWatcher(own, lambda: parser, lambda: not busy.is_set())
+        watcher.start()
+        try:
+            (folder / "new.txt").write_text("the cellar key hangs by the stove")
+            wait(lambda: "the cellar key hangs by the stove" in texts(own, "the stove"))
+            (folder / "lease.docx").unlink()
+            wait(lambda: texts(own, "rent") == [])
+        finally:
+            watcher.stop()
+        (folder / "late.txt").write_text("the rent was raised")
+        busy.set()  # somebody waits for an answer
+        assert not watcher.changed("house")
+        busy.clear()
+        assert watcher.changed("house") and not watcher.changed("secret")
+        assert watcher.index("house")  # it was told to end: nothing more is read
+        assert texts(own, "rent") == []
+    own.close()
+    assert "secret" not in caplog.text
+
+
+def test_a_collection_that_was_made_anew_by_another_program_is_opened_anew(home, folder):
+    (folder / "fake.pdf").unlink()
+    run("collection", "create", "house")
+    run("collection", "add", "house", str(folder))
+    own = Collections(home / "collections")
+    assert own.find(["house"], "fuse", 1)
+    run("collection", "remove", "house")
+    assert not own.changed("house", SUFFIXES) and not own.path("house").exists()
+    run("collection", "create", "house")
+    assert own.find(["house"], "fuse", 1) == []
+    own.close()

@@ -92,16 +92,14 @@ class Engine:
             ConfigError: the cache's memory is too small for one block.
         """
         self.adapters = AdapterRegistry(weights)
-        # tokens of one request, answer included
-        self.context = min(config.context, weights.context_length)
         self._weights, self._threads, self._clock = weights, config.threads, clock
         if backend is None:
             choice = select(weights, config)
         else:
             choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
         self.slower = choice.slower  # what its owner is told; "": these are the fastest kernels
-        pool = _pool(choice.block_bytes, config, self.context)
-        self.context = min(self.context, pool.total * BLOCK_TOKENS)
+        # tokens of one request, answer included
+        pool, self.context = planned(weights, config, choice)
         self.backend = choice.build(pool.total, self.context)
         self.scheduler = Scheduler(
             pool,
@@ -414,17 +412,28 @@ class Engine:
             )
 
 
-def _pool(block_bytes: int, config: EngineConfig, context: int) -> BlockPool:
-    """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts
-    can use.
+def planned(
+    weights: ServedModel, config: EngineConfig, choice: BackendChoice
+) -> tuple[BlockPool, int]:
+    """The cache's blocks, and the tokens of one request that they allow; no memory is taken yet.
 
-    What nobody uses is kept within `kept_bytes`, or within one full context, which a single request
-    may need anyway.
+    Blocks are what the memory allows, and no more than a full batch of full contexts can use. What
+    nobody uses is kept within `kept_bytes`, or within one full context, which a single request may
+    need anyway.
+
+    Raises:
+        ConfigError: the cache's memory is too small for one block, or the layers do not go where
+            the owner wants them.
     """
+    context = min(config.context, weights.context_length)
     longest = -(-context // BLOCK_TOKENS)
-    if config.kv_bytes < block_bytes:
+    if config.kv_bytes < choice.block_bytes:
         raise ConfigError(
-            f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values; raise it"
+            f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values, which takes "
+            f"{choice.block_bytes} for this model; raise it"
         )
-    blocks = min(config.kv_bytes // block_bytes, config.max_running * longest)
-    return BlockPool(blocks, cache_limit=max(config.kept_bytes // block_bytes, longest))
+    blocks = min(config.kv_bytes // choice.block_bytes, config.max_running * longest)
+    context = min(context, blocks * BLOCK_TOKENS)
+    choice.check(blocks, context)
+    cache_limit = max(config.kept_bytes // choice.block_bytes, longest)
+    return BlockPool(blocks, cache_limit=cache_limit), context

@@ -1,7 +1,8 @@
 """The collections of one node, by name: one file each, so that none can be found in another.
 
 Knows names, and which file stands under each. Knows nothing of what is in them.
-Always: a name is a plain word, never a path; what is opened once stays open until `close`.
+Always: a name is a plain word, never a path; what is opened once stays open until `close`, or until
+another file stands under its name.
 """
 
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, RetrievalError, UnknownEntryError
 from .database import Passphrase, obliterate
-from .indexing import Embedder, Parser, Progress, Update, drop, dropped, nobody, update
+from .indexing import Embedder, Parser, Progress, Update, changed, drop, dropped, nobody, update
 from .search import Search
 from .store import CollectionStore, RetrievedPassage
 
@@ -83,10 +84,19 @@ class Collections:
                     f"no collection is called {name[:80]!r}; there are: "
                     f"{', '.join(self.names()) or 'none'}. Make it: quietchoir collection create"
                 )
-            if name not in self._open:
-                store = CollectionStore(self.path(name), passphrase=self._passphrase)
-                self._open[name] = Search(store)
-            return self._open[name]
+            found = self._opened(name)
+            if found is None:
+                found = Search(CollectionStore(self.path(name), passphrase=self._passphrase))
+                self._open[name] = found
+            return found
+
+    def _opened(self, name: str) -> Search | None:
+        """One that is open, if the file under its name is still the one that was opened."""
+        found = self._open.get(name)
+        if found is None or found.store.database.stands():
+            return found
+        self._open.pop(name).store.close()
+        return None
 
     def store(self, name: str) -> CollectionStore:
         """Its file. Raises: as `search`."""
@@ -112,6 +122,23 @@ class Collections:
     def update(self, name: str, parser: Parser, progress: Progress = nobody) -> Update:
         """Bring one up to what its sources hold now. Raises: as `search`, and `indexing.update`."""
         return update(self.store(name), parser, self._embedder(), progress)
+
+    def changed(self, name: str, suffixes: frozenset[str]) -> bool:
+        """Has one of its sources changed? A collection whose passphrase nobody gave yet has not:
+        this never asks for one.
+
+        Raises:
+            as `search`, and `indexing.changed`.
+        """
+        with self._lock:
+            if name not in self.names():  # to open it would make one
+                return False
+            if self._opened(name) is None:
+                try:
+                    self._open[name] = Search(CollectionStore(self.path(name)))
+                except ConfigError:
+                    return False
+        return changed(self.store(name), suffixes)
 
     def drop(self, name: str, file: str, data: bytes, parser: Parser) -> tuple[str, int]:
         """Put a document that is handed over into one. Returns and raises: as `indexing.drop`, and

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from .. import paths
 from ..errors import AuthenticationError, ConfigError, RetrievalError
@@ -34,6 +34,15 @@ CHECKED_BYTES = 64 << 20  # a file up to this size is read whole when it is open
 DAMAGED = (
     "damaged; your documents are not. Put back a copy, or remove it and add the documents again"
 )
+
+
+@runtime_checkable
+class Refusable(Protocol):
+    """A source of passphrases that remembers its answer, and is told where it was wrong."""
+
+    def refused(self, path: Path) -> None:
+        """The last answer does not open the file `path`."""
+        ...
 
 
 class PrivateDatabase:
@@ -72,11 +81,18 @@ class PrivateDatabase:
             key = asked(path, passphrase) if locked else ""
             self._make(tables, version, key)
         self.connection = self._connected(key, passphrase)
+        self._file = inode(path)
         try:
             self._check(version)
         except BaseException:
             self.connection.close()
             raise
+
+    def stands(self) -> bool:
+        """Is the file under this name still the one that was opened? Another program may have
+        removed it, and made another.
+        """
+        return inode(self.path) == self._file
 
     def _make(self, tables: str, version: int, key: str) -> None:
         """A new file; under its own name only once it is whole."""
@@ -111,6 +127,9 @@ class PrivateDatabase:
             connection = self._open(self.path, key or asked(self.path, passphrase))
             if not readable(connection):
                 connection.close()
+                source: object = passphrase
+                if isinstance(source, Refusable):
+                    source.refused(self.path)
                 raise AuthenticationError(
                     f"{self.path}: does not open: a wrong passphrase, or damaged; try again, put "
                     f"back a copy, or remove it and add the documents again"
@@ -246,6 +265,14 @@ class PrivateDatabase:
             else:
                 advice = f"{words}; nothing was changed"
             raise RetrievalError(f"{self.path}: {advice}") from error
+
+
+def inode(path: Path) -> int:
+    """The file's number on its disk; 0: there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def asked(path: Path, passphrase: Passphrase | None) -> str:

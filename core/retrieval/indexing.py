@@ -111,6 +111,26 @@ def update(
     return done
 
 
+def changed(store: CollectionStore, suffixes: frozenset[str]) -> bool:
+    """Would an update find a document that is new, gone, or of another size or time? Looks at names
+    and times alone; a source that is not there now has not changed.
+
+    Raises:
+        RetrievalError: the collection cannot be read.
+    """
+    known, here = store.documents(), set[str]()
+    for source in map(Path, store.sources()):
+        if not source.exists():
+            here |= {path for path in known if source in (Path(path), *Path(path).parents)}
+            continue
+        for path in map(str, files(source, suffixes)):
+            here.add(path)
+            entry = known.get(path)
+            if entry is None or (entry.size, entry.modified_ns) != stated(Path(path)):
+                return True
+    return any(not dropped(gone) for gone in known.keys() - here)
+
+
 def dropped(path: str) -> bool:
     """A document that was handed over, and has no file here that could change or go."""
     return not Path(path).is_absolute()

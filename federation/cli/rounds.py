@@ -150,7 +150,7 @@ def run_coordinator(arguments: Namespace) -> None:
             keep_every=arguments.keep_every,
             model=arguments.model,
         ),
-        printer(arguments.json_lines),
+        printer(arguments.json_lines, rehearsal=arguments.rehearse > 0),
     )
     if arguments.report:
         report.write(arguments.report)
@@ -170,9 +170,10 @@ def run_coordinator(arguments: Namespace) -> None:
                 f"{', '.join(report.delivered) or 'nobody else'}"
             )
         if missing := sorted(set(report.members) - set(report.delivered)):
+            what = "was not told of the end" if arguments.rehearse else "did not get it"
             print(
-                f"{', '.join(missing)} did not get it; start this command again to hand it to "
-                f"them (--stay S)"
+                f"{', '.join(missing)} {what}; start this command again to "
+                f"{'tell them' if arguments.rehearse else 'hand it to them'} (--stay S)"
             )
 
 

@@ -1,8 +1,8 @@
 """Where the passphrase of a locked key file comes from: the environment, or a person at a terminal.
 
 Knows one variable and one prompt. Knows nothing of files or ciphers.
-Always: a passphrase is asked for only when a file is locked with one, once a run; it appears in no
-message and no repr.
+Always: a passphrase is asked for only when a file is locked with one, once a run, and again where
+it was wrong; it appears in no message and no repr.
 """
 
 import getpass
@@ -51,6 +51,10 @@ class Asked:
         if self._answer is None:
             self._answer = _from_environment() or _prompt(f"passphrase of {path}: ", path)
         return self._answer
+
+    def refused(self, path: Path) -> None:  # noqa: ARG002  # whatever it did not open
+        """It was wrong: whoever needs one next is asked again."""
+        self._answer = None
 
     def __repr__(self) -> str:
         return "Asked()"

@@ -21,7 +21,15 @@ from ..events import (
 PROGRESS_S = 3.0  # between two lines of progress, for people
 
 
-def printer(json_lines: bool) -> Callable[[FederationEvent], None]:
+# A rehearsal ends as a run does, but leaves nothing to hand over.
+REHEARSED = {
+    "delivered": "the rehearsal is over, and {names} know it; it leaves no adapter",
+    "staying": "the rehearsal is over; {names} do not know it yet: staying {seconds} s for them",
+    "undelivered": "{names} cannot be told now that the rehearsal is over: {reason}",
+}
+
+
+def printer(json_lines: bool, *, rehearsal: bool = False) -> Callable[[FederationEvent], None]:
     """Says what happens: JSON lines for programs, short lines for people."""
 
     told_at = -PROGRESS_S
@@ -35,13 +43,13 @@ def printer(json_lines: bool) -> Callable[[FederationEvent], None]:
             if event.layer not in (0, event.layers) and time.monotonic() - told_at < PROGRESS_S:
                 return
             told_at = time.monotonic()
-        if (text := sentence(event)) is not None:
+        if (text := sentence(event, rehearsal=rehearsal)) is not None:
             print(one_line(text), file=sys.stderr, flush=True)
 
     return tell
 
 
-def sentence(event: FederationEvent) -> str | None:
+def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
     """An event for people; None for those that only programs want."""
     if isinstance(event, RoundEvent) and event.name == "round":
         told = event.entry
@@ -85,6 +93,7 @@ def sentence(event: FederationEvent) -> str | None:
         "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave "
         "with its first adapter",
         "personal": "{words}",
+        **(REHEARSED if rehearsal else {}),
     }
     if event.name not in sentences or (isinstance(event, DisconnectedEvent) and event.again):
         return None

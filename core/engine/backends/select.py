@@ -29,6 +29,8 @@ class BackendChoice:
     block_bytes: int  # of its cache; see `Backend`
     build: Callable[[int, int], Backend]  # blocks of the cache, longest sequence in tokens
     slower: str = ""  # by how much than the compiled kernels would be, and why; "": it is not
+    # of the same: raises ConfigError for what `build` would refuse
+    check: Callable[[int, int], object] = lambda blocks, context: None
 
 
 def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
@@ -36,8 +38,8 @@ def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
     processor.
 
     Raises:
-        ConfigError: there is no GPU, this model cannot run on one or (from `build`) does not fit as
-            the owner wants it, or `QUIETCHOIR_NATIVE` asks for what does not exist.
+        ConfigError: there is no GPU, this model cannot run on one or (from `check` and `build`)
+            does not fit as the owner wants it, or `QUIETCHOIR_NATIVE` asks for what does not exist.
         MissingPartError: only torch or transformers can run these weights, and is not installed.
         ModelFileError: transformers cannot.
     """
@@ -73,17 +75,22 @@ def _torch(weights: Weights, reason: str) -> BackendChoice:
 
 def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoice:
     """The network is loaded here: only it knows what its state takes."""
-    if config.device == "cuda":
-        raise ConfigError(
-            f'engine.device is "cuda", but transformers runs this {model.family} model on the '
-            f'processor alone; set it to "cpu"'
-        )
+    on_processor(model, config)
     with parts.wanted(f"this model ({model.reason})"):
         from .transformers.runner import TransformersRunner
     told = slower_by_transformers(model)
     logger.warning("%s", told)
     runner = TransformersRunner(model, kept_bytes=config.kept_bytes, share=config.share_prefixes)
     return BackendChoice(runner.block_bytes, lambda blocks, context: runner, told)
+
+
+def on_processor(model: TransformersModel, config: EngineConfig) -> None:
+    """Raises ConfigError: the owner wants such a model on a GPU."""
+    if config.device == "cuda":
+        raise ConfigError(
+            f'engine.device is "cuda", but transformers runs this {model.family} model on the '
+            f'processor alone; set it to "cpu"'
+        )
 
 
 def slower_by_transformers(model: TransformersModel) -> str:
@@ -106,8 +113,11 @@ def _cuda(weights: Weights, config: EngineConfig) -> BackendChoice:
     from .cuda import cache
     from .cuda.runner import CudaRunner
 
+    def placement_of(blocks: int, context: int) -> Placement:
+        return cut(weights, blocks, config, context, torch.cuda.mem_get_info()[0])
+
     def build(blocks: int, context: int) -> Backend:
-        placement = cut(weights, blocks, config, context, torch.cuda.mem_get_info()[0])
+        placement = placement_of(blocks, context)
         logger.info("%s", placement)
         if placement.host:
             logger.warning(
@@ -117,7 +127,7 @@ def _cuda(weights: Weights, config: EngineConfig) -> BackendChoice:
             )
         return CudaRunner(weights, blocks, context, cpu_layers=placement.host)
 
-    return BackendChoice(cache.block_bytes(weights.architecture), build)
+    return BackendChoice(cache.block_bytes(weights.architecture), build, check=placement_of)
 
 
 def cut(weights: Weights, blocks: int, config: EngineConfig, context: int, free: int) -> Placement:

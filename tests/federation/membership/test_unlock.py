@@ -9,6 +9,7 @@ import pytest
 
 from quietchoir import cli
 from quietchoir.core.errors import AuthenticationError, ConfigError
+from quietchoir.core.retrieval.collections import Collections
 from quietchoir.crypto.identity import keyfile
 from quietchoir.federation.membership.keys import (
     IDENTITY_FILE,
@@ -154,3 +155,20 @@ def test_without_a_keyring_nothing_is_changed(
     code, said = identity(tmp_path, capsys, "--protect", "keyring")
     assert code == 2 and "quietchoir[keyring]" in said
     assert [(tmp_path / name).read_bytes() for name in FILES] == before
+
+
+def test_a_wrong_passphrase_of_a_collection_is_asked_for_again_and_a_right_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = at_a_terminal(monkeypatch, "first", "guess", "first")
+    made = Collections(tmp_path, passphrase=Asked())
+    for name in ("house", "work"):
+        made.create(name, locked=True)
+    made.close()
+    assert len(asked) == 1  # one answer serves both
+    own = Collections(tmp_path, passphrase=Asked())
+    with pytest.raises(AuthenticationError, match="a wrong passphrase"):
+        own.store("house")
+    assert own.store("house").locked and own.store("work").locked
+    assert len(asked) == 3
+    own.close()

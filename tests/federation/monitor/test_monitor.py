@@ -257,6 +257,11 @@ def test_audit_says_that_the_log_is_whole_or_what_is_wrong(
 
 
 def test_the_end_of_a_rehearsal_does_not_name_an_adapter_that_is_none() -> None:
+    given = event_of({"event": "delivered", "adapter": "", "members": ["ann", "bo"]})
+    assert event_printer.sentence(given) == "the finished adapter is with ann, bo"
+    assert event_printer.sentence(given, rehearsal=True) == (
+        "the rehearsal is over, and ann, bo know it; it leaves no adapter"
+    )
     assert event_printer.sentence(event_of({"event": "adopted", "adapter": "kitchen-1"})) == (
         "a finished adapter came: kitchen-1"
     )
