@@ -45,6 +45,13 @@ class Prepared:
         return sum(len(example.answer) for example in self.examples)
 
     @property
+    def targets(self) -> Tensor:
+        """Those tokens themselves, each once, int64."""
+        return torch.tensor(
+            sorted({token for example in self.examples for token in example.answer})
+        )
+
+    @property
     def memory_bytes(self) -> int:
         """What the kept rows take."""
         return sum(rows.numel() * rows.element_size() for rows in (self.start, *self.own))

@@ -2,6 +2,10 @@
 
 Knows normed rows and the head's weights. Knows nothing of layers or examples.
 Always: logits exist for a few hundred rows at a time, and the head itself never gets a gradient.
+
+A training that repeats asks the whole vocabulary only now and then: after a few steps nearly all
+likelihood is on a few thousand tokens, and the others' products are work for nothing
+(`VocabularyHead`).
 """
 
 from typing import Any
@@ -18,6 +22,10 @@ CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once, while they are
 # with it the work of going back through the head and, where an example has no other, the layers.
 SURE = 2.0**-7
 DENSE = 0.8  # share of rows with a gradient above which they are not picked out
+# What may be missing of the likelihood of a loss's average row when only some tokens are asked, and
+# how many losses are taken before the whole vocabulary is asked again which ones they should be.
+OUTSIDE = 2.0**-10
+NARROW_LOSSES = 8
 TINY = 1e-38  # the smallest likelihood of a target that is told apart; its gradient stays exact
 CHUNK_TOKENS = 8192  # vocabulary rows that are decoded at once when scoring
 ROUNDING = 2.0**-8  # twice the most that a number rounded to bfloat16 is off, relative
@@ -37,9 +45,18 @@ class AnswerLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, room: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        room: Tensor,
+        likelihood: Tensor | None,
+    ) -> Tensor:
         """rows [M, D], weight [V, D], targets [M], room [C, V] -> float32 scalar, the sum over
         rows.
+
+        `likelihood`: float32 [V]; where a token is no target, what all rows gave it is added.
         """
         gradient = torch.empty_like(rows)
         total = torch.zeros((), dtype=torch.float32)
@@ -56,6 +73,8 @@ class AnswerLoss(torch.autograd.Function):
                 loss, lacking = grads_in_place(piece, wanted[:, None])
                 total += loss
                 missed.append(lacking)
+            if likelihood is not None:
+                likelihood += logit_grad.sum(dim=0, dtype=torch.float32)
             live = torch.nonzero(torch.cat(missed) >= SURE)[:, 0]
             if len(live) > DENSE * len(logit_grad):
                 torch.mm(logit_grad, weight, out=gradient[part])
@@ -66,10 +85,10 @@ class AnswerLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Scale what forward made."""
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None, None
+        return gradient * outer[0].to(gradient.dtype), None, None, None, None
 
 
 def grads_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,17 +108,64 @@ def grads_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def answer_loss(
-    rows: Tensor, weight: Tensor, targets: Tensor, room: Tensor | None = None
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    room: Tensor | None = None,
+    likelihood: Tensor | None = None,
 ) -> Tensor:
     """Summed cross-entropy, float32 scalar: rows [M, D] after the last norm, weight [V, D]
     frozen, targets [M].
 
     Args:
         room: from `logits_room`, for whoever takes many losses; what it held is overwritten.
+        likelihood: float32 [V], to which is added what all rows gave each token that is no target.
     """
     room = logits_room(weight) if room is None else room
-    loss: Tensor = AnswerLoss.apply(rows, weight, targets, room)  # type: ignore[no-untyped-call]
+    loss: Tensor = AnswerLoss.apply(rows, weight, targets, room, likelihood)  # type: ignore[no-untyped-call]
     return loss
+
+
+class VocabularyHead:
+    """Many losses over a fixed set of targets. One asks the whole vocabulary; while all but
+    `OUTSIDE` of the likelihood is on less than half of it, the next `NARROW_LOSSES` ask that part
+    and the targets alone.
+
+    What is left out gets no gradient meanwhile; a token that gains is found by the next whole loss.
+
+    Source: a softmax over a part of the vocabulary, Jean et al. 2015, section 3; the part is the
+    likely tokens, not drawn ones.
+    """
+
+    def __init__(self, weight: Tensor, targets: Tensor) -> None:
+        """weight [V, D], frozen; targets: every token that a loss can be about, int64 [any]."""
+        self.weight, self.targets = weight, torch.tensor(sorted(set(targets.tolist())))
+        self.room = logits_room(weight)
+        self.left = 0  # narrow losses to take
+        self.part, self.part_room = weight, self.room  # [P, D], [C, P]
+        self.place = torch.empty(0)  # int64 [V]: where a token of the part stands in it
+
+    def loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """As `answer_loss`, rows [M, D], targets [M]."""
+        if self.left:
+            self.left -= 1
+            return answer_loss(rows, self.part, self.place[targets], self.part_room)
+        likelihood = torch.zeros(len(self.weight))
+        loss = answer_loss(rows, self.weight, targets, self.room, likelihood)
+        self.narrow(likelihood, len(rows))
+        return loss
+
+    def narrow(self, likelihood: Tensor, rows: int) -> None:
+        """Choose the part for the next losses, if it is small enough to be worth it."""
+        likelihood[self.targets] = torch.inf
+        ascending, order = likelihood.sort()
+        tokens = order[ascending.cumsum(0) > OUTSIDE * rows].sort().values
+        if 2 * len(tokens) > len(self.weight):
+            return
+        self.left, self.part = NARROW_LOSSES, self.weight[tokens]
+        self.part_room = self.room.view(-1)[: len(self.room) * len(tokens)].view(-1, len(tokens))
+        self.place = torch.zeros(len(self.weight), dtype=torch.int64)
+        self.place[tokens] = torch.arange(len(tokens))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from .evaluate import Score, score
 from .examples import Example
 from .frozen_layers import OnProgress, Prepared
 from .lora_layers import UpperLayers
-from .loss import answer_loss, logits_room
+from .loss import VocabularyHead
 from .precision import dtype_name, resolve_dtype
 
 
@@ -143,11 +143,11 @@ class Trainer:
             [master], lr=hyperparameters.lr, weight_decay=hyperparameters.weight_decay, fused=True
         )
         batches = order(len(prepared), hyperparameters, seed)
-        room = logits_room(self.upper.head)
+        head = VocabularyHead(self.upper.head, prepared.targets)
         total, tokens = 0.0, 0
         for number, indices in enumerate(batches, start=1):
             self.upper.set(self.checked(master))
-            loss, count = self.step(prepared, indices, room)
+            loss, count = self.step(prepared, indices, head)
             if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.grad).all())):
                 raise TrainingError(
                     f"step {number} of {len(batches)}: loss {loss}, not finite; "
@@ -169,17 +169,18 @@ class Trainer:
         )
 
     def step(
-        self, prepared: Prepared, indices: Sequence[int], room: Tensor | None = None
+        self, prepared: Prepared, indices: Sequence[int], head: VocabularyHead | None = None
     ) -> tuple[float, int]:
         """Gradient of one batch into `upper.grad`; mean loss and number of answer tokens.
 
         Args:
-            room: as `answer_loss` takes it.
+            head: for whoever takes many steps; by default the whole vocabulary is asked.
         """
         x, batch = prepared.batch(indices)
         count = len(batch.targets)
         rows = self.upper.answers(x, batch)
-        loss = answer_loss(rows, self.upper.head, batch.targets, room) / count
+        head = head or VocabularyHead(self.upper.head, batch.targets)
+        loss = head.loss(rows, batch.targets) / count
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), count
 

@@ -22,6 +22,7 @@ from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.lora_layers import LoraProduct
 from quietchoir.core.training.loss import (
     ArgmaxCheck,
+    VocabularyHead,
     answer_loss,
     best_tokens,
     grads_in_place,
@@ -193,6 +194,56 @@ def test_many_losses_in_one_room_are_those_of_their_own(monkeypatch: pytest.Monk
         pair = [answer_loss(hidden, weight, targets, given) for given in (room, None)]
         assert torch.equal(*pair)
         assert torch.equal(*(torch.autograd.grad(loss, hidden)[0] for loss in pair))
+
+
+def likely_tokens(spread: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [60, 32] near a few of 400 tokens' weights, those weights and the tokens; the larger
+    `spread`, the more all others are likely too.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.functional.normalize(torch.randn(400, 32, generator=draw))
+    targets = torch.randint(20, (60,), generator=draw)
+    rivals = weight[torch.randint(20, 40, (60,), generator=draw)]
+    return (20 / spread) * (weight[targets] + rivals), weight, targets
+
+
+def test_losses_over_the_likely_tokens_alone_are_nearly_those_over_all() -> None:
+    hidden, weight, targets = likely_tokens(spread=1.0)
+    hidden.requires_grad_()
+    head = VocabularyHead(weight, targets)
+    whole = head.loss(hidden, targets)
+    assert torch.equal(whole, answer_loss(hidden, weight, targets))
+    assert len(targets.unique()) <= len(head.part) < len(weight) / 2
+    (exact,) = torch.autograd.grad(whole, hidden)
+    for _ in range(loss.NARROW_LOSSES):
+        narrow = head.loss(hidden, targets)
+        (near,) = torch.autograd.grad(narrow, hidden)
+        # what is left out is no row's loss, and of each row's gradient at most its likelihood
+        assert 0 < float((whole - narrow).detach()) < 2 * loss.OUTSIDE * len(hidden)
+        assert float((near - exact).norm(dim=1).sum()) < 3 * loss.OUTSIDE * len(hidden)
+    assert not head.left  # the next one asks all tokens again
+
+
+def test_a_token_that_gains_is_found_by_the_next_whole_loss() -> None:
+    hidden, weight, targets = likely_tokens(spread=1.0)
+    head = VocabularyHead(weight, targets)
+    head.loss(hidden, targets)
+    gaining = weight[(hidden @ weight.T).amax(dim=0).argmin()]
+    drifted = hidden + 60 * gaining
+    for _ in range(loss.NARROW_LOSSES):
+        assert not bool((head.part == gaining).all(dim=1).any())
+        blind = head.loss(drifted, targets)
+    seen = head.loss(drifted, targets)
+    assert float(seen) > 2 * float(blind)
+    assert bool((head.part == gaining).all(dim=1).any())
+    torch.testing.assert_close(head.loss(drifted, targets), seen, rtol=2**-7, atol=0.1)
+
+
+def test_where_every_token_is_likely_every_loss_asks_all() -> None:
+    hidden, weight, targets = likely_tokens(spread=20.0)
+    head = VocabularyHead(weight, targets)
+    for _ in range(3):
+        assert torch.equal(head.loss(hidden, targets), answer_loss(hidden, weight, targets))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
