@@ -29,8 +29,9 @@ from .weights import Weights, digest_of, model_at
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# One answer at a time beside the compiled kernels, as `bench families` measures it.
-TRANSFORMERS_IS = "5 to 20 times slower"
+# Processor time of one answer and of eight at a time beside the compiled kernels over 4-bit blocks,
+# as `bench families` measures it.
+TRANSFORMERS_IS = "10 to 15 times slower"
 CODE = "auto_map"  # of a config.json: names Python files of the folder
 # What a config.json may ask of the library besides a network: another implementation, perhaps from
 # a hub, or code.
@@ -65,6 +66,7 @@ HELD_AS: Mapping[str, tuple[str, ...]] = {
     "use_parallel_residual": ("use_parallel_residual", "parallel_attn"),
 }
 BOUNDLESS = 1 << 20  # tokens: the context of a network that counts no positions
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 
 
@@ -158,6 +160,8 @@ def of_folder(folder: Path, reason: str) -> TransformersModel:
     config = config_of(path, family, without_aside(values))
     decoder = config.get_text_config(decoder=True)
     vocabulary = size(path, "vocab_size", getattr(decoder, "vocab_size", None))
+    parameters = sum(map(numbers_in, tensor_files(folder)))
+    refuse_crowds(path, decoder, parameters)
     return TransformersModel(
         path=folder,
         family=family,
@@ -165,7 +169,7 @@ def of_folder(folder: Path, reason: str) -> TransformersModel:
         reason=reason,
         context_length=context_of(path, decoder),
         vocab_size=vocabulary,
-        parameters=sum(map(numbers_in, tensor_files(folder))),
+        parameters=parameters,
         tokenizer=read_tokenizer(folder, vocabulary),
         digest=digest_of(folder),
         sampling=generation_config.from_hf(folder / GENERATION, optional_json(folder / GENERATION)),
@@ -263,6 +267,21 @@ def config_of(path: Path, family: str, values: dict[str, Any]) -> "PretrainedCon
         if found is not None and not (isinstance(found, int) and 0 < found <= limit):
             raise ModelFileError(f"{path}: {key} is {found!r:.40}, expected 1 to {limit}")
     return config
+
+
+def refuse_crowds(path: Path, decoder: "PretrainedConfig", parameters: int) -> None:
+    """Raises: ModelFileError: more layers and experts than the file has numbers for. The library
+    would make an object of each before it looks at the file.
+    """
+    crowd = max(
+        (found for key in EXPERTS if isinstance(found := getattr(decoder, key, None), int)),
+        default=1,
+    ) * (getattr(decoder, "num_hidden_layers", None) or 1)
+    if crowd > parameters:
+        raise ModelFileError(
+            f"{path}: its layers and experts are {crowd:,}, its tensors hold {parameters:,} "
+            f"numbers; get the model again"
+        )
 
 
 def context_of(path: Path, decoder: "PretrainedConfig") -> int:

@@ -1,6 +1,7 @@
 """The suite `families`: does each family of models load, by whom is it computed, and rightly?
 
 Knows families by transformers' `model_type`, and sizes that make a small one of each.
+Then how many times slower transformers is than the compiled kernels, over one file.
 Always: a family is computed in float32 by whoever would serve it, a prompt in two pieces and then
 token after token, and compared with one pass of transformers' own model over the whole text; what
 differs is `wrong`, which must be 0.
@@ -11,26 +12,33 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...core.config import EngineConfig
 from ...core.engine.backends.backend import Backend
 from ...core.engine.backends.torch_cpu.runner import TorchRunner
 from ...core.engine.backends.transformers.runner import TransformersRunner
 from ...core.engine.block_pool import BLOCK_TOKENS
+from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
+from ...core.engine.sampling.params import SamplingParams
 from ...core.engine.scheduler import Batch, Span
 from ...core.engine.sequence import Sequence
-from ...core.errors import ModelFileError
-from ...core.models import transformers_model
+from ...core.errors import ModelFileError, UnsupportedModelError
+from ...core.models import transformers_model, weights
+from ...core.models.hub import catalog
 from ...core.models.transformers_model import ServedModel
 from ...core.models.weights import Weights
 from .figures import Figure, Keep, nobody
+from .stopwatch import Arm, interleaved, put
 
 SEED = 1
+MODEL = "smollm2-135m-instruct"
 STATES = ("native", "transformers", "refused", "wrong")
 TOKENS, PIECES = 40, (23, 32)  # of a text, and where its prompt is cut
 CONTEXT = 256
@@ -233,8 +241,8 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         "what": f"random models of {len(FAMILIES)} families, {TOKENS} tokens, float32, beside "
         f"transformers",
         "seed": SEED,
-        "repeats": {"each": 1},
-        "clock": "none: nothing here is a speed",
+        "repeats": {"families": 1, "slower": 1 if quick else 3},
+        "clock": "processor seconds, one thread",
         "spread": {},
         "exact": True,
         "families": dict.fromkeys(STATES, 0),
@@ -251,7 +259,49 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         report["exact"] &= found.state != "wrong"
         keep(report)
     tell("\n" + table(report["each"]))
+    tell("one file through the kernels and through transformers")
+    slower(report, tokens=4 if quick else 32, repeats=1 if quick else 3)
+    keep(report)
     return report
+
+
+def slower(report: dict[str, Any], *, tokens: int, repeats: int) -> None:
+    """The default model by the kernels and by transformers, over the same file: processor time of
+    one answer, and of eight at a time.
+    """
+    path = catalog.find(MODEL)
+    asked = UnsupportedModelError("it is run to be compared")
+    models: dict[str, ServedModel] = {
+        "native": weights.load(path),
+        "transformers": transformers_model.read(path, asked),
+    }
+    engines = {name: Engine(model, EngineConfig(threads=1)) for name, model in models.items()}
+    for batch in (1, 8):
+        arms = {
+            name: Arm(partial(answer, engine, models[name], batch, tokens))
+            for name, engine in engines.items()
+        }
+        found = interleaved(arms, repeats)
+        for name, sample in found.items():
+            put(report, f"token_ms.{name}.b{batch}", sample, 1e3 / (batch * tokens))
+        put(report, f"slower.b{batch}", found["transformers"].over(found["native"]))
+
+
+def answer(engine: Engine, model: ServedModel, batch: int, tokens: int) -> None:
+    """So many answers side by side, none of which ends early."""
+    ends = model.tokenizer.vocabulary.stop
+    params = SamplingParams(
+        max_tokens=tokens,
+        speculate=False,
+        logit_bias=tuple((end, -100.0) for end in sorted(ends)),
+        seed=SEED,
+    )
+    answers = [
+        engine.submit(GenerationRequest(prompt=(1, 100 + place, 7, 9), sampling_params=params))
+        for place in range(batch)
+    ]
+    while any(one.finish_reason is None for one in answers):
+        engine.step()
 
 
 def outcome(family: SmallFamily, folder: Path) -> FamilyOutcome:
@@ -369,6 +419,11 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         ("wrong", "families that are computed otherwise than transformers does", 0),
     ):
         yield Figure(f"families.{state}", "", meaning, at_most=most)
+    for batch in (1, 8) if "slower" in report else ():
+        what = f"{batch} answer{'s' * (batch > 1)} at a time, SmolLM2-135M"
+        yield Figure(f"token_ms.native.b{batch}", "ms", f"a token by the kernels, {what}")
+        yield Figure(f"token_ms.transformers.b{batch}", "ms", f"by transformers, {what}")
+        yield Figure(f"slower.b{batch}", "×", f"transformers over the kernels, {what}")
     for title, state in report["each"].items():
         if state in ("refused", "wrong"):
             yield Figure(f"said.{title}", "", f"{title}: {state}")

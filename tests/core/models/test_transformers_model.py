@@ -163,6 +163,13 @@ def test_sizes_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
         TransformersRunner(found)
 
 
+def test_a_crowd_of_experts_that_no_file_holds_is_not_made(tmp_path: Path) -> None:
+    made(tmp_path, "jamba")
+    edited(tmp_path, num_experts=1 << 30)
+    with pytest.raises(ModelFileError, match=r"layers and experts are [\d,]+, its tensors hold"):
+        transformers_model.load(tmp_path)
+
+
 def test_an_implementation_that_a_config_asks_for_is_passed_over(tmp_path: Path) -> None:
     made(tmp_path, "gpt2")
     edited(tmp_path, attn_implementation="somebody/kernels", _attn_implementation="paged|x/y")

@@ -1,8 +1,10 @@
 """The suite `families`: who computes each family, and that nobody computes one wrongly."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,17 @@ def written() -> dict[str, str]:
     return {title: state for state, titles in rows for title in titles.split("; ") if title != "–"}
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=[one.title for one in FAMILIES])
+def test_the_table_names_every_family_once() -> None:
+    assert sorted(written()) == sorted(one.title for one in FAMILIES)
+    assert "wrong" not in written().values()
+
+
+# `quietchoir bench families` runs them all
+CHOSEN = FAMILIES if os.environ.get("QUIETCHOIR_FUZZ") == "full" else FAMILIES[::4]
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("family", CHOSEN, ids=[one.title for one in CHOSEN])
 def test_a_family_is_computed_by_whom_the_table_says_and_as_transformers_does(
     family: SmallFamily, tmp_path: Path
 ) -> None:
@@ -63,10 +75,20 @@ def test_a_model_that_computes_something_else_is_called_wrong(
 def test_the_suite_counts_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     few = tuple(one for one in FAMILIES if one.title in ("Llama 2, 3", "GPT-2", "Baichuan"))
     monkeypatch.setattr(families, "FAMILIES", few)
+    monkeypatch.setattr(families, "slower", lambda report, **_: None)
     told: list[str] = []
     report, rows = suites.run("families", quick=False, tell=told.append)
     assert report["families"] == {"native": 1, "transformers": 1, "refused": 1, "wrong": 0}
     assert report["exact"] is True and "never run" in report["said"]["Baichuan"]
-    assert "| transformers | 1 | GPT-2 |" in told[-1]
+    assert "| transformers | 1 | GPT-2 |" in "".join(told)
     assert [row.key for row in rows][:4] == [f"families.{state}" for state in STATES]
     assert table({"A": "native"}).count("\n") == 5
+
+
+def test_both_ways_over_one_file_are_timed_in_turn(model_path: Path) -> None:
+    report: dict[str, Any] = {"spread": {}, "each": {}, "families": {}}
+    families.slower(report, tokens=2, repeats=1)
+    rows = {row.key for row in families.figures(report)}
+    for batch in ("b1", "b8"):
+        assert report["slower"][batch] > 1
+        assert {f"slower.{batch}", f"token_ms.native.{batch}"} <= rows

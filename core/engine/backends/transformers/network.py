@@ -9,7 +9,8 @@ is taken only after the sizes of config.json were found to be those of the file.
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -157,7 +158,8 @@ def quietly() -> Iterator[None]:
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # one of its bars, of GGUF files, hears no switch
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
