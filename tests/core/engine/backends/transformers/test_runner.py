@@ -205,14 +205,14 @@ def test_grammars_penalties_and_bias_hold_here_too(plain: Path) -> None:
     one = asked(engine, (1, 2, 3), constraint=digits)
     two = asked(engine, (1, 2, 3), logit_bias=((32, 100.0),), max_tokens=3)
     three = asked(
-        engine, (1, 2, 3), logit_bias=((32, 50.0), (33, 50.0)), presence_penalty=2.0, max_tokens=2
+        engine, (1, 2, 3), logit_bias=((32, 50.0), (33, 50.0)), frequency_penalty=2.0, max_tokens=8
     )
     while None in (one.finish_reason, two.finish_reason, three.finish_reason):
         engine.step()
     said = one.text()
     assert said.isdigit() and len(said) == 4
     assert two.text() == "AAA"
-    assert sorted(three.text()) == ["A", "B"]
+    assert set(three.text()) == {"A", "B"}  # whichever is likelier, each time less
 
 
 def test_a_step_that_fails_leaves_no_half_state_behind(plain: Path) -> None:
