@@ -91,6 +91,33 @@ class Architecture:
     # what attention and MLP add is multiplied by it (Granite)
     residual_scale: float = 1.0
     logit_scale: float = 1.0  # of the logits (Granite)
+    # by layer, whether its rope is stretched; () = where it turns by rope_theta (OLMo 3)
+    rope_stretched: tuple[bool, ...] = ()
+    # scores before the softmax, and logits: c * tanh(x / c); 0.0 = as they are (Gemma 2)
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    sinks: bool = False  # a score of each head takes part in its softmax, mixing nothing (gpt-oss)
+    qk_norm_last: bool = False  # `qk_norm` is behind rope (Hunyuan)
+    layer_norms: bool = False  # norms over the width are LayerNorms (Cohere)
+    norm_biases: bool = False  # and have a bias (Phi-2)
+    parallel: bool = False  # attention and feed-forward read the same rows (Cohere)
+    one_norm: bool = False  # both through the same norm
+    gated: bool = True  # the feed-forward has a gate (StarCoder2: none)
+    head_bias: bool = False  # the head has a bias (Phi-2)
+    # by layer of a mixture, whether it has one feed-forward for all rows instead, of `dense_size`;
+    # () = none has (GLM-4.5)
+    dense_layers: tuple[bool, ...] = ()
+    dense_size: int = 0
+    shared_size: int = 0  # of a feed-forward for all rows beside the experts (GLM-4.5)
+    shared_gate: bool = False  # each row opens it by a sigmoid of its own (Qwen2-MoE)
+    routing: str = "softmax"  # over all experts; or "sigmoid" of each (GLM-4.5)
+    # a bias by which experts are chosen, which is in no share (GLM-4.5)
+    routing_bias: bool = False
+    expert_scale: float = 1.0  # of the shares
+    # a row's experts come from its best groups (DeepSeek-V3); 0 = from all
+    expert_groups: int = 0
+    groups_per_token: int = 0
+    expert_biases: bool = False  # router and experts have biases (gpt-oss)
 
     def window(self, layer: int) -> int:
         """How many rows a row of this layer sees, itself included; 0 = all before it."""
@@ -120,22 +147,28 @@ class Architecture:
         # The power to its last bit, as torch's own comes; numpy's in float32 may miss it by one.
         powers = np.power(np.float64(rope), exponents.astype(np.float64)).astype(np.float32)
         plain: NDArray[np.float32] = np.float32(1) / powers
-        stretched = self.rope_factors and rope == self.rope_theta
-        if stretched:
+        if self.rope_factors and self.stretched(layer):
             plain /= np.array(self.rope_factors, np.float32)
         return plain
 
+    def stretched(self, layer: int) -> bool:
+        """Whether rope's factors and magnitude hold for this layer."""
+        own = self.rope_base(layer) == self.rope_theta
+        return self.rope_stretched[layer] if self.rope_stretched else own
+
     def magnitude(self, layer: int) -> float:
         """What this layer's cosines and sines are multiplied by."""
-        return self.rope_magnitude if self.rope_base(layer) == self.rope_theta else 1.0
+        return self.rope_magnitude if self.stretched(layer) else 1.0
 
-    def layer_norms(self) -> tuple[str, ...]:
+    def norms(self) -> tuple[str, ...]:
         """Norms of one layer over the width, under Hugging Face's names.
 
         With `post_norms`, "post_attention_layernorm" stands after attention and
         "pre_feedforward_layernorm" before the MLP; without, "post_attention_layernorm" is the one
         before the MLP. Without `pre_norms` there are those behind alone.
         """
+        if self.one_norm:
+            return ("input_layernorm",)
         if not self.pre_norms:
             return ("post_attention_layernorm", "post_feedforward_layernorm")
         usual = ("input_layernorm", "post_attention_layernorm")
@@ -148,7 +181,21 @@ class Architecture:
     @property
     def projections(self) -> tuple[str, ...]:
         """Those that each layer has once: not what the experts of a mixture have."""
-        return ATTENTION_PROJECTIONS if self.num_experts else PROJECTIONS
+        own = () if self.num_experts else self.mlp_projections
+        return (*ATTENTION_PROJECTIONS, *own)
+
+    @property
+    def mlp_projections(self) -> tuple[str, ...]:
+        """Those of one feed-forward."""
+        return MLP_PROJECTIONS if self.gated else MLP_PROJECTIONS[1:]
+
+    def has_bias(self, name: str) -> bool:
+        """Whether this projection, or this expert's, has a bias."""
+        return name in self.biases or (self.expert_biases and ".experts." in name)
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether this layer has experts."""
+        return bool(self.num_experts) and not (self.dense_layers and self.dense_layers[layer])
 
     def projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one projection of a layer, for example of "self_attn.q_proj".
@@ -156,6 +203,8 @@ class Architecture:
         Raises:
             ModelError: the projection of a mixture's feed-forward: there are many.
         """
+        if name not in self.projections and not self.num_experts:
+            raise ModelError(f"this {self.family} model has no {name}; name {self.projections}")
         if name not in self.projections:
             raise ModelError(
                 f"{self.num_experts} experts of this {self.family} model have a {name} each, and "
@@ -173,35 +222,71 @@ class Architecture:
 
     def expert_projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one expert's "mlp.gate_proj", "mlp.up_proj" or "mlp.down_proj"."""
-        into = (self.intermediate_size, self.hidden_size)
+        return self.mlp_shape(name, self.intermediate_size)
+
+    def mlp_shape(self, name: str, size: int) -> tuple[int, int]:
+        """The same of a feed-forward of this size."""
+        into = (size, self.hidden_size)
         return into[::-1] if name == "mlp.down_proj" else into
+
+    def shared(self, name: str) -> str:
+        """The name inside a layer of "mlp.gate_proj", for example, beside the experts."""
+        return f"mlp.shared_experts.{name.removeprefix('mlp.')}"
 
     def experts(self, name: str) -> tuple[str, ...]:
         """The names inside a layer of all experts' "mlp.gate_proj", for example."""
         leaf = name.removeprefix("mlp.")
         return tuple(f"mlp.experts.{expert}.{leaf}" for expert in range(self.num_experts))
 
-    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+    def layer_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """Every tensor of one layer, under Hugging Face's name inside the layer; a vector is one
         row.
         """
-        norms = {f"{name}.weight": (1, self.hidden_size) for name in self.layer_norms()}
+        kinds = ("weight", "bias") if self.norm_biases else ("weight",)
+        width = (1, self.hidden_size)
+        norms = {f"{name}.{kind}": width for name in self.norms() for kind in kinds}
         shares = {"q": self.num_heads, "k": self.num_kv_heads} if self.wide_qk_norm else {}
         heads = {
             f"self_attn.{letter}_norm.weight": (1, self.head_dim * shares.get(letter, 1))
             for letter in "qk"
             if self.qk_norm
         }
+        sinks = {"self_attn.sinks.weight": (1, self.num_heads)} if self.sinks else {}
         matrices = {f"{name}.weight": self.projection(name) for name in self.projections}
-        if self.num_experts:
-            matrices["mlp.gate.weight"] = (self.num_experts, self.hidden_size)
-        of_experts = {
+        if not self.is_mixture(layer) and self.num_experts:
+            matrices |= {
+                f"{name}.weight": self.mlp_shape(name, self.dense_size)
+                for name in self.mlp_projections
+            }
+        biases = {f"{name}.bias": (1, matrices[f"{name}.weight"][0]) for name in self.biases}
+        mixture = self.mixture_shapes() if self.is_mixture(layer) else {}
+        return norms | heads | sinks | matrices | mixture | biases
+
+    def mixture_shapes(self) -> dict[str, tuple[int, int]]:
+        """What a layer has that has experts."""
+        experts = {
             f"{name}.weight": self.expert_projection(kind)
             for kind in MLP_PROJECTIONS
             for name in self.experts(kind)
         }
-        biases = {f"{name}.bias": (1, self.projection(name)[0]) for name in self.biases}
-        return norms | heads | matrices | of_experts | biases
+        shared = {
+            f"{self.shared(kind)}.weight": self.mlp_shape(kind, self.shared_size)
+            for kind in MLP_PROJECTIONS
+            if self.shared_size
+        }
+        found = {"mlp.gate.weight": (self.num_experts, self.hidden_size)} | experts | shared
+        if self.shared_gate:
+            found["mlp.shared_expert_gate.weight"] = (1, self.hidden_size)
+        if self.routing_bias:
+            found["mlp.gate_correction.bias"] = (1, self.num_experts)
+        if self.expert_biases:
+            found["mlp.gate.bias"] = (1, self.num_experts)
+            found |= {
+                f"{name}.bias": (1, self.expert_projection(kind)[0])
+                for kind in MLP_PROJECTIONS
+                for name in self.experts(kind)
+            }
+        return found
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Every tensor, under Hugging Face's names; the head is named also where it is the
@@ -212,11 +297,14 @@ class Architecture:
             "model.norm.weight": (1, self.hidden_size),
             "lm_head.weight": (self.vocab_size, self.hidden_size),
         }
-        own = self.layer_shapes()
+        if self.norm_biases:
+            ends["model.norm.bias"] = (1, self.hidden_size)
+        if self.head_bias:
+            ends["lm_head.bias"] = (1, self.vocab_size)
         return ends | {
             f"model.layers.{layer}.{name}": shape
             for layer in range(self.num_layers)
-            for name, shape in own.items()
+            for name, shape in self.layer_shapes(layer).items()
         }
 
     def validate(self) -> None:
@@ -231,11 +319,11 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {limit}")
         numbers = (
             *(self.norm_eps, self.embedding_scale, self.rope_magnitude, *self.rope_factors),
-            *(self.residual_scale, self.logit_scale),
+            *(self.residual_scale, self.logit_scale, self.expert_scale),
         )
-        if (
-            not all(math.isfinite(number) and number > 0 for number in numbers)
-            or not 0 <= self.attention_scale < math.inf
+        if not all(math.isfinite(number) and number > 0 for number in numbers) or not all(
+            0 <= number < math.inf
+            for number in (self.attention_scale, self.attention_softcap, self.logit_softcap)
         ):
             raise ValueError(f"norm_eps {self.norm_eps} or another factor is not a positive number")
         bases = (self.rope_theta, *self.rope_bases)
@@ -259,13 +347,43 @@ class Architecture:
             self.num_experts and not 0 < self.experts_per_token <= self.num_experts
         ):
             raise ValueError(f"a row takes {self.experts_per_token} of {self.num_experts} experts")
+        self.validate_mixture()
         if not self.pre_norms and not self.post_norms:
             raise ValueError("it has no norms")
-        by_layer = (self.windows, self.rope_bases)
-        if min(self.windows, default=0) < 0 or any(
-            len(one) not in (0, self.num_layers) for one in by_layer
-        ):
+        if self.parallel and self.post_norms:
+            raise ValueError("it has norms behind what stands side by side")
+        by_layer = [
+            len(one)
+            for one in (self.windows, self.rope_bases, self.rope_stretched, self.dense_layers)
+        ]
+        if min(self.windows, default=0) < 0 or any(n not in (0, self.num_layers) for n in by_layer):
             raise ValueError(
-                f"windows or ropes of {len(self.windows)} and {len(self.rope_bases)} layers, "
+                f"windows or ropes of {by_layer[0]} and {max(by_layer[1:])} layers, "
                 f"there are {self.num_layers}"
             )
+
+    def validate_mixture(self) -> None:
+        """The same for what only mixtures have.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        sizes = (self.dense_size, self.shared_size)
+        if not all(0 <= size <= LIMITS["intermediate_size"] for size in sizes) or (
+            any(self.dense_layers) and not self.dense_size
+        ):
+            raise ValueError(f"feed-forwards beside the experts have sizes {sizes}")
+        groups, each = self.expert_groups, self.num_experts // (self.expert_groups or 1)
+        if groups and (
+            not 0 < self.groups_per_token <= groups
+            or each * groups != self.num_experts
+            or self.experts_per_token > each * self.groups_per_token
+        ):
+            raise ValueError(
+                f"a row takes {self.experts_per_token} of {self.num_experts} experts from "
+                f"{self.groups_per_token} of {groups} groups"
+            )
+        if self.routing not in ("softmax", "sigmoid"):
+            raise ValueError(f"its router's scores are {self.routing!r:.20}")
+        if self.num_experts and (self.post_norms or not self.gated):
+            raise ValueError("its experts have no gate, or a norm behind them")

@@ -5,11 +5,28 @@ Always: a row sees itself and earlier rows of its own sequence, nothing else.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """What becomes of a layer's scores besides the softmax."""
+
+    softcap: float = 0.0  # c * tanh(score / c); 0.0 = as they are
+    sinks: Tensor | None = None  # [H]: a score of each head that takes part and mixes nothing
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing does."""
+        return not self.softcap and self.sinks is None
+
+
+SOFTMAX_ALONE = ScoreRule()
 
 
 class Attention(Protocol):
@@ -19,7 +36,9 @@ class Attention(Protocol):
     architecture's, or the forward pass refuses it. One that knows of none needs no such attribute.
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
+    ) -> Tensor:
         """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]; N rows of any number of sequences."""
         ...
 
@@ -39,17 +58,12 @@ class PackedAttention:
             [torch.arange(length) + number * self.longest for number, length in enumerate(lengths)]
         )
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
+    ) -> Tensor:
         """As `Attention`."""
         mask = window_mask(self.longest, self.windows[layer] if self.windows else 0, q.device)
-        mixed = functional.scaled_dot_product_attention(
-            self.spread(q),
-            self.spread(k),
-            self.spread(v),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
+        mixed = masked_attention(self.spread(q), self.spread(k), self.spread(v), mask, rule)
         flat = mixed.transpose(1, 2).reshape(self.count * self.longest, *q.shape[1:])
         return flat if len(q) == len(flat) else flat.index_select(0, self.place.to(q.device))
 
@@ -65,6 +79,36 @@ class PackedAttention:
 def packed_attention(lengths: Sequence[int], windows: tuple[int, ...] = ()) -> PackedAttention:
     """`PackedAttention` of sequences of these lengths; their sum is N."""
     return PackedAttention(lengths, windows)
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: ScoreRule
+) -> Tensor:
+    """q [B, H, L, hd], k and v [B, KV, S, hd] -> [B, H, L, hd].
+
+    Args:
+        mask: who sees whom, bool [L, S] or [B, 1, 1, S]; None = the last L rows of S, causally.
+    """
+    if rule.plain:
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+    rows, seen, groups = q.shape[2], k.shape[2], k.shape[1]
+    if mask is None:
+        mask = torch.ones(rows, seen, dtype=torch.bool, device=q.device).tril_(seen - rows)
+    elif mask.dim() == 4:
+        mask = mask[:, :, None]
+    wide = q.reshape(len(q), groups, -1, rows, q.shape[-1])  # [B, KV, H / KV, L, hd]
+    scores = (wide @ k[:, :, None].transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if rule.softcap:
+        scores = rule.softcap * (scores / rule.softcap).tanh()
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if rule.sinks is not None:
+        sinks = rule.sinks.float().view(1, groups, -1, 1, 1)
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], dim=-1)
+    shares = scores.softmax(-1)[..., :seen].to(v.dtype)
+    mixed: Tensor = shares @ v[:, :, None]
+    return mixed.view(q.shape)
 
 
 def window_mask(length: int, window: int, device: torch.device | None = None) -> Tensor | None:

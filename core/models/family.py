@@ -7,12 +7,13 @@ Always: what a family does not say is Llama's; a window that a family does not k
 refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .architecture import Architecture
+from .architecture import ATTENTION_PROJECTIONS, Architecture
 from .files.settings import GgufSettings, HfSettings
+from .quant.tensor import QuantTensor
 
 GGUF_NAMES: Mapping[str, str] = {
     "input_layernorm": "attn_norm",
@@ -27,6 +28,12 @@ GGUF_NAMES: Mapping[str, str] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.gate_correction": "exp_probs_b",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "self_attn.sinks": "attn_sinks",
 }
 # of families that have no other norms of the width
 NORMS_BEHIND: Mapping[str, str] = {
@@ -54,7 +61,10 @@ class Family:
     # one tensor in the file, several of ours one above the other
     gguf_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hf_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # the same, of which a file may also hold each by itself
+    gguf_may_fuse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: bool = False  # GGUF files hold the rows of q and k in interleaved rope order
+    hf_interleaved: bool = False  # so do Hugging Face's
     unit_norms: bool = False  # Hugging Face's files hold norms less 1 (GGUF's hold them whole)
     # settings of a GGUF file, below the family's name, that only this family's hook reads
     gguf_reads: tuple[str, ...] = ()
@@ -70,8 +80,12 @@ class Family:
     hf_skipped: tuple[str, ...] = ()
     hf_activation_key: str = "hidden_act"
     hf_activations: Mapping[str, str] = field(default_factory=lambda: HF_ACTIVATIONS)
-    hf_attention_bias: bool = True  # whether a config's `attention_bias` is listened to
+    # the projections to which a config's `attention_bias` gives one
+    hf_attention_bias: tuple[str, ...] = ATTENTION_PROJECTIONS
+    hf_epsilon: str = "rms_norm_eps"
     hf_partial_rope: bool = False  # whether a config's `partial_rotary_factor` is listened to
+    # files may hold layers behind the last one, which guess further tokens and are left out
+    further_layers: bool = False
     mixture: bool = False  # whether its feed-forward may be a mixture of experts
     # parts of the names of a folder's tensors, theirs -> ours
     hf_renamed: Mapping[str, str] = field(default_factory=dict)
@@ -82,7 +96,21 @@ class Family:
 
     def hf_rope(self, settings: HfSettings) -> dict[str, Any]:
         """The rule by which layers of full attention turn, as config.json states it."""
-        return settings.rule("rope_parameters")
+        return {**settings.rule("rope_scaling"), **settings.rule("rope_parameters")}
+
+    def gguf_yarn(self) -> dict[str, Any]:
+        """What YaRN's rule says in this family and has no place in a GGUF file."""
+        return {}
+
+    def hf_unpacked(
+        self,
+        found: dict[str, QuantTensor],
+        architecture: Architecture,  # noqa: ARG002
+    ) -> dict[str, QuantTensor]:
+        """A folder's tensors, where it holds several in one in an order of its own; those of three
+        dimensions come as matrices one above the other.
+        """
+        return found
 
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
         """Fields of `Architecture` in which a GGUF file says more than sizes and traits.
@@ -126,10 +154,30 @@ class Family:
         return settings, {"rope_freqs.weight": factors} if factors else {}
 
 
-def gguf_window(settings: GgufSettings, context: int) -> int:
+def gguf_window(settings: GgufSettings, context: int, usual: int = 0) -> int:
     """How many rows a windowed layer sees; 0 where no text is long enough to notice."""
-    window = settings.whole("attention.sliding_window", 0)
+    window = settings.whole("attention.sliding_window", usual)
     return window if 0 < window < context else 0
+
+
+def gguf_windowed(settings: GgufSettings, layers: int, pattern: int) -> list[bool]:
+    """Which layers see only a window: all but every `pattern`-th, or as the file says, by a number
+    or layer by layer.
+
+    Raises:
+        ValueError: it says neither.
+    """
+    said = settings.all().get("attention.sliding_window_pattern", pattern)
+    if isinstance(said, int) and not isinstance(said, bool) and said > 0:
+        return every_but(layers, said)
+    if not isinstance(said, list) or len(said) < layers:
+        raise ValueError(f"its windows follow the pattern {said!r:.40}")
+    return [bool(one) for one in said[:layers]]
+
+
+def every_but(layers: int, pattern: int) -> list[bool]:
+    """All layers but every `pattern`-th."""
+    return [layer % pattern != 0 for layer in range(1, layers + 1)]
 
 
 def hf_window(settings: HfSettings, context: int) -> int:
@@ -138,6 +186,17 @@ def hf_window(settings: HfSettings, context: int) -> int:
         return 0
     window = settings.size("sliding_window")
     return window if window < context else 0
+
+
+def layer_ropes(settings: HfSettings, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Rope's rule by kind of layer, where newer configs hold one for each; else one for all."""
+    rule = settings.rule("rope_parameters")
+    if not any(isinstance(rule.get(kind), dict) for kind in kinds):
+        return dict.fromkeys(kinds, rule)
+    others = sorted(key for key, one in rule.items() if one is not None and key not in kinds)
+    if others:
+        raise ValueError(f"rope has the setting {others[0]!r:.60}")
+    return {kind: HfSettings(settings.path, rule, {}).rule(kind) for kind in kinds}
 
 
 def hf_windowed(settings: HfSettings, layers: int) -> list[bool] | None:
@@ -152,6 +211,15 @@ def hf_windowed(settings: HfSettings, layers: int) -> list[bool] | None:
     ):
         raise ValueError("it has layers that are neither full nor windowed attention")
     return types and [one == "sliding_attention" for one in types]
+
+
+def dense_first(layers: int, first: int, size: int) -> dict[str, Any]:
+    """The first layers of a mixture have one feed-forward of this size for all rows."""
+    if not isinstance(first, int) or not 0 <= first <= layers:
+        raise ValueError(f"{first!r:.20} of its {layers} layers have no experts")
+    if not first:
+        return {}
+    return {"dense_layers": tuple(layer < first for layer in range(layers)), "dense_size": size}
 
 
 def layer_windows(window: int, inside: list[bool]) -> tuple[int, ...]:

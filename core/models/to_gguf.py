@@ -53,7 +53,7 @@ def save(weights: Weights, path: Path, quant_type: str) -> None:
     """
     metadata, extra = describe(weights, quant_type)
     plans = list(plan(weights, quant_type))
-    check(weights, metadata, extra)
+    check(weights, metadata, extra, plans)
     try:
         make_folder(path.parent)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
@@ -98,6 +98,9 @@ def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
             name = f"{ours}.weight"
             kind = type_of(weights, name, quant_type)
             yield TensorPlan(f"{theirs}.weight", (name,), False, kind, False)
+        if (name := f"{ours}.bias") in weights.tensors:
+            kind = type_of(weights, name, quant_type)
+            yield TensorPlan(f"{theirs}.bias", (name,), False, kind, False)
     for layer in range(weights.architecture.num_layers):
         yield from layer_plan(weights, family, layer, quant_type)
 
@@ -107,16 +110,16 @@ def layer_plan(
 ) -> Iterator[TensorPlan]:
     """Every tensor of one layer."""
     architecture, prefix = weights.architecture, f"model.layers.{layer}."
-    grouped = from_gguf.gguf_fused(family, architecture)
+    grouped = from_gguf.gguf_fused(family, architecture, layer)
     for theirs, parts in grouped.items():
-        names = tuple(f"{prefix}{part}.weight" for part in parts)
+        names = tuple(f"{prefix}{part}" for part in parts)
         kind = type_of(weights, names[0], quant_type)
-        stacked = theirs not in family.gguf_fused
-        yield TensorPlan(f"blk.{layer}.{theirs}.weight", names, stacked, kind, False)
+        stacked = "_exps." in theirs
+        yield TensorPlan(f"blk.{layer}.{theirs}", names, stacked, kind, False)
     fused = {part for parts in grouped.values() for part in parts}
-    for ours in architecture.layer_shapes():
+    for ours in architecture.layer_shapes(layer):
         module, _, suffix = ours.rpartition(".")
-        if module not in fused:
+        if ours not in fused:
             name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
             kind = type_of(weights, prefix + ours, quant_type)
             turned = family.interleaved and module in ROPE_PROJECTIONS
@@ -134,14 +137,9 @@ def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
         (sum(part.shape[0] for part in parts), parts[0].shape[1]),
         torch.cat([p.raw for p in parts]),
     )
-    rows = whole.shape[0]
-    return (
-        whole.take(
-            from_gguf.interleave(rows, weights.architecture.head_dim, weights.architecture.turned)
-        )
-        if one.interleaved
-        else whole
-    )
+    if not one.interleaved:
+        return whole
+    return from_gguf.reordered(whole, weights.architecture, from_gguf.interleave)
 
 
 def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[str, QuantTensor]]:
@@ -164,16 +162,17 @@ def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[st
 
 def sizes(architecture: Architecture) -> dict[str, Any]:
     """Keys below the family's name that every family's file has."""
+    epsilon = from_gguf.LAYER_EPSILON if architecture.layer_norms else from_gguf.RMS_EPSILON
     return {
         "block_count": architecture.num_layers,
         "context_length": architecture.context_length,
         "embedding_length": architecture.hidden_size,
-        "feed_forward_length": architecture.intermediate_size,
+        "feed_forward_length": architecture.dense_size or architecture.intermediate_size,
         "attention.head_count": architecture.num_heads,
         "attention.head_count_kv": architecture.num_kv_heads,
         "attention.key_length": architecture.head_dim,
         "attention.value_length": architecture.head_dim,
-        "attention.layer_norm_rms_epsilon": float(architecture.norm_eps),
+        epsilon: float(architecture.norm_eps),
         "rope.dimension_count": architecture.turned,
         "rope.freq_base": float(architecture.rope_theta),
         "vocab_size": architecture.vocab_size,
@@ -229,13 +228,19 @@ def words(vocabulary: Vocabulary) -> dict[str, Any]:
 NAMED = {"unk_token": "unknown_token", "pad_token": "padding_token"}  # where GGUF's word is another
 
 
-def check(weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, QuantTensor]) -> None:
+def check(
+    weights: Weights,
+    metadata: Mapping[str, Any],
+    extra: Mapping[str, QuantTensor],
+    plans: list[TensorPlan],
+) -> None:
     """See that what will be read is what is written.
 
     Raises:
         ModelFileError: GGUF cannot hold this model, or its tokenizer, as it is.
     """
-    file = GgufFile(Path("the converted file"), metadata, extra)
+    planned = {one.name: weights.tensors[one.parts[0]] for one in plans}
+    file = GgufFile(Path("the converted file"), metadata, {**planned, **extra})
     found, expected = asdict(from_gguf.read_architecture(file)), asdict(weights.architecture)
     different = [name for name in expected if rounded(found[name]) != rounded(expected[name])]
     if different:

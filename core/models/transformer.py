@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architecture import Architecture
-from .attention import Attention, check_windows
+from .architecture import PROJECTIONS, Architecture
+from .attention import Attention, ScoreRule, check_windows
 from .quant.tensor import QuantTensor
 from .weights import Weights
 
@@ -25,7 +25,10 @@ RopeTables = tuple[CosSin | None, ...]  # by layer number; None where rows are n
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "gelu": functional.gelu,
+    "relu2": lambda x: functional.relu(x).square(),
 }
+CLAMP, STEEPNESS = 7.0, 1.702  # of gpt-oss's gate
 
 
 class Embedding(nn.Module):
@@ -56,6 +59,21 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class LayerNorm(RMSNorm):
+    """(x - mean(x)) / deviation(x) * weight, and a bias where there is one."""
+
+    def __init__(
+        self, blocks: QuantTensor, eps: float, dtype: torch.dtype, bias: QuantTensor | None
+    ) -> None:
+        super().__init__(blocks, eps, dtype)
+        shift = None if bias is None else bias.dequantize(dtype)[0]
+        self.bias = None if shift is None else nn.Parameter(shift, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerMaker:
     """Turns the file's blocks into the parts of a layer."""
@@ -63,14 +81,44 @@ class LayerMaker:
     linear: MakeLinear
     eps: float
     dtype: torch.dtype
+    layer_norms: bool = False  # as `Architecture` has it
+    norm_biases: bool = False
 
     def norm(self, blocks: QuantTensor) -> RMSNorm:
-        """A norm over the last dimension."""
+        """A norm of a head or of all of them."""
         return RMSNorm(blocks, self.eps, self.dtype)
 
-    def vector(self, blocks: QuantTensor) -> Tensor:
+    def wide_norm(self, own: Mapping[str, QuantTensor], name: str) -> RMSNorm:
+        """A norm over the width."""
+        if self.layer_norms:
+            bias = own[f"{name}.bias"] if self.norm_biases else None
+            return LayerNorm(own[name], self.eps, self.dtype, bias)
+        return self.norm(own[name])
+
+    def vector(self, blocks: QuantTensor) -> nn.Parameter:
         """One row of numbers, [columns]."""
-        return blocks.dequantize(self.dtype)[0]
+        return nn.Parameter(blocks.dequantize(self.dtype)[0], requires_grad=False)
+
+    def biases(
+        self,
+        module: nn.Module,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        prefix: str,
+    ) -> None:
+        """Put the biases of projections below `prefix` into `module`, for `projected`."""
+        for name in PROJECTIONS:
+            leaf = name.rpartition(".")[2]
+            if architecture.has_bias(prefix + leaf) and f"{prefix}{leaf}.bias" in own:
+                bias = self.vector(own[f"{prefix}{leaf}.bias"])
+                module.register_parameter(leaf.replace("_proj", "_bias"), bias)
+
+
+def projected(module: nn.Module, name: str, x: Tensor) -> Tensor:
+    """The product with the module's `{name}_proj`, and its bias where it has one."""
+    y: Tensor = getattr(module, f"{name}_proj")(x)
+    bias = module._parameters.get(f"{name}_bias")
+    return y if bias is None else y + bias
 
 
 class SelfAttention(nn.Module):
@@ -88,27 +136,26 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo"
         )
-        for name in architecture.biases:
-            bias = make.vector(own[f"{name}.bias"])
-            self.register_parameter(
-                f"{name.removeprefix('self_attn.')[0]}_bias",
-                nn.Parameter(bias, requires_grad=False),
-            )
+        make.biases(self, architecture, own, "self_attn.")
         self.wide_norm = architecture.wide_qk_norm
         self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
         self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
         # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
         # rest of it here.
         self.q_scale = architecture.attention_scale * self.head_dim**0.5 or 1.0
+        sinks = make.vector(own["self_attn.sinks"]) if architecture.sinks else None
+        self.register_parameter("sinks", sinks)
+        self.rule = ScoreRule(architecture.attention_softcap, sinks)
+        self.norm_last = architecture.qk_norm_last
 
     def queries(self, x: Tensor, rope: CosSin | None) -> Tensor:
         """[N, D] -> [N, H, hd], ready for attention."""
-        q = apply_rope(self._heads("q", x, self.q_norm), rope)
+        q = self._turned("q", x, self.q_norm, rope)
         return q if self.q_scale == 1.0 else q * self.q_scale
 
     def keys(self, x: Tensor, rope: CosSin | None) -> Tensor:
         """[N, D] -> [N, KV, hd], ready for attention."""
-        return apply_rope(self._heads("k", x, self.k_norm), rope)
+        return self._turned("k", x, self.k_norm, rope)
 
     def values(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, KV, hd]."""
@@ -116,21 +163,29 @@ class SelfAttention(nn.Module):
 
     def out(self, mixed: Tensor) -> Tensor:
         """[N, H, hd] -> [N, D]."""
-        return self._project("o", mixed.reshape(len(mixed), -1))
+        return projected(self, "o", mixed.reshape(len(mixed), -1))
 
     def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        return self.out(
-            attention(self.layer, self.queries(x, rope), self.keys(x, rope), self.values(x))
-        )
+        q, k, v = self.queries(x, rope), self.keys(x, rope), self.values(x)
+        return self.out(self.mixed(attention, q, k, v))
 
-    def _project(self, letter: str, x: Tensor) -> Tensor:
-        y: Tensor = getattr(self, f"{letter}_proj")(x)
-        bias: Tensor | None = self._parameters.get(f"{letter}_bias")
-        return y if bias is None else y + bias
+    def mixed(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries [N, H, hd] see of keys and values [N, KV, hd], [N, H, hd]."""
+        if self.rule.plain:
+            return attention(self.layer, q, k, v)
+        return attention(self.layer, q, k, v, self.rule)
+
+    def _turned(
+        self, letter: str, x: Tensor, norm: nn.Module | None, rope: CosSin | None
+    ) -> Tensor:
+        if norm is None or not self.norm_last:
+            return apply_rope(self._heads(letter, x, norm), rope)
+        heads: Tensor = norm(apply_rope(self._heads(letter, x, None), rope))
+        return heads
 
     def _heads(self, letter: str, x: Tensor, norm: nn.Module | None) -> Tensor:
-        rows = self._project(letter, x)
+        rows = projected(self, letter, x)
         if norm is not None and self.wide_norm:
             rows = norm(rows)
         heads = rows.view(len(x), -1, self.head_dim)
@@ -149,23 +204,40 @@ class FeedForward(nn.Module):
     ) -> None:
         """`prefix`: of its matrices' names inside the layer."""
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (
-            make.linear(own[f"{prefix}{name}_proj"]) for name in ("gate", "up", "down")
-        )
-        self.activation = ACTIVATIONS[architecture.activation]
+        self.gated, self.activation = architecture.gated, architecture.activation
+        for name in architecture.mlp_projections:
+            short = name.removeprefix("mlp.")
+            setattr(self, short, make.linear(own[f"{prefix}{short}"]))
+        make.biases(self, architecture, own, prefix)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        up = projected(self, "up", x)
+        if not self.gated:
+            return projected(self, "down", ACTIVATIONS[self.activation](up))
+        gate = projected(self, "gate", x)
+        if self.activation == "swiglu_oai":
+            return projected(self, "down", swiglu_oai(gate, up))
+        return projected(self, "down", ACTIVATIONS[self.activation](gate) * up)
+
+
+def swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
+    """The gate of gpt-oss: clamped, steeper than SiLU, and open to 1 more than `up`."""
+    gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+    return (up + 1) * gate * (STEEPNESS * gate).sigmoid()
 
 
 class ExpertFeedForward(nn.Module):
     """Many feed-forwards, of which each row takes the few that a router scores highest, by their
     shares.
 
-    Source: Shazeer et al. 2017; shares as Mixtral's and Qwen3's, a softmax over all experts.
+    Source: Shazeer et al. 2017; shares as Mixtral's and Qwen3's, a softmax over all experts; as
+    DeepSeek-V3's, a sigmoid of each, chosen by another number and from the best groups alone.
     """
+
+    routing_bias: Tensor | None
+    router_bias: Tensor | None
+    shared_gate: Tensor | None
 
     def __init__(
         self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
@@ -176,15 +248,51 @@ class ExpertFeedForward(nn.Module):
             FeedForward(architecture, own, make, f"mlp.experts.{expert}.")
             for expert in range(architecture.num_experts)
         )
-        self.taken, self.norm = architecture.experts_per_token, architecture.expert_norm
+        self.architecture = architecture
+        rare = {
+            "routing_bias": architecture.routing_bias and "mlp.gate_correction.bias",
+            "router_bias": architecture.expert_biases and "mlp.gate.bias",
+            "shared_gate": architecture.shared_gate and "mlp.shared_expert_gate",
+        }
+        for ours, theirs in rare.items():
+            self.register_parameter(ours, make.vector(own[theirs]) if theirs else None)
+        self.shared_experts = (
+            FeedForward(architecture, own, make, "mlp.shared_experts.")
+            if architecture.shared_size
+            else None
+        )
+
+    def routed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares and numbers of each row's experts, [N, taken] each."""
+        architecture, logits = self.architecture, self.gate(x).float()
+        if self.router_bias is not None:
+            logits = logits + self.router_bias
+        scores = logits.softmax(-1) if architecture.routing == "softmax" else logits.sigmoid()
+        choice = scores if self.routing_bias is None else scores + self.routing_bias
+        if (groups := architecture.expert_groups) > 1:
+            grouped = choice.view(len(x), groups, -1)
+            best = grouped.topk(min(2, grouped.shape[-1]), -1)[0].sum(-1)
+            kept = best.topk(architecture.groups_per_token, -1)[1]
+            there = torch.zeros_like(best, dtype=torch.bool).scatter_(1, kept, value=True)
+            choice = grouped.masked_fill(~there[..., None], -torch.inf).flatten(1)
+        chosen: Tensor = choice.topk(architecture.experts_per_token)[1]
+        shares = scores.gather(1, chosen)
+        if architecture.expert_norm:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares * architecture.expert_scale, chosen
+
+    def beside(self, x: Tensor) -> Tensor:
+        """What the feed-forward for all rows gives, [N, D] -> [N, D]."""
+        if self.shared_experts is None:
+            return torch.zeros_like(x)
+        out: Tensor = self.shared_experts(x)
+        return out if self.shared_gate is None else out * (x @ self.shared_gate).sigmoid()[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
-        shares, chosen = self.gate(x).float().softmax(-1).topk(self.taken)  # [N, taken] each
-        if self.norm:
-            shares = shares / shares.sum(-1, keepdim=True)
-        out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        shares, chosen = self.routed(x)
+        out = self.beside(x)
+        for expert in sorted(set(chosen.flatten().tolist())):
             rows, place = (chosen == expert).nonzero(as_tuple=True)
             share = shares[rows, place, None].to(x.dtype)
             out = out.index_add(0, rows, self.experts[expert](x[rows]) * share)
@@ -211,10 +319,11 @@ class DecoderLayer(nn.Module):
         }
         self.layer, self.post_norms = layer, architecture.post_norms
         self.pre_norms, self.scale = architecture.pre_norms, architecture.residual_scale
-        for name in architecture.layer_norms():
-            setattr(self, name, make.norm(own[name]))
+        self.parallel, self.one_norm = architecture.parallel, architecture.one_norm
+        for name in architecture.norms():
+            setattr(self, name, make.wide_norm(own, name))
         self.self_attn = SelfAttention(layer, architecture, own, make)
-        mlp = ExpertFeedForward if architecture.num_experts else FeedForward
+        mlp = ExpertFeedForward if architecture.is_mixture(layer) else FeedForward
         self.mlp = mlp(architecture, own, make)
 
     def attention_input(self, x: Tensor) -> Tensor:
@@ -228,6 +337,8 @@ class DecoderLayer(nn.Module):
 
     def mlp_residual(self, x: Tensor) -> Tensor:
         """What the feed-forward adds, [N, D] -> [N, D]."""
+        if self.one_norm:
+            return self._scaled(self.mlp(self.input_layernorm(x)))
         if not self.post_norms:
             return self._scaled(self.mlp(self.post_attention_layernorm(x)))
         seen = self.pre_feedforward_layernorm(x) if self.pre_norms else x
@@ -235,9 +346,16 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        x = x + self.attention_residual(
+        added = self.attention_residual(
             self.self_attn(self.attention_input(x), rope[self.layer], attention)
         )
+        return self.with_mlp(x, added)
+
+    def with_mlp(self, x: Tensor, added: Tensor) -> Tensor:
+        """Rows [N, D], what attention adds to them, and what the feed-forward adds."""
+        if self.parallel:
+            return x + added + self.mlp_residual(x)
+        x = x + added
         return x + self.mlp_residual(x)
 
     def _scaled(self, added: Tensor) -> Tensor:
@@ -255,7 +373,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict(
             {str(number): DecoderLayer(number, weights, make) for number in numbers}
         )
-        self.norm = make.norm(weights.tensors["model.norm.weight"])
+        ends = {
+            name.removesuffix(".weight"): blocks
+            for name, blocks in weights.tensors.items()
+            if name.startswith("model.norm.")
+        }
+        self.norm = make.wide_norm(ends, "model.norm")
 
 
 class Transformer(nn.Module):
@@ -264,6 +387,8 @@ class Transformer(nn.Module):
     Layers outside [first_layer, last_layer) are absent, and so is the head where the last layer is:
     a frozen prefix needs neither. The embedding is always there; it is a view on the file.
     """
+
+    head_bias: Tensor | None
 
     def __init__(
         self,
@@ -285,13 +410,17 @@ class Transformer(nn.Module):
                 f"layers [{first_layer}, {last_layer}) are not in "
                 f"[0, {self.architecture.num_layers})"
             )
-        make = LayerMaker(make_linear, self.architecture.norm_eps, dtype)
+        own = self.architecture
+        make = LayerMaker(make_linear, own.norm_eps, dtype, own.layer_norms, own.norm_biases)
         self.model = Decoder(weights, make, range(self.first_layer, self.last_layer))
         whole = self.last_layer == self.architecture.num_layers
         self.lm_head = make_linear(weights.tensors["lm_head.weight"]) if whole else None
-        # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, all others one.
+        bias = make.vector(weights.tensors["lm_head.bias"]) if own.head_bias else None
+        self.register_parameter("head_bias", bias)
+        # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, most others one.
         self.ropes = [
-            self.architecture.rope_base(layer) for layer in range(self.architecture.num_layers)
+            (self.architecture.rope_base(layer), self.architecture.stretched(layer))
+            for layer in range(self.architecture.num_layers)
         ]
         for kind, layer in self._kinds().items():
             inv_freq = torch.from_numpy(self.architecture.inv_freq(layer))
@@ -321,14 +450,16 @@ class Transformer(nn.Module):
                 f"this slice has no head"
             )
         out: Tensor = self.lm_head(self.model.norm(x))
-        scale = self.architecture.logit_scale
-        return out if scale == 1.0 else out * scale
+        out = out if self.head_bias is None else out + self.head_bias
+        scale, cap = self.architecture.logit_scale, self.architecture.logit_softcap
+        out = out if scale == 1.0 else out * scale
+        return cap * (out / cap).tanh() if cap else out
 
     def rope_tables(self, positions: Tensor, dtype: torch.dtype) -> RopeTables:
         """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of
         rope, in float32.
         """
-        made: dict[float, CosSin] = {}
+        made: dict[tuple[float, bool], CosSin] = {}
         for kind, layer in self._kinds().items():
             angles = positions.float()[:, None, None] * getattr(self, f"inv_freq_{kind}")
             cosine, sine, magnitude = angles.cos(), angles.sin(), self.architecture.magnitude(layer)
@@ -341,7 +472,7 @@ class Transformer(nn.Module):
         """Number of each kind of rope, and the first layer that has it; layers without rope are
         of no kind.
         """
-        bases = [rope for rope in dict.fromkeys(self.ropes) if rope]
+        bases = [rope for rope in dict.fromkeys(self.ropes) if rope[0]]
         return {kind: self.ropes.index(rope) for kind, rope in enumerate(bases)}
 
 

@@ -156,6 +156,5 @@ def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBa
     # attention wants all rows
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
     keys, values = block.keys(normed, cos_sin), block.values(normed)
-    mixed = batch(block.layer, everywhere, keys, values)[wanted]
-    x = x[wanted] + layer.attention_residual(block.out(mixed))
-    return x + layer.mlp_residual(x)
+    mixed = block.mixed(batch, everywhere, keys, values)[wanted]
+    return layer.with_mlp(x[wanted], layer.attention_residual(block.out(mixed)))

@@ -17,10 +17,9 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import DataError
-from ..models.attention import window_mask
+from ..models.attention import SOFTMAX_ALONE, ScoreRule, masked_attention, window_mask
 from ..models.tokenizer.tokenizer import Tokenizer
 from .examples import Example
 
@@ -114,14 +113,16 @@ class PackedBatch:
     owner: Tensor  # int64 [M]: which example each belongs to
     windows: tuple[int, ...] = ()  # the architecture's: how far rows of each layer see
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
+    ) -> Tensor:
         """Causal attention inside each example: q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd].
 
         Right padding needs no mask of its own: a causal row never sees what stands behind it.
         """
         mask = window_mask(self.longest, self.windows[layer] if self.windows else 0)
-        if mask is not None or self.longest > PLAIN_LENGTH:
-            mixed = torch_attention(self.spread(q), self.spread(k), self.spread(v), mask)
+        if mask is not None or self.longest > PLAIN_LENGTH or not rule.plain:
+            mixed = masked_attention(self.spread(q), self.spread(k), self.spread(v), mask, rule)
         else:
             mixed = plain_attention(self.spread(q), self.spread(k), self.spread(v))
         return (
@@ -136,17 +137,10 @@ class PackedBatch:
         return padded.transpose(1, 2)
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd]; without a mask in memory
-    that grows with L only.
-    """
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )
-
-
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in four operations; its scores take B x H x L x L."""
+    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd], in four operations; its
+    scores take B x H x L x L.
+    """
     count, heads, length, size = q.shape
     groups = k.shape[1]
     later = torch.full((length, length), -torch.inf, dtype=q.dtype).triu_(1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TrainingError
+from ..errors import ModelError, TrainingError
 from ..models.lora.adapter import AdapterShape
 from ..models.weights import Weights
 from . import frozen_layers
@@ -91,7 +91,13 @@ class Trainer:
         Raises:
             ConfigError: an unknown precision.
             ValueError: the shape does not fit the model.
+            ModelError: the model caps its logits or adds to them, which the loss does not follow.
         """
+        if weights.architecture.logit_softcap or weights.architecture.head_bias:
+            raise ModelError(
+                f"this {weights.architecture.family} model caps its logits or adds to them, and "
+                f"training does not follow that; train another model"
+            )
         if threads > 0:
             torch.set_num_threads(threads)
         self.weights, self.shape = weights, shape

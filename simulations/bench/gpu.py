@@ -395,9 +395,7 @@ def random_weights(scale: GpuScale) -> Weights:
     tensors["lm_head.weight"] = matrix(scale.vocab_size, scale.hidden_size)
     for layer in range(scale.num_layers):
         tensors |= {f"model.layers.{layer}.{name}.weight": blocks for name, blocks in named.items()}
-        tensors |= {
-            f"model.layers.{layer}.{name}.weight": norm for name in architecture.layer_norms()
-        }
+        tensors |= {f"model.layers.{layer}.{name}.weight": norm for name in architecture.norms()}
     return Weights(architecture, tensors, tokenizer(scale.vocab_size), digest="0" * 64)
 
 

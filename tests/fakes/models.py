@@ -4,7 +4,7 @@ that llama.cpp would read.
 
 import struct
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gguf
 import numpy as np
@@ -47,6 +47,13 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 128,
+}
+MISTRALS = {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0625,
+    "logits_scaling": 0.125,
 }
 # Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
 # than the tests' texts.
@@ -118,17 +125,161 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "granite4": (
+        "GraniteMoeHybridConfig",
+        {
+            **GRANITE,
+            "layer_types": ["full_attention"] * 8,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 8,
+        },
+    ),
+    "granite4-nope": (
+        "GraniteMoeHybridConfig",
+        {
+            **GRANITE,
+            "layer_types": ["full_attention"] * 8,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "mamba_n_heads": 8,
+        },
+    ),
+    "granitemoe": ("GraniteMoeConfig", {**GRANITE, "num_local_experts": 6}),
+    "granitemoeshared": (
+        "GraniteMoeSharedConfig",
+        {**GRANITE, "num_local_experts": 6, "shared_intermediate_size": 64},
+    ),
     "olmo2": ("Olmo2Config", {}),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "gemma2": ("Gemma2Config", {"head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 32}),
+    "gemma2-caps": (
+        "Gemma2Config",
+        {
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 20.0,
+            "sliding_window": 9,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "glm4": ("Glm4Config", {"head_dim": 32, "attention_bias": True}),
+    "glm": ("GlmConfig", {"head_dim": 32, "attention_bias": True}),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 32}),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "ministral3": (
+        "Ministral3Config",
+        {"head_dim": 32, "rope_parameters": YARN | MISTRALS | {"llama_4_scaling_beta": 0.1}},
+    ),
     "exaone4": ("Exaone4Config", {"sliding_window": 9}),
     "exaone4-small": (
         "Exaone4Config",
         {"sliding_window": None, "layer_types": ["full_attention"] * 8},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 9, "num_experts_per_tok": 3}),
+    "qwen2moe": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 7,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+        },
+    ),
+    "glm4moe": (
+        "Glm4MoeConfig",
+        {
+            "head_dim": 32,
+            "attention_bias": True,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 12,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.5,
+            "first_k_dense_replace": 2,
+            "use_qk_norm": True,
+            "num_mtp_layers": 0,
+        },
+    ),
+    "glm4moe-one-group": (
+        "Glm4MoeConfig",
+        {
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": False,
+            "num_mtp_layers": 0,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "head_dim": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "sliding_window": 9,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "truncate": False,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "cohere": ("CohereConfig", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    "cohere2": (
+        "Cohere2Config",
+        {"tie_word_embeddings": True, "logit_scale": 0.5, "sliding_window": 9},
+    ),
+    "starcoder2": (
+        "Starcoder2Config",
+        {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    ),
+    "starcoder2-windowed": ("Starcoder2Config", {"sliding_window": 9}),
+    "phi2": ("PhiConfig", {"hidden_act": "gelu_new", "num_key_value_heads": 4}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True, "partial_rotary_factor": 0.25}),
+    "stablelm-parallel": ("StableLmConfig", {"use_parallel_residual": True}),
+    "arcee": ("ArceeConfig", {"hidden_act": "relu2"}),
+    "nemotron": ("NemotronConfig", {"hidden_act": "relu2"}),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 50.0,
+                "factor": 1.0,
+            },
+        },
     ),
     "phi3-long": (
         "Phi3Config",
         {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
     ),
 }
+
+
+# whose folders hold norms less 1
+LESS_ONE = ("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig")
+# whose norms are LayerNorms
+CENTRED = ("cohere2", "command-r", "starcoder2", "phi2", "stablelm", "nemotron")
+# in whose GGUF files rows of q and k take turns that do not in a folder
+TURNED = ("llama", "smollm3", "granite", "granitemoe", "mistral3", "arcee")
 
 
 def make_model(name: str, **changes: Any) -> Any:
@@ -144,11 +295,14 @@ def make_model(name: str, **changes: Any) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("norm.weight"):
-                parameter.uniform_(-0.5, 0.5).add_(0.0 if class_name.startswith("Gemma") else 1.0)
+                parameter.uniform_(-0.5, 0.5).add_(0.0 if class_name in LESS_ONE else 1.0)
             elif parameter.dim() == 1:
                 parameter.uniform_(-0.5, 0.5)
             else:
                 parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.3, 0.3)
         model.get_input_embeddings().weight.normal_(0, 0.3)
     return model
 
@@ -175,29 +329,6 @@ class GgufWriter:
     and keys.
     """
 
-    NAMES: ClassVar[dict[str, str]] = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "self_attn.qkv_proj": "attn_qkv",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.gate_up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "mlp.gate": "ffn_gate_inp",
-    }
-    # of families with norms behind attention and MLP
-    BEHIND_NAMES: ClassVar[dict[str, str]] = {
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    }
-
     def __init__(self, model: Any, path: Path, kind: str = "F32") -> None:
         self.model, self.config, self.kind = model, model.config, kind
         self.family = {
@@ -205,8 +336,22 @@ class GgufWriter:
             "mixtral": "llama",
             "gemma3_text": "gemma3",
             "qwen3_moe": "qwen3moe",
+            "ministral3": "mistral3",
+            "olmo3": "olmo2",
+            "qwen2_moe": "qwen2moe",
+            "glm4_moe": "glm4moe",
+            "gpt_oss": "gpt-oss",
+            "granitemoehybrid": "granite",
+            "glm": "chatglm",
+            "granitemoeshared": "granitemoe",
+            "cohere": "command-r",
+            "phi": "phi2",
+            "hunyuan_v1_dense": "hunyuan-dense",
         }.get(self.config.model_type, self.config.model_type)
         self.writer = gguf.GGUFWriter(path, self.family)
+        kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == self.family)
+        # the package's own names, of a layer's tensors too
+        self.names = gguf.get_tensor_name_map(kind, self.config.num_hidden_layers)
 
     def write(self) -> None:
         """Metadata, a byte-level vocabulary and all tensors."""
@@ -235,10 +380,17 @@ class GgufWriter:
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
-        writer.add_feed_forward_length(config.intermediate_size)
+        # the dense ones of Granite 4 call theirs otherwise
+        dense = config.model_type == "granitemoehybrid"
+        ffn = config.shared_intermediate_size if dense else config.intermediate_size
+        writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
         writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        for key in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
+            if hasattr(config, key):
+                writer.add_layer_norm_eps(getattr(config, key))
+        if hasattr(config, "rms_norm_eps") and self.family not in CENTRED:
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_key_length(self.head_dim)
         writer.add_value_length(self.head_dim)
         if getattr(config, "sliding_window", None) and config.model_type in (
@@ -246,31 +398,74 @@ class GgufWriter:
             "phi3",
             "gemma3_text",
             "exaone4",
+            "gemma2",
+            "olmo3",
+            "gpt_oss",
+            "cohere2",
         ):
             writer.add_sliding_window(config.sliding_window)
+        if config.model_type == "olmo3":
+            writer.add_sliding_window_pattern(
+                [kind == "sliding_attention" for kind in config.layer_types]
+            )
+        if self.family in ("cohere2", "command-r"):
+            writer.add_logit_scale(config.logit_scale)
+            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        if self.family == "stablelm":
+            writer.add_parallel_residual(config.use_parallel_residual)
+        if self.family == "gemma2":
+            writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+            writer.add_final_logit_softcapping(config.final_logit_softcapping)
         if self.family == "gemma3":
             writer.add_float32("gemma3.attention.scale", config.query_pre_attn_scalar**-0.5)
-        if self.family == "granite":
-            writer.add_float32("granite.attention.scale", config.attention_multiplier)
+        if self.family in ("granite", "granitemoe"):
+            writer.add_float32(f"{self.family}.attention.scale", config.attention_multiplier)
+            if shared := getattr(config, "shared_intermediate_size", 0):
+                if self.family == "granitemoe":
+                    writer.add_expert_shared_feed_forward_length(shared)
+                else:
+                    writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
             writer.add_embedding_scale(config.embedding_multiplier)
             writer.add_residual_scale(config.residual_multiplier)
             writer.add_logit_scale(config.logits_scaling)
-        if experts := getattr(config, "num_local_experts", 0):
+        if experts := getattr(config, "num_local_experts", getattr(config, "num_experts", 0)):
             writer.add_expert_count(experts)
             writer.add_expert_used_count(config.num_experts_per_tok)
-            if self.family == "qwen3moe":
-                writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+            self.mixture()
+
+    def mixture(self) -> None:
+        """What mixtures say of their experts."""
+        config, writer = self.config, self.writer
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        if self.family not in ("llama", "olmoe", "granitemoe"):
+            writer.add_expert_feed_forward_length(width)
+        if self.family == "qwen2moe":
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+        if self.family == "glm4moe":
+            writer.add_expert_shared_count(config.n_shared_experts)
+            writer.add_leading_dense_block_count(config.first_k_dense_replace)
+            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+            writer.add_expert_weights_scale(config.routed_scaling_factor)
+            writer.add_expert_weights_norm(config.norm_topk_prob)
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
 
     def ropes(self) -> None:
         rope = self.config.rope_parameters
         rope = rope.get("full_attention", rope)
-        self.writer.add_rope_freq_base(rope["rope_theta"])
+        base, alpha = rope["rope_theta"], rope.get("alpha")
+        if alpha:  # which hunyuan's converter works into the base
+            base *= alpha ** (self.head_dim / (self.head_dim - 2))
+        self.writer.add_rope_freq_base(base)
         if part := rope.get("partial_rotary_factor"):
             self.writer.add_rope_dimension_count(int(self.head_dim * part))
         if rope["rope_type"] == "yarn":
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             self.writer.add_rope_scaling_factor(rope["factor"])
             self.writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            if self.family == "mistral3":
+                self.writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+                self.writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
         if rope["rope_type"] == "linear":
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             self.writer.add_rope_scaling_factor(rope["factor"])
@@ -292,29 +487,26 @@ class GgufWriter:
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
-        if self.family == "gemma3" and name.endswith("norm.weight"):
+        if self.family in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if ".experts." in name:
             self.experts(name, tensor)
             return
+        if "shared_mlp" in name:
+            self.shared(name, tensor)
+            return
+        if name.endswith("sinks"):
+            name += ".weight"
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        name = name.replace("sparse_moe.router.weight", "sparse_moe.router.layer.weight")
         module, _, suffix = name.rpartition(".")
-        if self.family in ("llama", "smollm3", "granite") and module.endswith(("q_proj", "k_proj")):
+        if self.family in TURNED and module.endswith(("q_proj", "k_proj")):
             heads = tensor.shape[0] // self.head_dim
             tensor = (
                 tensor.view(heads, 2, self.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
             )
-        ends = {
-            "model.embed_tokens": "token_embd",
-            "model.norm": "output_norm",
-            "lm_head": "output",
-        }
-        if module in ends:
-            theirs = ends[module]
-        else:
-            _, _, layer, inner = module.split(".", 3)
-            behind = self.family in ("gemma3", "olmo2", "exaone4")
-            names = {**self.NAMES, **(self.BEHIND_NAMES if behind else {})}
-            theirs = f"blk.{layer}.{names[inner]}"
+        theirs = self.names.get_name(module)
+        assert theirs, f"{self.family} has no {module}"
         values = tensor.contiguous().numpy()
         if values.ndim == 1 or self.kind == "F32":
             self.writer.add_tensor(f"{theirs}.{suffix}", values)
@@ -327,10 +519,34 @@ class GgufWriter:
     def experts(self, name: str, tensor: Tensor) -> None:
         """A matrix of all experts, [experts, rows, columns], or two of them one above the other."""
         layer, kind = name.split(".")[2], name.rpartition(".")[2]
+        if self.family == "gpt-oss":
+            self.turning_experts(layer, kind, tensor)
+            return
         kinds = ("gate", "up") if kind == "gate_up_proj" else ("down",)
         for own, values in zip(kinds, tensor.chunk(len(kinds), dim=1), strict=True):
             self.writer.add_tensor(
                 f"blk.{layer}.ffn_{own}_exps.weight", values.contiguous().numpy()
+            )
+
+    def shared(self, name: str, tensor: Tensor) -> None:
+        """Granite's feed-forward for all rows: gate and up in one, gate first."""
+        layer = name.split(".")[2]
+        end = "_shexp" if self.family == "granitemoe" else ""
+        kinds = ("gate", "up") if "input_linear" in name else ("down",)
+        for own, values in zip(kinds, tensor.chunk(len(kinds)), strict=True):
+            self.writer.add_tensor(
+                f"blk.{layer}.ffn_{own}{end}.weight", values.contiguous().numpy()
+            )
+
+    def turning_experts(self, layer: str, kind: str, tensor: Tensor) -> None:
+        """gpt-oss's: transposed, the rows of gate and up taking turns, and with biases."""
+        kinds = ("gate", "up") if kind.startswith("gate_up_proj") else ("down",)
+        suffix = "bias" if kind.endswith("_bias") else "weight"
+        upright = tensor if suffix == "bias" else tensor.transpose(1, 2)
+        for place, own in enumerate(kinds):
+            self.writer.add_tensor(
+                f"blk.{layer}.ffn_{own}_exps.{suffix}",
+                upright[:, place :: len(kinds)].contiguous().numpy(),
             )
 
 

@@ -15,7 +15,7 @@ from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Batch, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
-from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.attention import SOFTMAX_ALONE, ScoreRule, packed_attention
 from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.blocks import block_size, with_scales
@@ -156,9 +156,11 @@ class RoundedAttention:
     def __init__(self, rows: int, windows: tuple[int, ...]) -> None:
         self.windows, self.plain = windows, packed_attention([rows], windows)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
+    ) -> Tensor:
         """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]."""
-        return self.plain(layer, q, k.bfloat16().float(), v.bfloat16().float())
+        return self.plain(layer, q, k.bfloat16().float(), v.bfloat16().float(), rule)
 
 
 class Oracle:

@@ -11,6 +11,7 @@ written in the file.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError, UnsupportedModelError
-from ..architecture import MLP_PROJECTIONS, ROPE_PROJECTIONS, Architecture
+from ..architecture import MLP_PROJECTIONS, PROJECTIONS, ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
 from ..family import GGUF_ENDS, GGUF_NAMES, Family
 from ..files.gguf import GgufFile
@@ -34,13 +35,16 @@ READ = (
     *("expert_count", "expert_used_count", "expert_feed_forward_length"),
     *("attention.head_count", "attention.head_count_kv"),
     *("attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.scale"),
+    *("attention.sliding_window", "attention.scale"),
     *("attn_logit_softcapping", "final_logit_softcapping"),
+    "rope.scaling.yarn_log_multiplier",
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
     *("rope.scaling.attn_factor", "rope.scaling.finetuned"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
+RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+LAYER_EPSILON = "attention.layer_norm_epsilon"
 HARMLESS = ("vocab_size", "tensor_data_layout", "pooling_type")
 NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what is so anyway
     "attention.causal": (True,),
@@ -114,9 +118,10 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
     theta, context = settings.real("rope.freq_base", 10000.0), settings.size("context_length")
     turned = settings.size("rope.dimension_count", head_dim)
-    stretched = read_rope_scaling(settings, turned, theta, context)
+    stretched = read_rope_scaling(settings, family, turned, theta, context)
     experts = settings.whole("expert_count", 0)
     ffn = settings.whole("expert_feed_forward_length", 0) if experts else 0
+    biases = {"biases": biased(settings, family)}
     return Architecture(
         family=family.name,
         num_layers=settings.size("block_count"),
@@ -127,19 +132,33 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
         head_dim=head_dim,
         vocab_size=len(settings.file.value("tokenizer.ggml.tokens", list)),
         rope_theta=theta,
-        norm_eps=settings.real("attention.layer_norm_rms_epsilon"),
+        norm_eps=settings.real(LAYER_EPSILON if family.traits.get("layer_norms") else RMS_EPSILON),
         context_length=min(context, stretched.context or context),
         rope_factors=stretched.rope_factors,
         rope_magnitude=stretched.rope_magnitude,
         rope_dim=turned if turned != head_dim else 0,
         num_experts=experts,
         experts_per_token=settings.size("expert_used_count") if experts else 0,
-        **family.traits,
+        **(dict(family.traits) | biases),
+    )
+
+
+def biased(settings: GgufSettings, family: Family) -> tuple[str, ...]:
+    """Projections with a bias: those that this family always has, and those that this file has."""
+    always = family.traits.get("biases", ())
+    tensors = settings.file.tensors
+    fused = {part: name for name, parts in family.gguf_may_fuse.items() for part in parts}
+    return tuple(
+        name
+        for name in PROJECTIONS
+        if name in always
+        or f"blk.0.{family.in_gguf(name)}.bias" in tensors
+        or f"blk.0.{fused.get(name)}.bias" in tensors
     )
 
 
 def read_rope_scaling(
-    settings: GgufSettings, turned: int, theta: float, context: int
+    settings: GgufSettings, family: Family, turned: int, theta: float, context: int
 ) -> RopeScaling:
     """Rope's scaling: a rule in the metadata, or factors that stand among the tensors.
 
@@ -172,6 +191,9 @@ def read_rope_scaling(
             "beta_fast": settings.real("rope.scaling.yarn_beta_fast", BETA_FAST),
             "beta_slow": settings.real("rope.scaling.yarn_beta_slow", BETA_SLOW),
         }
+        rule |= family.gguf_yarn()
+        if weight := settings.real("rope.scaling.yarn_log_multiplier", 0.0):
+            rule |= {"mscale": 1.0, "mscale_all_dim": weight}
     scaling = rope_scaling(rule, turned, theta, context)
     return replace(scaling, rope_magnitude=scaling.rope_magnitude * magnitude)
 
@@ -192,7 +214,8 @@ def refuse_unread(settings: GgufSettings, family: Family) -> None:
     for key, value in settings.all().items():
         own = family.gguf_neutral.get(key)
         neutral = not isinstance(value, list) and value in NEUTRAL.get(key, ())
-        read = key in (*READ, *HARMLESS, *family.gguf_reads)
+        epsilon = LAYER_EPSILON if family.traits.get("layer_norms") else RMS_EPSILON
+        read = key in (epsilon, *READ, *HARMLESS, *family.gguf_reads)
         if not (read or neutral or (own is not None and own(value))):
             named = f"{family.name}.{key}"
             raise ValueError(f"it has the setting {named:.80} = {value!r:.40}")
@@ -208,7 +231,8 @@ def refuse_unsupported(settings: GgufSettings, architecture: Architecture) -> No
         raise ValueError("it is a mixture of experts")
     if settings.whole("attention.value_length", size) != size:
         raise ValueError("keys and values differ in size")
-    if any(settings.real(f"{of}_logit_softcapping", 0.0) for of in ("attn", "final")):
+    caps = {"attn": architecture.attention_softcap, "final": architecture.logit_softcap}
+    if any(settings.real(f"{of}_logit_softcapping", cap) != cap for of, cap in caps.items()):
         raise ValueError("its logits are capped")
 
 
@@ -223,34 +247,52 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantT
     tensors = TensorMap(file.path, file.tensors, family.name)
     for read_already in ROPE_TENSORS:
         tensors.drop(read_already)
-    shapes, own = architecture.shapes(), architecture.layer_shapes()
-    fused = gguf_fused(family, architecture)
+    if family.further_layers:
+        tensors.drop_layers("blk.", architecture.num_layers)
+    shapes = architecture.shapes()
     named = {
-        f"{ours}.weight": tensors.take(f"{theirs}.weight", shapes[f"{ours}.weight"])
+        f"{ours}.{kind}": tensors.take(f"{theirs}.{kind}", shapes[f"{ours}.{kind}"])
         for ours, theirs in ends(tensors).items()
+        for kind in ("weight", "bias")
+        if f"{ours}.{kind}" in shapes
     }
     named.setdefault("lm_head.weight", named["model.embed_tokens.weight"])
     for layer in range(architecture.num_layers):
+        own = architecture.layer_shapes(layer)
+        fused = gguf_fused(family, architecture, layer) | may_be_fused(family, tensors, own, layer)
         for theirs, parts in fused.items():
-            expected = [own[f"{part}.weight"] for part in parts]
+            expected = [own[part] for part in parts]
             for part, blocks in zip(
-                parts, tensors.split(f"blk.{layer}.{theirs}.weight", expected), strict=True
+                parts, tensors.split(f"blk.{layer}.{theirs}", expected), strict=True
             ):
-                named[f"model.layers.{layer}.{part}.weight"] = blocks
+                named[f"model.layers.{layer}.{part}"] = blocks
         for ours, expected_shape in own.items():
             if f"model.layers.{layer}.{ours}" not in named:
                 module, _, kind = ours.rpartition(".")
                 blocks = tensors.take(
                     f"blk.{layer}.{family.in_gguf(module)}.{kind}", expected_shape
                 )
-                if family.interleaved and module in ROPE_PROJECTIONS:
-                    order = half_split(
-                        expected_shape[0], architecture.head_dim, architecture.turned
-                    )
-                    blocks = blocks.take(order)
                 named[f"model.layers.{layer}.{ours}"] = blocks
     tensors.finish()
-    return named
+    turned = tuple(f"{name}.{kind}" for name in ROPE_PROJECTIONS for kind in ("weight", "bias"))
+    return {
+        name: half_split(blocks, architecture)
+        if family.interleaved and name.endswith(turned)
+        else blocks
+        for name, blocks in named.items()
+    }
+
+
+def may_be_fused(
+    family: Family, tensors: TensorMap, own: Mapping[str, tuple[int, int]], layer: int
+) -> dict[str, tuple[str, ...]]:
+    """As `gguf_fused`, of what only some files of a family hold so."""
+    return {
+        f"{theirs}.{kind}": tuple(f"{part}.{kind}" for part in parts)
+        for theirs, parts in family.gguf_may_fuse.items()
+        for kind in ("weight", "bias")
+        if f"{parts[0]}.{kind}" in own and f"blk.{layer}.{theirs}.{kind}" in tensors.left
+    }
 
 
 def ends(tensors: TensorMap) -> dict[str, str]:
@@ -262,15 +304,44 @@ def ends(tensors: TensorMap) -> dict[str, str]:
     }
 
 
-def gguf_fused(family: Family, architecture: Architecture) -> dict[str, tuple[str, ...]]:
+def gguf_fused(
+    family: Family, architecture: Architecture, layer: int
+) -> dict[str, tuple[str, ...]]:
     """The file's tensors of a layer that hold several of ours one above the other."""
-    of_experts = {
-        f"{GGUF_NAMES[name]}_exps": architecture.experts(name) for name in MLP_PROJECTIONS
+    own = architecture.layer_shapes(layer)
+    stacked = {
+        f"{GGUF_NAMES[name]}_exps": architecture.experts(name)
+        for name in MLP_PROJECTIONS
+        if architecture.is_mixture(layer)
     }
-    return {**family.gguf_fused, **(of_experts if architecture.num_experts else {})}
+    return {
+        f"{theirs}.{kind}": tuple(f"{part}.{kind}" for part in parts)
+        for theirs, parts in {**family.gguf_fused, **stacked}.items()
+        for kind in ("weight", "bias")
+        if f"{parts[0]}.{kind}" in own
+    }
 
 
-def half_split(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
+def half_split(blocks: QuantTensor, architecture: Architecture) -> QuantTensor:
+    """Rows of q or k, or their bias, from interleaved rope order into half-split."""
+    return reordered(blocks, architecture, half_split_order)
+
+
+def reordered(
+    blocks: QuantTensor,
+    architecture: Architecture,
+    order: Callable[[int, int, int], NDArray[np.int64]],
+) -> QuantTensor:
+    """Rows of a matrix, or the numbers of a vector, in the order that `order` gives."""
+    rows, columns = blocks.shape
+    place = order(rows if rows > 1 else columns, architecture.head_dim, architecture.turned)
+    if rows > 1:
+        return blocks.take(place)
+    numbers = blocks.vector()[place]
+    return QuantTensor("F32", blocks.shape, numbers.view(np.uint8)[None])
+
+
+def half_split_order(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
     """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves,
     [rows].
 
@@ -284,5 +355,5 @@ def half_split(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
 
 
 def interleave(rows: int, head_dim: int, turned: int = 0) -> NDArray[np.int64]:
-    """The inverse of `half_split`."""
-    return half_split(rows, head_dim, turned).argsort()
+    """The inverse of `half_split_order`."""
+    return half_split_order(rows, head_dim, turned).argsort()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedModelError
-from ..architecture import ATTENTION_PROJECTIONS, Architecture
+from ..architecture import ROPE_PROJECTIONS, Architecture
 from ..families import MODEL_TYPES
 from ..family import Family
 from ..files import hf_folder
@@ -19,9 +19,12 @@ from ..files.settings import HfSettings
 from ..files.tensor_map import TensorMap
 from ..quant.tensor import QuantTensor, plain
 from ..rope import rope_scaling
+from .from_gguf import half_split
 
-EXPERTS = ("num_local_experts", "num_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
+# whose rows rope turns
+TURNED = tuple(f"{name}.{kind}" for name in ROPE_PROJECTIONS for kind in ("weight", "bias"))
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -38,7 +41,7 @@ def read_architecture(folder: Path) -> Architecture:
         plain.validate()
         whole = replace(plain, **family.from_hf(settings, plain))
         whole.validate()
-        refuse_unsupported(settings, family)
+        refuse_unsupported(settings, family, whole)
     except (ValueError, TypeError, OverflowError) as error:
         raise UnsupportedModelError(
             f"{settings.path}: {error}, which is not supported; choose another model"
@@ -64,7 +67,8 @@ def read_settings(folder: Path) -> tuple[HfSettings, Family]:
     model_type = str(kind)
     if inner := family.hf_nested.get(model_type):
         model_type = next(iter(family.hf_defaults))
-        outer, values = values, HfSettings(path, values, {}).rule(inner)
+        # older ones do not nest
+        outer, values = values, HfSettings(path, values, {}).rule(inner) or values
         values = {"tie_word_embeddings": outer.get("tie_word_embeddings"), **values}
     return HfSettings(path, values, family.hf_defaults[model_type], model_type), family
 
@@ -73,9 +77,7 @@ def sizes(settings: HfSettings, family: Family) -> Architecture:
     """What every family's config says in the same words."""
     heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
     head_dim = settings.size("head_dim", max(width // heads, 1))
-    biases = (
-        ATTENTION_PROJECTIONS if family.hf_attention_bias and settings.get("attention_bias") else ()
-    )
+    biases = family.hf_attention_bias if settings.get("attention_bias") else ()
     traits: dict[str, Any] = {"biases": biases, **family.traits}
     return Architecture(
         family=family.name,
@@ -86,7 +88,7 @@ def sizes(settings: HfSettings, family: Family) -> Architecture:
         num_kv_heads=settings.size("num_key_value_heads", heads),
         head_dim=head_dim,
         vocab_size=settings.size("vocab_size"),
-        norm_eps=settings.real("rms_norm_eps"),
+        norm_eps=settings.real(family.hf_epsilon),
         **traits,
         **rope(settings, family, head_dim),
         **experts(settings, family),
@@ -110,7 +112,7 @@ def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
     Raises:
         ValueError: a rule that is not computed.
     """
-    rule = {**settings.rule("rope_scaling"), **family.hf_rope(settings)}
+    rule = family.hf_rope(settings)
     context = settings.size("max_position_embeddings")
     theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
     part = float(rule.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0)
@@ -129,15 +131,17 @@ def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
     }
 
 
-def refuse_unsupported(settings: HfSettings, family: Family) -> None:
+def refuse_unsupported(settings: HfSettings, family: Family, whole: Architecture) -> None:
     """Raises: ValueError: what a config may also ask for, and this code does not compute."""
     activation = settings.get(family.hf_activation_key) or "silu"
     if family.hf_activations.get(str(activation)) != family.traits.get("activation", "silu"):
         raise ValueError(f"its activation is {activation!r:.30}")
     for key, said in {
         "mlp_bias": "its MLP has biases",
-        "final_logit_softcapping": "its logits are capped",
-        "attn_logit_softcapping": "its attention is capped",
+        **({} if whole.logit_softcap else {"final_logit_softcapping": "its logits are capped"}),
+        **(
+            {} if whole.attention_softcap else {"attn_logit_softcapping": "its attention is capped"}
+        ),
         "use_bidirectional_attention": "its rows see later rows",
         "quantization_config": "it is quantised in a way of its own",
         **dict.fromkeys(() if family.mixture else EXPERTS, "it is a mixture of experts"),
@@ -155,12 +159,16 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
     """
     settings, family = read_settings(folder)
     found = hf_folder.read_tensors(folder, (*family.hf_skipped, *TABLES))
-    tensors = TensorMap(
-        folder, {unwrapped(name, family): blocks for name, blocks in found.items()}, family.name
-    )
+    ours = {unwrapped(name, family): blocks for name, blocks in found.items()}
+    tensors = TensorMap(folder, family.hf_unpacked(ours, architecture), family.name)
+    if family.further_layers:
+        tensors.drop_layers("model.layers.", architecture.num_layers)
     named: dict[str, QuantTensor] = {}
     for layer in range(architecture.num_layers):
         for theirs, parts in family.hf_fused.items():
+            apart = f"model.layers.{layer}.{parts[0]}.weight" in tensors.left
+            if apart:  # some of this family hold them fused, some do not
+                continue
             expected = [architecture.projection(part) for part in parts]
             split = tensors.split(f"model.layers.{layer}.{theirs}.weight", expected)
             named |= {
@@ -175,6 +183,8 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
             named[name] = named["model.embed_tokens.weight"]
         elif name not in named:
             named[name] = tensors.take(name, shape)
+        if family.hf_interleaved and name.endswith(TURNED):
+            named[name] = half_split(named[name], architecture)
         if family.unit_norms and name.endswith("norm.weight"):
             named[name] = plain(named[name].dequantize() + 1.0)
     tensors.finish()

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from ..architecture import Architecture
-from ..family import Family, gguf_window, hf_window, hf_windowed, layer_windows
+from ..family import Family, gguf_window, hf_window, hf_windowed, layer_ropes, layer_windows
 from ..files.settings import GgufSettings, HfSettings
 from ..rope import RopeScaling, rope_scaling
 
@@ -39,13 +39,7 @@ class Gemma3(Family):
 
     def hf_rope(self, settings: HfSettings) -> dict[str, Any]:
         """As `Family.hf_rope`; newer configs hold a rule for each kind of layer."""
-        rule = settings.rule("rope_parameters")
-        if not any(isinstance(rule.get(kind), dict) for kind in KINDS):
-            return rule
-        others = sorted(key for key, one in rule.items() if one is not None and key not in KINDS)
-        if others:
-            raise ValueError(f"rope has the setting {others[0]!r:.60}")
-        return HfSettings(settings.path, rule, {}).rule(KINDS[0])
+        return {**settings.rule("rope_scaling"), **layer_ropes(settings, KINDS)[KINDS[0]]}
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""

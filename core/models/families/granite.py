@@ -1,14 +1,15 @@
-"""Granite 3, dense: Llama with a factor on the embedding, on attention, on what layers add, and a
-divisor of logits.
+"""Granite 3 and 4, dense: Llama with a factor on the embedding, on attention, on what layers add,
+and a divisor of logits; some without rope.
 
-Not covered: Granite's mixtures of experts, Granite 4 (state spaces).
+Not covered: Granite 4's hybrids (state spaces).
 
-Source: transformers' `models/granite`, llama.cpp's `granite` graph and its converter.
+Source: transformers' `models/granite` and `models/granitemoehybrid`, llama.cpp's `granite` graph
+and its converter.
 """
 
 from typing import Any
 
-from ..architecture import Architecture
+from ..architecture import GATE_UP, Architecture
 from ..family import Family
 from ..files.settings import GgufSettings, HfSettings
 
@@ -19,8 +20,10 @@ class Granite(Family):
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_gguf`; 0 says nothing, as llama.cpp takes it."""
         divisor = settings.real("logit_scale", 0.0) or 1.0
+        turned = settings.flag("rope.scaling.finetuned", default=True)  # its switch of rope
         return {
             **super().from_gguf(settings, plain),
+            **({} if turned else without_rope(plain)),
             "embedding_scale": settings.real("embedding_scale", 0.0) or 1.0,
             "residual_scale": settings.real("residual_scale", 0.0) or 1.0,
             "attention_scale": settings.real("attention.scale", 0.0),
@@ -29,8 +32,10 @@ class Granite(Family):
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
+        hybrid = settings.model_type == "granitemoehybrid"
         return {
             **super().from_hf(settings, plain),
+            **(all_attention(settings, plain) if hybrid else {}),
             "embedding_scale": settings.real("embedding_multiplier"),
             "residual_scale": settings.real("residual_multiplier"),
             "attention_scale": settings.real("attention_multiplier"),
@@ -42,6 +47,8 @@ class Granite(Family):
     ) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
         """As `Family.to_gguf`."""
         settings, rows = super().to_gguf(architecture)
+        if architecture.rope_bases:
+            settings["rope.scaling.finetuned"] = False
         return settings | {
             "embedding_scale": architecture.embedding_scale,
             "residual_scale": architecture.residual_scale,
@@ -50,17 +57,46 @@ class Granite(Family):
         }, rows
 
 
+def without_rope(plain: Architecture) -> dict[str, Any]:
+    """No layer's rows are turned."""
+    return {"rope_bases": (0.0,) * plain.num_layers}
+
+
+def all_attention(settings: HfSettings, plain: Architecture) -> dict[str, Any]:
+    """What the dense ones of Granite 4 have in their own words."""
+    types = settings.entries("layer_types", plain.num_layers)
+    if types is None or not all(one in ("attention", "full_attention") for one in types):
+        raise ValueError("some of its layers are state spaces")
+    if settings.get("num_local_experts"):
+        raise ValueError("it is a mixture of experts")
+    turned = settings.get("position_embedding_type") == "rope"
+    width = settings.size("shared_intermediate_size")
+    return {"intermediate_size": width, **({} if turned else without_rope(plain))}
+
+
+DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), 1.0),
+    **dict.fromkeys(("attention_multiplier", "logits_scaling"), 1.0),
+}
 FAMILY = Granite(
     name="granite",
     hf_defaults={
-        "granite": {
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "max_position_embeddings": 2048,
-            **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), 1.0),
-            **dict.fromkeys(("attention_multiplier", "logits_scaling"), 1.0),
-        }
+        "granite": DEFAULTS,
+        "granitemoehybrid": {
+            **DEFAULTS,
+            "intermediate_size": 11008,
+            "shared_intermediate_size": 1024,
+            "num_local_experts": 8,
+        },
     },
     interleaved=True,
+    hf_fused={"mlp.input_linear": GATE_UP},
+    hf_renamed={
+        ".shared_mlp.input_linear.": ".mlp.input_linear.",
+        ".shared_mlp.output_linear.": ".mlp.down_proj.",
+    },
     gguf_reads=("embedding_scale", "residual_scale", "logit_scale"),
 )

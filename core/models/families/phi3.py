@@ -56,6 +56,6 @@ FAMILY = Phi3(
     gguf_fused={"attn_qkv": QKV, "ffn_up": GATE_UP},
     hf_fused={"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP},
     gguf_keeps_space=("<unk>", "<s>", "<|endoftext|>"),
-    hf_attention_bias=False,
+    hf_attention_bias=(),
     hf_partial_rope=True,
 )

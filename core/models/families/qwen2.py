@@ -37,5 +37,5 @@ FAMILY = Qwen2(
         }
     },
     traits={"biases": QKV},
-    hf_attention_bias=False,
+    hf_attention_bias=(),
 )

@@ -182,7 +182,7 @@ def as_blocks(path: Path, name: str, tensor: object) -> QuantTensor:
     if (
         not isinstance(tensor, Tensor)
         or tensor.dtype not in DTYPES
-        or tensor.dim() not in (1, 2)
+        or tensor.dim() not in (1, 2, 3)
         or not tensor.numel()
     ):
         said = (
@@ -191,7 +191,7 @@ def as_blocks(path: Path, name: str, tensor: object) -> QuantTensor:
             else type(tensor).__name__
         )
         raise ModelFileError(
-            f"{path}: {name:.120} is {said}, expected a vector or matrix of float32, float16 or "
+            f"{path}: {name:.120} is {said}, expected vectors or matrices of float32, float16 or "
             f"bfloat16; "
             "choose a checkpoint that is not quantised, or a GGUF file"
         )

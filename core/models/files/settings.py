@@ -43,6 +43,10 @@ class GgufSettings:
         """A word."""
         return self.file.value(f"{self.family}.{key}", str, default)
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """Yes or no."""
+        return self.file.value(f"{self.family}.{key}", bool, default)
+
     def all(self) -> dict[str, Any]:
         """Everything that the file says below the family's name."""
         prefix = f"{self.family}."

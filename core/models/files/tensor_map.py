@@ -22,6 +22,13 @@ class TensorMap:
         """Take a tensor, if it is there, that is not part of the network or was read already."""
         self.left.pop(name, None)
 
+    def drop_layers(self, prefix: str, first: int) -> None:
+        """Leave out the layers from this number on, whose tensors begin with `prefix`."""
+        for name in list(self.left):
+            number = name.removeprefix(prefix).split(".")[0]
+            if name.startswith(prefix) and number.isdecimal() and int(number) >= first:
+                self.drop(name)
+
     def take(self, name: str, expected: tuple[int, int]) -> QuantTensor:
         """One tensor.
 

@@ -9,7 +9,7 @@ import torch
 
 from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models import weights
-from quietchoir.core.models.checkpoint.from_gguf import half_split
+from quietchoir.core.models.checkpoint.from_gguf import half_split_order
 from quietchoir.core.models.files import gguf
 from quietchoir.core.models.weights import Weights
 
@@ -48,7 +48,7 @@ def test_rows_of_q_and_k_move_whole_and_all_other_blocks_stay_on_the_mapped_file
         loaded.tensors["model.layers.0.self_attn.q_proj.weight"],
     )
     first_head = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]
-    assert half_split(2 * HEAD_SIZE, HEAD_SIZE).tolist() == first_head + [
+    assert half_split_order(2 * HEAD_SIZE, HEAD_SIZE).tolist() == first_head + [
         row + HEAD_SIZE for row in first_head
     ]
     assert torch.equal(ours.raw[:HEAD_SIZE], theirs.raw[first_head])

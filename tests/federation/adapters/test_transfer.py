@@ -16,7 +16,7 @@ import torch
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
 from quietchoir.core.models import weights
-from quietchoir.core.models.checkpoint.from_gguf import half_split
+from quietchoir.core.models.checkpoint.from_gguf import half_split_order
 from quietchoir.core.models.lora.adapter import CONFIG_FILE, Adapter, assemble
 from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights
@@ -173,7 +173,7 @@ def test_a_gguf_adapter_has_llama_cpps_names_and_the_rows_of_the_models_own_file
         # as the loader brings the model's own rows into our order
         if projection in ("q_proj", "k_proj"):
             assert not torch.equal(product, change)
-            product = product[half_split(product.shape[0], tiny.architecture.head_dim)]
+            product = product[half_split_order(product.shape[0], tiny.architecture.head_dim)]
         torch.testing.assert_close(product, change)
     with pytest.raises(ConfigError, match="is kept"):
         transfer.export_gguf(registry, registry.list()[0], target, tiny)

@@ -48,13 +48,17 @@ class PromptChunk:
 
 
 # traits that are computed as Llama has them alone
-ONLY: Mapping[str, float] = {
+ONLY: Mapping[str, object] = {
     "rope_dim": 0,
     "num_experts": 0,
     "pre_norms": True,
     "wide_qk_norm": False,
     "residual_scale": 1.0,
     "logit_scale": 1.0,
+    **dict.fromkeys(("attention_softcap", "logit_softcap"), 0.0),
+    **dict.fromkeys(("rope_stretched", "dense_layers"), ()),
+    **dict.fromkeys(("sinks", "qk_norm_last", "layer_norms", "parallel", "head_bias"), False),
+    "gated": True,
 }
 
 
@@ -139,10 +143,7 @@ class DeviceLayer:
 
         self.cached = cached
         self.queries, self.out, self.gates, self.down = map(linear, STACKS)
-        own = {
-            name: place.norm(weights, f"{prefix}{name}.weight")
-            for name in architecture.layer_norms()
-        }
+        own = {name: place.norm(weights, f"{prefix}{name}.weight") for name in architecture.norms()}
         post_norm = architecture.post_norms
         self.input_norm = own["input_layernorm"]
         self.mlp_norm = own[

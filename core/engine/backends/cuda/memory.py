@@ -68,7 +68,7 @@ def layer_bytes(weights: Weights, layer: int) -> int:
         for names in STACKS
     )
     norms = (
-        len(architecture.layer_norms()) * architecture.hidden_size
+        len(architecture.norms()) * architecture.hidden_size
         + 2 * architecture.head_dim * architecture.qk_norm
     )
     biases = (

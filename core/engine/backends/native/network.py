@@ -27,7 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import EngineError
-from ....models.architecture import MLP_PROJECTIONS, PROJECTIONS, Architecture
+from ....models.architecture import (
+    ATTENTION_PROJECTIONS,
+    MLP_PROJECTIONS,
+    PROJECTIONS,
+    Architecture,
+)
 from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...adapters import LoadedAdapter
@@ -35,12 +40,21 @@ from ...block_pool import BLOCK_TOKENS
 from . import library
 from .library import KINDS
 
-ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of `Activation`, run.h
+ACTIVATIONS = (
+    "silu",
+    "gelu_tanh",
+    "gelu",
+    "relu2",
+    "swiglu_oai",
+)  # in the order of `Activation`, run.h
 HEAD = -1  # as a layer's number
 # In the order of `Vector`, model.cpp.
 ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
     range(8)
 )
+RARE = BIASES + len(PROJECTIONS)
+ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RARE, RARE + 5)
+ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE, EXPERT_BIASES = range(RARE + 5, RARE + 9)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -52,6 +66,10 @@ SIZES = (
 )  # of `Shape`, as `Architecture` has them
 MIXTURE = ("num_experts", "experts_per_token", "expert_norm")
 FACTORS = ("norm_eps", "embedding_scale", "attention_scale", "residual_scale", "logit_scale")
+# what only some families have, at the end of `Shape`
+LATE_FACTORS = ("attention_softcap", "logit_softcap", "expert_scale")
+LATE_SIZES = ("dense_size", "shared_size", "sigmoid_routing", "expert_groups", "groups_per_token")
+LATE_FLAGS = ("centred_norms", "parallel", "ungated", "norms_behind_rope")
 ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
 LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
@@ -65,7 +83,8 @@ class NetworkShape(Structure):
         *((name, c_int32) for name in ("blocks", "ropes", "activation", "rope_dim")),
         *((name, c_int32) for name in MIXTURE),
         ("wide_norms", c_int32),
-        *((name, c_float) for name in FACTORS),
+        *((name, c_float) for name in (*FACTORS, *LATE_FACTORS)),
+        *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS)),
     )
 
 
@@ -94,7 +113,7 @@ class Network:
         Raises:
             EngineError: the library refuses the model; `complaint` says beforehand whether it will.
         """
-        architecture = weights.architecture
+        architecture = self._architecture = weights.architecture
         self._library = bind(library.library())
         self._adapters: set[int] = set()
         # rows of it are read in every step
@@ -111,6 +130,7 @@ class Network:
             wide_norms=architecture.wide_qk_norm,
             **{name: getattr(architecture, name) for name in FACTORS if name != "attention_scale"},
             attention_scale=architecture.scale(),
+            **late(architecture),
         )
         layers = range(architecture.num_layers)
         frequencies = _floats([number for radians, _ in tables for number in radians])
@@ -208,16 +228,23 @@ class Network:
     def _pack(self, weights: Weights) -> None:
         tensors = weights.tensors
         for layer in range(weights.architecture.num_layers):
-            for name, role in _roles(weights.architecture).items():
+            if weights.architecture.num_experts and not weights.architecture.is_mixture(layer):
+                self._check(self._library.quietchoir_model_dense(self._handle, layer))
+            for name, role in _roles(weights.architecture, layer).items():
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
-            for which, name in _vectors(weights.architecture).items():
+            for which, name in _vectors(weights.architecture, layer).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
+            if weights.architecture.expert_biases and weights.architecture.is_mixture(layer):
+                self._expert_biases(layer, tensors)
             self._release_pages(
                 tensor
                 for name, tensor in tensors.items()
                 if name.startswith(f"model.layers.{layer}.")
             )
         self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
+        for which, name in ((FINAL_NORM_BIAS, "model.norm.bias"), (HEAD_BIAS, "lm_head.bias")):
+            if name in tensors:
+                self._vector(HEAD, which, tensors[name])
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
         embedding = tensors["model.embed_tokens.weight"]
         kind, raw = KINDS.index(embedding.quant_type), self._raw
@@ -256,12 +283,21 @@ class Network:
         )
 
     def _vector(self, layer: int, which: int, blocks: QuantTensor) -> None:
-        numbers = blocks.vector()
+        self._numbers(layer, which, blocks.vector())
+
+    def _numbers(self, layer: int, which: int, numbers: NDArray[np.float32]) -> None:
         self._check(
             self._library.quietchoir_model_vector(
                 self._handle, layer, which, numbers.ctypes.data, len(numbers)
             )
         )
+
+    def _expert_biases(self, layer: int, tensors: Mapping[str, QuantTensor]) -> None:
+        """Those of all experts of a layer, one behind the other."""
+        for place, kind in enumerate(MLP_PROJECTIONS):
+            names = self._architecture.experts(kind)
+            rows = [tensors[f"model.layers.{layer}.{name}.bias"].vector() for name in names]
+            self._numbers(layer, EXPERT_BIASES + place, np.concatenate(rows))
 
     def _check(self, worked: bool) -> None:
         if not worked:
@@ -278,8 +314,6 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
         return reason
     if architecture.head_dim % 16 or architecture.head_dim > LARGEST_HEAD:
         return f"heads of {architecture.head_dim} are no multiple of 16 up to {LARGEST_HEAD}"
-    if architecture.num_experts and architecture.post_norms:
-        return "a mixture of experts with a norm behind it is not known"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
@@ -310,6 +344,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "takes": (c_bool, (c_int, c_int)),
         "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 5)),
         "model_free": (None, (c_void_p,)),
+        "model_dense": (c_bool, (c_void_p, c_int)),
         "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
         "model_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
         "model_vector": (c_bool, (c_void_p, c_int, c_int, c_void_p, c_int)),
@@ -327,11 +362,29 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     return loaded
 
 
-def _roles(architecture: Architecture) -> dict[str, int]:
+def late(architecture: Architecture) -> dict[str, float]:
+    """What only some families have, by its name in `Shape`."""
+    known = {name: getattr(architecture, name) for name in LATE_FACTORS}
+    return known | {
+        "dense_size": architecture.dense_size,
+        "shared_size": architecture.shared_size,
+        "sigmoid_routing": architecture.routing == "sigmoid",
+        "expert_groups": architecture.expert_groups,
+        "groups_per_token": architecture.groups_per_token,
+        "centred_norms": architecture.layer_norms,
+        "parallel": architecture.parallel,
+        "ungated": not architecture.gated,
+        "norms_behind_rope": architecture.qk_norm_last,
+    }
+
+
+def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     """The name inside a layer of each matrix, and what the library calls it."""
-    roles = {name: PROJECTIONS.index(name) for name in architecture.projections}
-    if not architecture.num_experts:
-        return roles
+    roles = {name: PROJECTIONS.index(name) for name in ATTENTION_PROJECTIONS}
+    if not architecture.is_mixture(layer):
+        return roles | {name: PROJECTIONS.index(name) for name in architecture.mlp_projections}
+    if architecture.shared_size:
+        roles |= {architecture.shared(name): PROJECTIONS.index(name) for name in MLP_PROJECTIONS}
     roles["mlp.gate"] = ROUTER
     for place, kind in enumerate(MLP_PROJECTIONS):
         for expert, name in enumerate(architecture.experts(kind)):
@@ -339,9 +392,10 @@ def _roles(architecture: Architecture) -> dict[str, int]:
     return roles
 
 
-def _vectors(architecture: Architecture) -> dict[int, str]:
+def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
     """What the library calls each vector of a layer, and its name inside the layer."""
     before = "pre_feedforward_layernorm" if architecture.post_norms else "post_attention_layernorm"
+    before = "input_layernorm" if architecture.one_norm else before
     found: dict[int, str] = {}
     if architecture.pre_norms:
         found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
@@ -352,9 +406,20 @@ def _vectors(architecture: Architecture) -> dict[int, str]:
             AFTER_ATTENTION: "post_attention_layernorm.weight",
             AFTER_MLP: "post_feedforward_layernorm.weight",
         }
-    return found | {
-        BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases
+    if architecture.norm_biases:
+        found |= {ATTENTION_NORM_BIAS: "input_layernorm.bias", MLP_NORM_BIAS: f"{before}.bias"}
+    there = architecture.layer_shapes(layer)
+    rare = {
+        SINKS: "self_attn.sinks.weight",
+        ROUTER_BIAS: "mlp.gate.bias",
+        ROUTING_BIAS: "mlp.gate_correction.bias",
+        SHARED_GATE: "mlp.shared_expert_gate.weight",
     }
+    return (
+        found
+        | {which: name for which, name in rare.items() if name in there}
+        | {BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases}
+    )
 
 
 def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ....models.attention import SOFTMAX_ALONE, ScoreRule, masked_attention
 from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Span
 
@@ -96,26 +97,31 @@ class PagedAttention:
             row += span.count
         self.singles = [_singles(group) for group in alike.values()]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
+    ) -> Tensor:
         """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]."""
         self.cache.write(layer, self.places, k, v)
         narrow = q.to(self.cache.dtype)
         out = torch.empty_like(narrow)
         for group in self.singles:
             whole = len(group.rows) == len(q)  # the usual step: everyone is answering
-            mixed = self._one_row_each(layer, narrow if whole else narrow[group.rows], group)
+            mixed = self._one_row_each(layer, narrow if whole else narrow[group.rows], group, rule)
             if whole:
                 return mixed.to(q.dtype)
             out[group.rows] = mixed
         for chunk in self.chunks:
             out[chunk.start : chunk.stop] = self._many_rows(
-                layer, narrow[chunk.start : chunk.stop], chunk
+                layer, narrow[chunk.start : chunk.stop], chunk, rule
             )
         return out.to(q.dtype)
 
-    def _one_row_each(self, layer: int, q: Tensor, group: Singles) -> Tensor:
+    def _one_row_each(self, layer: int, q: Tensor, group: Singles, rule: ScoreRule) -> Tensor:
         """[B, H, hd] -> [B, H, hd]."""
         keys, values = self.cache.read(layer, group.table, group.length)  # [B, KV, length, hd]
+        if not rule.plain:
+            mask = self._mask(layer, group)
+            return masked_attention(q[:, :, None], keys, values, mask, rule)[:, :, 0]
         # The query heads that share a key head stand in the place of query positions: four times as
         # fast as enable_gqa.
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [B, KV, H / KV, hd]
@@ -123,19 +129,13 @@ class PagedAttention:
             grouped, keys, values, attn_mask=self._mask(layer, group)
         ).reshape(q.shape)
 
-    def _many_rows(self, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
+    def _many_rows(self, layer: int, q: Tensor, chunk: Chunk, rule: ScoreRule) -> Tensor:
         """[n, H, hd] -> [n, H, hd]."""
         keys, values = self.cache.read(layer, chunk.table, chunk.length)
         mask = self._mask(layer, chunk)
-        mixed = nn.functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
+        return masked_attention(q.transpose(0, 1)[None], keys, values, mask, rule)[0].transpose(
+            0, 1
         )
-        return mixed[0].transpose(0, 1)
 
     def _mask(self, layer: int, group: Singles | Chunk) -> Tensor | None:
         window = self.windows[layer] if self.windows else 0

@@ -15,6 +15,13 @@ using namespace quietchoir;
 constexpr int CHUNK_BLOCKS = CHUNK / BLOCK;
 constexpr float NOTHING = -1e30f;  // the score of a token that a row does not see
 
+// c * tanh(x / c); what is not finite stays so.
+inline F softcapped(F x, float cap) {
+  const F e = exponential(mul(x, set(2.f / cap)));
+  const F tanh = sub(set(1.f), div(set(2.f), add(set(1.f), e)));
+  return fma(set(cap), tanh, sub(x, x));
+}
+
 inline float exponential_of(float x) {
   float lanes[16];
   store(lanes, exponential(set(x)));
@@ -131,15 +138,18 @@ inline void hide(float* score, int first, int tokens, int from, int to) {
     if (first + t < from || first + t >= to) score[t] = NOTHING;
 }
 
-// From scores to weights, exp(score - top); returns top, and their sum.
+// From scores to weights, exp(score - top); returns top, and their sum. What is hidden weighs
+// exactly nothing, where `exponential` has its least number: that would break ties of roundings,
+// and so tell apart rows that share a step with others from those that do not.
 inline float softmax_chunk(float* score, int tokens, float& total) {
   for (int t = tokens; t % 16; t++) score[t] = NOTHING;
   F most = set(NOTHING);
   for (int t = 0; t < tokens; t += 16) most = largest_of(most, load(score + t));
   const float top = largest(most);
+  const F least = exponential(set(NOTHING));
   F all = zero();
   for (int t = 0; t < tokens; t += 16) {
-    const F e = exponential(sub(load(score + t), set(top)));
+    const F e = sub(exponential(sub(load(score + t), set(top))), least);
     store(score + t, e);
     all = add(all, e);
   }
@@ -152,10 +162,15 @@ inline void fetch_block(const uint16_t* block, int size) {
     prefetch(block + line * 32);  // keys and values: size * 64 bytes
 }
 
+inline void cap_scores(float* score, int tokens, float cap) {
+  for (int t = 0; t < tokens; t += 16) store(score + t, softcapped(load(score + t), cap));
+}
+
 // `queries` queries of one key head against tokens [begin, end) of one sequence, at most one chunk:
 // fills score, out, top and total of `s`. `cache` points at the layer and head.
 inline void attend_chunk(const AttentionScratch& s, int queries, int size, const uint16_t* cache,
-                         size_t block_stride, const int32_t* table, int begin, int end) {
+                         size_t block_stride, const int32_t* table, int begin, int end,
+                         float softcap) {
   const int first = begin / BLOCK * BLOCK, tokens = end - first,
             blocks = (tokens + BLOCK - 1) / BLOCK;
   const uint16_t* values[CHUNK_BLOCKS];
@@ -173,6 +188,7 @@ inline void attend_chunk(const AttentionScratch& s, int queries, int size, const
     }
   }
   for (int q = 0; q < queries; q++) {
+    if (softcap) cap_scores(s.score + size_t(q) * CHUNK, tokens, softcap);
     if (s.from[q] > first || s.to[q] < end)
       hide(s.score + size_t(q) * CHUNK, first, tokens, s.from[q], s.to[q]);
     s.top[q] = softmax_chunk(s.score + size_t(q) * CHUNK, tokens, s.total[q]);

@@ -52,8 +52,7 @@ bool check(const EncoderShape& s) {
   if (s.num_heads % s.num_kv_heads)
     return complain("%d heads do not share %d key heads evenly", s.num_heads, s.num_kv_heads),
            false;
-  if (s.activation < 0 || s.activation >= ENCODER_ACTIVATIONS || s.pooling < 0 ||
-      s.pooling >= POOLINGS)
+  if (s.activation < 0 || s.activation > GELU_ERF || s.pooling < 0 || s.pooling >= POOLINGS)
     return complain("activation %d or pooling %d is unknown", s.activation, s.pooling), false;
   return true;
 }

@@ -40,26 +40,6 @@ inline void apply_norm(const EncoderShape& shape, const float* x, const Norm& no
   else layer_norm_row(x, norm, shape.norm_eps, shape.hidden_size, out);
 }
 
-// x times the normal distribution's integral up to x, which is within 8e-8.
-// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26.
-inline F gelu_erf(F x) {
-  const F z = mul(absolute(x), set(0.70710678f));
-  const F t = div(set(1.f), fma(z, set(0.3275911f), set(1.f)));
-  F p = set(1.061405429f);
-  p = fma(p, t, set(-1.453152027f));
-  p = fma(p, t, set(1.421413741f));
-  p = fma(p, t, set(-0.284496736f));
-  p = fma(p, t, set(0.254829592f));
-  const F tail = mul(mul(p, t), exponential(sub(zero(), mul(z, z))));  // 1 - erf(z)
-  // x * (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - |x| * tail / 2, on either side of zero
-  const F half = mul(mul(absolute(x), tail), set(.5f));
-  return sub(largest_of(x, zero()), half);
-}
-
-inline F activated(F x, int activation) {
-  return activation == GELU_ERF ? gelu_erf(x) : gate(x, activation);
-}
-
 inline void encoder_embed(const EncoderRun& run, int member, float* scratch) {
   const Encoder& encoder = *run.encoder;
   const EncoderShape& shape = encoder.shape;
@@ -128,7 +108,7 @@ struct Added {
 };
 struct Activated {
   int activation;
-  F operator()(F sum, const float*) const { return activated(sum, activation); }
+  F operator()(F sum, const float*) const { return gate(sum, activation); }
 };
 
 // Rows times some matrices, side by side in `out`; `finish(sum, to)` says what is stored.
@@ -173,7 +153,7 @@ inline void encoder_gated(const EncoderRun& run, const EncoderLayer& layer, cons
         TILES[ups.kind][panel.height - 1](ups, strip, panel, b);
         for (int t = 0; t < panel.height; t++)
           store(run.gated + size_t(p * MR + t) * stride + size_t(strip) * STRIP,
-                mul(activated(biased(a + t * STRIP, layer.bias[GATE], strip), activation),
+                mul(gate(biased(a + t * STRIP, layer.bias[GATE], strip), activation),
                     biased(b + t * STRIP, layer.bias[UP], strip)));
       }
   team_barrier(*run.team);

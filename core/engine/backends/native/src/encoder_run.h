@@ -10,8 +10,6 @@
 namespace quietchoir {
 
 enum Pooling : int32_t { MEAN, FIRST, LAST, POOLINGS };
-// GELU's exact form stands behind the two that decoders know.
-enum EncoderActivation : int32_t { GELU_ERF = ACTIVATIONS, ENCODER_ACTIVATIONS };
 constexpr int LANES = 16;  // tokens whose keys lie side by side
 
 // What the caller says of an encoder; `encoder_new` checks it.
@@ -19,7 +17,7 @@ struct EncoderShape {
   int32_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size;
   int32_t positions;   // learned ones, hence the longest text; 0: none
   int32_t ropes;       // tables of frequencies
-  int32_t activation;  // Activation or EncoderActivation
+  int32_t activation;  // SILU, GELU or GELU_ERF
   int32_t gated;       // the feed-forward is activation(gate x) * up x, else activation(up x)
   int32_t rms;         // norms divide by the root mean square, else by the deviation from the mean
   int32_t norm_sums;   // norms behind are of the stream with what was added (BERT), else of what is

@@ -9,9 +9,35 @@
 
 namespace {
 
+constexpr float NEVER = -3e38f;  // less than the score of any expert that may be chosen
+
+// Leaves only the experts of the best groups: those whose two best experts score most together.
+// Source: DeepSeek-V3 technical report, 2024, section 2.1.2, as transformers computes it.
+inline void keep_best_groups(const Shape& shape, float* choice) {
+  const int groups = shape.expert_groups, each = shape.num_experts / groups;
+  const auto score = [&](int group) {
+    float first = NEVER, second = NEVER;
+    for (int e = group * each; e < (group + 1) * each; e++)
+      if (choice[e] > first) second = first, first = choice[e];
+      else if (choice[e] > second) second = choice[e];
+    return each > 1 ? first + second : first;
+  };
+  // by their place among all, so that nothing is kept: a few dozen numbers
+  for (int left = groups; left > shape.groups_per_token; left--) {
+    int worst = -1;
+    float least = 0;
+    for (int group = 0; group < groups; group++) {
+      if (choice[group * each] == NEVER) continue;  // gone already
+      const float own = score(group);
+      if (worst < 0 || own <= least) worst = group, least = own;
+    }
+    for (int e = worst * each; worst >= 0 && e < (worst + 1) * each; e++) choice[e] = NEVER;
+  }
+}
+
 // The experts of one row, the highest score first and the lower number before an equal one, and
 // their shares. A row whose scores are no numbers takes the first ones, with shares that are none.
-inline void choose_experts(const Run& run, int row) {
+inline void choose_experts(const Run& run, const Layer& layer, int row) {
   const Shape& shape = run.model->shape;
   const int experts = shape.num_experts, taken = shape.experts_per_token, width = padded(experts);
   float* score = run.mixture.scores + size_t(row) * width;
@@ -19,21 +45,38 @@ inline void choose_experts(const Run& run, int row) {
   for (int e = 1; e < experts; e++)
     if (score[e] > top) top = score[e];
   for (int e = experts; e < width; e++) score[e] = top;
-  for (int e = 0; e < width; e += 16) store(score + e, exponential(sub(load(score + e), set(top))));
+  const bool sigmoid = shape.sigmoid_routing;
+  for (int e = 0; e < width; e += 16) {
+    const F x = load(score + e);
+    store(score + e, sigmoid ? div(set(1.f), add(set(1.f), exponential(sub(zero(), x))))
+                             : exponential(sub(x, set(top))));
+  }
   // `exponential` clamps what is no number
   const bool finite = top - top == 0;
   for (int e = 0; e < experts; e++) total += score[e];
+  float* choice = score;
+  if (run.mixture.choice) {
+    choice = run.mixture.choice + size_t(row) * width;
+    if (!sigmoid)
+      for (int e = 0; e < experts; e++) score[e] /= total;
+    for (int e = 0; e < experts; e++)
+      choice[e] = score[e] + (layer.routing_bias ? layer.routing_bias[e] : 0.f);
+    if (shape.expert_groups > 1) keep_best_groups(shape, choice);
+  }
   int32_t* chosen = run.mixture.chosen + size_t(row) * taken;
   float* shares = run.mixture.shares + size_t(row) * taken;
   float theirs = 0;
   for (int k = 0; k < taken; k++) {
     int best = -1;
     for (int e = 0; e < experts; e++)
-      if (score[e] >= 0 && (best < 0 || score[e] > score[best])) best = e;
+      if (choice[e] > NEVER && (best < 0 || choice[e] > choice[best])) best = e;
+    if (best < 0) best = k;  // scores that are no numbers
     chosen[k] = best, shares[k] = score[best], theirs += score[best];
-    score[best] = -1;
+    choice[best] = NEVER;
   }
-  const float whole = shape.expert_norm ? theirs : total;
+  const float all = sigmoid || choice != score ? 1.f : total;
+  const float whole =
+      (shape.expert_norm ? theirs : all) / (shape.expert_scale ? shape.expert_scale : 1.f);
   for (int k = 0; k < taken; k++) shares[k] = finite ? shares[k] / whole : top - top;
 }
 
@@ -89,6 +132,7 @@ inline void route(const Run& run, const Layer& layer, const Stream& stream,
                       stream.rows,
                       shape.hidden_size,
                       layer.mlp_norm,
+                      layer.mlp_norm_bias,
                       nullptr,
                       -1,
                       0,
@@ -96,16 +140,22 @@ inline void route(const Run& run, const Layer& layer, const Stream& stream,
                       quantised,
                       !quantised};
   const Prepared x = prepare(run, source, own, member);
-  const Part router{&layer.router, nullptr, 0};
+  const Part router{&layer.router, layer.router_bias, 0};
   product(run, source, x, &router, 1,
           {STORE, run.mixture.scores, size_t(padded(shape.num_experts)), 1.f});
   team_barrier(*run.team);
   int from, to;
   share(run, stream.rows, member, from, to);
-  for (int row = from; row < to; row++) choose_experts(run, row);
+  for (int row = from; row < to; row++) choose_experts(run, layer, row);
   team_barrier(*run.team);
   if (!member) order_pairs(run, stream.rows);
   team_barrier(*run.team);
+}
+
+// The numbers of one strip of an expert's bias, or zeros.
+inline F expert_bias_of(const Layer& layer, const ExpertRows& of, Role role, int rows, int strip) {
+  const float* all = layer.expert_bias[role - GATE];
+  return all ? load(all + size_t(of.expert) * padded(rows) + size_t(strip) * STRIP) : zero();
 }
 
 // Each pair's activation(gate x) * (up x).
@@ -121,14 +171,17 @@ inline void expert_gates(const Run& run, const Layer& layer) {
       const ExpertRows& of = m.active[at / strips];
       const Matrix &gates = expert_matrix(layer, of, GATE), &ups = expert_matrix(layer, of, UP);
       const Panels panels = panels_of(m, of, width);
-      const int strip = at % strips;
+      const int strip = at % strips, rows = shape.intermediate_size;
+      const F gate_bias = expert_bias_of(layer, of, GATE, rows, strip),
+              up_bias = expert_bias_of(layer, of, UP, rows, strip);
       for (int p = 0; p < panels.count(); p++) {
         const Panel panel = panels.at(p);
         TILES[gates.kind][panel.height - 1](gates, strip, panel, a);
         TILES[ups.kind][panel.height - 1](ups, strip, panel, b);
         for (int t = 0; t < panel.height; t++)
           store(m.gated + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
-                mul(gate(load(a + t * STRIP), shape.activation), load(b + t * STRIP)));
+                gated(add(load(a + t * STRIP), gate_bias), add(load(b + t * STRIP), up_bias),
+                      shape.activation));
       }
     }
 }
@@ -147,14 +200,39 @@ inline void expert_downs(const Run& run, const Layer& layer) {
       const Matrix& downs = expert_matrix(layer, of, DOWN);
       const Panels panels = panels_of(m, of, shape.intermediate_size);
       const int strip = at % strips;
+      const F bias = expert_bias_of(layer, of, DOWN, shape.hidden_size, strip);
       for (int p = 0; p < panels.count(); p++) {
         const Panel panel = panels.at(p);
         TILES[downs.kind][panel.height - 1](downs, strip, panel, out);
         for (int t = 0; t < panel.height; t++)
           store(m.out + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
-                load(out + t * STRIP));
+                add(load(out + t * STRIP), bias));
       }
     }
+}
+
+// Multiplies each row of the feed-forward beside the experts by its own gate, a sigmoid of the
+// row's product with one vector.
+inline void close_shared(const Run& run, const Layer& layer, const Stream& stream,
+                         const ThreadScratch& own, int member) {
+  const Shape& shape = run.model->shape;
+  const int width = shape.hidden_size, inner = padded(shape.shared_size);
+  int from, to;
+  share(run, stream.rows, member, from, to);
+  for (int row = from; row < to; row++) {
+    const float* x = stream.x + size_t(row) * padded(width);
+    if (layer.mlp_norm) {
+      norm_stream_row(shape, x, layer.mlp_norm, layer.mlp_norm_bias, width, own.scratch);
+      x = own.scratch;
+    }
+    F product = zero();
+    for (int k = 0; k < width; k += 16)
+      product = fma(load(x + k), load(layer.shared_gate + k), product);
+    const F open = div(set(1.f), add(set(1.f), exponential(set(-sum(product)))));
+    float* gated = run.gated + size_t(row) * inner;
+    for (int k = 0; k < inner; k += 16) store(gated + k, mul(load(gated + k), open));
+  }
+  team_barrier(*run.team);
 }
 
 inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream& stream,
@@ -169,7 +247,8 @@ inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream
   for (int pair = from; pair < to; pair++) {
     const ExpertRows& of = m.active[m.owner[pair]];
     const float* x = stream.x + size_t(m.row[pair]) * padded(width);
-    if (layer.mlp_norm) norm_row(x, layer.mlp_norm, shape.norm_eps, width, own.scratch);
+    if (layer.mlp_norm)
+      norm_stream_row(shape, x, layer.mlp_norm, layer.mlp_norm_bias, width, own.scratch);
     else memcpy(own.scratch, x, size_t(width) * 4);
     for (int k = width; k < padded(width); k++) own.scratch[k] = 0;
     prepare_pair(m, pair, own.scratch, width, expert_matrix(layer, of, GATE),

@@ -43,6 +43,7 @@ QC_EXPORT quietchoir::OwnedModel* quietchoir_model_new(const char* set,
                                                        const int32_t* ropes);
 QC_EXPORT void quietchoir_model_free(quietchoir::OwnedModel* model);
 QC_EXPORT bool quietchoir_takes(int kind, int columns);
+QC_EXPORT bool quietchoir_model_dense(quietchoir::OwnedModel* model, int layer);
 QC_EXPORT bool quietchoir_model_matrix(quietchoir::OwnedModel* model, int layer, int role, int kind,
                                        int rows, int columns, const uint8_t* raw, size_t row_bytes);
 QC_EXPORT bool quietchoir_model_embedding(quietchoir::OwnedModel* model, int kind,

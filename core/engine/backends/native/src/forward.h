@@ -36,7 +36,6 @@ inline void embed(const Run& run, int member) {
     if (shape.embedding_scale != 1.f)
       for (int k = 0; k < shape.hidden_size; k++) x[k] *= shape.embedding_scale;
     pad_row(run.x, row, shape.hidden_size);
-    if (!shape.num_experts) pad_row(run.gated, row, shape.intermediate_size);
     pad_row(run.mixed, row, shape.num_heads * shape.head_dim);
     const Span& span = run.span[run.row_span[row]];
     const float position = float(span.position + row - span.row);
@@ -52,9 +51,13 @@ inline void embed(const Run& run, int member) {
 }
 
 // Norm, rope and scale of one head, in place; rope turns its first 2 * half numbers.
-inline void rope_head(float* head, int size, const float* norm, float eps, const float* cos_sin,
-                      int half, float scale) {
-  if (norm) norm_row(head, norm, eps, size, head);
+inline void rope_head(float* head, int size, const float* norm, const Shape& shape,
+                      const float* cos_sin, int half, float scale) {
+  if (norm && shape.norms_behind_rope) {
+    rope_head(head, size, nullptr, shape, cos_sin, half, 1.f);
+    cos_sin = nullptr;
+  }
+  if (norm) norm_row(head, norm, shape.norm_eps, size, head);
   for (int i = cos_sin ? 2 * half : 0; i < size; i++) head[i] *= scale;
   if (!cos_sin) return;
   for (int i = 0; i < half; i++) {
@@ -100,10 +103,10 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
     const float* cos_sin =
         own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * size;
     for (int h = head * group; h < (head + 1) * group; h++)
-      rope_head(qkv + size_t(h) * size, size, query_norm, shape.norm_eps, cos_sin, half,
+      rope_head(qkv + size_t(h) * size, size, query_norm, shape, cos_sin, half,
                 shape.attention_scale);
     float* key = qkv + size_t(shape.num_heads + head) * size;
-    rope_head(key, size, key_norm, shape.norm_eps, cos_sin, half, 1.f);
+    rope_head(key, size, key_norm, shape, cos_sin, half, 1.f);
     uint16_t* at = model.cache.memory + layer * model.cache.layer +
                    size_t(span.table[position / BLOCK]) * model.cache.block +
                    head * Cache::one(size);
@@ -119,9 +122,19 @@ inline float* mixed_at(const Run& run, const AttentionTask& task, int head, int 
          size_t(head * group + q % group) * size;
 }
 
-inline void finish(const OnlineSoftmax& softmax, int size) {
-  const F scale = set(1.f / softmax.total);
+// Divides by the sum of weights, a head's sink among them: its weight mixes nothing.
+inline void finish(const OnlineSoftmax& softmax, int size, const float* sink) {
+  const float beside = sink ? exponential_of(*sink - softmax.top) : 0.f;
+  const F scale = set(1.f / (softmax.total + beside));
   for (int d = 0; d < size; d += 16) store(softmax.out + d, mul(load(softmax.out + d), scale));
+}
+
+// The sink of query `q` of a task, or null.
+inline const float* sink_of(const Run& run, int layer, int head, int q) {
+  const Shape& shape = run.model->shape;
+  const int group = shape.num_heads / shape.num_kv_heads;
+  const float* sinks = run.model->layers[layer].sinks;
+  return sinks ? sinks + head * group + q % group : nullptr;
 }
 
 // Queries of a task, side by side, and which tokens each sees.
@@ -170,7 +183,8 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
     const int first = chunk * CHUNK > begin ? chunk * CHUNK : begin,
               last = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
     if (first < last)
-      attend_chunk(s, queries, size, cache, model.cache.block, span.table, first, last);
+      attend_chunk(s, queries, size, cache, model.cache.block, span.table, first, last,
+                   shape.attention_softcap);
     for (int q = 0; q < queries; q++) {
       const bool sees = s.from[q] < last && s.to[q] > first && first < last;
       if (task.splits == 1) {
@@ -183,11 +197,11 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
     }
   }
   if (task.splits == 1)
-    for (int q = 0; q < queries; q++) finish(s.softmax[q], size);
+    for (int q = 0; q < queries; q++) finish(s.softmax[q], size, sink_of(run, layer, head, q));
 }
 
 // The splits of one task of one key head together.
-inline void combine_splits(const Run& run, const AttentionTask& task, int head) {
+inline void combine_splits(const Run& run, int layer, const AttentionTask& task, int head) {
   const Shape& shape = run.model->shape;
   const int size = shape.head_dim, queries = task.rows * (shape.num_heads / shape.num_kv_heads);
   for (int q = 0; q < queries; q++) {
@@ -196,7 +210,7 @@ inline void combine_splits(const Run& run, const AttentionTask& task, int head) 
       const float* part = partial_of(run, task, head, chunk, q);
       if (part[size] != NOTHING) softmax.add_chunk(part, part[size], part[size + 1], size);
     }
-    finish(softmax, size);
+    finish(softmax, size, sink_of(run, layer, head, q));
   }
 }
 
@@ -220,7 +234,7 @@ inline void attend(const Run& run, int layer, const ThreadScratch& own) {
   while (team_take(*run.team, run.tasks * heads, 1, from, to))
     for (int item = from; item < to; item++)
       if (run.task[item / heads].splits > 1)
-        combine_splits(run, run.task[item / heads], item % heads);
+        combine_splits(run, layer, run.task[item / heads], item % heads);
 }
 
 // Adds to the stream what a product left in `added`, through a norm; for families that norm behind.
@@ -254,12 +268,19 @@ inline void add_product(const Run& run, const Source& source, const Part& part, 
 }
 
 inline Source source_of(const Stream& stream, const float* x, int columns, const float* norm,
-                        int layer, int inputs, const Role* roles, const Layer& own) {
-  Source out{x,           size_t(padded(columns)),
-             stream.rows, columns,
-             norm,        stream.adapter,
-             layer,       inputs,
-             {},          false,
+                        const float* norm_bias, int layer, int inputs, const Role* roles,
+                        const Layer& own) {
+  Source out{x,
+             size_t(padded(columns)),
+             stream.rows,
+             columns,
+             norm,
+             norm_bias,
+             stream.adapter,
+             layer,
+             inputs,
+             {},
+             false,
              false};
   for (int i = 0; i < inputs; i++) {
     out.role[i] = roles[i];
@@ -273,8 +294,8 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
   static constexpr Role ROLES_IN[3] = {QUERY, KEY, VALUE};
-  const Source source =
-      source_of(stream, stream.x, shape.hidden_size, l.attention_norm, layer, 3, ROLES_IN, l);
+  const Source source = source_of(stream, stream.x, shape.hidden_size, l.attention_norm,
+                                  l.attention_norm_bias, layer, 3, ROLES_IN, l);
   const Prepared x = prepare(run, source, own, member);
   Part parts[3];
   for (int i = 0; i < 3; i++) parts[i] = {&l.matrix[ROLES_IN[i]], l.bias[ROLES_IN[i]], i};
@@ -283,19 +304,32 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   team_barrier(*run.team);
 }
 
-inline void feed_forward(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
-                         int member) {
+// The first half of the feed-forward that all rows go through, if this layer has one.
+inline void open_gates(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
+                       int member) {
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
-  if (l.experts) return expert_feed_forward(run, l, stream, own, member);
-  static constexpr Role IN[2] = {GATE, UP}, OUT[1] = {DOWN};
-  const Source source = source_of(stream, stream.x, shape.hidden_size, l.mlp_norm, layer, 2, IN, l);
+  if (!l.matrix[UP].data) return;
+  static constexpr Role IN[2] = {UP, GATE};
+  const int inputs = shape.ungated ? 1 : 2, inner = l.matrix[UP].rows;
+  const Source source = source_of(stream, stream.x, shape.hidden_size, l.mlp_norm, l.mlp_norm_bias,
+                                  layer, inputs, IN, l);
   const Prepared x = prepare(run, source, own, member);
-  gated_product(run, source, x, {&l.matrix[GATE], l.bias[GATE], 0}, {&l.matrix[UP], l.bias[UP], 1},
-                run.gated, padded(shape.intermediate_size));
+  gated_product(run, source, x, {&l.matrix[GATE], l.bias[GATE], 1}, {&l.matrix[UP], l.bias[UP], 0},
+                run.gated, padded(inner));
   team_barrier(*run.team);
-  add_product(run, source_of(stream, run.gated, shape.intermediate_size, nullptr, layer, 1, OUT, l),
-              {&l.matrix[DOWN], l.bias[DOWN], 0}, l.post_mlp_norm, stream, own, member);
+  if (l.shared_gate) close_shared(run, l, stream, own, member);
+}
+
+inline void feed_forward(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
+                         int member) {
+  const Layer& l = run.model->layers[layer];
+  static constexpr Role OUT[1] = {DOWN};
+  if (l.experts) expert_feed_forward(run, l, stream, own, member);
+  if (!l.matrix[DOWN].data) return;
+  add_product(
+      run, source_of(stream, run.gated, l.matrix[DOWN].columns, nullptr, nullptr, layer, 1, OUT, l),
+      {&l.matrix[DOWN], l.bias[DOWN], 0}, l.post_mlp_norm, stream, own, member);
 }
 
 // Leaves only the rows whose logits are wanted; nobody will look at the others again.
@@ -316,8 +350,9 @@ inline Stream gather_output_rows(const Run& run, const Stream& all, int member) 
 inline void forward(Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int mixed = shape.num_heads * shape.head_dim,
-            widest = mixed > shape.intermediate_size ? mixed : shape.intermediate_size;
+  const int mixed = shape.num_heads * shape.head_dim, inner = widest_inner(shape),
+            most = inner > shape.intermediate_size ? inner : shape.intermediate_size,
+            widest = mixed > most ? mixed : most;
   const ThreadScratch own(run, member, widest > shape.hidden_size ? widest : shape.hidden_size);
   Stream stream{run.x, run.mixed, run.rows, run.adapter};
   embed(run, member);
@@ -333,8 +368,10 @@ inline void forward(Run& run, int member) {
     attend(run, layer, own);
     team_barrier(*run.team);
     if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
-    add_product(run, source_of(stream, stream.mixed, mixed, nullptr, layer, 1, OUT, l),
+    if (shape.parallel) open_gates(run, layer, stream, own, member);
+    add_product(run, source_of(stream, stream.mixed, mixed, nullptr, nullptr, layer, 1, OUT, l),
                 {&l.matrix[OUTPUT], l.bias[OUTPUT], 0}, l.post_attention_norm, stream, own, member);
+    if (!shape.parallel) open_gates(run, layer, stream, own, member);
     feed_forward(run, layer, stream, own, member);
   }
   const bool quantised = wants_integers(model.head);
@@ -343,6 +380,7 @@ inline void forward(Run& run, int member) {
                       stream.rows,
                       shape.hidden_size,
                       model.final_norm,
+                      model.final_norm_bias,
                       nullptr,
                       -1,
                       0,
@@ -350,7 +388,7 @@ inline void forward(Run& run, int member) {
                       quantised,
                       !quantised};
   const Prepared x = prepare(run, source, own, member);
-  const Part head{&model.head, nullptr, 0};
+  const Part head{&model.head, model.head_bias, 0};
   product(run, source, x, &head, 1,
           {LOGITS, run.logits, size_t(shape.vocab_size), shape.logit_scale});
 }

@@ -44,8 +44,18 @@ bool check(const Shape& s) {
   if (s.num_heads % s.num_kv_heads)
     return complain("%d heads do not share %d key heads evenly", s.num_heads, s.num_kv_heads),
            false;
-  if (s.activation != SILU && s.activation != GELU)
+  if (s.activation < 0 || s.activation >= ACTIVATIONS)
     return complain("activation %d is unknown", s.activation), false;
+  for (int size : {s.dense_size, s.shared_size})
+    if (size < 0 || size > LARGEST) return complain("a feed-forward width of %d", size), false;
+  if (s.expert_groups < 0 || s.expert_groups > s.num_experts ||
+      (s.expert_groups > 1 &&
+       (s.num_experts % s.expert_groups || s.groups_per_token < 1 ||
+        s.groups_per_token > s.expert_groups ||
+        s.experts_per_token > s.num_experts / s.expert_groups * s.groups_per_token)))
+    return complain("%d of %d groups of %d experts", s.groups_per_token, s.expert_groups,
+                    s.num_experts),
+           false;
   return true;
 }
 
@@ -144,20 +154,40 @@ QC_EXPORT bool quietchoir_takes(int kind, int columns) {
   return shape_matrix(m, kind, STRIP, columns);
 }
 
+// The width of the feed-forward that all rows of a layer go through; 0: there is none.
+static int shared_width(const Shape& s, const Layer& layer) {
+  if (layer.experts) return s.shared_size;
+  return s.num_experts ? s.dense_size : s.intermediate_size;
+}
+
+// One layer of a mixture has no experts, but a feed-forward for all rows; said before its matrices
+// come. False after a complaint.
+QC_EXPORT bool quietchoir_model_dense(OwnedModel* model, int layer) {
+  if (!is_layer(*model, layer)) return false;
+  if (!model->shape.num_experts || !model->shape.dense_size)
+    return complain("layer %d cannot be without experts", layer), false;
+  model->layers[layer].experts = nullptr;
+  model->experts[layer].clear();
+  return true;
+}
+
 // Where `role` of `layer` belongs, and its size: the head where layer is -1; behind the roles of a
 // layer its router, then the three matrices of each expert. Null after a complaint.
 static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, int& columns) {
   const Shape& s = model.shape;
   if (layer == -1) return rows = s.vocab_size, columns = s.hidden_size, &model.head;
   if (!is_layer(model, layer)) return nullptr;
-  const int expert = role - ROLES - 1;
+  const int expert = role - ROLES - 1, shared = shared_width(s, model.layers[layer]);
   if (role < 0 || expert >= s.num_experts * EXPERT_ROLES ||
-      (s.num_experts ? role >= GATE && role < ROLES : role >= ROLES))
+      (role >= GATE && role < ROLES && !shared) ||
+      (role >= ROLES && !model.layers[layer].experts) || (role == GATE && s.ungated))
     return complain("matrix %d of layer %d", role, layer), nullptr;
   if (role == ROLES)
     return rows = s.num_experts, columns = s.hidden_size, &model.layers[layer].router;
   const int alike = expert < 0 ? role : GATE + expert % EXPERT_ROLES;
   rows = rows_of(s, alike), columns = columns_of(s, alike);
+  if (expert < 0 && (role == GATE || role == UP)) rows = shared;
+  if (expert < 0 && role == DOWN) columns = shared;
   return expert < 0 ? &model.layers[layer].matrix[role] : &model.experts[layer][expert];
 }
 
@@ -188,7 +218,8 @@ QC_EXPORT bool quietchoir_model_embedding(OwnedModel* model, int kind, const uin
   return true;
 }
 
-// What `which` means in quietchoir_model_vector; biases follow, one for each role.
+// What `which` means in quietchoir_model_vector; biases follow, one for each role, then what only
+// some families have.
 enum Vector {
   ATTENTION_NORM,
   MLP_NORM,
@@ -197,29 +228,72 @@ enum Vector {
   AFTER_ATTENTION,
   AFTER_MLP,
   FINAL_NORM,
-  BIASES
+  BIASES,
+  ATTENTION_NORM_BIAS = BIASES + ROLES,
+  MLP_NORM_BIAS,
+  FINAL_NORM_BIAS,
+  HEAD_BIAS,
+  SINKS,
+  ROUTER_BIAS,
+  ROUTING_BIAS,
+  SHARED_GATE,
+  EXPERT_BIASES,
+  VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
+
+// Numbers of one vector, that of a layer where it is not the model's.
+static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
+  const Shape& s = model.shape;
+  if (which >= EXPERT_BIASES)
+    return s.num_experts *
+           (which - EXPERT_BIASES + GATE == DOWN ? s.hidden_size : s.intermediate_size);
+  switch (which) {
+    case QUERY_NORM: return s.head_dim * (s.wide_norms ? s.num_heads : 1);
+    case KEY_NORM: return s.head_dim * (s.wide_norms ? s.num_kv_heads : 1);
+    case HEAD_BIAS: return s.vocab_size;
+    case SINKS: return s.num_heads;
+    case ROUTER_BIAS:
+    case ROUTING_BIAS: return s.num_experts;
+    case BIASES + GATE:
+    case BIASES + UP: return shared_width(s, layer);
+  }
+  const bool bias = which >= BIASES && which < BIASES + ROLES;
+  return bias ? rows_of(s, which - BIASES) : s.hidden_size;
+}
+
+// Where it is kept.
+static const float** place_of(OwnedModel& model, Layer& layer, int which) {
+  if (which == FINAL_NORM) return &model.final_norm;
+  if (which == FINAL_NORM_BIAS) return &model.final_norm_bias;
+  if (which == HEAD_BIAS) return &model.head_bias;
+  if (which >= EXPERT_BIASES) return &layer.expert_bias[which - EXPERT_BIASES];
+  if (which >= BIASES && which < BIASES + ROLES) return &layer.bias[which - BIASES];
+  const float** const first[] = {&layer.attention_norm,      &layer.mlp_norm,
+                                 &layer.query_norm,          &layer.key_norm,
+                                 &layer.post_attention_norm, &layer.post_mlp_norm};
+  const float** const later[] = {
+      &layer.attention_norm_bias, &layer.mlp_norm_bias, nullptr,           nullptr, &layer.sinks,
+      &layer.router_bias,         &layer.routing_bias,  &layer.shared_gate};
+  return which < FINAL_NORM ? first[which] : later[which - ATTENTION_NORM_BIAS];
+}
 
 QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, const float* values,
                                        int count) {
   try {
-    const Shape& s = model->shape;
-    if (which != FINAL_NORM && !is_layer(*model, layer)) return false;
-    if (which < 0 || which >= BIASES + ROLES) return complain("vector %d is unknown", which), false;
-    const int heads = which == QUERY_NORM ? s.num_heads : which == KEY_NORM ? s.num_kv_heads : 0;
-    const int expected = which >= BIASES ? rows_of(s, which - BIASES)
-                         : heads         ? s.head_dim * (s.wide_norms ? heads : 1)
-                                         : s.hidden_size;
-    if (count != expected)
+    if (which < 0 || which >= VECTORS) return complain("vector %d is unknown", which), false;
+    const bool whole = which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS;
+    if (!whole && !is_layer(*model, layer)) return false;
+    Layer& l = model->layers[whole ? 0 : layer];
+    const int expected = numbers_of(*model, l, which);
+    if (count != expected || !count)
       return complain("vector %d of layer %d has %d numbers, expected %d", which, layer, count,
                       expected),
              false;
-    const float* kept = model->keep(values, count);
-    if (which == FINAL_NORM) return model->final_norm = kept, true;
-    Layer& l = model->layers[layer];
-    const float** places[] = {&l.attention_norm,      &l.mlp_norm,     &l.query_norm, &l.key_norm,
-                              &l.post_attention_norm, &l.post_mlp_norm};
-    (which >= BIASES ? l.bias[which - BIASES] : *places[which]) = kept;
+    const int each = which < EXPERT_BIASES ? count : count / model->shape.num_experts;
+    const int wide = padded(each);
+    std::vector<float> spread(size_t(count / each) * wide);
+    for (int i = 0; i < count; i++) spread[size_t(i / each) * wide + i % each] = values[i];
+    *place_of(*model, l, which) = model->keep(spread.data(), int(spread.size()));
     return true;
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }
@@ -231,8 +305,9 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
   for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
     bool whole = (l.attention_norm || l.post_attention_norm) && (l.mlp_norm || l.post_mlp_norm);
-    for (int role = 0; role < (l.experts ? GATE : ROLES); role++)
-      whole = whole && l.matrix[role].data;
+    const bool shared = shared_width(model->shape, l);
+    for (int role = 0; role < (shared ? ROLES : GATE); role++)
+      whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated));
     if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
     for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
       whole = whole && l.experts[i].data;

@@ -66,6 +66,25 @@ inline void norm_row(const float* x, const float* weight, float eps, int columns
     store(out + k, mul(mul(load(x + k), scale), load(weight + k)));
 }
 
+// (x - mean) / deviation * weight + bias, arrays as above; bias may be null.
+inline void centred_norm_row(const float* x, const float* weight, const float* bias, float eps,
+                             int columns, float* out) {
+  F all = zero(), squares = zero();
+  for (int k = 0; k < columns; k += 16) all = add(all, load(x + k));
+  const float mean = sum(all) / float(columns);
+  for (int k = 0; k < columns; k += 16) {
+    const F off = sub(load(x + k), set(mean));
+    squares = fma(off, off, squares);
+  }
+  // the padding is off by the mean, too
+  const float padding = float((columns + 15) / 16 * 16 - columns) * mean * mean;
+  const F scale = set(1.f / __builtin_sqrtf((sum(squares) - padding) / float(columns) + eps));
+  for (int k = 0; k < columns; k += 16) {
+    const F normed = mul(mul(sub(load(x + k), set(mean)), scale), load(weight + k));
+    store(out + k, bias ? add(normed, load(bias + k)) : normed);
+  }
+}
+
 // Puts row x [columns of the panels] into panel p as row t. A row that holds a number which is not
 // finite makes every product with it not a number: integers cannot say so, scales can.
 inline void quantise_row(const float* x, int columns, const Panel& p, int t) {

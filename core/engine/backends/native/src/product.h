@@ -1,8 +1,7 @@
 // Products of prepared rows with whole matrices, and what is fused with them: norm and quantisation
 // before; adapters, biases, the residual sum and the feed-forward's gate behind.
 #pragma once
-#include "bf16.h"
-#include "run.h"
+#include "attention.h"
 #include "tile.h"
 
 namespace {
@@ -39,6 +38,7 @@ struct Source {
   size_t stride;
   int rows, columns;  // true columns; x is padded with zeros
   const float* norm;  // null: as they are
+  const float* norm_bias;
   const Adapter* const* adapter;
   int layer;   // -1: no adapters
   int inputs;  // matrices that read these rows
@@ -71,12 +71,19 @@ inline void lora_row(const LoraFactors& factors, const float* x, int columns, fl
   }
 }
 
+// One row through a norm over the width.
+inline void norm_stream_row(const Shape& shape, const float* x, const float* weight,
+                            const float* bias, int columns, float* out) {
+  if (shape.centred_norms) centred_norm_row(x, weight, bias, shape.norm_eps, columns, out);
+  else norm_row(x, weight, shape.norm_eps, columns, out);
+}
+
 inline void prepare_row(const Run& run, const Source& source, const Prepared& to, int row,
                         float* scratch) {
   const int columns = padded(source.columns);
   const float* x = source.x + size_t(row) * source.stride;
   if (source.norm) {
-    norm_row(x, source.norm, run.model->shape.norm_eps, source.columns, scratch);
+    norm_stream_row(run.model->shape, x, source.norm, source.norm_bias, source.columns, scratch);
     for (int k = source.columns; k < columns; k++) scratch[k] = 0;
     x = scratch;
   }
@@ -205,8 +212,30 @@ inline void multiply(const Run& run, const Source& source, const Prepared& x, co
       store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));
 }
 
-// SiLU or GELU: both are x / (1 + exp(-inner)).
+// x times the normal distribution's integral up to x, which is within 8e-8.
+// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26.
+inline F gelu_erf(F x) {
+  const F z = mul(absolute(x), set(0.70710678f));
+  const F t = div(set(1.f), fma(z, set(0.3275911f), set(1.f)));
+  F p = set(1.061405429f);
+  p = fma(p, t, set(-1.453152027f));
+  p = fma(p, t, set(1.421413741f));
+  p = fma(p, t, set(-0.284496736f));
+  p = fma(p, t, set(0.254829592f));
+  const F tail = mul(mul(p, t), exponential(sub(zero(), mul(z, z))));  // 1 - erf(z)
+  // x * (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - |x| * tail / 2, on either side of zero
+  const F half = mul(mul(absolute(x), tail), set(.5f));
+  return sub(largest_of(x, zero()), half);
+}
+
+// SiLU or GELU: both are x / (1 + exp(-inner)); GELU without its approximation; or the square of
+// what is above 0.
 inline F gate(F x, int activation) {
+  if (activation == GELU_ERF) return gelu_erf(x);
+  if (activation == RELU2) {
+    const F above = largest_of(x, zero());
+    return add(mul(above, above), sub(x, x));  // the larger of 0 and what is no number may be 0
+  }
   F inner = x;
   if (activation == GELU) {  // the tanh form: 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2 / pi) (x
                              // + 0.044715 x^3)
@@ -214,6 +243,18 @@ inline F gate(F x, int activation) {
     inner = mul(fma(cubic, set(0.044715f), x), set(1.59576912f));
   }
   return div(x, add(set(1.f), exponential(sub(zero(), inner))));
+}
+
+constexpr float CLAMP = 7.f, STEEPNESS = 1.702f;  // of gpt-oss's gate
+
+// What a feed-forward makes of a gate's and an up's product.
+inline F gated(F a, F b, int activation) {
+  if (activation != SWIGLU_OAI) return mul(gate(a, activation), b);
+  const F low = sub(zero(), largest_of(sub(zero(), a), set(-CLAMP)));  // at most CLAMP
+  const F near = largest_of(sub(zero(), largest_of(sub(zero(), b), set(-CLAMP))), set(-CLAMP));
+  const F open = div(low, add(set(1.f), exponential(mul(low, set(-STEEPNESS)))));
+  // clamps hide what is no number
+  return add(mul(add(near, set(1.f)), open), add(sub(a, a), sub(b, b)));
 }
 
 enum Epilogue { STORE, ADD, LOGITS };
@@ -249,8 +290,10 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
         for (int t = 0; t < x.panels.height(panel); t++) {
           float* to_row = target.out + size_t(panel * MR + t) * target.stride + size_t(at) * STRIP;
           F result = load(out + t * STRIP);
-          if (target.epilogue == LOGITS && target.scale != 1.f) {
-            result = mul(result, set(target.scale));
+          if (target.epilogue == LOGITS) {
+            const float cap = run.model->shape.logit_softcap;
+            if (target.scale != 1.f) result = mul(result, set(target.scale));
+            if (cap) result = softcapped(result, cap);
             store(out + t * STRIP, result);
           }
           if (target.epilogue == ADD) store(to_row, fma(result, set(target.scale), load(to_row)));
@@ -262,19 +305,24 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
     }
 }
 
-// The feed-forward's first half: activation(gate x) * (up x).
+// The feed-forward's first half: activation(gate x) * (up x), or activation(up x) where no gate is.
 inline void gated_product(const Run& run, const Source& source, const Prepared& x,
                           const Part& gates, const Part& ups, float* out, size_t stride) {
   float a[MR * STRIP], b[MR * STRIP];
+  const int activation = run.model->shape.activation, strips = ups.matrix->strips;
+  const bool ungated = run.model->shape.ungated;
   int from, to;
-  while (team_take(*run.team, gates.matrix->strips, least_strips(x.panels.rows), from, to))
+  while (team_take(*run.team, strips, least_strips(x.panels.rows), from, to))
     for (int strip = from; strip < to; strip++)
       for (int panel = 0; panel < x.panels.count(); panel++) {
-        multiply(run, source, x, gates, strip, panel, a);
+        if (!ungated) multiply(run, source, x, gates, strip, panel, a);
         multiply(run, source, x, ups, strip, panel, b);
-        for (int t = 0; t < x.panels.height(panel); t++)
-          store(out + size_t(panel * MR + t) * stride + size_t(strip) * STRIP,
-                mul(gate(load(a + t * STRIP), run.model->shape.activation), load(b + t * STRIP)));
+        for (int t = 0; t < x.panels.height(panel); t++) {
+          float* at = out + size_t(panel * MR + t) * stride + size_t(strip) * STRIP;
+          const F up = load(b + t * STRIP);
+          store(at, ungated ? gate(up, activation) : gated(load(a + t * STRIP), up, activation));
+          if (strip == strips - 1 && strips % 2) store(at + STRIP, zero());  // the padding
+        }
       }
 }
 

@@ -15,10 +15,11 @@ constexpr int CHUNK = 128;  // tokens that attention takes at a time
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
 constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
-enum Activation : int32_t { SILU, GELU, ACTIVATIONS };
+enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                            "gate_proj", "up_proj", "down_proj"};
-constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu", "gelu_tanh"};
+constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu", "gelu_tanh", "gelu", "relu2",
+                                                       "swiglu_oai"};
 
 // What the caller says of a model; `model_new` checks it.
 struct Shape {
@@ -31,7 +32,25 @@ struct Shape {
   int32_t expert_norm;                     // a row's shares add up to 1
   int32_t wide_norms;                      // queries and keys are normed over all heads at once
   float norm_eps, embedding_scale, attention_scale, residual_scale, logit_scale;
+  // Below, 0 is what Llama does.
+  float attention_softcap, logit_softcap;   // c * tanh(x / c)
+  float expert_scale;                       // of a row's shares; 0: 1
+  int32_t dense_size;                       // feed-forward width of layers without experts
+  int32_t shared_size;                      // of one for all rows beside the experts
+  int32_t sigmoid_routing;                  // scores are sigmoids, each for itself
+  int32_t expert_groups, groups_per_token;  // a row's experts come from its best groups
+  int32_t centred_norms;                    // norms over the width are LayerNorms
+  int32_t parallel;                         // attention and feed-forward read the same rows
+  int32_t ungated;                          // the feed-forward is activation(up x)
+  int32_t norms_behind_rope;                // of queries and keys
 };
+
+// The widest feed-forward that a row goes through whole.
+QC_INLINE int widest_inner(const Shape& s) {
+  const int whole = s.num_experts ? 0 : s.intermediate_size;
+  const int others = s.dense_size > s.shared_size ? s.dense_size : s.shared_size;
+  return whole > others ? whole : others;
+}
 
 struct Layer {
   Matrix matrix[ROLES];
@@ -46,6 +65,13 @@ struct Layer {
   const float* post_mlp_norm;        // of what the feed-forward adds; null: none
   int32_t window;                    // tokens a row sees, itself included; 0: all
   int32_t rope;                      // which table of frequencies; -1: none
+  const float* attention_norm_bias;  // of LayerNorms; null: none
+  const float* mlp_norm_bias;
+  const float* sinks;         // [num_heads]; null: none
+  const float* router_bias;   // [num_experts]; null: none
+  const float* routing_bias;  // [num_experts], of the choice alone; null: none
+  const float* shared_gate;   // [hidden_size], of the feed-forward beside experts; null: none
+  const float* expert_bias[EXPERT_ROLES];  // [num_experts][rows, padded]; null: none
 };
 
 // What an adapter makes of one matrix's product: gain * product + shift + up (down x).
@@ -99,10 +125,12 @@ struct Model {
   Layer* layers;
   Matrix head;
   const float* final_norm;
-  const float* frequencies;  // [ropes][rope_dim / 2], radians a position
-  const float* magnitudes;   // [ropes], of cosines and sines
-  const uint8_t* embedding;  // the file's own rows
-  size_t embedding_row;      // bytes
+  const float* final_norm_bias;  // null: none
+  const float* head_bias;        // null: none
+  const float* frequencies;      // [ropes][rope_dim / 2], radians a position
+  const float* magnitudes;       // [ropes], of cosines and sines
+  const uint8_t* embedding;      // the file's own rows
+  size_t embedding_row;          // bytes
   int32_t embedding_kind;
   Cache cache;
 };
@@ -117,6 +145,7 @@ struct ExpertRows {
 // A mixture's working memory for one layer. A pair is one of the experts that a row takes.
 struct Mixture {
   float* scores;       // [rows][experts, padded]: the router's
+  float* choice;       // the same, by which experts are chosen
   int32_t* chosen;     // [rows][experts_per_token]: experts, the highest score first
   float* shares;       // [rows][experts_per_token]
   int32_t* place;      // [rows][experts_per_token]: where the pair stands in the order by expert

@@ -124,6 +124,9 @@ void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns,
   const int pairs = rows * s.experts_per_token,
             active = pairs < s.num_experts ? pairs : s.num_experts;
   m.scores = cut.take<float>(size_t(rows) * padded(s.num_experts));
+  bool apart = s.expert_groups > 1;  // experts are chosen by other numbers than their scores
+  for (const Layer& layer : model.owned_layers) apart = apart || layer.routing_bias;
+  m.choice = apart ? cut.take<float>(size_t(rows) * padded(s.num_experts)) : nullptr;
   m.chosen = cut.take<int32_t>(pairs), m.place = cut.take<int32_t>(pairs);
   m.row = cut.take<int32_t>(pairs), m.owner = cut.take<int32_t>(pairs);
   m.shares = cut.take<float>(pairs);
@@ -138,7 +141,8 @@ void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns,
 size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, uint8_t* memory) {
   const Shape& s = model.shape;
   const size_t rows = step.rows, width = padded(s.hidden_size),
-               mixed = padded(s.num_heads * s.head_dim), ffn = padded(s.intermediate_size);
+               mixed = padded(s.num_heads * s.head_dim), inner = padded(widest_inner(s)),
+               own = padded(s.intermediate_size), ffn = own > inner ? own : inner;
   const int columns =
       int(width > mixed ? (width > ffn ? width : ffn) : (mixed > ffn ? mixed : ffn));
   bool post_norms = false;
@@ -148,7 +152,7 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   run.x = cut.take<float>(rows * width);
   run.qkv = cut.take<float>(rows * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim);
   run.mixed = cut.take<float>(rows * mixed);
-  run.gated = cut.take<float>(s.num_experts ? 0 : rows * ffn);
+  run.gated = cut.take<float>(rows * inner);
   run.added = cut.take<float>(post_norms ? rows * width : 0);
   lay_out_mixture(run.mixture, model, step.rows, columns, cut);
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
