@@ -132,6 +132,8 @@ def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
         parts = [quantize(weights.tensors[name], one.quant_type) for name in one.parts]
     except ValueError as error:
         raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
+    if not one.stacked and len(parts) > 1 and all(part.shape[0] == 1 for part in parts):
+        return plain(torch.cat([part.dequantize() for part in parts], dim=1))  # biases
     whole = QuantTensor(
         one.quant_type,
         (sum(part.shape[0] for part in parts), parts[0].shape[1]),
@@ -294,7 +296,9 @@ def write(
         rows = sum(weights.tensors[name].shape[0] for name in one.parts)
         columns = weights.tensors[one.parts[0]].shape[1]
         shape: tuple[int, ...] = (columns,) if rows == 1 else (rows, columns)
-        if one.stacked:
+        if rows == len(one.parts) > 1 and not one.stacked:
+            shape = (rows * columns,)
+        if one.stacked and rows > len(one.parts):
             shape = (len(one.parts), rows // len(one.parts), columns)
         announce(writer, gguf, one.name, one.quant_type, shape)
     writer.write_header_to_file()

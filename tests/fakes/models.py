@@ -66,6 +66,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
     ),
     "mistral": ("MistralConfig", {"sliding_window": 9, "head_dim": 32}),
+    "ministral": (
+        "MinistralConfig",
+        {
+            "sliding_window": 9,
+            "head_dim": 32,
+            "layer_types": ["full_attention", "sliding_attention"] * 4,
+        },
+    ),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen2-windowed": (
         "Qwen2Config",
@@ -224,6 +232,50 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_mtp_layers": 0,
         },
     ),
+    "gptneox": ("GPTNeoXConfig", {"num_key_value_heads": 4, "hidden_act": "gelu"}),
+    "gptneox-serial": (
+        "GPTNeoXConfig",
+        {"num_key_value_heads": 4, "hidden_act": "gelu", "use_parallel_residual": False},
+    ),
+    "ernie4_5-moe": (
+        "Ernie4_5_MoeConfig",
+        {
+            "tie_word_embeddings": True,
+            "moe_intermediate_size": 24,
+            "moe_num_experts": 7,
+            "moe_k": 3,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 2,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        {
+            "head_dim": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "dots1": (
+        "Dots1Config",
+        {
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "hunyuan-moe": ("HunYuanMoEV1Config", {"head_dim": 32, "num_experts": 6, "moe_topk": 2}),
     "gpt_oss": (
         "GptOssConfig",
         {
@@ -277,7 +329,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # whose folders hold norms less 1
 LESS_ONE = ("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig")
 # whose norms are LayerNorms
-CENTRED = ("cohere2", "command-r", "starcoder2", "phi2", "stablelm", "nemotron")
+CENTRED = ("gptneox", "cohere2", "command-r", "starcoder2", "phi2", "stablelm", "nemotron")
 # in whose GGUF files rows of q and k take turns that do not in a folder
 TURNED = ("llama", "smollm3", "granite", "granitemoe", "mistral3", "arcee")
 
@@ -333,6 +385,7 @@ class GgufWriter:
         self.model, self.config, self.kind = model, model.config, kind
         self.family = {
             "mistral": "llama",
+            "ministral": "llama",
             "mixtral": "llama",
             "gemma3_text": "gemma3",
             "qwen3_moe": "qwen3moe",
@@ -342,6 +395,10 @@ class GgufWriter:
             "glm4_moe": "glm4moe",
             "gpt_oss": "gpt-oss",
             "granitemoehybrid": "granite",
+            "gpt_neox": "gptneox",
+            "ernie4_5_moe": "ernie4_5-moe",
+            "minimax_m2": "minimax-m2",
+            "hunyuan_v1_moe": "hunyuan-moe",
             "glm": "chatglm",
             "granitemoeshared": "granitemoe",
             "cohere": "command-r",
@@ -411,7 +468,7 @@ class GgufWriter:
         if self.family in ("cohere2", "command-r"):
             writer.add_logit_scale(config.logit_scale)
             writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-        if self.family == "stablelm":
+        if self.family in ("stablelm", "gptneox"):
             writer.add_parallel_residual(config.use_parallel_residual)
         if self.family == "gemma2":
             writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
@@ -430,18 +487,28 @@ class GgufWriter:
             writer.add_logit_scale(config.logits_scaling)
         if experts := getattr(config, "num_local_experts", getattr(config, "num_experts", 0)):
             writer.add_expert_count(experts)
-            writer.add_expert_used_count(config.num_experts_per_tok)
+            taken = getattr(config, "num_experts_per_tok", None) or config.moe_topk
+            writer.add_expert_used_count(taken)
             self.mixture()
 
     def mixture(self) -> None:
         """What mixtures say of their experts."""
         config, writer = self.config, self.writer
         width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        if self.family in ("ernie4_5-moe", "hunyuan-moe"):
+            writer.add_expert_shared_feed_forward_length(
+                width * getattr(config, "moe_num_shared_experts", 1)
+            )
+        if self.family == "ernie4_5-moe":
+            writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+            writer.add_leading_dense_block_count(config.moe_layer_start_index)
+        if self.family == "minimax-m2":
+            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         if self.family not in ("llama", "olmoe", "granitemoe"):
             writer.add_expert_feed_forward_length(width)
         if self.family == "qwen2moe":
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
-        if self.family == "glm4moe":
+        if self.family in ("glm4moe", "dots1"):
             writer.add_expert_shared_count(config.n_shared_experts)
             writer.add_leading_dense_block_count(config.first_k_dense_replace)
             writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
@@ -492,12 +559,17 @@ class GgufWriter:
         if ".experts." in name:
             self.experts(name, tensor)
             return
-        if "shared_mlp" in name:
+        if "shared_mlp" in name and self.family.startswith("granite"):
             self.shared(name, tensor)
             return
         if name.endswith("sinks"):
             name += ".weight"
+        if "query_key_value" in name:  # each head's own three beside each other
+            heads = tensor.view(-1, 3, self.head_dim, *tensor.shape[1:])
+            tensor = heads.transpose(0, 1).reshape(tensor.shape)
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        if ".gate.moe_statics." in name:
+            name, tensor = name.replace(".gate.moe_statics.", ".moe_statics."), tensor.squeeze()
         name = name.replace("sparse_moe.router.weight", "sparse_moe.router.layer.weight")
         module, _, suffix = name.rpartition(".")
         if self.family in TURNED and module.endswith(("q_proj", "k_proj")):

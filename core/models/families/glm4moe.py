@@ -42,18 +42,24 @@ class Glm4Moe(Family):
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
+        return {
+            **super().from_hf(settings, plain),
+            **self.mixture_from_hf(settings, plain),
+            "expert_norm": settings.get("norm_topk_prob") is not False,
+            "qk_norm": bool(settings.get("use_qk_norm")),
+        }
+
+    def mixture_from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
+        """What a config says of the experts."""
         width = settings.size("moe_intermediate_size")
         first = settings.get("first_k_dense_replace") or 0
         return {
-            **super().from_hf(settings, plain),
             "intermediate_size": width,
             **dense_first(plain.num_layers, first, settings.size("intermediate_size")),
             "shared_size": width * settings.size("n_shared_experts"),
             "expert_scale": settings.real("routed_scaling_factor"),
-            "expert_norm": settings.get("norm_topk_prob") is not False,
             "expert_groups": groups(settings.size("n_group")),
             "groups_per_token": groups(settings.size("topk_group")),
-            "qk_norm": bool(settings.get("use_qk_norm")),
         }
 
     def to_gguf(

@@ -1,5 +1,5 @@
-"""Llama 2 and 3, SmolLM2; Mistral and its mixture of experts, Mixtral, whose GGUF files call them
-llama.
+"""Llama 2 and 3, SmolLM2; Mistral, Ministral (windows in some layers) and a mixture of experts,
+Mixtral, whose GGUF files call them llama.
 
 Not covered: Llama 4; GGUF files of Mixtral with a tensor for each expert, as the first ones had.
 """
@@ -7,7 +7,7 @@ Not covered: Llama 4; GGUF files of Mixtral with a tensor for each expert, as th
 from typing import Any
 
 from ..architecture import Architecture
-from ..family import Family, gguf_window, hf_window, layer_windows
+from ..family import Family, gguf_window, hf_window, hf_windowed, layer_windows
 from ..files.settings import GgufSettings, HfSettings
 
 
@@ -23,8 +23,11 @@ class Llama(Family):
         """As `Family.from_hf`."""
         if settings.model_type == "llama":
             return {}
+        inside = [True] * plain.num_layers
+        if settings.model_type == "ministral":
+            inside = hf_windowed(settings, plain.num_layers) or inside
         window = hf_window(settings, plain.context_length)
-        return {"windows": layer_windows(window, [True] * plain.num_layers)}
+        return {"windows": layer_windows(window, inside)}
 
 
 FAMILY = Llama(
@@ -32,6 +35,12 @@ FAMILY = Llama(
     hf_defaults={
         "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "rope_theta": 10000.0},
         "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096},
+        "ministral": {
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+        },
         "mixtral": {
             "rms_norm_eps": 1e-5,
             "rope_theta": 1_000_000.0,

@@ -8,6 +8,8 @@ ignore is a network that we compute wrongly.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import ModelFileError
 from ..quant.tensor import QuantTensor
 
@@ -21,6 +23,10 @@ class TensorMap:
     def drop(self, name: str) -> None:
         """Take a tensor, if it is there, that is not part of the network or was read already."""
         self.left.pop(name, None)
+
+    def is_vector(self, name: str) -> bool:
+        """Whether a tensor is one row, or not there."""
+        return name not in self.left or self.left[name].shape[0] == 1
 
     def drop_layers(self, prefix: str, first: int) -> None:
         """Leave out the layers from this number on, whose tensors begin with `prefix`."""
@@ -44,11 +50,19 @@ class TensorMap:
         return blocks
 
     def split(self, name: str, parts: Sequence[tuple[int, int]]) -> list[QuantTensor]:
-        """One tensor that holds several of ours one above the other; views, no copies.
+        """One tensor that holds several of ours one above the other, views, no copies; or vectors
+        one behind the other.
 
         Raises:
             ModelFileError: as `take`.
         """
+        if all(rows == 1 for rows, _ in parts) and self.is_vector(name):
+            numbers = self.take(name, (1, sum(columns for _, columns in parts))).vector()
+            ends = np.cumsum([columns for _, columns in parts])
+            return [
+                QuantTensor("F32", (1, len(own)), own.view(np.uint8)[None])
+                for own in np.split(numbers, ends[:-1])
+            ]
         whole = self.take(name, (sum(rows for rows, _ in parts), parts[0][1]))
         stops = [sum(rows for rows, _ in parts[: place + 1]) for place in range(len(parts))]
         return [whole.part(stop - rows, stop) for (rows, _), stop in zip(parts, stops, strict=True)]

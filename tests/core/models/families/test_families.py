@@ -34,7 +34,13 @@ from ..conftest import MakeLinear
 BOUND = 1e-4
 TOKENS = torch.arange(60) * 37 % 259
 # what GGUF has no place for
-ONLY_FOLDERS = ("qwen2-windowed", "llama-dynamic", "qwen3moe-shares", "starcoder2-windowed")
+ONLY_FOLDERS = (
+    "qwen2-windowed",
+    "llama-dynamic",
+    "qwen3moe-shares",
+    "starcoder2-windowed",
+    "ministral",
+)
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +109,8 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
         *((name, "llama2") for name in ("olmoe", "qwen2moe", "glm4moe", "gpt_oss")),
         *((name, "llama2") for name in ("cohere", "cohere2", "starcoder2", "phi2", "stablelm")),
         *((name, "llama2") for name in ("stablelm-parallel", "arcee", "nemotron", "hunyuan")),
+        *((name, "llama2") for name in ("gptneox", "gptneox-serial")),
+        *((name, "llama2") for name in ("ernie4_5-moe", "minimax_m2", "dots1", "hunyuan-moe")),
         *((name, "llama2") for name in ("granite4", "granite4-nope", "granitemoeshared")),
         ("gemma2", "gemma"),
         ("phi4-mini", "phi3"),
@@ -184,6 +192,12 @@ def test_a_converted_folder_computes_what_the_folder_does(
         ("stablelm", {"rope_dim": 0}),
         ("nemotron", {"activation": "gelu_tanh"}),
         ("hunyuan", {"qk_norm_last": False}),
+        ("ernie4_5-moe", {"routing_bias": False}),
+        ("minimax_m2", {"routing": "softmax"}),
+        ("dots1", {"expert_scale": 1.0}),
+        ("gptneox", {"parallel": False}),
+        ("gptneox", {"activation": "silu"}),
+        ("hunyuan-moe", {"shared_size": 0}),
         ("gpt_oss", {"sinks": False}),
         ("gpt_oss", {"activation": "silu"}),
         ("gpt_oss", {"windows": ()}),
