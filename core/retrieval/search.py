@@ -27,6 +27,9 @@ DEPTH = 100  # ranks of either list that are fused
 FUSION = 10
 SHARES = {"words": 0.3, "meaning": 0.7}
 MOST_WORDS = 24  # of a question that are looked up
+# Of all chunks. Beside meaning, words that are in more than so many add nothing but time; alone,
+# leaving them out would cost a tenth of the recall (simulations/LOG.md, 2026-11-30).
+COMMON = 0.2
 # Of English, in nearly every passage: they say nothing of what is asked, and cost the most.
 STOP_WORDS = frozenset(
     re.findall(
@@ -62,20 +65,28 @@ class Search:
             RetrievalError: the collection is damaged.
         """
         lists: list[tuple[float, Sequence[int]]] = []
-        if way != "meaning":
-            lists.append((SHARES["words"], self.by_words(question)))
         if way != "words" and embedder is not None and self.comparable(embedder):
             lists.append((SHARES["meaning"], self.by_meaning(question, embedder)))
+        if way != "meaning":
+            lists.append((SHARES["words"], self.by_words(question, rare=bool(lists))))
         return self.store.passages(fused(lists)[:most])
 
     def comparable(self, embedder: Embedder) -> bool:
         """Are the vectors here of this model?"""
         return self.store.embedded_by() == embedder.identity
 
-    def by_words(self, question: str) -> list[int]:
-        """Chunks by BM25, the best first."""
-        query = match_any(question)
-        return self.store.by_words(query, DEPTH) if query else []
+    def by_words(self, question: str, *, rare: bool = False) -> list[int]:
+        """Chunks by BM25, the best first.
+
+        Args:
+            rare: leave out words of more than COMMON of all chunks, if rarer ones are found.
+        """
+        words = telling_words(question)
+        if rare and len(words) > 1:
+            chunks = len(self.read()[0])  # those that have a vector
+            rarer = [word for word in words if 0 < self.store.matches(word) <= COMMON * chunks]
+            words = rarer or words
+        return self.store.by_words(" OR ".join(words), DEPTH) if words else []
 
     def by_meaning(self, question: str, embedder: Embedder) -> list[int]:
         """Chunks by the cosine of their vectors with the question's, the best first."""
@@ -97,11 +108,11 @@ class Search:
             return self._ids, self._vectors
 
 
-def match_any(question: str) -> str:
-    """An FTS5 query: any of the question's words, each of them quoted; empty: it has none."""
+def telling_words(question: str) -> list[str]:
+    """The question's words, each quoted for FTS5; stop words only where it has no others."""
     words = dict.fromkeys(re.findall(r"\w+", question.lower()))
     telling = [word for word in words if word not in STOP_WORDS] or list(words)
-    return " OR ".join(f'"{word}"' for word in telling[:MOST_WORDS])
+    return [f'"{word}"' for word in telling[:MOST_WORDS]]
 
 
 def fused(lists: Iterable[tuple[float, Sequence[int]]]) -> list[int]:

@@ -348,7 +348,7 @@ def among_many(
     search.find(questions[0], 8, embedder)
     parts: dict[str, Callable[[str], object]] = {
         "query_ms": lambda question: search.find(question, 8, embedder),
-        "words_ms": search.by_words,
+        "words_ms": lambda question: search.by_words(question, rare=True),
         "scan_ms": lambda question: search.by_meaning(question, embedder),
         "embed_ms": lambda question: embedder.embed([question]),
     }

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.retrieval.chunking import DocumentChunk
-from quietchoir.core.retrieval.search import FUSION, Search, fused, match_any
+from quietchoir.core.retrieval.search import FUSION, Search, fused, telling_words
 from quietchoir.core.retrieval.store import CollectionStore, DocumentEntry
 from quietchoir.tests.fakes.retrieval import WordEmbedder
 
@@ -50,7 +50,7 @@ def test_no_question_is_read_as_a_query_language(search, question):
 @pytest.mark.parametrize("question", ['salt" OR "rent', "NOT salt", "text: rent", "NEAR(rent", "*"])
 def test_operators_are_words(search, question):
     search.find(question)
-    assert all(part.startswith('"') for part in match_any(question).split(" OR ") if part)
+    assert all(part.startswith('"') for part in telling_words(question))
 
 
 def test_ranks_are_fused_as_the_paper_says_each_list_with_its_share():
@@ -69,3 +69,13 @@ def test_what_another_program_changes_is_seen_by_the_next_question(tmp_path):
     other.remove("/home/ann/notes.txt")
     other.close()
     assert search.find("rent", 3, WordEmbedder(), "meaning") == []
+
+
+def test_beside_meaning_words_of_many_passages_are_left_out_and_alone_they_count(tmp_path):
+    texts = ("the boiler hums", "the boiler leaks", "the boiler is loud", *TEXTS, "a lamp", "a key")
+    search = Search(filled(tmp_path / "many.collection", texts))
+    (leaking,) = search.by_words("does the boiler leak?", rare=True)
+    assert search.store.passages([leaking])[0].text == "the boiler leaks"
+    assert len(search.by_words("does the boiler leak?")) == 3
+    assert len(search.by_words("boiler", rare=True)) == 3  # all it has
+    search.store.close()
