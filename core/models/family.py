@@ -86,6 +86,8 @@ class Family:
     hf_partial_rope: bool = False  # whether a config's `partial_rotary_factor` is listened to
     # files may hold layers behind the last one, which guess further tokens and are left out
     further_layers: bool = False
+    # its folders hold matrices one above the other in a third dimension, for `hf_unpacked`
+    hf_stacked: bool = False
     mixture: bool = False  # whether its feed-forward may be a mixture of experts
     # parts of the names of a folder's tensors, theirs -> ours
     hf_renamed: Mapping[str, str] = field(default_factory=dict)

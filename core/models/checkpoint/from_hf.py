@@ -158,7 +158,8 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
         this family uses.
     """
     settings, family = read_settings(folder)
-    found = hf_folder.read_tensors(folder, (*family.hf_skipped, *TABLES))
+    skipped = (*family.hf_skipped, *TABLES)
+    found = hf_folder.read_tensors(folder, skipped, stacked=family.hf_stacked)
     ours = {unwrapped(name, family): blocks for name, blocks in found.items()}
     tensors = TensorMap(folder, family.hf_unpacked(ours, architecture), family.name)
     if family.further_layers:

@@ -127,6 +127,7 @@ FAMILY = GptOss(
     },
     gguf_names={"post_attention_layernorm": "post_attention_norm"},
     mixture=True,
+    hf_stacked=True,
     hf_activations={"silu": "swiglu_oai"},
     hf_renamed={".self_attn.sinks": ".self_attn.sinks.weight", ".mlp.router.": ".mlp.gate."},
 )

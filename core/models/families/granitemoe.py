@@ -85,6 +85,7 @@ FAMILY = GraniteMoe(
     hf_defaults={"granitemoe": MIXTURE, "granitemoeshared": MIXTURE},
     interleaved=True,
     mixture=True,
+    hf_stacked=True,
     gguf_reads=(
         *("embedding_scale", "residual_scale", "logit_scale"),
         "expert_shared_feed_forward_length",

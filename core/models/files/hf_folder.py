@@ -104,11 +104,14 @@ def shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def read_tensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, QuantTensor]:
+def read_tensors(
+    folder: Path, skipped: tuple[str, ...], *, stacked: bool = False
+) -> dict[str, QuantTensor]:
     """Every tensor of a folder as blocks; vectors become one row.
 
     Args:
         skipped: names that begin or end with one of these are not read.
+        stacked: matrices may stand one above the other in a third dimension.
 
     Raises:
         ModelNotFoundError, ModelFileError: missing, damaged, more than plain tensors, or not plain
@@ -121,7 +124,7 @@ def read_tensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, QuantTenso
                 continue
             if name in found:
                 raise ModelFileError(f"{path}: {name:.120} is in two files; get the model again")
-            found[name] = as_blocks(path, name, tensor)
+            found[name] = as_blocks(path, name, tensor, stacked=stacked)
     return found
 
 
@@ -177,12 +180,12 @@ def unpickle(path: Path) -> Any:
         ) from error
 
 
-def as_blocks(path: Path, name: str, tensor: object) -> QuantTensor:
+def as_blocks(path: Path, name: str, tensor: object, *, stacked: bool = False) -> QuantTensor:
     """One tensor as rows of blocks."""
     if (
         not isinstance(tensor, Tensor)
         or tensor.dtype not in DTYPES
-        or tensor.dim() not in (1, 2, 3)
+        or not 1 <= tensor.dim() <= 2 + stacked
         or not tensor.numel()
     ):
         said = (
@@ -191,7 +194,7 @@ def as_blocks(path: Path, name: str, tensor: object) -> QuantTensor:
             else type(tensor).__name__
         )
         raise ModelFileError(
-            f"{path}: {name:.120} is {said}, expected vectors or matrices of float32, float16 or "
+            f"{path}: {name:.120} is {said}, expected a vector or matrix of float32, float16 or "
             f"bfloat16; "
             "choose a checkpoint that is not quantised, or a GGUF file"
         )
