@@ -116,13 +116,13 @@ def test_the_gguf_package_and_transformers_read_a_converted_file(tmp_path: Path)
 def test_what_gguf_cannot_hold_is_refused_and_nothing_is_written(
     tmp_path: Path, smollm2: Weights
 ) -> None:
-    biased = folder("llama-biased", tmp_path / "folder")
-    with pytest.raises(ModelFileError, match="GGUF has no place for this model's biases"):
-        to_gguf.save(biased, tmp_path / "model.gguf", "F32")
+    windowed = folder("qwen2-windowed", tmp_path / "folder")
+    with pytest.raises(ModelFileError, match="layers of this qwen2 model see only a window"):
+        to_gguf.save(windowed, tmp_path / "model.gguf", "F32")
     with pytest.raises(ModelFileError, match=r"is Q\w+ already, and quantising twice ruins it"):
         to_gguf.save(smollm2, tmp_path / "model.gguf", "Q8_0")
     with pytest.raises(ModelFileError, match="type Q9_Z cannot be written; choose one of F32"):
-        to_gguf.save(biased, tmp_path / "model.gguf", "Q9_Z")
+        to_gguf.save(windowed, tmp_path / "model.gguf", "Q9_Z")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
