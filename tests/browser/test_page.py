@@ -65,6 +65,23 @@ async def choose(tab: Tab, adapter: str) -> None:
     await tab.run("document.querySelector('select').dispatchEvent(new Event('change'))")
 
 
+async def reload(tab: Tab) -> None:
+    """Load the page again, and wait until the old one is gone."""
+    await tab.run("window.old = true")
+    await tab.send("Page.reload")
+    await tab.until("window.old === undefined && document.querySelector('textarea')")
+
+
+async def scroll(tab: Tab, by: int) -> None:
+    """Turn the wheel over the conversation, and wait until it has moved and rests."""
+    await tab.run(
+        "window.rested = false; document.querySelector('[role=log]')"
+        ".addEventListener('scrollend', () => { window.rested = true; }, { once: true })"
+    )
+    await tab.send("Input.dispatchMouseEvent", type="mouseWheel", x=400, y=300, deltaX=0, deltaY=by)
+    await tab.until("window.rested")
+
+
 async def answered(tab: Tab, count: int) -> str:
     """Wait for so many whole answers; give the last one's text."""
     await tab.until(f"document.querySelectorAll('.body footer').length === {count}")
@@ -288,3 +305,191 @@ async def test_a_verdict_after_an_answer_with_a_tool_is_on_the_answer_beside_it(
         assert "tool" in [one.role for one in example.messages]  # three turns, one answer
         assert tab.problems == []
     history.close()
+
+
+LONG = "\n\n".join(f"line {number}" for number in range(60))
+
+
+async def test_a_page_that_is_loaded_again_goes_on_with_the_kept_conversation(
+    tab: Tab, tmp_path: Path
+) -> None:
+    script = [CALL], ["It is on."], ["Gladly."], ["Fresh."]
+    node = kept(Served(engine_saying(*script), FakeTools()), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "turn on the ceiling light")
+        assert await answered(tab, 1) == "It is on."
+        for _ in range(2):
+            await reload(tab)
+            assert await answered(tab, 1) == "It is on."
+            assert await tab.run("document.querySelector('.bubble').innerText") == (
+                "turn on the ceiling light"
+            )
+            card = await tab.run("document.querySelector('.card').innerText")
+            assert "HassTurnOn" in card and "called" in card and "done" not in card
+
+        await say(tab, "and thank you")
+        assert await answered(tab, 2) == "Gladly."
+        [info] = history.conversations()
+        said = [one.content for one in history.messages(info.id) if one.role == "user"]
+        assert said == ["turn on the ceiling light", "and thank you"]
+
+        await tab.run("document.querySelector('[aria-label=\"New conversation\"]').click()")
+        await reload(tab)
+        await tab.until("document.querySelector('.welcome')")
+        await say(tab, "another thing")
+        assert await answered(tab, 1) == "Fresh."
+        assert len(history.conversations()) == 2
+        assert tab.problems == []
+    history.close()
+
+
+async def test_a_question_whose_answer_a_reload_broke_off_is_there_to_be_asked_again(
+    tab: Tab, tmp_path: Path
+) -> None:
+    engine = engine_saying(["One."], ["Once upon ", "a time"], ["The end."])
+    node = kept(Served(engine, FakeTools(names=())), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "first")
+        assert await answered(tab, 1) == "One."
+        engine.held = True
+        await say(tab, "a long story")
+        await tab.until("document.body.innerText.includes('Once upon')")
+        await reload(tab)
+        await answered(tab, 2)
+        asked = "[...document.querySelectorAll('.bubble')].map((one) => one.innerText)"
+        assert await tab.run(asked) == ["first", "a long story"]
+        engine.held = False
+        await tab.run("document.querySelector('[aria-label=\"Ask again\"]').click()")
+        await tab.until("document.body.innerText.includes('The end.')")
+        await answered(tab, 2)
+        await reload(tab)
+        assert await answered(tab, 2) == "The end."
+        assert await tab.run(asked) == ["first", "a long story"]
+    history.close()
+
+
+async def test_a_reader_who_scrolled_up_is_left_there_until_they_come_back(tab: Tab) -> None:
+    engine = engine_saying([LONG], [f"{LONG}\n\n"] * 6)
+    async with Served(engine, FakeTools(names=())).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "first")
+        await answered(tab, 1)
+        engine.held = True
+        await say(tab, "more")
+        await until(lambda: len(engine.generations) == 2)
+        log, height = "document.querySelector('[role=log]')", 0
+
+        async def grown() -> None:
+            nonlocal height
+            await tab.until(f"{log}.scrollHeight > {height + 1000}")
+            await tab.run("new Promise((go) => requestAnimationFrame(() => setTimeout(go)))")
+            height = await tab.run(f"{log}.scrollHeight")
+
+        left = f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight"
+        for _ in range(2):  # who does nothing sees the newest words
+            await grown()
+            assert await tab.run(left) < 2
+            engine.say(1)
+        await grown()
+        await scroll(tab, -1000)
+        place = await tab.run(f"{log}.scrollTop")
+        assert await tab.run(left) > 500
+        for _ in range(2):
+            engine.say(1)
+            await grown()
+            assert await tab.run(f"{log}.scrollTop") == place
+        await scroll(tab, 100_000)
+        engine.say(1)
+        await grown()
+        assert await tab.run(left) < 2
+        assert tab.problems == []
+
+
+async def test_a_chunk_renders_the_running_answer_alone(tab: Tab) -> None:
+    old, new = ["The *old* answer."], ["The *new* "] * 5
+    async with Served(engine_saying(old, old, new), FakeTools(names=())).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        for count in (1, 2):
+            await say(tab, "hello")
+            await answered(tab, count)
+        await tab.run(
+            "window.cleaned = []; window.clean = DOMPurify.sanitize;"
+            "DOMPurify.sanitize = (text, rules) => (cleaned.push(text), clean(text, rules)); 0"
+        )
+        await say(tab, "hello")
+        await answered(tab, 3)
+        cleaned = await tab.run("cleaned")
+        assert cleaned and all("new" in text and "old" not in text for text in cleaned)
+
+
+async def test_task_boxes_and_table_columns_are_shown_as_written(tab: Tab) -> None:
+    text = (
+        "- [x] bread\n- [ ] milk\n\n| a | b | c |\n|:--|:-:|--:|\n| 1 | 2 | 3 |\n\n"
+        '<span align="right" role="img" aria-label="done">no box</span>'
+    )
+    async with Served(engine_saying([text])).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "a list")
+        await answered(tab, 1)
+        boxes = "[...document.querySelectorAll('.prose [role=img]')].map((one) => one.ariaLabel)"
+        assert await tab.run(boxes) == ["done", "to do"]
+        items = "[...document.querySelectorAll('.prose li')].map((one) => one.innerText)"
+        assert await tab.run(items) == ["☑ bread", "☐ milk"]
+        cells = (
+            "[...document.querySelectorAll('.prose td')]"
+            ".map((one) => getComputedStyle(one).textAlign)"
+        )
+        assert await tab.run(cells) == ["left", "center", "right"]
+
+
+async def test_a_node_that_stopped_is_said_with_what_to_do(tab: Tab) -> None:
+    engine = engine_saying(["Once upon ", "a time"], held=True)
+    async with Served(engine, FakeTools(names=())).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "a story")
+        await tab.until("document.body.innerText.includes('Once upon')")
+        assert served.server.runner.server is not None
+        for connection in served.server.runner.server.connections:
+            assert connection.transport is not None
+            connection.transport.abort()
+        await answered(tab, 1)
+        told = "document.querySelector('.assistant .error').innerText"
+        assert await tab.run(told) == (
+            "The answer broke off: the node stopped, or the connection to it was cut. See that it "
+            "runs (quietchoir serve), then ask again."
+        )
+        await served.server.stop()
+        await tab.run("document.querySelector('[aria-label=\"Ask again\"]').click()")
+        await tab.until(f"{told}.startsWith('The node does not answer')")
+        assert "quietchoir serve" in await tab.run(told)
+        assert "fetch" not in await tab.run("document.body.innerText")
+
+
+async def test_a_screen_reader_finds_landmarks_with_the_conversation_in_the_main_one(
+    tab: Tab,
+) -> None:
+    async with Served(engine_saying(["Good morning."])).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello there")
+        await answered(tab, 1)
+        nodes = (await tab.send("Accessibility.getFullAXTree"))["nodes"]
+        parents = {one["nodeId"]: one.get("parentId") for one in nodes}
+        roles = {one["nodeId"]: one["role"]["value"] for one in nodes}
+
+        def within(node: str | None) -> list[str]:
+            return [roles[node], *within(parents[node])] if node else []
+
+        shown = [one for one in nodes if not one["ignored"]]
+        for role, count in (("banner", 1), ("main", 1), ("log", 1), ("heading", 1)):
+            assert [roles[one["nodeId"]] for one in shown].count(role) == count, role
+        for one in shown:
+            if roles[one["nodeId"]] in ("log", "textbox", "StaticText", "button", "combobox"):
+                assert {"banner", "main"} & set(within(one["nodeId"])), one
+            if roles[one["nodeId"]] in ("button", "textbox", "combobox", "log", "heading"):
+                assert one["name"]["value"], one

@@ -2,6 +2,12 @@
 // Knows nothing of what is on screen.
 
 const KEY = "token";
+const GONE =
+  "The node does not answer: it stopped, or this machine cannot reach it. Start it " +
+  "(quietchoir serve), open the address that it prints, and ask again.";
+const BROKEN =
+  "The answer broke off: the node stopped, or the connection to it was cut. See that it runs " +
+  "(quietchoir serve), then ask again.";
 
 /** Take the token out of the address (#token=…): it stays neither in the history nor in a link. */
 export function keepToken() {
@@ -24,10 +30,17 @@ export class Refusal extends Error {
   }
 }
 
+/** A browser says "Failed to fetch" whatever happened: say what can be done. */
+function lost(error, words) {
+  return error.name === "AbortError" ? error : new Refusal(0, words);
+}
+
 async function request(path, options = {}) {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` };
   if (options.body) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch((error) => {
+    throw lost(error, GONE);
+  });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
     const words = body.error?.message ?? `the node answered with status ${response.status}`;
@@ -62,7 +75,9 @@ export async function* ask(messages, conversation, collections, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw lost(error, BROKEN);
+    });
     if (done) break;
     held += value;
     const events = held.split("\n\n");
@@ -76,5 +91,5 @@ export async function* ask(messages, conversation, collections, signal) {
       yield chunk;
     }
   }
-  throw new Refusal(500, "the answer broke off; is the node still running?");
+  throw new Refusal(0, BROKEN);
 }

@@ -1,9 +1,13 @@
 // The conversation: what was said, what is being answered, and who answers.
 
-import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import {
+  html, render, useEffect, useLayoutEffect, useRef, useState,
+} from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
 import { Citations, Collections, Memory, propose } from "./documents.js";
-import { Consent, newConversation, Verdict } from "./feedback.js";
+import {
+  asShown, Consent, currentConversation, keepUnanswered, newConversation, Verdict,
+} from "./feedback.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 
 const HOUSE = [
@@ -67,15 +71,18 @@ function App() {
   const [status, setStatus] = useState(null);
   const [adapters, setAdapters] = useState({ active: null, adapters: [] });
   const [tools, setTools] = useState([]);
-  const [messages, setMessages] = useState([]);
+  const [messages, setMessages] = useState(null); // null until it is known what was said before
   const [notice, setNotice] = useState("");
-  const [conversation, setConversation] = useState(newConversation());
+  const [conversation, setConversation] = useState(currentConversation);
   const [kept, setKept] = useState({ destinations: {}, consent: "never" });
+  const keeps = Object.keys(kept.destinations).length > 0; // the node keeps what is said
   const [collections, setCollections] = useState([]);
   const [proposed, setProposed] = useState(0);
   const running = useRef(null);
-  const end = useRef(null);
-  const busy = messages.at(-1)?.state === "busy";
+  const log = useRef(null);
+  const follows = useRef(true); // the reader is at the end, and stays there
+  const top = useRef(0); // where the conversation was scrolled to
+  const busy = messages?.at(-1)?.state === "busy";
 
   const refuse = (error) => {
     if (error.status !== 401) return setNotice(error.message);
@@ -95,19 +102,36 @@ function App() {
     lookKept();
   }, [token]);
 
-  // a node that keeps nothing has no destinations
-  const lookKept = () =>
-    get("/api/conversations")
-      .then(({ destinations, conversations }) => {
-        const own = conversations.find(({ id }) => id === conversation);
-        setKept({ destinations, consent: own?.consent ?? "never" });
-      })
-      .catch(() => setKept({ destinations: {}, consent: "never" }));
+  const lookKept = async () => {
+    try {
+      const { destinations, conversations } = await get("/api/conversations");
+      const own = conversations.find(({ id }) => id === conversation);
+      setKept({ destinations, consent: own?.consent ?? "never" });
+      const said = own ? (await get(`/api/conversations/${conversation}`)).messages : [];
+      setMessages((now) => now ?? asShown(said));
+    } catch (error) {
+      if (error.status === 401) return;
+      setNotice(error.message);
+      if (messages) return;
+      setConversation(newConversation()); // what was not read must not be written over
+      setMessages([]);
+    }
+  };
 
   // a federation may have brought one
   const look = () => get("/api/adapters").then(setAdapters).catch(refuse);
 
-  useEffect(() => end.current?.scrollIntoView({ block: "end" }), [messages]);
+  useLayoutEffect(() => {
+    if (log.current && follows.current) log.current.scrollTop = log.current.scrollHeight;
+  }, [messages]);
+  // Scrolling up leaves the end; only there does the page follow again. What grew meanwhile has
+  // moved the end, not the reader.
+  const scrolled = () => {
+    const { scrollTop, scrollHeight, clientHeight } = log.current;
+    const atEnd = scrollHeight - scrollTop - clientHeight < 32;
+    follows.current = atEnd || (follows.current && scrollTop >= top.current);
+    top.current = scrollTop;
+  };
 
   const answer = async (past) => {
     const control = new AbortController();
@@ -119,12 +143,15 @@ function App() {
       current = { ...current, state, error, seconds: (performance.now() - started) / 1000 };
       if (running.current === control) show();
     };
+    follows.current = true;
+    if (keeps) keepUnanswered(past.at(-1).text);
     show();
     try {
       for await (const chunk of ask(past.map(toApi), conversation, collections, control.signal)) {
         current = grow(current, chunk);
         show();
       }
+      if (running.current === control) keepUnanswered("");
       finish("done");
     } catch (error) {
       if (error.name === "AbortError") return finish("stopped");
@@ -166,7 +193,7 @@ function App() {
   };
   // answers are counted by what was asked: each may hold calls, which are turns of their own there
   const verdictOn = (index) => {
-    if (!Object.keys(kept.destinations).length) return null;
+    if (!keeps) return null;
     const turn = messages.slice(0, index).filter(({ role }) => role === "user").length;
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
@@ -201,27 +228,30 @@ function App() {
   const name = status && status.model + (taught || "");
   const suggestions = tools.length && adapters.active ? HOUSE : PLAIN;
   return html`
-    <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages.length}
+    <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages?.length}
       onAdapter=${choose} onLook=${look} onFresh=${fresh}
       documents=${status?.documents &&
       html`<${Collections} chosen=${collections} onChoose=${setCollections} />
         <${Memory} proposed=${proposed} />`}
-      consent=${messages.length > 1 &&
+      consent=${messages?.length > 1 &&
       html`<${Consent} destinations=${kept.destinations} consent=${kept.consent}
         onConsent=${consentTo} />`} />
-    <main class="talk" role="log" aria-live="polite">
-      ${messages.length === 0 &&
-      html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
-      ${messages.map(
-        (message, index) =>
-          html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-            onAgain=${again} onApprove=${approve} citations=${cites(message)}
-            onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)} />`,
-      )}
-      <div ref=${end} class="end" />
+    <main class="room">
+      <div class="talk" role="log" aria-label="Conversation" tabindex="0" ref=${log}
+        onScroll=${scrolled}>
+        ${messages?.length === 0 &&
+        html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
+        ${messages?.map(
+          (message, index) =>
+            html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
+              onAgain=${again} onApprove=${approve} citations=${cites(message)}
+              onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)} />`,
+        )}
+        <div class="end" />
+      </div>
+      ${notice && html`<p class="notice" role="alert">${notice}</p>`}
+      ${messages && html`<${Composer} busy=${busy} onAsk=${send} onStop=${stop} />`}
     </main>
-    ${notice && html`<p class="notice" role="alert">${notice}</p>`}
-    <${Composer} busy=${busy} onAsk=${send} onStop=${stop} />
   `;
 }
 

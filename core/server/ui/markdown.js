@@ -8,8 +8,11 @@ import "./vendor/purify.js"; // no module: it leaves a global
 const { DOMPurify } = globalThis;
 const MARKS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
 const asText = ({ text }) => text.replace(/[&<>"]/g, (letter) => MARKS[letter]);
+// a form's box is no part of an answer; a sign is
+const asSign = ({ checked }) =>
+  `<span role="img" aria-label="${checked ? "done" : "to do"}">${checked ? "☑" : "☐"}</span> `;
 // HTML in an answer is shown, not obeyed
-marked.use({ gfm: true, breaks: true, renderer: { html: asText } });
+marked.use({ gfm: true, breaks: true, renderer: { html: asText, checkbox: asSign } });
 
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   if (node.tagName === "A") {

@@ -1,7 +1,7 @@
 // What stands on the page, piece by piece. Each part shows what it is given and says what was
 // clicked.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { toHtml } from "./markdown.js";
 
 const ICONS = {
@@ -43,7 +43,7 @@ export function Header({
 }) {
   const pick = (event) => onAdapter(event.target.value || null);
   return html`<header class="top">
-    <div class="brand"><${Mark} /><span>quietchoir</span></div>
+    <h1 class="brand"><${Mark} /><span>quietchoir</span></h1>
     <div class="controls">
       ${status &&
       html`<label class="picker" title="Which adapter answers">
@@ -100,7 +100,7 @@ function ThemeButton() {
 export function Welcome({ model, suggestions, onAsk }) {
   return html`<section class="welcome">
     <${Mark} singing=${true} />
-    <h1>Many voices, none heard alone.</h1>
+    <h2>Many voices, none heard alone.</h2>
     <p>An assistant that lives on this machine. What you write here stays here.</p>
     <div class="suggestions">
       ${suggestions.map((text) => html`<button onClick=${() => onAsk(text)}>${text}</button>`)}
@@ -144,8 +144,9 @@ function Prose({ text }) {
   useEffect(() => {
     // scrollable, so reachable by keyboard
     for (const block of place.current.querySelectorAll("pre")) block.tabIndex = 0;
-  });
-  const shown = { __html: toHtml(text) };
+  }, [text]);
+  // once a text: answers above the running one stay as they are
+  const shown = useMemo(() => ({ __html: toHtml(text) }), [text]);
   return html`<div class="prose" ref=${place} dangerouslySetInnerHTML=${shown} />`;
 }
 
@@ -211,13 +212,16 @@ function Footer({ message, last, onAgain, verdict }) {
 
 function ToolCard({ call, waiting, onApprove }) {
   const asked = call.approval && !call.answered && waiting;
-  const settled = call.result ? (call.result.ok ? "ok" : "failed") : "unknown";
+  const came = call.result ? (call.result.ok ? "ok" : "failed") : "unknown";
+  const settled = call.kept ? "kept" : came;
   const state = asked ? "asked" : !call.result && waiting ? "waiting" : settled;
   const words = {
     ok: "done", failed: "not done", waiting: "at work", unknown: "no answer", asked: "asks you",
+    kept: "called", // how it went is not kept
   };
-  const busy = state === "waiting" || state === "asked";
-  const sign = !busy && html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
+  const sign =
+    ["ok", "failed", "unknown"].includes(state) &&
+    html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
   const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
   return html`<div class="card ${state}">
     <div class="card-head">
