@@ -1,11 +1,13 @@
 """The page in a real browser: it talks, shows tool calls, stops, and lets nothing out."""
 
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from quietchoir.core.assistant.context import Message
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.retrieval.collections import Collections
 from quietchoir.core.retrieval.memory import FactStore
@@ -493,3 +495,75 @@ async def test_a_screen_reader_finds_landmarks_with_the_conversation_in_the_main
                 assert {"banner", "main"} & set(within(one["nodeId"])), one
             if roles[one["nodeId"]] in ("button", "textbox", "combobox", "log", "heading"):
                 assert one["name"]["value"], one
+
+
+async def test_kept_conversations_are_found_gone_on_with_saved_and_deleted(
+    tab: Tab, tmp_path: Path
+) -> None:
+    script = ["Rain."], ["Bread."], ["Butter."]
+    node = kept(Served(engine_saying(*script), FakeTools(names=())), tmp_path)
+    history = node.history
+    assert history is not None
+    history.keep(
+        "chat-1", [Message("user", "elsewhere"), Message("assistant", "so")], source="chat"
+    )
+    menu = "document.querySelector('.history')"
+    rows = f"[...{menu}.querySelectorAll('li')].filter((one) => one.querySelector('button'))"
+
+    async def click(row: str, button: str) -> None:
+        one = f"{rows}.find((one) => one.innerText.includes('{row}'))"
+        await tab.until(one)
+        await tab.run(
+            f"[...{one}.querySelectorAll('button')]"
+            f".find((one) => one.innerText.includes('{button}')).click()"
+        )
+
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "what of the weather")
+        assert await answered(tab, 1) == "Rain."
+        await tab.run("document.querySelector('[aria-label=\"New conversation\"]').click()")
+        await say(tab, "what to bake")
+        await answered(tab, 1)
+
+        await tab.run(f"{menu}.open = true")
+        await tab.until(f"{rows}.length === 3")
+        assert await tab.run(
+            f"{rows}.find((one) => one.innerText.includes('elsewhere'))"
+            ".querySelector('button').disabled"
+        )
+        await tab.run(f"{menu}.querySelector('input').focus()")
+        await tab.type("bake WHAT")
+        await tab.until(f"{rows}.length === 1")
+        await tab.run(f"{menu}.querySelector('input').select()")
+        await tab.type("weather")
+        await tab.until(f"{rows}[0].innerText.includes('weather')")
+        await tab.send(
+            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved")
+        )
+        await click("weather", "save")
+        await until(lambda: list((tmp_path / "saved").glob("page-*.json")))
+        [file] = (tmp_path / "saved").glob("page-*.json")
+        said = json.loads(file.read_text("utf-8"))["messages"]
+        assert [one["content"] for one in said] == ["what of the weather", "Rain."]
+
+        await click("weather", "weather")
+        await tab.until("document.querySelector('.bubble').innerText === 'what of the weather'")
+        assert not await tab.run(f"{menu}.open")
+        await say(tab, "and tomorrow")
+        assert await answered(tab, 2) == "Butter."
+        assert {one.title: one.turns for one in history.conversations()} == {
+            "what of the weather": 4,
+            "what to bake": 2,
+            "elsewhere": 2,
+        }
+
+        await tab.run(f"{menu}.open = true")
+        await click("weather", "delete")
+        assert len(history.conversations()) == 3  # it asks first
+        await click("weather", "Delete it")
+        await tab.until("document.querySelector('.welcome')")
+        await tab.until(f"{menu}.innerText.includes('is deleted')")
+        assert {one.title for one in history.conversations()} == {"what to bake", "elsewhere"}
+        assert tab.problems == []
+    history.close()

@@ -5,9 +5,10 @@ import {
 } from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
 import { Citations, Collections, Memory, propose } from "./documents.js";
+import { Consent, Verdict } from "./feedback.js";
 import {
-  asShown, Consent, currentConversation, keepUnanswered, newConversation, Verdict,
-} from "./feedback.js";
+  asShown, currentConversation, goOnWith, History, keepUnanswered, newConversation, read,
+} from "./history.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 
 const HOUSE = [
@@ -107,7 +108,7 @@ function App() {
       const { destinations, conversations } = await get("/api/conversations");
       const own = conversations.find(({ id }) => id === conversation);
       setKept({ destinations, consent: own?.consent ?? "never" });
-      const said = own ? (await get(`/api/conversations/${conversation}`)).messages : [];
+      const said = own ? (await read(conversation)).messages : [];
       setMessages((now) => now ?? asShown(said));
     } catch (error) {
       if (error.status === 401) return;
@@ -173,6 +174,14 @@ function App() {
     setConversation(newConversation());
     setKept({ ...kept, consent: "never" });
   };
+  const goOn = ({ id, consent, messages: said }) => {
+    stop();
+    running.current = null;
+    follows.current = true;
+    setConversation(goOnWith(id));
+    setMessages(asShown(said));
+    setKept({ ...kept, consent });
+  };
   const consentTo = (consent) =>
     post(`/api/conversations/${conversation}`, { consent })
       .then((info) => setKept({ ...kept, consent: info.consent }))
@@ -230,6 +239,8 @@ function App() {
   return html`
     <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages?.length}
       onAdapter=${choose} onLook=${look} onFresh=${fresh}
+      history=${keeps &&
+      html`<${History} onOpen=${goOn} onDeleted=${(id) => id === conversation && fresh()} />`}
       documents=${status?.documents &&
       html`<${Collections} chosen=${collections} onChoose=${setCollections} />
         <${Memory} proposed=${proposed} />`}

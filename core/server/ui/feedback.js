@@ -1,51 +1,8 @@
-// The conversation that the node keeps, what its owner makes of an answer, and what it may train:
-// two small buttons, a line for a correction, and one choice. Says what was chosen. Keeps for this
-// tab alone the conversation's name, and a message until it is answered.
+// What the owner makes of an answer, and what the conversation may train: two small buttons, a line
+// for a correction, and one choice. Says what was chosen; keeps nothing.
 
 import { html, useState } from "./vendor/htm-preact.js";
 import { Icon } from "./parts.js";
-
-const CURRENT = "conversation";
-const UNANSWERED = "unanswered";
-
-/** The name of this tab's conversation: a page that is loaded again goes on with it. */
-export const currentConversation = () => sessionStorage.getItem(CURRENT) ?? newConversation();
-
-/** A name for a conversation, under which the node keeps it. */
-export function newConversation() {
-  const bytes = crypto.getRandomValues(new Uint8Array(8));
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  sessionStorage.setItem(CURRENT, `page-${hex}`);
-  sessionStorage.removeItem(UNANSWERED);
-  return `page-${hex}`;
-}
-
-/** The node keeps a message with its answer; until then this tab does. "" when it is answered. */
-export const keepUnanswered = (text) => sessionStorage.setItem(UNANSWERED, text);
-
-/** The node's conversation as the page shows it: one answer from one message to the next. */
-export function asShown(said) {
-  const shown = [];
-  for (const { role, content, calls = [] } of said) {
-    if (role === "user") shown.push({ role, text: content });
-    const answer = shown.at(-1);
-    if (role === "tool") {
-      const open = answer?.calls?.find(({ result }) => !result);
-      if (open) open.result = { content };
-    }
-    if (role !== "assistant") continue;
-    const made = calls.map((call) => ({ ...call, id: crypto.randomUUID(), kept: true }));
-    if (answer?.role === role) {
-      answer.text += content;
-      answer.calls.push(...made);
-    } else shown.push({ role, text: content, calls: made, state: "done" });
-  }
-  const asked = sessionStorage.getItem(UNANSWERED);
-  // the node may have kept it when the page had not yet seen the answer's end
-  if (!asked || shown.findLast(({ role }) => role === "user")?.text === asked) return shown;
-  const stopped = { role: "assistant", text: "", calls: [], state: "stopped" };
-  return [...shown, { role: "user", text: asked }, stopped];
-}
 
 /** Good, or bad; after "bad", what it should have been. `onVerdict` gives a promise of words. */
 export function Verdict({ onVerdict }) {

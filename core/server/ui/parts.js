@@ -6,6 +6,7 @@ import { toHtml } from "./markdown.js";
 
 const ICONS = {
   page: "M7 3h7l4 4v14H7zM14 3v4h4M10 12h5m-5 4h5",
+  history: "M4 12a8 8 0 1 0 2.5-5.8M4 5v5h5M12 8v4l3 2",
   memory: "M7 4h10v16l-5-4-5 4z",
   send: "M12 19V5m0 0-6 6m6-6 6 6",
   stop: "M8 8h8v8H8z",
@@ -39,7 +40,7 @@ export const adapterName = ({ id, description }) =>
   description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12);
 
 export function Header({
-  status, adapters, tools, consent, documents, onAdapter, onLook, onFresh, empty,
+  status, adapters, tools, consent, documents, history, onAdapter, onLook, onFresh, empty,
 }) {
   const pick = (event) => onAdapter(event.target.value || null);
   return html`<header class="top">
@@ -58,7 +59,7 @@ export function Header({
           )}
         </select>
       </label>`}
-      ${consent} ${documents}
+      ${consent} ${history} ${documents}
       <${Tools} tools=${tools} />
       <${ThemeButton} />
       <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation"
