@@ -257,6 +257,8 @@ class Assistant:
         if ask.collections:
             citations = await asyncio.to_thread(self._cite, ask)
             ask = replace(ask, messages=with_passages(ask.messages, citations))
+        if ask.collections or any(m.foreign or m.role == "tool" for m in ask.messages):
+            # for all turns after it too: the model's own words may repeat what stood there
             self.approvals.read(ask.conversation)
         known = self._known_tools(ask)
         self._check_choice(ask, known)

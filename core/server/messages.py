@@ -151,29 +151,32 @@ def expanded(one: Mapping[str, Any], names: Mapping[str, str]) -> list[Message]:
         names: of the tools of all calls, by the calls' ids.
     """
     role = "system" if one["role"] == "developer" else one["role"]
-    content = one.get("content") or one.get("refusal") or ""
+    content = "\n".join(filter(None, (one.get("content"), one.get("refusal"))))
     if role == "tool":
         id = one.get("tool_call_id", "")
         return [Message(role, content, (), id, one.get("name") or names.get(id, ""))]
     calls = one.get("tool_calls", ())
     read = [past_call(call) for call in calls]
-    whole = [call for call in read if call is not None]
+    whole = tuple(call for call in read if call is not None)
+    brought = [
+        Message("tool", result.get("content", ""), (), id, names.get(id, ""))
+        for result in one.get("tool_results", ())
+        for id in [result["tool_call_id"]]
+    ]
     if len(whole) < len(read):
         # A call that was cut off, or is none, is shown as it was written: nobody but the model
-        # wrote it.
+        # wrote it. What came of such calls did come from somebody else.
         written = [
             as_written(call["function"], known) for call, known in zip(calls, read, strict=True)
         ]
-        return [Message(role, "\n".join([*filter(None, [content]), *written]))]
-    if not (results := one.get("tool_results", ())):
-        return [Message(role, content, tuple(whole))]
-    brought = [
-        Message("tool", result.get("content", ""), (), id, names.get(id, ""))
-        for result in results
-        if (id := result["tool_call_id"])
-    ]
-    after = [Message(role, content)] if content else []
-    return [Message(role, "", tuple(whole)), *brought, *after]
+        if not brought:
+            return [Message(role, "\n".join([*filter(None, [content]), *written]))]
+        called = Message(role, "\n".join(written))
+    elif not brought:
+        return [Message(role, content, whole)]
+    else:
+        called = Message(role, "", whole)
+    return [called, *brought, *([Message(role, content)] if content else [])]
 
 
 def past_call(call: Mapping[str, Any]) -> ToolCall | None:

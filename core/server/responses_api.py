@@ -307,14 +307,28 @@ def add_call(said: list[dict[str, Any]], one: Mapping[str, Any]) -> None:
 
 
 def brought_by(one: Mapping[str, Any]) -> str:
-    """What a past call of the node's own brought: its output, or why there is none."""
-    error = one.get("error")
-    parts = error.get("content") if isinstance(error, dict) else None
-    if one.get("output") or error is None:
-        return str(one.get("output", ""))
-    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
-        return "".join(str(part.get("text", "")) for part in parts)
+    """What a past call of the node's own brought: its output, and why there is no other."""
+    return "\n".join(filter(None, (one.get("output"), complaint(one.get("error")))))
+
+
+def complaint(error: Any) -> str:
+    """An error's words; of one that says more than words, all of it."""
+    match error:
+        case None:
+            return ""
+        case str():
+            return error
+        case {"content": [*parts], **more} if more.keys() <= {"type"} and all(map(is_text, parts)):
+            return "".join(part["text"] for part in parts)
     return json.dumps(error, ensure_ascii=False)
+
+
+def is_text(part: Any) -> bool:
+    """Whether a part of an error is words and nothing else."""
+    match part:
+        case {"text": str(), **more}:
+            return more.keys() <= {"type"}
+    return False
 
 
 @dataclass(slots=True)
