@@ -200,10 +200,12 @@ class Node:
                 "[tools] names %s, as no tool here is called: the rule does nothing", name
             )
         registry = Registry(self.home)
-        self.calibrations = Calibrations(registry.folder, self.weights.digest)
         store = RegistryStore(registry, self.weights.digest)
         self.adapters = AdapterSwitch(
             model_name(self.config.engine.model), self.engine.adapters, store, self.router
+        )
+        self.calibrations = Calibrations(
+            registry.folder, self.weights.digest, self.adapters.prompt_of
         )
         await self.adapters.start()
         self.assistant = Assistant(
@@ -288,17 +290,19 @@ class Node:
             )
             for example in read_jsonl(examples)
         ]
+        prompt = self.adapters.prompt_of(adapter)
         harmless = Assistant(
             self.engine,
             self.weights.tokenizer,
             self.plugins,
             context=self.engine.context,
-            prompt_of=self.adapters.prompt_of,
+            prompt_of=lambda _: prompt,
             calibration_of=lambda _: Calibration(),  # so that probabilities are told
             config=MEASURED,
         )
         on_offer = {tool.name: tool for tool in self.plugins.tools()}
-        found = fitted(await weigh(harmless, asked, adapter), on_offer, model=self.weights.digest)
+        weighed = await weigh(harmless, asked, adapter)
+        found = fitted(weighed, on_offer, model=self.weights.digest, prompt=prompt)
         self.calibrations.put(adapter, found)
         return found
 

@@ -2,8 +2,8 @@
 
 Knows requests, calls, their probabilities and the right ones. Knows nothing of training or rounds.
 Always: an adapter that was not measured, or of which too few calls were right, is never sure, so
-its owner is asked; what was measured holds for that very adapter, on that very file of the model,
-and for tools that were among the right answers.
+its owner is asked; what was measured holds for that very adapter, asked in that very way, on that
+very file of the model, and for tools that were among the right answers.
 
 A call is sure if it is likely enough and leaves nothing of the request out, nor puts anything in:
 a model that drops "across the top floor" is often as certain as one that is right. Which words say
@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from .. import log, paths, tables
 from ..config import ToolsConfig
 from ..errors import ConfigError, DataError, ToolCallCutError
+from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .context import Message
 from .events import ChatRequest, Event, ToolCallEvent
@@ -87,6 +88,7 @@ class Calibration:
     precision: float = 0.0  # of the calls that are sure
     coverage: float = 0.0  # the share of requests that are carried out unasked
     model: str = ""  # digest of the file that it was measured on
+    prompt: PromptFormat = AS_IT_COMES  # how it was asked
     tools: tuple[str, ...] = ()  # `fingerprint` of each that is a right answer
     wordings: dict[str, Wording] = field(default_factory=dict)  # by `names_of` right calls
 
@@ -186,6 +188,7 @@ def calibrate(
     tools: Mapping[str, ToolInfo],
     *,
     model: str = "",
+    prompt: PromptFormat = AS_IT_COMES,
     precision: float = PRECISION,
 ) -> Calibration:
     """The lowest threshold above which calls that say all that was said are right often enough.
@@ -193,17 +196,19 @@ def calibrate(
     Args:
         tools: those on offer, by name.
         model: digest of the model's file.
+        prompt: how the adapter was asked.
     """
     evidence = Evidence(weighed)
     sure = sure_ones([one for one in weighed if one.calls and evidence.vouches(one)], precision)
     if not sure:
-        return Calibration(examples=len(weighed), model=model)
+        return Calibration(examples=len(weighed), model=model, prompt=prompt)
     return Calibration(
         threshold=sure[-1].probability,
         examples=len(weighed),
         precision=sum(one.right for one in sure) / len(sure),
         coverage=len(sure) / len(weighed),
         model=model,
+        prompt=prompt,
         tools=evidence.fingerprints(tools),
         wordings=evidence.wordings(),
     )
@@ -277,13 +282,20 @@ class Calibrations:
     neither leaves with an export nor comes with an import.
     """
 
-    def __init__(self, adapters: Path, model: str) -> None:
+    def __init__(
+        self,
+        adapters: Path,
+        model: str,
+        prompt_of: Callable[[str], PromptFormat] = lambda _: AS_IT_COMES,
+    ) -> None:
         """
         Args:
             adapters: the folder of adapters' folders.
             model: digest of the file that serves; what was measured on another says nothing.
+            prompt_of: how an adapter is asked here; what was measured with another prompt says
+                nothing.
         """
-        self.adapters, self.model = adapters, model
+        self.adapters, self.model, self.prompt_of = adapters, model, prompt_of
         self._known: dict[str, tuple[int, Calibration | None]] = {}
 
     def find(self, adapter: str | None) -> Calibration | None:
@@ -303,7 +315,8 @@ class Calibrations:
         except (OSError, ValueError, AttributeError, RecursionError, ConfigError) as error:
             logger.error("%s: cannot be read (%s); every call is asked before", path, error)
             self._known[adapter] = stamp, None
-        return self._known.get(adapter, (0, None))[1]
+        found = self._known.get(adapter, (0, None))[1]
+        return found if found is not None and found.prompt == self.prompt_of(adapter) else None
 
     def put(self, adapter: str, found: Calibration) -> None:
         """Remember what was found out.

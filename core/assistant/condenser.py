@@ -194,6 +194,7 @@ class Condenser:
         self._pending: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._writing: tuple[str, str] | None = None  # the pending one that is being condensed
         self._unkept: OrderedDict[tuple[str, str], str] = OrderedDict()  # notes in memory
+        self._forgotten = 0  # how often something was; what was asked before is not remembered
         self._is_wanted = False  # somebody would have had a text read, and nobody knew the skill
         self._clock = clock
         self._stopped = threading.Event()
@@ -219,14 +220,14 @@ class Condenser:
         """
         if not self.may:
             return [""] * len(texts)
-        names = [self._name(text) for text in texts]
+        names, began = [self._name(text) for text in texts], self._forgotten
         kept = self._kept(conversation)
         found: list[str] = []
         with self._lock:
             for text, name in zip(texts, names, strict=True):
                 note = kept.get(name, self._unkept.get((conversation, name)))
                 waits = note is None and len(text) >= LEAST_CHARACTERS
-                if waits and len(self._pending) < PENDING:
+                if waits and len(self._pending) < PENDING and self._forgotten == began:
                     self._pending.setdefault((conversation, text))
                 found.append(note or "")
         return found
@@ -294,6 +295,7 @@ class Condenser:
     ) -> list[str]:
         names = [self._name(f"{question}\0{piece}") for piece in pieces]
         with self._lock:
+            began = self._forgotten
             known = {name: self._unkept.get((conversation, name)) for name in names}
         prompts = [
             [{"role": "user", "content": READING.format(
@@ -316,7 +318,8 @@ class Condenser:
             with self._lock:  # never written to the disk: it answers one question
                 for place, answer in zip(places, answers, strict=True):
                     known[names[place]] = note = worth(answer, pieces[place], joined=" ")
-                    self._remember(conversation, names[place], note)
+                    if self._forgotten == began:
+                        self._remember(conversation, names[place], note)
         return [known[name] or "" for name in names]
 
     def forget(self, conversation: str) -> None:
@@ -324,6 +327,7 @@ class Condenser:
         written.
         """
         with self._lock:
+            self._forgotten += 1
             gone = (conversation, f"{KEPT}{conversation}")
             for kept in (self._unkept, self._pending):
                 for key in [key for key in kept if key[0] in gone]:

@@ -257,7 +257,7 @@ class Registry:
 
         Keeping the same one twice changes nothing, except that a card that nobody signed gives way:
         to one that says whose it is and how it was trained to be asked, or to what its owner calls
-        it now.
+        it now. Where it is asked otherwise from then on, what was measured of it is gone.
 
         Raises:
             IntegrityError: the card is of another adapter.
@@ -268,10 +268,13 @@ class Registry:
                 f"the card is of adapter {card.adapter[:SHOWN]}, the content is "
                 f"{name[:SHOWN]}; not kept"
             )
+        from ...core.assistant.calibration import FILE as CALIBRATION
         from ...core.models.lora.adapter import CONFIG_FILE, TENSOR_FILE
 
         if (kept := self.folder / name).exists():
-            if not self.card(name).signer:
+            if not (before := self.card(name)).signer:
+                if before.prompt != card.prompt:
+                    (kept / CALIBRATION).unlink(missing_ok=True)
                 for file in (CONFIG_FILE, TENSOR_FILE):
                     (kept / file).chmod(card.mode)
                 paths.write_atomically(kept / CARD, card.text().encode("ascii"), mode=card.mode)

@@ -209,6 +209,10 @@ def test_a_calibration_is_found_again_by_its_adapter_on_its_model_alone(tmp_path
         assert again.find(None) is None
     assert Calibrations(tmp_path, "another file of the model").find("a") is None
     assert (tmp_path / "a" / FILE).stat().st_mode & 0o777 == 0o600  # words of held-out examples
+    otherwise = Calibrations(tmp_path, "m", lambda _: HOUSEHOLD)  # asked in another way
+    assert otherwise.find("a") is None
+    otherwise.put("a", replace(found, prompt=HOUSEHOLD))
+    assert otherwise.find("a") is not None and Calibrations(tmp_path, "m").find("a") is None
     shutil.rmtree(tmp_path / "a")
     assert known.find("a") is None
     with pytest.raises(DataError, match="not here any more"):

@@ -238,6 +238,49 @@ def test_a_forgotten_conversations_notes_are_gone_from_memory_disk_and_from_what
     store.close()
 
 
+def test_what_is_being_read_of_a_forgotten_conversation_is_not_remembered(tmp_path: Path) -> None:
+    scribe = Scribe("begins")
+    condenser = made(scribe, tmp_path)
+    condenser.try_out()
+    piece = "user: Part 1 begins. " + "Nothing much happened in the afternoon at all. " * 8
+    noted = scribe.write
+
+    def read() -> list[str]:
+        return condenser.read("kept:evening", "Which part?", [piece], 200, lambda: False)
+
+    def forgotten_meanwhile(text: str) -> str:
+        condenser.forget("evening")
+        return noted(text)
+
+    scribe.write = forgotten_meanwhile
+    assert read() == ["Part 1 begins."]  # whoever asked is answered
+    assert not condenser._unkept
+    scribe.write = noted
+    read()
+    asked = len(scribe.prompts)
+    assert read() == ["Part 1 begins."] and len(scribe.prompts) == asked  # remembered
+
+
+def test_a_request_that_was_under_way_when_its_conversation_was_forgotten_leaves_nothing_to_note(
+    tmp_path: Path,
+) -> None:
+    made(Scribe(), tmp_path).try_out()
+    with closing(HistoryStore(tmp_path)) as store:
+        condenser = made(Scribe("frog"), tmp_path, store)
+        kept = condenser._kept
+
+        def forgotten_meanwhile(conversation: str) -> Mapping[str, str]:
+            condenser.forget("evening")
+            return kept(conversation)
+
+        condenser._kept = forgotten_meanwhile  # type: ignore[method-assign]
+        fitted(condenser, [*LONG, QUESTION], "evening")
+        assert not condenser._pending
+        condenser._kept = kept  # type: ignore[method-assign]
+        fitted(condenser, [*LONG, QUESTION], "evening")
+        assert condenser._pending
+
+
 def test_of_a_conversation_that_nobody_keeps_nothing_is_written_down(tmp_path: Path) -> None:
     with closing(HistoryStore(tmp_path)) as store:
         scribe = Scribe("frog")
