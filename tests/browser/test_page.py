@@ -413,21 +413,24 @@ async def test_a_reader_who_scrolled_up_is_left_there_until_they_come_back(tab: 
         assert tab.problems == []
 
 
-async def test_a_chunk_renders_the_running_answer_alone(tab: Tab) -> None:
-    old, new = ["The *old* answer."], ["The *new* "] * 5
+async def test_a_stream_renders_the_running_answer_alone_and_once_a_frame(tab: Tab) -> None:
+    old, new = ["The *old* answer."], ["The *new* "] * 400
     async with Served(engine_saying(old, old, new), FakeTools(names=())).running() as served:
         await tab.open(f"{served.server.url}#token={TOKEN}")
         for count in (1, 2):
             await say(tab, "hello")
             await answered(tab, count)
         await tab.run(
-            "window.cleaned = []; window.clean = DOMPurify.sanitize;"
-            "DOMPurify.sanitize = (text, rules) => (cleaned.push(text), clean(text, rules)); 0"
+            "window.cleaned = []; window.clean = DOMPurify.sanitize; window.frames_seen = 0;"
+            "DOMPurify.sanitize = (text, rules) => (cleaned.push(text), clean(text, rules));"
+            "const count = () => (frames_seen++, requestAnimationFrame(count)); count()"
         )
         await say(tab, "hello")
         await answered(tab, 3)
-        cleaned = await tab.run("cleaned")
+        cleaned, frames = await tab.run("[cleaned, frames_seen]")
         assert cleaned and all("new" in text and "old" not in text for text in cleaned)
+        assert len(cleaned) <= frames + 1  # and its end
+        assert cleaned[-1].count("new") == 400
 
 
 async def test_task_boxes_and_table_columns_are_shown_as_written(tab: Tab) -> None:
@@ -461,14 +464,14 @@ async def test_a_node_that_stopped_is_said_with_what_to_do(tab: Tab) -> None:
             assert connection.transport is not None
             connection.transport.abort()
         await answered(tab, 1)
-        told = "document.querySelector('.assistant .error').innerText"
+        told = "document.querySelector('.assistant .error')?.innerText"
         assert await tab.run(told) == (
             "The answer broke off: the node stopped, or the connection to it was cut. See that it "
             "runs (quietchoir serve), then ask again."
         )
         await served.server.stop()
         await tab.run("document.querySelector('[aria-label=\"Ask again\"]').click()")
-        await tab.until(f"{told}.startsWith('The node does not answer')")
+        await tab.until(f"{told}?.startsWith('The node does not answer')")
         assert "quietchoir serve" in await tab.run(told)
         assert "fetch" not in await tab.run("document.body.innerText")
 

@@ -140,8 +140,16 @@ function App() {
     const started = performance.now();
     let current = { role: "assistant", text: "", calls: [], state: "busy" };
     const show = () => setMessages([...past, current]);
+    let frame = 0; // chunks come faster than a screen can show them
+    const soon = () => {
+      frame ||= requestAnimationFrame(() => {
+        frame = 0;
+        if (running.current === control) show();
+      });
+    };
     const finish = (state, error = "") => {
       current = { ...current, state, error, seconds: (performance.now() - started) / 1000 };
+      cancelAnimationFrame(frame);
       if (running.current === control) show();
     };
     follows.current = true;
@@ -150,7 +158,7 @@ function App() {
     try {
       for await (const chunk of ask(past.map(toApi), conversation, collections, control.signal)) {
         current = grow(current, chunk);
-        show();
+        soon();
       }
       if (running.current === control) keepUnanswered("");
       finish("done");
