@@ -34,17 +34,7 @@ from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .approvals import REMEMBER, Approvals
 from .calibration import Calibration
-from .call_formats import (
-    BARE,
-    BETWEEN,
-    MARKS,
-    CallFormat,
-    ToolCallBuffer,
-    calls_in,
-    format_of,
-    holds,
-    squeezed,
-)
+from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, format_of, is_quoted
 from .citations import (
     MOST_PASSAGES,
     Citation,
@@ -604,21 +594,15 @@ class Assistant:
         return last and not system and ask.messages[-1].role == "user"
 
     def _is_meant(self, turn: Turn, call: ToolCall, written: str) -> bool:
-        """Whether a call is the model's own; one that stands in what it was given, word for word
-        or in another format, is quoted, whether it ends there or not.
+        """Whether a call is the model's own; one that stands in what it was given is quoted,
+        whatever its format and its escapes, and whether it ends there or not.
         """
         asked = turn.ask.messages
-        given = [m.content for m in (*turn.messages, *asked) if m.role in ("user", "tool")]
+        read = [m for m in (*turn.messages, *asked) if m.role in ("user", "tool")]
         # what the node itself puts at the head: facts, which somebody may have slipped in
-        given += [m.content for m in turn.messages if m.role == "system" and m not in asked]
-        letters = squeezed(written.strip(BETWEEN))
-        if any(letters in squeezed(text) for text in given):
-            return False
-        # passages and facts come without double quotes (`citations.harmless`)
-        given += [text.replace("'", '"') for text in given if "'" in text]
-        return not any(
-            holds(text, call) or any(call == quoted for quoted in calls_in(text)) for text in given
-        )
+        head = [m.content for m in turn.messages if m.role == "system" and m not in asked]
+        given = [*(m.content for m in read), *head, *(m.name for m in read if m.name)]
+        return not is_quoted(call, written, list(dict.fromkeys(given)))
 
     @staticmethod
     def _shown(turn: Turn, out: Text) -> Text | None:

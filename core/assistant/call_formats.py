@@ -11,12 +11,15 @@ tells that its model writes so, what to look for in it.
 """
 
 import ast
+import html
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from ..toolcall import ToolCall
 from .events import Text
@@ -25,6 +28,7 @@ from .tools import ToolInfo
 
 LONGEST_BODY = 32_768  # characters; what is longer is no call
 SEARCHED = 65_536  # characters of a foreign text that are searched for calls
+MOST_ESCAPES = 8  # one in another, that are undone
 BEGINNING = 64  # characters that tell whether a format without a mark begins there
 # What the grammar's compiler is told of JSON's layout: one line, as `toolcall.render` writes it. A
 # grammar that lets blanks repeat is an invitation to write blanks for ever.
@@ -535,17 +539,31 @@ def calls_in(text: str) -> Iterator[ToolCall]:
             place = text.find(row.opener, place + 1)
 
 
+def is_quoted(call: ToolCall, written: str, texts: Sequence[str]) -> bool:
+    """Whether a call stands in foreign texts, as it was written or in another format; whatever the
+    escapes, the quotes and the letters nobody sees, and also where two texts share it.
+    """
+    plain = [unescaped(text) for text in texts]
+    together = "\n".join(plain)
+    if squeezed(written.strip(BETWEEN)) in squeezed(together):
+        return True
+    said = lettered(together)
+    return any(one in said for one in bare_letters(call)) or any(
+        holds(text, call) or call in calls_in(text) for text in {*texts, *plain}
+    )
+
+
 def holds(text: str, call: ToolCall) -> bool:
     """Whether a foreign text begins a call somewhere, names this one's tool behind that as calls
     do, and says all of its values: in whatever format, with or without its end.
     """
     text = text[:SEARCHED]
-    name = rf"(?<![\w.-]){re.escape(call.name)}['\"]?\s*[({{\[<>,:]"
-    places = [found.start() for found in re.finditer(name, text)]
-    values = WORD.findall(" ".join(map(spelled, call.arguments.values())))
+    name = rf"(?<![\w.-]){re.escape(unescaped(call.name))}['\"]?\s*[({{\[<>,:]"
+    places = [found.start() for found in re.finditer(name, text, re.IGNORECASE)]
+    values = unescaped(" ".join(map(spelled, call.arguments.values()))).casefold()
     return (
         bool(places)
-        and set(WORD.findall(text)).issuperset(values)
+        and set(WORD.findall(text.casefold())).issuperset(WORD.findall(values))
         and any(begins(row, text[: places[-1] + BEGINNING]) for row in FORMATS)
     )
 
@@ -564,7 +582,65 @@ def spelled(value: Any) -> str:
 
 
 def squeezed(text: str) -> str:
-    """A text's letters without its blanks, quotes of one kind, and marks as before they were
-    spoiled (`citations.harmless`): by which two texts are the same word for word.
+    """A text's letters and marks without blanks, escapes and kinds of quotes: by which two texts
+    are the same word for word.
     """
-    return "".join(text.replace("'", '"').replace("‹", "<").split())
+    return "".join(unescaped(text).split()).casefold()
+
+
+def lettered(text: str) -> str:
+    """A text's letters and digits alone."""
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def bare_letters(call: ToolCall) -> Iterator[str]:
+    """What is left of a call in JSON once every mark is gone: too long to be said by chance, as it
+    holds the words that tell a name and arguments.
+    """
+    name = lettered(unescaped(call.name))
+    values = lettered(
+        unescaped(" ".join(f"{key} {spelled(value)}" for key, value in call.arguments.items()))
+    )
+    for head in NAMES:
+        for middle in ARGUMENTS:
+            yield f"{head}{name}{middle}{values}"
+            yield f"{middle}{values}{head}{name}"
+
+
+class _Folded(dict[int, str | None]):
+    """What stands for a character: one quote for all, nothing for what is not seen."""
+
+    def __missing__(self, code: int) -> str | None:
+        one = chr(code)
+        kind = unicodedata.category(one)
+        if 0xE0020 <= code <= 0xE007E:  # ASCII that is not shown, yet models read it
+            self[code] = chr(code - 0xE0000)
+        elif kind == "Cf" or kind.startswith("M"):
+            self[code] = None
+        else:
+            self[code] = '"' if kind in ("Pi", "Pf") or one in QUOTES else one
+        return self[code]
+
+
+QUOTES = "'\"`´′″‴ʹʺʻʼʽˈˊˋ„‚〝〞〟"
+FOLDED = _Folded({ord("‹"): "<", ord("›"): ">"})  # `citations.harmless` writes the one
+CODE = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+BROKEN = re.compile(r"(?<!\\)\\+[nrt]")
+NUMBER = re.compile(r"&#([0-9]{8,})")  # HTML's: a character's has 7 digits at most
+HEX = re.compile(r"=(?=[0-9A-F]{2})")  # as mail has it
+
+
+def unescaped(text: str) -> str:
+    """A text as its reader takes it: without the escapes of JSON, HTML, URLs and mail, without what
+    is not seen, in plain letters and with quotes of one kind.
+    """
+    for _ in range(MOST_ESCAPES):
+        before = text
+        text = unicodedata.normalize("NFKC", text.translate(FOLDED))
+        text = NUMBER.sub(lambda found: f"&#{found[1].lstrip('0')[:8]}", text)
+        text = html.unescape(text)
+        text = CODE.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+        text = unquote(HEX.sub("%", text))
+        if text == before:
+            break
+    return re.sub('"+', '"', BROKEN.sub(" ", text).replace("\\", ""))
