@@ -332,17 +332,16 @@ def told(done: "Update") -> str:
 
 def list_collections(arguments: Namespace) -> None:
     """Print all collections, or one's documents."""
-    from rich.console import Console
-
     from .core.errors import QuietchoirError
 
     collections = open_collections()
     if arguments.name:
-        table = screen.table("document", "passages", "", box=None)
+        table = screen.table("document", "passages", "", ids=("document",), box=None)
         for entry in collections.store(arguments.name).documents().values():
             table.add_row(entry.path, str(entry.chunks), entry.problem)
     else:
-        table = screen.table("collection", "documents", "passages", "by meaning", "", box=None)
+        names = ("collection", "documents", "passages", "by meaning", "")
+        table = screen.table(*names, ids=names[:1], box=None)
         for name in collections.names():
             try:
                 store = collections.store(name)
@@ -351,7 +350,7 @@ def list_collections(arguments: Namespace) -> None:
                 table.add_row(name, str(len(store.documents())), chunks, vectors, state)
             except QuietchoirError as error:
                 table.add_row(name, "", "", "", str(error))
-    Console().print(table)
+    screen.show(table)
     collections.close()
 
 
@@ -405,15 +404,13 @@ def watch_collection(arguments: Namespace) -> None:
 
 def list_facts(_arguments: Namespace) -> None:
     """Print what is remembered, and what waits for a yes."""
-    from rich.console import Console
-
     memory = open_memory()
-    table = screen.table("id", "fact", "", "from", box=None)
+    table = screen.table("id", "fact", "", "from", ids=("id",), box=None)
     for fact in memory.facts():
         came = f"conversation {fact.conversation}, turn {fact.turn}" if fact.turn else "you"
         said = f': "{fact.said}"' if fact.said else ""
         table.add_row(str(fact.id), fact.text, "" if fact.kept else "not kept yet", f"{came}{said}")
-    Console().print(table)
+    screen.show(table)
     memory.close()
 
 

@@ -122,12 +122,10 @@ def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]"
 
 def list_models(_arguments: Namespace) -> None:
     """Print the catalog and which of it is on this disk."""
-    from rich.console import Console
-
     from .errors import ModelNotFoundError
     from .models.hub import catalog
 
-    table = screen.table("name", "licence", "size", "here", "source", box=None)
+    table = screen.table("name", "licence", "size", "here", "source", ids=("name",), box=None)
     for entry in catalog.entries():
         try:
             catalog.find(entry.name)
@@ -135,7 +133,7 @@ def list_models(_arguments: Namespace) -> None:
         except ModelNotFoundError:
             here = "no"
         table.add_row(entry.name, entry.licence, f"{entry.size / 1e6:.0f} MB", here, entry.source)
-    Console().print(table)
+    screen.show(table)
 
 
 def pull_models(arguments: Namespace) -> None:
@@ -150,8 +148,6 @@ def pull_models(arguments: Namespace) -> None:
 
 def show_model(arguments: Namespace) -> None:
     """Print what a model is."""
-    from rich.console import Console
-
     from .models import summary
     from .models.hub import catalog
 
@@ -160,14 +156,21 @@ def show_model(arguments: Namespace) -> None:
     table = screen.table(box=None, show_header=False)
     for label, value in summary.lines_of(path):
         table.add_row(label, value)
-    Console().print(table)
+    screen.show(table)
 
 
 def convert_model(arguments: Namespace) -> None:
-    """Write a model folder as a GGUF file."""
+    """Write a model folder as a GGUF file.
+
+    Raises:
+        ConfigError: the file is there already.
+    """
+    from .errors import ConfigError
     from .models import to_gguf, weights
     from .models.hub import catalog
 
+    if arguments.out.exists():
+        raise ConfigError(f"{arguments.out}: is there already and is kept; choose another name")
     to_gguf.save(weights.load(catalog.find(arguments.model)), arguments.out, arguments.type.upper())
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.0f} MB")
 
@@ -257,8 +260,6 @@ def list_data(arguments: Namespace) -> None:
 
 def _print_parties(root: Path, *, sets: bool = False) -> int:
     """Parties in `root`, with `sets` also those in its folders; returns how many."""
-    from rich.console import Console
-
     from .training.dataset import list_datasets
 
     folders = [root, *sorted(folder for folder in root.glob("*") if sets and folder.is_dir())]
@@ -267,6 +268,7 @@ def _print_parties(root: Path, *, sets: bool = False) -> int:
         "train",
         "test",
         "household",
+        ids=("party",),
         box=None,
         title=str(root),
         title_justify="left",
@@ -276,5 +278,5 @@ def _print_parties(root: Path, *, sets: bool = False) -> int:
         name = str(party.folder.relative_to(root))
         table.add_row(name, str(party.train), str(party.test), "yes" if party.home else "")
     if table.row_count:
-        Console().print(table)
+        screen.show(table)
     return table.row_count

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")  # other ways to end a line
 # C0 but tab and line end, DEL, C1, overrides
 OBEYED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202d\u202e]")
+UNSEEN = 1_000_000  # columns of a file or a pipe
 SURROGATES = re.compile("[\ud800-\udfff]")  # half a character: it cannot be written
 OPENING = {
     "\u202a": "\u202c",
@@ -120,20 +121,39 @@ def guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = out, err
 
 
-def table(*headers: str, **options: Any) -> "Table":
+def table(*headers: str, ids: tuple[str, ...] = (), **options: Any) -> "Table":
     """A table of `rich` whose cells are text on one line: no markup, nothing that a terminal
     obeys.
+
+    Args:
+        ids: headers of the columns whose cells other verbs take: they keep their width, and fold
+            where even the terminal is narrower.
     """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     class Cells(Table):
         def add_row(self, *cells: Any, **more: Any) -> None:
-            super().add_row(
-                *(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells), **more
-            )
+            shown = [Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells]
+            super().add_row(*shown, **more)
+            for column, cell in zip(self.columns, shown, strict=False):
+                if column.header in ids:
+                    column.width = max(column.width or 0, cell_len(f"{cell}"))
 
-    return Cells(*headers, **options)
+    made = Cells(*headers, **options)
+    for column in made.columns:
+        if column.header in ids:
+            column.width, column.overflow = cell_len(f"{column.header}"), "fold"
+    return made
+
+
+def show(shown: "Table") -> None:
+    """Print a table: as wide as the terminal, and whole where nobody sees it."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=UNSEEN)).print(shown)
 
 
 def typed(prompt: str) -> str:

@@ -29,7 +29,8 @@ NOT_HERE = (
 )
 INSTEAD = (
     "this node reads and writes text; it answers conversations at /v1/chat/completions and "
-    "/v1/responses, goes on after texts at /v1/completions, lists /v1/models"
+    "/v1/responses, goes on after texts at /v1/completions, embeds them at "
+    "/v1/embeddings, lists /v1/models"
 )
 
 

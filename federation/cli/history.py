@@ -4,6 +4,7 @@ trains.
 Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb.
 """
 
+import re
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from contextlib import ExitStack, closing
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from ...core import screen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ...core.config import Config
     from ...core.history.store import HistoryStore, KeptExample
     from ...core.history.training_set import TrainingSet
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from ..adapters.registry import Card, Registry
 
 SHOWN = 60  # characters of a request or an answer in a table
+DRAWN = re.compile(".*?[0-9a-f]{16}")  # an id of this node's making
+SHOWN_ID = 8  # of the digits of a federation's id
 UNSAID = "unsaid"
 
 
@@ -73,19 +78,25 @@ def history_of(arguments: Namespace) -> "HistoryStore":
 
 def list_conversations(arguments: Namespace) -> None:
     """A line for each conversation."""
-    from rich.console import Console
-
     with closing(history_of(arguments)) as store:
         kept, said = store.conversations(), store.consents()
-    table = screen.table("conversation", "from", "turns", "examples", "may train", "", box=None)
+    names = ("conversation", "from", "turns", "examples", "may train", "")
+    table = screen.table(*names, ids=names[:2], box=None)
     for info in kept:
         table.add_row(
-            info.id, info.source, str(info.turns), str(info.examples), info.consent, info.title
-        )
-    Console().print(table)
+            info.id, info.source, str(info.turns), str(info.examples), short(info.consent),
+            info.title,
+        )  # fmt: skip
+    screen.show(table)
     for kind, name, destination in said:
         if kind != "conversation":
-            print(f"{kind} {name}: {destination}")
+            print(f"{kind} {name}: {short(destination)}")
+
+
+def short(destination: str) -> str:
+    """A destination in a table: of a federation's id, so much as tells it from others."""
+    kind, colon, id = destination.partition(":")
+    return f"{kind}{colon}{id[:SHOWN_ID]}"
 
 
 def give_consent(arguments: Namespace) -> None:
@@ -97,8 +108,34 @@ def give_consent(arguments: Namespace) -> None:
     if destination is None and given != UNSAID:
         destination = policy_destination(Path(given))[0]
     with closing(history_of(arguments)) as store:
-        store.consent(arguments.kind, arguments.name, destination)
-    print(f"{arguments.kind} {arguments.name}: {destination or 'nothing is said of it'}")
+        name = arguments.name
+        if arguments.kind == "conversation":
+            name = meant(name, [info.id for info in store.conversations()], arguments.kind)
+        store.consent(arguments.kind, name, destination)
+    print(f"{arguments.kind} {name}: {destination or 'nothing is said of it'}")
+
+
+def meant(given: str, ids: "Iterable[str]", kind: str) -> str:
+    """The one id that begins with what was given; `given` itself where none does. Of a name that
+    this node did not draw, `talk-1` is no beginning of `talk-10`; `talk-1…` is.
+
+    Raises:
+        DataError: several do.
+    """
+    from ...core.errors import DataError
+
+    known = set(ids)
+    begun = given.removesuffix("…")
+    found = [
+        id
+        for id in sorted(known)
+        if begun and id.startswith(begun) and (begun != given or DRAWN.fullmatch(id))
+    ]
+    if given in known or not found:
+        return given
+    if len(found) > 1:
+        raise DataError(f"{len(found)} {kind}s begin with {begun}, expected one; give more of it")
+    return found[0]
 
 
 def policy_destination(file: Path) -> "tuple[str, PromptFormat]":
@@ -121,22 +158,19 @@ def policy_destination(file: Path) -> "tuple[str, PromptFormat]":
 
 def show_data(arguments: Namespace) -> None:
     """All examples; or what trains one destination, byte for byte."""
-    from rich.console import Console
-
     if arguments.destination:
         show_bytes(arguments)
         return
     with closing(history_of(arguments)) as store:
         kept = store.examples()
-    table = screen.table(
-        "example", "conversation", "from a", "may train", "request", "answer", box=None
-    )
+    names = ("example", "conversation", "from a", "may train", "request", "answer")
+    table = screen.table(*names, ids=names[:2], box=None)
     for one in kept:
         table.add_row(
-            one.id, one.conversation, one.origin, one.consent,
+            one.id, one.conversation, one.origin, short(one.consent),
             one.messages[-1].content[:SHOWN], one.answer[:SHOWN],
         )  # fmt: skip
-    Console().print(table)
+    screen.show(table)
 
 
 def show_bytes(arguments: Namespace) -> None:
@@ -196,19 +230,26 @@ def forget_data(arguments: Namespace) -> None:
     if not (arguments.examples or arguments.conversation or arguments.matching):
         raise ConfigError("name examples, or --conversation NAME, or --matching TEXT")
     with closing(history_of(arguments)) as store, ExitStack() as rest:
-        ids = wanted(store.examples(), arguments)
-        if not ids and not arguments.conversation:
+        kept = store.examples()
+        known = [one.id for one in kept]
+        named = {meant(given, known, "example") for given in arguments.examples}
+        conversation = arguments.conversation and meant(
+            arguments.conversation, [info.id for info in store.conversations()], "conversation"
+        )
+        ids = wanted(kept, named, arguments.matching.casefold())
+        if not ids and not conversation:
             store.forget(())  # what an earlier time could not write over
             raise DataError("no such example is here; `quietchoir data show` lists them")
         registry = Registry(arguments.home)
         # the last one first, each of them also after one that could not
-        if arguments.conversation:
-            rest.callback(forget_said, registry.home, arguments.conversation, Asked())
+        if conversation:
+            rest.callback(forget_said, registry.home, conversation, Asked())
         rest.callback(unlearn, arguments, registry, store)
         rest.callback(registry.renew_routes, store)
         rest.callback(forget_saved, registry.home)
-        count = store.forget(sorted(ids), arguments.conversation)
-        print(f"{count} examples forgotten; no training that begins from now on has them")
+        count = store.forget(sorted(ids), conversation)
+        examples = f"{count} example{'s' * (count != 1)}"
+        print(f"{examples} forgotten; no training that begins from now on has them")
 
 
 def unlearn(arguments: Namespace, registry: "Registry", store: "HistoryStore") -> None:
@@ -226,15 +267,10 @@ def unlearn(arguments: Namespace, registry: "Registry", store: "HistoryStore") -
             print(made_anew(arguments, registry, store, card))
 
 
-def wanted(examples: "list[KeptExample]", arguments: Namespace) -> set[str]:
+def wanted(examples: "list[KeptExample]", named: set[str], matching: str) -> set[str]:
     """Ids of the examples that are meant, and of those that say the same."""
-    named = [
-        one
-        for one in examples
-        if one.id in arguments.examples
-        or (arguments.matching and arguments.matching.casefold() in words_of(one))
-    ]
-    same = {(one.messages[-1].content, one.answer) for one in named}
+    found = [one for one in examples if one.id in named or (matching and matching in words_of(one))]
+    same = {(one.messages[-1].content, one.answer) for one in found}
     return {one.id for one in examples if (one.messages[-1].content, one.answer) in same}
 
 

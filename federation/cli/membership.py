@@ -270,6 +270,7 @@ def joining_costs(policy: "Policy") -> list[str]:
     from ...core.errors import QuietchoirError
     from ..costs import cost_sentence, privacy_bound_sentence, round_cost
     from ..model_files import name_here
+    from ..training.synthetic_task import REHEARSAL_DIGEST
 
     lines = [
         f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"
@@ -285,6 +286,8 @@ def joining_costs(policy: "Policy") -> list[str]:
     except QuietchoirError:
         lines.append(
             f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"
+            if policy.model.digest != REHEARSAL_DIGEST
+            else "bytes of a round: as the N of --rehearse says; a rehearsal has no model"
         )
     return [*lines, privacy_bound_sentence(policy)]
 

@@ -93,7 +93,7 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
         help="another quantisation of the same model, which members may hold instead: on this "
              "disk, or named by its digest",
     )  # fmt: skip
-    flags.add(change, *CHANGED)
+    flags.add(change, *CHANGED, left_out="default: as it is")
     privacy_budget.add(change)
 
     for action, run in (
@@ -388,7 +388,10 @@ def until(days: float) -> int:
 
 def now(policy: "Policy") -> str:
     """Where the file is now."""
-    return f"{policy.name} is now version {policy.version} with {len(policy.members)} members"
+    number = len(policy.members)
+    return (
+        f"{policy.name} is now version {policy.version} with {number} member{'s' * (number != 1)}"
+    )
 
 
 def with_budget(

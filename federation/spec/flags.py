@@ -133,8 +133,12 @@ def fields(*tables: str) -> list[tuple[str, str, Any]]:
     return [one for one in found if one[2] in KINDS or typing.get_origin(one[2]) is typing.Literal]
 
 
-def add(parser: ArgumentParser, *tables: str) -> None:
-    """A flag for every field of these tables; all tables if none is named."""
+def add(parser: ArgumentParser, *tables: str, left_out: str = "") -> None:
+    """A flag for every field of these tables; all tables if none is named.
+
+    Args:
+        left_out: what a flag that is not given means; by default the field's own default.
+    """
     for table, field, hint in fields(*tables):
         chosen = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         parser.add_argument(
@@ -144,7 +148,7 @@ def add(parser: ArgumentParser, *tables: str) -> None:
             choices=chosen,
             default=None,
             metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT",
-            help=f"{HELP[table][field]} ({default_sentence(table, field)})",
+            help=f"{HELP[table][field]} ({left_out or default_sentence(table, field)})",
         )
 
 

@@ -50,7 +50,9 @@ async def test_what_openai_has_and_this_node_has_not_says_what_is_here(
 ) -> None:
     for method in (served.get, served.post):
         status, body = await method(path)
-        assert status == 501 and "/v1/chat/completions" in body["error"]["message"]
+        assert status == 501
+        for here in ("chat/completions", "responses", "completions", "embeddings", "models"):
+            assert f"/v1/{here}" in body["error"]["message"]
 
 
 async def test_earlier_responses_are_not_kept(served: Served) -> None:

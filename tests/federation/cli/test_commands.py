@@ -46,6 +46,15 @@ def test_a_federation_is_founded_enrolled_and_shown(
     assert code == 0 and "version 2, every signature valid" in shown and "ann" in shown
 
 
+def test_a_rehearsal_is_shown_as_one_and_asks_for_no_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("--name", "trial", "--rehearse")
+    assert quietchoir(capsys, "federation", "init", tmp_path / "f", *words)[0] == 0
+    code, shown = quietchoir(capsys, "federation", "show", tmp_path / "f" / "federation.toml")
+    assert code == 0 and "a rehearsal has no model" in shown and "pull" not in shown
+
+
 def test_an_owner_invites_rotates_revokes_and_the_log_tells(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -281,7 +290,8 @@ def test_every_flag_of_init_says_what_it_is(capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit):
             cli.main(["federation", verb, "--help"])
         shown = capsys.readouterr().out
-        assert "(default: 0.7)" in shown and "is never opened" in shown
+        assert ("(default: 0.7)" in shown) == (verb == "init") and "is never opened" in shown
+        assert ("(default: as it is)" in " ".join(shown.split())) == (verb == "change")
 
 
 def test_a_federation_for_rehearsals_needs_no_model(

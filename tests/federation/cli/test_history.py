@@ -87,6 +87,53 @@ def test_what_cannot_be_is_one_sentence_and_changes_nothing(
         assert len(store.examples()) == 13 and store.consents() == []
 
 
+@pytest.mark.parametrize("columns", [80, 0])
+def test_an_id_as_the_tables_show_it_is_taken_by_the_next_command(
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+) -> None:
+    """On a terminal of 80 columns, and piped."""
+    if columns:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setenv("COLUMNS", str(columns))
+    said = "A long question that no column of a narrow terminal has any room for, of the meal?"
+    with closing(HistoryStore(home)) as store:
+        say(store, "chat-844b152f00112233", said, "under the mat " * 9)
+        [kept] = store.examples("chat-844b152f00112233")
+    assert run(capsys, "federation", "init", tmp_path / "f", *INIT)[0] == 0
+    file = tmp_path / "f" / "federation.toml"
+    for given in ("chat-844b152f00112233", "chat-844b…", "chat-844b"):
+        assert run(capsys, "data", "consent", "conversation", given, file)[0] == 0
+    for verb in ("show", "conversations"):
+        shown = run(capsys, "data", verb)[1]
+        assert "chat-844b152f00112233" in shown
+        assert destination_of(roster.load(file))[:19] in shown or columns
+        assert max(map(len, shown.splitlines())) <= (columns or 1000)
+        assert columns or "…" not in shown
+    assert kept.id in run(capsys, "data", "show")[1]
+    assert run(capsys, "data", "forget", f"{kept.id[:9]}…")[0] == 0
+    assert kept.id not in run(capsys, "data", "show")[1]
+
+
+def test_a_beginning_of_two_ids_or_of_another_name_is_not_taken(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(HistoryStore(home)) as store:
+        for end in ("0", "1"):
+            say(store, f"chat-0123456789abcde{end}", f"what is {end}?", "a digit")
+        store.forget((), "talk-1")
+    code, _, told = run(capsys, "data", "consent", "conversation", "chat-01", "personal")
+    assert code != 0 and "2 conversations begin with chat-01, expected one" in told
+    assert run(capsys, "data", "forget", "--conversation", "chat-01")[0] != 0
+    assert run(capsys, "data", "forget", "--conversation", "talk-1")[0] != 0  # nor talk-10
+    with closing(HistoryStore(home)) as store:
+        assert len(store.examples()) == 14 and store.consents() == []
+
+
 def test_what_is_forgotten_is_gone_with_the_states_that_were_computed_of_it(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +145,7 @@ def test_what_is_forgotten_is_gone_with_the_states_that_were_computed_of_it(
         memory.propose("adds up", conversation="talk-1", turn=1, said="what is 1 plus one?")
     before = forgotten_at(home)
     code, out, _ = run(capsys, "data", "forget", "--conversation", "private")
-    assert code == 0 and out.startswith("1 examples forgotten")
+    assert code == 0 and out.startswith("1 example forgotten")
     assert not states.exists()
     assert forgotten_at(home) > before  # a node that runs saves none of its own
     with closing(documents.open_memory()) as memory:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quietchoir.core import commands
-from quietchoir.core.errors import ModelFileError
+from quietchoir.core.errors import ConfigError, ModelFileError
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.quant.quantize import quantize
@@ -182,6 +182,13 @@ def test_the_commands_convert_a_folder_and_show_what_came_of_it(
     ):
         arguments = parser.parse_args(line.split())
         arguments.run(arguments)
+    written = (tmp_path / "model.gguf").read_bytes()
+    again = parser.parse_args(
+        f"model convert {tmp_path}/folder --out {tmp_path}/model.gguf --type f32".split()
+    )
+    with pytest.raises(ConfigError, match="is there already and is kept"):
+        again.run(again)
+    assert (tmp_path / "model.gguf").read_bytes() == written
     printed = " ".join(capsys.readouterr().out.split())
     for said in (
         "family gemma3",
