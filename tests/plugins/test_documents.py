@@ -87,6 +87,27 @@ async def test_every_format_is_read_with_its_pages_lines_and_headings(parser):
     ]
 
 
+async def test_headers_and_footers_of_a_printed_pdf_are_told_once(parser):
+    """And what differs from page to page in more than the page's number stays."""
+    printed = [
+        [
+            "11/30/26, 10:29 AM Minutes",
+            f"what was said {'here' * page}",
+            f"Carried forward {page * page * 3} EUR",
+            f"file:///home/ann/minutes.html {page}/4",
+        ]
+        for page in range(1, 5)
+    ]
+    blocks = await parser.parse("a.pdf", pdf(*printed))
+    texts = [block.text for block in blocks]
+    assert texts == [*printed[0], *(line for page in printed[1:] for line in page[1:3])]
+    assert [block.line for block in blocks if block.page == 3] == [2, 3]
+    short = await parser.parse("a.pdf", pdf(*printed[:2]))
+    assert [block.text for block in short] == [line for page in printed[:2] for line in page]
+    alone = await parser.parse("a.pdf", pdf(*([f"page {number}"] for number in range(1, 6))))
+    assert len(alone) == 5  # no page is left without its only text
+
+
 def locked_pdf() -> bytes:
     writer, packed = pypdf.PdfWriter(), io.BytesIO()
     writer.append(io.BytesIO(pdf(["secret"])))

@@ -15,14 +15,18 @@ import csv
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from operator import itemgetter
 from xml.etree import ElementTree
 
 UNPACKED_BYTES = 512 << 20  # of an office file; a zip that unpacks to more is not opened
 MAX_CELLS = 2_000_000  # of a workbook
 OFFICE = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
+EDGE, MIN_PAGES = 2, 3  # lines at a page's edge that may be its header, and pages that show it
+NUMBER = re.compile(r"\d{1,9}")
 DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 SLIDES = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 RELATED = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
@@ -236,7 +240,9 @@ def html(data: bytes) -> Iterator[Block]:
 
 
 def pdf(data: bytes) -> Iterator[Block]:
-    """PDF: the text of each page, line by line; a page that is a picture has none."""
+    """PDF: the text of each page, line by line; a page that is a picture has none, and headers and
+    footers that repeat are told once.
+    """
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, PyPdfError
 
@@ -249,17 +255,45 @@ def pdf(data: bytes) -> Iterator[Block]:
         raise Unreadable("locked in a way that is not read here; unlock it and save it") from None
     except PyPdfError as error:
         raise Unreadable(f"a damaged PDF ({error}); open it and save it anew"[:300]) from error
-    seen = False
-    for number, page in enumerate(pages, 1):
-        for line, words in enumerate((page.extract_text() or "").splitlines(), 1):
-            if words.strip():
-                seen = True
-                yield Block(words.strip(), number, line, line)
-    if not seen:
+    texts = [
+        [
+            Block(words.strip(), number, line, line)
+            for line, words in enumerate((page.extract_text() or "").splitlines(), 1)
+            if words.strip()
+        ]
+        for number, page in enumerate(pages, 1)
+    ]
+    if not any(texts):
         raise Unreadable(
             f"{len(pages)} pages without any text, pictures of pages perhaps; run a text "
             f"recognition over it first"
         )
+    repeated = running_lines(texts)
+    for page in texts:
+        yield from [block for block in page if block not in repeated] or page
+
+
+def running_lines(pages: list[list[Block]]) -> set[Block]:
+    """Headers and footers of the pages but for each one's first: lines at a page's edges that most
+    pages have, with the same numbers in them or such as count the pages. A sum that is carried
+    forward is none.
+    """
+    alike: dict[str, dict[int, Block]] = {}  # text without digits → page → its line
+    for page in pages:
+        for block in (*page[:EDGE], *page[-EDGE:]):
+            alike.setdefault(NUMBER.sub("0", block.text), {})[block.page] = block
+    found: set[Block] = set()
+    for lines in alike.values():
+        most = max(MIN_PAGES, len(pages) // 2 + 1)
+        rows = {page: [int(one) for one in NUMBER.findall(b.text)] for page, b in lines.items()}
+        for place in range(len(next(iter(rows.values())))):
+            same = Counter((one[place], 0) for one in rows.values())
+            counting = Counter((one[place] - page, 1) for page, one in rows.items())
+            (start, step), _ = max(same.most_common(1) + counting.most_common(1), key=itemgetter(1))
+            rows = {page: one for page, one in rows.items() if one[place] - step * page == start}
+        if len(rows) >= most:
+            found |= {lines[page] for page in sorted(rows)[1:]}
+    return found
 
 
 def docx(data: bytes) -> Iterator[Block]:
