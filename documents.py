@@ -19,6 +19,8 @@ from .core import log, paths, screen
 from .core.errors import QuietchoirError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from .core.engine.embedder import SentenceEmbedder
     from .core.retrieval.collections import Collections
     from .core.retrieval.database import Passphrase
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .core.retrieval.memory import FactStore
     from .plugins.documents import SandboxedParser
 
+SHOWN_KINDS = 5  # of the files that are left alone
 COLLECTIONS = "collections"  # in the node's home
 WATCH_S = 2.0  # between two looks of `collection watch`
 # Of a node that serves: at least so long, and at least so many times what the look took, however
@@ -326,8 +329,17 @@ def told(done: "Update") -> str:
     """An update in words."""
     return (
         f"{done.read} documents read, {done.unchanged} unchanged, {done.removed} gone, "
-        f"{len(done.problems)} not read"
+        f"{len(done.problems)} not read{left_alone(done.others)}"
     )
+
+
+def left_alone(others: "Counter[str]") -> str:
+    """Files that no format here reads, in words; nothing of none."""
+    if not others:
+        return ""
+    kinds = [kind or "no ending" for kind, _ in others.most_common(SHOWN_KINDS)]
+    more = ", …" if len(others) > SHOWN_KINDS else ""
+    return f"; {others.total()} of other kinds left alone ({', '.join(kinds)}{more})"
 
 
 def list_collections(arguments: Namespace) -> None:

@@ -103,7 +103,11 @@ class Redactor:
             for value in sorted(values, key=lambda value: (-len(value), value)):
                 if not (key := compared(value)):
                     continue
-                mark = marks.setdefault(key, f"\ue000{len(marks)}\ue001")
+                named = {mark for full, mark in marks.items() if kinds[mark] == kind == "NAME"
+                         and set(key.split()) < set(full.split())}  # fmt: skip
+                # a part of one full name is the same person; of several, nobody knows whose
+                fresh = named.pop() if len(named) == 1 else f"\ue000{len(kinds)}\ue001"
+                mark = marks.setdefault(key, fresh)
                 kinds.setdefault(mark, kind)
                 left = [replaced(text, value, mark) for text in left]
         found: dict[str, int] = {}
@@ -371,8 +375,11 @@ def name_end(
 
 
 def joined(text: str, pair: Sequence[re.Match[str]]) -> bool:
-    """Do two words stand beside each other with a space, or the dot of a title, between them?"""
-    return text[pair[0].end() : pair[1].start()] in (" ", ". ", "-")
+    """Do two words stand beside each other with a space, or the dot of a title or an initial,
+    between them? Any other dot ends a sentence.
+    """
+    gap, word = text[pair[0].end() : pair[1].start()], pair[0][0]
+    return gap in (" ", "-") or (gap == ". " and (word.casefold() in TITLES or len(word) == 1))
 
 
 @cache

@@ -9,6 +9,7 @@ models never stand in one collection; nothing is dropped because a disk is away.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ class Update:
     embedded: int = 0  # chunks
     problems: dict[str, str] = field(default_factory=dict)  # path → what to do
     absent: list[str] = field(default_factory=list)  # sources that are not there now
+    others: Counter[str] = field(default_factory=Counter)  # files of other kinds, by suffix
 
 
 def nobody(_what: str, _done: int, _whole: int) -> None:
@@ -93,7 +95,11 @@ def update(
         if not Path(source).exists():
             done.absent.append(source)
             here |= {path for path in before if Path(source) in (Path(path), *Path(path).parents)}
-    found = [path for source in store.sources() for path in files(Path(source), parser.suffixes)]
+    found = [
+        path
+        for source in store.sources()
+        for path in files(Path(source), parser.suffixes, done.others)
+    ]
     for place, path in enumerate(dict.fromkeys(found)):
         progress("documents", place, len(found))
         here.add(str(path))
@@ -163,8 +169,14 @@ def drop(
     return name, count
 
 
-def files(source: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """The documents of a source, by name; hidden ones and links are left alone."""
+def files(
+    source: Path, suffixes: frozenset[str], others: Counter[str] | None = None
+) -> Iterator[Path]:
+    """The documents of a source, by name; hidden ones and links are left alone.
+
+    Args:
+        others: counts the files of other suffixes.
+    """
     if source.is_file():
         yield source
         return
@@ -172,8 +184,12 @@ def files(source: Path, suffixes: frozenset[str]) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder) / name
-            if path.suffix.lower() in suffixes and not name.startswith(".") and regular(path):
+            if name.startswith(".") or not regular(path):
+                continue
+            if path.suffix.lower() in suffixes:
                 yield path
+            elif others is not None:
+                others[path.suffix.lower()] += 1
 
 
 def regular(path: Path) -> bool:

@@ -44,8 +44,18 @@ A node at `http://127.0.0.1:8765` with its token (the file `token` in the node's
 
 - OpenAI's clients and what is built on them: `OPENAI_BASE_URL=http://127.0.0.1:8765/v1`,
   `OPENAI_API_KEY=TOKEN`; in code `base_url` and `api_key`. litellm: `model="openai/default"`,
-  `api_base`, `api_key`. llm: an entry of `extra-openai-models.yaml` with `api_base`, and
-  `supports_tools` and `supports_schema` true.
+  `api_base`, `api_key`. llm: `llm keys set quietchoir`, which asks for the token, and in
+  `extra-openai-models.yaml` (where `llm logs path` shows a folder; without `api_key_name` it sends
+  no key):
+
+  ```yaml
+  - model_id: quietchoir
+    model_name: default
+    api_base: http://127.0.0.1:8765/v1
+    api_key_name: quietchoir
+    supports_tools: true
+    supports_schema: true
+  ```
 - Ollama's clients: `OLLAMA_HOST=http://127.0.0.1:8765`, `OLLAMA_API_KEY=TOKEN`, which its Python
   client sends as the bearer token; other programs: a header `Authorization: Bearer TOKEN`.
 - `model`: `default` (the active adapter, where a request is for it), the model's name (no adapter),

@@ -1,24 +1,40 @@
-"""llm: its models of OpenAI-compatible servers, as `extra-openai-models.yaml` makes them."""
+"""llm: its models of OpenAI-compatible servers, made by the entry that docs/clients.md gives and
+the key that `llm keys set` keeps.
+"""
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import llm
 from common import BASE, CITY, QUESTION, SCHEMA, TOKEN, weather
-from llm.default_plugins.openai_models import Chat
 
 PACKAGE = "llm"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "clients.md"
+FOLDER = tempfile.TemporaryDirectory()
 
 
-def _model(**changes: Any) -> Any:
-    given = {
-        "model_name": "smollm2",
-        "api_base": f"{BASE}/v1",
-        "supports_tools": True,
-        "supports_schema": True,
-    }
-    model = Chat("choir", **(given | changes))
-    model.key = TOKEN
+def _set_up() -> None:
+    """As the page says, but for the address."""
+    os.environ["LLM_USER_PATH"] = FOLDER.name
+    entry = PAGE.read_text("utf-8").partition("```yaml\n")[2].partition("```")[0]
+    assert "http://127.0.0.1:8765" in entry
+    entry = entry.replace("http://127.0.0.1:8765", BASE)
+    Path(FOLDER.name, "extra-openai-models.yaml").write_text(entry, "utf-8")
+    keys = [sys.executable, "-m", "llm", "keys", "set", "quietchoir", "--value", TOKEN]
+    subprocess.run(keys, check=True, timeout=60)
+
+
+_set_up()
+
+
+def _model(name: str = "default") -> Any:
+    model = llm.get_model("quietchoir")
+    model.model_name = name
     return model
 
 
@@ -48,7 +64,7 @@ def json_schema() -> None:
 
 def errors() -> None:
     try:
-        _model(model_name="gpt-9").prompt("hello", stream=False).text()
+        _model("gpt-9").prompt("hello", stream=False).text()
     except Exception as error:
         assert "gpt-9" in str(error), error
     else:

@@ -20,6 +20,13 @@ def redactor() -> Redactor:
         ("ring (212) 555-2368 now", "ring [PHONE_1] now"),
         ("add milk to Grace's list", "add milk to [NAME_1]'s list"),
         ("ask Dr. Lovelace, or Jürgen Müller", "ask Dr. [NAME_1], or [NAME_2]"),
+        ("My name is Mary Brandt. Say ok.", "My name is [NAME_1]. Say ok."),
+        ("ask John F. Kennedy. Then go", "ask [NAME_1]. Then go"),
+        (
+            "Mary Brandt came; Mary left, Mr. Brandt too",
+            "[NAME_1] came; [NAME_1] left, Mr. [NAME_1] too",
+        ),
+        ("Mary Smith, Mary Jones and Mary", "[NAME_1], [NAME_2] and [NAME_3]"),
         ("mail ann.b@example.org", "mail [MAIL_1]"),
         ("my card is 4111 1111 1111 1111", "my card is [CARD_1]"),
         ("pay to DE89 3704 0044 0532 0130 00", "pay to [ACCOUNT_1]"),
