@@ -45,7 +45,7 @@ CHOICE = Record(
 )
 
 
-@typed(**FORMAT.schema)
+@typed(FORMAT.ignored, **FORMAT.schema)
 def response_format(value: Any, where: str) -> Constraint | None:
     """`{"type": "json_schema", "json_schema": {"schema": …}}` and its kin; `regex` and `lark`
     are our additions.
@@ -80,12 +80,15 @@ def json_schema(schema: Mapping[str, Any]) -> Constraint:
     return Constraint("json_schema", json.dumps(bounded(schema)))
 
 
-@typed(type="array", items=TOOL.schema)
+TOOLS = listed(TOOL)
+
+
+@typed(TOOLS.ignored, **TOOLS.schema)
 def tools(value: Any, where: str) -> tuple[ToolInfo, ...]:
     """Tools that the caller itself will carry out: functions with the JSON schemas of their
     arguments.
     """
-    found = [tool["function"] for tool in listed(TOOL)(value, where)]
+    found = [tool["function"] for tool in TOOLS(value, where)]
     return distinct(
         [
             ToolInfo(one["name"], one.get("description", ""), one.get("parameters", {}))
@@ -108,7 +111,7 @@ def distinct(tools: Sequence[ToolInfo], where: str) -> tuple[ToolInfo, ...]:
 TOOL_CHOICE = either(only("auto", "none", "required"), CHOICE)
 
 
-@typed(**TOOL_CHOICE.schema)
+@typed(TOOL_CHOICE.ignored, **TOOL_CHOICE.schema)
 def tool_choice(value: Any, where: str) -> dict[str, Any]:
     """The fields of an ask that a tool choice decides."""
     found = TOOL_CHOICE(value, where)

@@ -61,7 +61,7 @@ def parts(kinds: Mapping[str, Record]) -> Reader:
     part = tagged("type", kinds)
     several = listed(part)
 
-    @typed(anyOf=[{"type": "string"}, several.schema])
+    @typed(either(text, several).ignored, anyOf=[{"type": "string"}, several.schema])
     def read(value: Any, where: str) -> str:
         if isinstance(value, list):
             for index, one in enumerate(value):
@@ -108,7 +108,7 @@ NAMED = ("system", "user", "assistant")  # roles whose `name` is a participant's
 MESSAGES = listed(tagged("role", SHAPES), least=1)
 
 
-@typed(**MESSAGES.schema)
+@typed(MESSAGES.ignored, **MESSAGES.schema)
 def conversation(value: Any, where: str) -> tuple[Message, ...]:
     """All messages, oldest first.
 

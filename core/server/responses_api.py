@@ -120,11 +120,19 @@ ITEM = tagged(
 )
 
 
-@typed(anyOf=[ITEM.schema, {"type": "object", "required": ["role", "content"]}])
-def item(value: Any, where: str) -> Any:
-    """One of the input; a message need not say that it is one."""
+def typed_item(value: Any) -> Any:
+    """An item that says what it is, as a message need not."""
     untyped = isinstance(value, dict) and "type" not in value
-    return ITEM({"type": "message"} | value if untyped else value, where)
+    return {"type": "message"} | value if untyped else value
+
+
+@typed(
+    lambda value, where: ITEM.ignored(typed_item(value), where),
+    anyOf=[ITEM.schema, {"type": "object", "required": ["role", "content"]}],
+)
+def item(value: Any, where: str) -> Any:
+    """One of the input."""
+    return ITEM(typed_item(value), where)
 
 
 FORMAT = tagged(

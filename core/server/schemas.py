@@ -25,25 +25,38 @@ Reader = Callable[[Any, str], Any]  # the value and its place → the value, rea
 JsonSchema = dict[str, Any]
 
 
+def nothing(_value: Any, _where: str) -> Iterator[str]:
+    """Places of what a reader drops that drops nothing."""
+    return iter(())
+
+
 @dataclass(frozen=True, slots=True)
 class Typed(Generic[R]):
     """A reader that can say what it takes."""
 
     read: Callable[[Any, str], R]
     schema: JsonSchema
+    ignored: Callable[[Any, str], Iterator[str]] = nothing  # of a value that was read
 
     def __call__(self, value: Any, where: str) -> R:
         return self.read(value, where)
 
 
-def typed(**schema: Any) -> Callable[[Callable[[Any, str], R]], Typed[R]]:
-    """Of a reader, what it takes."""
-    return lambda read: Typed(read, schema)
+def typed(
+    ignored: Callable[[Any, str], Iterator[str]] = nothing, **schema: Any
+) -> Callable[[Callable[[Any, str], R]], Typed[R]]:
+    """Of a reader, what it takes, and what of it changes nothing."""
+    return lambda read: Typed(read, schema, ignored)
 
 
 def schema_of(reader: Reader) -> JsonSchema:
     """JSON Schema of what a reader takes; of one that cannot say, anything."""
     return reader.schema if isinstance(reader, Typed | Record) else {}
+
+
+def ignored_by(reader: Reader) -> Callable[[Any, str], Iterator[str]]:
+    """What tells the places of what a reader drops."""
+    return reader.ignored if isinstance(reader, Typed | Record) else nothing
 
 
 # Fields of other servers and of older APIs, and what does the same here.
@@ -157,7 +170,11 @@ def listed(item: Reader, least: int = 0, most: int | None = None) -> Typed[Any]:
     """A list, each of one kind."""
     bounds = {"minItems": least} | ({} if most is None else {"maxItems": most})
 
-    @typed(type="array", items=schema_of(item), **bounds)
+    def ignored(value: Any, where: str) -> Iterator[str]:
+        for one in value:
+            yield from ignored_by(item)(one, f"{where}[]")
+
+    @typed(ignored, type="array", items=schema_of(item), **bounds)
     def read(value: Any, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise BadRequest(f"{where} is a {type(value).__name__}, expected a list", where)
@@ -206,13 +223,19 @@ class Record:
         return found
 
     def ignored(self, value: Mapping[str, Any], where: str = "") -> Iterator[str]:
-        """Places of what is given and changes nothing here."""
+        """Places of what is given and changes nothing here, of a value that was read; in lists
+        without their numbers, so that a long one has no more of them than a short one.
+        """
+        found: dict[str, None] = {}
         for key, inner in value.items():
-            place, known = f"{where}.{key}" if where else key, self.fields.get(key)
-            if key in self.harmless and inner is not None:
-                yield place
-            elif isinstance(known, Record) and isinstance(inner, dict):
-                yield from known.ignored(inner, place)
+            place = f"{where}.{key}" if where else key
+            if inner is None:
+                continue
+            if key in self.fields:
+                found |= dict.fromkeys(ignored_by(self.fields[key])(inner, place))
+            else:
+                found[place] = None
+        return iter(found)
 
     @property
     def schema(self) -> JsonSchema:
@@ -268,7 +291,10 @@ def tagged(key: str, kinds: Mapping[str, Record]) -> Typed[Any]:
             "required": sorted({*shown["required"], key}),
         }
 
-    @typed(oneOf=[one(tag, kind) for tag, kind in kinds.items()])
+    def ignored(value: Any, where: str) -> Iterator[str]:
+        return kinds[value[key]].ignored(value, where)
+
+    @typed(ignored, oneOf=[one(tag, kind) for tag, kind in kinds.items()])
     def read(value: Any, where: str) -> dict[str, Any]:
         tag = mapping(value, where).get(key)
         if not isinstance(tag, str) or tag not in kinds:
@@ -282,7 +308,10 @@ def tagged(key: str, kinds: Mapping[str, Record]) -> Typed[Any]:
 def either(of_text: Reader, of_other: Reader) -> Typed[Any]:
     """A text is read by one, anything else by the other."""
 
-    @typed(anyOf=[schema_of(of_text), schema_of(of_other)])
+    def ignored(value: Any, where: str) -> Iterator[str]:
+        return ignored_by(of_text if isinstance(value, str) else of_other)(value, where)
+
+    @typed(ignored, anyOf=[schema_of(of_text), schema_of(of_other)])
     def read(value: Any, where: str) -> Any:
         return of_text(value, where) if isinstance(value, str) else of_other(value, where)
 

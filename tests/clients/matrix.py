@@ -80,7 +80,7 @@ What each client's own types know, and what this node makes of it. *Honoured*: i
 *Named*: accepted, changes nothing here, and named in the answer's header `X-Quietchoir-Ignored`.
 *One value*: accepted with the value that changes nothing, refused with another. *Refused*: with 400
 and the field's place, since it would change the answer. The same at every depth: a key that is not
-known is refused.
+known is refused, and one in a list is named without its number (`messages[].annotations`).
 """
 
 

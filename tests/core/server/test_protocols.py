@@ -291,3 +291,55 @@ async def test_a_model_that_is_only_to_be_loaded_is_there(served: Served) -> Non
         status, answer = await served.post(path, {"model": "smollm2"} | asked)
         assert status == 200 and answer["done_reason"] == "load", answer
         assert (await served.post(path, {"model": "gpt-9"} | asked))[0] == 404
+
+
+SAID_BEFORE: list[tuple[str, Any, str]] = [
+    (
+        CHAT,
+        {"annotations": [{"url": "x"}], "approvals": [{"question": "x"}], "refusal": None},
+        "messages[].annotations, messages[].approvals",
+    ),
+    (
+        CHAT,
+        {"content": [{"type": "text", "text": "a", "annotations": []}], "cache_control": {}},
+        "messages[].content[].annotations, messages[].cache_control",
+    ),
+    (
+        CHAT,
+        {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]},
+        "messages[].tool_calls[].index",
+    ),
+    (
+        "/api/chat",
+        {"thinking": "x", "quietchoir": {}},
+        "messages[].thinking, messages[].quietchoir",
+    ),
+    (RESPONSES, {"id": "msg_1", "status": "completed"}, "input[].id, input[].status"),
+    (CHAT, {}, ""),
+]
+
+
+@pytest.mark.parametrize(("path", "more", "named"), SAID_BEFORE)
+async def test_what_changes_nothing_is_named_also_within_lists(
+    path: str, more: Any, named: str, served: Served
+) -> None:
+    said = {"role": "assistant", "content": "z"} | more
+    turns = [BEGIN, said, BEGIN, said, GO_ON]  # each is named once
+    asked = {"input" if path == RESPONSES else "messages": turns, "stream": False}
+    async with served.session.post(path, json=asked) as response:
+        assert response.status == 200
+        assert response.headers.get("X-Quietchoir-Ignored", "") == named
+
+
+async def test_what_changes_nothing_in_tools_and_forms_is_named(served: Served) -> None:
+    function = {"name": "f", "parameters": {}, "strict": True}
+    form = {"type": "json_schema", "json_schema": {"schema": {}, "name": "x"}}
+    asked = {"messages": [BEGIN], "tools": [{"type": "function", "function": function}]}
+    for more, named in (
+        ({}, ""),
+        ({"response_format": form}, ", response_format.json_schema.name"),
+    ):
+        async with served.session.post(CHAT, json=asked | more) as response:
+            assert response.status == 200
+            named = f"tools[].function.strict{named}"
+            assert response.headers["X-Quietchoir-Ignored"] == named
