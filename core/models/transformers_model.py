@@ -10,6 +10,7 @@ setting has to be found again in what it made of them.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,17 @@ if TYPE_CHECKING:
 # as `bench families` measures it.
 TRANSFORMERS_IS = "10 to 15 times slower"
 CODE = "auto_map"  # of a config.json: names Python files of the folder
+ELSEWHERE = "transformers_weights"  # of a config.json: names another file of tensors
 # What a config.json may ask of the library besides a network: another implementation, perhaps from
-# a hub, or code.
-ASIDE = ("attn_implementation", "experts_implementation", "use_kernels", "kernel_config", CODE)
+# a hub, or code; and names of classes, as many as it says, which continue no text.
+ASIDE = (
+    *("attn_implementation", "experts_implementation", "use_kernels", "kernel_config"),
+    *("fusion_config", "distributed_config", CODE),
+    *("num_labels", "id2label", "label2id"),
+)
+# Settings, however a family calls them, for each one of which the library's reading of a
+# configuration makes an object.
+COUNTS = re.compile(r"(layers?|blocks?|block_count|depth|replace)$")
 # Below "FAMILY.", settings of GGUF files, and the names under which a config holds the same.
 HELD_AS: Mapping[str, tuple[str, ...]] = {
     "block_count": ("num_hidden_layers",),
@@ -157,10 +166,11 @@ def of_folder(folder: Path, reason: str) -> TransformersModel:
             f"{folder}: only transformers computes {family:.40}, and it is handed no pickles; get "
             f"the model as safetensors"
         )
-    config = config_of(path, family, without_aside(values))
+    config = config_of(path, family, values)
     decoder = config.get_text_config(decoder=True)
     vocabulary = size(path, "vocab_size", getattr(decoder, "vocab_size", None))
     parameters = sum(map(numbers_in, tensor_files(folder)))
+    refuse_sizes(path, decoder)
     refuse_crowds(path, decoder, parameters)
     return TransformersModel(
         path=folder,
@@ -218,11 +228,42 @@ def refuse_family(path: Path, values: Mapping[str, Any]) -> None:
             f"{path}: this {family} model is quantised in a way of its own; get it in bfloat16, or "
             f"as GGUF"
         )
-    if (path.parent / "adapter_config.json").exists():
+    if (other := values.get(ELSEWHERE)) is not None:
         raise UnsupportedModelError(
-            f"{path.parent}: holds an adapter beside the model, which transformers would put into "
+            f"{path}: {ELSEWHERE} names {other!r:.80}, expected the tensors in model.safetensors "
+            f"or in the files of its index; name them so and remove the setting"
+        )
+    refuse_adapter(path.parent)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises: UnsupportedModelError: transformers would put it into the model, or look for the
+    model where it says.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UnsupportedModelError(
+            f"{folder}: holds an adapter beside the model, which transformers would put into "
             f"it; move adapter_config.json elsewhere"
         )
+
+
+def refuse_counts(path: Path, value: Any) -> None:
+    """Looks at settings as the file holds them, in the objects inside too.
+
+    Raises:
+        ModelFileError: more layers than any model has.
+    """
+    limit = LIMITS["num_layers"]
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    for key, found in pairs:
+        if COUNTS.search(key) and isinstance(found, int) and found > limit:
+            raise ModelFileError(
+                f"{path}: {key:.80} is {found!r:.40}, expected at most {limit}; get the model again"
+            )
+        refuse_counts(path, found)
+    if isinstance(value, list):
+        for one in value:
+            refuse_counts(path, one)
 
 
 def causal() -> dict[str, str]:
@@ -253,20 +294,26 @@ def config_of(path: Path, family: str, values: dict[str, Any]) -> "PretrainedCon
     from transformers import CONFIG_MAPPING
 
     try:
-        config: PretrainedConfig = CONFIG_MAPPING[family].from_dict(values)
+        refuse_counts(path, values)
+        config: PretrainedConfig = CONFIG_MAPPING[family].from_dict(without_aside(values))
+    except ModelFileError:
+        raise
     # whatever a configuration of somebody else's makes of odd values
     except Exception as error:
         raise ModelFileError(
             f"{path}: transformers cannot read this {family} model ({error!s:.200}); get the model "
             f"again"
         ) from error
-    decoder = config.get_text_config(decoder=True)
-    for key in ("num_hidden_layers", "hidden_size"):
-        limit = LIMITS[{"num_hidden_layers": "num_layers"}.get(key, key)]
-        found = getattr(decoder, key, None)
-        if found is not None and not (isinstance(found, int) and 0 < found <= limit):
-            raise ModelFileError(f"{path}: {key} is {found!r:.40}, expected 1 to {limit}")
     return config
+
+
+def refuse_sizes(path: Path, decoder: "PretrainedConfig") -> None:
+    """Raises: ModelFileError: sizes that no model has."""
+    for key, name in (("num_hidden_layers", "num_layers"), ("hidden_size", "hidden_size")):
+        if (found := getattr(decoder, key, None)) is not None and not (
+            isinstance(found, int) and 0 < found <= LIMITS[name]
+        ):
+            raise ModelFileError(f"{path}: {key} is {found!r:.40}, expected 1 to {LIMITS[name]}")
 
 
 def refuse_crowds(path: Path, decoder: "PretrainedConfig", parameters: int) -> None:
@@ -311,6 +358,8 @@ def of_gguf(file: gguf.GgufFile, reason: str) -> TransformersModel:
             f"{file.path}: transformers, which alone computes {family:.40}, reads no file in "
             f"parts; join them with llama.cpp's gguf-split --merge"
         )
+    refuse_adapter(file.path.parent)
+    refuse_counts(file.path, file.metadata)
     try:
         values: dict[str, Any] = load_gguf_checkpoint(str(file.path))["config"]
         model_type = str(values.pop("model_type"))
@@ -326,6 +375,9 @@ def of_gguf(file: gguf.GgufFile, reason: str) -> TransformersModel:
             f"{file.path}: a {family:.40} model does not continue texts; choose another"
         )
     decoder = config.get_text_config(decoder=True)
+    parameters = sum(rows.shape[0] * rows.shape[1] for rows in file.tensors.values())
+    refuse_sizes(file.path, decoder)
+    refuse_crowds(file.path, decoder, parameters)
     if lost := sorted(unheeded(file, family, decoder)):
         raise UnsupportedModelError(
             f"{file.path}: transformers would pass over {', '.join(lost)[:300]} of this {family} "
@@ -338,7 +390,7 @@ def of_gguf(file: gguf.GgufFile, reason: str) -> TransformersModel:
         reason=reason,
         context_length=context_of(file.path, decoder),
         vocab_size=len(file.value("tokenizer.ggml.tokens", list)),
-        parameters=sum(rows.shape[0] * rows.shape[1] for rows in file.tensors.values()),
+        parameters=parameters,
         tokenizer=Tokenizer(Vocabulary.read(file)),
         digest=digest_of(file.path),
         sampling=generation_config.from_gguf(file),

@@ -104,7 +104,10 @@ def test_a_pickle_is_not_handed_on(tmp_path: Path) -> None:
         ({"model_type": 7}, "'7' is computed neither"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "expected a GPT2LMHeadModel"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised in a way of its own"),
-        ({"n_layer": 1 << 20}, "num_hidden_layers is 1048576"),
+        ({"n_layer": 1 << 20}, "n_layer is 1048576"),
+        ({"text_config": {"layers": 1 << 40}}, "layers is 1099511627776"),
+        ({"x": {"__float__": "abc"}}, "could not convert string to float"),
+        ({"transformers_weights": "other.safetensors"}, "names 'other.safetensors'"),
         ({"n_layer": "two"}, "cannot read this gpt2"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"n_positions": -1}, "max_position_embeddings is -1"),
@@ -154,12 +157,77 @@ def test_tensors_that_do_not_belong_together_are_refused(
         TransformersRunner(found)
 
 
+def test_numbers_come_from_the_files_that_the_digest_covers_and_from_no_other(
+    tmp_path: Path,
+) -> None:
+    made(tmp_path, "gpt2")
+    digest = transformers_model.load(tmp_path).digest
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    # transformers' own name for parts of a distributed save, which its loader puts first
+    shard = tmp_path / "shard-00000-model-00001-of-00001.safetensors"
+    for beside in ({key: one + 3 for key, one in tensors.items()}, {"x": torch.zeros(1)}):
+        safetensors.torch.save_file(beside, shard)
+        found = transformers_model.load(tmp_path)
+        assert isinstance(found, TransformersModel) and found.digest == digest
+        held = TransformersRunner(found).network.model.state_dict()
+        assert all(torch.equal(held[key], one) for key, one in tensors.items())
+    decoy = {"decoy": torch.zeros(found.parameters)}
+    safetensors.torch.save_file(decoy, tmp_path / "model.safetensors")
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel)
+    with pytest.raises(ModelFileError, match="this gpt2 model lacks"):
+        TransformersRunner(found)
+
+
+def test_tensors_in_several_files_load_and_none_may_be_there_twice(tmp_path: Path) -> None:
+    made(tmp_path, "gpt2")
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in halves.items():
+        safetensors.torch.save_file({key: tensors[key] for key in held}, tmp_path / file)
+    places = {key: file for file, held in halves.items() for key in held}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel)
+    loaded = TransformersRunner(found).network.model.state_dict()
+    assert all(torch.equal(loaded[key], one) for key, one in tensors.items())
+    safetensors.torch.save_file(tensors, tmp_path / "b.safetensors")
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel)
+    with pytest.raises(ModelFileError, match="is in two files"):
+        TransformersRunner(found)
+
+
+def test_names_of_classes_are_not_made(tmp_path: Path) -> None:
+    made(tmp_path, "gpt2")
+    edited(tmp_path, num_labels=3_000_000)
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel) and found.config.num_labels == 2
+
+
+def test_tables_out_of_proportion_to_the_file_take_no_memory(tmp_path: Path) -> None:
+    made(tmp_path, "gpt_neo")  # a table of who sees whom in each layer
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel)
+    TransformersRunner(found)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    tensors["transformer.wpe.weight"] = torch.zeros(40_000, 64)
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    edited(tmp_path, max_position_embeddings=40_000)
+    found = transformers_model.load(tmp_path)
+    assert isinstance(found, TransformersModel)
+    with pytest.raises(ModelFileError, match=r"describe tables of 3,200,000,0\d\d bytes"):
+        TransformersRunner(found)
+
+
 def test_sizes_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
     made(tmp_path, "gpt2")
     edited(tmp_path, n_embd=1 << 16)
     found = transformers_model.load(tmp_path)
     assert isinstance(found, TransformersModel)
-    with pytest.raises(ModelFileError, match=r"describes [\d,]+ numbers, its tensors hold"):
+    with pytest.raises(ModelFileError, match=r"describe [\d,]+ numbers, its tensors hold"):
         TransformersRunner(found)
 
 
@@ -189,7 +257,7 @@ def write_gguf(model: Any, path: Path, **settings: Any) -> None:
     config, arch = model.config, gguf.MODEL_ARCH.STARCODER2
     writer = gguf.GGUFWriter(path, "starcoder2")
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(settings.pop("layers", config.num_hidden_layers))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -246,4 +314,29 @@ def test_a_setting_of_a_gguf_file_that_transformers_would_pass_over_refuses_it(
     assert heeded.config.norm_epsilon == pytest.approx(1e-3)
     write_gguf(model, tmp_path / "small.gguf", **settings)
     with pytest.raises(UnsupportedModelError, match=f"pass over {said}"):
+        through_transformers(tmp_path / "small.gguf")
+
+
+def test_sizes_beyond_a_gguf_file_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    model = made(tmp_path, "starcoder2", sliding_window=None)
+    config = model.config
+    write_gguf(model, path)
+    TransformersRunner(through_transformers(path))
+    honest, config.intermediate_size = config.intermediate_size, 1 << 20
+    write_gguf(model, path)
+    with pytest.raises(ModelFileError, match=r"describe [\d,]+ numbers, its tensors hold"):
+        TransformersRunner(through_transformers(path))
+    config.intermediate_size = honest
+    for layers in (1 << 20, 1 << 31):
+        write_gguf(model, path, layers=layers)
+        with pytest.raises(ModelFileError, match=f"block_count is {layers}, expected at most"):
+            through_transformers(path)
+
+
+def test_an_adapter_beside_a_gguf_file_is_not_put_into_it(tmp_path: Path) -> None:
+    model = made(tmp_path, "starcoder2", sliding_window=None)
+    write_gguf(model, tmp_path / "small.gguf")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
+    with pytest.raises(UnsupportedModelError, match="adapter beside the model"):
         through_transformers(tmp_path / "small.gguf")

@@ -2,8 +2,9 @@
 
 Knows the library's loading and the arguments of its forward passes. Knows nothing of batches or of
 who asks.
-Always: every tensor of the network comes from the file and every tensor of the file is used; memory
-is taken only after the sizes of config.json were found to be those of the file.
+Always: every tensor of the network comes from the files that the digest covers and every tensor of
+these is used, for transformers is handed tensors and never a folder to choose from; memory is taken
+only after the sizes that the model describes were found to be those of its files.
 """
 
 import inspect
@@ -21,12 +22,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ....errors import ModelFileError
 from ....hardware.discovery import memory_sizes
+from ....models.files.hf_folder import named_tensors, tensor_files
 from ....models.transformers_model import TransformersModel
 
 # Names of tensors that files hold beside a language model, and that change no text: tables that
 # old files hold ready, eyes and ears, layers that only guess ahead.
 BESIDE = ("inv_freq", "masked_bias", "vision", "visual", "image", "audio", "mtp.")
 CACHES = ("past_key_values", "cache_params")  # what a forward pass calls its cache
+# Bytes of tables, as of positions and of who sees whom, that a small model may take beside its
+# numbers: GPT-Neo's of 8 layers and 2048 positions take 32 MiB.
+TABLES = 128 << 20
 
 
 class TransformersNetwork:
@@ -91,21 +96,17 @@ def load(model: TransformersModel) -> PreTrainedModel:
     whole: type[PreTrainedModel] = getattr(
         transformers, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)].__name__
     )
-    folder = model.path if model.path.is_dir() else model.path.parent
-    in_file = {} if model.path.is_dir() else {"gguf_file": model.path.name}
     try:
         with quietly():
-            if not in_file:
-                check_sizes(model, whole)
+            check_sizes(model, whole)
             built, told = whole.from_pretrained(
-                folder,
+                **source_of(model),
                 config=model.config,
                 dtype=compute_dtype(model.parameters),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                **in_file,
             )
     except ModelFileError:
         raise
@@ -117,6 +118,28 @@ def load(model: TransformersModel) -> PreTrainedModel:
         ) from error
     refuse_leftovers(model, told)
     return built.eval().requires_grad_(False)
+
+
+def source_of(model: TransformersModel) -> dict[str, Any]:
+    """Where `from_pretrained` takes the numbers from: tensors that we read, or one GGUF file."""
+    if model.path.is_dir():
+        return {"pretrained_model_name_or_path": None, "state_dict": tensors_of(model)}
+    return {"pretrained_model_name_or_path": model.path.parent, "gguf_file": model.path.name}
+
+
+def tensors_of(model: TransformersModel) -> dict[str, Tensor]:
+    """Every tensor of the files that the digest covers, mapped.
+
+    A folder's own loader in transformers looks for more: a file that config.json names, and files
+    `shard-*`, before which it passes over model.safetensors.
+    """
+    found: dict[str, Tensor] = {}
+    for path in tensor_files(model.path):
+        for name, tensor in named_tensors(path):
+            if name in found:
+                raise ModelFileError(f"{path}: {name:.120} is in two files; get the model again")
+            found[name] = tensor
+    return found
 
 
 def refuse_leftovers(model: TransformersModel, told: dict[str, Any]) -> None:
@@ -134,15 +157,25 @@ def refuse_leftovers(model: TransformersModel, told: dict[str, Any]) -> None:
 
 
 def check_sizes(model: TransformersModel, whole: type[PreTrainedModel]) -> None:
-    """Raises: ModelFileError: the configuration asks for more than the file holds, so that memory
-    for it would be taken for nothing.
+    """Raises: ModelFileError: the model describes more than its file holds, so that memory for it
+    would be taken for nothing, or tables out of proportion to it.
     """
     with torch.device("meta"):
-        wanted = sum(one.numel() for one in whole(model.config).parameters())
+        described = whole(model.config)
+    wanted = sum(one.numel() for one in described.parameters())
     if wanted > model.parameters:
         raise ModelFileError(
-            f"{model.path}: its config.json describes {wanted:,} numbers, its tensors hold "
+            f"{model.path}: its settings describe {wanted:,} numbers, its tensors hold "
             f"{model.parameters:,}; get the model again"
+        )
+    tables = sum(one.nbytes for one in described.buffers())
+    _, free = memory_sizes()
+    most = max(TABLES, 4 * model.parameters)
+    if tables > most or (free and tables > free // 2):
+        raise ModelFileError(
+            f"{model.path}: its settings describe tables of {tables:,} bytes beside its "
+            f"{model.parameters:,} numbers, expected at most {most:,} and half of the memory that "
+            f"is free ({free:,}); get the model again"
         )
 
 
