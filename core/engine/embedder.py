@@ -27,6 +27,8 @@ from .backends.select import select_encoder
 
 DEFAULT_LENGTH = 256  # tokens; of a model with learned positions whose folder does not say
 MOST_LENGTH = 8192  # of one without
+TOKENIZER = "tokenizer.json"
+PROBE = "a ꙮ"  # a letter that hardly a vocabulary has: what stands for it is there too
 
 
 class SentenceEmbedder:
@@ -77,6 +79,11 @@ class SentenceEmbedder:
         architecture = weights.architecture
         backend = read_tokenizer(folder, architecture)
         longest = read_longest(folder, architecture)
+        if (marks := len(backend.encode("").ids)) >= longest:
+            raise ModelFileError(
+                f"{folder / TOKENIZER}: puts {marks} marks around a text, expected fewer than the "
+                f"{longest} tokens that it may have; {advice()}"
+            )
         width, dense = architecture.hidden_size, []
         for place in behind.dense:
             dense.append(read_dense(place, width))
@@ -119,16 +126,23 @@ class SentenceEmbedder:
 
 def read_tokenizer(folder: Path, architecture: EncoderArchitecture) -> BackendTokenizer:
     """Raises: ModelNotFoundError, ModelFileError: as `SentenceEmbedder.load`."""
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if not path.exists():
         raise ModelNotFoundError(f"{path}: no such file; {advice('run')}")
     try:
         backend = BackendTokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelFileError(f"{path}: not a tokenizer ({error}); {advice()}") from error
-    if backend.get_vocab_size() > architecture.vocab_size:
+        backend.no_padding()  # else the probe is as long as the file says
+        backend.no_truncation()
+        ids = [*backend.get_vocab().values(), *backend.encode(PROBE).ids]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception, or a panic, which is none
+        raise ModelFileError(f"{path}: not a tokenizer ({error!s:.200}); {advice()}") from error
+    # before the library writes it out: that takes room for every id up to the largest
+    if (largest := max(ids, default=0)) >= architecture.vocab_size:
         raise ModelFileError(
-            f"{path}: has more tokens than the encoder's {architecture.vocab_size}; {advice()}"
+            f"{path}: has token {largest}, the encoder has {architecture.vocab_size} tokens; "
+            f"{advice()}"
         )
     return backend
 

@@ -92,8 +92,10 @@ def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchi
     return found
 
 
-def read_tensors(path: Path, family: EncoderFamily) -> dict[str, QuantTensor]:
-    """Every plain tensor of a file, by its name without a prefix; vectors are one row."""
+def read_tensors(path: Path, family: EncoderFamily) -> dict[str, QuantTensor | None]:
+    """Every tensor of a file, by its name without a prefix; vectors are one row. None: it is
+    there, and no plain matrix or vector.
+    """
     try:
         # the library's own parser; it copies, which a mapped reader for numpy cannot yet avoid
         # where a tensor is bfloat16
@@ -104,11 +106,11 @@ def read_tensors(path: Path, family: EncoderFamily) -> dict[str, QuantTensor]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged ({error!s:.200}); {advice()}") from error
-    found = {}
+    found: dict[str, QuantTensor | None] = {}
     for name, entry in entries:
         for prefix in family.prefixes:
             name = name.removeprefix(prefix)
-        shape = entry["shape"]
+        shape, found[name] = entry["shape"], None
         if entry["dtype"] in PLAIN and 1 <= len(shape) <= 2 and min(shape) > 0:
             rows, columns = (1, shape[0]) if len(shape) == 1 else shape
             raw = np.frombuffer(entry["data"], np.uint8).reshape(rows, -1)
@@ -120,7 +122,7 @@ def named(
     folder: Path,
     family: EncoderFamily,
     architecture: EncoderArchitecture,
-    found: Mapping[str, QuantTensor],
+    found: Mapping[str, QuantTensor | None],
 ) -> dict[str, QuantTensor]:
     """The tensors under our names, each of the right shape.
 
@@ -138,28 +140,30 @@ def named(
         shapes["positions"] = (architecture.max_positions, width)
     for layer in layers:
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in architecture.matrices()}
-    split: dict[str, QuantTensor] = {}
-    for theirs, parts in family.fused.items():
-        for layer in layers:
-            for ending in (".weight", ".bias"):
-                whole = found.get(family.layer.format(layer) + theirs + ending)
-                if whole is not None:
-                    split |= {
-                        f"layers.{layer}.{part}{ending}": blocks
-                        for part, blocks in cut(whole, parts, ending, dict(architecture.matrices()))
-                    }
     tensors: dict[str, QuantTensor] = {}
+
+    def fit(theirs: str, expected: tuple[int, int]) -> QuantTensor:
+        blocks = found.get(theirs)
+        if blocks is None or blocks.shape != expected:
+            state = "is missing" if theirs not in found else f"is no matrix of {', '.join(PLAIN)}"
+            state = state if blocks is None else f"is {blocks.shape}"
+            raise ModelFileError(f"{path}: {theirs} {state}, expected {expected}; {advice()}")
+        return blocks
 
     def take(ours: str, expected: tuple[int, int], *, needed: bool = True) -> None:
         stem, _, ending = ours.rpartition(".")
         theirs = f"{names.get(stem, stem)}.{ending}"
-        blocks = split.get(ours, found.get(theirs))
-        if blocks is None and not needed:
-            return
-        if blocks is None or blocks.shape != expected:
-            state = "is missing" if blocks is None else f"is {blocks.shape}"
-            raise ModelFileError(f"{path}: {theirs} {state}, expected {expected}; {advice()}")
-        tensors[ours] = blocks
+        if ours not in tensors and (needed or theirs in found):
+            tensors[ours] = fit(theirs, expected)
+
+    sizes = dict(architecture.matrices())
+    for fused, parts in family.fused.items():
+        rows, columns = sum(sizes[part][0] for part in parts), sizes[parts[0]][1]
+        for layer in layers:
+            for ending, expected in ((".weight", (rows, columns)), (".bias", (1, rows))):
+                if (theirs := f"{family.layer.format(layer)}{fused}{ending}") in found:
+                    for part, blocks in cut(fit(theirs, expected), parts, ending, sizes):
+                        tensors[f"layers.{layer}.{part}{ending}"] = blocks
 
     for stem, shape in shapes.items():
         take(f"{stem}.weight", shape)
@@ -174,8 +178,10 @@ def named(
             take(f"{stem}.weight", (1, size), needed=not first)
             take(f"{stem}.bias", (1, size), needed=False)
     if "token_types" in family.ends and (
-        kinds := found.get(f"{family.ends['token_types']}.weight")
+        (theirs := f"{family.ends['token_types']}.weight") in found
     ):
+        kinds = found[theirs]
+        kinds = fit(theirs, (kinds.shape[0] if kinds else 1, width))
         # of the first kind: these are single texts, never pairs
         tensors["positions.weight"] = plain(
             numbers(tensors["positions.weight"]) + numbers(kinds)[:1]
@@ -194,7 +200,7 @@ def cut(
     for part in parts:
         rows = shapes[part][0]
         if ending == ".weight":
-            blocks = whole.part(at, min(at + rows, whole.shape[0]))
+            blocks = whole.part(at, at + rows)
         else:
             blocks = plain(numbers(whole)[:, at : at + rows])
         found.append((part, blocks))

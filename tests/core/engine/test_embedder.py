@@ -1,9 +1,11 @@
 """The embedding model against its oracle, and what callers may count on."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,71 @@ def test_a_folder_that_is_not_whole_is_refused(
         (folder / file).write_text(json.dumps(json.loads(changed) | change))
     with pytest.raises(error, match=sentence):
         SentenceEmbedder.load(folder)
+
+
+def vocabulary(**given: Any) -> Callable[[Any], None]:
+    def change(described: Any) -> None:
+        described["model"]["vocab"] |= given
+
+    return change
+
+
+def unknown_words(described: Any) -> None:
+    del described["model"]["vocab"]["[UNK]"]
+    described["added_tokens"] = []
+    described["post_processor"] = None
+
+
+def marked(count: int, token: int) -> Callable[[Any], None]:
+    def change(described: Any) -> None:
+        mark = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+        described["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [*[mark] * count, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": each, "type_id": 0}} for each in "AB"],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [token], "tokens": ["[CLS]"]}},
+        }
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (vocabulary(hello=300_000_000), "has token 300000000, the encoder has 30522 tokens"),
+        (vocabulary(hello=2**32 - 1), "has token 4294967295, the encoder has 30522 tokens"),
+        (vocabulary(quietchoir=30_522), "has token 30522, the encoder has 30522 tokens"),
+        (vocabulary(quietchoir=30_521), None),
+        (unknown_words, r"not a tokenizer \(.*UNK"),
+        (marked(1, 1_000_000), "has token 1000000, the encoder has 30522 tokens"),
+        (marked(256, 101), "puts 256 marks around a text, expected fewer than the 256 tokens"),
+        (marked(255, 101), None),
+    ],
+)
+def test_a_tokenizer_whose_tokens_the_encoder_does_not_have_is_refused_in_little_memory(
+    embedder_path: Path, tmp_path: Path, change: Callable[[Any], None], sentence: str | None
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in embedder_path.iterdir():
+        (folder / path.name).symlink_to(path)
+    described = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(described)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(described), "utf-8")
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from quietchoir.core.engine.embedder import SentenceEmbedder\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "from quietchoir.core.errors import ModelFileError\n"
+        "try: print(SentenceEmbedder.load(Path(sys.argv[1]), 1).embed(['quietchoir']).shape)\n"
+        "except ModelFileError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert re.search(sentence or r"\(1, 384\)", done.stdout), done.stdout
 
 
 def test_parts_behind_the_encoder_are_computed_or_refused(

@@ -159,6 +159,9 @@ class NativeEncoder:
     def _pack(self, weights: EncoderWeights, exact: bool) -> None:
         tensors, own = weights.tensors, weights.architecture
         embedding = tensors["embedding.weight"]
+        # the library is told no number of rows: it reads one for each token of the shape
+        if embedding.shape != (expected := (own.vocab_size, own.hidden_size)):
+            raise EngineError(f"the embedding is {embedding.shape}, expected {expected}")
         self._raw = np.ascontiguousarray(embedding.memory)  # its rows are read in every batch
         self._check(
             self._library.quietchoir_encoder_embedding(

@@ -3,6 +3,8 @@ rounding, the compiled encoder within what 8 bits cost, on every instruction set
 """
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.encoder import NativeEncoder, unsupported
@@ -196,6 +199,43 @@ def test_what_is_not_computed_here_is_refused_by_its_name(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelFileError, match=sentence):
         families.read(tmp_path)
+
+
+def spoiled(tensor: np.ndarray, how: str) -> np.ndarray:
+    match how:
+        case "wider":
+            return np.concatenate([tensor, tensor], -1)
+        case "shorter":
+            return tensor[: len(tensor) // 2].copy()
+        case "whole numbers":
+            return tensor.astype(np.int8)
+    return tensor[None, None]
+
+
+@pytest.mark.parametrize("how", ["wider", "shorter", "whole numbers", "deeper"])
+def test_a_tensor_of_another_shape_or_type_is_refused_by_its_name(
+    oracle: tuple[Any, Path], tmp_path: Path, how: str
+) -> None:
+    tensors = load_file(oracle[1] / "model.safetensors")
+    shutil.copy(oracle[1] / "config.json", tmp_path)
+    names = [name for name in tensors if "pooler" not in name and "position_ids" not in name]
+    for name in names:
+        if how == "shorter" and "token_type" in name:
+            continue  # of its rows the first alone is read
+        save_file(tensors | {name: spoiled(tensors[name], how)}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelFileError, match=rf"{re.escape(name)} is .*expected"):
+            families.read(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert families.read(tmp_path).tensors
+
+
+def test_an_embedding_of_fewer_rows_than_tokens_never_reaches_the_library(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    weights = families.read(tmp_path)
+    cut = weights.tensors["embedding.weight"].part(0, 4)
+    weights = EncoderWeights(weights.architecture, {**weights.tensors, "embedding.weight": cut})
+    with pytest.raises(EngineError, match=r"the embedding is \(4, 64\), expected \(120, 64\)"):
+        NativeEncoder(weights, 1)
 
 
 def test_widths_that_no_kernel_takes_are_named(tmp_path: Path) -> None:
