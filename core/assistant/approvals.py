@@ -6,7 +6,8 @@ Always: a question that is not answered in time is a refusal. Where foreign text
 conversation, nothing is changed without a yes that was given in it, and each call that reaches
 outside needs a yes of its own. A conversation that holds answers and that this process has not seen
 begin counts as one with foreign text.
-Not covered: what the owner's yes allows; a client that answers its own questions.
+Not covered: what the owner's yes allows; a client that answers its own questions, or that sends
+text of others as the user's, the system's or the model's words.
 """
 
 import asyncio
