@@ -316,7 +316,8 @@ def bring_up(collections: "Collections", name: str) -> int:
     with parsing() as parser, progress_bar() as progress:
         done = collections.update(name, parser, progress)
     chunks, vectors = collections.store(name).count()
-    print(f"{name}: {told(done)}; {chunks} passages, {vectors} of them found by meaning")
+    passages = screen.counted(chunks, "passage")
+    print(f"{name}: {told(done)}; {passages}, {vectors} of them found by meaning")
     for words in done.problems.values():
         print(f"  not read: {screen.one_line(words)}", file=sys.stderr)
     for source in done.absent:
@@ -328,8 +329,8 @@ def bring_up(collections: "Collections", name: str) -> int:
 def told(done: "Update") -> str:
     """An update in words."""
     return (
-        f"{done.read} documents read, {done.unchanged} unchanged, {done.removed} gone, "
-        f"{len(done.problems)} not read{left_alone(done.others)}"
+        f"{screen.counted(done.read, 'document')} read, {done.unchanged} unchanged, "
+        f"{done.removed} gone, {len(done.problems)} not read{left_alone(done.others)}"
     )
 
 

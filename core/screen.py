@@ -61,6 +61,11 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split("\n"))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 member`, `2 members`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def json_line(value: Any) -> str:
     """JSON on one line whose strings hold letters as they are, and everything that `visible`
     takes away as an escape.

@@ -165,7 +165,7 @@ def test_a_watched_folder_is_indexed_as_it_changes_and_a_kill_leaves_it_whole(ho
         assert watching.stdout is not None
         assert watching.stdout.readline().startswith("watching ")
         (folder / "new.txt").write_text("the cellar key hangs by the stove")
-        assert "1 documents read, 2 unchanged" in watching.stdout.readline()
+        assert "1 document read, 2 unchanged" in watching.stdout.readline()
     finally:
         watching.kill()
         watching.communicate()

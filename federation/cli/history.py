@@ -248,7 +248,7 @@ def forget_data(arguments: Namespace) -> None:
         rest.callback(registry.renew_routes, store)
         rest.callback(forget_saved, registry.home)
         count = store.forget(sorted(ids), conversation)
-        examples = f"{count} example{'s' * (count != 1)}"
+        examples = screen.counted(count, "example")
         print(f"{examples} forgotten; no training that begins from now on has them")
 
 

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.screen import counted
 from ..spec import flags, privacy_budget
 
 if TYPE_CHECKING:
@@ -388,10 +389,8 @@ def until(days: float) -> int:
 
 def now(policy: "Policy") -> str:
     """Where the file is now."""
-    number = len(policy.members)
-    return (
-        f"{policy.name} is now version {policy.version} with {number} member{'s' * (number != 1)}"
-    )
+    members = counted(len(policy.members), "member")
+    return f"{policy.name} is now version {policy.version} with {members}"
 
 
 def with_budget(

@@ -354,7 +354,7 @@ def test_a_port_in_use_is_one_sentence_that_names_the_flag() -> None:
 )
 def test_an_address_that_is_not_ours_is_one_sentence(host: str, port: int) -> None:
     with pytest.raises(ConfigError, match="cannot listen on"):
-        claim(ServerConfig(host=host, port=port))
+        claim(ServerConfig(host=host, port=port, plain_http=True))
 
 
 async def test_stopping_ends_answers_that_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
