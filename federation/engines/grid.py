@@ -22,6 +22,7 @@ from ...core.errors import AuthenticationError
 from ...crypto.identity.keys import PublicIdentity, bind
 from ..spec.policy import Policy
 from ..transport.records import payload_of, to_record
+from ..transport.refusals import Refusals
 from .stateless_client import hello_context
 
 logger = log.get("federation.flower")
@@ -47,7 +48,8 @@ class GridLink:
         self.online: frozenset[int] = frozenset()
         # messages that were left: Flower's number → member, and until when it is waited for
         self.left: dict[str, tuple[str, float]] = {}
-        self.looked = -LOOK_S
+        self.looked, self.refusals = -LOOK_S, Refusals()
+        self.greeted = dict[str, float]()  # when each member proved itself on a new node
 
     def present(self) -> frozenset[str]:
         """Members whose nodes Flower holds for alive, as soon as they have said who they are."""
@@ -57,7 +59,7 @@ class GridLink:
             self.welcome()
             self.looked = time.monotonic()
         here = frozenset(name for node, name in self.names.items() if node in self.online)
-        return here - self.owing()
+        return here - self.owing() - self.refusals.away(lambda name: self.greeted.get(name, 0.0))
 
     def ask_who(self) -> None:
         """Ask new nodes who they are; those that did not say so in time again, strangers after a
@@ -89,6 +91,7 @@ class GridLink:
                 self.names = {
                     other: known for other, known in self.names.items() if known != name
                 } | {node: name}
+                self.greeted[name] = time.monotonic()
             else:
                 logger.warning(
                     "Flower's node %d is no member of %s: %s",
@@ -104,11 +107,12 @@ class GridLink:
         deadline = time.monotonic() + timeout_s
         while waiting:
             for reply in self.pull(waiting):
-                yield from read_reply(waiting.pop(reply.metadata.reply_to_message_id), reply)
+                yield from self.read(waiting.pop(reply.metadata.reply_to_message_id), reply)
             if waiting and (left := deadline - time.monotonic()) <= 0:
                 break
             if waiting:
                 time.sleep(min(POLL_S, left))
+        self.refusals.settle()
         for name in waiting.values():
             logger.warning("%s did not answer within %.0f s", name, timeout_s)
 
@@ -134,7 +138,8 @@ class GridLink:
             replies = self.pull(self.left)
             for reply in replies:
                 name, _ = self.left.pop(reply.metadata.reply_to_message_id)
-                yield from read_reply(name, reply)
+                yield from self.read(name, reply)
+            self.refusals.settle()
             now = time.monotonic()
             self.left = {number: one for number, one in self.left.items() if now < one[1]}
             if replies or now >= until:
@@ -151,6 +156,14 @@ class GridLink:
         """As `LeavingLink.cancel`; who works on such a message still answers it, to nobody."""
         self.left = {}
 
+    def read(self, name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
+        """A member's answer, if that is what came."""
+        payload = None if reply.has_error() else payload_of(reply)
+        if payload is not None:
+            yield name, payload
+        else:
+            self.refusals.note(name, reason_of(reply), self.policy.version)
+
     def push(
         self, contents: Mapping[int, RecordDict], kind: str, lifetime_s: float
     ) -> dict[str, int]:
@@ -166,15 +179,6 @@ class GridLink:
         """Answers that are here, to messages that are waited for."""
         found = self.grid.pull_messages(list(waiting)) if waiting else []
         return [reply for reply in found if reply.metadata.reply_to_message_id in waiting]
-
-
-def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
-    """A member's answer, if that is what came."""
-    payload = None if reply.has_error() else payload_of(reply)
-    if payload is not None:
-        yield name, payload
-    else:
-        logger.warning("%s did not answer: %s", name, reason_of(reply))
 
 
 def proved(reply: Message, policy: Policy, nonce: bytes, node: int) -> str:

@@ -1,10 +1,10 @@
 """Flower, and nothing else: with `engines` the only folder that imports flwr, as of flwr 1.41.
 
 Reading order: records (what travels), proof, listener and fleet_endpoint (what the network reaches,
-and requests for work that wait), superlink (Flower behind it), messenger, pending_deliveries and
-link (the coordinator's side), reach, connection and node (a member's side). Flower's own engines:
-`../engines`. tests/federation/transport/test_flower_contract.py fails when an internal that is used
-here moves.
+and requests for work that wait), superlink (Flower behind it), messenger, pending_deliveries,
+refusals and link (the coordinator's side), reach, connection and node (a member's side). Flower's
+own engines: `../engines`. tests/federation/transport/test_flower_contract.py fails when an internal
+that is used here moves.
 
 A message of up to 4 MiB costs two requests: it comes with the answer to a held request for work,
 and its answer goes in the message that announces it. A longer one travels as Flower's objects,

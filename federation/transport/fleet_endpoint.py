@@ -61,6 +61,7 @@ class Caller:
     identity: PublicIdentity
     session: str = ""  # of the process that is here
     heard_at: float = -math.inf  # its last request
+    dialled_at: float = -math.inf  # its last process, or that one's last line
     lines: dict[Address, None] = field(default_factory=dict)  # its connections, oldest first
     hung_up_at: float = -math.inf  # the last of them ended
     rival: str = ""  # the process that was turned away last
@@ -155,6 +156,8 @@ class FleetEndpoint:
         if answer[0]["status"] != 200:
             await refuse(send, NOT_PROVED if answer[0]["status"] == NOT_PROVED else REFUSED)
             return
+        if path == DIALS_IN:
+            here.dialled_at = time.monotonic()
         if path == LEAVES:
             here.session = ""
         for event in answer:

@@ -2,8 +2,9 @@
 
 Knows which member is there, and how long it is waited for. Knows nothing of what messages say.
 Always: a member that goes away counts as missing for the message that it owed, so that nothing
-waits for a dead process; one that asks for work while it owes an answer never got its message, and
-is handed it again.
+waits for a dead process; one that refuses for a reason of its own counts as away for a while
+(`refusals`); one that asks for work while it owes an answer never got its message, and is handed it
+again.
 """
 
 import threading
@@ -22,6 +23,7 @@ from ..events import OnEvent, RefusalEvent
 from ..spec.policy import Policy
 from .messenger import LinkStateMessenger
 from .pending_deliveries import PendingDeliveries
+from .refusals import Refusals
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
@@ -44,7 +46,7 @@ class FlowerLink:
         Raises:
             ConfigError, FederationError: as `SuperLink`.
         """
-        self.on_event = on_event or (lambda event: None)
+        self.on_event, self.refusals = on_event or (lambda event: None), Refusals()
         self.superlink = SuperLink(policy, tls_key, listen)
         self.superlink.start()
         self.state = self.superlink.state
@@ -81,20 +83,22 @@ class FlowerLink:
         """
         # they name the version before; and whoever left the roster answers nothing more
         self.cancel()
+        self.refusals.forget()
         self.superlink.take(policy)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent = {name: since for name, since in self.silent.items() if name in self.ids}
 
     def present(self) -> frozenset[str]:
-        """Members whose heartbeats arrive, that owe nothing, and that have asked for work since
-        they last did.
+        """Members whose heartbeats arrive, that owe nothing, that have asked for work since they
+        last did, and that are not away for a refusal of their own.
         """
         owing = {
             name
             for name, since in self.silent.items()
             if self.superlink.caller(name).asked_at < since
         }
-        return self.online() - owing - self.left.names
+        away = self.refusals.away(lambda name: self.superlink.caller(name).dialled_at)
+        return self.online() - owing - self.left.names - away
 
     def online(self) -> frozenset[str]:
         """Members whose heartbeats arrive."""
@@ -116,6 +120,7 @@ class FlowerLink:
             yield from self.answers(pending)
         finally:
             pending.forget(everything=True)
+            self.refusals.settle()
 
     def answers(self, pending: PendingDeliveries) -> Iterator[tuple[str, bytes]]:
         """Answers as they come, until none is owed."""
@@ -141,6 +146,7 @@ class FlowerLink:
             for answer in self.left.take():
                 yield answer
                 found += 1
+            self.refusals.settle()
             self.left.lose(self.online())
             self.left.forget()
             if found or (left := until - time.monotonic()) <= 0:
@@ -161,6 +167,7 @@ class FlowerLink:
     def refused(self, name: str, kind: str) -> None:
         """Note that `name` answered without a message."""
         self.on_event(RefusalEvent(party=name, refusal=kind))
+        self.refusals.note(name, kind, self.superlink.policy.version)
 
     def give_up(self, name: str, why: str) -> None:
         """Note that `name` owes an answer."""

@@ -18,12 +18,6 @@ from .superlink import SuperLink
 logger = log.get("federation.flower")
 HANDED_OUT = 5  # times, at most: then whoever asks without answering is missing
 LATE_S = 60.0  # Flower keeps a message for so long after nobody waits for it any more
-MEANING = {  # what a member's refusal says about the coordinator; its words stay with the member
-    "StaleError": ": it has answered this place or a later one, so the state here is older than "
-    "the run: restore the newest",
-    "RivalError": ": it is in another run: a second coordinator has this identity, or this one "
-    "lost its state",
-}
 
 
 @dataclass(slots=True)
@@ -98,7 +92,6 @@ class PendingDeliveries:
                 yield name, payload
             else:
                 self.refused(name, reason)
-                logger.warning("%s did not answer: %s%s", name, reason, MEANING.get(reason, ""))
         self.hand_out_again(idle)
         for number, one in list(self.pending.items()):
             if time.monotonic() >= one.until:

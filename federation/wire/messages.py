@@ -125,6 +125,10 @@ KNOWN = HASHED | BOUND_LATER.keys() | MAY_DIFFER.keys()
 Ranges = tuple[tuple[int, float], ...]
 
 
+class FileVersionError(MessageError):
+    """A message under another version of the federation file than the one here."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class RoundId:
     """Where in a run a message belongs. Attempts of one run are ordered by (round, attempt)."""
@@ -475,7 +479,7 @@ def _check_envelope(fields: Mapping[str, Any], policy: Policy, kind: str) -> Non
         if found != expected:
             raise MessageError(f"found {name} {found[:12]}…, expected {expected[:12]}…; refused")
     if fields["policy"] != policy.digest.hex():
-        raise MessageError(
+        raise FileVersionError(
             f"the sender holds another version of the federation file than version "
             f"{policy.version} here; "
             "give both the newest file and start them again"
