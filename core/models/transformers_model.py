@@ -44,7 +44,7 @@ ASIDE = (
 )
 # Settings, however a family calls them, for each one of which the library's reading of a
 # configuration makes an object.
-COUNTS = re.compile(r"(layers?|blocks?|block_count|depth|replace)$")
+COUNTS = re.compile(r"(layers?|blocks?|block_count|depth|replace|attention_types)$")
 # Below "FAMILY.", settings of GGUF files, and the names under which a config holds the same.
 HELD_AS: Mapping[str, tuple[str, ...]] = {
     "block_count": ("num_hidden_layers",),
@@ -247,23 +247,24 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def refuse_counts(path: Path, value: Any) -> None:
-    """Looks at settings as the file holds them, in the objects inside too.
+def refuse_counts(path: Path, value: object, key: str = "") -> None:
+    """Looks at settings as the file holds them, in the objects and lists inside too.
 
     Raises:
         ModelFileError: more layers than any model has.
     """
     limit = LIMITS["num_layers"]
-    pairs = value.items() if isinstance(value, Mapping) else ()
-    for key, found in pairs:
-        if COUNTS.search(key) and isinstance(found, int) and found > limit:
+    match value:
+        case Mapping():
+            for name, one in value.items():
+                refuse_counts(path, one, name)
+        case list():
+            for one in value:
+                refuse_counts(path, one, key)
+        case int() if value > limit and COUNTS.search(key):
             raise ModelFileError(
-                f"{path}: {key:.80} is {found!r:.40}, expected at most {limit}; get the model again"
+                f"{path}: {key:.80} is {value!r:.40}, expected at most {limit}; get the model again"
             )
-        refuse_counts(path, found)
-    if isinstance(value, list):
-        for one in value:
-            refuse_counts(path, one)
 
 
 def causal() -> dict[str, str]:

@@ -106,6 +106,7 @@ def test_a_pickle_is_not_handed_on(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised in a way of its own"),
         ({"n_layer": 1 << 20}, "n_layer is 1048576"),
         ({"text_config": {"layers": 1 << 40}}, "layers is 1099511627776"),
+        ({"attention_types": [[["global"], 1 << 40]]}, "attention_types is 1099511627776"),
         ({"x": {"__float__": "abc"}}, "could not convert string to float"),
         ({"transformers_weights": "other.safetensors"}, "names 'other.safetensors'"),
         ({"n_layer": "two"}, "cannot read this gpt2"),
