@@ -338,7 +338,7 @@ def left_alone(others: "Counter[str]") -> str:
     """Files that no format here reads, in words; nothing of none."""
     if not others:
         return ""
-    kinds = [kind or "no ending" for kind, _ in others.most_common(SHOWN_KINDS)]
+    kinds = [screen.one_line(kind) or "no ending" for kind, _ in others.most_common(SHOWN_KINDS)]
     more = ", …" if len(others) > SHOWN_KINDS else ""
     return f"; {others.total()} of other kinds left alone ({', '.join(kinds)}{more})"
 

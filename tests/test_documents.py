@@ -72,10 +72,10 @@ def test_a_folder_is_indexed_searched_and_deleted(home, folder, capfd):
     assert run("collection", "add", "house", str(folder)) == 1  # one could not be read
     said = capfd.readouterr()
     assert "2 documents read, 0 unchanged, 0 gone, 1 not read; 3 passages" in said.out
-    for name in ("thread.eml", "README", "README.gz", ".hidden.eml"):
+    for name in ("thread.e\nml", "README", "README.gz", ".hidden.eml", "thread.eml"):
         (folder / name).write_bytes(b"of another kind")
     run("collection", "add", "house", str(folder))
-    told = "1 not read; 3 of other kinds left alone (no ending, .gz, .eml); 3 passages"
+    told = "1 not read; 4 of other kinds left alone (no ending, .gz, .e ml, .eml); 3 passages"
     assert told in capfd.readouterr().out
     run("collection", "add", "house", str(folder / "thread.eml"))
     assert "not read: thread.eml" in capfd.readouterr().err  # named itself, it is told
