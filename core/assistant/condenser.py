@@ -380,7 +380,7 @@ class Condenser:
         """What was found at an earlier start; a file that cannot be read is as none."""
         try:
             found = Skill(**json.loads(self._path.read_text())[self._model])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return found if found.form == FORM else None
 

@@ -6,10 +6,10 @@ Always: a missed aim is said, with by how much.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:  # the command's help needs no package
+    from rich.console import Console
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,10 @@ def misses(report: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, st
     return {key: words for key, words in found.items() if words}
 
 
-def show(console: Console, report: Mapping[str, Any], figures: Sequence[Figure]) -> None:
+def show(console: "Console", report: Mapping[str, Any], figures: Sequence[Figure]) -> None:
     """The table, under the line of the machine. A quick run is not judged."""
+    from rich.table import Table
+
     table = Table("figure", "median", "spread", "unit", "aim", "", box=None)
     for figure in figures:
         low_high, value = report["spread"].get(figure.key), look_up(report, figure.key)

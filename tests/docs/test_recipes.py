@@ -13,6 +13,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = ROOT / "docs" / "recipes.md"
 KINDS = {
     "A model family",
+    "An embedding model's family",
     "A block type",
     "A route",
     "A sampling parameter",

@@ -37,7 +37,6 @@ READ = (
     *("attention.key_length", "attention.value_length"),
     *("attention.sliding_window", "attention.scale"),
     *("attn_logit_softcapping", "final_logit_softcapping"),
-    "rope.scaling.yarn_log_multiplier",
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
     *("rope.scaling.attn_factor", "rope.scaling.finetuned"),

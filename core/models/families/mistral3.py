@@ -69,7 +69,7 @@ FAMILY = Mistral3(
         }
     },
     interleaved=True,
-    gguf_reads=("attention.temperature_scale",),
+    gguf_reads=("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"),
     hf_nested={"mistral3": "text_config"},
     hf_prefixes={"language_model.": "", "model.language_model.": "model."},
     hf_skipped=tuple(
