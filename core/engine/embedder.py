@@ -28,6 +28,7 @@ from .backends.select import select_encoder
 DEFAULT_LENGTH = 256  # tokens; of a model with learned positions whose folder does not say
 MOST_LENGTH = 8192  # of one without
 TOKENIZER = "tokenizer.json"
+BEYOND = 64  # control tokens that may stand behind an encoder's rows: Gemma has one, of pictures
 PROBE = "a ꙮ"  # a letter that hardly a vocabulary has: what stands for it is there too
 
 
@@ -39,6 +40,7 @@ class SentenceEmbedder:
         folder: Path,
         encoder: Encoder,
         backend: BackendTokenizer,
+        vocab_size: int,
         longest: int,
         dense: Sequence[npt.NDArray[np.float32]],
         width: int,
@@ -46,11 +48,13 @@ class SentenceEmbedder:
         """As `load` read it.
 
         Args:
+            vocab_size: tokens that the encoder has; others that a text spells are left out.
             longest: tokens of a text, marks at both ends included; what is beyond is cut off.
             dense: matrices that a vector goes through behind the encoder, [rows, columns] each.
             width: D, of what comes out.
         """
         self.width = width
+        self.vocab_size = vocab_size
         self.longest = longest
         self.encoder = encoder
         self._folder, self._backend, self._dense = folder, backend, dense
@@ -88,7 +92,8 @@ class SentenceEmbedder:
         for place in behind.dense:
             dense.append(read_dense(place, width))
             width = len(dense[-1])
-        return cls(folder, select_encoder(weights, threads), backend, longest, dense, width)
+        encoder, vocab_size = select_encoder(weights, threads), architecture.vocab_size
+        return cls(folder, encoder, backend, vocab_size, longest, dense, width)
 
     @cached_property
     def identity(self) -> str:
@@ -110,8 +115,10 @@ class SentenceEmbedder:
         """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length
         is not seen.
         """
+        encoded = self._backend.encode_batch(readable(texts))
+        known = [[token for token in each.ids if token < self.vocab_size] for each in encoded]
         # a text of no tokens at all says nothing; some vector of length one is owed for it
-        tokens = [each.ids or [0] for each in self._backend.encode_batch(readable(texts))]
+        tokens = [each or [0] for each in known]
         vectors = np.empty((len(tokens), self.width), np.float32)
         if not tokens:
             return vectors
@@ -133,7 +140,10 @@ def read_tokenizer(folder: Path, architecture: EncoderArchitecture) -> BackendTo
         backend = BackendTokenizer.from_file(str(path))
         backend.no_padding()  # else the probe is as long as the file says
         backend.no_truncation()
-        ids = [*backend.get_vocab().values(), *backend.encode(PROBE).ids]
+        control = {
+            token for token, how in backend.get_added_tokens_decoder().items() if how.special
+        } & set(range(architecture.vocab_size, architecture.vocab_size + BEYOND))
+        ids = [*set(backend.get_vocab().values()) - control, *backend.encode(PROBE).ids]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception, or a panic, which is none

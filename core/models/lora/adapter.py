@@ -383,7 +383,8 @@ def read_tensors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor],
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(OWN_KEY, "{}"))
-            held = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            held = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
     except FileNotFoundError:
         if (pickled := path.with_suffix(".bin")).exists():
             raise ModelFileError(

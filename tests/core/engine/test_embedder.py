@@ -180,6 +180,16 @@ def unknown_words(described: Any) -> None:
     described["post_processor"] = None
 
 
+def added(content: str, *, special: bool) -> Callable[[Any], None]:
+    def change(described: Any) -> None:
+        like = described["added_tokens"][0]
+        described["added_tokens"].append(
+            like | {"id": 30_522, "content": content, "special": special}
+        )
+
+    return change
+
+
 def marked(count: int, token: int) -> Callable[[Any], None]:
     def change(described: Any) -> None:
         mark = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
@@ -200,6 +210,8 @@ def marked(count: int, token: int) -> Callable[[Any], None]:
         (vocabulary(hello=2**32 - 1), "has token 4294967295, the encoder has 30522 tokens"),
         (vocabulary(quietchoir=30_522), "has token 30522, the encoder has 30522 tokens"),
         (vocabulary(quietchoir=30_521), None),
+        (added("quietchoir", special=True), None),  # as Gemma's token of pictures
+        (added("quietchoir", special=False), "has token 30522, the encoder has 30522 tokens"),
         (unknown_words, r"not a tokenizer \(.*UNK"),
         (marked(1, 1_000_000), "has token 1000000, the encoder has 30522 tokens"),
         (marked(256, 101), "puts 256 marks around a text, expected fewer than the 256 tokens"),

@@ -10,6 +10,7 @@ import importlib.metadata
 import inspect
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import flwr
 import httpx
@@ -144,10 +145,11 @@ async def test_uvicorn_has_the_seams_that_are_used() -> None:
         "server_state",
         "app_state",
     ]
-    config = uvicorn.Config(fleet_endpoint.FleetEndpoint(None, b""), ws="none")  # type: ignore[arg-type]
+    nobody: Any = None
+    config = uvicorn.Config(fleet_endpoint.FleetEndpoint(nobody, b""), ws="none")
     made = vars(HttpToolsProtocol(config, ServerState(), {}, asyncio.get_running_loop()))
     assert {"cycle", "client", "transport"} <= set(made)
-    assert {"response_complete"} <= set(vars(RequestResponseCycle(*[None] * 11)))  # type: ignore[arg-type]
+    assert {"response_complete"} <= set(vars(RequestResponseCycle(*[nobody] * 11)))
     assert {"startup", "shutdown", "run"} <= set(dir(uvicorn.Server))
 
 

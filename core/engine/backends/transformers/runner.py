@@ -339,7 +339,7 @@ def side_by_side(network: TransformersNetwork, texts: list[list[int]]) -> list[T
         states.append(State(network.new_cache()))
         advance(network, states[-1], text[:-3])
     if not all(joinable(state.cache) for state in states):
-        raise NotImplementedError("its caches hold layers of a kind of their own")
+        raise CacheError("its caches hold layers of a kind of their own")
     for place in (-3, -2):
         cache = joined(states)
         tokens = torch.tensor([[text[place]] for text in texts])
