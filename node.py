@@ -31,9 +31,11 @@ from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
 from .core.engine.embedder import SentenceEmbedder
 from .core.engine.engine import Engine
+from .core.engine.request import Timing
 from .core.errors import FederationError, QuietchoirError
 from .core.history.remains import forget_consent, forget_saved, forgotten_at
 from .core.history.store import PERSONAL, HistoryStore
+from .core.metrics import ENGINE_COUNTERS, ENGINE_GAUGES, NodeMetrics
 from .core.models import transformers_model, weights
 from .core.models.generation_config import UNSAID
 from .core.models.hub import catalog
@@ -159,6 +161,7 @@ class Node:
         self.calibrations: Calibrations
         self.documents: NodeDocuments
         self.server: NodeServer
+        self.metrics = NodeMetrics()
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
         self.condenser: Condenser | None = None
@@ -189,7 +192,12 @@ class Node:
             self.config.embedding.model,
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
-        self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
+        self.engine = await asyncio.to_thread(
+            Engine, self.weights, self.config.engine, observe=self.observe
+        )
+        self.metrics.add(
+            self.stats, prefix="engine_", counters=ENGINE_COUNTERS, gauges=ENGINE_GAUGES
+        )
         self.engine.start()
         self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
         await self.keep_conversations()
@@ -405,6 +413,7 @@ class Node:
             adapters=self.adapters,
             token=token,
             stats=self.stats,
+            metrics=self.metrics,
             embedding=embedding,
             history=self.history,
             documents=OwnersDocuments(
@@ -500,6 +509,10 @@ class Node:
     def stats(self) -> Mapping[str, Any]:
         """The engine's counters."""
         return dataclasses.asdict(self.engine.stats())
+
+    def observe(self, timing: Timing) -> None:
+        """A request ended."""
+        self.metrics.observe(**dataclasses.asdict(timing))
 
     async def stop(self) -> None:
         """Stop everything that was started, the newest first."""

@@ -29,7 +29,7 @@ from .backends.threads import compute_alone, compute_with
 from .block_pool import BLOCK_TOKENS, BlockPool
 from .output import OutputProcessor
 from .prompt_cache import PromptCache
-from .request import Generation, GenerationRequest, TextDelta
+from .request import Generation, GenerationRequest, TextDelta, Timing, Wakeups
 from .sampling.grammar import Grammars
 from .sampling.logprobs import TokenLogprobs, capture_logits, token_logprobs
 from .sampling.sampler import sample
@@ -85,14 +85,19 @@ class Engine:
         *,
         backend: Backend | None = None,
         clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[Timing], None] = lambda _: None,
     ) -> None:
         """Pack the weights (seconds) unless a `backend` is given.
+
+        Args:
+            observe: hears of each request that ended, in the engine's thread; must not wait.
 
         Raises:
             ConfigError: the cache's memory is too small for one block.
         """
         self.adapters = AdapterRegistry(weights)
         self._weights, self._threads, self._clock = weights, config.threads, clock
+        self._observe = observe
         if backend is None:
             choice = select(weights, config)
         else:
@@ -118,6 +123,7 @@ class Engine:
         )
         self._jobs: deque[Callable[[], None]] = deque()  # for the thread, between two steps
         self._outputs: dict[Sequence, OutputProcessor] = {}
+        self._wakeups = Wakeups()
         self._counts = dict.fromkeys(COUNTED, 0)
         self._changed = threading.Condition()  # guards everything but the model; wakes the thread
         self._thread: threading.Thread | None = None
@@ -165,7 +171,7 @@ class Engine:
         constraint = request.sampling_params.constraint
         matcher = None if constraint is None else self._grammars.compile(constraint)
         sequence = Sequence(request, arrived_s=self._clock(), adapter=adapter, matcher=matcher)
-        generation = Generation(len(request.prompt), self._wake)
+        generation = Generation(len(request.prompt), self._wake, self._wakeups)
         with self._changed:
             if self._closed is not None:
                 raise EngineError(self._closed)
@@ -201,6 +207,9 @@ class Engine:
         if not batch.spans:
             return
         started_s, rows = self._clock(), batch.rows_of_logits
+        for span in batch.spans:
+            if span.sequence.started_s is None:
+                span.sequence.started_s = started_s
         try:
             logits = np.asarray(self.backend.forward(batch))  # [R, V], the same memory
             captured = capture_logits(logits, rows)
@@ -210,7 +219,7 @@ class Engine:
         except Exception as error:
             self._fail([span.sequence for span in batch.spans], error)
             return
-        with self._changed:
+        with self._wakeups.together(), self._changed:
             runs = self.scheduler.commit(batch, tokens)
             self._count(batch, runs, self._clock() - started_s)
             if logger.isEnabledFor(DEBUG):
@@ -336,6 +345,8 @@ class Engine:
             if token is None:
                 raise sampling.failure or EngineError(NOT_FINITE)
             self._counts["completion_tokens"] += 1
+            if sequence.first_token_s is None:
+                sequence.first_token_s = self._clock()
             complete = place == len(run) - 1 and sampling.complete
             if output.accept(token, beside, complete=complete):
                 self._end(sequence)
@@ -382,6 +393,15 @@ class Engine:
         self._counts[
             "failed" if reason == "error" else "cancelled" if reason == "cancelled" else "finished"
         ] += 1
+        ended_s, first_s = self._clock(), sequence.first_token_s
+        self._observe(
+            Timing(
+                queue_s=(sequence.started_s or ended_s) - sequence.arrived_s,
+                first_token_s=None if first_s is None else first_s - sequence.arrived_s,
+                total_s=ended_s - sequence.arrived_s,
+                tokens=generation.completion_tokens,
+            )
+        )
 
     def _limited(self, request: GenerationRequest) -> GenerationRequest:
         """The request, an answer without a limit ending where the context does."""

@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +46,65 @@ class TextDelta:
     logprobs: TokenLogprobs | None = None  # where the request asked for them
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long one request took, seconds since it came; told when it ended."""
+
+    queue_s: float  # to its first step, or to its end if it had none
+    first_token_s: float | None  # None: it had none
+    total_s: float
+    tokens: int  # of its answer
+
+
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+class Wakeups:
+    """Tasks that wait for a piece, woken together, a call for each of their event loops.
+
+    A wake-up writes to a pipe, and whoever writes lets go of the interpreter: the loop took it and
+    answered the first reader, and the engine waited for it again at each of the others.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Waiter, Generation]] | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block nobody is woken; at its end everybody. For the engine's thread."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            self._wake(held)
+
+    def add(self, waiter: Waiter, generation: "Generation") -> None:
+        """Wake one, now or at the end of the block; if its loop is closed, cancel its answer."""
+        if self._held is None:
+            self._wake([(waiter, generation)])
+        else:
+            self._held.append((waiter, generation))
+
+    def _wake(self, woken: list[tuple[Waiter, "Generation"]]) -> None:
+        arrivals: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for (loop, arrival), _ in woken:
+            arrivals.setdefault(loop, []).append(arrival)
+        for loop, own in arrivals.items():
+            try:
+                loop.call_soon_threadsafe(_arrive, own)
+            except RuntimeError:  # the loop is closed, so its readers are gone for good
+                for (other, _), generation in woken:
+                    if other is loop:
+                        generation.cancel()
+
+
+def _arrive(arrivals: "list[asyncio.Future[None]]") -> None:
+    for arrival in arrivals:
+        if not arrival.done():
+            arrival.set_result(None)
+
+
 class Generation:
     """An answer as it grows: iterate it, from one thread or one task.
 
@@ -54,16 +114,22 @@ class Generation:
     `error`, and `error` holds what happened.
     """
 
-    def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        prompt_tokens: int,
+        on_cancel: Callable[[], None] = lambda: None,
+        wakeups: Wakeups | None = None,
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: EngineError | None = None
         self.cancel_requested = False
         self._on_cancel = on_cancel
+        self._wakeups = wakeups or Wakeups()
         self._deltas: deque[TextDelta] = deque()
         self._arrived = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiter: Waiter | None = None
 
     # The caller's half.
 
@@ -134,15 +200,5 @@ class Generation:
             self._deltas.append(delta)
             self._arrived.notify_all()
             waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            return
-        loop, arrival = waiter
-        try:
-            loop.call_soon_threadsafe(_wake, arrival)
-        except RuntimeError:  # the loop is closed, so the reader is gone for good
-            self.cancel()
-
-
-def _wake(arrival: "asyncio.Future[None]") -> None:
-    if not arrival.done():
-        arrival.set_result(None)
+        if waiter is not None:
+            self._wakeups.add(waiter, self)

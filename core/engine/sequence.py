@@ -31,6 +31,8 @@ class Sequence:
         """
         self.request = request
         self.arrived_s = arrived_s
+        self.started_s: float | None = None  # of its first step, on the same clock
+        self.first_token_s: float | None = None
         self.adapter = adapter
         self.sampling = SamplingState(request.sampling_params, request.prompt, matcher)
         self.tokens = list(request.prompt)  # prompt and answer

@@ -20,6 +20,7 @@ from ..assistant.assistant import Assistant
 from ..config import SamplingConfig, ServerConfig
 from ..errors import ConfigError
 from ..history.store import HistoryStore
+from ..metrics import NodeMetrics
 from . import auth, connections
 from . import errors as refusals
 from . import static as pages
@@ -27,7 +28,7 @@ from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
 from .history import HistoryApi, nothing_kept
-from .node_api import Api
+from .node_api import Api, count_responses
 from .ollama_api import ModelFacts, OllamaApi
 from .openai import OpenAI
 from .openapi import OpenApi
@@ -44,6 +45,7 @@ class Parts:
     adapters: AdapterSwitch
     token: str
     stats: Callable[[], Mapping[str, Any]] = dict
+    metrics: NodeMetrics = field(default_factory=NodeMetrics)
     embedding: Source | None = None  # the model behind /v1/embeddings
     history: HistoryStore | None = None  # None: nothing is kept
     documents: OwnersDocuments | None = None  # collections and memory
@@ -63,6 +65,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     guard = auth.guard(parts.token, config.host, config.hosts)
     around = [
         connections.occupy,
+        count_responses(parts.metrics),
         refusals.answer_errors,
         guard,
         connections.read_bodies(config.body_timeout_s),
@@ -80,6 +83,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         parts.assistant.tools,
         parts.assistant.approvals,
         parts.stats,
+        parts.metrics,
         documents=parts.documents is not None,
     )
     app.add_routes(api.routes())

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.approvals import Approvals
 from ..assistant.tools import Tools
+from ..metrics import CONTENT_TYPE, NodeMetrics
 from .errors import BadRequest, parse_json
-from .openapi import FLAG, OBJECT, TEXT, described, many, shaped
+from .openapi import FLAG, OBJECT, TEXT, described, many, path_of, shaped
 from .schemas import Record, flag, text
 
 ACTIVATE = Record({"name": text})
@@ -30,6 +32,7 @@ class Api:
         tools: Tools,
         approvals: Approvals,
         stats: Callable[[], Mapping[str, Any]],
+        metrics: NodeMetrics,
         *,
         documents: bool = False,
     ) -> None:
@@ -38,12 +41,14 @@ class Api:
         self.tools = tools
         self.approvals = approvals
         self.stats = stats
+        self.metrics = metrics
         self.documents = documents
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
         return [
             web.get("/health{end:/*}", self.health),
+            web.get("/metrics{end:/*}", self.scrape),
             web.get("/api/status{end:/*}", self.status),
             web.get("/api/adapters{end:/*}", self.list_adapters),
             web.post("/api/adapters/activate{end:/*}", self.activate),
@@ -69,6 +74,12 @@ class Api:
                 "documents": self.documents,
             }
         )
+
+    @described(TEXT, content="text/plain")
+    async def scrape(self, _request: web.Request) -> web.Response:
+        """Latencies and counters, as Prometheus reads them."""
+        body = await asyncio.to_thread(self.metrics.exposition)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     @described(shaped(model=TEXT, adapters=many(OBJECT)))
     async def list_adapters(self, _request: web.Request) -> web.Response:
@@ -130,3 +141,23 @@ class Api:
         id = request.match_info["id"]
         self.approvals.answer(id, found["approved"], remember=found.get("remember", False))
         return web.json_response({"id": id, "approved": found["approved"]})
+
+
+def count_responses(metrics: NodeMetrics) -> Middleware:
+    """Middleware that counts answers by the route as it is mounted: a path that a client made up is
+    "none", so it makes no series.
+    """
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        status = "gone"  # the client, before there was an answer
+        try:
+            response = await handler(request)
+            status = str(response.status)
+            return response
+        finally:
+            resource = request.match_info.route.resource
+            route = "none" if resource is None else path_of(resource)
+            metrics.responses.labels(request.method, route, status).inc()
+
+    return count

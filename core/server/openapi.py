@@ -33,6 +33,7 @@ class Operation:
 
     body: Record | None  # None: it reads none
     answer: JsonSchema
+    content: str = JSON  # the content type of the answer
     streams: str = ""  # the content type of its stream, if it has one
     reads_bytes: bool = False  # the body is a file's bytes
     open: bool = False  # it needs no token
@@ -58,6 +59,11 @@ def many(item: JsonSchema) -> JsonSchema:
     return {"type": "array", "items": item}
 
 
+def path_of(resource: web.AbstractResource) -> str:
+    """A route as it is written, without its other spellings."""
+    return resource.canonical.replace(LEAD, "/v1/").replace(END, "")
+
+
 def operations(app: web.Application) -> Iterator[tuple[str, str, Mapping[str, str], Any]]:
     """Path, method, the patterns of its parameters and the handler, of every route that has one
     method.
@@ -65,7 +71,7 @@ def operations(app: web.Application) -> Iterator[tuple[str, str, Mapping[str, st
     for route in app.router.routes():
         if route.resource is None or route.method in ("*", "HEAD"):
             continue
-        path = route.resource.canonical.replace(LEAD, "/v1/").replace(END, "")
+        path = path_of(route.resource)
         pattern = route.resource.get_info().get("pattern")
         named = PARAMETER.findall(pattern.pattern if pattern else "")
         own = {name: inner for name, inner in named if name not in ("lead", "end")}
@@ -98,7 +104,7 @@ def of_operation(
 ) -> JsonSchema:
     """One route with its method."""
     said = " ".join((handler.__doc__ or "").split())
-    contents = {JSON: {"schema": operation.answer}}
+    contents = {operation.content: {"schema": operation.answer}}
     if operation.streams:
         contents[operation.streams] = {"schema": {}}
     failure = TEXT if FLAT.fullmatch(path) else shaped(message=TEXT, type=TEXT)

@@ -19,6 +19,7 @@ SUITES: Mapping[str, str] = {
     "TenSEAL",
     "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and "
     "transformers",
+    "serve": "whole nodes under 1, 8 and 32 streaming clients, beside llama.cpp's server",
     "block_types": "the same model in every type of file, beside llama.cpp on the same file",
     "families": "does each family of models load, who computes it, and as transformers does: wrong "
     "must be 0",

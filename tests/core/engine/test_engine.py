@@ -12,7 +12,7 @@ import pytest
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.request import GenerationRequest, Timing
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
 from quietchoir.core.models.weights import Weights
@@ -313,3 +313,19 @@ def test_a_step_is_a_line_of_the_log_which_is_not_made_when_it_is_off(weights, m
     monkeypatch.delattr(Engine, "_trace")
     with caplog.at_level(logging.INFO, "quietchoir.engine"):
         generate(engine, REQUESTS[:2])
+
+
+def test_how_long_a_request_took_is_told_once_when_it_ends(weights, model):
+    now, told = iter(range(1000)), list[Timing]()
+    engine = Engine(
+        weights, config(), backend=model, clock=lambda: float(next(now)), observe=told.append
+    )
+    served, refused = engine.submit(REQUESTS[0]), engine.submit(REQUESTS[1])
+    refused.cancel()
+    drain(engine)
+    assert served.finish_reason and refused.finish_reason == "cancelled"
+    cancelled, done = told
+    assert cancelled.first_token_s is None and cancelled.tokens == 0
+    assert done.tokens == served.completion_tokens
+    assert done.first_token_s is not None
+    assert 0 < done.queue_s < done.first_token_s < done.total_s

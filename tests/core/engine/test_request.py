@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from quietchoir.core.engine.request import Generation, GenerationRequest, TextDelta
+from quietchoir.core.engine.request import Generation, GenerationRequest, TextDelta, Wakeups
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import EngineError, RequestError
 
@@ -121,3 +121,46 @@ def test_the_whole_text_raises_what_the_last_piece_only_tells():
 
 async def _collect(generation: Generation) -> list[TextDelta]:
     return [piece async for piece in generation]
+
+
+async def first_of(generation: Generation) -> TextDelta:
+    return await anext(generation)
+
+
+async def test_tasks_that_wait_are_woken_by_one_call_of_their_loop(monkeypatch):
+    wakeups, loop, calls = Wakeups(), asyncio.get_running_loop(), []
+    both = [Generation(1, wakeups=wakeups) for _ in range(2)]
+    readers = [asyncio.create_task(first_of(one)) for one in both]
+    await asyncio.sleep(0)
+    wake = loop.call_soon_threadsafe
+
+    def counted(*given):
+        calls.append(given)
+        wake(*given)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    with wakeups.together():
+        for one in both:
+            one.deliver(A)
+        assert not calls
+    assert len(calls) == 1
+    assert await asyncio.gather(*readers) == [A, A]
+
+
+def test_of_tasks_that_are_woken_together_only_those_of_a_closed_loop_are_cancelled():
+    wakeups, gone, here = Wakeups(), asyncio.new_event_loop(), asyncio.new_event_loop()
+    lost, read = Generation(1, wakeups=wakeups), Generation(1, wakeups=wakeups)
+    waiting = {loop: loop.create_task(first_of(one)) for loop, one in ((gone, lost), (here, read))}
+    for loop in waiting:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    waiting[gone].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        gone.run_until_complete(waiting[gone])
+    gone.close()
+    with wakeups.together():
+        for one in (lost, read):
+            one.deliver(A)
+    assert (lost.cancel_requested, read.cancel_requested) == (True, False)
+    assert here.run_until_complete(waiting[here]) == A
+    here.close()

@@ -1,0 +1,380 @@
+"""The suite `serve`: whole nodes answering 1, 8 and 32 streaming clients, beside llama.cpp's server
+on the same file.
+
+Knows the servers' command lines and what a client sees of an answer. Knows nothing of engines; the
+suite `engine` measures those.
+Always: both servers are asked the same fresh conversations over the same route, in turn within each
+repeat; an answer that fails, or ends without its usage, ends the run. Without `llama-server` the
+peer's rows say so, and nothing is compared.
+"""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+
+from ...core.config import EngineConfig
+from ...core.engine.engine import Engine
+from ...core.engine.request import GenerationRequest
+from ...core.engine.sampling.params import SamplingParams
+from ...core.errors import QuietchoirError
+from ...core.models import weights
+from ...core.models.hub import catalog
+from ...core.paths import MODELS_VARIABLE, models
+from ..cluster import HOST, free_port
+from ..processes import ProcessGroup
+from .figures import Figure, Keep, nobody
+from .stopwatch import Sample, put
+
+MODEL = "smollm2-135m-instruct"
+CLIENTS = (1, 8, 32)
+MOST = max(CLIENTS)
+SEED = 1
+START_S = 120.0
+PEER = "llama-server"
+WORDS = (
+    "a", "garden", "wall", "river", "clock", "engine", "letter", "winter", "baker", "sailor",
+    "harbour", "lantern", "bridge", "forest", "teacher", "violin", "mountain", "kitchen",
+    "printer", "market", "railway", "island", "doctor", "thunder", "copper", "window",
+)  # fmt: skip
+NOTHING_ASKED_S = 2.0  # after loading, before a server counts as idle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeScale:
+    """How much is measured."""
+
+    tokens: int = 96  # of an answer, at most
+    answers: int = 2  # that each client asks for, one after another
+    repeats: int = 3
+    idle_s: float = 20.0
+
+
+QUICK = ServeScale(tokens=4, answers=1, repeats=1, idle_s=1.0)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """What one crowd of clients saw, all asking at the same moment."""
+
+    seconds: float = 0.0  # from the first question to the last answer's end
+    processor_s: float = 0.0  # of the server's processes meanwhile
+    tokens: int = 0  # of all answers, as the server counted them
+    first_s: list[float] = field(default_factory=list)  # from a question to its first text
+
+
+@dataclass(slots=True)
+class ServerUnderTest:
+    """One server that answers, and its process."""
+
+    name: str
+    url: str
+    token: str
+    beside: dict[str, Any]  # of the body, for this server alone
+    process: psutil.Process
+
+    def processor_s(self) -> float:
+        """Of it and the processes that it started, until now."""
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
+    """Run everything.
+
+    Args:
+        quick: one short answer a client, to see that it runs. tell: hears what is being measured.
+        keep: gets the report after each part, and after each repeat.
+
+    Raises:
+        QuietchoirError: a server did not start, or an answer did not come whole.
+    """
+    scale, model = QUICK if quick else ServeScale(), catalog.find(MODEL)
+    peer = shutil.which(PEER)
+    report: dict[str, Any] = {
+        "what": f"answers of up to {scale.tokens} tokens to fresh conversations, streamed over "
+        f"/v1/chat/completions, {scale.answers} for each client",
+        "seed": SEED,
+        "repeats": {"crowds": scale.repeats},
+        "clock": "seconds on the wall for speeds and first tokens, clients on the same machine; "
+        "processor seconds of the server for overhead and idleness",
+        "spread": {},
+    }
+    if peer is None:
+        report["llamacpp"] = {"missing": f"{PEER} is not on PATH: nothing is compared"}
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quietchoir-bench-")))
+        group = stack.enter_context(ProcessGroup(scratch / "logs"))
+        tell("loading a node")
+        servers = [start_node(group, scratch)]
+        tell(f"a node that nobody asks, for {scale.idle_s:g} s")
+        report["idle"] = idle(servers[0], scale.idle_s)
+        keep(report)
+        if peer:
+            tell("loading llama.cpp's server")
+            servers.append(start_peer(group, peer, model))
+        ask_in_turn(servers, scale, report, tell, keep)
+    tell("the engine alone, in this process")
+    report["engine_processor_ms_per_token"] = 1000 * engine_alone(model, scale)
+    spent = report["processor_ms_per_token"][str(MOST)]["ours"]
+    report["overhead"] = spent / report["engine_processor_ms_per_token"] - 1
+    report["exact"] = True  # every answer came whole, or the run would have ended
+    return report
+
+
+def start_node(group: ProcessGroup, scratch: Path) -> ServerUnderTest:
+    """A node of its own home, with every client's answer in one batch, as the peer has it."""
+    home = scratch / "home"
+    home.mkdir()
+    config = home / "config.toml"
+    config.write_text(f'[engine]\nmodel = "{MODEL}"\nmax_running = {MOST}\n', "utf-8")
+    child = group.start(
+        "node", "serve", "--port", "0",
+        **{"QUIETCHOIR_HOME": str(home), MODELS_VARIABLE: str(models())},
+    )  # fmt: skip
+    line = child.wait_for(lambda text: text.startswith("serving on "), START_S)
+    url, _, token = line.removeprefix("serving on ").partition("#token=")
+    # the loop guard would end what the peer goes on with
+    return ServerUnderTest(
+        "ours", url, token, {"loop_guard": False}, psutil.Process(child.process.pid)
+    )
+
+
+def start_peer(group: ProcessGroup, command: str, model: Path) -> ServerUnderTest:
+    """llama.cpp's server: a slot a client, a cache that holds all of them, all cores."""
+    port, cores = free_port(), str(len(os.sched_getaffinity(0)))
+    child = group.start_other(
+        "llamacpp",
+        [
+            command, "--model", str(model), "--host", HOST, "--port", str(port), "--jinja",
+            "--threads", cores, "--parallel", str(MOST), "--ctx-size", str(512 * MOST),
+        ],
+    )  # fmt: skip
+    server = ServerUnderTest(
+        "llamacpp", f"http://{HOST}:{port}/", "", {}, psutil.Process(child.process.pid)
+    )
+    asyncio.run(until_healthy(server))
+    return server
+
+
+async def until_healthy(server: ServerUnderTest) -> None:
+    """Wait until it says that its model is loaded. Raises: QuietchoirError: not in time."""
+    deadline = time.monotonic() + START_S
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < deadline and server.process.is_running():
+            try:
+                async with session.get(f"{server.url}health") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.1)
+    raise QuietchoirError(f"{PEER} was not ready within {START_S:g} s")
+
+
+def idle(server: ServerUnderTest, seconds: float) -> dict[str, float]:
+    """What a loaded server takes that nobody asks: percent of a core, and resident megabytes."""
+    time.sleep(NOTHING_ASKED_S)
+    spent, before = server.processor_s(), time.monotonic()
+    time.sleep(seconds)
+    percent = 100 * (server.processor_s() - spent) / (time.monotonic() - before)
+    return {"cpu_percent": percent, "rss_mb": server.process.memory_info().rss / 1e6}
+
+
+def ask_in_turn(
+    servers: Sequence[ServerUnderTest],
+    scale: ServeScale,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
+    keep: Keep,
+) -> None:
+    """Every crowd to every server, a round for warmth and then the repeats; medians into the
+    report, percentiles over the first tokens of all repeats.
+    """
+    draws = random.Random(SEED)
+    found: dict[tuple[int, str], list[Crowd]] = {}
+    for repeat in range(scale.repeats + 1):
+        tell(f"repeat {repeat} of {scale.repeats}: {', '.join(map(str, CLIENTS))} clients")
+        for count in CLIENTS:
+            # one client alone asks more often: a percentile of two would be a word
+            answers = scale.answers * (4 if count == 1 else 1)
+            questions = [[question(draws) for _ in range(answers)] for _ in range(count)]
+            for server in servers:
+                crowd = asyncio.run(ask(server, questions, scale.tokens))
+                if repeat:
+                    found.setdefault((count, server.name), []).append(crowd)
+        if repeat:
+            tabulate(found, report)
+            keep(report)
+
+
+def tabulate(found: dict[tuple[int, str], list[Crowd]], report: dict[str, Any]) -> None:
+    """What the crowds saw until now."""
+    speeds = {
+        key: Sample(tuple(crowd.tokens / crowd.seconds for crowd in crowds))
+        for key, crowds in found.items()
+    }
+    for (count, name), crowds in found.items():
+        put(report, f"tokens_per_s.{count}.{name}", speeds[count, name])
+        spent = Sample(tuple(1000 * crowd.processor_s / crowd.tokens for crowd in crowds))
+        put(report, f"processor_ms_per_token.{count}.{name}", spent)
+        first = [1000 * seconds for crowd in crowds for seconds in crowd.first_s]
+        place = report.setdefault("ttft_ms", {}).setdefault(str(count), {})
+        place[name] = {f"p{share}": float(np.percentile(first, share)) for share in (50, 99)}
+        if name != "ours":
+            put(report, f"ratio.{count}", speeds[count, "ours"].over(speeds[count, name]))
+
+
+def question(draws: random.Random) -> str:
+    """One that nobody asked before: nothing of it is in a cache."""
+    words = " ".join(draws.choices(WORDS, k=24))
+    return f"{words.capitalize()}. Write a long story in which all of these words occur."
+
+
+async def ask(server: ServerUnderTest, questions: Sequence[Sequence[str]], tokens: int) -> Crowd:
+    """One client for each list of questions, all at once. Raises: QuietchoirError: a bad answer."""
+    crowd = Crowd()
+    connector = aiohttp.TCPConnector(limit=0)
+    headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+        async def client(mine: Sequence[str]) -> None:
+            for words in mine:
+                await stream(session, server, words, tokens, crowd)
+
+        before, spent = time.perf_counter(), server.processor_s()
+        await asyncio.gather(*(client(mine) for mine in questions))
+        crowd.seconds = time.perf_counter() - before
+        crowd.processor_s = server.processor_s() - spent
+    return crowd
+
+
+async def stream(
+    session: aiohttp.ClientSession, server: ServerUnderTest, words: str, tokens: int, crowd: Crowd
+) -> None:
+    """One answer, read as it comes. Events are taken apart only where they tell something: a client
+    that computes would be measured too.
+
+    Raises:
+        QuietchoirError: it was refused, or did not end with its usage.
+    """
+    body = {
+        "messages": [{"role": "user", "content": words}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "tool_choice": "none",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **server.beside,
+    }
+    asked, first, usage = time.perf_counter(), None, b""
+    async with session.post(f"{server.url}v1/chat/completions", json=body) as answer:
+        if answer.status != 200:
+            raise QuietchoirError(f"{server.name}: {answer.status} {await answer.text():.300}")
+        async for line in answer.content:
+            if first is None and line.startswith(b"data: {"):
+                choices = json.loads(line[6:]).get("choices") or [{}]
+                if choices[0].get("delta", {}).get("content"):
+                    first = time.perf_counter()
+            if b'"usage":{' in line:
+                usage = line
+    if first is None or not usage:
+        raise QuietchoirError(f"{server.name}: an answer without text, or without its usage")
+    crowd.first_s.append(first - asked)
+    crowd.tokens += json.loads(usage[6:])["usage"]["completion_tokens"]
+
+
+def engine_alone(model: Path, scale: ServeScale) -> float:
+    """Processor seconds a token of the same engine without a server, tokens in and tokens out;
+    what makes text of tokens is set aside, for it belongs to serving.
+    """
+    loaded = weights.load(model)
+    config = EngineConfig(max_running=MOST)
+    draws, spent = random.Random(SEED + 1), []
+    stream = loaded.tokenizer.stream
+    loaded.tokenizer.stream = TextlessStream  # type: ignore[assignment,method-assign]
+    engine = Engine(loaded, config)
+    engine.start()
+    try:
+        for repeat in range(scale.repeats + 1):
+            prompts = [
+                tuple(loaded.tokenizer.encode_chat([{"role": "user", "content": question(draws)}]))
+                for _ in range(MOST * scale.answers)
+            ]
+            before, tokens = time.process_time(), 0
+            # as many waves as a client asks: no more than a batch at once
+            for start in range(0, len(prompts), MOST):
+                tokens += answered(engine, prompts[start : start + MOST], scale.tokens)
+            if repeat:
+                spent.append((time.process_time() - before) / tokens)
+    finally:
+        engine.stop()
+        loaded.tokenizer.stream = stream  # type: ignore[method-assign]
+    return float(np.median(spent))
+
+
+class TextlessStream:
+    """Stands where text is made of tokens, and makes none."""
+
+    def push(self, _token: int) -> str:
+        """No text."""
+        return ""
+
+    def finish(self) -> str:
+        """None either."""
+        return ""
+
+
+def answered(engine: Engine, prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+    """Tokens of the answers to all of them."""
+    params = SamplingParams(max_tokens=tokens, loop_guard=False)
+    waiting = [
+        engine.submit(GenerationRequest(prompt=prompt, sampling_params=params))
+        for prompt in prompts
+    ]
+    for generation in waiting:
+        generation.text()
+    return sum(generation.completion_tokens for generation in waiting)
+
+
+def figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table."""
+    names = [name for name in ("ours", "llamacpp") if name in report["tokens_per_s"]["1"]]
+    for count in CLIENTS:
+        for name in names:
+            yield Figure(f"tokens_per_s.{count}.{name}", "tokens/s", f"{count} clients: {name}")
+        if "llamacpp" in names:
+            aim = 2.0 if count > 1 else None
+            yield Figure(f"ratio.{count}", "×", f"{count} clients: ours over", at_least=aim)
+        for share in ("p50", "p99"):
+            for name in names:
+                theirs = report["ttft_ms"][str(count)].get("llamacpp", {}).get(share)
+                yield Figure(
+                    f"ttft_ms.{count}.{name}.{share}",
+                    "ms",
+                    f"first text, {share}, {count} clients: {name}",
+                    at_most=theirs if name == "ours" and share == "p99" else None,
+                )
+    eight = report["tokens_per_s"]["8"]["ours"]
+    yield Figure(
+        f"tokens_per_s.{MOST}.ours", "tokens/s", "32 clients in total, beside 8", at_least=eight
+    )
+    yield Figure(f"processor_ms_per_token.{MOST}.ours", "ms", "processor time a token: the node")
+    yield Figure("engine_processor_ms_per_token", "ms", "  the engine alone")
+    yield Figure("overhead", "", "  of serving, over the engine alone", at_most=0.05)
+    yield Figure("idle.cpu_percent", "%", "a core, when nobody asks", at_most=0.5)
+    yield Figure("idle.rss_mb", "MB", "resident then")
+    if "llamacpp" in report:
+        yield Figure("llamacpp.missing", "", "llama.cpp")

@@ -1,0 +1,68 @@
+"""What `bench serve` asks and how it counts, of a server over a fake engine. No figure is
+judged.
+"""
+
+from typing import Any
+
+import psutil
+import pytest
+
+from quietchoir.core.errors import QuietchoirError
+from quietchoir.simulations.bench import serve
+from quietchoir.simulations.bench.figures import look_up, misses
+from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.server import FakeTools, engine_saying
+
+
+async def asked(*said: str, token: str = TOKEN) -> serve.Crowd:
+    """Three clients with two questions each, to a node that always says the same."""
+    async with Served(engine_saying(list(said)), FakeTools(names=())).running() as running:
+        under_test = serve.ServerUnderTest(
+            "ours", running.server.url, token, {"loop_guard": False}, psutil.Process()
+        )
+        return await serve.ask(under_test, [["one", "two"]] * 3, 9)
+
+
+async def test_every_client_is_answered_and_every_token_counted() -> None:
+    crowd = await asked("Good ", "morning.")
+    assert crowd.tokens == 3 * 2 * 2 and len(crowd.first_s) == 6
+    assert 0 < min(crowd.first_s) <= max(crowd.first_s) < crowd.seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "token", "why"),
+    [(("Good ",), "another-token", "ours: 401"), (("",), TOKEN, "an answer without text")],
+)
+async def test_an_answer_that_is_none_ends_the_run(said, token, why) -> None:
+    with pytest.raises(QuietchoirError, match=why):
+        await asked(*said, token=token)
+
+
+def report_of(*names: str) -> dict[str, Any]:
+    """Two repeats, in which every server is as fast as its name is long."""
+    report: dict[str, Any] = {"spread": {}}
+    found = {
+        (count, name): [serve.Crowd(2.0, 1.0, 10 * len(name) * count, [0.5, 0.25]) for _ in "ab"]
+        for count in serve.CLIENTS
+        for name in names
+    }
+    serve.tabulate(found, report)
+    return report | {
+        "engine_processor_ms_per_token": 0.1,
+        "overhead": 0.2,
+        "idle": {"cpu_percent": 0.1, "rss_mb": 200.0},
+    }
+
+
+def test_speeds_first_tokens_and_ratios_are_told_and_a_missed_aim_is_said() -> None:
+    report = report_of("ours", "llamacpp")
+    assert look_up(report, "tokens_per_s.8.ours") == 160 and look_up(report, "ratio.32") == 0.5
+    assert look_up(report, "ttft_ms.1.llamacpp.p50") == 375
+    assert set(misses(report, list(serve.figures(report)))) == {"ratio.8", "ratio.32", "overhead"}
+
+
+def test_a_peer_that_is_not_there_has_a_row_that_says_so() -> None:
+    report = report_of("ours") | {"llamacpp": {"missing": "llama-server is not on PATH"}}
+    rows = list(serve.figures(report))
+    assert look_up(report, rows[-1].key) == "llama-server is not on PATH"
+    assert not any("llamacpp" in row.key or "ratio" in row.key for row in rows[:-1])
