@@ -101,6 +101,10 @@ class PromptEncoder(TemplateEncoder, Protocol):
         """Tokens of `text`, special tokens not recognised."""
         ...
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The same behind the tokens with which every text of this model starts."""
+        ...
+
     def spell(self, token: int) -> bytes:
         """The bytes of a token; a control token's name."""
         ...
@@ -228,7 +232,7 @@ class Assistant:
         Raises:
             RequestError, OverloadedError, EngineError: as `reply`.
         """
-        prompt = await asyncio.to_thread(self.tokenizer.encode, text)
+        prompt = await asyncio.to_thread(self.tokenizer.encode_prompt, text)
         params = ask.talk or ask.sampling_params
         async with aclosing(self._stream(ask, params, tuple(prompt))) as events:
             async for event in events:

@@ -7,8 +7,10 @@ that is the same architecture, nothing is written. The file takes its name only 
 """
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,17 +58,37 @@ def save(weights: Weights, path: Path, quant_type: str) -> None:
     check(weights, metadata, extra, plans)
     try:
         make_folder(path.parent)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
-        os.close(handle)
-        try:
-            write(Path(scratch), weights, metadata, extra, plans)
-            Path(scratch).replace(path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        with scratch_file(path) as scratch:
+            write(scratch, weights, metadata, extra, plans)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be written ({error}); make room or name another place"
         ) from error
+
+
+@contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when the block ends well and is gone otherwise:
+    where the system has files without names, also of a process that is killed.
+    """
+    handle, name = -1, ""
+    try:
+        if hasattr(os, "O_TMPFILE"):
+            with suppress(OSError):  # some file systems have none
+                handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+        if handle < 0:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
+        yield Path(name or f"/proc/self/fd/{handle}")
+        if not name:
+            name = str(path.with_name(f".gguf-{secrets.token_hex(8)}"))
+            # a folder beside the whole path makes Python follow the link in /proc
+            os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=handle, follow_symlinks=True)
+        Path(name).replace(path)
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        if name:
+            Path(name).unlink(missing_ok=True)
 
 
 def type_of(weights: Weights, name: str, quant_type: str) -> str:

@@ -17,6 +17,7 @@ from quietchoir.core.errors import EngineError, ModelNotFoundError
 from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.core.toolcall import ToolCall
 
+START = 1  # stands before every text that a model goes on with
 MARK, MARKED = 3, "\0mark"  # a control token, and what a script writes for it
 PARAMETERS = {"type": "object", "properties": {"area": {}, "name": {}}}
 PLAIN = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
@@ -38,6 +39,9 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return [self.words.setdefault(word, len(self.words)) for word in text.split()]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return [START, *self.encode(text)]
 
     def encode_chat(
         self,

@@ -21,7 +21,16 @@ from tokenizers import (
 )
 from tokenizers.models import BPE
 
-from quietchoir.core.models.tokenizer.pretokenizers import LLAMA3, QWEN2, TEKKEN
+from quietchoir.core.models.files.gguf import GgufFile
+from quietchoir.core.models.tokenizer.pretokenizers import DEEPSEEK_V3, GPT4O, LLAMA3, QWEN2, TEKKEN
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer as OwnTokenizer
+from quietchoir.core.models.tokenizer.vocabulary import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+)
 
 CORPUS = [
     "The quiet choir sings at 10:30; it's 2026, we'll count 1234567 voices, don't they?",
@@ -50,15 +59,15 @@ class Kind:
 
 
 def byte_level(
-    pattern: str, *, composed: bool = False, whole: bool = False
+    *patterns: str, composed: bool = False, whole: bool = False
 ) -> Callable[[], Tokenizer]:
-    """GPT-2's messages behind a pattern."""
+    """GPT-2's alphabet behind patterns."""
 
     def make() -> Tokenizer:
         tokenizer = Tokenizer(BPE(ignore_merges=whole))
-        cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
         tokenizer.decoder = decoders.ByteLevel()
         if composed:
@@ -66,6 +75,21 @@ def byte_level(
         return tokenizer
 
     return make
+
+
+def falcon() -> Tokenizer:
+    """Falcon's: punctuation in runs, GPT-2's cut, digits by three."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def gpt2(*, digits: bool = False) -> Callable[[], Tokenizer]:
@@ -82,8 +106,10 @@ def gpt2(*, digits: bool = False) -> Callable[[], Tokenizer]:
     return make
 
 
-def sentencepiece(*, prepend: bool = False, metaspace: bool = False) -> Callable[[], Tokenizer]:
-    """Llama 2's (prepend), Mistral's (metaspace) and Gemma's (neither)."""
+def sentencepiece(
+    *, prepend: bool = False, metaspace: bool = False, lines: bool = False
+) -> Callable[[], Tokenizer]:
+    """Llama 2's (prepend), Mistral's (metaspace), Gemma 4's (lines) and Gemma's (none of them)."""
 
     def make() -> Tokenizer:
         tokenizer = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -95,7 +121,8 @@ def sentencepiece(*, prepend: bool = False, metaspace: bool = False) -> Callable
             tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
         else:
             tokenizer.normalizer = replace
-            tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+            cut = (Regex(r"[^\n]+|\n+"), "isolated") if lines else (" ", "merged_with_previous")
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(*cut)
         tokenizer.decoder = decoders.Sequence(
             [*end, decoders.Strip(" ", 1, 0)] if prepend or metaspace else end
         )
@@ -133,6 +160,12 @@ BARS = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% "
     "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+USERS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + "
+    "m['content'] }}{% elif m['role'] == 'assistant' %}{{ '<｜Assistant｜>' + m['content'] + "
+    "eos_token }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
 )
 MARKS, HEADS = (
     ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -194,6 +227,28 @@ KINDS: dict[str, Kind] = {
         eos="<eos>",
         template=TURNS,
         unknown="<unk>",
+        starts=True,
+    ),
+    "deepseek": Kind(
+        byte_level(*DEEPSEEK_V3),
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        bos="<｜begin▁of▁sentence｜>",
+        eos="<｜end▁of▁sentence｜>",
+        template=USERS,
+        words=("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),  # as published
+        gguf="deepseek-v3",
+        starts=True,
+    ),
+    "falcon": Kind(falcon, MARKS, eos="<|im_end|>", template=CHATML, gguf="falcon"),
+    "gpt-4o": Kind(byte_level(GPT4O), MARKS, eos="<|im_end|>", template=CHATML, gguf="gpt-4o"),
+    "gemma4": Kind(
+        sentencepiece(lines=True),
+        ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+        bos="<bos>",
+        eos="<eos>",
+        template=TURNS,
+        unknown="<unk>",
+        gguf="gemma4",
         starts=True,
     ),
     "phi3": Kind(
@@ -260,8 +315,6 @@ def save(name: str, folder: Path) -> Any:
 
 def gguf_metadata(name: str) -> dict[str, Any]:
     """The same tokenizer as a GGUF file's metadata."""
-    from quietchoir.core.models.tokenizer.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED
-
     kind, described = KINDS[name], json.loads(trained(name).to_str())
     numbered = trained(name).get_vocab(with_added_tokens=True)
     tokens = sorted(numbered, key=lambda token: numbered[token])
@@ -269,7 +322,7 @@ def gguf_metadata(name: str) -> dict[str, Any]:
     if kind.unknown:
         marks |= {kind.unknown: UNKNOWN} | {f"<0x{byte:02X}>": BYTE for byte in range(256)}
     found: dict[str, Any] = {
-        "tokenizer.ggml.model": "llama" if kind.gguf == "spm" else "gpt2",
+        "tokenizer.ggml.model": {"spm": "llama", "gemma4": "gemma4"}.get(kind.gguf, "gpt2"),
         "tokenizer.ggml.pre": "default" if kind.gguf == "spm" else kind.gguf,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [marks.get(token, 1) for token in tokens],
@@ -287,3 +340,10 @@ def gguf_metadata(name: str) -> dict[str, Any]:
         found["tokenizer.ggml.scores"] = [-ranks.get(token, 1e6) for token in tokens]
         del found["tokenizer.ggml.merges"]
     return found
+
+
+def from_gguf(name: str) -> OwnTokenizer:
+    """Our tokenizer of that metadata."""
+    metadata = {key: value for key, value in gguf_metadata(name).items() if value is not None}
+    metadata["general.architecture"] = "llama"
+    return OwnTokenizer(Vocabulary.read(GgufFile(Path("tiny.gguf"), metadata, {})))

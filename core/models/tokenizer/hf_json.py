@@ -26,7 +26,7 @@ from ..files.hf_folder import (
     optional_json,
     read_json,
 )
-from .pretokenizers import RULES, Rule, backend_encode
+from .pretokenizers import DIGIT, GPT2, NAMES, Rule, backend_encode
 from .template_sandbox import LONGEST_SOURCE
 from .tokenizer import Tokenizer
 from .vocabulary import (
@@ -40,6 +40,7 @@ from .vocabulary import (
     Spelling,
     Vocabulary,
     byte_of_piece,
+    is_mark,
 )
 
 NORMALIZERS = frozenset(
@@ -74,7 +75,9 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
     """
     path = folder / TOKENIZER
     described, config = read_json(path), optional_json(folder / TOKENIZER_CONFIG)
-    backend = load_backend(path, described)
+    template = template_of(folder, config)
+    marked = with_marks(described, template)
+    backend = load_backend(path, marked)
     try:
         check_growth(described)
         spelling = spelling_of(described)
@@ -86,7 +89,7 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
             splitting=rule_name(described),
             scores=scores_of(described, tokens) if spelling == "sentencepiece" else (),
             spelling=spelling,
-            template=template_of(folder, config),
+            template=template,
             space_first=puts_space_first(described),
             trims_after=frozenset(trimming(described, tokens, kinds)),
             named=tuple(named_tokens(config)),
@@ -97,7 +100,19 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
         raise ModelFileError(
             f"{path}: {error!s:.200}; get the model again or choose another"
         ) from error
-    return Tokenizer(vocabulary, backend, backend_after_control(path, described))
+    return Tokenizer(vocabulary, backend, backend_after_control(path, marked))
+
+
+def with_marks(described: dict[str, Any], template: str) -> dict[str, Any]:
+    """The file with every mark among its added tokens called special: the library then reads none
+    of them in text, whatever the file says of it.
+    """
+    added = [
+        {**one, "special": True} if is_mark(str(one.get("content")), template) else one
+        for one in described.get("added_tokens") or ()
+        if isinstance(one, dict)
+    ]
+    return {**described, "added_tokens": added}
 
 
 def check_growth(described: dict[str, Any]) -> None:
@@ -211,29 +226,35 @@ def scores_of(described: dict[str, Any], tokens: tuple[str, ...]) -> tuple[float
 def rule_name(described: dict[str, Any]) -> str:
     """GGUF's name of the rule by which the file cuts text; empty where it has none."""
     found = list(parts(described, "pre_tokenizer", "pretokenizers"))
-    cuts = [part.get("pattern") or {} for part in found if part.get("type") == "Split"]
-    patterns = [cut["Regex"] for cut in cuts if "Regex" in cut]
-    kinds = [part.get("type") for part in found]
+    cuts = [cut_of(part) for part in found if part.get("type") != "Sequence"]
+    patterns = [cut for cut in cuts if cut]
+    # what cuts behind the letters of bytes would see those
+    if None in cuts or not found or found[-1].get("type") != "ByteLevel":
+        return ""
     composed = any(
         part.get("type") == "NFC" for part in parts(described, "normalizer", "normalizers")
     )
     rule = Rule(
-        pattern=patterns[0] if len(patterns) == 1 else "",
-        digits_alone=any(
-            part.get("type") == "Digits" and part.get("individual_digits") for part in found
-        ),
+        cuts=tuple(cut for cut in patterns if cut),
         whole_words=bool(described["model"].get("ignore_merges")),
         composed=composed,
     )
-    expected = {
-        "ByteLevel",
-        "Sequence",
-        *(["Split"] if rule.pattern else []),
-        *(["Digits"] if rule.digits_alone else []),
-    }
-    if not set(kinds) <= expected or len(patterns) > 1:
-        return ""
-    return next((name for name, known in RULES.items() if known == rule and name != "default"), "")
+    return NAMES.get(rule, ("",))[0]
+
+
+def cut_of(part: dict[str, Any]) -> str | None:
+    """The pattern by which a part cuts; empty where it cuts nothing, None where no pattern says
+    what it does.
+    """
+    pattern = part.get("pattern") or {}
+    match part.get("type"):
+        case "Split" if part.get("behavior") == "Isolated" and not part.get("invert"):
+            return pattern.get("Regex")
+        case "Digits" if part.get("individual_digits"):
+            return DIGIT
+        case "ByteLevel" if not part.get("add_prefix_space"):
+            return GPT2 if part.get("use_regex", True) else ""
+    return None
 
 
 def spelling_of(described: dict[str, Any]) -> Spelling:
@@ -297,14 +318,14 @@ def tokens_of(
 def trimming(
     described: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]
 ) -> Iterator[int]:
-    """Control tokens that swallow the white space behind them."""
+    """Marks that swallow the white space behind them."""
     swallowing = {
         one["content"] for one in described.get("added_tokens") or () if one.get("rstrip")
     }
     return (
         number
         for number, token in enumerate(tokens)
-        if kinds[number] == CONTROL and token in swallowing
+        if kinds[number] in (CONTROL, USER_DEFINED) and token in swallowing
     )
 
 

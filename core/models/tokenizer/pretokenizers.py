@@ -11,66 +11,113 @@ from tokenizers import AddedToken, Regex, normalizers
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Chain
 
 from ...errors import ModelFileError
-from .vocabulary import BYTE, SPACE, USER_DEFINED, Vocabulary
+from .vocabulary import BYTE, SPACE, USER_DEFINED, Vocabulary, is_mark
 
 # The patterns are facts about each model's training; each stands in the model's own tokenizer.json
-# as well.
+# as well, and llama.cpp's `llama-vocab.cpp` tells which name stands for which.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{ENDINGS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"
 QWEN2 = rf"{ENDINGS}|{WORDS}|\p{{N}}|{REST}"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN35 = (
+    rf"{ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+SEED = rf"{ENDINGS}|{WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CAPITALS = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{{0}}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{{0}}"
+)
+SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = rf"{CAPITALS.replace('{0}', '')}|\p{{N}}|{SLASHES}"
+GPT4O = rf"{CAPITALS.replace('{0}', ENDINGS + '?')}|\p{{N}}{{1,3}}|{SLASHES}"
+DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# the letters that DeepSeek's first models know as such
+DEEPSEEK_LETTERS = (
+    r"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ"
+    r"ἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    r"Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+IDEOGRAMS = r"[一-龥ࠀ-一가-퟿]+"
+DEEPSEEK_LLM = (
+    *(r"[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$"),
+    *(IDEOGRAMS, r"\p{N}+"),
+)
+DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", IDEOGRAMS, r"\p{N}")
+FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")
+BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How a byte-level vocabulary cuts text before merging."""
 
-    pattern: str = ""  # empty: GPT-2's own
-    digits_alone: bool = False
+    cuts: tuple[str, ...] = (GPT2,)  # one after another, each within what the last one left
     # a stretch that is a token is taken as it is, whatever merges would make of it
     whole_words: bool = False
     composed: bool = False  # text is brought to Unicode's composed form first
 
     def pre_tokenizer(self) -> PreTokenizer:
         """The library's parts for it."""
-        if self.pattern:
-            return Chain(
-                [
-                    Split(Regex(self.pattern), "isolated"),
-                    ByteLevel(add_prefix_space=False, use_regex=False),
-                ]
-            )
-        byte_level = ByteLevel(add_prefix_space=False, use_regex=True)
-        return (
-            Chain([Digits(individual_digits=True), byte_level]) if self.digits_alone else byte_level
+        return Chain(
+            [
+                *(Split(Regex(pattern), "isolated") for pattern in self.cuts),
+                ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
         )
 
 
-GPT2, LLAMA3_RULE = Rule(), Rule(LLAMA3, whole_words=True)
-RULES: Mapping[str, Rule] = {
-    "default": GPT2,
-    "gpt-2": GPT2,
-    "gpt2": GPT2,
-    "smollm": Rule(digits_alone=True),
-    "llama-bpe": LLAMA3_RULE,
-    "llama3": LLAMA3_RULE,
-    "llama-v3": LLAMA3_RULE,
-    "dbrx": Rule(LLAMA3),
-    "smaug-bpe": Rule(LLAMA3),
-    "qwen2": Rule(QWEN2, composed=True),
-    "deepseek-r1-qwen": Rule(QWEN2, composed=True),
-    "tekken": Rule(TEKKEN, whole_words=True),
+DIGIT = r"\p{N}"
+GPT2_RULE, LLAMA3_RULE, DIGITS_ALONE = (
+    Rule(),
+    Rule((LLAMA3,), whole_words=True),
+    Rule((DIGIT, GPT2)),
+)
+QWEN2_RULE, DEEPSEEK_V3_RULE = Rule((QWEN2,), composed=True), Rule(DEEPSEEK_V3)
+NAMES: Mapping[Rule, tuple[str, ...]] = {
+    # the name under which a rule is written stands first
+    GPT2_RULE: (
+        *("gpt-2", "gpt2", "default", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"),
+        *("granite-docling", "gigachat", "a.x-4.0", "mellum"),
+    ),
+    DIGITS_ALONE: (
+        "smollm",
+        "starcoder",
+        "refact",
+        "command-r",
+        "codeshell",
+        "exaone",
+        "minerva-7b",
+    ),
+    LLAMA3_RULE: (
+        *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    ),
+    Rule((LLAMA3,)): ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
+    QWEN2_RULE: ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"),
+    Rule((QWEN2,)): ("stablelm2", "hunyuan", "solar-open", "grok-2"),
+    Rule((QWEN35,), composed=True): ("qwen35",),
+    Rule((SEED,)): ("seed-coder",),
+    Rule((TEKKEN,), whole_words=True): ("tekken",),
+    Rule((GPT4O,)): ("gpt-4o", "llama4", "kanana2", "minimax-m2"),
+    DEEPSEEK_V3_RULE: ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
+    Rule(DEEPSEEK_LLM): ("deepseek-llm",),
+    Rule(DEEPSEEK_CODER): ("deepseek-coder",),
+    Rule(FALCON): ("falcon",),
+    Rule((BLOOM,)): ("bloom", "poro-chat", "gpt3-finnish"),
+    Rule((BLOOM, DIGIT)): ("viking",),
 }
+RULES: Mapping[str, Rule] = {name: rule for rule, names in NAMES.items() for name in names}
 
 
 def backend_encode(backend: BackendTokenizer, text: str, *, marked: bool = False) -> list[int]:
@@ -106,7 +153,12 @@ def build(vocabulary: Vocabulary) -> BackendTokenizer:
             if vocabulary.spelling == "sentencepiece"
             else build_bytes(vocabulary)
         )
-        defined = vocabulary.of_kind(USER_DEFINED)
+        # marks are told to it nowhere: the template's are found by us, and no text has one
+        defined = [
+            token
+            for token in vocabulary.of_kind(USER_DEFINED)
+            if not is_mark(token, vocabulary.template)
+        ]
         backend.add_tokens(
             [AddedToken(token, normalized=False, special=False) for token in defined]
         )
@@ -138,8 +190,8 @@ def build_bytes(vocabulary: Vocabulary) -> BackendTokenizer:
 
 
 def build_pieces(vocabulary: Vocabulary) -> BackendTokenizer:
-    """A SentencePiece one: any two neighbours that form a token may merge, the highest score
-    first.
+    """One of pieces: merges stand in the file (Gemma 4), or else any two neighbours that form a
+    token may merge, the highest score first.
     """
     numbered = {token: index for index, token in enumerate(vocabulary.tokens)}
     unknown = next(
@@ -152,12 +204,16 @@ def build_pieces(vocabulary: Vocabulary) -> BackendTokenizer:
     )
     model = BPE(
         vocab=numbered,
-        merges=merges_of_scores(vocabulary),
+        merges=list(vocabulary.merges) or merges_of_scores(vocabulary),
         unk_token=unknown,
         fuse_unk=True,
         byte_fallback=BYTE in vocabulary.token_types,
     )
     backend = BackendTokenizer(model)
+    if vocabulary.merges:  # which lead to no run of line ends: those are tokens as they stand
+        backend.pre_tokenizer = Split(Regex(r"[^\n]+|\n+"), "isolated")
+        lines = [token for token in vocabulary.tokens if len(token) > 1 and not token.strip("\n")]
+        backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in lines])
     spaces: list[Normalizer] = [normalizers.Replace(" ", SPACE)]
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend(SPACE), *spaces] if vocabulary.space_first else spaces

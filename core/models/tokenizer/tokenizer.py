@@ -1,17 +1,17 @@
 """Text into tokens and back.
 
-Knows the vocabulary, and which tokens mark roles. Knows nothing of the network; `cutting.py` knows
-how text is cut.
-Always: `encode` never yields a control token, whatever the text looks like; `decode(encode(text))
-== text` as far as the file has a token for each byte. (SmolLM2 has none for six ASCII control
-characters and for the lead bytes of the unassigned planes 4 to 11: those bytes are left out, as its
-makers' tokenizer leaves them out. Qwen's tokenizer composes letters and accents first, as its
-makers' does.)
+Knows the vocabulary, and which tokens mark roles. Knows nothing of the network; `pretokenizers.py`
+knows how text is cut.
+Always: `encode` never yields a control token, whatever the text looks like, and `encode_chat` no
+mark that the template did not write; `decode(encode(text)) == text` as far as the file has a token
+for each byte. (SmolLM2 has none for six ASCII control characters and for the lead bytes of the
+unassigned planes 4 to 11: those bytes are left out, as its makers' tokenizer leaves them out.
+Qwen's tokenizer composes letters and accents first, as its makers' does.)
 """
 
 import codecs
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from ...errors import ChatTemplateError
 from .chat_template import ChatTemplate, RenderedPiece, plain, texts
 from .pretokenizers import backend_encode, build
-from .vocabulary import CONTROL, Vocabulary
+from .vocabulary import CONTROL, USER_DEFINED, Vocabulary, is_mark
 
 
 class Tokenizer:
@@ -48,25 +48,42 @@ class Tokenizer:
         self.size = len(vocabulary.tokens)
         self._template = ChatTemplate(vocabulary.template, dict(vocabulary.named))
         self._controls = vocabulary.of_kind(CONTROL)
-        self._control_ids = frozenset(self._controls.values())
-        longest_first = sorted((name for name in self._controls if name), key=len, reverse=True)
-        self._control = (
-            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-            if longest_first
-            else None
-        )
+        self._words = {
+            token: index
+            for token, index in vocabulary.of_kind(USER_DEFINED).items()
+            if is_mark(token, vocabulary.template)
+        }
+        self._marks = {**self._controls, **self._words}
+        self._mark_ids = frozenset(self._marks.values())
+        self._word, self._mark = one_of(self._words), one_of(self._marks)
         self._bytes = vocabulary.bytes_of()
         self._backend = backend or build(vocabulary)
         self._backend_after_control = after_control or self._backend
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text. Role marks in it are letters like any others; half a surrogate pair, as
-        JSON may bring, is "?".
+        """Tokens of a text that its asker writes whole. Control tokens' names in it are letters
+        like any others, words that the file declares user-defined are read, as `transformers` reads
+        them; half a surrogate pair, as JSON may bring, is "?".
 
         Raises:
             ModelFileError: the model's own tokenizer breaks on it.
         """
-        return self._encode(text, self._backend)
+        tokens: list[int] = []
+        for part in self._word.split(text) if self._word else [text]:
+            if part in self._words:
+                tokens.append(self._words[part])
+            else:
+                tokens += self._run(part, tokens)
+        return tokens
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Tokens of a text that a model is to go on with: `encode`, behind the start tokens that
+        the file asks for.
+
+        Raises:
+            ModelFileError: as `encode`.
+        """
+        return [*self.start_tokens, *self.encode(text)]
 
     def encode_chat(
         self,
@@ -78,7 +95,7 @@ class Tokenizer:
         """Tokens of a conversation, each message with "role" and "content".
 
         They are those of `transformers`' `apply_chat_template`, but that role marks inside contents
-        are letters.
+        are letters, whether the file declares them control tokens or user-defined words.
 
         Raises:
             RequestError: a conversation the model cannot take.
@@ -95,11 +112,11 @@ class Tokenizer:
         for piece in pieces:
             for part in (
                 [piece.text]
-                if piece.written or self._control is None
-                else self._control.split(piece.text)
+                if piece.written or self._mark is None
+                else self._mark.split(piece.text)
             ):
-                if part and not piece.written and part in self._controls:
-                    tokens += [*self._run(run, tokens), self._controls[part]]
+                if part and not piece.written and part in self._marks:
+                    tokens += [*self._run(run, tokens), self._marks[part]]
                     run = ""
                 else:
                     run += part
@@ -129,7 +146,7 @@ class Tokenizer:
         """
         for piece in pieces:
             found = (
-                [name for name in self._controls if name and name in piece.text]
+                [name for name in self._marks if name and name in piece.text]
                 if piece.written
                 else []
             )
@@ -155,7 +172,7 @@ class Tokenizer:
         return TokenStream(self._bytes, skip_space=self.vocabulary.space_first)
 
     def _run(self, text: str, before: Sequence[int]) -> list[int]:
-        """Tokens of text between control tokens, behind those in `before`."""
+        """Tokens of text between marks, behind those in `before`."""
         if before and before[-1] in self.vocabulary.trims_after:
             text = text.lstrip()
         return self._encode(text, self._backend_after_control if before else self._backend)
@@ -164,20 +181,20 @@ class Tokenizer:
         if not text.isascii():
             text = text.encode("utf-8", "replace").decode()
         tokens = backend_encode(backend, text) if text else []
-        if self._control_ids.isdisjoint(tokens):
+        if self._mark_ids.isdisjoint(tokens):
             return tokens
         # A vocabulary whose merges lead to a role mark: the mark is spelled out instead.
         return [
             part
             for token in tokens
-            for part in (self._spelled(token) if token in self._control_ids else (token,))
+            for part in (self._spelled(token) if token in self._mark_ids else (token,))
         ]
 
-    def _spelled(self, control: int) -> list[int]:
-        """The letters of a control token's text, each a token of its own."""
+    def _spelled(self, mark: int) -> list[int]:
+        """The letters of a mark's text, each a token of its own."""
         table = {piece: token for token, piece in enumerate(self._bytes) if piece}
         tokens: list[int] = []
-        for letter in self.vocabulary.tokens[control]:
+        for letter in self.vocabulary.tokens[mark]:
             whole = letter.encode()
             tokens += [
                 table[piece]
@@ -185,6 +202,14 @@ class Tokenizer:
                 if piece in table
             ]
         return tokens
+
+
+def one_of(names: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that cuts a text at any of these names, the longest first; None without names."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return (
+        re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+    )
 
 
 class TokenStream:

@@ -25,6 +25,12 @@ ENDS = (
     "</s>",
     "<|end|>",
 )  # end an answer
+# Rules whose files ask for the start token where they do not say.
+# Source: llama.cpp's llama-vocab.cpp.
+STARTED = (
+    *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    "tekken",
+)
 SPACE = "▁"  # stands for a space in SentencePiece's tokens
 LONGEST = 1024  # letters of one token; those of known models have at most 256
 Spelling = Literal["bytes", "sentencepiece"]
@@ -63,17 +69,16 @@ class Vocabulary:
             other.
         """
         model = file.value("tokenizer.ggml.model", str)
-        if model not in ("gpt2", "llama"):
+        if model not in ("gpt2", "llama", "gemma4"):
             raise ModelFileError(
                 f"{file.path}: tokenizer {model!r:.40} is not supported; choose a model with a "
-                f"byte-level ('gpt2') or "
-                "SentencePiece ('llama') one"
+                f"byte-level ('gpt2') or SentencePiece ('llama', 'gemma4') one"
             )
         tokens, kinds = read_tokens(file)
-        pieces = model == "llama"
+        pieces = model != "gpt2"
         merges = (
             ()
-            if pieces
+            if model == "llama"
             else tuple(tuple(merge.split(" ")) for merge in texts(file, "tokenizer.ggml.merges"))
         )
         family = file.value("general.architecture", str)
@@ -84,14 +89,15 @@ class Vocabulary:
             splitting=file.value("tokenizer.ggml.pre", str, "default" if pieces else "gpt-2"),
             template=file.value("tokenizer.chat_template", str, ""),
             spelling="sentencepiece" if pieces else "bytes",
-            scores=read_scores(file, len(tokens)) if pieces else (),
-            space_first=pieces and file.value("tokenizer.ggml.add_space_prefix", bool, True),
+            scores=read_scores(file, len(tokens)) if model == "llama" else (),
+            space_first=model == "llama"
+            and file.value("tokenizer.ggml.add_space_prefix", bool, True),
             trims_after=read_trims(family, tokens, kinds) if pieces else frozenset(),
             **read_ends(
                 file,
                 tokens,
                 kinds,
-                default_start=pieces or file.metadata.get("tokenizer.ggml.pre") == "llama-bpe",
+                default_start=pieces or file.metadata.get("tokenizer.ggml.pre") in STARTED,
             ),
         )
 
@@ -109,6 +115,18 @@ class Vocabulary:
         return [
             spell(token, kind) for token, kind in zip(self.tokens, self.token_types, strict=True)
         ]
+
+
+def is_mark(token: str, template: str) -> bool:
+    """Whether a user-defined token may be one by which a model tells roles, thoughts or calls
+    apart, so that only the template may write it. Harmless are white space and plain words, as
+    long as the template does not name them.
+
+    Published files declare role marks so, too ("<|User|>" of distilled models), so the kind alone
+    tells nothing.
+    """
+    told = token.replace(SPACE, " ").strip()
+    return bool(told) and (told in template or not all(c.isalnum() or c.isspace() for c in told))
 
 
 def spell_bytes(token: str, kind: int) -> bytes:

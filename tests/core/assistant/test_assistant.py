@@ -48,6 +48,7 @@ from quietchoir.simulations.bench import tool_set
 from quietchoir.tests.fakes.http import until
 from quietchoir.tests.fakes.server import (
     MARKED,
+    START,
     FakeEngine,
     FakeTools,
     WordTokenizer,
@@ -725,7 +726,7 @@ async def test_a_completion_uses_neither_template_nor_tools() -> None:
     engine, tools = engine_saying(CALL_PIECES), FakeTools()
     who = assistant(engine, tools)
     found = [event async for event in who.complete("once upon a time", ChatRequest(messages=()))]
-    assert engine.requests[0].prompt == (0, 1, 2, 3)
+    assert engine.requests[0].prompt == (START, 0, 1, 2, 3)  # as the model's file asks, once
     assert text_of(found) == render(LIGHT) and tools.calls == []
 
 

@@ -3,6 +3,10 @@ in it.
 """
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +128,30 @@ def test_what_gguf_cannot_hold_is_refused_and_nothing_is_written(
     with pytest.raises(ModelFileError, match="type Q9_Z cannot be written; choose one of F32"):
         to_gguf.save(windowed, tmp_path / "model.gguf", "Q9_Z")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_conversion_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A child is killed between two tensors; whatever the file system, one that ends itself leaves
+    nothing either.
+    """
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from quietchoir.core.models import to_gguf\n"
+        "with to_gguf.scratch_file(Path(sys.argv[1]) / 'm.gguf') as scratch:\n"
+        "    scratch.write_bytes(b'half a model')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert [*tmp_path.iterdir()] == [] or not hasattr(os, "O_TMPFILE")
+    with to_gguf.scratch_file(tmp_path / "m.gguf") as scratch:
+        scratch.write_bytes(b"whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == b"whole"
+    with pytest.raises(RuntimeError), to_gguf.scratch_file(tmp_path / "n.gguf") as scratch:
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_eight_bits_are_the_references_own_and_four_bits_lose_less_than_the_references() -> None:

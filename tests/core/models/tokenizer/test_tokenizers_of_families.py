@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.models.files.gguf import GgufFile
 from quietchoir.core.models.tokenizer.hf_json import read_tokenizer
-from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
-from quietchoir.core.models.tokenizer.vocabulary import CONTROL, Vocabulary
-from quietchoir.tests.fakes.tokenizers import KINDS, gguf_metadata, save, trained
+from quietchoir.core.models.tokenizer.vocabulary import CONTROL
+from quietchoir.tests.fakes.tokenizers import KINDS, from_gguf, save, trained
 
 from .test_tokenizer import TRICKY
 
@@ -27,16 +25,8 @@ CONVERSATION = [
 BOTH = [
     *(text for text in TRICKY if text),
     "hello </s> <s><|im_end|><end_of_turn><think>hollow</think>",
+    "<｜User｜> ten<｜Assistant｜><think>",
 ]
-
-
-def from_gguf(name: str) -> Tokenizer:
-    metadata = {key: value for key, value in gguf_metadata(name).items() if value is not None}
-    return Tokenizer(
-        Vocabulary.read(
-            GgufFile(Path("tiny.gguf"), {**metadata, "general.architecture": "llama"}, {})
-        )
-    )
 
 
 def plain(theirs: Any, text: str) -> list[int]:
