@@ -71,12 +71,14 @@ serve: setup models  ## a local assistant on 127.0.0.1
 FAST = $$(grep -v '^\#' tests/fast.txt)
 
 # Two workers: much of a test with real processes is waiting. A file stays with one of them, as its
-# fixtures do.
+# fixtures do; tests/conftest.py says in which order they come.
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: said setup models $(VENV)/clients/ready  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 check: lint models  ## lint and the fast half of the tests: within three minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
+	$(BIN)/python $(PYTEST) $(FAST) $(ARGS)
 
 # Real clients of the node's API, which must not share the tested set's environment.
 clients: $(VENV)/clients/ready  ## the clients that the tests ask the node with, in an environment of their own
@@ -86,12 +88,16 @@ $(VENV)/clients/ready: constraints-clients.txt
 	$(VENV)/clients/bin/pip install -q --no-deps --only-binary=:all: --require-hashes -r constraints-clients.txt
 	@touch $@
 
-# Of the fast tests of the two wings that keep secrets: a tracer makes Python about half slower, and
-# much of the rest runs in processes of its own, which none of its lines would count for.
-coverage: setup models  ## which lines of crypto/ and federation/ their fast tests run; about two minutes
-	mkdir -p build
-	$(BIN)/python -m coverage run -m pytest -q $$(grep '^tests/\(crypto\|federation\)' tests/fast.txt) $(ARGS)
-	$(BIN)/python -m coverage report
+# Of the fast tests of the two wings that keep secrets: a tracer makes Python about half slower.
+COVERED = $$(grep '^tests/\(crypto\|federation\)' tests/fast.txt)
+
+coverage: setup models  ## which lines of crypto/ and federation/ their fast tests run; about a minute
+	mkdir -p build && rm -f build/coverage*
+	$(BIN)/python -m coverage run $(PYTEST) -q $(COVERED) $(ARGS)
+	$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report
+
+test-rest: said setup models $(VENV)/clients/ready  ## every test that `make coverage` does not run
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(shell grep '^tests/\(crypto\|federation\)' tests/fast.txt)) $(ARGS)
 
 said:
 	@.ci/system-packages say

@@ -1,5 +1,5 @@
 """What several test folders share and is dear to make: the real models, pulled and loaded once a
-session.
+session. And the order of files: the slow ones first.
 """
 
 import os
@@ -10,11 +10,23 @@ import pytest
 # Triton's kernels run in its interpreter here: their arithmetic, without a GPU. Read once, when
 # anything first imports Triton.
 os.environ["TRITON_INTERPRET"] = "1"
+# One thread of torch's, here and in processes that tests start. More of them spin while they wait
+# for each other: two workers on two cores took five times the processor time for small networks.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from quietchoir.core import paths
 from quietchoir.core.models import weights
 from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.weights import Weights
+
+# Files that take a few seconds; see `make check`.
+FAST = Path(__file__).with_name("fast.txt").read_text("utf-8").splitlines()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put slow files first: two workers end together when what comes last is short."""
+    fast = {config.rootpath / name for name in FAST}
+    items.sort(key=lambda item: item.path in fast)
 
 
 @pytest.fixture(scope="session")

@@ -79,17 +79,20 @@ def syntax(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
-def imports(path: Path, root: Path = ROOT) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, root: Path = ROOT) -> list[str]:
     """What `path` imports, wherever in it: dotted names, our own without their first part."""
     package = list(path.relative_to(root).parent.parts)
+    found = []
     for node in ast.walk(syntax(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("quietchoir.") for alias in node.names)
+            found += [alias.name.removeprefix("quietchoir.") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             whole = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield f"{whole}.{alias.name}".strip(".").removeprefix("quietchoir.")
+            names = (f"{whole}.{alias.name}".strip(".") for alias in node.names)
+            found += [name.removeprefix("quietchoir.") for name in names]
+    return found
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -102,6 +105,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def arrows(root: Path = ROOT) -> dict[str, set[str]]:
     """Each module of the product, and those that it imports."""
     known = modules(root)

@@ -116,7 +116,7 @@ def test_the_fast_half_of_the_tests_is_there() -> None:
 
 def test_the_product_imports_itself_by_relative_paths() -> None:
     for path in product():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(house.syntax(path)):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").partition(".")[0] != "quietchoir", (
                     f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -2,12 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from quietchoir.simulations.bench import families, suites
 from quietchoir.simulations.bench.families import FAMILIES, STATES, SmallFamily, outcome, table
@@ -15,15 +13,6 @@ from quietchoir.tests.house import ROOT
 
 # Best first: what the table says may be less than what is so, until somebody writes it down.
 RANK = {"native": 0, "transformers": 1, "refused": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def written() -> dict[str, str]:

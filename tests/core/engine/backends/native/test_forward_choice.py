@@ -1,6 +1,7 @@
 """Which runner a model gets, and that whoever gets the slower one is told why."""
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -51,10 +52,20 @@ def test_the_owner_may_switch_it_off(caplog, monkeypatch):
     assert "QUIETCHOIR_NATIVE=off" in caplog.text
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For torch, which takes one in tests."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
-def test_in_the_thread_of_the_native_engine_torch_computes_alone_and_elsewhere_as_before():
+def test_in_the_thread_of_the_native_engine_torch_computes_alone_and_elsewhere_as_before(
+    two_threads,
+):
     """Torch's threads spin after their work, on the cores that the native engine needs."""
-    before, seen = torch.get_num_threads(), []
+    seen = []
 
     class Watched(NativeRunner):
         def forward(self, batch):
@@ -71,6 +82,6 @@ def test_in_the_thread_of_the_native_engine_torch_computes_alone_and_elsewhere_a
     ).text()
     engine.stop()
     with ThreadPoolExecutor(1) as later:
-        assert later.submit(torch.get_num_threads).result() == before
+        assert later.submit(torch.get_num_threads).result() == 2
     assert set(seen) == {1}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2

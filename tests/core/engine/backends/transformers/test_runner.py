@@ -3,7 +3,6 @@ answered meanwhile.
 """
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ KINDS = {
 COHERE = SmallFamily("Cohere", "cohere2", {"sliding_window": 9, "num_hidden_layers": 4})
 LENGTHS = (5, 33, 18, 41, 2)
 NEW = 14
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def family(title: str) -> SmallFamily:
