@@ -31,7 +31,7 @@ from ..errors import DataError, QuietchoirError, UnknownConversationError
 from ..toolcall import ToolCall, parse, render
 
 FILE = "history.sqlite"
-KIND, VERSION = 0x51_43_48_49, 3  # "QCHI": SQLite's application id; of the tables below
+KIND, VERSION = 0x51_43_48_49, 4  # "QCHI": SQLite's application id; of the tables below
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
 WORDLESS_S = 86_400.0  # a conversation without a word is none after that
 TITLE_CHARACTERS = 80
@@ -41,7 +41,9 @@ Origin = Literal["thumb", "correction", "confirmed"]
 Kind = Literal["conversation", "collection", "source"]
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
-    id TEXT PRIMARY KEY, source TEXT NOT NULL, title TEXT NOT NULL, at REAL NOT NULL
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, title TEXT NOT NULL, at REAL NOT NULL,
+    root TEXT NOT NULL DEFAULT '', latest REAL NOT NULL DEFAULT 0,
+    settings TEXT NOT NULL DEFAULT '{}'
 ) STRICT;
 CREATE TABLE IF NOT EXISTS turns (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
@@ -83,6 +85,14 @@ INSERT OR REPLACE INTO examples SELECT id, conversation,
 DROP TABLE examples_1;
 INSERT OR IGNORE INTO sources SELECT id, source FROM conversations
 """
+# To version 3, which had no branches, by the version that was there; 2 had no notes.
+TO_3 = {1: FROM_1, 2: TABLES, 3: ""}
+FROM_3 = """
+ALTER TABLE conversations ADD COLUMN root TEXT NOT NULL DEFAULT '';
+ALTER TABLE conversations ADD COLUMN latest REAL NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+UPDATE conversations SET root = id, latest = at
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +101,10 @@ class ConversationInfo:
 
     id: str
     source: str  # who kept it: "page", "chat", "api", or a name that a client gives
-    title: str  # how it began
-    at: float  # seconds since 1970
+    title: str  # how it began, or what its owner calls it
+    at: float  # of its beginning, in seconds since 1970
+    latest: float  # when something was said in it last
+    root: str  # the conversation that it is a branch of; itself: it was the first
     turns: int
     examples: int
     consent: str  # what holds for it: NEVER, PERSONAL or "federation:ID"
@@ -167,8 +179,8 @@ class HistoryStore:
                 self._make(TABLES)
                 return
             sound = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-            if sound and kind == KIND and version in (1, 2):
-                self._make(FROM_1 if version == 1 else TABLES)  # 2 had no notes
+            if sound and kind == KIND and version in TO_3:
+                self._make(f"{TO_3[version]};{FROM_3}")
                 version = VERSION
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: damaged ({error}); restore it from a copy") from error
@@ -182,7 +194,7 @@ class HistoryStore:
 
     def _make(self, statements: str) -> None:
         with self.step():
-            for statement in statements.split(";"):
+            for statement in filter(str.strip, statements.split(";")):
                 self.connection.execute(statement)
             self.connection.execute(f"PRAGMA application_id = {KIND}")
             self.connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -259,8 +271,9 @@ class HistoryStore:
             if began is not None and self.began(conversation) != began:
                 raise DataError(f"conversation {conversation} was forgotten while it was answered")
             self.connection.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET title = excluded.title WHERE title = ''",
+                "INSERT INTO conversations (id, source, title, at, root, latest)"
+                " VALUES (?1, ?2, ?3, ?4, ?1, ?4) ON CONFLICT (id) DO UPDATE SET"
+                " title = iif(title = '', excluded.title, title), latest = excluded.latest",
                 (conversation, source, title, time.time()),
             )
             before = self._rows("SELECT message FROM turns WHERE conversation = ?", conversation)
@@ -294,7 +307,8 @@ class HistoryStore:
                 (now - WORDLESS_S, conversation),
             )
             self.connection.execute(
-                "INSERT OR IGNORE INTO conversations VALUES (?, ?, '', ?)",
+                "INSERT OR IGNORE INTO conversations (id, source, title, at, root, latest)"
+                " VALUES (?1, ?2, '', ?3, ?1, ?3)",
                 (conversation, source, now),
             )
         began = self.began(conversation)
@@ -307,7 +321,9 @@ class HistoryStore:
         return found[0][0] if found else None
 
     def conversations(self) -> list[ConversationInfo]:
-        """All that are kept, the newest first."""
+        """All that are kept, each branch by itself, those first in which something was said
+        last.
+        """
         return self._infos(None)
 
     def conversation(self, name: str) -> ConversationInfo:
@@ -321,14 +337,15 @@ class HistoryStore:
 
     def _infos(self, name: str | None) -> list[ConversationInfo]:
         found = self._rows(
-            "SELECT id, source, title, at,"
+            "SELECT id, source, title, at, latest, root,"
             " (SELECT count(*) FROM turns WHERE conversation = conversations.id),"
             " (SELECT count(*) FROM examples WHERE conversation = conversations.id)"
             " FROM conversations WHERE id = ?1 OR (?1 IS NULL AND EXISTS"
-            " (SELECT 1 FROM turns WHERE conversation = conversations.id)) ORDER BY at DESC, id",
+            " (SELECT 1 FROM turns WHERE conversation = conversations.id))"
+            " ORDER BY latest DESC, id",
             name,
         )
-        keys = ("id", "source", "title", "at", "turns", "examples")
+        keys = ("id", "source", "title", "at", "latest", "root", "turns", "examples")
         return [
             ConversationInfo(**dict(zip(keys, row, strict=True)), consent=self.consent_of(row[0]))
             for row in found
@@ -345,6 +362,135 @@ class HistoryStore:
             "SELECT message FROM turns WHERE conversation = ? ORDER BY position", conversation
         )
         return tuple(read(text) for (text,) in found)
+
+    def matching(self, words: str) -> list[str]:
+        """Conversations with each of these words in their title or in what was said, by their ids;
+        without case, and a part of a word counts.
+        """
+        wanted = words.casefold().split()
+        texts = {one.id: [one.title] for one in self.conversations()}
+        for name, message in self._rows("SELECT conversation, message FROM turns"):
+            texts[name].append(read(message).content)
+        whole = {name: "\n".join(parts).casefold() for name, parts in texts.items()}
+        return [name for name, text in whole.items() if all(word in text for word in wanted)]
+
+    def rename(self, conversation: str, title: str) -> None:
+        """Call a conversation, and all its branches, by another title.
+
+        Raises:
+            UnknownConversationError: there is none of this name. DataError: no word is in it.
+        """
+        self._require(conversation)
+        found = " ".join(title.split())[:TITLE_CHARACTERS]
+        if not found:
+            raise DataError("the title is empty; give one with a word in it")
+        with self.step():
+            self.connection.execute(
+                "UPDATE conversations SET title = ? WHERE root = ?",
+                (found, self.root(conversation)),
+            )
+
+    def settings(self, conversation: str) -> dict[str, Any]:
+        """How its owner wants one answered, as its client wrote that down.
+
+        Raises:
+            UnknownConversationError: there is none of this name.
+        """
+        self._require(conversation)
+        [(text,)] = self._rows("SELECT settings FROM conversations WHERE id = ?", conversation)
+        return dict(json.loads(text))
+
+    def put_settings(self, conversation: str, settings: Mapping[str, Any]) -> None:
+        """Keep how one is to be answered. Raises: UnknownConversationError: there is none."""
+        self._require(conversation)
+        with self.step():
+            self.connection.execute(
+                "UPDATE conversations SET settings = ? WHERE id = ?",
+                (json.dumps(settings, ensure_ascii=False), conversation),
+            )
+
+    # Branches: conversations of one root, each with all its turns
+
+    def root(self, conversation: str) -> str:
+        """The conversation that one is a branch of; itself if it is of none, or not kept."""
+        found = self._rows("SELECT root FROM conversations WHERE id = ?", conversation)
+        return str(found[0][0]) if found else conversation
+
+    def branches(self, conversation: str) -> list[str]:
+        """All branches of a conversation, it among them, in the order of their beginning."""
+        found = self._rows(
+            "SELECT id FROM conversations WHERE root = ? ORDER BY at, rowid",
+            self.root(conversation),
+        )
+        return [id for (id,) in found]
+
+    def branch(self, conversation: str, turn: int) -> str:
+        """Begin a further branch, which holds what was said before a question and goes on
+        otherwise; returns its name. What holds for the conversation holds for it: consent, sources
+        and collections.
+
+        Args:
+            turn: which of the user's messages, counted from one; it may be the one that would come
+                next.
+
+        Raises:
+            UnknownConversationError: there is none. DataError: it has not so many messages.
+        """
+        messages = self.messages(conversation)
+        asked = [place for place, one in enumerate(messages) if one.role == "user"]
+        if not 1 <= turn <= len(asked) + 1:
+            raise DataError(
+                f"turn {turn} of conversation {conversation} is not there to branch from; its user "
+                f"said {len(asked)} things"
+            )
+        place = [*asked, len(messages)][turn - 1]
+        source = self.conversation(conversation).source
+        name = f"{source[:40]}-{secrets.token_hex(8)}"
+        with self.step():
+            self.connection.execute(
+                "INSERT INTO conversations SELECT ?, source, title, ?2, root, ?2, settings"
+                " FROM conversations WHERE id = ?3",
+                (name, time.time(), conversation),
+            )
+            self.connection.execute(
+                "INSERT INTO turns SELECT ?, position, message FROM turns"
+                " WHERE conversation = ? AND position < ?",
+                (name, conversation, place),
+            )
+            for table, column in (("uses", "collection"), ("sources", "source")):
+                self.connection.execute(
+                    f"INSERT INTO {table} SELECT ?, {column} FROM {table} WHERE conversation = ?",
+                    (name, conversation),
+                )
+        return name
+
+    def variants(self, conversation: str) -> dict[int, list[str]]:
+        """Where the branches part: of each of the user's messages that has others in its place, or
+        other answers, one branch for each of them in the order of their beginning, this one among
+        them.
+        """
+        said: dict[str, list[tuple[str, str]]] = {}
+        for name in self.branches(conversation):
+            said[name] = []
+            for one in self.messages(name):
+                if one.role == "user":
+                    said[name].append((one.content, ""))
+                elif one.role == "assistant" and said[name]:
+                    asked, answer = said[name][-1]
+                    said[name][-1] = (asked, answer + one.content)
+        own, found = said.get(conversation, []), {}
+        for turn in range(len(own) + 1):
+            different: dict[object, list[str]] = {}
+            for name, pairs in said.items():
+                if pairs[:turn] == own[:turn] and (len(pairs) > turn or name == conversation):
+                    next_pair = pairs[turn] if len(pairs) > turn else None
+                    different.setdefault(next_pair, []).append(name)
+            if len(different) > 1:
+                found[turn + 1] = [
+                    conversation if conversation in names else names[-1]
+                    for names in different.values()
+                ]
+        return found
 
     def notes(self, conversation: str) -> dict[str, str]:
         """What the model noted of a conversation's earlier turns, by the notes' names.
@@ -393,9 +539,7 @@ class HistoryStore:
             DataError: no such conversation or answer.
         """
         turn, messages = self._answer(conversation, turn)
-        *asked, said = messages
-        answer = "\n".join(map(render, said.calls)) if said.calls else said.content
-        return self._put(conversation, turn, origin, asked, answer)
+        return self._put(conversation, turn, origin, messages[:-1], text_of(messages[-1]))
 
     def correct(self, conversation: str, answer: str | ToolCall, turn: int | None = None) -> str:
         """Make an example of a request with the answer that should have come; returns its id.
@@ -408,7 +552,8 @@ class HistoryStore:
         text = render(call) if call is not None else str(answer)
         if not text.strip():
             raise DataError("the correction is empty; give the answer that should have come")
-        return self._put(conversation, turn, "correction", messages[:-1], text)
+        wrong = self._made_of(conversation, turn, messages)
+        return self._put(conversation, turn, "correction", messages[:-1], text, instead_of=wrong)
 
     def reject(self, conversation: str, turn: int | None = None) -> None:
         """An answer was bad: what was made an example of it is none any more.
@@ -416,11 +561,11 @@ class HistoryStore:
         Raises:
             DataError: as `approve`.
         """
-        turn, _ = self._answer(conversation, turn)
+        turn, messages = self._answer(conversation, turn)
         found = self._rows(
             "SELECT id FROM examples WHERE conversation = ? AND turn = ?", conversation, turn
         )
-        self.forget([one for (one,) in found])
+        self.forget([*(one for (one,) in found), *self._made_of(conversation, turn, messages)])
 
     def _answer(self, conversation: str, turn: int | None) -> tuple[int, tuple[Message, ...]]:
         """Which answer it is, counted from one, and all messages up to it."""
@@ -439,8 +584,25 @@ class HistoryStore:
             )
         return wanted, messages[: places[wanted] + 1]
 
+    def _made_of(self, conversation: str, turn: int, messages: Sequence[Message]) -> list[str]:
+        """Examples that say what `messages` say, their last one the answer, in any branch."""
+        return [
+            one.id
+            for name in self.branches(conversation)
+            for one in self.examples(name)
+            if one.turn == turn
+            and one.messages == tuple(messages[:-1])
+            and one.answer == text_of(messages[-1])
+        ]
+
     def _put(
-        self, conversation: str, turn: int, origin: Origin, messages: Sequence[Message], answer: str
+        self,
+        conversation: str,
+        turn: int,
+        origin: Origin,
+        messages: Sequence[Message],
+        answer: str,
+        instead_of: Sequence[str] = (),
     ) -> str:
         id = secrets.token_hex(8)
         said = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
@@ -452,7 +614,7 @@ class HistoryStore:
             )
             if old and old[0][1:] == (said, answer):
                 return str(old[0][0])  # said twice
-            self._drop([one for one, *_ in old])
+            self._drop([*(one for one, *_ in old), *instead_of])
             self.connection.execute(
                 "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (id, conversation, turn, origin, said, answer, time.time()),
@@ -485,6 +647,7 @@ class HistoryStore:
             DataError: no such destination or kind, or a name that none may have.
         """
         check_name(name, kind)
+        name = self.root(name) if kind == "conversation" else name  # of all branches
         if kind not in get_args(Kind):
             raise DataError(f"{kind!r} has no consent; expected one of {', '.join(get_args(Kind))}")
         if destination not in (None, NEVER, PERSONAL) and not FEDERATION.fullmatch(
@@ -538,7 +701,7 @@ class HistoryStore:
         spoke = self._rows("SELECT source FROM sources WHERE conversation = ?", conversation)
         by_first = said.get(("source", source), NEVER)
         by_sources = [said[one] for (name,) in spoke if (one := ("source", name)) in said]
-        own = said.get(("conversation", conversation), by_first)
+        own = said.get(("conversation", self.root(conversation)), by_first)
         limits = [own, *(said.get(("collection", name), NEVER) for (name,) in used)]
         return least([*limits, *by_sources])
 
@@ -592,21 +755,23 @@ class HistoryStore:
             self.connection.execute("DELETE FROM trained WHERE adapter = ?", (adapter,))
 
     def forget(self, examples: Sequence[str], conversation: str = "") -> int:
-        """Delete examples, each by its id, and a conversation with its turns, its consent and its
-        examples; returns how many examples there were.
+        """Delete examples, each by its id, and a conversation with all its branches: turns, consent
+        and examples; returns how many examples there were.
 
         Raises:
             UnknownConversationError: there is none; the log is written over all the same.
             QuietchoirError: deleted, and still in the log, which another program reads.
         """
+        root = self.root(conversation)
         with self.step():
             count = self._drop(examples)
-            count += self._drop([one.id for one in self.examples(conversation)])
+            for name in self.branches(conversation):
+                count += self._drop([one.id for one in self.examples(name)])
             gone = self.connection.execute(
-                "DELETE FROM conversations WHERE id = ?", (conversation,)
+                "DELETE FROM conversations WHERE root = ?", (root,)
             ).rowcount
             self.connection.execute(
-                "DELETE FROM consents WHERE kind = 'conversation' AND name = ?", (conversation,)
+                "DELETE FROM consents WHERE kind = 'conversation' AND name = ?", (root,)
             )
         self._scrub()
         if conversation and not gone:
@@ -669,6 +834,11 @@ def check_name(name: str, kind: str) -> None:
         raise DataError(
             f"{name[:64]!r} cannot name a {kind}; use 1 to 64 of the letters A-Z a-z 0-9 _ . : -"
         )
+
+
+def text_of(answer: Message) -> str:
+    """What an example says of an answer: its calls, or else its words."""
+    return "\n".join(map(render, answer.calls)) if answer.calls else answer.content
 
 
 def written(message: Message) -> str:

@@ -7,15 +7,18 @@ Always: nothing here trains; a refusal changes nothing that is kept.
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from aiohttp import web
 
+from ..assistant.context import Message
 from ..history.store import NEVER, HistoryStore
 from ..toolcall import ToolCall
 from .errors import BadRequest, parse_json
 from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
-from .schemas import Record, mapping, named, number, only, text
+from .requests import MOST_COLLECTIONS, SAMPLING
+from .schemas import Record, listed, mapping, named, number, only, text
 
 CALL = Record({"name": named, "arguments": mapping}, ["name", "arguments"])
 FEEDBACK = Record(
@@ -28,7 +31,18 @@ FEEDBACK = Record(
     },
     ["conversation", "verdict"],
 )
-CONSENT = Record({"consent": text}, ["consent"])
+# How a conversation is to be answered: kept for its client, which asks so.
+SETTINGS = Record(
+    {
+        "system": text,
+        "model": named,
+        "collections": listed(named, most=MOST_COLLECTIONS),
+        **{name: SAMPLING.fields[name] for name in ("temperature", "top_p", "max_tokens", "seed")},
+    }
+)
+CHANGE = Record({"consent": text, "title": text, "settings": SETTINGS})
+BRANCH = Record({"turn": number(int, 1, 1 << 20)}, ["turn"])  # of the user's messages
+SEARCH = Record({"words": text}, ["words"])
 
 
 class HistoryApi:
@@ -57,8 +71,10 @@ class HistoryApi:
         return [
             web.post("/api/feedback{end:/*}", self.feedback),
             web.get("/api/conversations{end:/*}", self.list),
+            web.post("/api/conversations{end:/*}", self.search),
             web.get(one, self.show),
-            web.post(one, self.consent),
+            web.post(one, self.change),
+            web.post("/api/conversations/{id}/branches{end:/*}", self.branch),
             web.delete(one, self.forget),
         ]
 
@@ -100,46 +116,79 @@ class HistoryApi:
             }
         )
 
-    @described(shaped(messages=many(OBJECT)))
-    async def show(self, request: web.Request) -> web.Response:
-        """One conversation, with what was said."""
-        name = request.match_info["id"]
-        said = await asyncio.to_thread(self.store.messages, name)
-        info = await asyncio.to_thread(self.store.conversation, name)
-        messages = [
-            {"role": one.role, "content": one.content}
-            | ({"calls": [
-                {"name": call.name, "arguments": dict(call.arguments)} for call in one.calls
-            ]} if one.calls else {})
-            for one in said
-        ]  # fmt: skip
-        return web.json_response(dataclasses.asdict(info) | {"messages": messages})
+    @described(shaped(found=many(TEXT)), SEARCH)
+    async def search(self, request: web.Request) -> web.Response:
+        """Names of the conversations with all these words in them."""
+        words = SEARCH(parse_json(await request.read()), "")["words"]
+        return web.json_response({"found": await asyncio.to_thread(self.store.matching, words)})
 
-    @described(OBJECT, CONSENT)
-    async def consent(self, request: web.Request) -> web.Response:
-        """Say what one conversation may train."""
-        name = request.match_info["id"]
-        wanted = CONSENT(parse_json(await request.read()), "")["consent"]
+    @described(shaped(messages=many(OBJECT), settings=OBJECT, variants=OBJECT))
+    async def show(self, request: web.Request) -> web.Response:
+        """One conversation, with what was said, and where its branches part."""
+        return web.json_response(await asyncio.to_thread(self._whole, request.match_info["id"]))
+
+    def _whole(self, name: str) -> Mapping[str, Any]:
+        return dataclasses.asdict(self.store.conversation(name)) | {
+            "messages": list(map(as_json, self.store.messages(name))),
+            "settings": self.store.settings(name),
+            "variants": self.store.variants(name),
+        }
+
+    @described(OBJECT, CHANGE)
+    async def change(self, request: web.Request) -> web.Response:
+        """Say what one conversation may train, how it is called, or how it is to be answered."""
+        wanted = CHANGE(parse_json(await request.read()), "")
+        if not wanted:
+            raise BadRequest('say "consent", "title" or "settings", what is to change', "")
+        info = await asyncio.to_thread(self._change, request.match_info["id"], wanted)
+        return web.json_response(info)
+
+    def _change(self, name: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
         known = {NEVER, *self.destinations()}
-        if wanted not in known:
+        if (consent := wanted.get("consent")) is not None and consent not in known:
             raise BadRequest(
-                f"consent is {wanted[:80]!r}, expected one of {', '.join(sorted(known))}", "consent"
+                f"consent is {consent[:80]!r}, expected one of {', '.join(sorted(known))}",
+                "consent",
             )
-        await asyncio.to_thread(self.store.consent, "conversation", name, wanted)
-        info = await asyncio.to_thread(self.store.conversation, name)
-        return web.json_response(dataclasses.asdict(info))
+        if "title" in wanted:  # first: it may be refused
+            self.store.rename(name, wanted["title"])
+        if consent is not None:
+            self.store.consent("conversation", name, consent)
+        if "settings" in wanted:
+            self.store.put_settings(name, wanted["settings"])
+        return dataclasses.asdict(self.store.conversation(name))
+
+    @described(OBJECT, BRANCH)
+    async def branch(self, request: web.Request) -> web.Response:
+        """A further branch of a conversation, which ends before one of the user's messages."""
+        turn = BRANCH(parse_json(await request.read()), "")["turn"]
+        name = await asyncio.to_thread(self.store.branch, request.match_info["id"], turn)
+        return web.json_response(await asyncio.to_thread(self._whole, name))
 
     @described(shaped(forgotten=WHOLE, adapters=many(TEXT)))
     async def forget(self, request: web.Request) -> web.Response:
-        """Delete one conversation, its examples, and what else of this node holds them."""
+        """Delete one conversation, its branches and examples, and what else of this node holds
+        them.
+        """
         return web.json_response(await asyncio.to_thread(self._forget, request.match_info["id"]))
 
     def _forget(self, name: str) -> Mapping[str, Any]:
+        branches = [one for one in self.store.branches(name) if one != name]
+        with ExitStack() as others:
+            for one in branches:  # before they are gone, so that a second try still knows them
+                others.callback(self.forgotten, one)
         try:
             count = self.store.forget_conversation(name)
         finally:  # asked again, it does what was left
             adapters = list(self.forgotten(name))
         return {"forgotten": count, "adapters": adapters}
+
+
+def as_json(message: Message) -> Mapping[str, Any]:
+    """A message as JSON's types."""
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
+    said = {"role": message.role, "content": message.content}
+    return said | ({"calls": calls} if calls else {})
 
 
 @described(shaped(conversations=many(OBJECT), destinations=OBJECT))

@@ -13,6 +13,7 @@ KINDS = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
+    ".json": "application/json",
     ".svg": "image/svg+xml",
 }
 # A picture on a foreign host in a model's answer would carry the conversation away in its address.

@@ -243,7 +243,8 @@ def forget_data(arguments: Namespace) -> None:
         registry = Registry(arguments.home)
         # the last one first, each of them also after one that could not
         if conversation:
-            rest.callback(forget_said, registry.home, conversation, Asked())
+            for branch in store.branches(conversation):
+                rest.callback(forget_said, registry.home, branch, Asked())
         rest.callback(unlearn, arguments, registry, store)
         rest.callback(registry.renew_routes, store)
         rest.callback(forget_saved, registry.home)

@@ -29,7 +29,15 @@ from .run_status import RunStatus
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent / "ui"
 # of a node's own page
-SHARED = ("api.js", "theme.js", "icon.svg", "style.css", "vendor/htm-preact.js")
+SHARED = (
+    "api.js",
+    "texts.js",
+    "texts/en.json",
+    "theme.js",
+    "icon.svg",
+    "style.css",
+    "vendor/htm-preact.js",
+)
 START_S = 30.0
 PREFIX = "quietchoir_"
 COUNTERS = {

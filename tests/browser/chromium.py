@@ -49,6 +49,8 @@ class Tab:
         self.waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.problems: list[str] = []
         self.urls: list[str] = []
+        self.stand_ins: dict[str, bytes] = {}  # what a URL of this end brings instead
+        self.sent: set[asyncio.Task[object]] = set()
         self.reader = asyncio.create_task(self.read())
 
     async def read(self) -> None:
@@ -64,6 +66,26 @@ class Tab:
             self.problems.append(str(data["params"]["exceptionDetails"]))
         elif data["method"] == "Network.requestWillBeSent":
             self.urls.append(data["params"]["request"]["url"])
+        elif data["method"] == "Fetch.requestPaused":
+            task = asyncio.create_task(self.stand_in(**data["params"]))
+            self.sent.add(task)
+            task.add_done_callback(self.sent.discard)
+
+    async def stand_in(self, requestId: str, request: dict[str, Any], **_: Any) -> None:
+        """Answer a request in the node's place."""
+        [body] = [body for end, body in self.stand_ins.items() if request["url"].endswith(end)]
+        await self.send(
+            "Fetch.fulfillRequest",
+            requestId=requestId,
+            responseCode=200,
+            body=base64.b64encode(body).decode("ascii"),
+        )
+
+    async def replace(self, end: str, body: bytes) -> None:
+        """From now on a URL that ends so brings this."""
+        self.stand_ins[end] = body
+        patterns = [{"urlPattern": f"*{one}"} for one in self.stand_ins]
+        await self.send("Fetch.enable", patterns=patterns)
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self.numbers)
@@ -102,6 +124,18 @@ class Tab:
 
     async def type(self, text: str) -> None:
         await self.send("Input.insertText", text=text)
+
+    async def press(self, key: str, code: str, *, alt_shift: bool = False) -> None:
+        """One key, down and up."""
+        for kind in ("keyDown", "keyUp"):
+            await self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=code,
+                windowsVirtualKeyCode=27 if key == "Escape" else ord(key[0]),
+                modifiers=9 if alt_shift else 0,
+            )
 
     async def press_enter(self) -> None:
         for kind in ("keyDown", "keyUp"):

@@ -1,8 +1,6 @@
 """The page in a real browser: it talks, shows tool calls, stops, and lets nothing out."""
 
 import json
-import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from quietchoir.core.retrieval.collections import Collections
 from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.tests.browser.chromium import Tab, browser, find
+from quietchoir.tests.browser.chromium import Tab
+from quietchoir.tests.browser.steps import ADAPTER, answered, choose, kept, say
 from quietchoir.tests.fakes.http import TOKEN, Served, until
 from quietchoir.tests.fakes.retrieval import LineParser
 from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
@@ -24,47 +23,6 @@ EVIL = (
     "![b](https://evil.example/b.png) "
     "<script>window.broken = true</script> [click](javascript:window.broken=true)"
 )
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_browser() -> None:
-    if find() is not None:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail("no Chromium here; continuous integration must have one")
-    pytest.skip("no Chromium on this machine; install the package chromium to test the page")
-
-
-@pytest.fixture
-async def tab() -> AsyncIterator[Tab]:
-    """A browser's one tab, at nothing yet."""
-    async with browser() as running:
-        yield running
-
-
-async def say(tab: Tab, text: str) -> None:
-    """Type a message and press Enter."""
-    await tab.until("document.querySelector('textarea')")
-    await tab.run("document.querySelector('textarea').focus()")
-    await tab.type(text)
-    await tab.press_enter()
-
-
-def kept(served: Served, folder: Path) -> Served:
-    """The same node, with conversations, documents and facts, as its page expects them."""
-    memory = FactStore(folder / "memory")
-    collections = Collections(folder / "all")
-    served.documents = OwnersDocuments(
-        collections, lambda: memory, LineParser, lambda: None, lambda _: None
-    )
-    served.history = HistoryStore(folder / "home")
-    return served
-
-
-async def choose(tab: Tab, adapter: str) -> None:
-    """Pick an adapter, as a click in the list would."""
-    await tab.run(f"document.querySelector('select').value = '{adapter}'")
-    await tab.run("document.querySelector('select').dispatchEvent(new Event('change'))")
 
 
 async def reload(tab: Tab) -> None:
@@ -84,14 +42,6 @@ async def scroll(tab: Tab, by: int) -> None:
     await tab.until("window.rested")
 
 
-async def answered(tab: Tab, count: int) -> str:
-    """Wait for so many whole answers; give the last one's text."""
-    await tab.until(f"document.querySelectorAll('.body footer').length === {count}")
-    return str(
-        await tab.run("[...document.querySelectorAll('.assistant .prose')].at(-1)?.innerText ?? ''")
-    )
-
-
 async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_path: Path) -> None:
     store = FakeStore(("a" * 64, "b" * 64), chosen="a" * 64)
     script = [["Good ", "morning."], [CALL], ["It is on."], ["Gladly."]]
@@ -109,7 +59,7 @@ async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_pa
         card = await tab.run("document.querySelector('.card').innerText")
         assert all(word in card for word in ("HassTurnOn", "kitchen", "ceiling light", "done"))
 
-        await choose(tab, "b" * 64)
+        await choose(tab, ADAPTER, "b" * 64)
         await until(lambda: served.adapters.active == "b" * 64)
         await say(tab, "and now?")
         assert await answered(tab, 3) == "Gladly."
@@ -206,7 +156,7 @@ async def test_what_the_node_refuses_is_shown(tab: Tab) -> None:
         assert ("a kernel broke") in await tab.run(
             "document.querySelector('.assistant .error').innerText"
         )
-        await choose(tab, "broken")
+        await choose(tab, ADAPTER, "broken")
         await tab.until("document.querySelector('.notice')?.innerText.includes('another model')")
 
 
@@ -544,7 +494,7 @@ async def test_kept_conversations_are_found_gone_on_with_saved_and_deleted(
         await tab.send(
             "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved")
         )
-        await click("weather", "save")
+        await click("weather", "JSON")
         await until(lambda: list((tmp_path / "saved").glob("page-*.json")))
         [file] = (tmp_path / "saved").glob("page-*.json")
         said = json.loads(file.read_text("utf-8"))["messages"]
@@ -562,7 +512,7 @@ async def test_kept_conversations_are_found_gone_on_with_saved_and_deleted(
         }
 
         await tab.run(f"{menu}.open = true")
-        await click("weather", "delete")
+        await click("weather", "Delete")
         assert len(history.conversations()) == 3  # it asks first
         await click("weather", "Delete it")
         await tab.until("document.querySelector('.welcome')")

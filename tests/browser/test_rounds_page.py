@@ -1,7 +1,5 @@
 """The coordinator's page in a real browser: it draws what the board says, and asks nobody else."""
 
-import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +7,11 @@ import pytest
 
 from quietchoir.federation.monitor.page import HOST, Page
 from quietchoir.federation.monitor.run_status import RunStatus
-from quietchoir.tests.browser.chromium import Tab, browser, find
+from quietchoir.tests.browser.chromium import Tab
 from quietchoir.tests.fakes.events import event_of
 from quietchoir.tests.fakes.federation import house
 
 NAMES = ("ann", "ben", "cat", "dan")
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_browser() -> None:
-    if find() is None and os.environ.get("CI") == "true":
-        pytest.fail("no Chromium here; continuous integration must have one")
-    if find() is None:
-        pytest.skip("no Chromium on this machine; install the package chromium to test the page")
-
-
-@pytest.fixture
-async def tab() -> AsyncIterator[Tab]:
-    async with browser() as running:
-        yield running
 
 
 def a_round(number: int, accuracy: float, kind: str = "train") -> dict[str, Any]:

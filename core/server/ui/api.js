@@ -1,13 +1,10 @@
 // The node's API: token, requests, and one answer as a stream of events.
 // Knows nothing of what is on screen.
 
+import { t } from "./texts.js";
+
 const KEY = "token";
-const GONE =
-  "The node does not answer: it stopped, or this machine cannot reach it. Start it " +
-  "(quietchoir serve), open the address that it prints, and ask again.";
-const BROKEN =
-  "The answer broke off: the node stopped, or the connection to it was cut. See that it runs " +
-  "(quietchoir serve), then ask again.";
+export const MAX_TOKENS = 512; // of an answer, where its owner says nothing
 
 /** Take the token out of the address (#token=…): it stays neither in the history nor in a link. */
 export function keepToken() {
@@ -39,11 +36,11 @@ async function request(path, options = {}) {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` };
   if (options.body) headers["Content-Type"] = "application/json";
   const response = await fetch(path, { ...options, headers }).catch((error) => {
-    throw lost(error, GONE);
+    throw lost(error, t("node.gone"));
   });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
-    const words = body.error?.message ?? `the node answered with status ${response.status}`;
+    const words = body.error?.message ?? t("node.status", { status: `${response.status}` });
     throw new Refusal(response.status, words);
   }
   return response;
@@ -58,17 +55,18 @@ export const del = async (path) => (await request(path, { method: "DELETE" })).j
 
 /**
  * Ask, and yield each chunk of the answer as it comes. `signal` aborts; memory is freed. The node
- * keeps the conversation under its name; the answer may cite documents of these collections.
+ * keeps the conversation under its name; `settings` say how it is answered.
  */
-export async function* ask(messages, conversation, collections, signal) {
+export async function* ask(messages, conversation, settings, signal) {
+  const { system, ...chosen } = settings;
   const body = {
-    messages,
+    messages: system ? [{ role: "system", content: system }, ...messages] : messages,
     stream: true,
     stream_options: { include_usage: true },
-    max_tokens: 512,
-    collections,
+    max_tokens: MAX_TOKENS,
     memory: true,
     metadata: { conversation, source: "page" },
+    ...chosen,
   };
   const asked = { method: "POST", body: JSON.stringify(body), signal };
   const response = await request("/v1/chat/completions", asked);
@@ -76,7 +74,7 @@ export async function* ask(messages, conversation, collections, signal) {
   let held = "";
   for (;;) {
     const { value, done } = await reader.read().catch((error) => {
-      throw lost(error, BROKEN);
+      throw lost(error, t("node.broken"));
     });
     if (done) break;
     held += value;
@@ -91,5 +89,5 @@ export async function* ask(messages, conversation, collections, signal) {
       yield chunk;
     }
   }
-  throw new Refusal(0, BROKEN);
+  throw new Refusal(0, t("node.broken"));
 }

@@ -7,16 +7,15 @@ import { ask, get, keepToken, post, setToken } from "./api.js";
 import { Citations, Collections, Memory, propose } from "./documents.js";
 import { Consent, Verdict } from "./feedback.js";
 import {
-  asShown, currentConversation, goOnWith, History, keepUnanswered, newConversation, read,
+  asShown, branch, change, currentConversation, currentSettings, goOnWith, History, keepSettings,
+  keepUnanswered, newConversation, read, settingsOf, Variants,
 } from "./history.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
+import { Help, Settings, SHORTCUTS } from "./settings.js";
+import { choose as chooseLanguage, speak, t } from "./texts.js";
 
-const HOUSE = [
-  "turn on the kitchen light", "is the bedroom window open?", "add milk to the shopping list",
-];
-const PLAIN = [
-  "Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence",
-];
+const NOTHING_KEPT = { destinations: {}, consent: "never", root: "", variants: {}, there: false };
+const suggestions = (kind) => [1, 2, 3].map((number) => t(`suggestion.${kind}.${number}`));
 
 /** As the API wants the past: an answer that called tools goes back with what they brought. */
 function toApi(message) {
@@ -75,15 +74,21 @@ function App() {
   const [messages, setMessages] = useState(null); // null until it is known what was said before
   const [notice, setNotice] = useState("");
   const [conversation, setConversation] = useState(currentConversation);
-  const [kept, setKept] = useState({ destinations: {}, consent: "never" });
+  const [settings, setSettings] = useState(currentSettings);
+  const [kept, setKept] = useState(NOTHING_KEPT);
   const keeps = Object.keys(kept.destinations).length > 0; // the node keeps what is said
-  const [collections, setCollections] = useState([]);
+  const [panel, setPanel] = useState(""); // the window that is open over the page
+  const [, setLanguage] = useState("");
   const [proposed, setProposed] = useState(0);
   const running = useRef(null);
   const log = useRef(null);
   const follows = useRef(true); // the reader is at the end, and stays there
   const top = useRef(0); // where the conversation was scrolled to
   const busy = messages?.at(-1)?.state === "busy";
+
+  /** Of a message of the user's, which it is, counted from one. */
+  const turnOf = (index) =>
+    messages.slice(0, index + 1).filter(({ role }) => role === "user").length;
 
   const refuse = (error) => {
     if (error.status !== 401) return setNotice(error.message);
@@ -106,10 +111,10 @@ function App() {
   const lookKept = async () => {
     try {
       const { destinations, conversations } = await get("/api/conversations");
-      const own = conversations.find(({ id }) => id === conversation);
-      setKept({ destinations, consent: own?.consent ?? "never" });
-      const said = own ? (await read(conversation)).messages : [];
-      setMessages((now) => now ?? asShown(said));
+      const there = conversations.some(({ id }) => id === conversation);
+      setKept({ ...NOTHING_KEPT, destinations });
+      if (there) return showKept(await read(conversation), destinations);
+      setMessages((now) => now ?? asShown([]));
     } catch (error) {
       if (error.status === 401) return;
       setNotice(error.message);
@@ -117,6 +122,13 @@ function App() {
       setConversation(newConversation()); // what was not read must not be written over
       setMessages([]);
     }
+  };
+  /** The node's conversation, as it stands there. */
+  const showKept = (whole, destinations = kept.destinations) => {
+    const { root, variants, consent } = whole;
+    setKept({ destinations, consent, root, variants, there: true });
+    setMessages(asShown(whole.messages));
+    setSettings(settingsOf(whole));
   };
 
   // a federation may have brought one
@@ -134,7 +146,7 @@ function App() {
     top.current = scrollTop;
   };
 
-  const answer = async (past) => {
+  const answer = async (past, name = conversation) => {
     const control = new AbortController();
     running.current = control;
     const started = performance.now();
@@ -156,12 +168,13 @@ function App() {
     if (keeps) keepUnanswered(past.at(-1).text);
     show();
     try {
-      for await (const chunk of ask(past.map(toApi), conversation, collections, control.signal)) {
+      for await (const chunk of ask(past.map(toApi), name, settings, control.signal)) {
         current = grow(current, chunk);
         soon();
       }
       if (running.current === control) keepUnanswered("");
       finish("done");
+      if (keeps && running.current === control) await settle(name);
     } catch (error) {
       if (error.name === "AbortError") return finish("stopped");
       if (error.status === 401) refuse(error);
@@ -169,29 +182,61 @@ function App() {
     }
   };
 
+  /** The node keeps the conversation now: its settings go there, and how its branches part. */
+  const settle = async (name) => {
+    try {
+      if (Object.keys(settings).length) await change(name, { settings });
+      const { root, variants, consent } = await read(name);
+      setKept((now) => ({ ...now, root, variants, consent, there: true }));
+    } catch (error) {
+      refuse(error);
+    }
+  };
+
   const send = (text) => {
     setNotice("");
     answer([...messages, { role: "user", text }]);
   };
-  const again = () => answer(messages.slice(0, -1));
+  /** Ask in the place of a message, as a branch where what stands there is kept. */
+  const askInstead = async (index, text) => {
+    const past = [...messages.slice(0, index), { role: "user", text }];
+    setNotice("");
+    if (!kept.there || messages[index + 1]?.state !== "done") return answer(past);
+    try {
+      const made = await branch(conversation, turnOf(index));
+      setConversation(goOnWith(made.id, settings));
+      setKept({ ...kept, root: made.root, variants: made.variants });
+      await answer(past, made.id);
+    } catch (error) {
+      refuse(error);
+    }
+  };
+  const again = () => askInstead(messages.length - 2, messages.at(-2).text);
   const stop = () => running.current?.abort();
   const fresh = () => {
     stop();
     running.current = null;
     setMessages([]);
     setConversation(newConversation());
-    setKept({ ...kept, consent: "never" });
+    setSettings({});
+    setKept({ ...NOTHING_KEPT, destinations: kept.destinations });
   };
-  const goOn = ({ id, consent, messages: said }) => {
+  const goOn = (whole) => {
     stop();
     running.current = null;
     follows.current = true;
-    setConversation(goOnWith(id));
-    setMessages(asShown(said));
-    setKept({ ...kept, consent });
+    setNotice("");
+    setConversation(goOnWith(whole.id, settingsOf(whole)));
+    showKept(whole);
+  };
+  const goTo = (id) => read(id).then(goOn).catch(refuse);
+  const set = (wanted) => {
+    setSettings(wanted);
+    keepSettings(wanted);
+    if (kept.there) change(conversation, { settings: wanted }).catch(refuse);
   };
   const consentTo = (consent) =>
-    post(`/api/conversations/${conversation}`, { consent })
+    change(conversation, { consent })
       .then((info) => setKept({ ...kept, consent: info.consent }))
       .catch((error) => {
         refuse(error);
@@ -202,7 +247,7 @@ function App() {
       const given = { conversation, turn, verdict, ...(answer && { answer }) };
       const { example } = await post("/api/feedback", given);
       if (!example) return "";
-      return kept.consent === "never" ? "kept, trains nothing" : "kept to learn from";
+      return kept.consent === "never" ? "verdict.kept" : "verdict.trains";
     } catch (error) {
       refuse(error);
       return "";
@@ -211,8 +256,13 @@ function App() {
   // answers are counted by what was asked: each may hold calls, which are turns of their own there
   const verdictOn = (index) => {
     if (!keeps) return null;
-    const turn = messages.slice(0, index).filter(({ role }) => role === "user").length;
+    const turn = turnOf(index - 1);
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
+  };
+  const variantsAt = (index) => {
+    const ids = messages[index].role === "user" && kept.variants[turnOf(index)];
+    return ids && html`<${Variants} ids=${ids} current=${conversation} disabled=${busy}
+      onOpen=${goTo} />`;
   };
   const remember = (text, turn) =>
     propose(text, conversation, turn)
@@ -237,41 +287,101 @@ function App() {
     setHasToken(true);
   };
 
+  const speakIn = (chosen) => chooseLanguage(chosen).then(() => setLanguage(chosen)).catch(refuse);
+  const openMenu = (kind) => {
+    const menu = document.querySelector(`.${kind}`);
+    if (!menu) return;
+    menu.open = true;
+    (menu.querySelector("input") ?? menu.querySelector("summary")).focus();
+  };
+  const last = messages?.at(-1);
+  const shortcuts = {
+    fresh: () => messages?.length && fresh(),
+    "history.title": () => openMenu("history"),
+    "composer.label": () => document.getElementById("composer")?.focus(),
+    "settings.title": () => setPanel("settings"),
+    again: () => last?.role === "assistant" && !busy && again(),
+    "copy.label": () => last?.text && navigator.clipboard.writeText(last.text),
+    "help.title": () => setPanel("help"),
+  };
+  useEffect(() => {
+    const pressed = (event) => {
+      if (event.key === "Escape" && !event.isComposing) return escape(event);
+      if (!event.altKey || !event.shiftKey || event.ctrlKey || event.metaKey || panel) return;
+      const found = SHORTCUTS.find(([key]) => event.code === `Key${key}`);
+      if (!found || !token) return;
+      event.preventDefault();
+      shortcuts[found[1]]();
+    };
+    const escape = (event) => {
+      const open = document.activeElement?.closest("details.tools[open]");
+      const menus = open ? [open] : document.querySelectorAll("details.tools[open]");
+      if (event.defaultPrevented || panel) return;
+      for (const menu of menus) {
+        menu.open = false;
+        if (menu === open) menu.querySelector("summary").focus();
+      }
+      if (!menus.length && busy) stop();
+    };
+    // a click beside an open menu closes it
+    const clicked = ({ target }) => {
+      for (const menu of document.querySelectorAll("details.tools[open]")) {
+        if (!menu.contains(target) && target.isConnected) menu.open = false;
+      }
+    };
+    document.addEventListener("keydown", pressed);
+    document.addEventListener("click", clicked);
+    return () => {
+      document.removeEventListener("keydown", pressed);
+      document.removeEventListener("click", clicked);
+    };
+  });
+
   if (!token) {
     return html`<main class="gate"><${TokenForm} wrong=${wrong} onToken=${open} /></main>`;
   }
   const active = adapters.adapters.find(({ id }) => id === adapters.active);
-  const taught = active && `, taught by ${adapterName(active)}`;
-  const name = status && status.model + (taught || "");
-  const suggestions = tools.length && adapters.active ? HOUSE : PLAIN;
+  const taught = { model: status?.model, adapter: active && adapterName(active) };
+  const name = status && (active ? t("model.taught", taught) : status.model);
+  const panels = {
+    settings: html`<${Settings} settings=${settings} adapters=${adapters} onChange=${set}
+      onClose=${() => setPanel("")} />`,
+    help: html`<${Help} onLanguage=${speakIn} onClose=${() => setPanel("")} />`,
+  };
   return html`
     <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages?.length}
-      onAdapter=${choose} onLook=${look} onFresh=${fresh}
+      onAdapter=${choose} onLook=${look} onFresh=${fresh} onPanel=${setPanel}
       history=${keeps &&
-      html`<${History} onOpen=${goOn} onDeleted=${(id) => id === conversation && fresh()} />`}
+      html`<${History} onOpen=${goOn} onDeleted=${(root) => root === kept.root && fresh()} />`}
       documents=${status?.documents &&
-      html`<${Collections} chosen=${collections} onChoose=${setCollections} />
+      html`<${Collections} chosen=${settings.collections ?? []}
+          onChoose=${(collections) => set({ ...settings, collections })} />
         <${Memory} proposed=${proposed} />`}
-      consent=${messages?.length > 1 &&
+      consent=${kept.there &&
       html`<${Consent} destinations=${kept.destinations} consent=${kept.consent}
         onConsent=${consentTo} />`} />
     <main class="room">
-      <div class="talk" role="log" aria-label="Conversation" tabindex="0" ref=${log}
+      <div class="talk" role="log" aria-label=${t("conversation")} tabindex="0" ref=${log}
         onScroll=${scrolled}>
         ${messages?.length === 0 &&
-        html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
+        html`<${Welcome} model=${name} onAsk=${send}
+          suggestions=${suggestions(tools.length && adapters.active ? "house" : "plain")} />`}
         ${messages?.map(
           (message, index) =>
             html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-              onAgain=${again} onApprove=${approve} citations=${cites(message)}
-              onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)} />`,
+              tools=${tools} frozen=${busy} onAgain=${again} onApprove=${approve}
+              onEdit=${(text) => askInstead(index, text)} citations=${cites(message)}
+              onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)}
+              variants=${variantsAt(index)} />`,
         )}
         <div class="end" />
       </div>
       ${notice && html`<p class="notice" role="alert">${notice}</p>`}
       ${messages && html`<${Composer} busy=${busy} onAsk=${send} onStop=${stop} />`}
     </main>
+    ${panels[panel]}
   `;
 }
 
+await speak();
 render(html`<${App} />`, document.getElementById("app"));

@@ -3,35 +3,37 @@
 
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { del, get, post, put } from "./api.js";
-import { Icon } from "./parts.js";
+import { Menu } from "./parts.js";
+import { t } from "./texts.js";
 
 /** Collections to choose from; nothing where the node has none. */
 export function Collections({ chosen, onChoose }) {
-  const [known, setKnown] = useState([]);
+  const [there, setThere] = useState([]);
   const look = () =>
     get("/api/collections")
-      .then(({ collections }) => setKnown(collections))
-      .catch(() => setKnown([]));
+      .then(({ collections }) => setThere(collections))
+      .catch(() => setThere([]));
   useEffect(() => {
     look();
   }, []);
-  if (!known.length) return null;
+  if (!there.length) return null;
   const flip = (name) =>
     onChoose(chosen.includes(name) ? chosen.filter((one) => one !== name) : [...chosen, name]);
-  return html`<details class="tools documents" onToggle=${look}>
-    <summary title="Documents that answers may cite">
-      <${Icon} name="page" />${chosen.length || ""}
-    </summary>
+  const about = ({ documents, passages }) =>
+    `${t("collection.documents", { count: documents })}, ` +
+    t("collection.passages", { count: passages });
+  return html`<${Menu} kind="documents" icon="page" title=${t("collection.title")}
+    badge=${chosen.length || ""} onToggle=${look}>
     <ul>
-      ${known.map(
-        ({ name, documents, passages, problem }) => html`<li><label>
-          <input type="checkbox" checked=${chosen.includes(name)} disabled=${!!problem}
-            onChange=${() => flip(name)} />
-          <b>${name}</b><span>${problem || `${documents} documents, ${passages} passages`}</span>
+      ${there.map(
+        (one) => html`<li><label>
+          <input type="checkbox" checked=${chosen.includes(one.name)} disabled=${!!one.problem}
+            onChange=${() => flip(one.name)} />
+          <b>${one.name}</b><span>${one.problem || about(one)}</span>
         </label></li>`,
       )}
     </ul>
-  </details>`;
+  <//>`;
 }
 
 /** The passages that an answer was given; each opens. */
@@ -76,11 +78,8 @@ export function Memory({ proposed }) {
     event.target.reset();
     act(post("/api/memory", { text, kept: true }));
   };
-  return html`<details class="tools memory" open=${facts.some(({ kept }) => !kept)}
-    onToggle=${look}>
-    <summary title="What it remembers of you">
-      <${Icon} name="memory" />${facts.length || ""}
-    </summary>
+  return html`<${Menu} kind="memory" icon="memory" title=${t("memory.title")}
+    badge=${facts.length || ""} open=${facts.some(({ kept }) => !kept)} onToggle=${look}>
     <ul>
       ${facts.map(
         (fact) => html`<${Fact} key=${fact.id} fact=${fact}
@@ -88,11 +87,12 @@ export function Memory({ proposed }) {
           onForget=${() => act(del(`/api/memory/${fact.id}`))} />`,
       )}
       <li><form onSubmit=${add}>
-        <input name="fact" maxlength="500" placeholder="Remember that …" aria-label="A fact" />
-        <button class="small">keep</button>
+        <input name="fact" maxlength="500" placeholder=${t("memory.new")}
+          aria-label=${t("memory.fact")} />
+        <button class="small">${t("memory.keep")}</button>
       </form></li>
     </ul>
-  </details>`;
+  <//>`;
 }
 
 function Fact({ fact, onKeep, onForget }) {
@@ -100,14 +100,14 @@ function Fact({ fact, onKeep, onForget }) {
     event.preventDefault();
     onKeep(event.target.elements.fact.value);
   };
-  const from = fact.turn ? `from turn ${fact.turn}: “${fact.said}”` : "in your words";
+  const from = fact.turn ? t("memory.from", { turn: fact.turn, said: fact.said }) : t("memory.own");
   return html`<li class=${fact.kept ? "" : "asked"}>
     <form onSubmit=${keep}>
-      <input name="fact" maxlength="500" value=${fact.text} aria-label="A fact" />
-      <button class="small">${fact.kept ? "change" : "keep"}</button>
-      <button class="small" type="button" onClick=${onForget}>forget</button>
+      <input name="fact" maxlength="500" value=${fact.text} aria-label=${t("memory.fact")} />
+      <button class="small">${t(fact.kept ? "memory.change" : "memory.keep")}</button>
+      <button class="small" type="button" onClick=${onForget}>${t("memory.forget")}</button>
     </form>
-    <span>${fact.kept ? from : `not kept yet; ${from}`}</span>
+    <span>${fact.kept ? from : t("memory.proposed", { from })}</span>
   </li>`;
 }
 

@@ -3,6 +3,7 @@
 
 import { html, useState } from "./vendor/htm-preact.js";
 import { Icon } from "./parts.js";
+import { known, t } from "./texts.js";
 
 /** Good, or bad; after "bad", what it should have been. `onVerdict` gives a promise of words. */
 export function Verdict({ onVerdict }) {
@@ -18,20 +19,20 @@ export function Verdict({ onVerdict }) {
     const answer = event.target.elements.answer.value.trim();
     if (answer) judge("corrected", answer);
   };
-  const button = (verdict, name, title) => html`
+  const button = (verdict, title) => html`
     <button class="small" onClick=${() => judge(verdict)} title=${title} aria-label=${title}
       aria-pressed=${given === verdict}>
-      <${Icon} name=${name} />
+      <${Icon} name=${verdict} />
     </button>
   `;
   return html`
-    ${button("up", "up", "A good answer")} ${button("down", "down", "A bad answer")}
+    ${button("up", t("verdict.up"))} ${button("down", t("verdict.down"))}
     ${given === "down" &&
     html`<form class="correction" onSubmit=${correct}>
-      <input name="answer" placeholder="What should it have been?" autocomplete="off"
-        aria-label="The right answer" />
+      <input name="answer" placeholder=${t("verdict.correction")} autocomplete="off"
+        aria-label=${t("verdict.correction.label")} />
     </form>`}
-    ${told && html`<span role="status">${told}</span>`}
+    ${told && html`<span role="status">${t(told)}</span>`}
   `;
 }
 
@@ -39,14 +40,14 @@ export function Verdict({ onVerdict }) {
 export function Consent({ destinations, consent, onConsent }) {
   const names = Object.entries(destinations);
   if (names.length < 2) return null;
-  return html`<label class="picker" title="What this conversation may train">
-    <span class="picker-label">trains</span>
-    <select aria-label="May train" value=${consent}
+  return html`<label class="picker" title=${t("consent.title")}>
+    <span class="picker-label">${t("consent.trains")}</span>
+    <select aria-label=${t("consent.label")} value=${consent}
       onChange=${(event) => onConsent(event.target.value)}>
       ${names.map(
         ([id, name]) =>
           html`<option value=${id} selected=${id === consent}>
-            ${id === "never" ? "nothing" : name}
+            ${known(`consent.${id}`, t("consent.federation", { name }))}
           </option>`,
       )}
     </select>

@@ -1,8 +1,12 @@
 // What stands on the page, piece by piece. Each part shows what it is given and says what was
 // clicked.
 
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import {
+  html, useEffect, useLayoutEffect, useMemo, useRef, useState,
+} from "./vendor/htm-preact.js";
+import { copyCode, dress, finish } from "./blocks.js";
 import { toHtml } from "./markdown.js";
+import { known, language, rich, t } from "./texts.js";
 
 const ICONS = {
   page: "M7 3h7l4 4v14H7zM14 3v4h4M10 12h5m-5 4h5",
@@ -23,6 +27,15 @@ const ICONS = {
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
   up: "M7 10v10H4V10zm0 0 4-7a2 2 0 0 1 2 2v4h6l-1.5 11H7",
   down: "M7 14V4H4v10zm0 0 4 7a2 2 0 0 0 2-2v-4h6L17.5 4H7",
+  edit: "M4 20l1-4L16 5l3 3L8 19zM14 7l3 3",
+  before: "M14 6l-6 6 6 6",
+  next: "M10 6l6 6-6 6",
+  settings: "M4 7h9m5 0h2M4 17h2m5 0h9M15.5 4.5v5M8.5 14.5v5",
+  federation:
+    "M12 4.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M5.5 15.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4" +
+    "M18.5 15.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M11 8.5l-4.5 7m6.5-7 4.5 7m-10 2h9",
+  model: "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
+  help: "M9 9a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.2-1.5 2.4m0 3v.5",
 };
 
 export const Icon = ({ name }) =>
@@ -39,19 +52,56 @@ export const Mark = ({ singing }) => html`
 export const adapterName = ({ id, description }) =>
   description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12);
 
+/** A list that opens below its sign. */
+export const Menu = ({ kind, icon, title, badge, open, onToggle, children }) => html`
+  <details class="tools ${kind}" open=${open} onToggle=${onToggle}>
+    <summary title=${title} aria-label=${badge ? `${title}: ${badge}` : title}>
+      <${Icon} name=${icon} />${badge}
+    </summary>
+    ${children}
+  </details>
+`;
+
+export const Round = ({ icon, title, ...rest }) => html`
+  <button class="round" title=${title} aria-label=${title} ...${rest}>
+    <${Icon} name=${icon} />
+  </button>
+`;
+
+/** A window over the page, until it is closed; the browser keeps the focus in it. */
+export function Panel({ title, onClose, children }) {
+  const place = useRef(null);
+  useEffect(() => {
+    place.current.showModal();
+  }, []);
+  const beside = (event) => event.target === place.current && place.current.close();
+  return html`<dialog class="panel" ref=${place} onClose=${onClose} onClick=${beside}
+    aria-labelledby="panel-title">
+    <div class="panel-body">
+      <div class="panel-head">
+        <h2 id="panel-title">${title}</h2>
+        <${Round} icon="cross" title=${t("close")} onClick=${() => place.current.close()} />
+      </div>
+      ${children}
+    </div>
+  </dialog>`;
+}
+
 export function Header({
-  status, adapters, tools, consent, documents, history, onAdapter, onLook, onFresh, empty,
+  status, adapters, tools, consent, documents, history, onAdapter, onLook, onFresh, onPanel, empty,
 }) {
   const pick = (event) => onAdapter(event.target.value || null);
+  const panel = (name) => html`<${Round} icon=${name} title=${t(`${name}.title`)}
+    aria-haspopup="dialog" onClick=${() => onPanel(name)} />`;
   return html`<header class="top">
     <h1 class="brand"><${Mark} /><span>quietchoir</span></h1>
     <div class="controls">
       ${status &&
-      html`<label class="picker" title="Which adapter answers">
-        <span class="picker-label">adapter</span>
-        <select aria-label="Adapter" value=${adapters.active ?? ""} onFocus=${onLook}
+      html`<label class="picker" title=${t("adapter.title")}>
+        <span class="picker-label">${t("adapter")}</span>
+        <select aria-label=${t("adapter.label")} value=${adapters.active ?? ""} onFocus=${onLook}
           onChange=${pick}>
-          <option value="" selected=${!adapters.active}>none, the plain model</option>
+          <option value="" selected=${!adapters.active}>${t("adapter.none")}</option>
           ${adapters.adapters.map(
             (one) => html`<option value=${one.id} selected=${one.id === adapters.active}>
               ${adapterName(one)}
@@ -59,25 +109,29 @@ export function Header({
           )}
         </select>
       </label>`}
-      ${consent} ${history} ${documents}
+      ${consent} ${history} ${panel("settings")} ${documents}
       <${Tools} tools=${tools} />
+      ${panel("help")}
       <${ThemeButton} />
-      <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation"
-        aria-label="New conversation">
-        <${Icon} name="fresh" />
-      </button>
+      <${Round} icon="fresh" title=${t("fresh")} onClick=${onFresh} disabled=${empty} />
     </div>
   </header>`;
 }
 
+/** What a tool may touch, and whether it is asked first. */
+export const touches = (tool) =>
+  [known(`effect.${tool.effect}`, tool.effect), known(`rule.${tool.rule}`, tool.rule)].join("; ");
+
 function Tools({ tools }) {
   if (!tools.length) return null;
-  return html`<details class="tools">
-    <summary title="What the assistant may call"><${Icon} name="tool" />${tools.length}</summary>
+  return html`<${Menu} kind="" icon="tool" title=${t("tools.title")} badge=${tools.length}>
     <ul>
-      ${tools.map((tool) => html`<li><b>${tool.name}</b><span>${tool.description}</span></li>`)}
+      ${tools.map(
+        (tool) => html`<li><b>${tool.name}</b><span>${tool.description}</span>
+          <span>${touches(tool)}; ${tool.plugin}</span></li>`,
+      )}
     </ul>
-  </details>`;
+  <//>`;
 }
 
 function ThemeButton() {
@@ -92,17 +146,15 @@ function ThemeButton() {
     localStorage.setItem("theme", theme);
     setDark(!dark);
   };
-  const name = dark ? "Light theme" : "Dark theme";
-  return html`<button class="round" onClick=${turn} title=${name} aria-label=${name}>
-    <${Icon} name=${dark ? "sun" : "moon"} />
-  </button>`;
+  return html`<${Round} icon=${dark ? "sun" : "moon"} onClick=${turn}
+    title=${t(dark ? "theme.light" : "theme.dark")} />`;
 }
 
 export function Welcome({ model, suggestions, onAsk }) {
   return html`<section class="welcome">
     <${Mark} singing=${true} />
-    <h2>Many voices, none heard alone.</h2>
-    <p>An assistant that lives on this machine. What you write here stays here.</p>
+    <h2>${t("welcome")}</h2>
+    <p>${t("welcome.local")}</p>
     <div class="suggestions">
       ${suggestions.map((text) => html`<button onClick=${() => onAsk(text)}>${text}</button>`)}
     </div>
@@ -111,14 +163,12 @@ export function Welcome({ model, suggestions, onAsk }) {
 }
 
 export function Message({
-  message, last, onAgain, onApprove, onRemember, citations, verdict,
+  message, last, tools, frozen, onAgain, onEdit, onApprove, onRemember, citations, verdict,
+  variants,
 }) {
   if (message.role === "user") {
-    return html`<article class="message user">
-      <button class="small remember" onClick=${onRemember} title="Remember this"
-        aria-label="Remember this"><${Icon} name="memory" /></button>
-      <div class="bubble">${message.text}</div>
-    </article>`;
+    return html`<${Asked} text=${message.text} variants=${variants} frozen=${frozen}
+      onEdit=${onEdit} onRemember=${onRemember} />`;
   }
   const busy = message.state === "busy";
   return html`<article class="message assistant" aria-busy=${busy}>
@@ -128,11 +178,14 @@ export function Message({
       ${message.context && html`<${LeftOut} context=${message.context} />`}
       ${message.calls.map(
         (call) =>
-          html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove} />`,
+          html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove}
+            tool=${tools.find(({ name }) => name === call.name)} />`,
       )}
       ${message.text
-        ? html`<${Prose} text=${message.text} />`
-        : busy && !message.calls.length && html`<p class="thinking">thinking<span>…</span></p>`}
+        ? html`<${Prose} text=${message.text} busy=${busy} />`
+        : busy &&
+          !message.calls.length &&
+          html`<p class="thinking">${t("thinking")}<span>…</span></p>`}
       ${message.error && html`<p class="error" role="alert">${message.error}</p>`}
       ${!busy && html`<${Footer} message=${message} last=${last} onAgain=${onAgain}
         verdict=${verdict} />`}
@@ -140,15 +193,60 @@ export function Message({
   </article>`;
 }
 
-function Prose({ text }) {
+/** What the user said; said otherwise, it begins a branch. */
+function Asked({ text, variants, frozen, onEdit, onRemember }) {
+  const [draft, setDraft] = useState(null);
+  const field = useRef(null);
+  useEffect(() => field.current?.focus(), [draft === null]);
+  const save = () => {
+    if (!draft.trim() || frozen) return;
+    setDraft(null);
+    onEdit(draft.trim());
+  };
+  const key = (event) => {
+    if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault();
+    if (event.key === "Enter") save();
+    else setDraft(null);
+  };
+  if (draft !== null) {
+    return html`<article class="message user">
+      <div class="bubble draft">
+        <textarea ref=${field} rows="3" value=${draft} aria-label=${t("edit.label")}
+          onInput=${(event) => setDraft(event.target.value)} onKeyDown=${key} />
+        <div class="choices">
+          <button class="yes" disabled=${frozen || !draft.trim()} onClick=${save}>
+            ${t("edit.send")}
+          </button>
+          <button onClick=${() => setDraft(null)}>${t("cancel")}</button>
+        </div>
+      </div>
+    </article>`;
+  }
+  const small = (icon, title, kind, onClick) => html`<button class="small ${kind}"
+    title=${title} aria-label=${title} disabled=${kind === "edit" && frozen} onClick=${onClick}>
+    <${Icon} name=${icon} />
+  </button>`;
+  return html`<article class="message user">
+    <div class="about-asked">
+      ${variants}
+      ${small("edit", t("edit"), "edit", () => setDraft(text))}
+      ${small("memory", t("memory.remember"), "remember", onRemember)}
+    </div>
+    <div class="bubble">${text}</div>
+  </article>`;
+}
+
+function Prose({ text, busy }) {
   const place = useRef(null);
-  useEffect(() => {
-    // scrollable, so reachable by keyboard
-    for (const block of place.current.querySelectorAll("pre")) block.tabIndex = 0;
-  }, [text]);
   // once a text: answers above the running one stay as they are
-  const shown = useMemo(() => ({ __html: toHtml(text) }), [text]);
-  return html`<div class="prose" ref=${place} dangerouslySetInnerHTML=${shown} />`;
+  const shown = useMemo(() => ({ __html: toHtml(text) }), [text, language]);
+  useLayoutEffect(() => {
+    dress(place.current);
+    if (!busy) finish(place.current);
+  }, [shown, busy]);
+  return html`<div class="prose" ref=${place} onClick=${copyCode}
+    dangerouslySetInnerHTML=${shown} />`;
 }
 
 /** "1-3, 7" for [1, 2, 3, 7]. */
@@ -165,23 +263,18 @@ function ranges(numbers) {
 /** What of a long conversation the model was not shown. */
 function LeftOut({ context }) {
   const { left_out_turns: gone, excerpted_turns: excerpted, condensed_turns: condensed } = context;
+  const parts = [
+    t("context.tokens", { whole: context.tokens, shown: context.shown_tokens }),
+    gone.length > 0 && t("context.gone", { turns: ranges(gone) }),
+    excerpted.length > 0 && t("context.excerpted", { turns: ranges(excerpted) }),
+    condensed.length > 0 && t("context.condensed", { turns: ranges(condensed) }),
+    t("context.rest"),
+  ];
   return html`<details class="left-out">
-    <summary>Not all of this conversation fitted</summary>
-    <p>
-      It takes ${context.tokens} tokens, the model was shown ${context.shown_tokens}.
-      ${gone.length > 0 && html` Left out: turn ${ranges(gone)}.`}
-      ${excerpted.length > 0 && html` In excerpts: turn ${ranges(excerpted)}.`}
-      ${condensed.length > 0 && html` As notes: turn ${ranges(condensed)}.`}
-      ${" "}What bears on your last message was kept.
-    </p>
+    <summary>${t("context.title")}</summary>
+    <p>${parts.filter(Boolean).join(" ")}</p>
   </details>`;
 }
-
-const CUT = {
-  length: "cut at the length limit",
-  repetition: "ended, it only repeated itself",
-};
-const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function Footer({ message, last, onAgain, verdict }) {
   const [copied, setCopied] = useState(false);
@@ -191,35 +284,34 @@ function Footer({ message, last, onAgain, verdict }) {
     setTimeout(() => setCopied(false), 1500);
   };
   const { usage, seconds } = message;
+  const spent = (value) => value.toLocaleString(language, { maximumFractionDigits: 1 });
   return html`<footer>
-    <button class="small" onClick=${copy} title="Copy" aria-label="Copy the answer">
+    <button class="small" onClick=${copy} title=${t("copy")} aria-label=${t("copy.label")}>
       <${Icon} name=${copied ? "check" : "copy"} />
     </button>
     ${last &&
-    html`<button class="small" onClick=${onAgain} title="Ask again" aria-label="Ask again">
+    html`<button class="small" onClick=${onAgain} title=${t("again")} aria-label=${t("again")}>
       <${Icon} name="again" />
     </button>`}
     ${message.state === "done" && verdict}
-    ${message.state === "stopped" && html`<span>stopped</span>`}
-    ${CUT[message.cut] && html`<span>${CUT[message.cut]}</span>`}
+    ${message.state === "stopped" && html`<span>${t("stopped")}</span>`}
+    ${known(`cut.${message.cut}`, "") && html`<span>${t(`cut.${message.cut}`)}</span>`}
     ${message.listed &&
     html`<span title=${message.listed.names.join(", ")}>
-      saw ${message.listed.names.length} of ${message.listed.offered} tools
+      ${t("tools.listed", { some: message.listed.names.length, all: message.listed.offered })}
     </span>`}
     ${usage &&
-    html`<span>${count(usage.completion_tokens, "token")} in ${seconds.toFixed(1)} s</span>`}
+    html`<span>
+      ${t("usage", { count: usage.completion_tokens, seconds: spent(seconds) })}
+    </span>`}
   </footer>`;
 }
 
-function ToolCard({ call, waiting, onApprove }) {
+function ToolCard({ call, tool, waiting, onApprove }) {
   const asked = call.approval && !call.answered && waiting;
   const came = call.result ? (call.result.ok ? "ok" : "failed") : "unknown";
   const settled = call.kept ? "kept" : came;
   const state = asked ? "asked" : !call.result && waiting ? "waiting" : settled;
-  const words = {
-    ok: "done", failed: "not done", waiting: "at work", unknown: "no answer", asked: "asks you",
-    kept: "called", // how it went is not kept
-  };
   const sign =
     ["ok", "failed", "unknown"].includes(state) &&
     html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
@@ -227,13 +319,14 @@ function ToolCard({ call, waiting, onApprove }) {
   return html`<div class="card ${state}">
     <div class="card-head">
       <${Icon} name="tool" /><b>${call.name}</b>
-      <span class="state">${sign}${words[state]}</span>
+      <span class="state">${sign}${t(`call.${state}`)}</span>
     </div>
     <dl>
       ${Object.entries(call.arguments).map(
         ([name, value]) => html`<div><dt>${name}</dt><dd>${told(value)}</dd></div>`,
       )}
     </dl>
+    ${tool && html`<p class="faint">${touches(tool)}</p>`}
     ${asked && html`<${Approval} approval=${call.approval} onApprove=${onApprove} />`}
     ${state === "failed" && html`<p class="faint">${call.result.content}</p>`}
   </div>`;
@@ -246,15 +339,15 @@ function Approval({ approval, onApprove }) {
     setSaid(true);
     onApprove(approval.id, approved, remember);
   };
-  return html`<div class="approval" role="group" aria-label="Question before an action">
+  return html`<div class="approval" role="group" aria-label=${t("approval.label")}>
     <p>${approval.question}</p>
-    ${approval.effect === "outside" && html`<p class="faint">It reaches beyond this machine.</p>`}
+    ${approval.effect === "outside" && html`<p class="faint">${t("approval.outside")}</p>`}
     <div class="choices">
-      <button class="yes" disabled=${said} onClick=${() => answer(true, false)}>Yes</button>
-      <button disabled=${said} onClick=${() => answer(false, false)}>No</button>
+      <button class="yes" disabled=${said} onClick=${() => answer(true, false)}>${t("yes")}</button>
+      <button disabled=${said} onClick=${() => answer(false, false)}>${t("no")}</button>
       ${approval.effect !== "outside" && html`
         <button disabled=${said} onClick=${() => answer(true, true)}>
-          Yes, in this conversation
+          ${t("approval.always")}
         </button>`}
     </div>
   </div>`;
@@ -280,18 +373,20 @@ export function Composer({ busy, onAsk, onStop }) {
   };
   return html`<div class="composer">
     <div class="box">
-      <textarea ref=${field} rows="1" placeholder="Ask, or say what to do" aria-label="Message"
-        value=${text} onInput=${(event) => setText(event.target.value)} onKeyDown=${key} />
+      <textarea id="composer" ref=${field} rows="1" placeholder=${t("composer")}
+        aria-label=${t("composer.label")} value=${text}
+        onInput=${(event) => setText(event.target.value)} onKeyDown=${key} />
       ${busy
-        ? html`<button class="send stop" onClick=${onStop} title="Stop" aria-label="Stop">
+        ? html`<button class="send stop" onClick=${onStop} title=${t("stop")}
+            aria-label=${t("stop")}>
             <${Icon} name="stop" />
           </button>`
-        : html`<button class="send" onClick=${send} disabled=${!text.trim()} title="Send"
-            aria-label="Send">
+        : html`<button class="send" onClick=${send} disabled=${!text.trim()} title=${t("send")}
+            aria-label=${t("send")}>
             <${Icon} name="send" />
           </button>`}
     </div>
-    <p class="faint"><${Icon} name="lock" />Runs on this machine. A small model can be wrong.</p>
+    <p class="faint"><${Icon} name="lock" />${t("composer.local")}</p>
   </div>`;
 }
 
@@ -300,15 +395,18 @@ export function TokenForm({ wrong, onToken }) {
     event.preventDefault();
     onToken(event.target.elements.token.value);
   };
+  const command = html`<code>quietchoir serve</code>`;
   return html`<form class="token" onSubmit=${submit}>
     <${Mark} />
-    <h1>This assistant has one owner.</h1>
-    <p>Open the address that <code>quietchoir serve</code> printed, or paste its token.</p>
+    <h1>${t("token.title")}</h1>
+    <p>${rich("token.how", { command })}</p>
     <div class="box">
-      <input name="token" type="password" autocomplete="off" placeholder="Token"
-        aria-label="Token" required />
-      <button class="send" title="Open" aria-label="Open"><${Icon} name="send" /></button>
+      <input name="token" type="password" autocomplete="off" placeholder=${t("token")}
+        aria-label=${t("token")} required />
+      <button class="send" title=${t("open")} aria-label=${t("open")}>
+        <${Icon} name="send" />
+      </button>
     </div>
-    ${wrong && html`<p class="error" role="alert">That token is not this node's.</p>`}
+    ${wrong && html`<p class="error" role="alert">${t("token.wrong")}</p>`}
   </form>`;
 }

@@ -3,6 +3,7 @@
 
 import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { get, keepToken, setToken } from "./api.js";
+import { speak } from "./texts.js";
 
 const EVERY_MS = 2000;
 // the chart is drawn in the page's own pixels, so that its words keep their size on a phone
@@ -220,4 +221,5 @@ function App() {
   `;
 }
 
+await speak("en");
 render(html`<${App} />`, document.getElementById("app"));

@@ -24,6 +24,13 @@ def said(*texts: str) -> list[Message]:
     return [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
 
 
+def before_branches(store: HistoryStore, version: int) -> None:
+    """As a version of the program left it that had no branches."""
+    for column in ("root", "latest", "settings"):
+        store.connection.execute(f"ALTER TABLE conversations DROP COLUMN {column}")
+    store.connection.execute(f"PRAGMA user_version = {version}")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> HistoryStore:
     """One conversation of two answers, in an empty home."""
@@ -143,7 +150,7 @@ def test_examples_of_version_1_are_called_by_their_answers_number(tmp_path: Path
     for id, place in ((second, 3), (first, 1)):
         old.connection.execute("UPDATE examples SET position = ? WHERE id = ?", (place, id))
     old.connection.execute("DROP TABLE sources")
-    old.connection.execute("PRAGMA user_version = 1")
+    before_branches(old, 1)
     old.close()
     store = HistoryStore(tmp_path)
     assert {one.id: one.turn for one in store.examples()} == {first: 1, second: 2}
@@ -176,7 +183,7 @@ def test_a_database_of_before_there_were_notes_is_taken_along(tmp_path: Path) ->
     old = HistoryStore(tmp_path)
     old.keep("evening", said("lamp on", "hm"), source="page")
     old.connection.execute("DROP TABLE notes")
-    old.connection.execute("PRAGMA user_version = 2")
+    before_branches(old, 2)
     old.close()
     with closing(HistoryStore(tmp_path)) as store:
         store.keep_note("evening", "n1", "a note")
@@ -347,3 +354,98 @@ def test_a_consent_that_is_taken_back_under_a_wrong_name_is_not_said_to_be(tmp_p
         store.consent("collection", "Papers", NEVER)
     assert store.consents() == [("collection", "papers", PERSONAL)]
     store.consent("source", "api", NEVER)  # said beforehand
+
+
+def test_a_database_of_before_there_were_branches_is_taken_along(tmp_path: Path) -> None:
+    old = HistoryStore(tmp_path)
+    old.keep("evening", said("lamp on", "hm"), source="page")
+    before_branches(old, 3)
+    old.close()
+    with closing(HistoryStore(tmp_path)) as store:
+        [info] = store.conversations()
+        assert (info.root, info.latest, store.settings("evening")) == ("evening", info.at, {})
+        assert store.branches(store.branch("evening", 1))[0] == "evening"
+
+
+def test_every_branch_is_reached_from_every_other_and_none_is_lost(store: HistoryStore) -> None:
+    system = Message("system", "be brief")
+    edited = store.branch("evening", 2)
+    begun = [one.content for one in store.messages(edited)]
+    store.keep(edited, [system, *said("lamp on", "hm", "why not?", "no lamp")], source="page")
+    again = store.branch(edited, 2)
+    assert store.variants(again)  # before its answer
+    store.keep(again, said("lamp on", "hm", "why not?", "there is none"), source="page")
+    other = store.branch(again, 1)
+    store.keep(other, said("what time is it", "late"), source="page")
+    assert begun == ["lamp on", "hm"]
+    assert store.variants("evening") == {1: ["evening", other], 2: ["evening", edited, again]}
+    names = {"evening", edited, again, other}
+    for start in names:
+        reached, todo = set[str](), {start}
+        while todo:
+            reached |= (now := {todo.pop()})
+            for ids in (one for name in now for one in store.variants(name).values()):
+                todo |= set(ids) - reached
+        assert reached == names
+    assert store.variants(other)[1][1] == other and len(store.variants(other)) == 1
+    for turn in (0, 4):
+        with pytest.raises(DataError, match="not there to branch from"):
+            store.branch("evening", turn)
+    assert set(store.branches("evening")) == names
+
+
+def test_what_holds_for_a_conversation_holds_for_its_branches(store: HistoryStore) -> None:
+    store.keep("evening", store.messages("evening"), source="page", collections=["papers"])
+    store.consent("collection", "papers", FED)
+    store.consent("conversation", "evening", FED)
+    branch = store.branch("evening", 2)
+    store.keep(branch, said("lamp on", "hm", "off", "done"), source="page")
+    store.approve(branch)
+    assert [one.consent for one in store.examples()] == [FED]
+    store.consent("conversation", branch, NEVER)
+    assert store.consent_of("evening") == NEVER
+    store.consent("conversation", "evening", FED)
+    store.consent("collection", "papers", NEVER)
+    assert [one.consent for one in store.examples()] == [NEVER]
+    store.rename(branch, "  The\nlamp ")
+    assert {one.title for one in store.conversations()} == {"The lamp"}
+    with pytest.raises(DataError, match="title is empty"):
+        store.rename("evening", " \n")
+
+
+def test_an_answer_that_is_bad_in_one_branch_trains_in_none(store: HistoryStore) -> None:
+    store.approve("evening", 1)
+    branch = store.branch("evening", 2)
+    store.reject(branch, 1)
+    assert store.examples() == []
+    store.approve("evening", 1)
+    store.correct(branch, "it is on", 1)
+    assert [(one.conversation, one.answer) for one in store.examples()] == [(branch, "it is on")]
+
+
+def test_to_forget_a_conversation_or_a_branch_forgets_all_its_branches(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    branch = store.branch("evening", 2)
+    store.keep(branch, said("lamp on", "hm", "of the nightjar", "so"), source="page")
+    store.approve(branch)
+    store.consent("conversation", "evening", PERSONAL)
+    assert store.forget_conversation(branch) == 1
+    assert store.conversations() == [] and store.consents() == []
+    data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"nightjar" not in data and b"lamp on" not in data
+
+
+def test_conversations_are_found_by_all_that_was_said_in_them(store: HistoryStore) -> None:
+    store.keep("morning", said("Grüße", "good morning to you"), source="page")
+    assert store.matching("WELCOME lamp") == ["evening"]
+    assert store.matching("grüße MORN") == ["morning"]
+    assert store.matching("lamp morning") == []
+
+
+def test_how_a_conversation_is_to_be_answered_is_kept_with_it(store: HistoryStore) -> None:
+    store.put_settings("evening", {"temperature": 0.5, "system": "kurz, bitte: ü"})
+    assert store.settings("evening") == {"temperature": 0.5, "system": "kurz, bitte: ü"}
+    assert store.settings(store.branch("evening", 2)) == store.settings("evening")
+    with pytest.raises(DataError, match="no conversation"):
+        store.put_settings("nobody", {})

@@ -68,6 +68,10 @@ async def test_verdicts_become_examples_and_train_nothing_by_themselves(keeping:
         ("/api/feedback", {"conversation": "evening", "verdict": "up", "turn": 2}, "not there"),
         ("/api/feedback", {"conversation": "evening", "verdict": "fine"}, "not supported"),
         ("/api/conversations/evening", {"consent": "federation:x"}, "expected one of"),
+        ("/api/conversations/evening", {}, 'say "consent", "title" or "settings"'),
+        ("/api/conversations/evening", {"title": " ", "consent": FED}, "title is empty"),
+        ("/api/conversations/evening", {"settings": {"temperature": 9}}, "settings.temperature"),
+        ("/api/conversations/evening/branches", {"turn": 9}, "not there to branch from"),
         (CHAT, HELLO | {"metadata": {"conversation": "a b"}}, "metadata.conversation is 'a b'"),
     ],
 )
@@ -122,3 +126,27 @@ async def test_a_disk_that_refuses_costs_the_record_and_not_the_answer(
     status, body = await keeping.post(CHAT, NAMED)
     assert (status, body["choices"][0]["message"]["content"]) == (200, "Good morning.")
     assert "answered and not kept" in caplog.text
+
+
+async def test_a_conversation_is_renamed_settled_found_and_branched_from(keeping: Served) -> None:
+    await keeping.post(CHAT, NAMED)
+    where = "/api/conversations/evening"
+    settings = {"system": "be brief", "temperature": 0.5, "seed": 7, "collections": ["papers"]}
+    status, info = await keeping.post(where, {"title": "Of greetings", "settings": settings})
+    assert (status, info["title"]) == (200, "Of greetings")
+    _, whole = await keeping.get(where)
+    assert (whole["settings"], whole["variants"]) == (settings, {})
+    _, found = await keeping.post("/api/conversations", {"words": "morning GREET"})
+    assert found == {"found": ["evening"]}
+
+    _, branch = await keeping.post(f"{where}/branches", {"turn": 1})
+    assert (branch["messages"], branch["root"], branch["title"]) == ([], "evening", "Of greetings")
+    said = [{"role": "user", "content": "hello otherwise"}]
+    body = {"messages": said, "metadata": {"conversation": branch["id"], "source": "page"}}
+    await keeping.post(CHAT, body)
+    for name in ("evening", branch["id"]):
+        _, whole = await keeping.get(f"/api/conversations/{name}")
+        assert whole["variants"] == {"1": ["evening", branch["id"]]}
+    async with keeping.session.delete(where) as response:
+        assert response.status == 200
+    assert (await keeping.get("/api/conversations"))[1]["conversations"] == []

@@ -1,0 +1,388 @@
+"""The page beyond talk, in a real browser: branches, settings, code and formulas, languages, the
+keyboard, and what a screen reader and a phone get of all of it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from quietchoir.core.server.static import FOLDER
+from quietchoir.tests.browser.chromium import Tab
+from quietchoir.tests.browser.steps import answered, choose, click, fill, kept, say, soon
+from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
+
+TEXTS = {name: (FOLDER / "texts" / f"{name}.json").read_text("utf-8") for name in ("en", "de")}
+BUBBLES = "[...document.querySelectorAll('.bubble')].map((one) => one.innerText)"
+PLACE = "document.querySelector('.variants > span')?.innerText"
+HISTORY = "Conversations that this node keeps"
+SETTINGS = "How this conversation is answered"
+
+
+def placeholders(value: object) -> set[str]:
+    """Names that a text wants."""
+    return set(re.findall(r"\{(\w+)\}", json.dumps(value)))
+
+
+def test_both_languages_have_the_same_texts_and_none_is_missing_or_left_over() -> None:
+    english, german = (json.loads(TEXTS[name]) for name in ("en", "de"))
+    assert list(english) == sorted(english) and list(english) == list(german)
+    for key in english:
+        assert placeholders(english[key]) == placeholders(german[key]), key
+        assert type(english[key]) is type(german[key]), key
+    code = "\n".join(path.read_text("utf-8") for path in sorted(FOLDER.glob("*.js")))
+    named = set(re.findall(r'"([a-z_]+(?:\.[a-z0-9_]+)*)"', code))
+    begun = {one for one in re.findall(r"[`\"]([a-z.]*)\$\{[^`]*`", code) if one}
+    ends = set(re.findall(r"\$\{\w+\}(\.[a-z]+)`", code))
+    unused = {
+        key
+        for key in english
+        if key not in named
+        and not any(key.startswith(one) for one in begun)
+        and not any(key.endswith(one) for one in ends)
+    }
+    assert not unused
+    asked = set(re.findall(r'\b(?:t|rich)\(\s*"([^"]+)"', code))
+    assert asked and asked <= set(english)
+
+
+async def test_a_message_is_edited_and_an_answer_asked_again_and_no_branch_is_lost(
+    tab: Tab, tmp_path: Path
+) -> None:
+    script = ["One."], ["Two."], ["Other two."], ["Third two."], ["Begun otherwise."]
+    node = kept(Served(engine_saying(*script), FakeTools(names=())), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "first")
+        await answered(tab, 1)
+        await say(tab, "second")
+        assert await answered(tab, 2) == "Two."
+        await click(tab, "Edit, and branch from here")
+        await fill(tab, ".draft textarea", "second, said otherwise")
+        await click(tab, "Send", ".draft")
+        await tab.until(f"{PLACE} === '2 of 2'")
+        assert await answered(tab, 2) == "Other two."
+        await click(tab, "Ask again")
+        await tab.until(f"{PLACE} === '3 of 3'")
+        assert await answered(tab, 2) == "Third two."
+        assert await tab.run(BUBBLES) == ["first", "second, said otherwise"]
+        await click(tab, "Edit, and branch from here", nth=0)
+        await fill(tab, ".draft textarea", "begun otherwise")
+        await click(tab, "Send", ".draft")
+        await tab.until(f"{PLACE} === '2 of 2'")
+        assert await answered(tab, 1) == "Begun otherwise."
+
+        await click(tab, "Former branch")  # the one that was spoken in last, of those from there
+        await tab.until(f"{BUBBLES}.length === 2")
+        for text, place in (("Third two.", 3), ("Other two.", 2), ("Two.", 1)):
+            await tab.until(f"document.body.innerText.includes('{place} of 3')")
+            assert await answered(tab, 2) == text
+            if place > 1:
+                await click(tab, "Former branch")
+        first = min(history.conversations(), key=lambda one: one.at)
+        assert len(history.branches(first.id)) == 4
+        assert [one.content for one in history.messages(first.id)] == [
+            "first", "One.", "second", "Two.",
+        ]  # fmt: skip
+        assert tab.problems == []
+    history.close()
+
+
+async def test_a_conversation_is_renamed_saved_as_markdown_and_found_by_what_was_said(
+    tab: Tab, tmp_path: Path
+) -> None:
+    evil = "<img src=x onerror=window.broken=1> **of**\nlamps"
+    node = kept(Served(engine_saying(["Yes, ```the``` nightjar."]), FakeTools(names=())), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello")
+        await answered(tab, 1)
+        await click(tab, HISTORY)
+        await click(tab, "Rename")
+        await fill(tab, ".history form input", evil)
+        await click(tab, "Keep the name")
+        title = evil.replace("\n", " ")
+        await tab.until(f"document.querySelector('.history .title')?.innerText === '{title}'")
+        assert history.conversations()[0].title == title
+        assert await tab.run("!document.querySelector('.history img') && !window.broken")
+        for words, found in (("NIGHTJAR of", 1), ("cuckoo", 0), ("", 1)):
+            await fill(tab, ".history input[type=search]", words or " ")
+            await tab.until(f"document.querySelectorAll('.history .title').length === {found}")
+        saved = tmp_path / "saved"
+        await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await click(tab, "Save as Markdown")
+        await soon(lambda: [file for file in saved.glob("page-*.md") if file.stat().st_size])
+        [file] = saved.glob("page-*.md")
+        text = file.read_text("utf-8")
+        assert text.startswith(f"# {title}\n")
+        assert "## You\n\nhello\n\n## Assistant\n\nYes, ```the``` nightjar.\n" in text
+        assert tab.problems == []
+    history.close()
+
+
+async def test_how_a_conversation_is_answered_reaches_the_engine_and_stays_with_it(
+    tab: Tab, tmp_path: Path
+) -> None:
+    store = FakeStore(("a" * 64,))
+    node = kept(Served(engine_saying(["So."]), FakeTools(names=()), store), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await tab.until("document.querySelector('#composer')")
+        await click(tab, SETTINGS)
+        await choose(tab, "dialog select", f"smollm2:{'a' * 64}")
+        await fill(tab, "dialog textarea", "be a pirate")
+        for name, value in (("temperature", "0.25"), ("max_tokens", "33"), ("seed", "7")):
+            await fill(tab, f"dialog [name={name}]", value)
+        await fill(tab, "dialog [name=top_p]", "7")  # out of range, and told by the browser
+        await click(tab, "Close")
+        await say(tab, "hello")
+        await answered(tab, 1)
+        [request] = served.engine.requests
+        params = request.sampling_params
+        assert (params.temperature, params.max_tokens, params.seed) == (0.25, 33, 7)
+        assert request.adapter == "a" * 64
+        assert served.tokenizer.last_messages[0] == {"role": "system", "content": "be a pirate"}
+        [info] = history.conversations()
+        await soon(lambda: history.settings(info.id))
+        assert history.settings(info.id) == {
+            "system": "be a pirate",
+            "model": f"smollm2:{'a' * 64}",
+            "temperature": 0.25,
+            "max_tokens": 33,
+            "seed": 7,
+        }
+
+        await click(tab, "New conversation")
+        await say(tab, "hello again")
+        await answered(tab, 1)
+        assert served.engine.requests[-1].sampling_params.seed is None
+        await click(tab, HISTORY)
+        await tab.until("document.querySelectorAll('.history .title').length === 2")
+        await click(tab, "hello")
+        await tab.until(f"{BUBBLES}[0] === 'hello'")
+        await click(tab, SETTINGS)
+        await tab.until("document.querySelector('dialog [name=seed]')?.value === '7'")
+        await fill(tab, "dialog [name=seed]", "8")
+        await soon(lambda: history.settings(info.id)["seed"] == 8)
+        assert tab.problems == []
+    history.close()
+
+
+ANSWER = """Look:
+
+```python
+def f(x):
+    return "<img src=x onerror=window.broken=1>"  # ok
+```
+
+```"><img/src/onerror=window.broken=1>
+plain
+```
+
+and $e^{i\\pi} + 1 = 0$, \\(a^2\\), or
+
+$$\\sum_{k=1}^n k = \\frac{n(n+1)}{2}$$
+
+$\\href{javascript:window.broken=1}{x}$ $\\unknowncommand{y}$ costs $5 or $6, `$n$`.
+"""
+
+
+async def test_code_has_its_language_colours_and_a_button_and_formulas_are_set(tab: Tab) -> None:
+    async with Served(engine_saying([ANSWER])).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "code")
+        await answered(tab, 1)
+        await tab.until("document.querySelectorAll('math').length >= 3")
+        bars = "[...document.querySelectorAll('.code-bar span')].map((one) => one.innerText)"
+        assert (await tab.run(bars))[0] == "python"
+        await tab.until("document.querySelector('pre .hljs-keyword')?.innerText === 'def'")
+        code = await tab.run("document.querySelector('pre code').textContent")
+        assert code.startswith("def f(x):\n") and "<img src=x" in code
+        await tab.send(
+            "Browser.grantPermissions",
+            permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
+            origin=served.server.url.rstrip("/"),
+        )
+        await tab.run("document.querySelector('.code-bar button').click()")
+        await tab.until("document.querySelector('.code-bar button').innerText === 'Copied'")
+        assert await tab.run("navigator.clipboard.readText()") == code
+        text = await tab.run("document.querySelector('.prose').innerText")
+        assert "costs $5 or $6, $n$." in text and "\\unknowncommand{y}" in text
+        assert await tab.run("document.querySelector('math[display=block] mfrac') !== null")
+        bad = ".prose :is(img, script, [onerror], [style], [href^=javascript])"
+        assert await tab.run(f"document.querySelectorAll('{bad}').length") == 0
+        assert await tab.run("window.broken === undefined")
+        assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
+        assert tab.problems == []
+
+
+STRAY = """
+(allowed) => {
+  const bare = (text) => {
+    for (let before; before !== text; ) [before, text] = [text, text.replace(/⟦[^⟦⟧]*⟧/g, "")];
+    text = text.replace(/\\w{3} \\d+, \\d{4}, \\d+:\\d+\\s[AP]M,?/g, "");
+    return text.replace(/^[^\\p{L}]+/u, "").trim();
+  };
+  const found = [];
+  const look = (text) => {
+    const rest = bare(text ?? "");
+    if (/\\p{L}{2}/u.test(rest) && !allowed.some((one) => one.includes(rest))) found.push(rest);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const { parentElement: parent, data } = walker.currentNode;
+    if (!data.trim() || parent.closest("script, style, noscript, kbd, code, math")) continue;
+    if (!parent.closest(".prose") || parent.closest(".code-bar")) look(parent.textContent);
+  }
+  for (const one of document.querySelectorAll("[title], [aria-label], [placeholder]")) {
+    if (one.closest("math") || one.querySelector("math")) continue;
+    for (const name of ["title", "aria-label", "placeholder"]) look(one.getAttribute(name));
+  }
+  return found;
+}
+"""
+
+
+async def sound(tab: Tab, state: str, data: list[str]) -> None:
+    """Nothing visible that no file of texts has, and nothing that axe finds fault with, by day
+    and by night.
+    """
+    assert await tab.run(f"({STRAY})({json.dumps(data)})") == [], state
+    for theme in ("light", "dark"):
+        await tab.run(f"document.documentElement.dataset.theme = '{theme}'")
+        found = await tab.run(
+            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) =>"
+            " violations.map((one) => [one.id, one.nodes.map((node) => node.html)]))"
+        )
+        assert found == [], (state, theme)
+
+
+async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only_its_texts(
+    tab: Tab, tmp_path: Path
+) -> None:
+    marked = {
+        key: {form: f"⟦{one}⟧" for form, one in value.items()}
+        if isinstance(value, dict)
+        else f"⟦{value}⟧"
+        for key, value in json.loads(TEXTS["en"]).items()
+    }
+    node = kept(Served(engine_saying(["Good **morning**."], [ANSWER]), FakeTools()), tmp_path)
+    node.destinations = {"personal": "yours", f"federation:{'a' * 64}": "choir"}
+    history = node.history
+    assert history is not None and node.documents is not None
+    node.documents.collections.create("papers")
+    axe = (Path(__file__).parent / "vendor" / "axe.js").read_text("utf-8")
+    data = ["quietchoir", "smollm2", "hello there", "papers", "choir", "HassTurnOn", "python"]
+    data += ["acts in the house", "quietchoir/household", ANSWER, "Good", "morning", "English"]
+    data += ["Deutsch", "remember", "trained together · home-1"]
+    async with node.running() as served:
+        await tab.send("Emulation.setDeviceMetricsOverride", width=390, height=780,
+                       deviceScaleFactor=1, mobile=True)  # fmt: skip
+        await tab.replace("/ui/texts/en.json", json.dumps(marked).encode())
+        await tab.open(served.server.url)
+        await tab.until("document.querySelector('form.token')")
+        await tab.run(axe)
+        await sound(tab, "the gate", data)
+        await tab.run(f"sessionStorage.setItem('token', '{TOKEN}'), location.reload()")
+        await tab.until("document.querySelector('.welcome')")
+        await tab.run(axe)
+        await sound(tab, "the welcome", data)
+        await say(tab, "hello there")
+        await answered(tab, 1)
+        await tab.until("document.querySelector('[aria-label=\"⟦May train⟧\"]')")
+        await click(tab, "⟦Ask again⟧")
+        await tab.until("document.querySelector('.variants')")
+        await answered(tab, 1)
+        await tab.until("document.querySelector('math')")
+        await sound(tab, "a branch with code", data)
+        wide = "document.documentElement.scrollWidth <= 390"
+        assert await tab.run(wide)
+        await click(tab, "⟦Edit, and branch from here⟧")
+        await sound(tab, "an edit", data)
+        await click(tab, "⟦Cancel⟧")
+        for menu in ("history", "documents", "memory"):
+            await tab.run(f"document.querySelector('details.{menu}').open = true")
+            await tab.until(f"document.querySelector('details.{menu} li')")
+            if menu == "history":
+                await click(tab, "⟦Delete⟧", ".history")
+                await tab.until("document.querySelector('.history [role=group] + *, .choices')")
+            await sound(tab, menu, data)
+            assert await tab.run(wide), menu
+            await tab.run(f"document.querySelector('details.{menu}').open = false")
+        for panel in (SETTINGS, "Language and shortcuts"):
+            await click(tab, f"⟦{panel}⟧")
+            await tab.until("document.querySelector('dialog[open]')")
+            await sound(tab, panel, data)
+            assert await tab.run(wide), panel
+            await click(tab, "⟦Close⟧")
+            await tab.until("!document.querySelector('dialog')")
+        assert tab.problems == []
+    history.close()
+
+
+async def test_the_page_speaks_german_where_the_browser_does_and_where_it_is_chosen(
+    tab: Tab, tmp_path: Path
+) -> None:
+    node = kept(Served(engine_saying(["Guten Morgen."]), FakeTools()), tmp_path)
+    async with node.running() as served:
+        agent = await tab.run("navigator.userAgent")
+        await tab.send(
+            "Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage="fr,de-CH,en"
+        )
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "Hallo")
+        await answered(tab, 1)
+        assert await tab.run("document.documentElement.lang") == "de"
+        assert "1 Token in " in await tab.run("document.querySelector('.body footer').innerText")
+        await tab.press("A", "KeyA", alt_shift=True)
+        await choose(tab, "dialog select", "en")
+        await tab.until("document.querySelector('h2').innerText === 'Language and shortcuts'")
+        assert await tab.run(BUBBLES) == ["Hallo"]  # nothing was lost by it
+        await tab.run("location.reload()")
+        await tab.until("document.querySelector('#composer')?.placeholder.startsWith('Ask')")
+        assert tab.problems == []
+    assert node.history is not None
+    node.history.close()
+
+
+async def test_everything_in_reach_of_the_keyboard_is_done_with_it(
+    tab: Tab, tmp_path: Path
+) -> None:
+    engine = engine_saying(["One."], ["Again one."])
+    node = kept(Served(engine, FakeTools()), tmp_path)
+    focused = "document.activeElement"
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello")
+        await answered(tab, 1)
+        await tab.press("R", "KeyR", alt_shift=True)
+        await tab.until("document.body.innerText.includes('Again one.')")
+        await answered(tab, 1)
+        await tab.press("H", "KeyH", alt_shift=True)
+        await tab.until(f"{focused}.type === 'search'")
+        await tab.press("Escape", "Escape")
+        await tab.until("!document.querySelector('.history').open")
+        assert await tab.run(f"{focused}.parentNode.className") == "tools history"
+        await tab.press("K", "KeyK", alt_shift=True)
+        assert await tab.run(f"{focused}.id") == "composer"
+        await tab.press("S", "KeyS", alt_shift=True)
+        await tab.until("document.querySelector('dialog')?.contains(document.activeElement)")
+        await tab.press("Escape", "Escape")
+        await tab.until("!document.querySelector('dialog')")
+        assert await tab.run(f"{focused}.id") == "composer"  # where it was
+        await tab.press("N", "KeyN", alt_shift=True)
+        await tab.until("document.querySelector('.welcome')")
+        engine.held = True
+        await say(tab, "a story")
+        await tab.until("document.querySelector('.send.stop')")
+        await tab.press("Escape", "Escape")
+        await tab.until("document.body.innerText.includes('stopped')")
+        assert tab.problems == []
+    assert node.history is not None
+    node.history.close()
