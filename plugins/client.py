@@ -1,50 +1,61 @@
 """Talk to one running plugin: JSON-RPC lines over its standard streams, a deadline on everything.
 
-Knows MCP's handshake, tools/list and tools/call. Knows nothing of sandboxes: it is handed a started
-process.
-Always: a plugin that hangs, floods, answers out of turn for long or grows past its memory is
-killed, and every call that waits on it ends with a `ToolError`; nothing it sends is kept beyond one
-line and 64 KB of its last complaints.
+Knows MCP's handshake, tools/list and tools/call, and what a server may ask of us (README.md has the
+table). Knows nothing of sandboxes: it is handed a started process.
+Always: a call that is late or no longer wanted is cancelled, and a plugin that then does not answer
+a ping is killed; so is one that floods, answers nobody for long or grows past its bounds. Every
+call that waits on it ends with a `ToolError`; nothing it sends is kept beyond one line and 64 KB of
+its last complaints.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+from ..core import log
 from ..core.errors import ToolError
+from ..core.screen import one_line
 from .hidden import legible
 from .sandbox import watchdog
 from .sandbox.linux import MAX_LINE
+from .sandbox.watchdog import Bounds, Watchdog
 
-PROTOCOL = "2025-11-25"
-MAX_NOISE = 100  # lines in a row that answer nothing
+PROTOCOLS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
+MAX_NOISE = 100  # lines in a row that are no message, or answer nobody
+MAX_CHATTER = 10_000  # notifications and requests of a plugin between two of its answers
+MAX_UNREAD = 100  # answers of ours that a plugin has not read
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
-MAX_PAGES = 16  # of tools/list
+MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
 WORDS = 200  # characters of a plugin's own reasons that are passed on
+GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a ping
 CHUNK = 1 << 16
 METHOD_NOT_FOUND = -32601
+logger = log.get("plugins")
 
 
 class PluginConnection:
     """One running plugin, from its start to its end."""
 
-    def __init__(self, started: asyncio.subprocess.Process, name: str, memory_bytes: int) -> None:
+    def __init__(self, started: asyncio.subprocess.Process, name: str, bounds: Bounds) -> None:
         self.name = name
-        self.noise = 0
+        self.noise = self.chatter = 0
+        self.list_changed = False  # it says that it offers other tools now
         self.ended: str | None = None  # why it is gone
         self.complaints = b""
+        self.watchdog = Watchdog(started.pid, bounds, self.kill)
         self._started = started
         self._next = 0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._said = 0
-        self._refusals: set[asyncio.Task[None]] = set()
+        self._replies: set[asyncio.Task[None]] = set()
+        self._settling: asyncio.Task[None] | None = None
         self._tasks = [
             asyncio.create_task(self._read_answers()),
             asyncio.create_task(self._read_complaints()),
-            asyncio.create_task(watchdog.watch(started.pid, memory_bytes, self.kill)),
+            asyncio.create_task(self.watchdog.watch()),
         ]
 
     @property
@@ -66,7 +77,7 @@ class PluginConnection:
     async def close(self) -> None:
         """End the plugin and everything that listens to it."""
         self.kill("closed")
-        tasks = [*self._tasks, *self._refusals]
+        tasks = [*self._tasks, *self._replies, *([self._settling] if self._settling else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,29 +94,38 @@ class PluginConnection:
         """Introduce ourselves and ask for the tools.
 
         Raises:
-            ToolError: no or a malformed answer in time; the plugin is then dead.
+            ToolError: no or a malformed answer in time, or a protocol that we do not speak; the
+            plugin is then dead.
         """
         us = {"name": "quietchoir", "version": "1"}
-        async with deadline(self, deadline_s, "its start"):
-            await self._request(
-                "initialize", {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": us}
-            )
-            await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
-            tools: list[dict[str, Any]] = []
-            cursor: Any = None
-            for _ in range(MAX_PAGES):
-                page = await self._request("tools/list", {"cursor": cursor} if cursor else {})
-                listed = page.get("tools")
-                if not isinstance(listed, list) or not all(
-                    isinstance(tool, dict) for tool in listed
-                ):
-                    break
-                tools += listed
-                cursor = page.get("nextCursor")
-                if not cursor:
-                    return tools
-            self.kill("its tools/list is not a list of tools that ends")
-            raise ToolError(f"plugin {self.name} was stopped: {self.ended}")
+        hello = {"protocolVersion": PROTOCOLS[0], "capabilities": {}, "clientInfo": us}
+        try:
+            async with asyncio.timeout(deadline_s):
+                said = await self._request("initialize", hello)
+                if said.get("protocolVersion") not in PROTOCOLS:
+                    found = words(str(said.get("protocolVersion")))
+                    raise ToolError(
+                        f"plugin {self.name} speaks MCP of {found!r}; this version speaks "
+                        f"{', '.join(PROTOCOLS)}"
+                    )
+                await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+                return await self._list_tools()
+        except TimeoutError:
+            self.kill(f"no answer to its start within {deadline_s:g} s")
+            raise ToolError(f"plugin {self.name} was stopped: {self.ended}") from None
+        except ToolError as error:
+            self.kill(str(error))
+            raise
+
+    async def tools(self, deadline_s: float) -> list[dict[str, Any]]:
+        """What it offers now. Raises: ToolError: as `handshake`."""
+        self.list_changed = False
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._list_tools()
+        except TimeoutError:
+            self.kill(f"no answer to tools/list within {deadline_s:g} s")
+            raise ToolError(f"plugin {self.name} was stopped: {self.ended}") from None
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any], deadline_s: float
@@ -113,22 +133,43 @@ class PluginConnection:
         """Call one tool; its text and whether the tool says that it worked.
 
         Raises:
-            ToolError: no answer in time (the plugin is killed), the plugin died, or an answer
-            without text.
+            ToolError: no answer in time (the call is cancelled; other calls go on), the plugin
+            died, or an answer without content.
         """
-        async with deadline(self, deadline_s, tool):
-            result = await self._request("tools/call", {"name": tool, "arguments": dict(arguments)})
-        content = result.get("content")
-        if not isinstance(content, list):
+        asked = {"name": tool, "arguments": dict(arguments)}
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = await self._request("tools/call", asked)
+        except TimeoutError:
+            raise ToolError(
+                f"plugin {self.name} was stopped: no answer to {tool} within {deadline_s:g} s"
+            ) from None
+        text = text_of(result)
+        if text is None:
             raise ToolError(f"plugin {self.name} answered {tool} without content")
-        parts = [
-            part.get("text")
-            for part in content
-            if isinstance(part, dict) and part.get("type") == "text"
-        ]
-        return "\n".join(part for part in parts if isinstance(part, str)), result.get(
-            "isError"
-        ) is not True
+        return text, result.get("isError") is not True
+
+    async def settled(self) -> None:
+        """Wait until a plugin whose call was cancelled has answered a ping, or is dead."""
+        if self._settling is not None:
+            await asyncio.wait([self._settling])
+
+    async def _list_tools(self) -> list[dict[str, Any]]:
+        tools: list[dict[str, Any]] = []
+        cursor: Any = None
+        for _ in range(MAX_PAGES):
+            page = await self._request("tools/list", {"cursor": cursor} if cursor else {})
+            listed = page.get("tools")
+            if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+                break
+            tools += listed
+            cursor, before = page.get("nextCursor"), cursor
+            if not cursor:
+                return tools
+            if len(tools) > MAX_TOOLS or cursor == before:
+                break
+        self.kill("its tools/list is not a list of tools that ends")
+        raise ToolError(f"plugin {self.name} was stopped: {self.ended}")
 
     async def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         self._next += 1
@@ -138,6 +179,9 @@ class PluginConnection:
         try:
             await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
             message = await answer
+        except asyncio.CancelledError:
+            self._cancel(number, method)
+            raise
         finally:
             del self._waiting[number]
             if answer.done() and not answer.cancelled():
@@ -153,6 +197,27 @@ class PluginConnection:
         if not isinstance(result, dict):
             raise ToolError(f"plugin {self.name} answered {method} without a result")
         return result
+
+    def _cancel(self, number: int, method: str) -> None:
+        """Tell the plugin that nobody waits for `number` any more, and see whether it listens."""
+        if method == "tools/call" and self.ended is None and self._settling_is_over():
+            self._settling = asyncio.create_task(self._settle(number))
+
+    def _settling_is_over(self) -> bool:
+        return self._settling is None or self._settling.done()
+
+    async def _settle(self, number: int) -> None:
+        gone = {"requestId": number, "reason": "nobody waits for it any more"}
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await self._send(
+                    {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": gone}
+                )
+                await self._request("ping", {})
+        except TimeoutError:
+            self.kill(f"it did not answer within {GRACE_S:g} s after a call was cancelled")
+        except ToolError:
+            return  # it is dead already, or it answered: with a refusal
 
     async def _send(self, message: Mapping[str, Any]) -> None:
         try:
@@ -184,44 +249,54 @@ class PluginConnection:
             if not line:
                 self.kill("it ended by itself" + self._last_words())
                 return
-            await self._take(line)
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                message = None
+            # one line may hold several messages (MCP 2025-03-26)
+            for one in message if isinstance(message, list) and message else (message,):
+                self._receive(one)
 
-    async def _take(self, line: bytes) -> None:
-        """Give one line to the call that waits for it; whatever nobody waits for counts as
-        noise.
-        """
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        number = (
-            message.get("id") if isinstance(message, dict) and "method" not in message else None
-        )
+    def _receive(self, message: Any) -> None:
+        """Give an answer to the call that waits for it, and answer what the plugin asks."""
+        if isinstance(message, dict) and isinstance(message.get("method"), str):
+            self._hear(message)
+            return
+        number = message.get("id") if isinstance(message, dict) else None
+        if isinstance(number, str) and number.isdecimal() and len(number) < 20:
+            number = int(number)  # some servers answer to every number as a text
         waiting = self._waiting.get(number) if type(number) is int else None
-        if waiting is not None and not waiting.done() and isinstance(message, dict):
-            self.noise = 0
+        if waiting is not None and not waiting.done():
+            self.noise = self.chatter = 0
             waiting.set_result(message)
             return
         self.noise += 1
         if self.noise > MAX_NOISE:
             self.kill(f"{self.noise} lines that answer nothing")
-        elif (
-            isinstance(message, dict)
-            and "method" in message
-            and type(message.get("id")) in (int, str)
-        ):
-            refusal = {
-                "code": METHOD_NOT_FOUND,
-                "message": "this host answers no requests of plugins",
-            }
-            # In a task of its own: a plugin that does not read must not stop us from reading.
-            task = asyncio.create_task(self._refuse(message["id"], refusal))
-            self._refusals.add(task)
-            task.add_done_callback(self._refusals.discard)
 
-    async def _refuse(self, number: int | str, error: Mapping[str, Any]) -> None:
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        """A notification, or a request of the plugin's."""
+        self.chatter += 1
+        if self.chatter > MAX_CHATTER:
+            self.kill(f"{self.chatter} messages that answer nothing")
+            return
+        method, number = message["method"], message.get("id")
+        if type(number) not in (int, str):
+            self.list_changed |= method == "notifications/tools/list_changed"
+            return
+        refusal = {"code": METHOD_NOT_FOUND, "message": "this host answers no such request"}
+        answer = {"result": {}} if method == "ping" else {"error": refusal}
+        if len(self._replies) >= MAX_UNREAD:
+            self.kill("it asks, and does not read what it is answered")
+            return
+        # In a task of its own: a plugin that does not read must not stop us from reading.
+        task = asyncio.create_task(self._reply({"jsonrpc": "2.0", "id": number, **answer}))
+        self._replies.add(task)
+        task.add_done_callback(self._replies.discard)
+
+    async def _reply(self, message: Mapping[str, Any]) -> None:
         try:
-            await self._send({"jsonrpc": "2.0", "id": number, "error": error})
+            await self._send(message)
         except ToolError:
             return
 
@@ -231,6 +306,9 @@ class PluginConnection:
         while chunk := await stream.read(CHUNK):
             self._said += len(chunk)
             self.complaints = (self.complaints + chunk)[-KEPT_COMPLAINTS:]
+            if logger.isEnabledFor(logging.DEBUG):
+                for line in chunk.decode(errors="replace").splitlines():
+                    logger.debug("plugin %s: %s", self.name, one_line(legible(line)))
             if self._said > MAX_COMPLAINTS:
                 self.kill(f"more than {MAX_COMPLAINTS} bytes on standard error")
                 return
@@ -246,13 +324,37 @@ def words(text: str) -> str:
     return legible(text)[:WORDS]
 
 
-@asynccontextmanager
-async def deadline(connection: PluginConnection, seconds: float, doing: str) -> AsyncIterator[None]:
-    """Kill the plugin and raise `ToolError` if the block has not ended after `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        reason = f"no answer to {doing} within {seconds:g} s"
-        connection.kill(reason)
-        raise ToolError(f"plugin {connection.name} was stopped: {reason}") from None
+def text_of(result: Mapping[str, Any]) -> str | None:
+    """An answer's parts as one text; what is no text is named, with its kind and size. None if
+    there is nothing that could be an answer.
+    """
+    content, structured = result.get("content"), result.get("structuredContent")
+    parts = content if isinstance(content, list) else ()
+    shown = [part_text(part) for part in parts if isinstance(part, dict)]
+    told = any(told for _, told in shown)
+    if not told and isinstance(structured, dict):
+        shown.append((json.dumps(structured, ensure_ascii=False), True))
+    elif not isinstance(content, list):
+        return None
+    return "\n".join(text for text, _ in shown)
+
+
+def part_text(part: Mapping[str, Any]) -> tuple[str, bool]:
+    """One part of an answer, and whether its text is the part's own words."""
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text, True
+        case {"type": "resource", "resource": {"text": str(text)}}:
+            return text, True
+        case {"type": "resource", "resource": {"blob": str(data), **about}}:
+            return f"[file {about.get('uri', '')}: {size_of(data)} bytes, not shown]", False
+        case {"type": "resource_link", "uri": str(uri)}:
+            return f"[file {part.get('title') or part.get('name') or ''}: {uri}]", False
+        case {"type": ("image" | "audio") as kind, "data": str(data)}:
+            return f"[{kind} {part.get('mimeType', '')}: {size_of(data)} bytes, not shown]", False
+    return f"[{part.get('type')!r}: no text, not shown]", False
+
+
+def size_of(data: str) -> int:
+    """Bytes that a base64 text holds."""
+    return len(data.rstrip("=")) * 3 // 4

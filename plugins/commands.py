@@ -42,23 +42,19 @@ def register(verbs: Any) -> None:
 def show(chosen: argparse.Namespace) -> int:
     """Print installed plugins and the sandbox's state."""
     from ..core import config
-    from . import manifest
     from .host import available
     from .sandbox.probe import probe
 
     plugins = config.load(chosen.config).plugins
     enabled = plugins.enabled
-    for plugin_id, folder in sorted(available(plugins.folders).items()):
-        terms = manifest.read(folder)
-        asks = terms.head.permissions
-        grants = [f"files {', '.join(asks.config)}"] if asks.config else []
-        grants += [f"storage {asks.storage_bytes >> 10} KB"] if asks.storage_bytes else []
+    found = available(plugins.folders)
+    for plugin_id, terms in sorted(found.manifests.items()):
         state = "enabled" if plugin_id in enabled else "not enabled"
-        print(
-            f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools, may use: "
-            f"{'; '.join(grants) or 'nothing'}"
-        )
+        print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools")
         print(f"    {one_line(terms.head.description)}")
+        print(f"    may use: {'; '.join(terms.head.asks())}")
+    for folder, reason in sorted(found.refused.items()):
+        print(f"{folder}  refused: {one_line(str(reason))}")
     report = probe()
     print(
         f"sandbox: {report.reason}"

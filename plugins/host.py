@@ -11,6 +11,7 @@ import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import log, paths
@@ -21,6 +22,7 @@ from ..core.toolcall import ToolCall
 from . import manifest
 from .audit import Audit, Call, Outcome
 from .hidden import legible
+from .manifest import Manifest
 from .running import IDLE_S, Plugin
 from .sandbox.probe import SandboxReport, probe
 
@@ -67,24 +69,22 @@ class PluginHost:
         """Read the manifests and try the sandbox; no plugin starts before it is called.
 
         Raises:
-            ConfigError: the owner enabled a plugin that is not there.
-            ManifestError: an enabled plugin's manifest is refused, or two plugins offer one tool.
+            ConfigError: the owner enabled a plugin that is not there, or refused.
+            ManifestError: two enabled plugins offer one tool.
             PluginError: the audit log was changed.
         """
         found = available(self._bundles)
         self._audit = Audit(self._folder / "audit.jsonl")
+        for reason in found.refused.values():
+            logger.warning("a plugin is left out: %s", reason)
         for plugin_id in self.config.enabled:
-            if plugin_id not in found:
+            if plugin_id not in found.manifests:
+                refused = "".join(f"; refused: {reason}" for reason in found.refused.values())
                 raise ConfigError(
                     f"plugins.enabled names {plugin_id!r}; installed are: "
-                    f"{', '.join(sorted(found)) or 'none'}"
+                    f"{', '.join(sorted(found.manifests)) or 'none'}{refused}"
                 )
-            terms = manifest.read(found[plugin_id])
-            if terms.id != plugin_id:  # the folder was changed since `available` read it
-                raise ManifestError(
-                    f"{found[plugin_id]}: calls itself {terms.id} now, {plugin_id} "
-                    f"a moment ago; not started"
-                )
+            terms = found.manifests[plugin_id]
             plugin = Plugin(
                 terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s
             )
@@ -105,6 +105,8 @@ class PluginHost:
     async def stop(self) -> None:
         """End all plugins."""
         await asyncio.gather(*(plugin.stop() for plugin in self.plugins.values()))
+        if self._audit is not None:
+            self._audit.close()
 
     def tools(self) -> list[ToolInfo]:
         """What can be called now: nothing without a sandbox, nothing of a disabled plugin."""
@@ -168,30 +170,43 @@ class PluginHost:
         )
 
 
-def available(bundles: Sequence[Path] = ()) -> dict[str, Path]:
-    """Plugin id → folder, of the built-in plugins and of `bundles`.
+@dataclass(frozen=True, slots=True)
+class Available:
+    """What is installed here."""
 
-    An id is the bundle's own word: it opens the storage and the files of that id, so no two folders
-    share one, and the publisher of the built-in plugins stands for bytes that came with this
-    package alone.
+    manifests: Mapping[str, Manifest]  # by id
+    refused: Mapping[Path, ManifestError]  # folders whose plugin cannot be used, and why
 
-    Raises:
-        ManifestError: two folders hold plugins of one id, one claims our publisher, or a manifest
-        cannot be read.
+
+def available(bundles: Sequence[Path] = ()) -> Available:
+    """The built-in plugins and those of `bundles`. One that is refused is no reason to do without
+    the others.
+
+    An id is the bundle's own word: it opens the storage and the files of that id, so of two folders
+    that share one neither is used, and the publisher of the built-in plugins stands for bytes that
+    came with this package alone.
     """
-    found: dict[str, Path] = {}
+    found = dict[str, tuple[Path, Manifest]]()
+    refused = dict[Path, ManifestError]()
     builtin = sorted(path.parent for path in BUILTIN.glob(f"*/{manifest.FILE}"))
-    for folder in (*builtin, *bundles):
-        plugin_id = manifest.read(folder).id
-        if folder not in builtin and plugin_id.startswith(f"{PUBLISHER}/"):
-            raise ManifestError(
-                f"{folder}: calls itself {plugin_id}, but {PUBLISHER} publishes only what comes "
-                f"with this package; its "
-                "author must use a publisher's name of their own"
+    for folder in dict.fromkeys((*builtin, *bundles)):
+        try:
+            terms = manifest.read(folder)
+        except ManifestError as error:
+            refused[folder] = error
+            continue
+        if folder not in builtin and terms.id.startswith(f"{PUBLISHER}/"):
+            refused[folder] = ManifestError(
+                f"{folder}: calls itself {terms.id}, but {PUBLISHER} publishes only what comes "
+                f"with this package; its author must use a publisher's name of their own"
             )
-        if plugin_id in found:
-            raise ManifestError(
-                f"{folder} and {found[plugin_id]} both hold {plugin_id}; remove one"
-            )
-        found[plugin_id] = folder
-    return found
+        elif terms.id in found:
+            other = found[terms.id][0]
+            reason = ManifestError(f"{folder} and {other} both hold {terms.id}; remove one")
+            refused |= {folder: reason, other: reason}
+        else:
+            found[terms.id] = folder, terms
+    manifests = {
+        plugin_id: terms for plugin_id, (folder, terms) in found.items() if folder not in refused
+    }
+    return Available(manifests, refused)

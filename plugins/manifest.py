@@ -162,6 +162,18 @@ class Head:
                 f"for example server.py"
             )
 
+    def asks(self) -> list[str]:
+        """All that it may use, and use up, in words for its owner."""
+        asked, limits = self.permissions, self.limits
+        found = [f"files {', '.join(asked.config)}"] if asked.config else []
+        found += [f"storage {asked.storage_bytes >> 10} KB"] if asked.storage_bytes else []
+        return [
+            *found,
+            f"{limits.memory_mb} MB of memory",
+            f"{limits.processes} processes of {limits.cpu_s} s of a processor each",
+            f"{2 * limits.scratch_mb} MB of scratch space in memory",
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

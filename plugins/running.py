@@ -16,12 +16,14 @@ from . import manifest
 from .client import PluginConnection
 from .manifest import Manifest
 from .sandbox import interpreter, linux, packages
-from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, SandboxPolicy
+from .sandbox.policy import BUNDLE, CONFIG, KIT, SCRATCH, START, Interpreter, SandboxPolicy
 from .sandbox.probe import inside_source
+from .sandbox.watchdog import Bounds
 from .storage import PluginStorage
 
 SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
 MAX_CONFIG_BYTES = 4 << 20
+REST_S = 1.0  # after its last answer all of a plugin's processes are stopped, until the next call
 IDLE_S = 120.0  # a plugin nobody called for so long is stopped; starting again takes some 50 ms
 logger = log.get("plugins")
 
@@ -45,49 +47,52 @@ class Plugin:
         granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
         self._lock = asyncio.Lock()
-        self._idle: asyncio.TimerHandle | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._quiet: asyncio.Task[None] | None = None
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any], deadline_s: float
     ) -> tuple[str, bool]:
-        """Call `tool`, starting the plugin if need be; one call at a time.
+        """Call `tool`, starting the plugin if need be; one call at a time. Waiting for its turn,
+        the start, and the call itself have `deadline_s` each: nobody pays for who came before.
 
         Raises:
             ToolError: disabled, out of time, died, or its config files are missing.
             PluginError: its storage cannot be read or written.
             SandboxUnavailableError: nothing on this machine can confine it.
         """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + deadline_s
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout(deadline_s):
                 await self._lock.acquire()
         except TimeoutError:
             raise ToolError(
                 f"plugin {self.manifest.id} was busy for {deadline_s:g} s; ask again"
             ) from None
         try:
-            if self._idle is not None:
-                self._idle.cancel()
+            if self._quiet is not None:
+                self._quiet.cancel()  # it sleeps, or waits for the lock that we hold
             try:
-                connection = await self._connected(max(until - loop.time(), 0.001))
-                answer = await connection.call(tool, arguments, max(until - loop.time(), 0.001))
+                connection = await self._connected(deadline_s)
+                return await connection.call(tool, arguments, deadline_s)
             finally:
                 await self._keep()  # before the answer: what it says it did is on the disk
-            return answer
         finally:
             self._lock.release()
-            self._idle = loop.call_later(self.idle_s, self._stop_idle)
+            if self.connection is not None:
+                self._quiet = asyncio.create_task(self._fall_quiet(self.connection))
+
+    async def warm(self, deadline_s: float) -> None:
+        """Start it, if it does not run. Raises: as `call`."""
+        async with self._lock:
+            await self._connected(deadline_s)
 
     async def stop(self) -> None:
         """End its process, if it has one."""
-        if self._idle is not None:
-            self._idle.cancel()
+        if self._quiet is not None:
+            self._quiet.cancel()
+            await asyncio.gather(self._quiet, return_exceptions=True)
         connection, self.connection = self.connection, None
         if connection is not None:
             await connection.close()
-        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._storage is not None:
             try:
                 await self._keep()
@@ -101,15 +106,20 @@ class Plugin:
     async def _connected(self, deadline_s: float) -> PluginConnection:
         if self.disabled is not None:
             raise ToolError(f"plugin {self.manifest.id} is disabled: {self.disabled}")
-        if self.connection is not None and self.connection.ended is None:
-            return self.connection
         if self.connection is not None:
+            self.connection.watchdog.thaw()
+            await self.connection.settled()
+            if self.connection.ended is None and self.connection.list_changed:
+                self._compare(await self.connection.tools(deadline_s))
+            if self.connection.ended is None:
+                return self.connection
             await self.connection.close()
             self.connection = None
+        limits = self.manifest.head.limits
         connection = PluginConnection(
             await linux.start(self._policy()),
             self.manifest.id,
-            self.manifest.head.limits.memory_mb << 20,
+            Bounds(limits.memory_mb << 20, SCRATCH, limits.scratch_mb << 20),
         )
         try:
             self._compare(await connection.handshake(deadline_s))
@@ -127,6 +137,8 @@ class Plugin:
         """
         promised = self.manifest.head.tools_digest
         if (found := manifest.digest(live)) != promised:
+            if self.connection is not None:
+                self.connection.kill("its tools changed while it ran")
             self.disabled = (
                 f"its live tools hash to {found[:12]}…, its manifest promises {promised[:12]}…"
             )
@@ -179,16 +191,22 @@ class Plugin:
             )
         return content
 
-    def _stop_idle(self) -> None:
-        if self.connection is not None and not self._lock.locked():
-            connection, self.connection = self.connection, None
-            task = asyncio.get_running_loop().create_task(self._end(connection))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
-
-    async def _end(self, connection: PluginConnection) -> None:
-        await connection.close()
-        try:
-            await self._keep()
-        except PluginError as error:
-            logger.error("plugin %s: %s", self.manifest.id, error)
+    async def _fall_quiet(self, connection: PluginConnection) -> None:
+        """Stop all that a plugin still does after its answer; end it once nobody has called it for
+        long.
+        """
+        if self.idle_s > REST_S:
+            await asyncio.sleep(REST_S)
+            async with self._lock:
+                await connection.settled()
+                await connection.watchdog.freeze()
+            await asyncio.sleep(self.idle_s - REST_S)
+        else:
+            await asyncio.sleep(self.idle_s)
+        async with self._lock:
+            await connection.close()
+            self.connection = None
+            try:
+                await self._keep()
+            except PluginError as error:
+                logger.error("plugin %s: %s", self.manifest.id, error)

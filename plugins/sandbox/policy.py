@@ -21,6 +21,8 @@ SYSTEM = Path("/usr")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
 INTERPRETER_MB = 96  # address space of an idle interpreter with the libraries that plugins import
 DESCRIPTORS = 64
+TIMERS = 64
+SCRATCH = ("/dev/shm", "/tmp")  # all folders that can be written; in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
+        "SIGPENDING": TIMERS,  # a POSIX timer is a signal set aside
         "RTPRIO": 0,
     }
 
@@ -108,6 +111,9 @@ def arguments(
         "--disable-userns",
         "--die-with-parent",
         "--new-session",
+        # else bubblewrap's own first process stands inside without the limits, and a plugin may
+        # write its memory
+        "--as-pid-1",
     ]
     command += [
         "--cap-drop",

@@ -91,6 +91,9 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
 # the newest call when this list was made; one above it does not exist here, as on an older kernel
 LAST_KNOWN = 471
 CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
+FCNTL, SETSOCKOPT = (72, 25), (54, 208)
+# what makes the kernel hold more behind a descriptor: F_SETPIPE_SZ; SO_SNDBUF, SO_RCVBUF
+LARGER_PIPE, LARGER_SOCKET = (1031,), (7, 8)
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
 NEW_NAMESPACES = 0x7E020000
 # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among
@@ -132,6 +135,9 @@ def rules(architecture: int) -> list[Instruction]:
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
     checks = [step for code in IOCTLS for step in ((EQUAL, 0, 1, code), (RETURN, 0, 0, ALLOW))]
     program += only_if(IOCTL[column], 1, [*checks, refuse(errno.EPERM)])
+    for call, argument, larger in ((FCNTL, 1, LARGER_PIPE), (SETSOCKOPT, 2, LARGER_SOCKET)):
+        checks = [step for one in larger for step in ((EQUAL, 0, 1, one), refuse(errno.EPERM))]
+        program += only_if(call[column], argument, checks)
     for numbers in ALLOWED.values():
         if (number := numbers[column]) is not None:
             program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]

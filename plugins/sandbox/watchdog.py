@@ -1,23 +1,102 @@
-"""How much memory a family of processes holds, and how to end it.
+"""What a family of processes holds, how to stop it for a while, and how to end it.
 
 Knows /proc. Knows nothing of plugins or bubblewrap.
-Always: only the process group that was started here is signalled, never a name and never another
-group.
+Always: only descendants of the process that was started here, and its own group, are signalled,
+never a name and never another group. What cannot be counted is not let run.
 
-Not covered: between two looks a family may hold more than its limit; each process's own address
-space is bounded by the kernel, so the overshoot is at most that bound times the number of
-processes.
+Not covered: between two looks a family may hold more than its limit. The kernel bounds each
+process's own address space, so memory overshoots by that bound times the number of processes at
+most, and empty files by what can be made in `INTERVAL_S`.
 """
 
 import asyncio
 import os
+import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_S = 0.2
+UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set up
+# What the kernel may hold behind a descriptor, which is in no process's own memory: a pipe's 16
+# pages, a socket's send buffer (net.core.wmem_default) and one message more. The filter lets
+# nobody ask for larger ones.
+PIPE_BYTES, SOCKET_BYTES = 16 * PAGE, 256 << 10
+FILE_BYTES = 4096  # of scratch space to one file: an empty one costs the kernel about 1 KB
+MAX_LOCKS = 1024  # byte ranges that a family may hold locked; each costs the kernel some 200 bytes
+LOCKS_READ = 4 << 20  # of /proc/locks
+MEMORY_FIELDS = re.compile(rb"^(?:Pss|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a whole family may hold together."""
+
+    memory_bytes: int
+    scratch: tuple[str, ...] = ()  # in-memory folders, as the family sees them
+    scratch_bytes: int = 0  # of each
+
+
+class Watchdog:
+    """Looks at the family of `leader` as long as it runs.
+
+    Args:
+        leader: started by us as the leader of a process group.
+        over: hears once, with the reason, that the family holds more than it may.
+    """
+
+    def __init__(self, leader: int, bounds: Bounds, over: Callable[[str], None]) -> None:
+        self.leader, self.bounds, self._over = leader, bounds, over
+        self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._refusals = 0
+
+    async def watch(self) -> None:
+        """Look every `INTERVAL_S` until something is over its bound."""
+        while True:
+            await self._awake.wait()
+            await asyncio.sleep(INTERVAL_S)
+            if reason := await asyncio.to_thread(self._excess):
+                self._over(reason)
+                return
+
+    async def freeze(self) -> None:
+        """Stop all descendants of the leader: whoever is not asked does not compute."""
+        self.frozen = await asyncio.to_thread(stop, self.leader)
+        self._awake.clear()
+
+    def thaw(self) -> None:
+        """Let them run on."""
+        for pid in self.frozen:
+            send(pid, signal.SIGCONT)
+        self.frozen = ()
+        self._awake.set()
+
+    def _excess(self) -> str | None:
+        pids = family(self.leader)
+        held, most = sum(map(held_bytes, pids)) + buffer_bytes(pids), self.bounds.memory_bytes
+        if held > most:
+            return f"its processes held {held >> 20} MB, more than {most >> 20} MB"
+        if (locks := locks_of(pids)) > MAX_LOCKS:
+            return f"its processes held {locks} locks, more than {MAX_LOCKS}"
+        most = self.bounds.scratch_bytes // FILE_BYTES
+        for place in self.bounds.scratch:
+            try:
+                files = files_in(place, self.bounds.scratch_bytes, pids[1:])
+            except PermissionError as error:
+                self._refusals += 1
+                if self._refusals > UNSEEN:
+                    return f"its files cannot be counted ({error.strerror})"
+                continue
+            self._refusals = 0
+            if files > most:
+                return f"{files} files in {place}, more than {most}"
+        return None
 
 
 def family(root: int) -> list[int]:
@@ -42,24 +121,30 @@ def children(pid: int) -> list[int]:
 
 def by_parent(pid: int) -> list[int]:
     """The same on kernels that list no children: ask every process for its parent."""
-    found = []
-    for entry in PROC.iterdir():
-        if entry.name.isdigit():
-            try:
-                after_name = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
-            if int(after_name[1]) == pid:
-                found.append(int(entry.name))
-    return found
+    return [
+        int(entry.name)
+        for entry in PROC.iterdir()
+        if entry.name.isdigit() and status(int(entry.name))[1:2] == [str(pid)]
+    ]
+
+
+def status(pid: int) -> list[str]:
+    """State, parent and so on, as /proc/PID/stat has them after the name; empty if it has ended."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def held_bytes(pid: int) -> int:
-    """Memory of one process, shared pages divided among those who share them; 0 if it has ended."""
+    """Memory of one process, shared pages divided among those who share them, and its page tables;
+    0 if it has ended.
+    """
     try:
-        for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
+        said = b"".join(
+            (PROC / str(pid) / name).read_bytes() for name in ("smaps_rollup", "status")
+        )
+        return sum(map(int, MEMORY_FIELDS.findall(said))) << 10
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         pass
     try:
@@ -69,21 +154,74 @@ def held_bytes(pid: int) -> int:
         return 0
 
 
+def buffer_bytes(pids: Iterable[int]) -> int:
+    """What the kernel may hold for pipes and sockets of these processes, each counted once and
+    full.
+    """
+    open_ones = set[str]()
+    for pid in pids:
+        try:
+            for descriptor in (PROC / str(pid) / "fd").iterdir():
+                open_ones.add(str(descriptor.readlink()))
+        except OSError:
+            continue  # it ended, or closed one while we looked
+    pipes = sum(1 for name in open_ones if name.startswith("pipe:"))
+    sockets = sum(1 for name in open_ones if name.startswith("socket:"))
+    return pipes * PIPE_BYTES + sockets * SOCKET_BYTES
+
+
+def locks_of(pids: Sequence[int]) -> int:
+    """Byte ranges of files that these processes hold locked."""
+    wanted = {str(pid).encode() for pid in pids}
+    try:
+        with (PROC / "locks").open("rb") as file:
+            lines = file.read(LOCKS_READ).splitlines()
+    except OSError:
+        return 0
+    # of one line: number, kind, advisory, mode, process
+    return sum(1 for line in lines if (words := line.split())[4:5] and words[4] in wanted)
+
+
+def files_in(place: str, size: int, pids: Sequence[int]) -> int:
+    """Files, empty ones too, in the in-memory folder of `size` bytes that these processes see at
+    `place`; 0 while they see none.
+
+    Raises:
+        PermissionError: this user may not look.
+    """
+    for pid in pids:
+        try:
+            found = os.statvfs(f"{PROC}/{pid}/root{place}")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        # a sandbox that is still being set up sees this machine's own folder there
+        if found.f_blocks * found.f_frsize == size:
+            return found.f_files - found.f_ffree
+    return 0
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal one process, if it still lives."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def stop(leader: int) -> tuple[int, ...]:
+    """Stop all descendants of `leader`, also those that are born meanwhile."""
+    while True:
+        running = [pid for pid in family(leader)[1:] if (status(pid) or ["X"])[0] not in "TtZX"]
+        if not running:
+            return tuple(family(leader)[1:])
+        for pid in running:
+            send(pid, signal.SIGSTOP)
+        time.sleep(0.001)  # a signal takes effect when its process is scheduled next
+
+
 def kill_group(leader: int) -> None:
     """End the whole process group that `leader` was started to lead."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-
-async def watch(leader: int, limit_bytes: int, over: Callable[[str], None]) -> None:
-    """Look at the family of `leader` until it ends; once it holds more than `limit_bytes`, call
-    `over` with the reason.
-    """
-    while True:
-        await asyncio.sleep(INTERVAL_S)
-        held = await asyncio.to_thread(lambda: sum(held_bytes(pid) for pid in family(leader)))
-        if held > limit_bytes:
-            over(f"its processes held {held >> 20} MB, more than {limit_bytes >> 20} MB")
-            return

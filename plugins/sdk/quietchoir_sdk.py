@@ -5,6 +5,7 @@ there is to read. Knows JSON-RPC lines, the tool part of MCP (handshake revision
 and one slot of storage.
 Knows nothing of sandboxes: it runs the same in any other MCP host.
 Always: one request, one answer; a tool that raises answers with `isError`, and the server lives on.
+What a tool returns is its answer: a text as it is, all else as JSON. `async def` works too.
 
     from quietchoir_sdk import ToolFailure, serve, tool
 
@@ -27,7 +28,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,7 +64,7 @@ class Tool:
 
     def __init__(
         self,
-        function: Callable[..., str],
+        function: Callable[..., Any],
         name: str,
         description: str,
         schema: Mapping[str, Any],
@@ -104,31 +105,55 @@ class Tool:
             if name not in arguments:
                 raise ToolFailure(f"{self.name} needs the argument {name!r}")
         return {
-            name: fit(value, known[name].get("type"), f"{self.name}: {name}")
+            name: fit(value, known[name], f"{self.name}: {name}")
             for name, value in arguments.items()
+            # null for what may be left out is left out
+            if value is not None
+            or name in self.schema.get("required", ())
+            or "null" in types_of(known[name])
         }
 
 
-def fit(value: Any, wanted: Any, where: str) -> Any:
-    """`value` if its JSON type is among `wanted`, or the number that a text spells; ToolFailure
-    otherwise.
+def types_of(schema: Mapping[str, Any]) -> list[str]:
+    """The JSON types that a schema allows; none: any."""
+    wanted = schema.get("type") or ()
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
+def fit(value: Any, schema: Mapping[str, Any], where: str) -> Any:
+    """`value` if it fits the schema's types, values and items, or the number that a text spells;
+    ToolFailure otherwise.
     """
-    allowed = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    value = fit_type(value, types_of(schema), where)
+    if "enum" in schema and not any(
+        value == one and type(value) is type(one) for one in schema["enum"]
+    ):
+        raise ToolFailure(f"{where} = {value!r}; expected one of {schema['enum']}")
+    if isinstance(value, list) and "items" in schema:
+        return [fit(one, schema["items"], f"{where}[{at}]") for at, one in enumerate(value)]
+    return value
+
+
+def fit_type(value: Any, allowed: Sequence[str], where: str) -> Any:
+    """`value` if its JSON type is allowed, or the number that a text spells."""
     found = "boolean" if isinstance(value, bool) else SCHEMA_TYPES.get(type(value), "null")
     if not allowed or found in allowed or (found == "integer" and "number" in allowed):
         return value
-    if found == "number" and "integer" in allowed and value == int(value):
+    if found == "number" and "integer" in allowed and value.is_integer():
         return int(value)
     if found == "string" and {"integer", "number"} & set(allowed):
         try:
             number = float(value)
         except ValueError:
             raise ToolFailure(f"{where} = {value!r} is not a number") from None
-        return int(number) if number.is_integer() else number
+        if number.is_integer():
+            return int(number)
+        if "number" in allowed:
+            return number
     raise ToolFailure(f"{where} is {found}, expected {' or '.join(allowed)}")
 
 
-def schema_of(function: Callable[..., str]) -> dict[str, Any]:
+def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     """JSON Schema of a function's arguments, from its type hints.
 
     Raises:
@@ -143,6 +168,12 @@ def schema_of(function: Callable[..., str]) -> dict[str, Any]:
                 f"{function.__name__}: argument {name} has no type hint; tools need one for each"
             )
         properties[name] = schema_of_hint(hints[name], f"{function.__name__}: {name}")
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD and (
+            parameter.kind is not parameter.KEYWORD_ONLY
+        ):
+            raise TypeError(
+                f"{function.__name__}: argument {name} cannot be given by name; tools need that"
+            )
         if parameter.default is inspect.Parameter.empty:
             required.append(name)
     return {
@@ -159,9 +190,11 @@ def schema_of_hint(hint: Any, where: str) -> dict[str, Any]:
     if origin is typing.Literal:
         return {"type": SCHEMA_TYPES[type(arguments[0])], "enum": list(arguments)}
     if origin in (types.UnionType, typing.Union):
-        kinds = [schema_of_hint(one, where)["type"] for one in arguments if one is not type(None)]
-        return {"type": kinds[0] if len(kinds) == 1 else kinds}
-    if origin is list:
+        known = [schema_of_hint(one, where) for one in arguments if one is not type(None)]
+        if len(known) == 1:  # X | None: with a default it may be null or left out
+            return known[0]
+        return {"type": [kind for one in known for kind in types_of(one)]}
+    if origin is list and arguments:
         return {"type": "array", "items": schema_of_hint(arguments[0], where)}
     if (origin or hint) in SCHEMA_TYPES:
         return {"type": SCHEMA_TYPES[origin or hint]}
@@ -176,10 +209,11 @@ class Server:
 
     def __init__(self) -> None:
         self.tools: dict[str, Tool] = {}
+        self.loop: Any = None  # an asyncio.Runner, once a tool needs one
 
     def add(
         self,
-        function: Callable[..., str],
+        function: Callable[..., Any],
         *,
         name: str,
         description: str,
@@ -200,10 +234,13 @@ class Server:
             for line in lines:
                 reply = self.answer(line, identity)
                 if reply is not None:
-                    out.write(json.dumps(reply, ensure_ascii=False) + "\n")
+                    # escaped: half a character, which a tool may return, has no bytes
+                    out.write(json.dumps(reply) + "\n")
                     out.flush()
         finally:
             sys.stdout = kept
+            if self.loop is not None:
+                self.loop.close()
 
     def answer(self, line: str, identity: Mapping[str, str]) -> dict[str, Any] | None:
         """The reply to one line, None for a notification."""
@@ -265,13 +302,26 @@ class Server:
         if not isinstance(arguments, dict):
             raise Refused(INVALID_PARAMS, "arguments must be an object")
         try:
-            text, failed = chosen.function(**chosen.check(arguments)), False
+            answer, failed = self.run(chosen.function, chosen.check(arguments)), False
+            text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
         except ToolFailure as failure:
-            text, failed = str(failure), True
+            answer, text, failed = None, str(failure), True
         except Exception as error:
             traceback.print_exc()
-            text, failed = f"{chosen.name} broke: {type(error).__name__}", True
-        return {"content": [{"type": "text", "text": text}], "isError": failed}
+            answer, text, failed = None, f"{chosen.name} broke: {type(error).__name__}", True
+        values = {"structuredContent": answer} if isinstance(answer, dict) else {}
+        return {"content": [{"type": "text", "text": text}], "isError": failed, **values}
+
+    def run(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """What the function returns; an `async def` runs to its end in the server's own loop."""
+        answer = function(**arguments)
+        if not inspect.iscoroutine(answer):
+            return answer
+        import asyncio  # some 30 ms, which a plugin without `async def` does not wait for
+
+        if self.loop is None:
+            self.loop = asyncio.Runner()
+        return self.loop.run(answer)
 
 
 def parse(line: str) -> dict[str, Any]:
@@ -291,7 +341,7 @@ SERVER = Server()  # a plugin is one program: its tools gather here
 
 
 def tool(
-    function: Callable[..., str] | None = None,
+    function: Callable[..., Any] | None = None,
     *,
     name: str = "",
     description: str = "",
@@ -299,7 +349,7 @@ def tool(
 ) -> Callable[..., Any]:
     """Offer a function as a tool: name, docstring and type hints become its listing."""
 
-    def offer(chosen: Callable[..., str]) -> Callable[..., str]:
+    def offer(chosen: Callable[..., Any]) -> Callable[..., Any]:
         text = description or inspect.getdoc(chosen) or ""
         SERVER.add(
             chosen,

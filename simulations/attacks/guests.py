@@ -33,6 +33,7 @@ from ...plugins.client import PluginConnection
 from ...plugins.hidden import legible
 from ...plugins.host import PluginHost
 from ...plugins.sandbox.probe import SandboxReport, probe
+from ...plugins.sandbox.watchdog import Bounds
 from .catalogue import Attack, NotHere, Result
 
 PLUGIN = "tests/guest"
@@ -46,7 +47,7 @@ def say(number, **told):
 for line in sys.stdin:
     asked = json.loads(line)
     if asked.get("method") == "initialize":
-        say(asked["id"], result={{}})
+        say(asked["id"], result={{"protocolVersion": "2025-11-25"}})
     elif asked.get("method") == "tools/list":
         say(asked["id"], result={{"tools": [{tool!r}]}})
     elif asked.get("method") == "tools/call":
@@ -174,7 +175,7 @@ def played(answer: str) -> str:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        connection = PluginConnection(started, PLUGIN, 1 << 30)
+        connection = PluginConnection(started, PLUGIN, Bounds(1 << 30))
         try:
             await connection.handshake(30)
             await connection.call("act", {}, 30)

@@ -468,22 +468,25 @@ def search_key_id(world: World) -> Iterator[Attempt]:
 def plugin_id(world: World) -> Iterator[Attempt]:
     import json
 
+    def refusal() -> None:
+        raise host.available([bundle]).refused[bundle]
+
     builtin = host.BUILTIN / "household"
     table = json.loads((builtin / manifest.FILE).read_text("utf-8"))
+    bundle = world.folder / "bundle"
+    bundle.mkdir(exist_ok=True)
     for name, words in (
         ("quietchoir/household", "calls itself quietchoir/household"),
         ("quietchoir/other", "must use a publisher"),
     ):
-        bundle = world.folder / "bundle"
-        bundle.mkdir(exist_ok=True)
         for path, content in manifest.bundle(builtin).items():
             (bundle / path).write_bytes(content)
         (bundle / manifest.FILE).write_text(json.dumps(table | {"id": name}))
-        yield partial(host.available, [bundle]), ManifestError, words
+        yield refusal, ManifestError, words
     (bundle / manifest.FILE).write_text(
         json.dumps(table | {"id": "a/b", "tools_digest": "00" * 32})
     )
-    yield lambda: host.available([bundle]), ManifestError, "tools hash to"
+    yield refusal, ManifestError, "tools hash to"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,11 @@ import pytest_asyncio
 from quietchoir.core.config import PluginsConfig
 from quietchoir.plugins import manifest
 from quietchoir.plugins.host import PluginHost
+from quietchoir.plugins.manifest import PluginLimits
 from quietchoir.plugins.running import SDK
-from quietchoir.plugins.sandbox.probe import SandboxReport, probe
+from quietchoir.plugins.sandbox import bubblewrap, interpreter, linux
+from quietchoir.plugins.sandbox.policy import BUNDLE, KIT, START, SandboxPolicy
+from quietchoir.plugins.sandbox.probe import SandboxReport, inside_source, probe
 
 HOME = {
     "name": "number nine",
@@ -112,6 +115,40 @@ def unconfined(body: str, **environment: str) -> str:
         env={"PYTHONPATH": str(SDK.parent), **environment},
         check=True,
     )
+    return str(json.loads(asked.stdout)["result"]["content"][0]["text"])
+
+
+def unlimited(body: str, *removed: str) -> str:
+    """The control arm of a limit: the same attack in namespaces that are thrown away, without the
+    limits of its processes, without the watchdog, and without `removed` arguments of bubblewrap.
+    """
+    user = interpreter.unprivileged_user()
+    trial = SandboxPolicy(
+        interpreter=interpreter.find(user),
+        files={
+            START: inside_source(),
+            f"{KIT}/{SDK.name}": SDK.read_bytes(),
+            f"{BUNDLE}/server.py": hostile(body).encode(),
+        },
+        module="bundle.server",
+        limits=PluginLimits(scratch_mb=2),
+    )
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "attack"}}
+    with linux.prepared(trial, bubblewrap.find(user).path) as launch:
+        command = [word for word in launch.command if word not in removed]
+        command[-2] = "{}"
+        asked = subprocess.run(
+            command,
+            input=json.dumps(call) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=30,
+            pass_fds=launch.descriptors,
+            cwd="/",
+            env={},
+            check=True,
+            **linux.as_user(launch.user),
+        )
     return str(json.loads(asked.stdout)["result"]["content"][0]["text"])
 
 

@@ -3,6 +3,7 @@ sandbox.
 """
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from quietchoir.core.errors import ToolError
 from quietchoir.plugins import client
 from quietchoir.plugins.client import PluginConnection
 from quietchoir.plugins.sandbox import linux
+from quietchoir.plugins.sandbox.watchdog import Bounds
 
 READ = """
 import json, sys, time
@@ -43,7 +45,7 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
             start_new_session=True,
             limit=linux.MAX_LINE,
         )
-        open_ones.append(PluginConnection(started, "tests/server", memory_mb << 20))
+        open_ones.append(PluginConnection(started, "tests/server", Bounds(memory_mb << 20)))
         return open_ones[-1]
 
     yield begin
@@ -87,7 +89,7 @@ async def test_answers_to_other_numbers_are_not_taken(connect: Callable[..., Any
     program = (
         ECHO
         + """
- for wrong in (request["id"] + 1, str(request["id"]), None, True, 0.5, [1], {}):
+ for wrong in (request["id"] + 1, "x" + str(request["id"]), None, True, 0.5, [1], {}):
   result = {"content": [{"type": "text", "text": "wrong"}]}
   print(json.dumps({"jsonrpc": "2.0", "id": wrong, "result": result}), flush=True)
  reply(request, result=TEXT)
@@ -102,7 +104,8 @@ async def test_silence_ends_at_the_deadline_and_the_plugin_with_it(
     connection = await connect("time.sleep(60)")
     with pytest.raises(ToolError, match=r"no answer to a within 0\.3 s"):
         await connection.call("a", {}, 0.3)
-    assert connection.ended is not None
+    await connection.settled()
+    assert "did not answer within 1 s after a call was cancelled" in str(connection.ended)
     with pytest.raises(ToolError, match="was stopped"):
         await connection.call("b", {}, 30)
 
@@ -171,8 +174,8 @@ time.sleep(60)
 
 async def test_a_tool_list_without_end_is_refused(connect: Callable[..., Any]) -> None:
     program = ECHO + (
-        "if 'id' in request: reply(request, result={'tools': [{'name': 'a'}], "
-        "'nextCursor': 'more'})"
+        "if 'id' in request: reply(request, result={'protocolVersion': '2025-11-25', "
+        "'tools': [{'name': 'a'}], 'nextCursor': 'more'})"
     )
     with pytest.raises(ToolError, match="tools/list"):
         await (await connect(program)).handshake(30)
@@ -184,3 +187,144 @@ async def test_too_much_memory_kills_the_plugin(connect: Callable[..., Any]) -> 
     )
     with pytest.raises(ToolError, match="more than 40 MB"):
         await connection.call("a", {}, 30)
+
+
+ANSWERS = {
+    "an image": ("content", [{"type": "image", "data": "eHg=", "mimeType": "image/png"}]),
+    "audio": ("content", [{"type": "audio", "data": "eHg=", "mimeType": "audio/wav"}]),
+    "a text resource": ("content", [{"type": "resource", "resource": {"uri": "a:b", "text": "T"}}]),
+    "a file": ("content", [{"type": "resource", "resource": {"uri": "a:b", "blob": "eHg="}}]),
+    "a link": ("content", [{"type": "resource_link", "uri": "a:b", "name": "notes"}]),
+    "something new": ("content", [{"type": "hologram"}]),
+    "values alone": ("structuredContent", {"degrees": 21}),
+}
+SHOWN = {
+    "an image": "[image image/png: 2 bytes, not shown]",
+    "audio": "[audio audio/wav: 2 bytes, not shown]",
+    "a text resource": "T",
+    "a file": "[file a:b: 2 bytes, not shown]",
+    "a link": "[file notes: a:b]",
+    "something new": "['hologram': no text, not shown]",
+    "values alone": '{"degrees": 21}',
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_an_answer_that_is_no_text_is_told_and_never_an_empty_ok(kind: str) -> None:
+    name, value = ANSWERS[kind]
+    assert client.text_of({name: value}) == SHOWN[kind]
+
+
+def test_values_are_not_told_twice_where_the_text_says_them() -> None:
+    both = {"content": [{"type": "text", "text": "21"}], "structuredContent": {"degrees": 21}}
+    assert client.text_of(both) == "21"
+    picture = {"content": ANSWERS["an image"][1], "structuredContent": {"degrees": 21}}
+    assert client.text_of(picture) == SHOWN["an image"] + '\n{"degrees": 21}'
+    assert client.text_of({"content": []}) == ""
+    assert client.text_of({}) is None
+
+
+async def test_what_servers_say_besides_their_answers_harms_nobody(
+    connect: Callable[..., Any],
+) -> None:
+    program = """
+for line in sys.stdin:
+    request = json.loads(line)
+    for _ in range(150):
+        print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}))
+    answer = {"jsonrpc": "2.0", "id": str(request["id"]), "result": TEXT}
+    progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}
+    print(json.dumps([progress, answer]), flush=True)  # a batch, and a text as its number
+"""
+    connection = await connect(program)
+    for _ in range(3):
+        assert await connection.call("a", {}, 30) == ("right", True)
+
+
+async def test_notifications_without_end_kill_the_plugin(connect: Callable[..., Any]) -> None:
+    program = """
+said = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}})
+while True: print(said, flush=True)
+"""
+    with pytest.raises(ToolError, match="10001 messages that answer nothing"):
+        await (await connect(program)).call("a", {}, 30)
+
+
+async def test_a_list_of_many_pages_is_read_to_its_end(connect: Callable[..., Any]) -> None:
+    program = """
+for line in sys.stdin:
+    request = json.loads(line)
+    page = int((request.get("params") or {}).get("cursor") or 0)
+    more = {"nextCursor": str(page + 1)} if page < 39 else {}
+    if "id" in request:
+        reply(request, result={"protocolVersion": "2025-06-18",
+                               "tools": [{"name": f"tool{page}"}]} | more)
+"""
+    tools = await (await connect(program)).handshake(30)
+    assert [tool["name"] for tool in tools] == [f"tool{page}" for page in range(40)]
+
+
+async def test_a_server_of_a_protocol_that_nobody_knows_here_is_refused(
+    connect: Callable[..., Any],
+) -> None:
+    connection = await connect(ECHO + "reply(request, result={'protocolVersion': '2099-01-01'})")
+    with pytest.raises(ToolError, match="speaks MCP of '2099-01-01'; this version speaks 2025"):
+        await connection.handshake(30)
+    assert connection.ended is not None
+
+
+async def test_a_servers_ping_is_answered(connect: Callable[..., Any]) -> None:
+    program = """
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"jsonrpc": "2.0", "id": "p1", "method": "ping"}), flush=True)
+answer = json.loads(sys.stdin.readline())
+reply(request, result={"content": [{"type": "text", "text": json.dumps(answer)}]})
+time.sleep(60)
+"""
+    text, _ = await (await connect(program)).call("a", {}, 30)
+    assert json.loads(text) == {"jsonrpc": "2.0", "id": "p1", "result": {}}
+
+
+async def test_a_late_call_is_cancelled_and_the_one_beside_it_answered(
+    connect: Callable[..., Any],
+) -> None:
+    program = """
+held = {}
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["method"] == "tools/call":
+        held[request["params"]["name"]] = request
+    elif request["method"] == "notifications/cancelled":
+        gone = request["params"]["requestId"]
+    else:  # the ping
+        reply(request, result={})
+        told = "cancelled" if held["late"]["id"] == gone else "another"
+        reply(held["fine"], result={"content": [{"type": "text", "text": told}]})
+"""
+    connection = await connect(program)
+    late = asyncio.create_task(connection.call("late", {}, 0.3))
+    fine = asyncio.create_task(connection.call("fine", {}, 30))
+    with pytest.raises(ToolError, match=r"no answer to late within 0\.3 s"):
+        await late
+    assert await fine == ("cancelled", True)
+    await connection.settled()
+    assert connection.ended is None
+
+
+async def test_a_call_that_its_caller_gives_up_is_cancelled(connect: Callable[..., Any]) -> None:
+    program = """
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["method"] == "ping":
+        reply(request, result={})
+    elif request["method"] == "tools/call" and request["params"]["name"] == "b":
+        reply(request, result=TEXT)
+"""
+    connection = await connect(program)
+    call = asyncio.create_task(connection.call("a", {}, 30))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await connection.settled()
+    assert await connection.call("b", {}, 30) == ("right", True)

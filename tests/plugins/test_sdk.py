@@ -74,7 +74,7 @@ def test_type_hints_become_a_schema() -> None:
         "properties": {
             "left": {"type": "integer"},
             "right": {"type": "number"},
-            "tags": {"type": "array"},
+            "tags": {"type": "array", "items": {"type": "string"}},
             "mode": {"type": "string", "enum": ["a", "b"]},
         },
         "required": ["left"],
@@ -105,6 +105,12 @@ def test_an_argument_without_a_json_type_is_refused_when_the_plugin_is_written()
         ({"left": True}, "add: left is boolean, expected integer", True),
         ({"left": 1, "right": [1]}, "add: right is array, expected number", True),
         ({}, "add needs the argument 'left'", True),
+        ({"left": 1, "mode": "c"}, "add: mode = 'c'; expected one of ['a', 'b']", True),
+        ({"left": 1, "tags": ["x", 1]}, "add: tags[1] is integer, expected string", True),
+        ({"left": 1, "tags": None, "right": None}, "2 None a", False),
+        ({"left": None}, "add: left is null, expected integer", True),
+        ({"left": "2.5"}, "add: left is string, expected integer", True),
+        ({"left": 1e400}, "add: left is number, expected integer", True),
         (
             {"left": 1, "rihgt": 2},
             "add takes no argument 'rihgt'; it knows: left, right, tags, mode",
@@ -139,6 +145,48 @@ def test_a_broken_request_is_answered_with_an_error_and_the_server_lives_on(
     refused, fine = ask(server, message, request("ping", 2))
     assert refused["error"]["code"] == code
     assert fine == {"jsonrpc": "2.0", "id": 2, "result": {}}
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [("plain", "plain"), (5, "5"), (None, "null"), ([1, "ä"], '[1, "ä"]'), ({"a": 1}, '{"a": 1}')],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_whatever_a_tool_returns_is_its_answer(returned: Any, text: str, waits: bool) -> None:
+    def at_once() -> Any:
+        return returned
+
+    async def later() -> Any:
+        import asyncio
+
+        await asyncio.sleep(0)
+        return returned
+
+    made = quietchoir_sdk.Server()
+    for name in ("one", "two"):
+        made.add(later if waits else at_once, name=name, description="", schema={"type": "object"})
+    calls = (request("tools/call", name=name) for name in ("one", "two"))
+    for answer in ask(made, *calls):
+        assert answer["result"]["content"] == [{"type": "text", "text": text}]
+        assert answer["result"]["isError"] is False
+        kept = answer["result"].get("structuredContent")
+        assert kept == (returned if isinstance(returned, dict) else None)
+
+
+@pytest.mark.parametrize("returned", [b"bytes", {1, 2}, float])
+def test_what_has_no_json_is_an_error_and_the_server_lives_on(returned: Any) -> None:
+    made = quietchoir_sdk.Server()
+    made.add(lambda: returned, name="odd", description="", schema={"type": "object"})
+    failed, fine = ask(made, request("tools/call", name="odd"), request("ping", 2))
+    assert failed["result"]["isError"] is True
+    assert fine["result"] == {}
+
+
+def test_half_a_character_is_answered(server: quietchoir_sdk.Server) -> None:
+    made = quietchoir_sdk.Server()
+    made.add(lambda: "half \ud83d", name="odd", description="", schema={"type": "object"})
+    (answer,) = ask(made, request("tools/call", name="odd"))
+    assert answer["result"]["content"][0]["text"] == "half \ud83d"
 
 
 def test_notifications_are_not_answered(server: quietchoir_sdk.Server) -> None:

@@ -1,20 +1,24 @@
 """A hostile plugin tries to use up the machine. It gets its share, then an error or its end; the
-node goes on.
+node goes on. Each row of the table of limits (plugins/README.md) has its test here; where the
+attack does no harm it is first shown to work in a sandbox without that limit.
 """
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import quietchoir
 from quietchoir.core.errors import PluginError, ToolError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins.sandbox import watchdog
+from quietchoir.plugins.sandbox import interpreter, linux, policy, watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from ..conftest import ATTACK, hostile, unconfined, write_bundle
+from ..conftest import ATTACK, hostile, unconfined, unlimited, write_bundle
 
 GREET = ATTACK | {"name": "greet", "description": "Greet."}
 
@@ -35,6 +39,239 @@ async def test_a_fork_bomb_stops_at_its_number_of_processes(attack: Callable[...
     count, _, why = (await attack(body)).partition(" ")
     assert why == "EAGAIN"
     assert int(count) < 6
+
+
+FIRST = """
+with open("/proc/1/limits") as file:
+    of_first = [line.split() for line in file if line.startswith("Max processes")][0][2]
+with open("/proc/1/comm") as file:
+    return f"{of_first} {file.read().strip()}"
+"""
+
+
+async def test_no_process_inside_stands_outside_of_the_limits(attack: Callable[..., Any]) -> None:
+    # bubblewrap's own first process could be written to through /proc/1/mem, and forked from there
+    assert unlimited(FIRST, "--as-pid-1").endswith(" bwrap")
+    body = """
+    own = open("/proc/self/limits").read()
+    others = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    return f"{len(others)} {all(open(f'/proc/{entry}/limits').read() == own for entry in others)}"
+    """
+    assert await attack(body) == "1 True"
+    assert (await attack(FIRST)).startswith("6 python")
+
+
+EMPTY = """
+made = 0
+while made < 2000:
+    os.close(os.open(f"{place}/{{made}}", os.O_CREAT | os.O_WRONLY))
+    made += 1
+"""
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])
+async def test_empty_files_are_counted(attack: Callable[..., Any], place: str) -> None:
+    body = EMPTY.format(place=place)
+    assert unlimited(body + "return str(made)") == "2000"
+    # 2 MB of scratch space, so 512 files; an empty one takes no byte of it
+    with pytest.raises(ToolError, match=rf"\d+ files in {place}, more than 512"):
+        await attack(body + "time.sleep(60)")
+
+
+COUNT_FILES = """
+import os, subprocess
+from quietchoir.plugins.sandbox import bubblewrap, interpreter, linux, watchdog
+from quietchoir.plugins.sandbox.policy import BUNDLE, START, SandboxPolicy
+from quietchoir.plugins.sandbox.probe import inside_source
+body = b"for number in range(40): open(f'/tmp/{number}', 'x').close()\\n"
+body += b"print('made', flush=True); import sys; sys.stdin.read()"
+user = interpreter.unprivileged_user()
+trial = SandboxPolicy(interpreter=interpreter.find(user), module="bundle.trial",
+                      files={START: inside_source(), f"{BUNDLE}/trial.py": body})
+with linux.prepared(trial, bubblewrap.find(user).path) as launch:
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(launch.command, stdin=pipe, stdout=pipe, pass_fds=launch.descriptors,
+                               cwd="/", env={}, **linux.as_user(launch.user))
+    assert started.stdout.readline() == b"made\\n"
+    size = trial.limits.scratch_mb << 20
+    print(os.geteuid() == 0, watchdog.files_in("/tmp", size, watchdog.family(started.pid)[1:]))
+    started.stdin.close()
+    started.wait()
+"""
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_files_are_counted_by_root_and_by_an_ordinary_user(
+    sandbox: SandboxReport, root: bool
+) -> None:
+    if root and os.geteuid() != 0:
+        pytest.skip("this is an ordinary user")
+    package = Path(quietchoir.__file__).parent
+    dropped = linux.as_user(None if root or os.geteuid() else interpreter.NOBODY)
+    if dropped and not interpreter.reachable(package, interpreter.NOBODY):
+        pytest.skip(f"{package} lies where an ordinary user may not read")
+    asked = subprocess.run(
+        [interpreter.find(interpreter.NOBODY).executable, "-B", "-c", COUNT_FILES],
+        env={"PYTHONPATH": str(package.parent), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+        **dropped,
+    )
+    assert asked.stdout.split() == [str(root), "41"], asked.stderr  # with the folder itself
+
+
+SPIN = """
+if os.fork() == 0:
+    os.setsid()
+    os.close(1), os.close(2)
+    while True:
+        pass
+return str(os.getpid())
+"""
+
+
+async def test_nothing_computes_after_the_answer_and_the_next_call_finds_it_awake(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    host = await hosts(write_bundle(tmp_path / "hostile", hostile(SPIN)))
+    first = (await host.call(ToolCall("attack"))).text
+    connection = host.plugins["tests/hostile"].connection
+    children = watchdog.family(connection.pid)[1:]
+    assert len(children) == 2
+    assert any(watchdog.status(pid)[0] == "R" for pid in children)  # the control: it does compute
+    async with asyncio.timeout(20):
+        while not connection.watchdog.frozen:
+            await asyncio.sleep(0.02)
+    spent = [watchdog.status(pid)[11:13] for pid in children]
+    assert [watchdog.status(pid)[0] for pid in children] == ["T", "T"]
+    await asyncio.sleep(0.2)
+    assert [watchdog.status(pid)[11:13] for pid in children] == spent
+    assert (await host.call(ToolCall("attack"))).text == first  # the same process, awake
+
+
+async def test_two_slow_calls_at_once_are_both_answered(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    body = "time.sleep(0.7)\nreturn 'done'"
+    host = await hosts(write_bundle(tmp_path / "hostile", hostile(body)), timeout_s=1.2)
+    plugin = host.plugins["tests/hostile"]
+    await plugin.warm(30)
+    answers = await asyncio.gather(*(host.call(ToolCall("attack")) for _ in range(2)))
+    assert [answer.text for answer in answers] == ["done", "done"]
+
+
+BUFFERS = """
+def fill(descriptor):
+    os.set_blocking(descriptor, False)
+    written = 0
+    try:
+        while True:
+            written += os.write(descriptor, b"x" * 4096)
+    except BlockingIOError:
+        return written
+larger = []
+reader, writer = os.pipe()
+try:
+    fcntl.fcntl(writer, 1031, 1 << 20)
+    larger.append("pipe")
+except PermissionError:
+    pass
+left, right = socket.socketpair()
+for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+    try:
+        left.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        larger.append("socket")
+    except PermissionError:
+        pass
+return f"{fill(writer)} {fill(left.fileno())} {' '.join(larger) or 'none'}"
+"""
+
+
+async def test_what_the_kernel_holds_for_pipes_and_sockets_is_bounded_and_counted(
+    attack: Callable[..., Any],
+) -> None:
+    pipe, sockets, larger = (await attack(BUFFERS)).split(" ", 2)
+    assert larger == "none"
+    assert int(pipe) == watchdog.PIPE_BYTES
+    assert 0 < int(sockets) <= watchdog.SOCKET_BYTES
+    assert unconfined(BUFFERS).endswith("pipe socket socket")
+    # 50 sockets in each of five processes may hold 62 MB beside five interpreters
+    many = """
+    for _ in range(4):
+        if os.fork() == 0:
+            break
+    kept = [socket.socketpair() for _ in range(25)]
+    time.sleep(60)
+    """
+    with pytest.raises(ToolError, match=r"its processes held \d+ MB, more than 64 MB"):
+        await attack(many)
+
+
+LOCKS = """
+descriptor = os.open("/tmp/locked", os.O_CREAT | os.O_RDWR)
+for held in range(3000):
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 2 * held)
+"""
+
+
+async def test_locks_are_counted(attack: Callable[..., Any]) -> None:
+    assert unlimited(LOCKS + "return str(held + 1)") == "3000"
+    with pytest.raises(ToolError, match=r"\d+ locks, more than 1024"):
+        await attack(LOCKS + "time.sleep(60)")
+
+
+TIMERS = """
+libc = ctypes.CDLL(None)
+made = 0
+while made < 300 and libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) == 0:
+    made += 1
+return str(made)
+"""
+
+
+async def test_timers_are_bounded(attack: Callable[..., Any]) -> None:
+    assert unlimited(TIMERS) == "300"
+    assert int(await attack(TIMERS)) <= policy.TIMERS
+
+
+DESCRIPTORS = """
+kept = []
+try:
+    while len(kept) < 200:
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    return errno.errorcode[error.errno]
+return "unlimited"
+"""
+SPARSE = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    os.ftruncate(os.open("/tmp/sparse", os.O_CREAT | os.O_RDWR), 1 << 30)
+except OSError as error:
+    return errno.errorcode[error.errno]
+return "unlimited"
+"""
+
+
+@pytest.mark.parametrize(("body", "refusal"), [(DESCRIPTORS, "EMFILE"), (SPARSE, "EFBIG")])
+async def test_descriptors_and_the_size_of_a_file_are_bounded(
+    attack: Callable[..., Any], body: str, refusal: str
+) -> None:
+    assert unlimited(body) == "unlimited"
+    assert await attack(body) == refusal
+
+
+async def test_the_storage_tells_no_path_of_the_owner(attack: Callable[..., Any]) -> None:
+    body = """
+    descriptor = os.environ["QUIETCHOIR_STORAGE"].partition(":")[0]
+    with open("/proc/self/mountinfo") as file:
+        return os.readlink(f"/proc/self/fd/{descriptor}") + file.read()
+    """
+    said = await attack(body, permissions={"storage_bytes": 4096})
+    assert said.startswith("/memfd:quietchoir-storage (deleted)")
+    assert "hostile" not in said
 
 
 async def test_limits_cannot_be_raised_again(attack: Callable[..., Any]) -> None:
@@ -187,12 +424,12 @@ async def test_an_endless_loop_ends_at_the_deadline_with_all_its_processes(
     call = asyncio.create_task(host.call(ToolCall("attack"), 1.0))
     plugin = host.plugins["tests/hostile"]
     running: list[int] = []
-    while len(running) < 4 and not call.done():  # bwrap, its init, the plugin, the daemon
+    while len(running) < 3 and not call.done():  # bwrap, the plugin, the daemon
         await asyncio.sleep(0.01)
         running = watchdog.family(plugin.connection.pid) if plugin.connection else []
     with pytest.raises(ToolError, match=r"no answer to attack within (1|0\.\d+) s"):
         await call
-    assert len(running) >= 4
+    assert len(running) >= 3
     await host.stop()
     async with asyncio.timeout(10):
         while any(lives(pid) for pid in running):
