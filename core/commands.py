@@ -8,22 +8,62 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import paths, screen
 
+if TYPE_CHECKING:
+    from .models.hub.client import HubClient
+    from .models.hub.offer import PullOffer
+
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `model list|pull|show|convert`."""
+    """Add `model list|search|pull|remove|fit|show|convert`."""
     _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
 
 
 def _register_model(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the catalog, and what of it is here")
+    listing = actions.add_parser(
+        "list", help="the models on this disk, other programs' too; and what can be pulled"
+    )
     listing.set_defaults(run=list_models)
+    search = actions.add_parser("search", help="models by words: those known here, or a hub's")
+    search.add_argument("words", nargs="+", metavar="WORD")
+    search.add_argument(
+        "--hub", action="store_true", help="ask the hub ([models] hub); it learns these words"
+    )
+    search.set_defaults(run=search_models)
     pull = actions.add_parser("pull", help="fetch a model and check its hash")
-    pull.add_argument("names", nargs="+", metavar="NAME", help="a name that `model list` shows")
+    pull.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a name that `model list` shows, or hf:OWNER/REPO[:FILE or QUANTISATION]",
+    )
+    pull.add_argument(
+        "--accept-licence",
+        default="",
+        metavar="LICENCE",
+        help="you read this licence, which is not open, and agree to it",
+    )
     pull.set_defaults(run=pull_models)
+    remove = actions.add_parser("remove", help="delete a model that quietchoir brought")
+    remove.add_argument("names", nargs="*", metavar="NAME")
+    remove.add_argument(
+        "--unfinished", action="store_true", help="also what came of pulls that were broken off"
+    )
+    remove.set_defaults(run=remove_models)
+    fitting = actions.add_parser(
+        "fit", help="which models run on this machine, in how much memory, how fast at most"
+    )
+    fitting.add_argument(
+        "models", nargs="*", metavar="MODEL", help="default: all that are here or known"
+    )
+    fitting.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a conversation (default: [engine])"
+    )
+    fitting.set_defaults(run=fit_models)
     show = actions.add_parser(
         "show", help="what a model file or folder is: family, quantisation, sizes"
     )
@@ -121,29 +161,185 @@ def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]"
 
 
 def list_models(_arguments: Namespace) -> None:
-    """Print the catalog and which of it is on this disk."""
-    from .errors import ModelNotFoundError
-    from .models.hub import catalog
+    """Print which models are on this disk, whose they are, and which can be pulled."""
+    from .models.hub import catalog, known_models
 
-    table = screen.table("name", "licence", "size", "here", "source", ids=("name",), box=None)
+    here = screen.table("name", "size", "licence", "from", ids=("name",), box=None)
+    found = catalog.installed()
+    for model in found:
+        note = f"{model.origin}; {model.refused}" if model.refused else model.origin
+        here.add_row(model.name, size_text(model.size), model.licence, note)
+    if found:
+        screen.show(here)
+    if left := catalog.unfinished():
+        print(
+            f"unfinished pulls: {size_text(left)}; the same pull goes on after it, "
+            f"`model remove --unfinished` deletes it"
+        )
+    names = {model.name for model in found}
+    table = screen.table(
+        *("to be pulled", "size", "licence", "tested here"), ids=("to be pulled",), box=None
+    )
     for entry in catalog.entries():
-        try:
-            catalog.find(entry.name)
-            here = "yes"
-        except ModelNotFoundError:
-            here = "no"
-        table.add_row(entry.name, entry.licence, f"{entry.size / 1e6:.0f} MB", here, entry.source)
+        if entry.name not in names:
+            table.add_row(entry.name, size_text(entry.size), entry.licence, "answers")
+    for known in known_models.KNOWN_MODELS:
+        if known.name not in names:
+            size = f"about {size_text(known.bytes)}"
+            table.add_row(known.name, size, known.licence, TESTED[known.tested])
+    print()
     screen.show(table)
 
 
-def pull_models(arguments: Namespace) -> None:
-    """Fetch each named model, with a progress bar."""
+TESTED = {"answers": "answers", "family": "its family, not this model"}
+
+
+def size_text(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:.0f} MB" if size < 995e6 else f"{size / 1e9:.1f} GB"
+
+
+def search_models(arguments: Namespace) -> None:
+    """Print what is known by these words."""
     from .models.hub import catalog
 
+    words = " ".join(arguments.words)
+    if arguments.hub:
+        found = hub_of(arguments).search(words)
+        table = screen.table(
+            "repository", "licence", "downloads", "", ids=("repository",), box=None
+        )
+        for one in found:
+            consent = "after consent" if one.gated else ""
+            table.add_row(f"hf:{one.name}", one.licence, f"{one.downloads:,}", consent)
+    else:
+        known = catalog.search(words)
+        table = screen.table("name", "licence", "from", ids=("name",), box=None)
+        for model in known:
+            source = (
+                model.source
+                if isinstance(model, catalog.CatalogEntry)
+                else f"hf:{model.repository}:{model.quantisation}"
+            )
+            table.add_row(model.name, model.licence, source)
+    if table.row_count:
+        screen.show(table)
+    elif arguments.hub:
+        print(f"the hub has no GGUF files for {words!r}")
+    else:
+        print(f"nothing is known of {words!r} here; --hub asks the hub, which learns these words")
+
+
+def hub_of(arguments: Namespace) -> "HubClient":
+    """The hub that the owner's configuration names."""
+    from . import config
+    from .models.hub.client import HubClient
+
+    return HubClient(config.load(arguments.config).models.hub)
+
+
+def pull_models(arguments: Namespace) -> None:
+    """Fetch each named model, with a progress bar.
+
+    Raises:
+        LicenceError: it is not open, and nobody agreed to it.
+    """
+    from .models.hub import catalog
+
+    hub = hub_of(arguments)
     for name in arguments.names:
-        with progress_bar(name) as advance:
-            path = catalog.pull(name, progress=advance)
-        print(f"{name}: {path}")
+        if (there := catalog.find_foreign(name)) is not None:
+            print(f"{name}: {there} (used where it lies; there is nothing to pull)")
+            continue
+        found, accepted = None, arguments.accept_licence
+        if catalog.is_remote(name):
+            found = catalog.offer(name, hub)
+            print(f"{name}: {offer_text(found)}", flush=True)
+            if found.asks and not accepted and agreed(found):
+                accepted = found.licence
+        with progress_bar(found.name if found else name) as advance:
+            path = catalog.pull(name, progress=advance, hub=hub, accepted=accepted, chosen=found)
+        print(f"{found.name if found else name}: {path}")
+
+
+def offer_text(found: "PullOffer") -> str:
+    """What a pull would bring, in a line."""
+    took = f"{found.quantisation}, " if found.quantisation else ""
+    others = f" (others: {', '.join(found.others)})" if found.others else ""
+    files = found.files[0].path if len(found.files) == 1 else f"{len(found.files)} files"
+    return (
+        f"{files}, {took}{size_text(found.size)}, licence {found.licence}{others}; it will be "
+        f"{found.name}"
+    )
+
+
+def agreed(found: "PullOffer") -> bool:
+    """Ask the owner about a licence; False where nobody sits at a terminal."""
+    import sys
+
+    if not sys.stdin.isatty():
+        return False
+    print(f"The licence {found.licence} is not known to be open. It is at {found.page}")
+    return screen.typed("Did you read it, and do you agree to it? [y/N] ").strip().lower() in (
+        "y",
+        "yes",
+    )
+
+
+def remove_models(arguments: Namespace) -> None:
+    """Delete what quietchoir brought; other programs' models stay.
+
+    Raises:
+        ConfigError: nothing is named.
+    """
+    from .errors import ConfigError
+    from .models.hub import catalog
+
+    if not arguments.names and not arguments.unfinished:
+        raise ConfigError("name a model that `model list` shows, or give --unfinished")
+    for name in arguments.names:
+        print(f"{name}: removed, {size_text(catalog.remove(name))} are free again")
+    if arguments.unfinished:
+        print(f"unfinished pulls: removed, {size_text(catalog.remove_unfinished())} are free again")
+
+
+def fit_models(arguments: Namespace) -> None:
+    """Measure this machine's memory, then print what it is for each model.
+
+    Raises:
+        ModelNotFoundError: a model that is named is neither here nor known.
+        ConfigError: no context of so many tokens.
+    """
+    from . import config
+    from .engine import fit
+    from .errors import ConfigError
+
+    engine = config.load(arguments.config).engine
+    context = arguments.context if arguments.context is not None else engine.context
+    if context < 1:
+        raise ConfigError(f"--context {context} must be at least 1 token")
+    needs = fit.needs_of_all(arguments.models)
+    machine = fit.measure_memory(engine.memory_bytes)
+    table = screen.table(
+        *("model", "weights", f"with {context:,} tokens", "runs here", "tokens/s at most"),
+        ids=("model",),
+        box=None,
+    )
+    for name, need in needs.items():
+        found = fit.fit(name, need, machine, context)
+        table.add_row(
+            name,
+            size_text(found.weight_bytes),
+            size_text(found.bytes),
+            "too large" if not found.fits else "yes" if found.now else "when memory is freed",
+            f"{found.tokens_per_s:.0f}" if found.fits else "",
+        )
+    print(
+        f"memory: {size_text(machine.bytes)}, {size_text(machine.free)} free, "
+        f"{size_text(machine.limit)} for models; read here and now at "
+        f"{machine.read_bytes_s / 1e9:.1f} GB/s by all cores, which bounds one answer's speed"
+    )
+    screen.show(table)
 
 
 def show_model(arguments: Namespace) -> None:

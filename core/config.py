@@ -7,7 +7,6 @@ Always: a file with a key that is not here is refused whole.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import time
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +34,8 @@ class EngineConfig:
     gpu_bytes: int = 0  # of the GPU's memory that may be taken; 0: what is free there
     max_running: int = 16  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
+    # bytes of all models that are loaded at once; 0: three quarters of this machine's memory
+    memory_bytes: int = 0
     context: int = 2048  # tokens of one conversation
     kv_bytes: int = 512 << 20  # memory for keys and values
     # of it, filled before what nobody uses is forgotten; at least one full context
@@ -50,8 +51,23 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require_least(self, {"context": 16, "max_running": 1, "max_waiting": 0, "kv_bytes": 1})
-        require_least(self, {"gpu_layers": -1, "gpu_bytes": 0, "kept_bytes": 0, "threads": 0})
+        require_least(
+            self,
+            {"memory_bytes": 0, "gpu_layers": -1, "gpu_bytes": 0, "kept_bytes": 0, "threads": 0},
+        )
         require_least(self, {"queue_timeout_s": 0, "keep_conversations": 0, "drafts": 0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsConfig:
+    """Where models come from."""
+
+    # asked by `model search --hub` and by pulls from it alone; any that answers as Hugging Face's
+    hub: str = "https://huggingface.co"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.hub):
+            raise ValueError(f"hub = {self.hub!r} must be an address: https://NAME")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,55 +162,6 @@ class ServerConfig:
         above(0, write_timeout_s=self.write_timeout_s)
         if self.key is not None and self.certificate is None:
             raise ValueError("key is there and certificate is not; give both, or neither")
-
-
-@dataclass(frozen=True, slots=True)
-class Hours:
-    """A part of the day; one that ends before it begins goes over midnight."""
-
-    start: time
-    end: time
-
-    @classmethod
-    def read(cls, text: str) -> "Hours":
-        """Raises ValueError: not HH:MM-HH:MM."""
-        try:
-            start, end = map(time.fromisoformat, text.split("-"))
-        except ValueError:
-            raise ValueError(f"{text!r} are no hours; write them as 02:00-06:00") from None
-        if start == end:
-            raise ValueError(f"{text!r} begins where it ends; leave it empty for the whole day")
-        return cls(start, end)
-
-    def hold(self, now: time) -> bool:
-        """Is it that part of the day?"""
-        if self.start < self.end:
-            return self.start <= now < self.end
-        return now >= self.start or now < self.end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PowerConfig:
-    """What this node takes of its machine, on AC, on battery and when it is hot."""
-
-    # "full": all cores, half of them when hot; "balanced": half on battery too; "quiet": half
-    # always, a quarter on battery or hot. The batch shrinks alike, and work ahead of need waits
-    profile: Literal["quiet", "balanced", "full"] = "balanced"
-    max_celsius: float = 90.0  # of the processor's warmest sensor; from there on it counts as hot
-    train_on_battery: bool = False  # training never runs while hot
-    # only while nobody is answered here and others use less than a quarter of the machine
-    train_when_idle: bool = False
-    train_hours: str = ""  # such as "02:00-06:00", by this machine's clock; "": at any time
-
-    def __post_init__(self) -> None:
-        above(0, max_celsius=self.max_celsius)
-        if self.train_hours:
-            Hours.read(self.train_hours)
-
-    @property
-    def hours(self) -> Hours | None:
-        """`train_hours`, read."""
-        return Hours.read(self.train_hours) if self.train_hours else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,11 +287,11 @@ class Config:
     """Everything the owner decides."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
-    power: PowerConfig = field(default_factory=PowerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     consent: ConsentConfig = field(default_factory=ConsentConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)

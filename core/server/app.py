@@ -28,6 +28,7 @@ from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
 from .history import HistoryApi, nothing_kept
+from .models_api import ModelsApi, OwnersModels
 from .node_api import Api, count_responses
 from .ollama_api import ModelFacts, OllamaApi
 from .openai import OpenAI
@@ -49,6 +50,7 @@ class Parts:
     embedding: Source | None = None  # the model behind /v1/embeddings
     history: HistoryStore | None = None  # None: nothing is kept
     documents: OwnersDocuments | None = None  # collections and memory
+    models: OwnersModels | None = None  # what is on this disk, and how more comes
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
     # takes away what else holds a forgotten conversation; returns adapters that it deleted
@@ -93,6 +95,10 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         app.add_routes(HistoryApi(parts.history, parts.destinations, parts.forgotten).routes())
     if parts.documents is not None:
         app.add_routes(DocumentsApi(parts.documents).routes())
+    if parts.models is not None:
+        models = ModelsApi(parts.models)
+        app.on_shutdown.append(models.stop)
+        app.add_routes(models.routes())
     app.add_routes(OpenApi().routes())
     app.add_routes(pages.Pages().routes())
     return app

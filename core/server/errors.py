@@ -20,7 +20,9 @@ from ..errors import (
     DataError,
     DocumentError,
     EngineError,
+    LicenceError,
     MissingPartError,
+    ModelError,
     ModelNotFoundError,
     OverloadedError,
     QuietchoirError,
@@ -69,6 +71,10 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", code="request_not_possible")
         case ModelNotFoundError():
             return 404, shape(message, "invalid_request_error", "model", "model_not_found")
+        case LicenceError():
+            return 400, shape(message, "invalid_request_error", "accept_licence", "licence")
+        case ModelError():
+            return 400, shape(message, "invalid_request_error", code="model_not_usable")
         case UnknownEntryError():
             return 404, shape(message, "invalid_request_error", code="not_found")
         case DocumentError():

@@ -16,6 +16,7 @@ from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.app import NodeServer, Parts, claim, encryption
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
+from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
 TOKEN = "a-token-of-the-tests-" + "x" * 30
@@ -32,6 +33,7 @@ class Served:
     embedding: Source | None = None
     history: HistoryStore | None = None
     documents: OwnersDocuments | None = None
+    models: OwnersModels | None = None
     destinations: dict[str, str] = field(default_factory=dict)
     tokenizer: WordTokenizer = field(default_factory=WordTokenizer)
     assistant: Assistant = field(init=False)
@@ -62,6 +64,7 @@ class Served:
                 embedding=self.embedding,
                 history=self.history,
                 documents=self.documents,
+                models=self.models,
                 destinations=lambda: self.destinations,
             ),
             config,

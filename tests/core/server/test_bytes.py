@@ -42,6 +42,9 @@ ROUTES = [
     b"/api/collections",
     b"/api/collections/x/passages/1",
     b"/api/memory",
+    b"/api/models",
+    b"/api/models/pulls",
+    b"/api/models/search",
 ]
 ROUTES += [
     b"/api/adapters",

@@ -16,6 +16,8 @@ import pytest
 from quietchoir.core.errors import ConfigError, IntegrityError, ModelError, ModelNotFoundError
 from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.hub.catalog import CatalogEntry, CatalogFile
+from quietchoir.core.models.hub.client import HubClient
+from quietchoir.tests.fakes.hub import COMMIT, FakeHub
 
 CONTENT = {"weights/model.bin": b"numbers" * 50_000, "weights/config.json": b'{"a": 1}'}
 
@@ -240,7 +242,7 @@ def test_names_that_nobody_knows_get_the_nearest(home: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="did you mean smollm2-135m-instruct"):
         catalog.pull("smollm2-135m")
     with pytest.raises(
-        ModelNotFoundError, match="neither a file here nor a known model; known models: smollm2"
+        ModelNotFoundError, match="neither a file here nor a known model; `quietchoir model list`"
     ):
         catalog.find("/no/such.gguf")
     with pytest.raises(ModelNotFoundError, match="run: quietchoir model pull minilm-l6-v2"):
@@ -281,24 +283,12 @@ def test_a_file_path_may_not_leave_the_source(home: Path, entry: CatalogEntry) -
 
 
 def test_the_hub_is_asked_for_the_named_revision(
-    home: Path, entry: CatalogEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, entry: CatalogEntry, tmp_path: Path
 ) -> None:
-    asked = []
-
-    def download(repository: str, path: str, *, revision: str | None, local_dir: Path) -> str:
-        asked.append((repository, path, revision))
-        target = local_dir / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(CONTENT[path])
-        return str(target)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    (home / "catalog.toml").write_text(toml(replace(entry, source="hf:some/model@v2")))
-    catalog.pull("own-model")
-    assert asked == [
-        ("some/model", "weights/model.bin", "v2"),
-        ("some/model", "weights/config.json", "v2"),
-    ]
+    with FakeHub({"some/model": CONTENT}).running() as hub:
+        source = f"hf:some/model@{COMMIT}"
+        (home / "catalog.toml").write_text(toml(replace(entry, source=source)))
+        catalog.pull("own-model", hub=HubClient(hub.address, token=""))
     assert left_in(home) == [
         "catalog.toml",
         "models/own-model/config.json",
@@ -306,16 +296,10 @@ def test_the_hub_is_asked_for_the_named_revision(
     ]
 
 
-def test_a_hub_that_cannot_be_reached_is_a_sentence(
-    home: Path, entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import httpx
-
-    def download(*_: object, **__: object) -> str:
-        raise httpx.ConnectError("no route")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+def test_a_hub_that_cannot_be_reached_is_a_sentence(home: Path, entry: CatalogEntry) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     (home / "catalog.toml").write_text(toml(replace(entry, source="hf:some/model@v2")))
-    with pytest.raises(ModelError, match="did not come \\(no route\\); check network"):
-        catalog.pull("own-model")
+    with pytest.raises(ModelError, match=r"did not come from http://127.* check the network"):
+        catalog.pull("own-model", hub=HubClient(address, token=""))
     assert left_in(home) == ["catalog.toml"]
