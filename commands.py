@@ -96,6 +96,13 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     calibrating.set_defaults(run=calibrate)
 
     examining = verbs.add_parser("doctor", help="what this machine lacks, and how to get it")
+    examining.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="also write what this machine is, for docs/hardware.md: processor, cores, memory, "
+        "accelerators, versions; no name, host, path, address or serial number",
+    )
     examining.set_defaults(run=doctor)
 
 
@@ -280,13 +287,26 @@ def write(text: str) -> None:
 
 
 def doctor(arguments: Namespace) -> int:
-    """Print one line for each thing; exit 1 if something essential is missing."""
-    from .core import config
-    from .doctor import examine
+    """Print one line for each thing; exit 1 if something essential is missing.
 
+    Raises:
+        ConfigError: the report's file is there already.
+    """
+    from datetime import date
+
+    from .core import config, paths
+    from .core.errors import ConfigError
+    from .doctor import examine, report
+
+    if arguments.report is not None and arguments.report.exists():
+        raise ConfigError(f"{arguments.report}: is there already and is kept; choose another name")
     missing = 0
     for finding in examine(config.load(arguments.config)):
         word = "ok" if finding.well else "missing" if finding.essential else "note"
         print(f"{word:8} {finding.name:11} {finding.text}", flush=True)
         missing += finding.essential and not finding.well
+    if arguments.report is not None:
+        text = report(f"{date.today():%Y-%m}").text()
+        paths.write_atomically(arguments.report, text.encode())
+        print(f"{arguments.report}: written; look at it before you send it")
     return 1 if missing else 0

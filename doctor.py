@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import __version__
 from .core import parts, paths
 from .core.config import Config
 from .core.errors import ConfigError, QuietchoirError
 from .core.hardware import discovery
+from .core.hardware.power import EnergyMeter, read_state
+from .core.hardware.report import FORMAT, HardwareReport, ReportedAccelerator, speakable
 
 MEMORY_BYTES = 1 << 30  # the default model with its caches
 DISK_BYTES = 1 << 30
@@ -41,6 +44,8 @@ def examine(config: Config) -> Iterator[Finding]:
         "python": python,
         "parts": installed_parts,
         "machine": machine,
+        "accelerator": accelerators,
+        "power": power,
         "memory": memory,
         "home": home,
         "model": model,
@@ -93,18 +98,43 @@ def installed_parts(_config: Config) -> Finding:
 
 
 def machine(_config: Config) -> Finding:
-    """Processor, cores, features and GPUs; nothing here can be wrong."""
-    device = discovery.discover()
-    gpus = ", ".join(f"{gpu.name} ({gpu.memory >> 30} GB)" for gpu in device.gpus) or "no GPU"
+    """Processor, cores and features; nothing here can be wrong."""
+    device = discovery.discover(gpus=False)
     name = (
         f"{device.processor or device.machine}, {device.cores} "
         f"{'core' if device.cores == 1 else 'cores'}"
     )
     return Finding(
-        "machine",
-        True,
-        f"{name}, {' '.join(device.features) or 'no vector features known'}, {gpus}",
+        "machine", True, f"{name}, {' '.join(device.features) or 'no vector features known'}"
     )
+
+
+def accelerators(_config: Config) -> Finding:
+    """GPUs and neural processors: what a node can use, what libraries here could, what nothing here
+    can.
+    """
+    told, well = [], True
+    for one in discovery.accelerators():
+        size = f" ({one.memory >> 30} GB)" if one.memory else ""
+        if one.advice:
+            told.append(f"{one.name} is there, and nothing here can use it: it takes {one.advice}")
+            well = False
+        elif one.kind == "cuda":
+            told.append(f'{one.name}{size}, with engine.device = "cuda"')
+        else:
+            told.append(f"{one.name}{size} ({one.kind}): told, no node computes on it yet")
+    return Finding("accelerator", well, "; ".join(told) or "none; the processor computes")
+
+
+def power(config: Config) -> Finding:
+    """What this machine tells of battery, heat and energy, for `[power]`."""
+    state, sources = read_state(), EnergyMeter().sources
+    battery = {None: "no battery", True: "on battery", False: "on AC"}[state.on_battery]
+    if state.battery_percent is not None:
+        battery += f" ({state.battery_percent:.0f} %)"
+    heat = "no sensor" if state.celsius is None else f"{state.celsius:.0f} °C"
+    energy = f"joules from {' and '.join(sources)}" if sources else "joules not measurable here"
+    return Finding("power", True, f"{config.power.profile}: {battery}, {heat}, {energy}")
 
 
 def memory(_config: Config) -> Finding:
@@ -276,3 +306,41 @@ def _answers(host: str, number: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def report(month: str) -> HardwareReport:
+    """This machine for others.
+
+    Args:
+        month: in which it is made, as 2026-11.
+    """
+    from .core.engine.backends.native import library
+    from .plugins.sandbox.probe import probe
+
+    device, state = discovery.discover(gpus=False), read_state()
+    return HardwareReport(
+        format=FORMAT,
+        quietchoir=__version__,
+        python=".".join(map(str, sys.version_info[:2])),
+        month=month,
+        system=device.system,
+        machine=device.machine,
+        processor=speakable(device.processor),
+        cores=device.cores,
+        memory_gb=round(device.memory / 1e9),
+        features=device.features,
+        kernels="" if library.available() else library.instruction_set(),
+        accelerators=tuple(
+            ReportedAccelerator(
+                kind=one.kind,
+                name=speakable(one.name),
+                memory_gb=one.memory >> 30,
+                used=not one.advice,
+            )
+            for one in discovery.accelerators()
+        ),
+        sandbox=probe().available,
+        battery=state.on_battery is not None,
+        heat=state.celsius is not None,
+        energy=EnergyMeter().sources,
+    )

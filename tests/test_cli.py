@@ -161,8 +161,8 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "python", "parts", "machine", "memory", "home", "model", "plugins", "sandbox", "kernels",
-        "token", "port",
+        "python", "parts", "machine", "accelerator", "power", "memory", "home", "model",
+        "plugins", "sandbox", "kernels", "token", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
     assert missing.startswith("missing  model ") and missing.endswith(

@@ -1,7 +1,7 @@
 """What this machine can do.
 
-Knows cores, memory, CPU features and GPUs, as the operating system and torch name them. Decides
-nothing.
+Knows cores, memory, CPU features, GPUs and other accelerators, as the operating system, torch, ONNX
+Runtime and OpenVINO name them. Decides nothing.
 Always: an unknown answer is 0 or empty, never a guess; nothing is started, changed or sent.
 """
 
@@ -9,8 +9,12 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 # The features that kernels ask for, under Linux's names; "neon" is "asimd" there.
 FEATURES = (
@@ -136,6 +140,81 @@ def cuda_devices() -> tuple[Gpu, ...]:
         Gpu(name=gpu.name, memory=gpu.total_memory, capability=(gpu.major, gpu.minor))
         for gpu in found
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """Something beside the processor that could compute."""
+
+    kind: Literal["cuda", "rocm", "mps", "xpu", "npu", "gpu"]  # "gpu": of a maker, by no library
+    name: str  # its maker's, or the library's that knows it
+    memory: int = 0  # bytes; 0: unknown, or the machine's own
+    advice: str = ""  # what is missing before anything here could use it; "": nothing
+
+
+# PCI's vendors, and what makes torch use a GPU of theirs.
+MAKERS = {
+    "0x10de": ("NVIDIA", "torch's CUDA build and NVIDIA's driver (nvidia-smi must list it)"),
+    "0x1002": ("AMD", "torch's ROCm build and the amdgpu driver (/dev/kfd must be there)"),
+    "0x8086": ("Intel", "torch's XPU build and Intel's level-zero driver"),
+}
+DISPLAY, PROCESSING = "0x03", "0x12"  # PCI's classes of graphics and of other accelerators
+NPU_PROVIDERS = ("OpenVINO", "QNN", "CoreML")  # of ONNX Runtime
+
+
+def accelerators(root: Path = Path("/")) -> tuple[Accelerator, ...]:
+    """All that libraries here can use, then what is there and no library uses."""
+    found = (*torch_devices(), *npus())
+    makers = {"cuda": "NVIDIA", "rocm": "AMD", "xpu": "Intel"}
+    used = {makers[one.kind] for one in found if one.kind in makers}
+    known = any(one.kind == "npu" for one in found)
+    idle = (one for one in pci_devices(root) if one.name.partition(" ")[0] not in used)
+    return (*found, *(one for one in idle if one.kind != "npu" or not known))
+
+
+def torch_devices() -> Iterator[Accelerator]:
+    """GPUs that torch can use: CUDA's, ROCm's, Apple's, Intel's; none where it is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return
+    kind: Literal["rocm", "cuda"] = "rocm" if getattr(torch.version, "hip", None) else "cuda"
+    for gpu in cuda_devices():
+        yield Accelerator(kind=kind, name=gpu.name, memory=gpu.memory)
+    if torch.backends.mps.is_available():
+        yield Accelerator(kind="mps", name=processor_name() or "Apple GPU")
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        for index in range(torch.xpu.device_count()):
+            told = torch.xpu.get_device_properties(index)
+            yield Accelerator(kind="xpu", name=told.name, memory=told.total_memory)
+
+
+def npus() -> Iterator[Accelerator]:
+    """Neural processors that ONNX Runtime or OpenVINO can use, if either is installed."""
+    with suppress(ImportError):
+        for provider in import_module("onnxruntime").get_available_providers():
+            if provider.removesuffix("ExecutionProvider") in NPU_PROVIDERS:
+                yield Accelerator(kind="npu", name=f"{provider} of ONNX Runtime")
+    with suppress(ImportError):
+        core = import_module("openvino").Core()
+        if "NPU" in core.available_devices:
+            name = core.get_property("NPU", "FULL_DEVICE_NAME")
+            yield Accelerator(kind="npu", name=f"{name} of OpenVINO")
+
+
+def pci_devices(root: Path = Path("/")) -> Iterator[Accelerator]:
+    """GPUs and accelerators on the bus, whatever can use them; a server's display chip (of another
+    maker) is none.
+    """
+    for device in sorted((root / "sys/bus/pci/devices").glob("*")):
+        kind = read(device / "class").strip()
+        maker, advice = MAKERS.get(read(device / "vendor").strip(), ("", ""))
+        number = read(device / "device").strip()
+        if maker and kind.startswith(DISPLAY):
+            yield Accelerator(kind="gpu", name=f"{maker} GPU {number}", advice=advice)
+        elif maker and kind.startswith(PROCESSING):
+            advice = "OpenVINO or ONNX Runtime with a provider for it, and the maker's driver"
+            yield Accelerator(kind="npu", name=f"{maker} NPU {number}", advice=advice)
 
 
 def read(path: Path) -> str:

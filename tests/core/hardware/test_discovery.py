@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,3 +95,34 @@ def test_a_gpu_is_described_as_torch_sees_it(monkeypatch: pytest.MonkeyPatch) ->
     assert discovery.cuda_devices() == (
         discovery.Gpu(name="Some card", memory=8 << 30, capability=(8, 9)),
     )
+
+
+def test_what_is_on_the_bus_and_no_library_uses_is_told_with_what_it_takes(tmp_path: Path) -> None:
+    devices = {
+        "gpu": ("0x030000", "0x1002"), "npu": ("0x120000", "0x8086"),
+        "display_of_a_server": ("0x030000", "0x1a03"), "network": ("0x020000", "0x8086"),
+    }  # fmt: skip
+    for name, (kind, vendor) in devices.items():
+        folder = tmp_path / "sys/bus/pci/devices" / name
+        folder.mkdir(parents=True)
+        for file, text in {"class": kind, "vendor": vendor, "device": "0x1234"}.items():
+            (folder / file).write_text(f"{text}\n")
+    found = {one.name: one for one in discovery.pci_devices(tmp_path)}
+    assert list(found) == ["AMD GPU 0x1234", "Intel NPU 0x1234"]
+    assert (
+        "ROCm" in found["AMD GPU 0x1234"].advice and "OpenVINO" in found["Intel NPU 0x1234"].advice
+    )
+
+
+def test_providers_of_onnx_runtime_and_openvinos_npu_are_accelerators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    providers = ["CPUExecutionProvider", "QNNExecutionProvider"]
+    core = SimpleNamespace(available_devices=["CPU", "NPU"], get_property=lambda *_: "AI Boost")
+    installed = {
+        "onnxruntime": SimpleNamespace(get_available_providers=lambda: providers),
+        "openvino": SimpleNamespace(Core=lambda: core),
+    }
+    monkeypatch.setattr(discovery, "import_module", installed.__getitem__)
+    names = [one.name for one in discovery.npus()]
+    assert names == ["QNNExecutionProvider of ONNX Runtime", "AI Boost of OpenVINO"]
