@@ -118,6 +118,12 @@ class Architecture:
     expert_groups: int = 0
     groups_per_token: int = 0
     expert_biases: bool = False  # router and experts have biases (gpt-oss)
+    # keys and values of all heads are made of so many numbers, and of the numbers of a key that
+    # rope turns, which all heads share and which stand first in each; 0 = each head has its own
+    # (DeepSeek-V2)
+    latent_size: int = 0
+    query_rank: int = 0  # queries are made of so many numbers; 0 = of the row itself
+    value_dim: int = 0  # numbers of a head's value, where keys have more
 
     def window(self, layer: int) -> int:
         """How many rows a row of this layer sees, itself included; 0 = all before it."""
@@ -179,8 +185,17 @@ class Architecture:
         )
 
     @property
+    def value_size(self) -> int:
+        """Numbers of a head's value."""
+        return self.value_dim or self.head_dim
+
+    @property
     def projections(self) -> tuple[str, ...]:
-        """Those that each layer has once: not what the experts of a mixture have."""
+        """Those that each layer has once and adapters change: not what the experts of a mixture
+        have, nor what makes latent attention.
+        """
+        if self.latent_size:
+            return ()
         own = () if self.num_experts else self.mlp_projections
         return (*ATTENTION_PROJECTIONS, *own)
 
@@ -203,6 +218,11 @@ class Architecture:
         Raises:
             ModelError: the projection of a mixture's feed-forward: there are many.
         """
+        if self.latent_size:
+            raise ModelError(
+                f"this {self.family} model has latent attention, whose matrices no adapter of ours "
+                f"changes; use the model as it is, or one of another family"
+            )
         if name not in self.projections and not self.num_experts:
             raise ModelError(f"this {self.family} model has no {name}; name {self.projections}")
         if name not in self.projections:
@@ -253,6 +273,13 @@ class Architecture:
         }
         sinks = {"self_attn.sinks.weight": (1, self.num_heads)} if self.sinks else {}
         matrices = {f"{name}.weight": self.projection(name) for name in self.projections}
+        if self.latent_size:
+            matrices = self.latent_shapes()
+            if not self.num_experts:
+                matrices |= {
+                    f"{name}.weight": self.mlp_shape(name, self.intermediate_size)
+                    for name in self.mlp_projections
+                }
         if not self.is_mixture(layer) and self.num_experts:
             matrices |= {
                 f"{name}.weight": self.mlp_shape(name, self.dense_size)
@@ -261,6 +288,24 @@ class Architecture:
         biases = {f"{name}.bias": (1, matrices[f"{name}.weight"][0]) for name in self.biases}
         mixture = self.mixture_shapes() if self.is_mixture(layer) else {}
         return norms | heads | sinks | matrices | mixture | biases
+
+    def latent_shapes(self) -> dict[str, tuple[int, int]]:
+        """What latent attention has: `q_down` and `kv_down` make the latents (the shared key's
+        numbers stand behind them), a norm each, and the projections make heads of them.
+        """
+        heads, own = self.num_heads, self.head_dim - self.turned
+        found = {
+            "self_attn.kv_down.weight": (self.latent_size + self.turned, self.hidden_size),
+            "self_attn.kv_down_norm.weight": (1, self.latent_size),
+            "self_attn.q_proj.weight": (heads * self.head_dim, self.query_rank or self.hidden_size),
+            "self_attn.k_proj.weight": (heads * own, self.latent_size),
+            "self_attn.v_proj.weight": (heads * self.value_size, self.latent_size),
+            "self_attn.o_proj.weight": (self.hidden_size, heads * self.value_size),
+        }
+        if self.query_rank:
+            found["self_attn.q_down.weight"] = (self.query_rank, self.hidden_size)
+            found["self_attn.q_down_norm.weight"] = (1, self.query_rank)
+        return found
 
     def mixture_shapes(self) -> dict[str, tuple[int, int]]:
         """What a layer has that has experts."""
@@ -348,6 +393,18 @@ class Architecture:
         ):
             raise ValueError(f"a row takes {self.experts_per_token} of {self.num_experts} experts")
         self.validate_mixture()
+        latent = (self.latent_size, self.query_rank, self.value_dim)
+        if not all(0 <= size <= LIMITS["hidden_size"] for size in latent) or (
+            self.latent_size
+            and (
+                self.num_kv_heads != self.num_heads
+                or not self.rope_dim
+                or self.value_size > self.head_dim
+                or self.biases
+                or self.qk_norm
+            )
+        ):
+            raise ValueError(f"its latent attention has the sizes {latent}")
         if not self.pre_norms and not self.post_norms:
             raise ValueError("it has no norms")
         if self.parallel and self.post_norms:

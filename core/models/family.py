@@ -34,6 +34,10 @@ GGUF_NAMES: Mapping[str, str] = {
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "self_attn.sinks": "attn_sinks",
+    "self_attn.q_down": "attn_q_a",
+    "self_attn.q_down_norm": "attn_q_a_norm",
+    "self_attn.kv_down": "attn_kv_a_mqa",
+    "self_attn.kv_down_norm": "attn_kv_a_norm",
 }
 # of families that have no other norms of the width
 NORMS_BEHIND: Mapping[str, str] = {
@@ -83,6 +87,7 @@ class Family:
     # the projections to which a config's `attention_bias` gives one
     hf_attention_bias: tuple[str, ...] = ATTENTION_PROJECTIONS
     hf_epsilon: str = "rms_norm_eps"
+    hf_head_dim: str = "head_dim"  # how a config calls the numbers of a head, or of what rope turns
     hf_partial_rope: bool = False  # whether a config's `partial_rotary_factor` is listened to
     # files may hold layers behind the last one, which guess further tokens and are left out
     further_layers: bool = False
@@ -112,6 +117,14 @@ class Family:
         """A folder's tensors, where it holds several in one in an order of its own; those of three
         dimensions come as matrices one above the other.
         """
+        return found
+
+    def gguf_unpacked(
+        self,
+        found: Mapping[str, QuantTensor],
+        architecture: Architecture,  # noqa: ARG002
+    ) -> Mapping[str, QuantTensor]:
+        """The same of a GGUF file, by its names."""
         return found
 
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:

@@ -192,6 +192,53 @@ class SelfAttention(nn.Module):
         return heads if norm is None or self.wide_norm else norm(heads)
 
 
+class LatentAttention(SelfAttention):
+    """Attention whose keys and values are made of one small vector a row, and whose heads share the
+    numbers that rope turns.
+
+    Source: DeepSeek-AI 2024 (DeepSeek-V2), section 2.1; heads are made whole before they are
+    kept.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
+    ) -> None:
+        super().__init__(layer, architecture, own, make)
+        self.kv_down = make.linear(own["self_attn.kv_down"])
+        self.kv_down_norm = make.norm(own["self_attn.kv_down_norm"])
+        if architecture.query_rank:
+            self.q_down = make.linear(own["self_attn.q_down"])
+            self.q_down_norm = make.norm(own["self_attn.q_down_norm"])
+        self.low_queries = bool(architecture.query_rank)
+        self.latent, self.heads = architecture.latent_size, architecture.num_heads
+        self.value_size = architecture.value_size
+
+    def queries(self, x: Tensor, rope: CosSin | None) -> Tensor:
+        """As `SelfAttention.queries`."""
+        return super().queries(self.q_down_norm(self.q_down(x)) if self.low_queries else x, rope)
+
+    def keys(self, x: Tensor, rope: CosSin | None) -> Tensor:
+        """As `SelfAttention.keys`."""
+        low = self.kv_down(x)
+        shared = apply_rope(low[:, None, self.latent :], rope).expand(-1, self.heads, -1)
+        own = self.k_proj(self.kv_down_norm(low[:, : self.latent]))
+        return torch.cat([shared, own.view(len(x), self.heads, -1)], dim=-1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """As `SelfAttention.values`, zeros behind the numbers of each head."""
+        low = self.kv_down_norm(self.kv_down(x)[:, : self.latent])
+        values = self.v_proj(low).view(len(x), self.heads, -1)
+        return functional.pad(values, (0, self.head_dim - self.value_size))
+
+    def out(self, mixed: Tensor) -> Tensor:
+        """As `SelfAttention.out`."""
+        return super().out(mixed.view(len(mixed), self.heads, -1)[..., : self.value_size])
+
+
 class FeedForward(nn.Module):
     """A gated product: SwiGLU, or with Gemma's activation GeGLU."""
 
@@ -322,7 +369,8 @@ class DecoderLayer(nn.Module):
         self.parallel, self.one_norm = architecture.parallel, architecture.one_norm
         for name in architecture.norms():
             setattr(self, name, make.wide_norm(own, name))
-        self.self_attn = SelfAttention(layer, architecture, own, make)
+        attention = LatentAttention if architecture.latent_size else SelfAttention
+        self.self_attn = attention(layer, architecture, own, make)
         mlp = ExpertFeedForward if architecture.is_mixture(layer) else FeedForward
         self.mlp = mlp(architecture, own, make)
 

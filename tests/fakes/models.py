@@ -55,6 +55,21 @@ GRANITE = {
     "attention_multiplier": 0.0625,
     "logits_scaling": 0.125,
 }
+LATENT = {
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+ROUTED = {
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 2,
+}
 # Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
 # than the tests' texts.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -319,6 +334,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **LATENT,
+            **ROUTED,
+            "q_lora_rank": 48,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_mtp_layers": 0,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "deepseek_v2": ("DeepseekV2Config", {**LATENT, **ROUTED, "q_lora_rank": None}),
+    "minicpm3": ("MiniCPM3Config", {**LATENT, "q_lora_rank": 48, "tie_word_embeddings": True}),
     "phi3-long": (
         "Phi3Config",
         {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
@@ -393,6 +422,8 @@ class GgufWriter:
             "olmo3": "olmo2",
             "qwen2_moe": "qwen2moe",
             "glm4_moe": "glm4moe",
+            "deepseek_v2": "deepseek2",
+            "deepseek_v3": "deepseek2",
             "gpt_oss": "gpt-oss",
             "granitemoehybrid": "granite",
             "gpt_neox": "gptneox",
@@ -442,14 +473,18 @@ class GgufWriter:
         ffn = config.shared_intermediate_size if dense else config.intermediate_size
         writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
+        one = config.model_type == "deepseek_v3"
+        writer.add_head_count_kv(1 if one else config.num_key_value_heads)
         for key in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
             if hasattr(config, key):
                 writer.add_layer_norm_eps(getattr(config, key))
         if hasattr(config, "rms_norm_eps") and self.family not in CENTRED:
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_key_length(self.head_dim)
-        writer.add_value_length(self.head_dim)
+        if hasattr(config, "kv_lora_rank"):
+            self.latent()
+        else:
+            writer.add_key_length(self.head_dim)
+            writer.add_value_length(self.head_dim)
         if getattr(config, "sliding_window", None) and config.model_type in (
             "mistral",
             "phi3",
@@ -491,6 +526,25 @@ class GgufWriter:
             writer.add_expert_used_count(taken)
             self.mixture()
 
+    def latent(self) -> None:
+        """What latent attention says: the third version as newer converters write it, whose one
+        key head is the latent, the others as older ones do.
+        """
+        config, writer = self.config, self.writer
+        key = config.qk_nope_head_dim + config.qk_rope_head_dim
+        writer.add_kv_lora_rank(config.kv_lora_rank)
+        writer.add_rope_dimension_count(config.qk_rope_head_dim)
+        if config.q_lora_rank:
+            writer.add_q_lora_rank(config.q_lora_rank)
+        if config.model_type == "deepseek_v3":
+            writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+            writer.add_value_length(config.kv_lora_rank)
+            writer.add_key_length_mla(key)
+            writer.add_value_length_mla(config.v_head_dim)
+        else:
+            writer.add_key_length(key)
+            writer.add_value_length(config.v_head_dim)
+
     def mixture(self) -> None:
         """What mixtures say of their experts."""
         config, writer = self.config, self.writer
@@ -508,11 +562,12 @@ class GgufWriter:
             writer.add_expert_feed_forward_length(width)
         if self.family == "qwen2moe":
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
-        if self.family in ("glm4moe", "dots1"):
+        if self.family in ("glm4moe", "dots1", "deepseek2"):
             writer.add_expert_shared_count(config.n_shared_experts)
             writer.add_leading_dense_block_count(config.first_k_dense_replace)
-            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
             writer.add_expert_weights_scale(config.routed_scaling_factor)
+        if config.model_type in ("glm4_moe", "dots1", "deepseek_v3"):
+            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
             writer.add_expert_weights_norm(config.norm_topk_prob)
             writer.add_expert_group_count(config.n_group)
             writer.add_expert_group_used_count(config.topk_group)
@@ -530,6 +585,8 @@ class GgufWriter:
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             self.writer.add_rope_scaling_factor(rope["factor"])
             self.writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            if self.family == "deepseek2":
+                self.writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
             if self.family == "mistral3":
                 self.writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
                 self.writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -559,6 +616,9 @@ class GgufWriter:
         if ".experts." in name:
             self.experts(name, tensor)
             return
+        if "kv_b_proj" in name and self.config.model_type == "deepseek_v3":
+            self.apart(name, tensor)
+            return
         if "shared_mlp" in name and self.family.startswith("granite"):
             self.shared(name, tensor)
             return
@@ -587,6 +647,14 @@ class GgufWriter:
             self.writer.add_tensor(
                 f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form
             )
+
+    def apart(self, name: str, tensor: Tensor) -> None:
+        """Each head's own numbers of keys, turned on their side, and its values."""
+        config, layer = self.config, name.split(".")[2]
+        own = config.qk_nope_head_dim
+        heads = tensor.view(config.num_attention_heads, -1, config.kv_lora_rank)
+        for kind, part in (("k", heads[:, :own].transpose(1, 2)), ("v", heads[:, own:])):
+            self.writer.add_tensor(f"blk.{layer}.attn_{kind}_b.weight", part.contiguous().numpy())
 
     def experts(self, name: str, tensor: Tensor) -> None:
         """A matrix of all experts, [experts, rows, columns], or two of them one above the other."""

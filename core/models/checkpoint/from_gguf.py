@@ -228,7 +228,7 @@ def refuse_unsupported(settings: GgufSettings, architecture: Architecture) -> No
         raise ValueError(f"its attention is scaled by {scale:.4g}")
     if architecture.num_experts and not FAMILIES[architecture.family].mixture:
         raise ValueError("it is a mixture of experts")
-    if settings.whole("attention.value_length", size) != size:
+    if not architecture.latent_size and settings.whole("attention.value_length", size) != size:
         raise ValueError("keys and values differ in size")
     caps = {"attn": architecture.attention_softcap, "final": architecture.logit_softcap}
     if any(settings.real(f"{of}_logit_softcapping", cap) != cap for of, cap in caps.items()):
@@ -243,7 +243,8 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantT
         ModelFileError: a tensor is missing, has another shape, or is none that this family uses.
     """
     family = FAMILIES[architecture.family]
-    tensors = TensorMap(file.path, file.tensors, family.name)
+    unpacked = family.gguf_unpacked(file.tensors, architecture)
+    tensors = TensorMap(file.path, unpacked, family.name)
     for read_already in ROPE_TENSORS:
         tensors.drop(read_already)
     if family.further_layers:

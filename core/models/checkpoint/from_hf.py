@@ -76,7 +76,7 @@ def read_settings(folder: Path) -> tuple[HfSettings, Family]:
 def sizes(settings: HfSettings, family: Family) -> Architecture:
     """What every family's config says in the same words."""
     heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
-    head_dim = settings.size("head_dim", max(width // heads, 1))
+    head_dim = settings.size(family.hf_head_dim, max(width // heads, 1))
     biases = family.hf_attention_bias if settings.get("attention_bias") else ()
     traits: dict[str, Any] = {"biases": biases, **family.traits}
     return Architecture(

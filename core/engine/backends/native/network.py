@@ -54,7 +54,8 @@ ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINA
 )
 RARE = BIASES + len(PROJECTIONS)
 ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RARE, RARE + 5)
-ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE, EXPERT_BIASES = range(RARE + 5, RARE + 9)
+ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE = range(RARE + 5, RARE + 8)
+QUERY_DOWN_NORM, LATENT_NORM, EXPERT_BIASES = range(RARE + 8, RARE + 11)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -70,6 +71,9 @@ FACTORS = ("norm_eps", "embedding_scale", "attention_scale", "residual_scale", "
 LATE_FACTORS = ("attention_softcap", "logit_softcap", "expert_scale")
 LATE_SIZES = ("dense_size", "shared_size", "sigmoid_routing", "expert_groups", "groups_per_token")
 LATE_FLAGS = ("centred_norms", "parallel", "ungated", "norms_behind_rope")
+LATENT_SIZES = ("latent_size", "query_rank", "value_dim")
+# as roles, of latent attention alone
+QUERY_DOWN, LATENT = -1, -2
 ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
 LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
@@ -84,7 +88,7 @@ class NetworkShape(Structure):
         *((name, c_int32) for name in MIXTURE),
         ("wide_norms", c_int32),
         *((name, c_float) for name in (*FACTORS, *LATE_FACTORS)),
-        *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS)),
+        *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS, *LATENT_SIZES)),
     )
 
 
@@ -314,6 +318,14 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
         return reason
     if architecture.head_dim % 16 or architecture.head_dim > LARGEST_HEAD:
         return f"heads of {architecture.head_dim} are no multiple of 16 up to {LARGEST_HEAD}"
+    latents = (architecture.latent_size, architecture.query_rank)
+    if max(latents) > architecture.hidden_size or any(size % 16 for size in latents):
+        return f"latents of {latents} are no multiples of 16 up to the width"
+    if (
+        architecture.latent_size
+        and architecture.num_heads * (architecture.head_dim - architecture.turned) % 16
+    ):
+        return "heads' own numbers of keys are no multiple of 16"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
@@ -364,7 +376,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 def late(architecture: Architecture) -> dict[str, float]:
     """What only some families have, by its name in `Shape`."""
-    known = {name: getattr(architecture, name) for name in LATE_FACTORS}
+    known = {name: getattr(architecture, name) for name in (*LATE_FACTORS, *LATENT_SIZES)}
     return known | {
         "dense_size": architecture.dense_size,
         "shared_size": architecture.shared_size,
@@ -381,6 +393,10 @@ def late(architecture: Architecture) -> dict[str, float]:
 def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     """The name inside a layer of each matrix, and what the library calls it."""
     roles = {name: PROJECTIONS.index(name) for name in ATTENTION_PROJECTIONS}
+    if architecture.latent_size:
+        roles["self_attn.kv_down"] = LATENT
+    if architecture.query_rank:
+        roles["self_attn.q_down"] = QUERY_DOWN
     if not architecture.is_mixture(layer):
         return roles | {name: PROJECTIONS.index(name) for name in architecture.mlp_projections}
     if architecture.shared_size:
@@ -414,6 +430,8 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
         ROUTER_BIAS: "mlp.gate.bias",
         ROUTING_BIAS: "mlp.gate_correction.bias",
         SHARED_GATE: "mlp.shared_expert_gate.weight",
+        QUERY_DOWN_NORM: "self_attn.q_down_norm.weight",
+        LATENT_NORM: "self_attn.kv_down_norm.weight",
     }
     return (
         found

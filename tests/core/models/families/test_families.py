@@ -56,6 +56,11 @@ def family_model() -> Callable[[str], Any]:
     return make
 
 
+def bound(logits: Tensor) -> float:
+    """What is near enough: as stated, and as much more as logits are larger."""
+    return BOUND * max(1.0, float(logits.abs().max()) / 10)
+
+
 def weights_of(architecture: Architecture, tensors: dict[str, QuantTensor]) -> Weights:
     return Weights(architecture, tensors, byte_tokenizer(), digest="")
 
@@ -81,7 +86,7 @@ def test_a_folder_of_every_family_computes_what_transformers_computes(
     )
     theirs = their_logits(model, TOKENS)
     assert theirs.abs().max() > 1
-    assert (ours - theirs).abs().max() < BOUND
+    assert (ours - theirs).abs().max() < bound(theirs)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ONLY_FOLDERS])
@@ -95,7 +100,8 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     ours = our_logits(
         weights_of(architecture, from_gguf.name_tensors(file, architecture)), make_linear
     )
-    assert (ours - their_logits(model, TOKENS)).abs().max() < BOUND
+    theirs = their_logits(model, TOKENS)
+    assert (ours - theirs).abs().max() < bound(theirs)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,10 @@ def test_a_converted_folder_computes_what_the_folder_does(
         ("gptneox", {"parallel": False}),
         ("gptneox", {"activation": "silu"}),
         ("hunyuan-moe", {"shared_size": 0}),
+        ("deepseek_v3", {"attention_scale": 0.0}),
+        ("deepseek_v3", {"routing_bias": False}),
+        ("deepseek_v2", {"expert_scale": 1.0}),
+        ("minicpm3", {"rope_factors": (2.0,) * 4}),
         ("gpt_oss", {"sinks": False}),
         ("gpt_oss", {"activation": "silu"}),
         ("gpt_oss", {"windows": ()}),

@@ -7,6 +7,7 @@
 #pragma once
 #include "attention.h"
 #include "experts.h"
+#include "latent.h"
 #include "product.h"
 
 // From the C library, whatever the set.
@@ -360,7 +361,8 @@ inline void forward(Run& run, int member) {
   for (int layer = 0; layer < shape.num_layers; layer++) {
     const Layer& l = model.layers[layer];
     static constexpr Role OUT[1] = {OUTPUT};
-    queries_keys_values(run, layer, stream, own, member);
+    if (shape.latent_size) latent_queries_keys_values(run, layer, stream, own, member);
+    else queries_keys_values(run, layer, stream, own, member);
     rope_and_write_kv(run, layer, member);
     team_barrier(*run.team);
     const bool last = layer == shape.num_layers - 1;
@@ -369,8 +371,12 @@ inline void forward(Run& run, int member) {
     team_barrier(*run.team);
     if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
     if (shape.parallel) open_gates(run, layer, stream, own, member);
-    add_product(run, source_of(stream, stream.mixed, mixed, nullptr, nullptr, layer, 1, OUT, l),
-                {&l.matrix[OUTPUT], l.bias[OUTPUT], 0}, l.post_attention_norm, stream, own, member);
+    if (shape.latent_size) join_values(run, stream, member);
+    Source source = source_of(stream, stream.mixed, l.matrix[OUTPUT].columns, nullptr, nullptr,
+                              layer, 1, OUT, l);
+    source.stride = padded(mixed);
+    add_product(run, source, {&l.matrix[OUTPUT], l.bias[OUTPUT], 0}, l.post_attention_norm, stream,
+                own, member);
     if (!shape.parallel) open_gates(run, layer, stream, own, member);
     feed_forward(run, layer, stream, own, member);
   }

@@ -48,6 +48,14 @@ bool check(const Shape& s) {
     return complain("activation %d is unknown", s.activation), false;
   for (int size : {s.dense_size, s.shared_size})
     if (size < 0 || size > LARGEST) return complain("a feed-forward width of %d", size), false;
+  const int own = own_key_size(s);
+  if (s.latent_size < 0 || s.latent_size > s.hidden_size || s.latent_size % 16 ||
+      s.query_rank < 0 || s.query_rank > s.hidden_size || s.query_rank % 16 || s.value_dim < 0 ||
+      s.value_dim > s.head_dim || (!s.latent_size && (s.query_rank || s.value_dim)) ||
+      (s.latent_size && (s.num_kv_heads != s.num_heads || own < 1 || s.num_heads * own % 16)))
+    return complain("latents of %d and %d, values of %d of %d numbers", s.latent_size, s.query_rank,
+                    s.value_dim, s.head_dim),
+           false;
   if (s.expert_groups < 0 || s.expert_groups > s.num_experts ||
       (s.expert_groups > 1 &&
        (s.num_experts % s.expert_groups || s.groups_per_token < 1 ||
@@ -171,12 +179,18 @@ QC_EXPORT bool quietchoir_model_dense(OwnedModel* model, int layer) {
   return true;
 }
 
+constexpr int QUERY_DOWN = -1, LATENT = -2;  // roles that only latent attention has
+
 // Where `role` of `layer` belongs, and its size: the head where layer is -1; behind the roles of a
 // layer its router, then the three matrices of each expert. Null after a complaint.
 static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, int& columns) {
   const Shape& s = model.shape;
   if (layer == -1) return rows = s.vocab_size, columns = s.hidden_size, &model.head;
   if (!is_layer(model, layer)) return nullptr;
+  if (role == QUERY_DOWN && s.query_rank)
+    return rows = s.query_rank, columns = s.hidden_size, &model.layers[layer].query_down;
+  if (role == LATENT && s.latent_size)
+    return rows = s.latent_size + s.rope_dim, columns = s.hidden_size, &model.layers[layer].latent;
   const int expert = role - ROLES - 1, shared = shared_width(s, model.layers[layer]);
   if (role < 0 || expert >= s.num_experts * EXPERT_ROLES ||
       (role >= GATE && role < ROLES && !shared) ||
@@ -237,6 +251,8 @@ enum Vector {
   ROUTER_BIAS,
   ROUTING_BIAS,
   SHARED_GATE,
+  QUERY_DOWN_NORM,
+  LATENT_NORM,
   EXPERT_BIASES,
   VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
@@ -254,6 +270,8 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     case SINKS: return s.num_heads;
     case ROUTER_BIAS:
     case ROUTING_BIAS: return s.num_experts;
+    case QUERY_DOWN_NORM: return s.query_rank;
+    case LATENT_NORM: return s.latent_size;
     case BIASES + GATE:
     case BIASES + UP: return shared_width(s, layer);
   }
@@ -271,9 +289,16 @@ static const float** place_of(OwnedModel& model, Layer& layer, int which) {
   const float** const first[] = {&layer.attention_norm,      &layer.mlp_norm,
                                  &layer.query_norm,          &layer.key_norm,
                                  &layer.post_attention_norm, &layer.post_mlp_norm};
-  const float** const later[] = {
-      &layer.attention_norm_bias, &layer.mlp_norm_bias, nullptr,           nullptr, &layer.sinks,
-      &layer.router_bias,         &layer.routing_bias,  &layer.shared_gate};
+  const float** const later[] = {&layer.attention_norm_bias,
+                                 &layer.mlp_norm_bias,
+                                 nullptr,
+                                 nullptr,
+                                 &layer.sinks,
+                                 &layer.router_bias,
+                                 &layer.routing_bias,
+                                 &layer.shared_gate,
+                                 &layer.query_down_norm,
+                                 &layer.latent_norm};
   return which < FINAL_NORM ? first[which] : later[which - ATTENTION_NORM_BIAS];
 }
 
@@ -308,6 +333,8 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
     const bool shared = shared_width(model->shape, l);
     for (int role = 0; role < (shared ? ROLES : GATE); role++)
       whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated));
+    if (model->shape.latent_size) whole = whole && l.latent.data && l.latent_norm;
+    if (model->shape.query_rank) whole = whole && l.query_down.data && l.query_down_norm;
     if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
     for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
       whole = whole && l.experts[i].data;
@@ -335,8 +362,8 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
   try {
     const Shape& s = adapter->model->shape;
     if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES || rank < 1 ||
-        rank > 1024 || columns != columns_of(s, role) || rows != rows_of(s, role) ||
-        (s.num_experts && role >= GATE))
+        rank > 1024 || s.latent_size || columns != columns_of(s, role) ||
+        rows != rows_of(s, role) || (s.num_experts && role >= GATE))
       return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns,
                       role, layer),
              false;

@@ -52,14 +52,17 @@ void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Rows and columns of one matrix of a layer.
 inline int rows_of(const Shape& s, int role) {
-  const int queries = s.num_heads * s.head_dim, keys = s.num_kv_heads * s.head_dim;
-  return role == QUERY                  ? queries
-         : role == KEY || role == VALUE ? keys
-         : role == GATE || role == UP   ? s.intermediate_size
-                                        : s.hidden_size;
+  const int key = s.latent_size ? own_key_size(s) : s.head_dim;
+  return role == QUERY                ? s.num_heads * s.head_dim
+         : role == KEY                ? s.num_kv_heads * key
+         : role == VALUE              ? s.num_kv_heads * value_size(s)
+         : role == GATE || role == UP ? s.intermediate_size
+                                      : s.hidden_size;
 }
 inline int columns_of(const Shape& s, int role) {
-  return role == OUTPUT ? s.num_heads * s.head_dim
+  if (s.latent_size && (role == KEY || role == VALUE)) return s.latent_size;
+  if (s.query_rank && role == QUERY) return s.query_rank;
+  return role == OUTPUT ? s.num_heads * value_size(s)
          : role == DOWN ? s.intermediate_size
                         : s.hidden_size;
 }

@@ -43,6 +43,8 @@ struct Shape {
   int32_t parallel;                         // attention and feed-forward read the same rows
   int32_t ungated;                          // the feed-forward is activation(up x)
   int32_t norms_behind_rope;                // of queries and keys
+  int32_t latent_size, query_rank;          // latent attention, see latent.h; 0: none
+  int32_t value_dim;                        // numbers of a head's value; 0: as of its key
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -72,7 +74,14 @@ struct Layer {
   const float* routing_bias;  // [num_experts], of the choice alone; null: none
   const float* shared_gate;   // [hidden_size], of the feed-forward beside experts; null: none
   const float* expert_bias[EXPERT_ROLES];  // [num_experts][rows, padded]; null: none
+  Matrix query_down, latent;               // of latent attention
+  const float* query_down_norm;
+  const float* latent_norm;
 };
+
+// Numbers of a head's value, and of its key that are its own in latent attention.
+QC_INLINE int value_size(const Shape& s) { return s.value_dim ? s.value_dim : s.head_dim; }
+QC_INLINE int own_key_size(const Shape& s) { return s.head_dim - s.rope_dim; }
 
 // What an adapter makes of one matrix's product: gain * product + shift + up (down x).
 struct LoraFactors {
@@ -175,6 +184,7 @@ struct Run {
   // Working memory. Widths are padded to a multiple of 32.
   float *x, *qkv, *mixed, *gated, *added,
       *cos_sin;             // [rows] each; cos_sin: [ropes][rows][head size] cosines, then sines
+  float *low, *heads;       // [rows] each, of latent attention: see latent.h
   float* output;            // [wanted][width]
   float* partials;          // partial attention
   uint8_t* panels;          // shared
@@ -186,5 +196,14 @@ struct Run {
 };
 
 QC_INLINE int padded(int n) { return (n + 31) / 32 * 32; }
+
+// Widths of a row's `low` and `heads`.
+QC_INLINE int low_width(const Shape& s) {
+  const int queries = s.query_rank ? s.query_rank : s.num_heads * s.head_dim;
+  return padded(queries + s.latent_size + s.rope_dim);
+}
+QC_INLINE int heads_width(const Shape& s) {
+  return padded(s.num_heads * (own_key_size(s) + value_size(s)));
+}
 
 }  // namespace quietchoir

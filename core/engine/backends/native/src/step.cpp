@@ -155,6 +155,8 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   run.gated = cut.take<float>(rows * inner);
   run.added = cut.take<float>(post_norms ? rows * width : 0);
   lay_out_mixture(run.mixture, model, step.rows, columns, cut);
+  run.low = cut.take<float>(s.latent_size ? rows * low_width(s) : 0);
+  run.heads = cut.take<float>(s.latent_size ? rows * heads_width(s) : 0);
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
   run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns));
