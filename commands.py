@@ -47,6 +47,11 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         help="beyond this machine without a certificate, since a proxy in front has it",
     )
     serving.add_argument(
+        "--power",
+        choices=["quiet", "balanced", "full"],
+        help="what to take of this machine, on AC and on battery (default: power.profile)",
+    )
+    serving.add_argument(
         "--federation", type=Path, metavar="FED", help="also be a member of this federation"
     )
     serving.add_argument(
@@ -122,6 +127,7 @@ def configured(arguments: Namespace) -> "Config":
         if (value := getattr(arguments, key, None)) is not None
     }
     engine = {"model": model} if (model := getattr(arguments, "model", None)) else {}
+    power = {"profile": profile} if (profile := getattr(arguments, "power", None)) else {}
     training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
     for flag in ("home_file", "federation", "data", "certificate", "key"):
         path = getattr(arguments, flag, None)
@@ -131,6 +137,7 @@ def configured(arguments: Namespace) -> "Config":
         chosen,
         server=dataclasses.replace(chosen.server, **server),
         engine=dataclasses.replace(chosen.engine, **engine),
+        power=dataclasses.replace(chosen.power, **power),
         training=dataclasses.replace(chosen.training, **training),
     )
 

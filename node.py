@@ -33,6 +33,8 @@ from .core.engine.embedder import SentenceEmbedder
 from .core.engine.engine import Engine
 from .core.engine.request import Timing
 from .core.errors import FederationError, QuietchoirError
+from .core.hardware.discovery import core_list
+from .core.hardware.power import Allowance, EnergyMeter, Power, keep_to
 from .core.history.remains import forget_consent, forget_saved, forgotten_at
 from .core.history.store import PERSONAL, HistoryStore
 from .core.metrics import ENGINE_COUNTERS, ENGINE_GAUGES, NodeMetrics
@@ -61,6 +63,7 @@ from .federation.events import (
     DisconnectedEvent,
     FederationEvent,
     PersonalEvent,
+    RestingEvent,
     WithheldEvent,
 )
 from .federation.membership import roster
@@ -76,7 +79,15 @@ HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
 SMALL = 1_000_000_000  # a model of fewer weights chooses better among few tools
 GENERAL_REQUESTS = 192  # that stand for what is no adapter's
+JOULES = {"joules": "energy that this machine has used since the node's start"}
+POWER_GAUGES = {
+    "on_battery": "1 if this machine's battery runs it",
+    "battery_percent": "how full it is",
+    "celsius": "the processor's warmest sensor",
+    "share": "of the cores and of the batch that the node uses",
+}
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
+POWER_S = 10.0  # how soon a plug that was pulled, or heat, is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
 
@@ -126,6 +137,16 @@ class RegistryStore:
         return read_route(self.registry.folder / (card.parent if card.personal else id), width)
 
 
+def spared(allowance: Allowance) -> str:
+    """What a node's owner is told of it."""
+    if not allowance.why:
+        return "the whole machine is used again"
+    return (
+        f"{allowance.why}: {100 * allowance.share:.0f} % of the cores and of the batch are used, "
+        f"and work ahead of need waits ([power] in config.toml)"
+    )
+
+
 def describe(card: Card) -> str:
     """An adapter in a few words."""
     score = f", {100 * card.accuracy_after:.0f} % right" if card.accuracy_after is not None else ""
@@ -164,6 +185,7 @@ class Node:
         self.documents: NodeDocuments
         self.server: NodeServer
         self.metrics = NodeMetrics()
+        self.power, self.allowance = Power(config.power), Allowance()
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
         self.condenser: Condenser | None = None
@@ -256,7 +278,7 @@ class Node:
                 is_busy=self.answering,
             )
             works.append(self.condenser.settle)
-        quiet = IdleThread(lambda: not self.answering(), works)
+        quiet = IdleThread(self.has_time, works)
         quiet.start()
         self.parts.push_async_callback(asyncio.to_thread, quiet.stop)
         if self.condenser is not None:
@@ -442,13 +464,15 @@ class Node:
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
         self.page = f"{self.server.url}#token={token}"
-        watcher = FolderWatcher(
-            self.documents.collections, self.documents.parser, lambda: not self.answering()
-        )
+        watcher = FolderWatcher(self.documents.collections, self.documents.parser, self.has_time)
         watcher.start()
         self.parts.push_async_callback(asyncio.to_thread, watcher.stop)
-        following = asyncio.create_task(self.follow())
-        self.parts.callback(following.cancel)
+        energy = EnergyMeter()
+        if energy.sources:
+            self.metrics.add(lambda: {"joules": energy.joules() or 0.0}, prefix="", counters=JOULES)
+        self.metrics.add(self.power_numbers, prefix="power_", gauges=POWER_GAUGES)
+        for work in (self.follow(), self.spare()):
+            self.parts.callback(asyncio.create_task(work).cancel)
 
     async def follow(self) -> None:
         """Answer with what `quietchoir adapter activate` or `rollback` chooses while this node
@@ -467,6 +491,36 @@ class Node:
                     )
                 told = str(error)
 
+    async def spare(self) -> None:
+        """Shrink threads, batch and work ahead of need on battery and while it is hot, and let them
+        grow again.
+        """
+        cores = core_list()
+        try:
+            while True:
+                found = await asyncio.to_thread(self.power.allowance)
+                if (found.share, found.prefetch) != (self.allowance.share, self.allowance.prefetch):
+                    await asyncio.to_thread(
+                        self.engine.admit, found.of(self.config.engine.max_running)
+                    )
+                    keep_to(found.of(len(cores)), cores)
+                    logger.warning("%s", spared(found))
+                    self.allowance = found
+                await asyncio.sleep(POWER_S)
+        finally:
+            if self.allowance.share < 1:
+                keep_to(len(cores), cores)
+
+    def power_numbers(self) -> Mapping[str, float]:
+        """What is told of power: nothing of what this machine cannot tell."""
+        state = self.power.state()
+        told = {**dataclasses.asdict(state), "share": self.allowance.share}
+        return {name: float(value) for name, value in told.items() if value is not None}
+
+    def has_time(self) -> bool:
+        """May work ahead of need be done now?"""
+        return self.allowance.prefetch and not self.answering()
+
     def take_part(self, federation: Path) -> None:
         """Be a member of a federation from now on, with the folder of examples that was named, or
         else with the conversations that its owner gave, once there are some.
@@ -479,9 +533,15 @@ class Node:
         )
         # one set of weights serves and trains
         shared = self.weights if isinstance(self.weights, Weights) else None
-        membership = Membership(options, self.config, shared, self.answering)
+        membership = Membership(options, self.config, shared, self.answering, self.why_not_train)
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
+
+    def why_not_train(self) -> str:
+        """Why no training may run now; "": it may."""
+        if self.config.power.train_when_idle and self.answering():
+            return "somebody is answered here (power.train_when_idle)"
+        return self.power.why_not_train()
 
     def answering(self, beside: int = 0) -> bool:
         """Is somebody waiting for an answer, beside so many requests of the node's own?"""
@@ -568,7 +628,9 @@ class Membership:
         config: Config,
         weights: Weights | None = None,
         busy: Callable[[], bool] = lambda: False,
+        resting: Callable[[], str] = str,
     ) -> None:
+        self.resting = resting
         self.options = options
         self.config = config
         self.weights = weights
@@ -580,7 +642,13 @@ class Membership:
         """Take part until told to leave."""
         try:
             join(
-                self.options, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy
+                self.options,
+                self.config,
+                self.tell,
+                self.left,
+                loaded=self.weights,
+                busy=self.busy,
+                resting=self.resting,
             )
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
@@ -602,7 +670,7 @@ class Membership:
             logger.warning("federation: the coordinator at %s %s", event.address, event.reason)
         elif isinstance(event, PersonalEvent):
             logger.warning("%s", event.words)
-        elif isinstance(event, WithheldEvent | ConsentedEvent):
+        elif isinstance(event, WithheldEvent | ConsentedEvent | RestingEvent):
             logger.warning("%s", sentence(event))
         else:
             logger.info("federation: %s", event.name)

@@ -7,6 +7,7 @@ Always: a file with a key that is not here is refused whole.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from pathlib import Path
 from typing import Literal
 
@@ -164,6 +165,55 @@ class ServerConfig:
             raise ValueError("key is there and certificate is not; give both, or neither")
 
 
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """A part of the day; one that ends before it begins goes over midnight."""
+
+    start: time
+    end: time
+
+    @classmethod
+    def read(cls, text: str) -> "Hours":
+        """Raises ValueError: not HH:MM-HH:MM."""
+        try:
+            start, end = map(time.fromisoformat, text.split("-"))
+        except ValueError:
+            raise ValueError(f"{text!r} are no hours; write them as 02:00-06:00") from None
+        if start == end:
+            raise ValueError(f"{text!r} begins where it ends; leave it empty for the whole day")
+        return cls(start, end)
+
+    def hold(self, now: time) -> bool:
+        """Is it that part of the day?"""
+        if self.start < self.end:
+            return self.start <= now < self.end
+        return now >= self.start or now < self.end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerConfig:
+    """What this node takes of its machine, on AC, on battery and when it is hot."""
+
+    # "full": all cores, half of them when hot; "balanced": half on battery too; "quiet": half
+    # always, a quarter on battery or hot. The batch shrinks alike, and work ahead of need waits
+    profile: Literal["quiet", "balanced", "full"] = "balanced"
+    max_celsius: float = 90.0  # of the processor's warmest sensor; from there on it counts as hot
+    train_on_battery: bool = False  # training never runs while hot
+    # only while nobody is answered here and others use less than a quarter of the machine
+    train_when_idle: bool = False
+    train_hours: str = ""  # such as "02:00-06:00", by this machine's clock; "": at any time
+
+    def __post_init__(self) -> None:
+        above(0, max_celsius=self.max_celsius)
+        if self.train_hours:
+            Hours.read(self.train_hours)
+
+    @property
+    def hours(self) -> Hours | None:
+        """`train_hours`, read."""
+        return Hours.read(self.train_hours) if self.train_hours else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """How this node trains when a federation's file leaves the choice to it."""
@@ -292,6 +342,7 @@ class Config:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    power: PowerConfig = field(default_factory=PowerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     consent: ConsentConfig = field(default_factory=ConsentConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)

@@ -19,6 +19,7 @@ from ..core import log, paths
 from ..core.assistant.router import note_route
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.hardware.power import Power
 from ..core.history.redactor import Redactor
 from ..core.history.store import FILE as HISTORY_FILE
 from ..core.history.store import HistoryStore
@@ -103,13 +104,15 @@ def join(
     *,
     loaded: "Weights | None" = None,
     busy: Callable[[], bool] = lambda: False,
+    resting: Callable[[], str] | None = None,
 ) -> None:
     """Take part until told to leave.
 
     Args:
         loaded: the model, if this process holds it already; it must be the one that the federation
         names. busy: does somebody wait for this machine? Personal training then does; the
-        federation's does not ask.
+        federation's does not ask. resting: why nothing may train now, "" if it may; by default as
+        `[power]` says. Training that runs ends at its next step, and the node is away until then.
 
     Raises:
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to
@@ -119,6 +122,7 @@ def join(
         from .transport import reach
 
         reach.proxy_of(options.proxy)
+    resting = resting or Power(config.power).why_not_train
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     leave = leave or threading.Event()
     policy = roster.accept(options.file, options.home)
@@ -131,6 +135,11 @@ def join(
     if options.data is None and not options.rehearse:
         lent = LentHistory(options.home, policy, config.history.words)
         if not lent.wait(options.patient, leave, on_event):
+            return
+    if resting():  # before the model is loaded and examples are prepared, which is work too
+        from .transport.node import rested
+
+        if not rested(resting, leave, on_event):
             return
     examples = examples_of(options, policy, lent)
     if examples is not None:
@@ -152,7 +161,14 @@ def join(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
     )
     learner, size = make_learner(
-        options, config, policy, weights, name, on_event, examples=examples, lent=lent
+        options,
+        config,
+        policy,
+        weights,
+        name,
+        ending(on_event, resting),
+        examples=examples,
+        lent=lent,
     )
     with ExitStack() as opened:
         folder = roster.folder(options.home, policy)
@@ -175,6 +191,7 @@ def join(
             secrets=ClientSecrets(ClientStore(database, size), crypto_worker),
             leave=leave,
             on_event=on_event,
+            resting=resting,
             requests=lambda: requests_of(options, policy, lent),
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
@@ -185,13 +202,28 @@ def join(
                 PersonalSettings.of(config.training),
                 database,
                 on_event=on_event,
-                busy=busy,
+                busy=lambda: busy() or bool(resting()),
                 begin=partial(begin_personal, options.home, learner),
             )
             opened.enter_context(closing(node.personalization_worker))
         node.take_part(policy)
         if node.personalization_worker is not None and options.once:
             node.personalization_worker.finish()
+
+
+def ending(on_event: OnEvent, resting: Callable[[], str]) -> OnEvent:
+    """`on_event`, which ends a training at its step when nothing may train any more.
+
+    Raises:
+        FederationError: from the training; the member's answer is a refusal, and nothing was sent.
+    """
+
+    def tell(event: FederationEvent) -> None:
+        on_event(event)
+        if isinstance(event, StepEvent) and (reason := resting()):
+            raise FederationError(f"training was given up: {reason}")
+
+    return tell
 
 
 def begin_personal(home: Path, learner: "TrainerLearner") -> "Callable[[PersonalOutcome], None]":
@@ -244,6 +276,7 @@ class ClientNode:
     cache: ClientModelCache
     leave: threading.Event
     on_event: OnEvent
+    resting: Callable[[], str] = str  # why nothing may train now
     requests: Callable[[], list[str]] = list  # of the examples that it trains on
     personalization_worker: PersonalizationWorker | None = (
         None  # makes personal adapters, if the owner wants that
@@ -281,6 +314,7 @@ class ClientNode:
             wait_s=self.options.wait_s,
             proxy=self.options.proxy,
             on_event=self.tell,
+            resting=self.resting,
         )
         node.run()
         if self.ended is not None:

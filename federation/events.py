@@ -182,6 +182,14 @@ class DisconnectedEvent(FederationEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RestingEvent(FederationEvent):
+    """This node may not train now, and is away until it may."""
+
+    kind = "resting"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PersonalEvent(FederationEvent):
     """What came of a personal adapter."""
 

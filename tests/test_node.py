@@ -14,14 +14,17 @@ import pytest
 import pytest_asyncio
 import torch
 
+from quietchoir import node as node_module
 from quietchoir.core import paths
 from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import ApprovalEvent, ChatRequest, Text, ToolResultEvent
-from quietchoir.core.config import Config, EngineConfig, ServerConfig
+from quietchoir.core.config import Config, EngineConfig, PowerConfig, ServerConfig
 from quietchoir.core.engine.conversations import FOLDER
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
+from quietchoir.core.hardware.discovery import core_list
+from quietchoir.core.hardware.power import Allowance, Power
 from quietchoir.core.history.remains import forgotten_at
 from quietchoir.core.models.hub.catalog import model_name
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
@@ -38,6 +41,7 @@ from quietchoir.tests.fakes.server import engine_saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHAT = "v1/chat/completions"
+CELL = {"type": "Battery", "status": "Discharging", "capacity": "64"}
 CONFIG = Config(engine=EngineConfig(kv_bytes=64 << 20, context=512), server=ServerConfig(port=0))
 
 
@@ -355,6 +359,39 @@ async def test_a_model_file_is_called_by_its_name() -> None:
         "/models/big-Q4_K-00002-of-00003.gguf": "big-Q4_K",
     }
     assert {name: model_name(name) for name in names} == names
+
+
+async def test_on_battery_a_node_takes_less_of_its_machine_and_on_ac_all_of_it_again(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supplies = tmp_path / "sys/class/power_supply"
+    for name, files in {"AC": {"type": "Mains"}, "BAT0": CELL}.items():
+        (supplies / name).mkdir(parents=True)
+        for file, text in files.items():
+            (supplies / name / file).write_text(text)
+    mains = supplies / "AC/online"
+    mains.write_text("0")
+    monkeypatch.setattr(node_module, "POWER_S", 0.02)
+    monkeypatch.setattr(node, "power", Power(PowerConfig(), root=tmp_path))
+    cores = len(core_list())
+    sparing = asyncio.create_task(node.spare())
+    try:
+        await until(lambda: node.allowance.share == 0.5)
+        assert (len(core_list()), node.engine.scheduler.max_admitted) == (-(-cores // 2), 8)
+        assert not node.has_time() and node.power_numbers()["on_battery"] == 1
+        assert "on battery" in node.why_not_train()
+        mains.write_text("1")
+        await until(lambda: node.allowance.share == 1)
+        assert (len(core_list()), node.engine.scheduler.max_admitted) == (cores, 16)
+        assert node.has_time() and node.why_not_train() == ""
+        mains.write_text("0")
+        await until(lambda: node.allowance.share == 0.5)
+    finally:
+        sparing.cancel()
+        await asyncio.wait((sparing,))
+        node.allowance = Allowance()
+        node.engine.admit(16)
+    assert len(core_list()) == cores
 
 
 async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_none_are_kept(

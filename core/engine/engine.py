@@ -180,6 +180,15 @@ class Engine:
             self._changed.notify_all()
         return generation
 
+    def admit(self, most: int) -> None:
+        """From now on begin a request only while fewer than `most` run, the configured limit at
+        most; those that run go on.
+        """
+        with self._changed:
+            limit = self.scheduler.limits.max_running
+            self.scheduler.max_admitted = max(1, min(most, limit))
+            self._changed.notify_all()
+
     def stats(self) -> EngineStats:
         """A snapshot."""
         with self._changed:

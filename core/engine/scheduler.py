@@ -99,6 +99,8 @@ class Scheduler:
         self.speculation_cost = SpeculationCost()
         self.deterministic = deterministic
         self.limits = limits
+        # fewer than `limits.max_running` while the machine is to be spared; who runs goes on
+        self.max_admitted = limits.max_running
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0

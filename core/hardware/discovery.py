@@ -71,13 +71,18 @@ def discover(*, gpus: bool = True) -> Device:
     )
 
 
+def core_list() -> tuple[int, ...]:
+    """The numbers of the cores that this thread may run on, in order."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
 def core_count(root: Path = Path("/")) -> int:
     """Cores that this program may run on: affinity and a container's quota respected, at least
     1.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(core_list())
     quota, _, period = read(root / "sys/fs/cgroup/cpu.max").partition(" ")
     if quota.isdigit() and period.strip().isdigit():
         cores = min(cores, -(-int(quota) // int(period)))  # a part of a core is a core

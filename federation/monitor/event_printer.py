@@ -77,6 +77,7 @@ def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
         "data consent",
         "preparing": "preparing {examples} {what} examples, once: layer {layer} of {layers}",
         "disconnected": "the coordinator at {address} {reason}; trying again. {waits_for}",
+        "resting": "this node is away until it may train: {reason}",
         "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and "
         "{bytes_down:,} down",
         "renewed": "version {version} of the federation file is in force from now on",

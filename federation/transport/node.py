@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 
 from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
-from ..events import ConnectedEvent, DisconnectedEvent, OnEvent, RefusedEvent
+from ..events import ConnectedEvent, DisconnectedEvent, OnEvent, RefusedEvent, RestingEvent
 from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
@@ -28,6 +28,7 @@ from .records import answer_to, payload_of, to_record
 
 logger = log.get("federation.flower")
 BACKOFF_S = (0.5, 15.0)
+REST_S = 2.0  # how soon a node that rests notices that it may train again
 LINGER_S = 5.0  # a node that leaves stays for late questions, unless the coordinator goes first
 RIVAL_S = 2 * UNHEARD_S  # a process before this one that died is long forgotten then
 
@@ -41,7 +42,8 @@ class FlowerNode:
         handle: one message in, one answer out; may raise anything of `QuietchoirError`.
         leave: ends `run` once the coordinator is silent or gone; a message that is being worked on
         is answered first. wait_s: give up if the coordinator cannot be reached for so long; 0 never
-        gives up. proxy: URL of the one to go through, if any.
+        gives up. proxy: URL of the one to go through, if any. resting: why this node may not train
+        now, "" if it may: it is away then, as one that is switched off, and comes back.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class FlowerNode:
         wait_s: float = 0.0,
         proxy: str = "",
         on_event: OnEvent | None = None,
+        resting: Callable[[], str] = str,
     ) -> None:
+        self.resting = resting
         self.policy, self.keys, self.handle, self.leave = policy, keys, handle, leave
         self.wait_s, self.proxy = wait_s, proxy
         self.on_event = on_event or (lambda event: None)
@@ -73,6 +77,10 @@ class FlowerNode:
         """
         pause, self.reached = BACKOFF_S[0], time.monotonic()
         while not self.leave.is_set():
+            began = time.monotonic()
+            if not rested(self.resting, self.leave, self.on_event):
+                return
+            self.reached += time.monotonic() - began  # nobody was dialled meanwhile
             connection = Connection(
                 self.policy, self.keys, self.session, self.leave, proxy=self.proxy
             )
@@ -90,7 +98,7 @@ class FlowerNode:
                 pause = min(2 * pause, BACKOFF_S[1])
 
     def serve(self, connection: Connection) -> None:
-        """Messages, one after another."""
+        """Messages, one after another, until this node has to rest."""
         last = time.monotonic()
         while not connection.lost.is_set():
             if self.leave.is_set() and time.monotonic() - last > LINGER_S:
@@ -102,6 +110,8 @@ class FlowerNode:
                     reply = self.answer(message)
                     connection.give(reply, time.monotonic() - self.reached)
                     last = time.monotonic()
+                if self.resting():
+                    return
             except MessageLostError as error:
                 logger.info("a message was lost: %s", error)
 
@@ -147,6 +157,18 @@ class FlowerNode:
             raise FederationError(
                 f"the coordinator at {address} {reason}; tried for {self.wait_s:.0f} s"
             )
+
+
+def rested(resting: Callable[[], str], leave: threading.Event, on_event: OnEvent) -> bool:
+    """Wait until nothing keeps this node from training; False: it was told to leave before that."""
+    reason = resting()
+    if reason:
+        on_event(RestingEvent(reason=reason))
+    while reason:
+        if leave.wait(REST_S):
+            return False
+        reason = resting()
+    return True
 
 
 def refused(status: int, version: int, *, opened: bool) -> str:

@@ -13,7 +13,7 @@ import pytest
 from quietchoir import cli
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config
-from quietchoir.core.errors import DataError
+from quietchoir.core.errors import DataError, FederationError
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.federation import client_node
@@ -21,11 +21,18 @@ from quietchoir.federation.client_node import (
     ClientOptions,
     LentHistory,
     destination_of,
+    ending,
     examples_in,
     join,
     make_learner,
 )
-from quietchoir.federation.events import FederationEvent, PreparingEvent, WithheldEvent
+from quietchoir.federation.events import (
+    FederationEvent,
+    PreparingEvent,
+    RestingEvent,
+    StepEvent,
+    WithheldEvent,
+)
 from quietchoir.federation.membership import founding, ownership, roster
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.monitor import event_printer
@@ -241,3 +248,31 @@ def test_a_waiting_node_goes_on_as_soon_as_its_owner_consents(
     assert lent.wait(True, threading.Event(), consent)
     [example] = lent.current().train
     assert [one["content"] for one in example.messages] == [CHATTER.system, "a", "b"]
+
+
+def test_a_node_that_may_not_train_says_why_loads_nothing_and_dials_nobody(
+    file: Path, tmp_path: Path
+) -> None:
+    told, leave = list[FederationEvent](), threading.Event()
+
+    def tell(event: FederationEvent) -> None:
+        told.append(event)
+        leave.set()
+
+    # with no examples and no model there: whatever came after this would be an error
+    options = ClientOptions(file=file, data=tmp_path / "nowhere", home=tmp_path / "home")
+    join(options, Config(), tell, leave, resting=lambda: "it is noon")
+    assert told == [RestingEvent(reason="it is noon")]
+    with pytest.raises(DataError):
+        join(options, Config(), tell, leave, resting=str)
+
+
+def test_training_ends_at_the_step_after_which_it_may_not_go_on() -> None:
+    reasons, told = iter(["", "on battery"]), list[FederationEvent]()
+    tell = ending(told.append, lambda: next(reasons))
+    step = StepEvent(step=1, steps=9, loss=1.0)
+    tell(PreparingEvent(what="train", examples=1, layer=1, layers=1))  # nobody is asked here
+    tell(step)
+    with pytest.raises(FederationError, match="given up: on battery"):
+        tell(step)
+    assert told[1:] == [step, step]

@@ -329,3 +329,20 @@ def test_how_long_a_request_took_is_told_once_when_it_ends(weights, model):
     assert done.tokens == served.completion_tokens
     assert done.first_token_s is not None
     assert 0 < done.queue_s < done.first_token_s < done.total_s
+
+
+def test_fewer_are_admitted_while_the_machine_is_spared_and_who_runs_goes_on(weights, model):
+    engine = Engine(weights, config(max_running=4), backend=model)
+    for request in REQUESTS[:4]:
+        engine.submit(request)
+    engine.step()
+    running = engine.stats().running
+    engine.admit(1)
+    later = engine.submit(REQUESTS[4])
+    engine.step()
+    assert running > 1 and engine.stats().running == running
+    engine.admit(99)  # never more than the owner's own limit
+    assert engine.scheduler.max_admitted == 4
+    engine.admit(0)  # and never none
+    drain(engine)
+    assert later.finish_reason and engine.stats().finished == 5
