@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         choices=["debug", "info", "warning", "error"],
         help="how much to say on standard error",
     )
+    top.add_argument(
+        "--log-format",
+        default="lines",
+        choices=["lines", "json"],
+        help="how to say it: words, or an object of JSON a line",
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for folder in (
         commands,
@@ -98,7 +104,7 @@ def run(arguments: Sequence[str] | None) -> int:
     """The verb that `arguments` name, on the screen that stands now."""
     try:
         chosen = parser().parse_args(arguments)
-        log.start(chosen.log)
+        log.start(chosen.log, chosen.log_format)
         verb = f"quietchoir {chosen.verb}"
         if extra := getattr(chosen, "needs", None):
             parts.require(extra, verb)

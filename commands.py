@@ -1,7 +1,8 @@
-"""The verbs of one node: `serve`, `chat`, `data`, `doctor`.
+"""The verbs of one node: `serve`, `chat`, `data`, `doctor`, `config`, `service`, `backup`,
+`restore`.
 
-Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py` and
-`core/assistant/terminal.py`.
+Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py`, `service.py`,
+`backup.py` and `core/assistant/terminal.py`.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `serve`, `chat`, `data` and `doctor`."""
+    """Add `serve`, `chat`, `data`, `doctor`, and what looks after a node."""
     serving = verbs.add_parser("serve", help="run the assistant: HTTP API and web page")
     serving.add_argument("--host", help="address to listen on (default: this machine only)")
     serving.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
@@ -60,6 +61,13 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         metavar="FOLDER",
         help="examples that you consent to train on, for --federation; by default the "
         "conversations that you consented to (quietchoir data consent)",
+    )
+    serving.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write where the time goes, for Perfetto or Chrome's tracing page: steps of the "
+        "engine, part by part, and calls of tools; no word of what is said",
     )
     serving.set_defaults(run=serve)
 
@@ -109,6 +117,109 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         "accelerators, versions; no name, host, path, address or serial number",
     )
     examining.set_defaults(run=doctor)
+    register_upkeep(verbs)
+
+
+def register_upkeep(verbs: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `config`, `service`, `backup` and `restore`."""
+    settings = verbs.add_parser("config", help="the file of this node's settings")
+    actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
+    init = actions.add_parser("init", help="write one in which every key stands, explained")
+    init.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: config.toml in the node's home"
+    )
+    init.set_defaults(run=init_config)
+
+    service = verbs.add_parser("service", help="a node that starts with your session")
+    actions = service.add_subparsers(dest="action", required=True, metavar="ACTION")
+    install = actions.add_parser(
+        "install", help="as a systemd user unit, or a launchd agent; starts it"
+    )
+    install.add_argument(
+        "--federation", type=Path, metavar="FED", help="also be a member of this federation"
+    )
+    install.add_argument("--print", action="store_true", help="show the file, install nothing")
+    actions.add_parser("status", help="does it run? exit 1 if not")
+    actions.add_parser("remove", help="stop it and take it away; the node's home stays")
+    service.set_defaults(run=run_service, federation=None, print=False)
+
+    backing = verbs.add_parser("backup", help="this node's home as one file, also while it runs")
+    backing.add_argument("file", type=Path, metavar="FILE", help="a new .tar.gz; not encrypted")
+    backing.set_defaults(run=back_up)
+    restoring = verbs.add_parser("restore", help="a backup, where no node is yet")
+    restoring.add_argument("file", type=Path, metavar="FILE")
+    restoring.set_defaults(run=restore)
+
+
+def init_config(arguments: Namespace) -> None:
+    """Write a file that says nothing yet, with every key in a comment.
+
+    Raises:
+        ConfigError: there is one already.
+    """
+    from .core import config, paths, tables
+    from .core.errors import ConfigError
+
+    path = arguments.out or paths.private_folder(paths.home()) / config.FILE
+    if path.exists():
+        raise ConfigError(f"{path}: is there already and is kept; name another with --out")
+    head = (
+        "# This node's settings. What stands here in a comment is the default; take the # away to "
+        "change\n# it. A key without a value is unset.\n\n"
+    )
+    paths.write_atomically(path, f"{head}{tables.template(config.Config)}\n".encode(), mode=0o600)
+    print(path)
+
+
+def run_service(arguments: Namespace) -> int:
+    """Install, remove, or tell how it stands; 1 if it does not run.
+
+    Raises:
+        ConfigError, QuietchoirError: each says what is in the way.
+    """
+    from .core import config
+    from .core.errors import ConfigError
+    from .service import Service
+
+    if arguments.federation is not None and not arguments.federation.exists():
+        raise ConfigError(f"--federation {arguments.federation}: not there; give a path that is")
+    service = Service(
+        config.load(arguments.config), config_file=arguments.config, federation=arguments.federation
+    )
+    if arguments.print:
+        print(service.text().decode(), end="")
+    elif arguments.action == "install":
+        service.install()
+        print(f"{service.file}: installed, and started")
+    elif arguments.action == "remove":
+        service.remove()
+        print(f"{service.file}: removed; what is in {service.home} stays")
+    else:
+        runs, words = service.status()
+        print(words)
+        return 0 if runs else 1
+    return 0
+
+
+def back_up(arguments: Namespace) -> None:
+    """Write it. Raises: ConfigError: see `backup.back_up`."""
+    from . import backup
+    from .core import paths
+
+    count = backup.back_up(paths.home(), arguments.file)
+    print(
+        f"{arguments.file}: {count} files. Keys, token and conversations lie in it in clear unless "
+        f"they were locked: encrypt it before it leaves this machine. Models are not in it"
+    )
+
+
+def restore(arguments: Namespace) -> None:
+    """Put it in place. Raises: ConfigError, DataError: see `backup.restore`."""
+    from . import backup
+    from .core import paths
+
+    count = backup.restore(arguments.file, paths.home())
+    print(f"{paths.home()}: {count} files restored; models are pulled again: quietchoir model pull")
 
 
 def configured(arguments: Namespace) -> "Config":
@@ -155,7 +266,13 @@ def serve(arguments: Namespace) -> None:
 
     print(f"quietchoir {__version__}: loading {chosen.engine.model} …", file=sys.stderr, flush=True)
     asyncio.run(
-        node.serve(chosen, announce, home_file=arguments.home_file, federation=arguments.federation)
+        node.serve(
+            chosen,
+            announce,
+            home_file=arguments.home_file,
+            federation=arguments.federation,
+            trace=arguments.trace,
+        )
     )
     print("quietchoir: stopped", file=sys.stderr)
 

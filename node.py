@@ -27,10 +27,11 @@ from .core.assistant.idle import IdleThread
 from .core.assistant.passages import PassageRanker
 from .core.assistant.router import GENERAL, Router, Vectors, read_route, save_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
+from .core.assistant.tools import ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
 from .core.engine.conversations import FOLDER
 from .core.engine.embedder import SentenceEmbedder
-from .core.engine.engine import Engine
+from .core.engine.engine import Engine, StepTimes
 from .core.engine.request import Timing
 from .core.errors import FederationError, QuietchoirError
 from .core.hardware.discovery import core_list
@@ -52,7 +53,8 @@ from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.server.models_api import OwnersModels
 from .core.server.ollama_api import ModelFacts
-from .core.toolcall import parse
+from .core.toolcall import ToolCall, parse
+from .core.trace import Trace
 from .core.training.household.talk import general_requests
 from .documents import FolderWatcher, NodeDocuments
 from .federation.adapters.registry import Card, Registry
@@ -86,10 +88,36 @@ POWER_GAUGES = {
     "celsius": "the processor's warmest sensor",
     "share": "of the cores and of the batch that the node uses",
 }
+STAGES = ("plan", "forward", "sample", "deliver")  # of a step
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 POWER_S = 10.0  # how soon a plug that was pulled, or heat, is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
+
+
+class TracedTools:
+    """The same tools; each call is a span of a trace, by its tool's name alone."""
+
+    def __init__(self, tools: Tools, trace: Trace) -> None:
+        self._tools, self._trace = tools, trace
+
+    def tools(self) -> Sequence[ToolInfo]:
+        """As `Tools`."""
+        return self._tools.tools()
+
+    async def call(self, call: ToolCall, deadline_s: float, /) -> ToolResult:
+        """As `Tools`."""
+        known = any(call.name == tool.name for tool in self.tools())
+        with self._trace.around(f"tool {call.name}" if known else "tool that is none"):
+            return await self._tools.call(call, deadline_s)
+
+
+def traced(trace: Trace, times: StepTimes) -> None:
+    """One step of the engine, part by part."""
+    counts = {"rows": times.rows, "answers": times.answers}
+    starts = (times.plan_s, times.forward_s, times.sample_s, times.deliver_s, times.end_s)
+    for name, start_s, end_s in zip(STAGES, starts, starts[1:], strict=False):
+        trace.span(name, start_s, end_s, counts)
 
 
 class RegistryStore:
@@ -161,13 +189,22 @@ class Node:
     """
 
     def __init__(
-        self, config: Config, *, home_file: Path | None = None, loaded: ServedModel | None = None
+        self,
+        config: Config,
+        *,
+        home_file: Path | None = None,
+        loaded: ServedModel | None = None,
+        trace: Path | None = None,
     ) -> None:
         """Nothing starts yet.
 
         Args:
             home_file: the household that the built-in household plugin acts in.
             loaded: weights to share, if the caller has them; else the configured model is loaded.
+            trace: a new file for where the time goes.
+
+        Raises:
+            ConfigError: the trace's file cannot be made.
         """
         self.config = config
         self.loaded = loaded
@@ -184,6 +221,9 @@ class Node:
         self.calibrations: Calibrations
         self.documents: NodeDocuments
         self.server: NodeServer
+        self.trace = None if trace is None else Trace(trace)
+        if self.trace is not None:
+            self.parts.callback(self.trace.close)
         self.metrics = NodeMetrics()
         self.power, self.allowance = Power(config.power), Allowance()
         self.page = ""  # the page's address, with the token
@@ -216,9 +256,7 @@ class Node:
             self.config.embedding.model,
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
-        self.engine = await asyncio.to_thread(
-            Engine, self.weights, self.config.engine, observe=self.observe
-        )
+        self.engine = await asyncio.to_thread(self.made_engine)
         self.metrics.add(
             self.stats, prefix="engine_", counters=ENGINE_COUNTERS, gauges=ENGINE_GAUGES
         )
@@ -243,7 +281,7 @@ class Node:
         self.assistant = Assistant(
             self.engine,
             self.weights.tokenizer,
-            self.plugins,
+            self.plugins if self.trace is None else TracedTools(self.plugins, self.trace),
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=self.adapters.prompt_of,
@@ -256,6 +294,13 @@ class Node:
             remember=self.documents.remember,
             small=self.weights.parameters < SMALL,
         )
+
+    def made_engine(self) -> Engine:
+        """The engine, whose requests are measured, and whose steps are traced if that is wanted."""
+        if self.trace is None:
+            return Engine(self.weights, self.config.engine, observe=self.observe)
+        watch = partial(traced, self.trace)
+        return Engine(self.weights, self.config.engine, observe=self.observe, watch=watch)
 
     def window(self) -> ContextWindow:
         """What fits long conversations; by their words alone where there is no embedding model."""
@@ -687,20 +732,32 @@ async def serve(
     *,
     home_file: Path | None = None,
     federation: Path | None = None,
+    trace: Path | None = None,
 ) -> None:
-    """Run a node until Ctrl-C or SIGTERM.
+    """Run a node until Ctrl-C, or SIGTERM, at which answers that run get their time; whichever
+    comes second ends it at once.
 
     Args:
         tell: called once, when the node answers.
         federation: a federation file whose member this node is.
+        trace: a new file for where the time goes.
+
+    Raises:
+        ConfigError: the port or the trace's file cannot be used.
     """
-    ended = asyncio.Event()
+    leaving, ended = asyncio.Event(), asyncio.Event()
+
+    def leave(at_once: bool) -> None:
+        if at_once or leaving.is_set():
+            ended.set()
+        leaving.set()
+
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    async with Node(config, home_file=home_file) as node:
+    loop.add_signal_handler(signal.SIGINT, leave, True)
+    loop.add_signal_handler(signal.SIGTERM, leave, False)
+    async with Node(config, home_file=home_file, trace=trace) as node:
         starting = asyncio.ensure_future(node.start())
-        waiting = asyncio.ensure_future(ended.wait())
+        waiting = asyncio.ensure_future(leaving.wait())
         await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():  # Ctrl-C while the model loads
             starting.cancel()
@@ -711,3 +768,8 @@ async def serve(
             node.take_part(federation)
         tell(node)
         await waiting
+        draining = asyncio.ensure_future(node.server.drain(config.server.drain_s))
+        ending = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((draining, ending), return_when=asyncio.FIRST_COMPLETED)
+        for one in (draining, ending):
+            one.cancel()

@@ -14,6 +14,8 @@ from typing import Literal
 from . import paths, tables
 from .tables import above, at_least
 
+FILE = "config.toml"  # in the node's home
+
 
 def require_least(table: object, least: Mapping[str, float]) -> None:
     """Raises ValueError: a field is below the least value that it can have."""
@@ -79,10 +81,10 @@ class SamplingConfig:
     """
 
     temperature: float | None = None  # 0: greedy
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    top_p: float | None = None  # of the likeliest tokens that together have so much probability
+    top_k: int | None = None  # of so many of the likeliest; 0: of all
+    min_p: float | None = None  # of those at least so likely, beside the likeliest
+    repetition_penalty: float | None = None  # above 1: what was said already is less likely
     # an answer that only repeats itself is ended
     loop_guard: bool = True
 
@@ -137,15 +139,16 @@ class ContextConfig:
 class ServerConfig:
     """Where the assistant answers. Never beyond this machine unless the owner says so."""
 
-    host: str = "127.0.0.1"
-    port: int = 8765
+    host: str = "127.0.0.1"  # the address to listen on
+    port: int = 8765  # 0: a free one
     # further names that this node answers to, as a proxy in front of it is called
     hosts: tuple[str, ...] = ()
-    max_body_bytes: int = 4 << 20
+    max_body_bytes: int = 4 << 20  # of one request
     max_connections: int = 128  # at once; beyond them the longest idle one is closed
     head_timeout_s: float = 10.0  # a connection that has not said by then what it wants is closed
     body_timeout_s: float = 60.0  # a body that has not come by then is refused
     write_timeout_s: float = 30.0  # a client that takes nothing of its answer for so long is let go
+    drain_s: float = 30.0  # answers that run at SIGTERM get so long; Ctrl-C ends at once
     # PEM, with its chain: HTTPS. Beyond this machine there must be one
     certificate: Path | None = None
     key: Path | None = None  # PEM, of the certificate, where it is not in the same file
@@ -161,6 +164,7 @@ class ServerConfig:
         at_least(1, max_body_bytes=self.max_body_bytes, max_connections=self.max_connections)
         above(0, head_timeout_s=self.head_timeout_s, body_timeout_s=self.body_timeout_s)
         above(0, write_timeout_s=self.write_timeout_s)
+        at_least(0, drain_s=self.drain_s)
         if self.key is not None and self.certificate is None:
             raise ValueError("key is there and certificate is not; give both, or neither")
 
@@ -219,8 +223,9 @@ class TrainingConfig:
     """How this node trains when a federation's file leaves the choice to it."""
 
     data: Path | None = None  # chat-format JSONL folder the owner consents to train on
+    # "auto": bfloat16 where the processor multiplies it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = 0
+    threads: int = 0  # of torch; 0: as it chooses
     # columns of an adapter that this node trains at most; a federation that asks for more is
     # refused; 0: any
     max_rank: int = 0
@@ -228,8 +233,8 @@ class TrainingConfig:
     whole_adapter: bool = True
     # after each finished adapter, this node's own change on top of it; it never leaves this machine
     personal: bool = False
-    personal_epochs: int = 2
-    personal_lr: float = 5e-3
+    personal_epochs: int = 2  # over this node's examples, for that change
+    personal_lr: float = 5e-3  # its learning rate
     personal_proximal: float = 0.0  # pull towards the shared adapter; 0: none
     # http://HOST:PORT to a federation's coordinator; empty: directly, past the environment's
     proxy: str = ""
@@ -244,6 +249,7 @@ class ConsentConfig:
     """This node's own floor; a federation below it is refused."""
 
     min_cohort: int = 3  # a sum over fewer members is never taken part in
+    # protections that this node takes part in
     modes: tuple[Literal["plain", "masked", "sealed"], ...] = ("masked", "sealed")
     max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
     # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
@@ -285,10 +291,10 @@ class HistoryConfig:
 class PluginsConfig:
     """Which plugins may answer, and how long they may take."""
 
-    enabled: tuple[str, ...] = ("quietchoir/household",)
+    enabled: tuple[str, ...] = ("quietchoir/household",)  # by their names
     # of other people's plugins, a manifest in each; only those that are enabled run
     folders: tuple[Path, ...] = ()
-    call_timeout_s: float = 10.0
+    call_timeout_s: float = 10.0  # a call that takes longer is ended
 
 
 Rule = Literal["allow", "confident", "ask", "never"]
@@ -308,13 +314,12 @@ class ToolsConfig:
     outside: Rule = "ask"  # reaches beyond this machine
     # by a tool's name, before the three above
     allow: tuple[str, ...] = ()
-    ask: tuple[str, ...] = ()
-    never: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ()  # always
+    never: tuple[str, ...] = ()  # refused without a question
     approval_timeout_s: float = 120.0  # a question that nobody answered by then is a refusal
     steps: int = 8  # generations for one answer; the last one must do without calls
-    prompt_share: float = (
-        0.3  # of the context, for the list of tools; the likeliest ones are listed
-    )
+    # of the context, for the list of tools; the likeliest ones are listed
+    prompt_share: float = 0.3
     # tools that a prompt tells of at most; 0: 3 for models below a billion weights, which choose
     # better among few, else as many as find room
     listed: int = 0
@@ -358,7 +363,7 @@ def load(path: Path | None = None) -> Config:
         ConfigError: the file is missing though named, or holds an unknown or ill-typed key.
     """
     if path is None:
-        path = paths.home() / "config.toml"
+        path = paths.home() / FILE
         if not path.exists():
             return Config()
     return tables.fill(Config, tables.read_toml(path), f"{path}: ")

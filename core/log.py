@@ -1,11 +1,14 @@
-"""One line a happening, on standard error.
+"""One line a happening, on standard error: words, or an object of JSON.
 
 Knows levels and times. Never receives prompts, answers, updates or keys: callers log names, counts
 and sizes.
 """
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import Literal
 
 from .screen import one_line, visible
 
@@ -23,20 +26,42 @@ class Lines(logging.Formatter):
         return visible(super().format(record))
 
 
+class JsonLines(logging.Formatter):
+    """An object for each happening: `time` (UTC), `level`, `logger`, `message`, and `exception`
+    where there is one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; JSON escapes whatever could begin another."""
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
 def get(name: str) -> logging.Logger:
     """Logger of one organ, for example `get("federation.coordinator")`."""
     return logging.getLogger(f"quietchoir.{name}")
 
 
-def start(level: str = "info") -> None:
-    """Send the project's lines of `level` and above to standard error; libraries stay at
-    warnings.
+def start(level: str = "info", form: Literal["lines", "json"] = "lines") -> None:
+    """Send the project's happenings of `level` and above to standard error; libraries stay at
+    warnings, and in `json` are written in the same form.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        JsonLines()
+        if form == "json"
+        else Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
     )
-    root = logging.getLogger("quietchoir")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    own = logging.getLogger("quietchoir")
+    own.handlers[:] = [handler]
+    own.setLevel(level.upper())
+    own.propagate = False
+    if form == "json":
+        logging.getLogger().handlers[:] = [handler]

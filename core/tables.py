@@ -5,9 +5,12 @@ Always: an unknown key, a missing key or a value of another type is a `ConfigErr
 key, value and, for an unknown key, the nearest known one.
 """
 
+import ast
 import codecs
 import dataclasses
 import difflib
+import inspect
+import json
 import math
 import tomllib
 import types
@@ -197,3 +200,53 @@ def describe(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list, each {describe(arguments[0])}"
     return KINDS.get(hint, "a table")
+
+
+def template(kind: type) -> str:
+    """A dataclass of tables as TOML that says nothing yet: each key in a comment with its default,
+    under the words that stand beside it in the source. A key without a default of its own stands
+    without a value.
+    """
+    written = []
+    for table in dataclasses.fields(kind):
+        words = (inspect.getdoc(typing.cast(Any, table.default_factory)) or "").splitlines()
+        hints = typing.get_type_hints(table.default_factory)
+        written += [*(f"# {line}".rstrip() for line in words), f"[{table.name}]", ""]
+        said = comments(typing.cast(type, table.default_factory))
+        for field in dataclasses.fields(typing.cast(Any, table.default_factory)):
+            default = "" if field.default is None else toml_value(field.default)
+            told = said[field.name] or [describe(hints[field.name])]
+            written += [*(f"# {line}" for line in told), f"# {field.name} = {default}".rstrip(), ""]
+    return "\n".join(written)
+
+
+def comments(kind: type) -> dict[str, list[str]]:
+    """What the source says of each field of a dataclass: the comment above it, then the one behind
+    it. Empty lists where the source is not at hand.
+    """
+    try:
+        source = inspect.getsource(kind)
+    except OSError:
+        return {field.name: [] for field in dataclasses.fields(typing.cast(Any, kind))}
+    lines, found = source.splitlines(), dict[str, list[str]]()
+    for node in typing.cast(ast.ClassDef, ast.parse(source).body[0]).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            above = list[str]()
+            number = node.lineno - 2
+            while lines[number].lstrip().startswith("# "):
+                above.insert(0, lines[number].strip().removeprefix("# "))
+                number -= 1
+            # columns of the syntax are bytes
+            behind = lines[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
+            own = behind.strip().removeprefix("#").strip()
+            found[node.target.id] = above + ([own] if own else [])
+    return found
+
+
+def toml_value(value: object) -> str:
+    """A default as TOML writes it: truths, numbers, texts, paths and lists of these."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # TOML's basic strings, but for DEL
+    return str(value).lower() if isinstance(value, bool) else repr(value)

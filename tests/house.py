@@ -45,7 +45,7 @@ FLOORS = {
 LEVELS: tuple[set[str], ...] = (
     {"errors"},
     {"screen", "parts"},
-    {"paths", "log", "tables", "toolcall", "metrics", "worker"},
+    {"paths", "log", "tables", "toolcall", "metrics", "trace", "worker"},
     {"config", "prompt"},
     {"models"},
     {"hardware", "device"},

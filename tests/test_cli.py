@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -282,7 +283,9 @@ def test_no_data_says_how_to_make_some(home: Path, capsys: pytest.CaptureFixture
 def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(
     home: Path, model_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "quietchoir.cli", "serve", "--port", "0"]
+    """And neither its log, at its loudest, nor its trace holds a word of what was said."""
+    command = [sys.executable, "-m", "quietchoir.cli", "--log", "debug", "--log-format", "json"]
+    command += ["serve", "--port", "0", "--trace", str(home / "trace.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -312,3 +315,13 @@ def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(
         assert (
             complaints.splitlines()[-1] == ("quietchoir: stopped") and "Traceback" not in complaints
         )
+    happenings = [json.loads(line) for line in complaints.splitlines() if line.startswith("{")]
+    assert any(one["logger"] == "quietchoir.engine" for one in happenings)
+    plain = [line for line in complaints.splitlines() if not line.startswith("{")]
+    assert all(line.startswith("quietchoir") for line in plain) and len(plain) == 2
+    spans = [one for one in json.loads((home / "trace.json").read_text()) if one.get("dur")]
+    assert {"plan", "forward", "sample", "deliver"} <= {one["name"] for one in spans}
+    assert sum(one["args"]["rows"] for one in spans if one["name"] == "forward") > 10
+    assert stat.S_IMODE((home / "trace.json").stat().st_mode) == 0o600
+    assert not [word for word in ("Eiffel", "Paris") if word in complaints]
+    assert "Eiffel" not in (home / "trace.json").read_text()

@@ -75,6 +75,19 @@ class EngineStats:
     accepted: int  # and were right
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """One step on the engine's clock: when each of its parts began, and when the last one ended."""
+
+    plan_s: float
+    forward_s: float
+    sample_s: float
+    deliver_s: float
+    end_s: float
+    rows: int  # that went through the model
+    answers: int  # whose next token was drawn
+
+
 class Engine:
     """Generates for many requests at once; every public method may be called from any thread."""
 
@@ -86,18 +99,20 @@ class Engine:
         backend: Backend | None = None,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[Timing], None] = lambda _: None,
+        watch: Callable[[StepTimes], None] = lambda _: None,
     ) -> None:
         """Pack the weights (seconds) unless a `backend` is given.
 
         Args:
-            observe: hears of each request that ended, in the engine's thread; must not wait.
+            observe: hears of each request that ended, watch: of each step; in the engine's thread,
+                which waits for them.
 
         Raises:
             ConfigError: the cache's memory is too small for one block.
         """
         self.adapters = AdapterRegistry(weights)
         self._weights, self._threads, self._clock = weights, config.threads, clock
-        self._observe = observe
+        self._observe, self._watch = observe, watch
         if backend is None:
             choice = select(weights, config)
         else:
@@ -210,6 +225,7 @@ class Engine:
         """
         while self._jobs:
             self._jobs.popleft()()
+        begun_s = self._clock()
         with self._changed:
             self._sweep()
             batch = self.scheduler.plan()
@@ -221,6 +237,7 @@ class Engine:
                 span.sequence.started_s = started_s
         try:
             logits = np.asarray(self.backend.forward(batch))  # [R, V], the same memory
+            computed_s = self._clock()
             captured = capture_logits(logits, rows)
             tokens = sample(logits, rows)  # [R]
             logprobs = token_logprobs(captured, rows, tokens, self._weights.tokenizer.spell)  # [R]
@@ -228,12 +245,24 @@ class Engine:
         except Exception as error:
             self._fail([span.sequence for span in batch.spans], error)
             return
+        drawn_s = self._clock()
         with self._wakeups.together(), self._changed:
             runs = self.scheduler.commit(batch, tokens)
             self._count(batch, runs, self._clock() - started_s)
             if logger.isEnabledFor(DEBUG):
                 self._trace(batch, runs, self._clock() - started_s)
             self._deliver(batch, runs, logprobs)
+        self._watch(
+            StepTimes(
+                plan_s=begun_s,
+                forward_s=started_s,
+                sample_s=computed_s,
+                deliver_s=drawn_s,
+                end_s=self._clock(),
+                rows=batch.rows,
+                answers=len(runs),
+            )
+        )
 
     def _run(self) -> None:
         """The thread."""

@@ -10,11 +10,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
+from .. import log
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
 from ..config import SamplingConfig, ServerConfig
@@ -35,6 +37,8 @@ from .openai import OpenAI
 from .openapi import OpenApi
 from .responses_api import ResponsesApi
 
+logger = log.get("server")
+LOOK_S = 0.05  # how soon is seen that the last answer ended
 SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
 
 
@@ -205,6 +209,19 @@ class NodeServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody else in, and wait until every answer that runs has ended, so long at most."""
+        if self.listening is None:
+            return
+        self.listening.close()
+        self.crowd.draining = True
+        if answering := sum(one.answering for one in self.crowd.open):
+            logger.warning("ending: %d answer(s) that run get %g s", answering, seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(one.answering for one in self.crowd.open):
+                    await asyncio.sleep(LOOK_S)
 
     async def stop(self) -> None:
         """End what still runs, then close the socket."""

@@ -20,6 +20,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .. import log
 from ..config import ServerConfig
+from ..errors import OverloadedError
 from . import errors as refusals
 from . import static as pages
 from .auth import OWNER, AccessDenied
@@ -29,6 +30,7 @@ KEEPALIVE_S = 60.0  # an idle connection of the owner's is closed after this
 LINGERING_S = 2.0  # what of a refused body is still read, so that its sender sees the refusal
 # chunks or encodings that are none
 UNREADABLE = (web.RequestPayloadError, HttpProcessingError, ClientPayloadError)
+ENDING = "this node is about to end; ask again when it was started again"
 Handling = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 logger = log.get("server")
 
@@ -150,6 +152,7 @@ class Connections:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.open: set[CountedConnection] = set()
+        self.draining = False  # the node is about to end: nothing new is begun
 
     def enter(self, connection: CountedConnection) -> bool:
         """Is there a place? If not, the stranger or the owner's connection that was idle longest
@@ -200,6 +203,10 @@ async def occupy(request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = request.protocol
     if not isinstance(connection, CountedConnection):
         return await handler(request)
+    if connection.crowd.draining:
+        response = refusals.response(OverloadedError(ENDING), request.path)
+        response.force_close()
+        return response
     connection.begin()
     try:
         return await handler(request)

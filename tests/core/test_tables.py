@@ -1,5 +1,7 @@
 """Strict TOML: every refusal names file, key, value and what to do."""
 
+import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -130,3 +132,15 @@ def test_a_size_that_cannot_be_is_refused_where_it_was_written(
     (tmp_path / "config.toml").write_text(table)
     with pytest.raises(ConfigError, match=sentence):
         config.load(tmp_path / "config.toml")
+
+
+def test_a_written_configuration_holds_every_key_explained_and_changes_nothing() -> None:
+    text = tables.template(config.Config)
+    said = tables.fill(config.Config, tables.parse_toml(text.encode()), "")
+    live = re.sub(r"^# (\w+ = .+)$", r"\1", text, flags=re.MULTILINE)
+    taken = tables.fill(config.Config, tables.parse_toml(live.encode()), "")
+    assert said == taken == config.Config()
+    for table in dataclasses.fields(config.Config):
+        explained = tables.comments(type(getattr(taken, table.name)))
+        assert all(explained.values()), [name for name, words in explained.items() if not words]
+        assert all(f"# {name} =" in text for name in explained)

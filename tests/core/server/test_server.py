@@ -370,3 +370,31 @@ async def test_stopping_ends_answers_that_still_run(monkeypatch: pytest.MonkeyPa
 
 def test_the_tests_token_is_long_enough() -> None:
     assert len(TOKEN) >= 32
+
+
+async def test_a_node_that_ends_finishes_what_it_answers_and_begins_nothing_new() -> None:
+    async with Served(engine_saying(["one ", "two"], held=True)).running() as served:
+        # two connections, of which one stays open and idle
+        await asyncio.gather(*(served.session.get("/health") for _ in "ab"))
+        async with served.session.post(CHAT, json=HELLO | {"stream": True}) as response:
+            await response.content.readuntil(b"one ")
+            draining = asyncio.create_task(served.server.drain(30.0))
+            await until(lambda: served.server.crowd.draining)
+            status, body = await served.post(CHAT, HELLO)
+            assert status == 503 and "about to end" in body["error"]["message"]
+            with pytest.raises(aiohttp.ClientConnectorError):  # nobody listens any more
+                await served.post(CHAT, HELLO)
+            assert not draining.done()
+            served.engine.release()
+            assert (await response.text()).endswith("data: [DONE]\n\n")
+        await draining
+
+
+async def test_an_answer_that_outlasts_its_time_does_not_keep_a_node_from_ending() -> None:
+    async with (
+        Served(engine_saying(["one ", "two"], held=True)).running() as served,
+        served.session.post(CHAT, json=HELLO | {"stream": True}) as response,
+    ):
+        await response.content.readuntil(b"one ")
+        await served.server.drain(0.01)
+        assert any(one.answering for one in served.server.crowd.open)

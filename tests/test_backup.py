@@ -1,0 +1,171 @@
+"""A node's home as one file, and back: whole, checked, and over nothing."""
+
+import hashlib
+import io
+import json
+import sqlite3
+import stat
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from quietchoir import backup
+from quietchoir.core.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A node's, with a history that somebody is writing."""
+    folder = tmp_path / "home"
+    files = {
+        "token": b"t" * 40, "identity.key": b"key", "adapters/ab/adapter.bin": bytes(range(256)),
+        "models/large.gguf": b"left out", "conversations/state.bin": b"left out",
+        "federations/f/member.sqlite": b"left out", "federations/f/federation.toml": b"signed",
+        "federations/f/taking-part.lock": b"", "collections/house.sqlite": b"encrypted" * 99,
+    }  # fmt: skip
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o600)
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_belongs_to_a_node_comes_back_as_it_was_and_for_its_owner_alone(
+    home: Path, tmp_path: Path
+) -> None:
+    before, target, again = files_of(home), tmp_path / "b.tar.gz", tmp_path / "again"
+    count = backup.back_up(home, target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert files_of(home) == before
+    assert backup.restore(target, again) == count
+    left_out = ("models", "conversations", "federations/f/member", "federations/f/taking")
+    assert files_of(again) == {
+        name: content for name, content in before.items() if not name.startswith(left_out)
+    }
+    assert not [path for path in again.rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
+def test_a_database_that_is_being_written_is_copied_as_it_stood_at_one_moment(
+    home: Path, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(home / "history.sqlite", isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("CREATE TABLE said (words TEXT)")
+        writer.execute("INSERT INTO said VALUES ('done')")
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO said VALUES ('not yet')")
+        assert (home / "history.sqlite-wal").stat().st_size
+        backup.back_up(home, tmp_path / "b.tar.gz")
+        writer.execute("ROLLBACK")
+    backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*-wal"))
+    with closing(sqlite3.connect(tmp_path / "again" / "history.sqlite")) as reader:
+        assert reader.execute("SELECT words FROM said").fetchall() == [("done",)]
+
+
+def test_a_locked_collection_in_use_is_refused_and_no_file_stays(
+    home: Path, tmp_path: Path
+) -> None:
+    log = home / "collections" / "house.sqlite-wal"
+    log.write_bytes(b"pages")
+    with pytest.raises(ConfigError, match="stop the node first"):
+        backup.back_up(home, tmp_path / "b.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    log.write_bytes(b"")
+    backup.back_up(home, tmp_path / "b.tar.gz")
+
+
+def test_neither_a_backup_nor_a_restored_home_is_put_over_something(
+    home: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "b.tar.gz"
+    target.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="is kept"):
+        backup.back_up(home, target)
+    assert target.read_bytes() == b"mine"
+    target.unlink()
+    with pytest.raises(ConfigError, match="lies in the home"):
+        backup.back_up(home, home / "b.tar.gz")
+    backup.back_up(home, target)
+    before = files_of(home)
+    with pytest.raises(ConfigError, match="holds a node already"):
+        backup.restore(target, home)
+    assert files_of(home) == before
+
+
+def test_models_that_are_there_already_stay(home: Path, tmp_path: Path) -> None:
+    backup.back_up(home, tmp_path / "b.tar.gz")
+    (tmp_path / "again" / "models").mkdir(parents=True)
+    (tmp_path / "again" / "models" / "one.gguf").write_bytes(b"pulled")
+    backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
+    assert (tmp_path / "again" / "models" / "one.gguf").read_bytes() == b"pulled"
+
+
+def repacked(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
+    with tarfile.open(path) as archive:
+        files = {
+            entry.name: archive.extractfile(entry).read()  # type: ignore[union-attr]  # files all
+            for entry in archive
+        }
+    change(files)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def forge(files: dict[str, bytes], name: str) -> None:
+    """One file more, and a list that names it."""
+    files[name] = b"x"
+    told = json.loads(files[backup.MANIFEST])
+    told["files"][name] = hashlib.sha256(b"x").hexdigest()
+    files[backup.MANIFEST] = json.dumps(told).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.update(token=b"another"),
+        lambda files: files.pop("token"),
+        lambda files: files.update(extra=b"x"),
+        lambda files: files.pop(backup.MANIFEST),
+        lambda files: files.update({backup.MANIFEST: b"{}"}),
+        lambda files: forge(files, "../outside"),
+        lambda files: forge(files, "/tmp/outside-of-a-home"),
+    ],
+)
+def test_a_backup_that_is_not_what_its_list_says_restores_nothing(
+    home: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None]
+) -> None:
+    target = tmp_path / "b.tar.gz"
+    backup.back_up(home, target)
+    repacked(target, change)
+    before = files_of(tmp_path)
+    with pytest.raises(DataError, match="nothing was restored"):
+        backup.restore(target, tmp_path / "again")
+    assert files_of(tmp_path) == before and not Path("/tmp/outside-of-a-home").exists()
+
+
+@pytest.mark.parametrize("size", [0, 100, -100])
+def test_a_file_that_is_cut_or_no_backup_restores_nothing(
+    home: Path, tmp_path: Path, size: int
+) -> None:
+    target = tmp_path / "b.tar.gz"
+    backup.back_up(home, target)
+    target.write_bytes(target.read_bytes()[:size])
+    with pytest.raises(DataError, match="nothing was restored"):
+        backup.restore(target, tmp_path / "again")
+    assert files_of(tmp_path / "again") == {}
