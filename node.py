@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -70,6 +71,7 @@ from .federation.events import (
 )
 from .federation.membership import roster
 from .federation.monitor.event_printer import sentence
+from .federation.monitor.member_status import MemberStatus
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
@@ -230,6 +232,7 @@ class Node:
         self.history: HistoryStore | None = None
         self.condenser: Condenser | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
+        self.members: dict[str, Membership] = {}  # by the federation's id
         self.embedders = SharedEmbedder(config.engine.threads)
         self.routes_requests = config.adapters.route
         self._router: Router | None = None
@@ -502,6 +505,7 @@ class Node:
             destinations=lambda: self.destinations,
             forgotten=self.forgotten,
             sampling=self.sampling,
+            memberships=MemberStatus(self.home, self.config, self.told_by_member),
             facts=self.facts(),
             slower=self.engine.slower,
         )
@@ -572,7 +576,7 @@ class Node:
         """
         training = self.config.training
         policy = roster.load(federation)
-        self.destinations[destination_of(policy)] = f"federation {policy.name}"
+        self.destinations[destination_of(policy)] = policy.name
         options = ClientOptions(
             file=federation, data=training.data, home=self.home, proxy=training.proxy, patient=True
         )
@@ -580,7 +584,13 @@ class Node:
         shared = self.weights if isinstance(self.weights, Weights) else None
         membership = Membership(options, self.config, shared, self.answering, self.why_not_train)
         membership.thread.start()
+        self.members[policy.federation.hex()] = membership
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
+
+    def told_by_member(self, federation: str) -> Mapping[str, Any] | None:
+        """What this node's member of a federation told last; None: it has none in this process."""
+        membership = self.members.get(federation)
+        return None if membership is None else membership.latest
 
     def why_not_train(self) -> str:
         """Why no training may run now; "": it may."""
@@ -681,6 +691,7 @@ class Membership:
         self.weights = weights
         self.busy = busy
         self.left = threading.Event()
+        self.latest: Mapping[str, Any] = {"at": time.time(), "words": ""}  # what was told last
         self.thread = threading.Thread(target=self.run, name="quietchoir-member", daemon=True)
 
     def run(self) -> None:
@@ -697,6 +708,7 @@ class Membership:
             )
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
+            self.latest = {"at": time.time(), "words": str(error)}
         except Exception as error:
             if parts.updated():
                 logger.error("not in the federation: %s", parts.told_updated(error))
@@ -704,7 +716,9 @@ class Membership:
             logger.exception("the federation's member broke; the assistant goes on without it")
 
     def tell(self, event: FederationEvent) -> None:
-        """What a reader of the log wants to know."""
+        """What a reader of the log wants to know, and the last of it for the page."""
+        if words := sentence(event):
+            self.latest = {"at": time.time(), "words": words}
         if isinstance(event, AdoptedEvent):
             logger.warning(
                 "a finished adapter came: %s; choose it on the page or with: quietchoir adapter "

@@ -46,7 +46,7 @@ from .events import (
     WithheldEvent,
 )
 from .membership import roster
-from .membership.consent import check_consent, check_upload
+from .membership.consent import check_consent, check_upload, why_paused
 from .membership.keys import NodeKeys, load_or_create
 from .membership.update import UpdateReceiver
 from .model_files import resident
@@ -62,9 +62,11 @@ from .store.client_store import ClientStore
 from .store.database import Database
 from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
+from .store.sent_messages import SentMessages
 from .training.consented import ConsentedExamples, ConsentedLearner
 from .training.learner import Learner, TrainerLearner
 from .training.synthetic_task import SyntheticLearner
+from .wire.messages import Task
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -122,13 +124,18 @@ def join(
         from .transport import reach
 
         reach.proxy_of(options.proxy)
-    resting = resting or Power(config.power).why_not_train
+    by_power = resting or Power(config.power).why_not_train
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     leave = leave or threading.Event()
     policy = roster.accept(options.file, options.home)
     check_consent(policy, config.consent)
     keys = load_or_create(options.home)
     name = roster.check_member(policy, keys.identity.public.raw)
+    folder = roster.folder(options.home, policy)
+
+    def away() -> str:
+        return why_paused(folder) or by_power()
+
     check_limit(policy, name, config.training.max_rank)
     # Before the model is loaded: that takes a while.
     lent = None
@@ -136,10 +143,10 @@ def join(
         lent = LentHistory(options.home, policy, config.history.words)
         if not lent.wait(options.patient, leave, on_event):
             return
-    if resting():  # before the model is loaded and examples are prepared, which is work too
+    if away():  # before the model is loaded and examples are prepared, which is work too
         from .transport.node import rested
 
-        if not rested(resting, leave, on_event):
+        if not rested(away, leave, on_event):
             return
     examples = examples_of(options, policy, lent)
     if examples is not None:
@@ -161,17 +168,9 @@ def join(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
     )
     learner, size = make_learner(
-        options,
-        config,
-        policy,
-        weights,
-        name,
-        ending(on_event, resting),
-        examples=examples,
-        lent=lent,
+        options, config, policy, weights, name, ending(on_event, away), examples=examples, lent=lent
     )
     with ExitStack() as opened:
-        folder = roster.folder(options.home, policy)
         crypto_worker = opened.enter_context(closing(Worker(MemberService)))
         opened.enter_context(closing(hold(folder)))
         database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
@@ -191,7 +190,7 @@ def join(
             secrets=ClientSecrets(ClientStore(database, size), crypto_worker),
             leave=leave,
             on_event=on_event,
-            resting=resting,
+            resting=away,
             requests=lambda: requests_of(options, policy, lent),
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
@@ -202,7 +201,7 @@ def join(
                 PersonalSettings.of(config.training),
                 database,
                 on_event=on_event,
-                busy=lambda: busy() or bool(resting()),
+                busy=lambda: busy() or bool(away()),
                 begin=partial(begin_personal, options.home, learner),
             )
             opened.enter_context(closing(node.personalization_worker))
@@ -371,6 +370,14 @@ class ClientNode:
             buffer=self.buffer,
             cache=self.cache,
             on_event=self.on_event,
+            on_answer=partial(self.note_sent, policy),
+        )
+
+    def note_sent(self, policy: Policy, task: Task, size: int) -> None:
+        """Write down what leaves. Raises: QuietchoirError: the disk refuses, and nothing leaves."""
+        place = task.round_id
+        SentMessages(self.database).note(
+            place.run, place.round, task.stage, policy.protection.mode, size
         )
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:

@@ -29,6 +29,7 @@ from . import static as pages
 from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import Embeddings, Source
+from .federation_api import FederationApi, Memberships
 from .history import HistoryApi, nothing_kept
 from .models_api import ModelsApi, OwnersModels
 from .node_api import Api, count_responses
@@ -59,6 +60,7 @@ class Parts:
     destinations: Callable[[], Mapping[str, str]] = dict
     # takes away what else holds a forgotten conversation; returns adapters that it deleted
     forgotten: Callable[[str], Sequence[str]] = lambda _: ()
+    memberships: Memberships | None = None  # of federations
     facts: ModelFacts = field(default_factory=ModelFacts)
     # how talk is drawn where clients leave it open
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -93,6 +95,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         documents=parts.documents is not None,
     )
     app.add_routes(api.routes())
+    app.add_routes(FederationApi(parts.memberships).routes())
     if parts.history is None:
         app.add_routes([web.get("/api/conversations{end:/*}", nothing_kept)])
     else:

@@ -1,14 +1,20 @@
-"""This node's own floor: what a federation must offer before its owner's data is trained on.
+"""This node's own floor: what a federation must offer before its owner's data is trained on, and
+whether its owner lets it take part now.
 
-Knows `[consent]` of the node's configuration and the signed file. Knows nothing of rounds.
+Knows `[consent]` of the node's configuration, the signed file, and a mark in the federation's
+folder. Knows nothing of rounds.
 Always: a federation below the floor is refused with a sentence that names the line of the
 configuration.
 """
 
+from pathlib import Path
+
+from ...core import paths
 from ...core.config import ConsentConfig
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, QuietchoirError
 from ..spec.policy import Policy
 
+PAUSED = "paused"  # in the federation's folder of a node's home
 ADVICE = "stay out, or change that line of your configuration"
 
 
@@ -62,3 +68,27 @@ def check_upload(policy: Policy, bytes_up: int, consent: ConsentConfig) -> None:
             f"consent.max_upload_bytes allows "
             f"{consent.max_upload_bytes}; {ADVICE}"
         )
+
+
+def pause(folder: Path, paused: bool) -> None:
+    """Take no part in the federation of this folder from now on, also after a restart; or again.
+
+    Raises:
+        QuietchoirError: the disk refuses; it is as before.
+    """
+    try:
+        if paused:
+            paths.write_atomically(folder / PAUSED, b"", mode=0o600)
+        else:
+            (folder / PAUSED).unlink(missing_ok=True)
+    except OSError as error:
+        raise QuietchoirError(
+            f"{folder / PAUSED}: not changed ({error.strerror}); free the disk"
+        ) from error
+
+
+def why_paused(folder: Path) -> str:
+    """Why this node takes no part now; "": its owner has not paused it."""
+    if not (folder / PAUSED).exists():
+        return ""
+    return "its owner has paused it; resume it on the node's page (quietchoir serve)"

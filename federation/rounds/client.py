@@ -98,7 +98,8 @@ class Client:
         memory, and a new one. accountant: this member's privacy spent so far; by default in memory.
         Hazard: a node that runs again needs it on disk. buffer: in buffered rounds, where its
         contribution waits; by default in memory. cache: where adapters are followed, what it holds
-        of them; by default in memory.
+        of them; by default in memory. on_answer: told of each answer's bytes before it leaves; if
+        it raises, the answer does not leave.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Client:
         buffer: ContributionBuffer | None = None,
         cache: ClientModelCache | None = None,
         on_event: OnEvent | None = None,
+        on_answer: Callable[[Task, int], None] | None = None,
     ) -> None:
         """Take part.
 
@@ -140,6 +142,7 @@ class Client:
         self.accountant = accountant or PrivacyAccountant(policy, size, name)
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
+        self.on_answer = on_answer
         self.attempt: Attempt | None = None
         self.buffer = (buffer or ContributionBuffer()) if policy.schedule.buffered else None
         self.secrets: ClientSecrets | None = None
@@ -168,7 +171,10 @@ class Client:
             task=messages.fingerprint(message),
             payload=payload,
         )
-        return messages.encode_reply(reply, self.policy, self.identity)
+        encoded = messages.encode_reply(reply, self.policy, self.identity)
+        if self.on_answer is not None:
+            self.on_answer(task, len(encoded))
+        return encoded
 
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""

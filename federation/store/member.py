@@ -7,7 +7,7 @@
                its memory (`client_store`);
                "contribution", "followed models" (`rounds`);
                "attempt" (`engines.stateless_client`); "personal adapter"
-               (`personalization.worker`)
+               (`personalization.worker`); "sent RUN ROUND" (`sent_messages`)
 
 Knows the tables, and that nobody else may read them. Knows nothing of what is in them.
 Always: one process takes part at a time (`hold`); what a former version kept is taken over first.

@@ -106,6 +106,8 @@ class FlowerNode:
             try:
                 message = connection.take()
                 self.reached = time.monotonic()
+                if message is not None and self.resting():
+                    return  # nothing leaves any more, of a round that runs neither
                 if message is not None:
                     reply = self.answer(message)
                     connection.give(reply, time.monotonic() - self.reached)

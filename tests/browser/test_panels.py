@@ -5,6 +5,7 @@ keyboard, and what a screen reader and a phone get of all of it.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from quietchoir.core.server.static import FOLDER
 from quietchoir.tests.browser.chromium import Tab
@@ -33,6 +34,7 @@ def test_both_languages_have_the_same_texts_and_none_is_missing_or_left_over() -
     code = "\n".join(path.read_text("utf-8") for path in sorted(FOLDER.glob("*.js")))
     named = set(re.findall(r'"([a-z_]+(?:\.[a-z0-9_]+)*)"', code))
     begun = {one for one in re.findall(r"[`\"]([a-z.]*)\$\{[^`]*`", code) if one}
+    begun |= {f"{one}." for one in re.findall(r'counted\([\w.]+, "([a-z_]+)"\)', code)}
     ends = set(re.findall(r"\$\{\w+\}(\.[a-z]+)`", code))
     unused = {
         key
@@ -222,11 +224,114 @@ async def test_code_has_its_language_colours_and_a_button_and_formulas_are_set(t
         assert tab.problems == []
 
 
+SHOWN = [  # of the federation panel, as the node said it
+    "choir <img src=x onerror=window.broken=1>",
+    "round 2: training",
+    "<b>where</b> is <NAME>?",
+    "at home",
+    "name 2",
+]
+
+
+class Choir:
+    """A membership whose names attack, of a node that was asked for two rounds."""
+
+    def __init__(self) -> None:
+        self.paused = False
+
+    def federations(self) -> list[dict[str, Any]]:
+        stages = {"train": 300, "advertise": 700, "mask": 640_000, "unmask": 9_000}
+        told = {"at": 1.8e9, "run": "a" * 32, "mode": "masked", "stages": stages, "bytes": 650_000}
+        return [
+            {
+                "id": "a" * 64,
+                "name": "choir <img src=x onerror=window.broken=1>",
+                "version": 3,
+                "mode": "masked",
+                "min_cohort": 3,
+                "members": 4,
+                "coordinator": "192.0.2.7:8790",
+                "paused": self.paused,
+                "latest": {"at": 1.8e9, "words": "round 2: training"},
+                "privacy": {"epsilon": 0.4182, "budget": 3.0, "delta": 1e-5},
+                "bytes": 1_300_000,
+                "rounds": [told | {"round": 2}, told | {"round": 1}],
+            }
+        ]
+
+    def training(self, federation: str) -> dict[str, Any]:
+        assert federation == "a" * 64
+        said = [
+            {"role": "user", "content": "<b>where</b> is <NAME>?"},
+            {"role": "assistant", "content": "at home"},
+        ]
+        return {
+            "file": "/home/ann/federation.toml",
+            "source": "conversations",
+            "train": 61,
+            "test": 12,
+            "examples": [said] * 50,
+            "left_out": {"not consented": 3, "another form of answer": 0},
+            "redacted": {"name": 2},
+            "digest": "0123456789abcdef" * 4,
+        }
+
+    def pause(self, federation: str, paused: bool) -> None:
+        assert federation == "a" * 64
+        self.paused = paused
+
+
+async def test_the_federation_panel_shows_what_left_and_pauses(tab: Tab) -> None:
+    made = Served(engine_saying(["So."]), FakeTools(names=()))
+    made.memberships = choir = Choir()
+    panel = "document.querySelector('dialog')"
+    async with made.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await click(tab, "Federations")
+        await tab.until(f"{panel}?.innerText.includes('where')")
+        text = await tab.run(f"{panel}.innerText")
+        for words in (
+            "choir <img src=x",
+            "round 2: training",
+            "masked: nobody sees this node's update",
+            "of at least 3, of 4 members",
+            "ε 0.418 of at most 3, at δ 1e-5",
+            "1.3 MB",
+            "masked change 640 kB",
+            "61 examples of your conversations train, 12 only judge.",
+            "Left out: not consented 3",
+            "Taken out of them: name 2",
+            "0123456789ab…",
+            "<b>where</b> is <NAME>?",
+            "and 11 more",
+            "quietchoir data show --for /home/ann/federation.toml",
+        ):
+            assert words in text, words
+        assert await tab.run(f"{panel}.querySelectorAll('img, ul b b, li > b').length") == 0
+        await click(tab, "Pause: train and send nothing")
+        await tab.until(f"{panel}.innerText.includes('Nothing is trained and nothing leaves')")
+        assert choir.paused
+        await click(tab, "Resume")
+        await tab.until(f"{panel}.innerText.includes('round 2: training')")
+        assert not choir.federations()[0]["paused"]
+        assert tab.problems == []
+
+
+async def test_a_node_without_a_federation_says_how_it_joins_one(tab: Tab) -> None:
+    async with Served(engine_saying(["So."]), FakeTools(names=())).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await click(tab, "Federations")
+        await tab.until("document.querySelector('dialog')?.innerText.includes('no federation')")
+        text = await tab.run("document.querySelector('dialog').innerText")
+        assert "quietchoir serve --federation" in text and tab.problems == []
+
+
 STRAY = """
 (allowed) => {
   const bare = (text) => {
     for (let before; before !== text; ) [before, text] = [text, text.replace(/⟦[^⟦⟧]*⟧/g, "")];
     text = text.replace(/\\w{3} \\d+, \\d{4}, \\d+:\\d+\\s[AP]M,?/g, "");
+    text = text.replace(/\\d[\\d.,]*\\s(?:byte|kB|MB)/g, "");
     return text.replace(/^[^\\p{L}]+/u, "").trim();
   };
   const found = [];
@@ -274,13 +379,14 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
     }
     node = kept(Served(engine_saying(["Good **morning**."], [ANSWER]), FakeTools()), tmp_path)
     node.destinations = {"personal": "yours", f"federation:{'a' * 64}": "choir"}
+    node.memberships = Choir()
     history = node.history
     assert history is not None and node.documents is not None
     node.documents.collections.create("papers")
     axe = (Path(__file__).parent / "vendor" / "axe.js").read_text("utf-8")
     data = ["quietchoir", "smollm2", "hello there", "papers", "choir", "HassTurnOn", "python"]
     data += ["acts in the house", "quietchoir/household", ANSWER, "Good", "morning", "English"]
-    data += ["Deutsch", "remember", "trained together · home-1"]
+    data += ["Deutsch", "remember", "trained together · home-1", json.dumps(SHOWN)]
     async with node.running() as served:
         await tab.send("Emulation.setDeviceMetricsOverride", width=390, height=780,
                        deviceScaleFactor=1, mobile=True)  # fmt: skip
@@ -315,9 +421,11 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
             await sound(tab, menu, data)
             assert await tab.run(wide), menu
             await tab.run(f"document.querySelector('details.{menu}').open = false")
-        for panel in (SETTINGS, "Language and shortcuts"):
+        for panel in (SETTINGS, "Federations", "Language and shortcuts"):
             await click(tab, f"⟦{panel}⟧")
             await tab.until("document.querySelector('dialog[open]')")
+            if panel == "Federations":
+                await tab.until("document.querySelector('dialog .examples')")
             await sound(tab, panel, data)
             assert await tab.run(wide), panel
             await click(tab, "⟦Close⟧")

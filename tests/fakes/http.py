@@ -16,6 +16,7 @@ from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.app import NodeServer, Parts, claim, encryption
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
+from quietchoir.core.server.federation_api import Memberships
 from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
@@ -34,6 +35,7 @@ class Served:
     history: HistoryStore | None = None
     documents: OwnersDocuments | None = None
     models: OwnersModels | None = None
+    memberships: Memberships | None = None
     destinations: dict[str, str] = field(default_factory=dict)
     tokenizer: WordTokenizer = field(default_factory=WordTokenizer)
     assistant: Assistant = field(init=False)
@@ -65,6 +67,7 @@ class Served:
                 history=self.history,
                 documents=self.documents,
                 models=self.models,
+                memberships=self.memberships,
                 destinations=lambda: self.destinations,
             ),
             config,

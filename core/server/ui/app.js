@@ -5,6 +5,7 @@ import {
 } from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
 import { Citations, Collections, Memory, propose } from "./documents.js";
+import { Federations } from "./federation.js";
 import { Consent, Verdict } from "./feedback.js";
 import {
   asShown, branch, change, currentConversation, currentSettings, goOnWith, History, keepSettings,
@@ -300,6 +301,7 @@ function App() {
     "history.title": () => openMenu("history"),
     "composer.label": () => document.getElementById("composer")?.focus(),
     "settings.title": () => setPanel("settings"),
+    "federation.title": () => setPanel("federation"),
     again: () => last?.role === "assistant" && !busy && again(),
     "copy.label": () => last?.text && navigator.clipboard.writeText(last.text),
     "help.title": () => setPanel("help"),
@@ -346,6 +348,7 @@ function App() {
   const panels = {
     settings: html`<${Settings} settings=${settings} adapters=${adapters} onChange=${set}
       onClose=${() => setPanel("")} />`,
+    federation: html`<${Federations} onClose=${() => setPanel("")} />`,
     help: html`<${Help} onLanguage=${speakIn} onClose=${() => setPanel("")} />`,
   };
   return html`
