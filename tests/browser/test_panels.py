@@ -4,13 +4,20 @@ keyboard, and what a screen reader and a phone get of all of it.
 
 import json
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from quietchoir.core.models.hub.client import HubClient
+from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.core.server.static import FOLDER
 from quietchoir.tests.browser.chromium import Tab
 from quietchoir.tests.browser.steps import answered, choose, click, fill, kept, say, soon
 from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.hub import FakeHub
 from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
 
 TEXTS = {name: (FOLDER / "texts" / f"{name}.json").read_text("utf-8") for name in ("en", "de")}
@@ -326,18 +333,67 @@ async def test_a_node_without_a_federation_says_how_it_joins_one(tab: Tab) -> No
         assert "quietchoir serve --federation" in text and tab.problems == []
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one model, and a home without any."""
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "models-home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for name in ("QUIETCHOIR_MODELS", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeHub({"some/Tiny": {"tiny-Q4_0.gguf": b"four bits" * 40_000}}).running() as running:
+        yield running
+
+
+def models_of(hub: FakeHub) -> OwnersModels:
+    """What a node of that home has of models."""
+    client = HubClient(hub.address, token="")
+    return OwnersModels(hub=lambda: client, default="smollm2", context=2048, limit=4 << 30)
+
+
+async def test_a_model_is_looked_at_brought_with_progress_and_deleted(
+    tab: Tab, hub: FakeHub
+) -> None:
+    made = Served(engine_saying(["So."]), FakeTools(names=()))
+    made.models, panel = models_of(hub), "document.querySelector('dialog')"
+    async with made.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await click(tab, "Models")
+        await tab.until(f"{panel}?.innerText.includes('qwen3-0.6b')")
+        text = await tab.run(f"{panel}.innerText")
+        assert "too large for this machine" in text and "tokens/s" in text
+        await fill(tab, "dialog [type=search]", "hf:some/Tiny")
+        await click(tab, "Search")
+        await tab.until(f"{panel}.innerText.includes('1 file of 360 kB')")
+        hub.hold = threading.Event()
+        await tab.until(f"{panel}.querySelector('.offer .yes')")
+        if await tab.run(f"{panel}.querySelector('.offer .yes').disabled"):
+            await tab.run(f"{panel}.querySelector('.offer [type=checkbox]').click()")
+        await click(tab, "Get", ".offer")
+        await tab.until(f"{panel}.querySelector('progress')")
+        hub.hold.set()
+        await tab.until(f"{panel}.innerText.includes('is here: 360 kB.')")
+        await click(tab, "Delete tiny-q4_0")
+        await click(tab, "Delete it, and free 360 kB")
+        await tab.until(f"![...{panel}.querySelectorAll('.models b')]"
+                        ".some((one) => one.innerText === 'tiny-q4_0')")  # fmt: skip
+        assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
+        assert tab.problems == []
+
+
 STRAY = """
 (allowed) => {
   const bare = (text) => {
     for (let before; before !== text; ) [before, text] = [text, text.replace(/⟦[^⟦⟧]*⟧/g, "")];
     text = text.replace(/\\w{3} \\d+, \\d{4}, \\d+:\\d+\\s[AP]M,?/g, "");
-    text = text.replace(/\\d[\\d.,]*\\s(?:byte|kB|MB)/g, "");
+    text = text.replace(/\\d[\\d.,]*\\s(?:byte|kB|MB|GB)/g, "");
     return text.replace(/^[^\\p{L}]+/u, "").trim();
   };
   const found = [];
   const look = (text) => {
-    const rest = bare(text ?? "");
-    if (/\\p{L}{2}/u.test(rest) && !allowed.some((one) => one.includes(rest))) found.push(rest);
+    for (const rest of (text ?? "").split(" · ").map(bare)) {
+      const said = /\\p{L}{2}/u.test(rest) && !allowed.some((one) => one.includes(rest));
+      if (said) found.push(rest);
+    }
   };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -369,7 +425,7 @@ async def sound(tab: Tab, state: str, data: list[str]) -> None:
 
 
 async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only_its_texts(
-    tab: Tab, tmp_path: Path
+    tab: Tab, tmp_path: Path, hub: FakeHub
 ) -> None:
     marked = {
         key: {form: f"⟦{one}⟧" for form, one in value.items()}
@@ -379,7 +435,7 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
     }
     node = kept(Served(engine_saying(["Good **morning**."], [ANSWER]), FakeTools()), tmp_path)
     node.destinations = {"personal": "yours", f"federation:{'a' * 64}": "choir"}
-    node.memberships = Choir()
+    node.memberships, node.models = Choir(), models_of(hub)
     history = node.history
     assert history is not None and node.documents is not None
     node.documents.collections.create("papers")
@@ -421,11 +477,19 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
             await sound(tab, menu, data)
             assert await tab.run(wide), menu
             await tab.run(f"document.querySelector('details.{menu}').open = false")
-        for panel in (SETTINGS, "Federations", "Language and shortcuts"):
+        for panel in (SETTINGS, "Federations", "Models", "Language and shortcuts"):
             await click(tab, f"⟦{panel}⟧")
             await tab.until("document.querySelector('dialog[open]')")
             if panel == "Federations":
                 await tab.until("document.querySelector('dialog .examples')")
+            if panel == "Models":
+                await tab.until("document.querySelector('dialog .models li')")
+                await fill(tab, "dialog [type=search]", "hf:some/Tiny")
+                await click(tab, "⟦Search⟧")
+                await tab.until("document.querySelector('dialog .offer')")
+                _, told = await served.get("/api/models")
+                _, offer = await served.post("/api/models/offer", {"name": "hf:some/Tiny"})
+                data = [*data, json.dumps(told), json.dumps(offer)]
             await sound(tab, panel, data)
             assert await tab.run(wide), panel
             await click(tab, "⟦Close⟧")

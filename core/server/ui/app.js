@@ -11,6 +11,7 @@ import {
   asShown, branch, change, currentConversation, currentSettings, goOnWith, History, keepSettings,
   keepUnanswered, newConversation, read, settingsOf, Variants,
 } from "./history.js";
+import { Models } from "./models.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 import { Help, Settings, SHORTCUTS } from "./settings.js";
 import { choose as chooseLanguage, speak, t } from "./texts.js";
@@ -302,6 +303,7 @@ function App() {
     "composer.label": () => document.getElementById("composer")?.focus(),
     "settings.title": () => setPanel("settings"),
     "federation.title": () => setPanel("federation"),
+    "model.title": () => setPanel("model"),
     again: () => last?.role === "assistant" && !busy && again(),
     "copy.label": () => last?.text && navigator.clipboard.writeText(last.text),
     "help.title": () => setPanel("help"),
@@ -348,6 +350,7 @@ function App() {
   const panels = {
     settings: html`<${Settings} settings=${settings} adapters=${adapters} onChange=${set}
       onClose=${() => setPanel("")} />`,
+    model: html`<${Models} onClose=${() => setPanel("")} />`,
     federation: html`<${Federations} onClose=${() => setPanel("")} />`,
     help: html`<${Help} onLanguage=${speakIn} onClose=${() => setPanel("")} />`,
   };

@@ -111,7 +111,7 @@ export function Header({
       </label>`}
       ${consent} ${history} ${panel("settings")} ${documents}
       <${Tools} tools=${tools} />
-      ${panel("federation")} ${panel("help")}
+      ${panel("federation")} ${panel("model")} ${panel("help")}
       <${ThemeButton} />
       <${Round} icon="fresh" title=${t("fresh")} onClick=${onFresh} disabled=${empty} />
     </div>

@@ -70,7 +70,7 @@ export function Settings({ settings, adapters, onChange, onClose }) {
 
 export const SHORTCUTS = [
   ["N", "fresh"], ["H", "history.title"], ["K", "composer.label"], ["S", "settings.title"],
-  ["F", "federation.title"],
+  ["F", "federation.title"], ["M", "model.title"],
   ["R", "again"], ["C", "copy.label"], ["A", "help.title"],
 ];
 
