@@ -42,6 +42,7 @@ LIMITS = {
     "context_length": 1 << 30,
 }
 MAX_EXPERTS = 4096
+MOST_POSITIONS = 1 << 16  # of a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,8 @@ class Architecture:
     latent_size: int = 0
     query_rank: int = 0  # queries are made of so many numbers; 0 = of the row itself
     value_dim: int = 0  # numbers of a head's value, where keys have more
+    # rows of a table of which each position adds one to the embedding; 0 = no table (GPT-2)
+    positions: int = 0
 
     def window(self, layer: int) -> int:
         """How many rows a row of this layer sees, itself included; 0 = all before it."""
@@ -342,6 +345,8 @@ class Architecture:
             "model.norm.weight": (1, self.hidden_size),
             "lm_head.weight": (self.vocab_size, self.hidden_size),
         }
+        if self.positions:
+            ends["model.embed_positions.weight"] = (self.positions, self.hidden_size)
         if self.norm_biases:
             ends["model.norm.bias"] = (1, self.hidden_size)
         if self.head_bias:
@@ -371,6 +376,11 @@ class Architecture:
             for number in (self.attention_scale, self.attention_softcap, self.logit_softcap)
         ):
             raise ValueError(f"norm_eps {self.norm_eps} or another factor is not a positive number")
+        if self.positions and not self.context_length <= self.positions <= MOST_POSITIONS:
+            raise ValueError(
+                f"its table has {self.positions} positions, at most {MOST_POSITIONS} are taken, "
+                f"for texts of {self.context_length}"
+            )
         bases = (self.rope_theta, *self.rope_bases)
         if not all(base == 0.0 or 1.0 <= base < 1e30 for base in bases):
             raise ValueError(f"rope turns with base {self.rope_theta}")

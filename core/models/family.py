@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .architecture import ATTENTION_PROJECTIONS, Architecture
+import numpy as np
+from numpy.typing import NDArray
+
+from .architecture import ATTENTION_PROJECTIONS, QKV, Architecture
 from .files.settings import GgufSettings, HfSettings
 from .quant.tensor import QuantTensor
+from .quant.tensor import plain as plain_blocks
 
 GGUF_NAMES: Mapping[str, str] = {
     "input_layernorm": "attn_norm",
@@ -48,6 +52,7 @@ GGUF_ENDS: Mapping[str, str] = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "model.embed_positions": "position_embd",
 }
 HF_ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -67,6 +72,7 @@ class Family:
     hf_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # the same, of which a file may also hold each by itself
     gguf_may_fuse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gguf_written: bool = True  # whether `model convert` makes such files
     interleaved: bool = False  # GGUF files hold the rows of q and k in interleaved rope order
     hf_interleaved: bool = False  # so do Hugging Face's
     unit_norms: bool = False  # Hugging Face's files hold norms less 1 (GGUF's hold them whole)
@@ -82,6 +88,8 @@ class Family:
     # of the language model's tensors inside a larger one, theirs -> ours; and what stands beside it
     hf_prefixes: Mapping[str, str] = field(default_factory=dict)
     hf_skipped: tuple[str, ...] = ()
+    # what a config calls some settings, theirs -> ours
+    hf_keys: Mapping[str, str] = field(default_factory=dict)
     hf_activation_key: str = "hidden_act"
     hf_activations: Mapping[str, str] = field(default_factory=lambda: HF_ACTIVATIONS)
     # the projections to which a config's `attention_bias` gives one
@@ -100,6 +108,11 @@ class Family:
     def in_gguf(self, ours: str) -> str:
         """The file's name of a tensor inside a layer, without its ".weight" or ".bias"."""
         return self.gguf_names.get(ours) or GGUF_NAMES[ours]
+
+    def hf_settings(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A config's settings under the names that readers know."""
+        said = {ours: values[theirs] for theirs, ours in self.hf_keys.items() if theirs in values}
+        return {**values, **said}
 
     def hf_rope(self, settings: HfSettings) -> dict[str, Any]:
         """The rule by which layers of full attention turn, as config.json states it."""
@@ -169,6 +182,18 @@ class Family:
         return settings, {"rope_freqs.weight": factors} if factors else {}
 
 
+class FolderFamily(Family):
+    """A family whose GGUF files nobody's converter makes."""
+
+    def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:  # noqa: ARG002
+        """As `Family.from_gguf`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"it is a GGUF file of the family {self.name}")
+
+
 def gguf_window(settings: GgufSettings, context: int, usual: int = 0) -> int:
     """How many rows a windowed layer sees; 0 where no text is long enough to notice."""
     window = settings.whole("attention.sliding_window", usual)
@@ -226,6 +251,41 @@ def hf_windowed(settings: HfSettings, layers: int) -> list[bool] | None:
     ):
         raise ValueError("it has layers that are neither full nor windowed attention")
     return types and [one == "sliding_attention" for one in types]
+
+
+def upright(blocks: QuantTensor) -> QuantTensor:
+    """A matrix of numbers whose rows and columns a folder holds the other way round."""
+    import torch
+
+    exact = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return plain_blocks(blocks.dequantize(exact[blocks.quant_type]).T.contiguous())
+
+
+def qkv_of(
+    found: dict[str, QuantTensor], fused: str, instead: str, rows: tuple[NDArray[np.int64], ...]
+) -> None:
+    """Cut one layer's q, k and v out of a tensor, in place.
+
+    Args:
+        fused: its name without its ending.
+        instead: what the names of the three begin with.
+        rows: of each of the three.
+    """
+    for kind in ("weight", "bias"):
+        blocks = found.get(f"{fused}.{kind}")
+        if blocks is None or sum(map(len, rows)) not in blocks.shape:
+            continue
+        del found[f"{fused}.{kind}"]
+        for name, taken in zip(QKV, rows, strict=True):
+            found[f"{instead}{name}.{kind}"] = (
+                blocks.take(taken) if kind == "weight" else numbers_of(blocks, taken)
+            )
+
+
+def numbers_of(blocks: QuantTensor, taken: NDArray[np.int64]) -> QuantTensor:
+    """Some numbers of a vector."""
+    numbers = blocks.vector()[taken]
+    return QuantTensor("F32", (1, len(taken)), numbers.view(np.uint8)[None])
 
 
 def dense_first(layers: int, first: int, size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
         )
     tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
     for ours, theirs in GGUF_ENDS.items():
-        if ours != "lm_head" or not tied:
-            name = f"{ours}.weight"
+        name = f"{ours}.weight"
+        if name in weights.tensors and (ours != "lm_head" or not tied):
             kind = type_of(weights, name, quant_type)
             yield TensorPlan(f"{theirs}.weight", (name,), False, kind, False)
         if (name := f"{ours}.bias") in weights.tensors:
@@ -170,6 +170,11 @@ def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[st
     """Metadata, and tensors that say how rope is stretched."""
     architecture = weights.architecture
     family = FAMILIES[architecture.family]
+    if not family.gguf_written:
+        raise ModelFileError(
+            f"GGUF files of the family {family.name} are read and not written; keep the model "
+            f"folder as it is"
+        )
     settings, rows = family.to_gguf(architecture)
     own = sizes(architecture) | settings
     extra = {name: plain(torch.tensor([row], dtype=torch.float32)) for name, row in rows.items()}
@@ -298,7 +303,20 @@ def write(
     """The file itself, one tensor in memory at a time."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, weights.architecture.family)
+    with closing(gguf.GGUFWriter(path, weights.architecture.family)) as writer:
+        fill(writer, weights, metadata, extra, plans)
+
+
+def fill(
+    writer: Any,
+    weights: Weights,
+    metadata: Mapping[str, Any],
+    extra: Mapping[str, QuantTensor],
+    plans: list[TensorPlan],
+) -> None:
+    """Everything that the file holds."""
+    import gguf
+
     for key, value in metadata.items():
         if key == "general.architecture":
             continue  # the writer's own
@@ -319,7 +337,7 @@ def write(
         columns = weights.tensors[one.parts[0]].shape[1]
         shape: tuple[int, ...] = (columns,) if rows == 1 else (rows, columns)
         if rows == len(one.parts) > 1 and not one.stacked:
-            shape = (rows * columns,)
+            shape = (sum(weights.tensors[name].shape[1] for name in one.parts),)
         if one.stacked and rows > len(one.parts):
             shape = (len(one.parts), rows // len(one.parts), columns)
         announce(writer, gguf, one.name, one.quant_type, shape)
@@ -330,7 +348,6 @@ def write(
         writer.write_tensor_data(blocks.raw.numpy())
     for one in plans:
         writer.write_tensor_data(prepared(weights, one).raw.numpy())
-    writer.close()
 
 
 def announce(writer: Any, gguf: Any, name: str, quant_type: str, shape: tuple[int, ...]) -> None:

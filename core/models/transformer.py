@@ -427,6 +427,11 @@ class Decoder(nn.Module):
             if name.startswith("model.norm.")
         }
         self.norm = make.wide_norm(ends, "model.norm")
+        self.embed_positions = (
+            Embedding(weights.tensors["model.embed_positions.weight"], make.dtype)
+            if weights.architecture.positions
+            else None
+        )
 
 
 class Transformer(nn.Module):
@@ -486,6 +491,8 @@ class Transformer(nn.Module):
         """
         check_windows(attention, self.architecture.windows)
         rope = self.rope_tables(positions, x.dtype)
+        if self.model.embed_positions is not None and self.first_layer == 0:
+            x = x + self.model.embed_positions(positions)
         for layer in self.model.layers.values():
             x = layer(x, rope, attention)
         return x

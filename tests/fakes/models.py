@@ -334,6 +334,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "falcon": ("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-small": ("FalconConfig", {"bias": True}),
+    "gpt2": ("GPT2Config", {}),
+    "starcoder": ("GPTBigCodeConfig", {}),
+    "olmo": ("OlmoConfig", {}),
+    "gptj": ("GPTJConfig", {"rotary_dim": 8}),
+    "codegen": ("CodeGenConfig", {"rotary_dim": 8}),
+    "gpt_neo": ("GPTNeoConfig", {"attention_types": [[["global", "local"], 4]], "window_size": 9}),
+    "helium": ("HeliumConfig", {"head_dim": 16}),
     "deepseek_v3": (
         "DeepseekV3Config",
         {
@@ -358,9 +367,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # whose folders hold norms less 1
 LESS_ONE = ("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig")
 # whose norms are LayerNorms
-CENTRED = ("gptneox", "cohere2", "command-r", "starcoder2", "phi2", "stablelm", "nemotron")
+CENTRED = (
+    "falcon",
+    "gpt2",
+    "starcoder",
+    "olmo",
+    "gptneox",
+    "cohere2",
+    "command-r",
+    "starcoder2",
+    "phi2",
+    "stablelm",
+    "nemotron",
+)
 # in whose GGUF files rows of q and k take turns that do not in a folder
-TURNED = ("llama", "smollm3", "granite", "granitemoe", "mistral3", "arcee")
+TURNED = ("olmo", "llama", "smollm3", "granite", "granitemoe", "mistral3", "arcee")
 
 
 def make_model(name: str, **changes: Any) -> Any:
@@ -405,6 +426,28 @@ def byte_level(size: int) -> tuple[list[str], list[int]]:
     return tokens, kinds + [5] * (size - len(kinds))
 
 
+def inner_size(config: Any) -> int:
+    """Width of the feed-forward."""
+    for key in ("ffn_hidden_size", "n_inner", "intermediate_size"):
+        if hasattr(config, key):
+            return getattr(config, key) or 4 * config.hidden_size
+    raise AttributeError(config)
+
+
+def key_heads(config: Any) -> int:
+    """Heads of keys."""
+    small = config.model_type == "falcon" and not config.new_decoder_architecture
+    if small or config.model_type == "gpt_bigcode":
+        return 1
+    if config.model_type == "gpt2":
+        return int(config.num_attention_heads)
+    return int(getattr(config, "num_kv_heads", 0) or config.num_key_value_heads)
+
+
+# of GPT-2, whose folders hold columns as rows
+TURNED_ASIDE = ("c_attn", "c_proj", "c_fc")
+
+
 class GgufWriter:
     """What llama.cpp's converter makes of a model, for the families above; by its names, orders
     and keys.
@@ -423,6 +466,7 @@ class GgufWriter:
             "qwen2_moe": "qwen2moe",
             "glm4_moe": "glm4moe",
             "deepseek_v2": "deepseek2",
+            "gpt_bigcode": "starcoder",
             "deepseek_v3": "deepseek2",
             "gpt_oss": "gpt-oss",
             "granitemoehybrid": "granite",
@@ -470,12 +514,14 @@ class GgufWriter:
         writer.add_embedding_length(config.hidden_size)
         # the dense ones of Granite 4 call theirs otherwise
         dense = config.model_type == "granitemoehybrid"
-        ffn = config.shared_intermediate_size if dense else config.intermediate_size
+        ffn = config.shared_intermediate_size if dense else inner_size(config)
         writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
         one = config.model_type == "deepseek_v3"
-        writer.add_head_count_kv(1 if one else config.num_key_value_heads)
-        for key in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
+        writer.add_head_count_kv(1 if one else key_heads(config))
+        if self.family == "olmo":
+            writer.add_layer_norm_eps(1e-5)
+        for key in ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"):
             if hasattr(config, key):
                 writer.add_layer_norm_eps(getattr(config, key))
         if hasattr(config, "rms_norm_eps") and self.family not in CENTRED:
@@ -573,7 +619,9 @@ class GgufWriter:
             writer.add_expert_group_used_count(config.topk_group)
 
     def ropes(self) -> None:
-        rope = self.config.rope_parameters
+        rope = getattr(self.config, "rope_parameters", None)
+        if rope is None:
+            return
         rope = rope.get("full_attention", rope)
         base, alpha = rope["rope_theta"], rope.get("alpha")
         if alpha:  # which hunyuan's converter works into the base
@@ -624,7 +672,14 @@ class GgufWriter:
             return
         if name.endswith("sinks"):
             name += ".weight"
-        if "query_key_value" in name:  # each head's own three beside each other
+        if self.family == "gpt2" and name.endswith((*(f".{end}.weight" for end in TURNED_ASIDE),)):
+            tensor = tensor.T
+        if self.family == "falcon" and "query_key_value" in name:
+            kept = key_heads(self.config)
+            heads = tensor.view(kept, -1, self.head_dim, *tensor.shape[1:])
+            three = (heads[:, :-2], heads[:, -2], heads[:, -1])
+            tensor = torch.cat([one.reshape(-1, *tensor.shape[1:]) for one in three])
+        elif "query_key_value" in name:  # each head's own three beside each other
             heads = tensor.view(-1, 3, self.head_dim, *tensor.shape[1:])
             tensor = heads.transpose(0, 1).reshape(tensor.shape)
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")

@@ -300,7 +300,7 @@ def ends(tensors: TensorMap) -> dict[str, str]:
     return {
         ours: theirs
         for ours, theirs in GGUF_ENDS.items()
-        if ours != "lm_head" or f"{theirs}.weight" in tensors.left
+        if ours not in ("lm_head", "model.embed_positions") or f"{theirs}.weight" in tensors.left
     }
 
 

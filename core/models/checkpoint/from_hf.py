@@ -70,7 +70,8 @@ def read_settings(folder: Path) -> tuple[HfSettings, Family]:
         # older ones do not nest
         outer, values = values, HfSettings(path, values, {}).rule(inner) or values
         values = {"tie_word_embeddings": outer.get("tie_word_embeddings"), **values}
-    return HfSettings(path, values, family.hf_defaults[model_type], model_type), family
+    said = family.hf_settings(values)
+    return HfSettings(path, said, family.hf_defaults[model_type], model_type), family
 
 
 def sizes(settings: HfSettings, family: Family) -> Architecture:

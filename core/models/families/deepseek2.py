@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...errors import ModelFileError
 from ..architecture import Architecture
@@ -124,28 +123,19 @@ class Latent(Family):
                         f"{prefix}attn_k_b.weight is {aside.shape}, expected "
                         f"{(heads * architecture.latent_size, own)}; get the model again"
                     )
-                turned = aside.dequantize().view(heads, -1, own).transpose(1, 2)
-                exact = torch.float32 if aside.quant_type == "F32" else torch.float16
-                there[f"{prefix}attn_k.weight"] = plain(
-                    turned.reshape(heads * own, -1).to(exact).contiguous()
-                )
+                there[f"{prefix}attn_k.weight"] = upright_heads(aside, heads, own)
             if (values := there.pop(f"{prefix}attn_v_b.weight", None)) is not None:
                 there[f"{prefix}attn_v.weight"] = values
         return there
 
-    def to_gguf(
-        self,
-        architecture: Architecture,  # noqa: ARG002
-    ) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-        """As `Family.to_gguf`.
 
-        Raises:
-            ModelFileError: always.
-        """
-        raise ModelFileError(
-            f"GGUF files of the family {self.name} are read and not written; keep the model "
-            f"folder as it is"
-        )
+def upright_heads(aside: QuantTensor, heads: int, own: int) -> QuantTensor:
+    """Each head's matrix turned by a quarter, as numbers of 16 bits where it was of blocks."""
+    import torch  # only such files need it
+
+    turned = aside.dequantize().view(heads, -1, own).transpose(1, 2).reshape(heads * own, -1)
+    exact = torch.float32 if aside.quant_type == "F32" else torch.float16
+    return plain(turned.to(exact).contiguous())
 
 
 def scale_of(head_dim: int, weight: float, factor: float) -> float:
@@ -287,6 +277,7 @@ FAMILY = DeepSeek(
         },
     },
     gguf_names=LATENT_GGUF,
+    gguf_written=False,
     gguf_reads=(
         *READS,
         *("expert_gating_func", "nextn_predict_layers", "leading_dense_block_count"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..architecture import ATTENTION_PROJECTIONS, QKV, Architecture
-from ..family import Family
+from ..family import Family, qkv_of
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor
 
@@ -43,18 +43,10 @@ class GptNeoX(Family):
         """As `Family.hf_unpacked`."""
         there, size = dict(found), architecture.head_dim
         rows = np.arange(3 * architecture.num_heads * size).reshape(-1, 3, size)
+        three = tuple(rows[:, place].reshape(-1) for place in range(3))
         for layer in range(architecture.num_layers):
             prefix = f"model.layers.{layer}."
-            for kind in ("weight", "bias"):
-                blocks = there.get(fused := f"{prefix}self_attn.query_key_value.{kind}")
-                if blocks is None or rows.size not in blocks.shape:
-                    continue
-                del there[fused]
-                for place, name in enumerate(QKV):
-                    taken = rows[:, place].reshape(-1)
-                    there[f"{prefix}{name}.{kind}"] = (
-                        blocks.take(taken) if kind == "weight" else row_of(blocks, taken)
-                    )
+            qkv_of(there, f"{prefix}self_attn.query_key_value", prefix, three)
         return there
 
     def to_gguf(
@@ -63,12 +55,6 @@ class GptNeoX(Family):
         """As `Family.to_gguf`."""
         settings, rows = super().to_gguf(architecture)
         return settings | {"use_parallel_residual": architecture.parallel}, rows
-
-
-def row_of(blocks: QuantTensor, taken: np.ndarray) -> QuantTensor:
-    """Some numbers of a vector."""
-    numbers = blocks.vector()[taken]
-    return QuantTensor("F32", (1, len(taken)), numbers.view(np.uint8)[None])
 
 
 BIASES = (*ATTENTION_PROJECTIONS, "mlp.up_proj", "mlp.down_proj")

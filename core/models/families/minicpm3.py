@@ -67,6 +67,7 @@ FAMILY = MiniCpm3(
         }
     },
     gguf_names=LATENT_GGUF,
+    gguf_written=False,
     gguf_reads=READS,
     hf_head_dim="qk_rope_head_dim",
     hf_renamed=LATENT_NAMES,

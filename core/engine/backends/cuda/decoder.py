@@ -50,6 +50,7 @@ class PromptChunk:
 # traits that are computed as Llama has them alone
 ONLY: Mapping[str, object] = {
     "rope_dim": 0,
+    "positions": 0,
     "num_experts": 0,
     "pre_norms": True,
     "wide_qk_norm": False,

@@ -55,7 +55,7 @@ ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINA
 RARE = BIASES + len(PROJECTIONS)
 ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RARE, RARE + 5)
 ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE = range(RARE + 5, RARE + 8)
-QUERY_DOWN_NORM, LATENT_NORM, EXPERT_BIASES = range(RARE + 8, RARE + 11)
+QUERY_DOWN_NORM, LATENT_NORM, POSITIONS, EXPERT_BIASES = range(RARE + 8, RARE + 12)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -71,7 +71,7 @@ FACTORS = ("norm_eps", "embedding_scale", "attention_scale", "residual_scale", "
 LATE_FACTORS = ("attention_softcap", "logit_softcap", "expert_scale")
 LATE_SIZES = ("dense_size", "shared_size", "sigmoid_routing", "expert_groups", "groups_per_token")
 LATE_FLAGS = ("centred_norms", "parallel", "ungated", "norms_behind_rope")
-LATENT_SIZES = ("latent_size", "query_rank", "value_dim")
+LAST_SIZES = ("latent_size", "query_rank", "value_dim", "positions")
 # as roles, of latent attention alone
 QUERY_DOWN, LATENT = -1, -2
 ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
@@ -88,7 +88,7 @@ class NetworkShape(Structure):
         *((name, c_int32) for name in MIXTURE),
         ("wide_norms", c_int32),
         *((name, c_float) for name in (*FACTORS, *LATE_FACTORS)),
-        *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS, *LATENT_SIZES)),
+        *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS, *LAST_SIZES)),
     )
 
 
@@ -249,6 +249,11 @@ class Network:
         for which, name in ((FINAL_NORM_BIAS, "model.norm.bias"), (HEAD_BIAS, "lm_head.bias")):
             if name in tensors:
                 self._vector(HEAD, which, tensors[name])
+        if weights.architecture.positions:
+            table = tensors["model.embed_positions.weight"]
+            rows = table.dequantize().numpy() if table.quant_type != "F32" else table.memory
+            numbers = np.ascontiguousarray(rows).view(np.float32).reshape(-1)
+            self._numbers(HEAD, POSITIONS, numbers)
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
         embedding = tensors["model.embed_tokens.weight"]
         kind, raw = KINDS.index(embedding.quant_type), self._raw
@@ -376,7 +381,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 def late(architecture: Architecture) -> dict[str, float]:
     """What only some families have, by its name in `Shape`."""
-    known = {name: getattr(architecture, name) for name in (*LATE_FACTORS, *LATENT_SIZES)}
+    known = {name: getattr(architecture, name) for name in (*LATE_FACTORS, *LAST_SIZES)}
     return known | {
         "dense_size": architecture.dense_size,
         "shared_size": architecture.shared_size,

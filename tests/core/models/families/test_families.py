@@ -40,6 +40,7 @@ ONLY_FOLDERS = (
     "qwen3moe-shares",
     "starcoder2-windowed",
     "ministral",
+    *("gptj", "codegen", "gpt_neo", "helium"),
 )
 
 
@@ -115,7 +116,7 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
         *((name, "llama2") for name in ("olmoe", "qwen2moe", "glm4moe", "gpt_oss")),
         *((name, "llama2") for name in ("cohere", "cohere2", "starcoder2", "phi2", "stablelm")),
         *((name, "llama2") for name in ("stablelm-parallel", "arcee", "nemotron", "hunyuan")),
-        *((name, "llama2") for name in ("gptneox", "gptneox-serial")),
+        *((name, "llama2") for name in ("gptneox", "gptneox-serial", "gpt2", "starcoder")),
         *((name, "llama2") for name in ("ernie4_5-moe", "minimax_m2", "dots1", "hunyuan-moe")),
         *((name, "llama2") for name in ("granite4", "granite4-nope", "granitemoeshared")),
         ("gemma2", "gemma"),
@@ -208,6 +209,11 @@ def test_a_converted_folder_computes_what_the_folder_does(
         ("deepseek_v3", {"routing_bias": False}),
         ("deepseek_v2", {"expert_scale": 1.0}),
         ("minicpm3", {"rope_factors": (2.0,) * 4}),
+        ("gpt2", {"positions": 0}),
+        ("gpt_neo", {"attention_scale": 0.0}),
+        ("falcon", {"one_norm": True}),
+        ("gptj", {"rope_dim": 0}),
+        ("olmo", {"layer_norms": False}),
         ("gpt_oss", {"sinks": False}),
         ("gpt_oss", {"activation": "silu"}),
         ("gpt_oss", {"windows": ()}),

@@ -36,10 +36,15 @@ inline void embed(const Run& run, int member) {
                x);
     if (shape.embedding_scale != 1.f)
       for (int k = 0; k < shape.hidden_size; k++) x[k] *= shape.embedding_scale;
+    const Span& span = run.span[run.row_span[row]];
+    const int at = span.position + row - span.row;
+    if (model.positions) {
+      const float* added = model.positions + size_t(at) * shape.hidden_size;
+      for (int k = 0; k < shape.hidden_size; k++) x[k] += added[k];
+    }
     pad_row(run.x, row, shape.hidden_size);
     pad_row(run.mixed, row, shape.num_heads * shape.head_dim);
-    const Span& span = run.span[run.row_span[row]];
-    const float position = float(span.position + row - span.row);
+    const float position = float(at);
     for (int rope = 0; rope < shape.ropes; rope++) {
       float* cos_sin = run.cos_sin + (size_t(rope) * run.rows + row) * shape.head_dim;
       for (int i = 0; i < half; i++) {

@@ -48,6 +48,9 @@ bool check(const Shape& s) {
     return complain("activation %d is unknown", s.activation), false;
   for (int size : {s.dense_size, s.shared_size})
     if (size < 0 || size > LARGEST) return complain("a feed-forward width of %d", size), false;
+  if (s.positions < 0 || s.positions > (1 << 16) ||
+      int64_t(s.positions) * s.hidden_size > INT32_MAX)
+    return complain("%d positions", s.positions), false;
   const int own = own_key_size(s);
   if (s.latent_size < 0 || s.latent_size > s.hidden_size || s.latent_size % 16 ||
       s.query_rank < 0 || s.query_rank > s.hidden_size || s.query_rank % 16 || s.value_dim < 0 ||
@@ -253,6 +256,7 @@ enum Vector {
   SHARED_GATE,
   QUERY_DOWN_NORM,
   LATENT_NORM,
+  POSITIONS,
   EXPERT_BIASES,
   VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
@@ -272,6 +276,7 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     case ROUTING_BIAS: return s.num_experts;
     case QUERY_DOWN_NORM: return s.query_rank;
     case LATENT_NORM: return s.latent_size;
+    case POSITIONS: return s.positions * s.hidden_size;
     case BIASES + GATE:
     case BIASES + UP: return shared_width(s, layer);
   }
@@ -284,6 +289,7 @@ static const float** place_of(OwnedModel& model, Layer& layer, int which) {
   if (which == FINAL_NORM) return &model.final_norm;
   if (which == FINAL_NORM_BIAS) return &model.final_norm_bias;
   if (which == HEAD_BIAS) return &model.head_bias;
+  if (which == POSITIONS) return &model.positions;
   if (which >= EXPERT_BIASES) return &layer.expert_bias[which - EXPERT_BIASES];
   if (which >= BIASES && which < BIASES + ROLES) return &layer.bias[which - BIASES];
   const float** const first[] = {&layer.attention_norm,      &layer.mlp_norm,
@@ -306,7 +312,8 @@ QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, 
                                        int count) {
   try {
     if (which < 0 || which >= VECTORS) return complain("vector %d is unknown", which), false;
-    const bool whole = which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS;
+    const bool whole =
+        which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS || which == POSITIONS;
     if (!whole && !is_layer(*model, layer)) return false;
     Layer& l = model->layers[whole ? 0 : layer];
     const int expected = numbers_of(*model, l, which);
@@ -325,8 +332,9 @@ QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, 
 
 // False after a complaint if anything that every model has is missing.
 QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
-  if (!model->head.data || !model->embedding || !model->final_norm)
-    return complain("the head, embedding or last norm is missing"), false;
+  if (!model->head.data || !model->embedding || !model->final_norm ||
+      (model->shape.positions && !model->positions))
+    return complain("the head, embedding, its positions or the last norm is missing"), false;
   for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
     bool whole = (l.attention_norm || l.post_attention_norm) && (l.mlp_norm || l.post_mlp_norm);

@@ -45,6 +45,7 @@ struct Shape {
   int32_t norms_behind_rope;                // of queries and keys
   int32_t latent_size, query_rank;          // latent attention, see latent.h; 0: none
   int32_t value_dim;                        // numbers of a head's value; 0: as of its key
+  int32_t positions;                        // rows of a table, one of which a position adds
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -136,6 +137,7 @@ struct Model {
   const float* final_norm;
   const float* final_norm_bias;  // null: none
   const float* head_bias;        // null: none
+  const float* positions;        // [positions][hidden_size]; null: none
   const float* frequencies;      // [ropes][rope_dim / 2], radians a position
   const float* magnitudes;       // [ropes], of cosines and sines
   const uint8_t* embedding;      // the file's own rows

@@ -24,6 +24,10 @@ bool check_span(const OwnedModel& model, const Step& step, int number) {
     return complain("span %d: %d tokens from %d on do not fit into %d blocks", number, rows,
                     position, blocks),
            false;
+  if (model.shape.positions && position + rows > model.shape.positions)
+    return complain("span %d: %d tokens from %d on, the table has %d positions", number, rows,
+                    position, model.shape.positions),
+           false;
   for (int i = 0; i < blocks; i++)
     if (step.tables[table + i] < 0 || step.tables[table + i] >= model.shape.blocks)
       return complain("span %d: block %d of %d", number, step.tables[table + i],
