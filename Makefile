@@ -116,7 +116,7 @@ lint: setup  ## ruff format and check, clang-format, mypy strict
 	mkdir -p build/lint/quietchoir
 	for part in *.py core crypto federation private_search plugins simulations tests examples; do \
 		ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
-	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p quietchoir
+	cd build/lint && ../../$(BIN)/mypy -n 2 --config-file ../../pyproject.toml -p quietchoir
 
 format: setup
 	$(BIN)/ruff format .

@@ -2,7 +2,7 @@
 forges a role.
 
 The templates are written in the manner of published ones (which functions, filters and tricks they
-use; no file is copied), and some to try what no published one does. Each is given 100 conversations
+use; no file is copied), and some to try what no published one does. Each is given conversations
 made at random, without role marks in their contents, and the tokens are compared with
 `apply_chat_template`; then conversations full of role marks, against `transformers`' rendering with
 every mark in a content turned into letters that mean nothing.
@@ -11,6 +11,7 @@ every mark in a content turned into letters that mean nothing.
 # ruff: noqa: E501  # templates as they are written
 
 import json
+import os
 import random
 import re
 import tempfile
@@ -26,7 +27,8 @@ from quietchoir.core.models.tokenizer import hf_json
 from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.tests.fakes.tokenizers import trained
 
-CONVERSATIONS, FORGED = 100, 25  # of each template
+CONVERSATIONS = 100 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 30  # of each template
+FORGED = 25
 ROWS = 1000  # of the embedding
 MARKS = (
     "<|im_start|>",
