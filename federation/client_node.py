@@ -312,14 +312,14 @@ class ClientNode:
             self.leave,
             wait_s=self.options.wait_s,
             proxy=self.options.proxy,
-            on_event=self.tell,
+            on_event=self.emit,
             resting=self.resting,
         )
         node.run()
         if self.ended is not None:
             raise self.ended
 
-    def tell(self, event: FederationEvent) -> None:
+    def emit(self, event: FederationEvent) -> None:
         """What becomes of the connection; while there is none, with what this node waits for."""
         if isinstance(event, DisconnectedEvent):
             event = replace(event, waits_for=self.waits_for)
@@ -462,7 +462,7 @@ class LentHistory:
         Raises:
             DataError: nothing may train, and the node is not to wait.
         """
-        told = False
+        reported = False
         while not (found := self.current()).train:
             withheld = found.left_out["not consented"]
             if not patient:
@@ -472,9 +472,9 @@ class LentHistory:
                     f"conversations (quietchoir data consent), or name a folder with --data or "
                     f"`data` under [training] in your configuration"
                 )
-            if not told:
+            if not reported:
                 on_event(WithheldEvent(federation=self.policy.name, withheld=withheld))
-                told = True
+                reported = True
             if leave.wait(CONSENT_POLL_S):
                 return False
         return True
@@ -588,11 +588,11 @@ def make_learner(
     trainer = trainer or trainer_of(config, policy, weights)
 
     def prepare(what: str, given: "list[Example]") -> "Prepared":
-        def tell(done: int, layers: int) -> None:
+        def on_progress(done: int, layers: int) -> None:
             on_event(PreparingEvent(what=what, examples=len(given), layer=done, layers=layers))
 
-        tell(0, weights.architecture.num_layers - policy.adapter.upper_layers)
-        return trainer.prepare(given, on_progress=tell)
+        on_progress(0, weights.architecture.num_layers - policy.adapter.upper_layers)
+        return trainer.prepare(given, on_progress=on_progress)
 
     def step(info: StepInfo) -> None:
         on_event(StepEvent(step=info.step, steps=info.steps, loss=info.loss))

@@ -82,8 +82,8 @@ class JoiningEvent(FederationEvent):
 
     def table(self) -> dict[str, Any]:
         """As JSON's types."""
-        told = super().table()
-        return {"event": told.pop("event"), "name": told.pop("name_here"), **told}
+        fields = super().table()
+        return {"event": fields.pop("event"), "name": fields.pop("name_here"), **fields}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,9 +336,9 @@ class RoundEvent(FederationEvent):
 
     def table(self) -> dict[str, Any]:
         """As JSON's types."""
-        told = super().table()
-        entry = told.pop("entry")
-        return {"event": told.pop("event"), **entry, **told}
+        fields = super().table()
+        entry = fields.pop("entry")
+        return {"event": fields.pop("event"), **entry, **fields}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,8 +360,8 @@ class RefusalEvent(FederationEvent):
 
     def table(self) -> dict[str, Any]:
         """As JSON's types."""
-        told = super().table()
-        return {**told, "kind": told.pop("refusal")}
+        fields = super().table()
+        return {**fields, "kind": fields.pop("refusal")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -291,8 +291,8 @@ class DeltaChain:
         """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
         for whole, one in zip(wholes, totals, strict=True):
             digest = one.body if one.packing == KEPT else digest_of(whole)
-            said = statement(self.policy, round_id, digest, one.names, sum_context)
-            found = len(signed_by(self.policy, said, one.names, one.proof))
+            signed = statement(self.policy, round_id, digest, one.names, sum_context)
+            found = len(signed_by(self.policy, signed, one.names, one.proof))
             need = max(witnesses(one.parties), least_of(self.policy))
             if len(set(one.names)) != one.parties or found < need:
                 raise UnprovenError(

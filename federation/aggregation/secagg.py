@@ -405,7 +405,7 @@ class MaskedServer:
         )
         self.proof: dict[str, bytes] = {}
         self.packed: tuple[str, bytes] | None = None  # the opened sum, as it travels
-        self.said = (b"", b"")  # and what its members sign about it
+        self.statement = (b"", b"")  # and what its members sign about it
         self.server = SecAggServer(self.config, ring=(ring or bit_ring)(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
@@ -466,7 +466,7 @@ class MaskedServer:
         survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
         self.packed = delta_chain.pack(whole, len(survivors), self.config.bits)
         digest = delta_chain.digest_of(whole)
-        self.said = delta_chain.statement(
+        self.statement = delta_chain.statement(
             self.policy, self.round_id, digest, survivors, self.sum_context
         )
         return delta_chain.encode_shown(self.packed, self.opened.tags)
@@ -476,7 +476,7 @@ class MaskedServer:
         would stop all members.
         """
         if not delta_chain.signed_by(
-            self.policy, self.said, self.opened.survivors, {party: signature}
+            self.policy, self.statement, self.opened.survivors, {party: signature}
         ):
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature

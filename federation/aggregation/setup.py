@@ -43,7 +43,7 @@ class KeyAndStateSetup:
     def __init__(self, policy: Policy, round_id: RoundId, ask: Ask, size: int) -> None:
         self.policy, self.round_id, self._ask, self.size = policy, round_id, ask, size
         self.raw: dict[str, bytes] = {}  # hellos as they were signed
-        self.said: dict[str, Hello] = {}
+        self.hellos: dict[str, Hello] = {}
 
     def gather(self, cohort: tuple[str, ...]) -> Common:
         """Go through the stages that are needed: in most rounds the hello alone.
@@ -52,7 +52,7 @@ class KeyAndStateSetup:
             RoundAborted: too few members share a key and an adapter.
         """
         self.hear(GREET, dict.fromkeys(cohort, b""))
-        self.enough(len(self.said), "members greeted")
+        self.enough(len(self.hellos), "members greeted")
         key, key_group = (
             self.join_key()
             if self.policy.protection.key == "threshold"
@@ -62,7 +62,7 @@ class KeyAndStateSetup:
         members = tuple(
             sorted(
                 name
-                for name, one in self.said.items()
+                for name, one in self.hellos.items()
                 if (one.key, one.state) == (key, (steps, tag))
             )
         )
@@ -73,13 +73,13 @@ class KeyAndStateSetup:
         """Let a member that has the key seal it for the others; return its name. The dealer
         changes with the attempt.
         """
-        held = Counter(one.key for one in self.said.values() if one.has_key)
+        held = Counter(one.key for one in self.hellos.values() if one.has_key)
         best = min(held, key=lambda key: (-held[key], key)) if held else b""
-        dealers = sorted(name for name, one in self.said.items() if not held or one.key == best)
-        lacking = {name for name, one in self.said.items() if not held or one.key != best}
+        dealers = sorted(name for name, one in self.hellos.items() if not held or one.key == best)
+        lacking = {name for name, one in self.hellos.items() if not held or one.key != best}
         dealer = dealers[(self.round_id.attempt - 1) % len(dealers)]
         self.pass_on(DEAL, TAKE, dealer, lacking - {dealer}, {})
-        return self.said[dealer].key
+        return self.hellos[dealer].key
 
     def join_key(self) -> tuple[bytes, bytes]:
         """The joint key that enough members hold, and who made it; a new one if somebody here has
@@ -92,11 +92,11 @@ class KeyAndStateSetup:
         enough = bool(key) and len(holders) >= needed(
             self.policy, len(KeyGroup.decode(key_group).names)
         )
-        if enough and len(holders) == len(self.said):
+        if enough and len(holders) == len(self.hellos):
             return key, key_group
         try:
             hellos = DkgServer(self.policy, self.round_id, self._ask, self.size).form(
-                tuple(sorted(self.said))
+                tuple(sorted(self.hellos))
             )
         except RoundAborted as reason:
             if not enough:
@@ -120,7 +120,7 @@ class KeyAndStateSetup:
         """The joint key that most members hold, who made it, and its holders; nothing if nobody
         holds one.
         """
-        pairs = Counter((one.key, one.key_group) for one in self.said.values() if one.has_key)
+        pairs = Counter((one.key, one.key_group) for one in self.hellos.values() if one.has_key)
         for (key, key_group), _ in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
             try:
                 KeyGroup.decode(key_group).plan(self.policy, self.size)
@@ -132,7 +132,7 @@ class KeyAndStateSetup:
                 key_group,
                 tuple(
                     name
-                    for name, one in self.said.items()
+                    for name, one in self.hellos.items()
                     if (one.key, one.key_group) == (key, key_group)
                 ),
             )
@@ -147,7 +147,7 @@ class KeyAndStateSetup:
         Raises:
             RoundAborted: no adapter is held by enough members.
         """
-        holders = {name: one for name, one in self.said.items() if one.key == key}
+        holders = {name: one for name, one in self.hellos.items() if one.key == key}
         held = Counter(state for one in holders.values() for state in one.states)
         best = max((state for state in held if held[state] >= witnesses(self.policy)), default=None)
         if best is None:
@@ -160,12 +160,12 @@ class KeyAndStateSetup:
         }
         ahead = [name for name, one in holders.items() if one.state != best and best in one.states]
         self.hear(FOLLOW, dict.fromkeys(ahead, parts.join(vouched)))
-        donors = sorted(name for name in holders if self.said[name].state == best)
+        donors = sorted(name for name in holders if self.hellos[name].state == best)
         if not donors:
             raise RoundAborted(
                 f"none of {len(ahead)} members went back to the adapter that they had in common"
             )
-        behind = {name for name in holders if self.said[name].state != best}
+        behind = {name for name in holders if self.hellos[name].state != best}
         donor = donors[(self.round_id.attempt - 1) % len(donors)]
         self.pass_on(HAND, FOLLOW, donor, behind, vouched)
         return best
@@ -176,7 +176,7 @@ class KeyAndStateSetup:
         """Have `giver` seal something for each of `takers`, and bring it to them. Raises
         RoundAborted if it does not.
         """
-        if not takers and self.said[giver].has_key:
+        if not takers and self.hellos[giver].has_key:
             return
         asked = parts.join({TO + name: self.raw[name] for name in sorted(takers)})
         given: dict[str, bytes] = {}
@@ -188,7 +188,7 @@ class KeyAndStateSetup:
                 self.note(giver, given.pop(OWN, b""))
             except MessageError as error:
                 raise RoundAborted(f"{giver} in stage {ask_stage}: {error}") from error
-        if not given and not self.said[giver].has_key:
+        if not given and not self.hellos[giver].has_key:
             raise RoundAborted(
                 f"{giver} did not make a key for the others; the next attempt asks another member"
             )
@@ -211,7 +211,7 @@ class KeyAndStateSetup:
 
     def note(self, sender: str, hello: bytes) -> None:
         """Raises MessageError unless it is `sender`'s, signed for this attempt."""
-        self.said[sender] = Hello.decode(hello, self.policy, self.round_id, sender)
+        self.hellos[sender] = Hello.decode(hello, self.policy, self.round_id, sender)
         self.raw[sender] = hello
 
     def enough(self, found: int, what: str) -> None:

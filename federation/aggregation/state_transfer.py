@@ -152,10 +152,10 @@ class StateTransfer:
         else:
             raise MessageError("no adapter came, and there is none to go back to; refused")
         state = (progress.steps, progress.tag(seed, round_id.run))
-        said = self.hellos(given, SAYS, round_id)
+        hellos = self.hellos(given, SAYS, round_id)
         same = sum(
             one.key == key and state in one.states
-            for one in said.values()
+            for one in hellos.values()
             if one.sender != self.name
         )
         if same < witnesses(self.policy):

@@ -79,7 +79,7 @@ def history_of(arguments: Namespace) -> "HistoryStore":
 def list_conversations(arguments: Namespace) -> None:
     """A line for each conversation."""
     with closing(history_of(arguments)) as store:
-        kept, said = store.conversations(), store.consents()
+        kept, consents = store.conversations(), store.consents()
     names = ("conversation", "from", "turns", "examples", "may train", "")
     table = screen.table(*names, ids=names[:2], box=None)
     for info in kept:
@@ -88,7 +88,7 @@ def list_conversations(arguments: Namespace) -> None:
             info.title,
         )  # fmt: skip
     screen.show(table)
-    for kind, name, destination in said:
+    for kind, name, destination in consents:
         if kind != "conversation":
             print(f"{kind} {name}: {short(destination)}")
 

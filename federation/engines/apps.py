@@ -108,11 +108,13 @@ def conduct(grid: Grid, settings: Settings) -> None:
         rehearse=settings.rehearse,
         grace_s=GRACE_S,
     )
-    report = coordinate(coordinating, tell, lambda policy: nullcontext(GridLink(grid, policy)))
+    report = coordinate(
+        coordinating, print_event, lambda policy: nullcontext(GridLink(grid, policy))
+    )
     report.write(Path(settings.report) if settings.report else state / "report.json")
 
 
-def tell(event: FederationEvent) -> None:
+def print_event(event: FederationEvent) -> None:
     """A line for people; `flwr run --stream` shows what a ServerApp prints."""
     if (text := sentence(event)) is not None:
         print(f"quietchoir {text}", flush=True)

@@ -168,8 +168,8 @@ def accept(
         check_goes_on(read(file), invited, f"{file}: ")
     note_invited(home, token.title, invited)
     identity = token.key
-    said = message(token.federation, token.head, token.name, token.expires, card.text, rank)
-    signature = identity.sign(CONTEXT, said).hex()
+    signed = message(token.federation, token.head, token.name, token.expires, card.text, rank)
+    signature = identity.sign(CONTEXT, signed).hex()
     answer = Answer(
         invitation=identity.public.raw.hex(), card=card.text, signature=signature, rank=rank
     )
@@ -195,12 +195,12 @@ def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str
         raise RosterError(
             f"the invitation of {known.name} ended on {date(known.expires)}; make a new one"
         )
-    said = message(
+    signed = message(
         policy.federation.hex(), known.head, known.name, known.expires, answer.card, answer.rank
     )
     try:
         PublicIdentity(bytes.fromhex(answer.invitation)).verify(
-            CONTEXT, said, bytes.fromhex(answer.signature)
+            CONTEXT, signed, bytes.fromhex(answer.signature)
         )
     except (AuthenticationError, ValueError):
         raise RosterError(

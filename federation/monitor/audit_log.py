@@ -107,10 +107,10 @@ def missing(path: Path, history: tuple[dict[str, Any], ...]) -> list[dict[str, A
     Raises:
         IntegrityError: as `read`.
     """
-    told = {
+    logged = {
         place(line.event) for line in read(path) if line.event.get("event") in ("round", "score")
     }
-    return [entry for entry in history if place(entry) not in told]
+    return [entry for entry in history if place(entry) not in logged]
 
 
 def place(entry: dict[str, Any]) -> tuple[object, ...]:

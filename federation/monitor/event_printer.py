@@ -32,21 +32,21 @@ REHEARSED = {
 def printer(json_lines: bool, *, rehearsal: bool = False) -> Callable[[FederationEvent], None]:
     """Says what happens: JSON lines for programs, short lines for people."""
 
-    told_at = -PROGRESS_S
+    printed_at = -PROGRESS_S
 
-    def tell(event: FederationEvent) -> None:
-        nonlocal told_at
+    def print_event(event: FederationEvent) -> None:
+        nonlocal printed_at
         if json_lines:
             print(json.dumps(event.table(), separators=(",", ":")), flush=True)
             return
         if isinstance(event, PreparingEvent):  # one after the other, sometimes many in a second
-            if event.layer not in (0, event.layers) and time.monotonic() - told_at < PROGRESS_S:
+            if event.layer not in (0, event.layers) and time.monotonic() - printed_at < PROGRESS_S:
                 return
-            told_at = time.monotonic()
+            printed_at = time.monotonic()
         if (text := sentence(event, rehearsal=rehearsal)) is not None:
             print(one_line(text), file=sys.stderr, flush=True)
 
-    return tell
+    return print_event
 
 
 def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:

@@ -72,11 +72,11 @@ def one_at_a_time(on_event: OnEvent) -> OnEvent:
     """The same printer, for two threads: no line is written into another."""
     writing = threading.Lock()
 
-    def tell(event: FederationEvent) -> None:
+    def emit(event: FederationEvent) -> None:
         with writing:
             on_event(event)
 
-    return tell
+    return emit
 
 
 def own_adapters(home: Path, identity: "Identity", learner: "TrainerLearner") -> "Owner":
@@ -202,7 +202,7 @@ class PersonalizationWorker:
             words = f"no personal adapter on top of {name[:SHOWN]}: {error}"
         finally:
             self.pending.clear()
-        self.tell(name, words, outcome)
+        self.emit(name, words, outcome)
 
     def work(self, name: str) -> "PersonalOutcome":
         """Train on a trainer of this thread's own; memory for it is taken now and given back
@@ -252,7 +252,7 @@ class PersonalizationWorker:
                 if not (self.leaving or self.wanted):
                     self.changed.wait(POLL_S)
 
-    def tell(self, name: str, words: str, outcome: "PersonalOutcome | None" = None) -> None:
+    def emit(self, name: str, words: str, outcome: "PersonalOutcome | None" = None) -> None:
         """To this node's own reader; events leave the process on its own standard output alone."""
         event = PersonalEvent(parent=name, words=words)
         if outcome is not None:

@@ -55,7 +55,7 @@ class Delivery:
         Args:
             between: called while nobody is asked anything.
         """
-        until, again, told = time.monotonic() + stay_s, dict[str, float](), list[str]()
+        until, again, reported = time.monotonic() + stay_s, dict[str, float](), list[str]()
         while missing := self.missing:
             between()
             now, here = time.monotonic(), self.link.present()
@@ -65,9 +65,9 @@ class Delivery:
                     continue
             if now >= until:
                 return
-            if missing != told:
+            if missing != reported:
                 self.on_event(StayingEvent(missing=tuple(missing), seconds=round(until - now)))
-                told = missing
+                reported = missing
             time.sleep(POLL_S)
 
     def hand_late(self, members: frozenset[str]) -> bool:

@@ -448,7 +448,7 @@ class Buffered:
                 self.note_offer(reply)
             elif self.attempt.model.at_once(reply.sender):
                 self.asked.pop(reply.sender, None)
-        self.tell()
+        self.report_waiting()
 
     def note_offer(self, reply: Reply) -> None:
         """Note what a member has ready, if it may still be summed; else it is asked anew, and
@@ -519,9 +519,9 @@ class Buffered:
 
         A coordinator that was started again learns the older versions' digests from members alone.
         """
-        said = Counter(self.offers[name] for name in names)
+        offers = Counter(self.offers[name] for name in names)
         most = dict[int, Offer]()
-        for offer, _ in sorted(said.items(), key=lambda pair: (pair[1], pair[0])):
+        for offer, _ in sorted(offers.items(), key=lambda pair: (pair[1], pair[0])):
             most[offer.version] = offer
         odd = [name for name in names if most[self.offers[name].version] != self.offers[name]]
         for name in odd:
@@ -674,7 +674,7 @@ class Buffered:
         """Members that are there, or train."""
         return self.attempt.messenger.link.present() | self.outbox.pending.keys()
 
-    def tell(self) -> None:
+    def report_waiting(self) -> None:
         """Say how many are there and ready, when it has changed."""
         now = (len(self.around()), len(self.offers))
         if self.shown != now:

@@ -77,7 +77,7 @@ class Budgeted:
     def lines(self) -> list[str]:
         """For people."""
         size = f"each of {self.values:,} coordinates" if self.values else "each coordinate"
-        said = [
+        sentences = [
             f"noise multiplier {self.privacy.noise_multiplier:g} ({self.privacy.mechanism}): "
             f"{self.spent}",
             f"a mean over {self.members} members carries noise of {self.per_coordinate:.3g} times "
@@ -87,18 +87,18 @@ class Budgeted:
         ]
         if self.drowned:
             enough = "many more" if self.values is None else f"about {self.enough():,}"
-            said.append(
+            sentences.append(
                 f"warning: so much noise over {self.members} members drowns what they learn; it "
                 f"takes {enough} members in "
                 "every sum (raise --min-cohort), fewer rounds, a smaller adapter, or a larger "
                 "epsilon"
             )
         if self.values is None:
-            said.append(
+            sentences.append(
                 "the model is not on this disk: 1 % was added, and whether the noise fits the bits "
                 "shows when rounds begin"
             )
-        return said
+        return sentences
 
     def enough(self) -> int:
         """Members in every sum with whom the noise would be as long as the longest change.

@@ -325,12 +325,12 @@ def as_now(entry: dict[str, Any]) -> dict[str, Any]:
     """A line of history as it is written now: earlier ones counted answers, where these count
     the members that scored.
     """
-    for told in (entry, entry.get("guard") or {}):
-        if "correct" in told:
-            scored = 0 if told["accuracy"] is None else len(entry["parties"])
+    for counts in (entry, entry.get("guard") or {}):
+        if "correct" in counts:
+            scored = 0 if counts["accuracy"] is None else len(entry["parties"])
             for gone in ("correct", "total", "examples", "tokens"):
-                told.pop(gone, None)
-            told["scored"] = scored
+                counts.pop(gone, None)
+            counts["scored"] = scored
     return entry
 
 

@@ -65,7 +65,7 @@ class FlowerNode:
         self.session = secrets.token_hex(16)
         self.reached = time.monotonic()
         self.rival_since: float | None = None  # another process with these keys is at the door
-        self.said = ""  # why the last connection failed, since one stood
+        self.reason = ""  # why the last connection failed, since one stood
 
     def run(self) -> None:
         """Dial, serve, dial again.
@@ -87,7 +87,7 @@ class FlowerNode:
             try:
                 connection.open()
                 self.on_event(ConnectedEvent(address=self.policy.coordinator.address))
-                pause, self.rival_since, self.said = BACKOFF_S[0], None, ""
+                pause, self.rival_since, self.reason = BACKOFF_S[0], None, ""
                 self.serve(connection)
             except (httpx.HTTPError, RuntimeError, OSError, ValueError) as error:
                 if not self.leave.is_set():
@@ -146,8 +146,10 @@ class FlowerNode:
         else:
             reason = reach.reason(error, address, self.proxy)
         logger.info("the coordinator at %s %s", address, reason)
-        self.on_event(DisconnectedEvent(address=address, reason=reason, again=reason == self.said))
-        self.said = reason
+        self.on_event(
+            DisconnectedEvent(address=address, reason=reason, again=reason == self.reason)
+        )
+        self.reason = reason
         now = time.monotonic()
         if status != TAKEN:
             self.rival_since = None

@@ -68,8 +68,8 @@ class Refusals:
         again = before is not None and now - before.at < FORGET_S
         self.last[name] = Refusal(kind, now, before.times + 1 if before and again else 1)
         meaning = OWN[kind].format(version=version)
-        tell = logger.info if before and again and before.kind == kind else logger.warning
-        tell("%s did not answer: %s: %s; it counts as away meanwhile", name, kind, meaning)
+        log = logger.info if before and again and before.kind == kind else logger.warning
+        log("%s did not answer: %s: %s; it counts as away meanwhile", name, kind, meaning)
 
     def settle(self) -> None:
         """A question is over: pauses count from here, so that whoever refused while others worked

@@ -44,7 +44,7 @@ def run(command: Sequence[str]) -> int:
     ) as sentinel:
 
         def pass_on(number: int, _: FrameType | None) -> None:
-            tell(child.pid, signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+            send_signal(child.pid, signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, pass_on)
@@ -68,15 +68,15 @@ def end_group(group: int) -> None:
     """Ask what is left of a process group to end, then insist."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_S
-        if not tell(group, how):
+        if not send_signal(group, how):
             return
         while time.monotonic() < deadline:
-            if not tell(group, 0):
+            if not send_signal(group, 0):
                 return
             time.sleep(LOOK_S)
 
 
-def tell(group: int, number: int) -> bool:
+def send_signal(group: int, number: int) -> bool:
     """Send a signal to a process group; False if nobody is left in it."""
     # macOS refuses where all have ended
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -141,9 +141,9 @@ class Contributor:
             key_share.secret, common(key_share.plan, key_share.key_id, round_number), slots
         )
         body = residues.to_bytes(made)
-        told = hashlib.sha256(body).digest()
+        digest = hashlib.sha256(body).digest()
         return body + self._identity.sign(
-            _context(key_share.key_id, key_share.number, round_number), told
+            _context(key_share.key_id, key_share.number, round_number), digest
         )
 
 
@@ -190,9 +190,9 @@ class Gathering:
                 f"expected; it is refused"
             )
         body, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
-        told = hashlib.sha256(body).digest()
+        digest = hashlib.sha256(body).digest()
         self._plan.members[name].verify(
-            _context(self._key_id, number, self._round), told, signature
+            _context(self._key_id, number, self._round), digest, signature
         )
         self._total = residues.add(
             self._total, residues.from_bytes(body, self._plan.packing.rows, LIMBS)
