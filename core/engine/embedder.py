@@ -7,7 +7,7 @@ models, or two versions of one, never have one identity.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +20,15 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import ModelFileError, ModelNotFoundError
 from ..models.embedding import families
-from ..models.embedding.architecture import EncoderArchitecture, EncoderWeights
-from ..models.embedding.folder import advice, read_json, read_parts
+from ..models.embedding.architecture import EncoderArchitecture, EncoderWeights, numbers
+from ..models.embedding.folder import Role, advice, read_json, read_parts, read_prompts
 from .backends.backend import Encoder
 from .backends.select import select_encoder
 
 DEFAULT_LENGTH = 256  # tokens; of a model with learned positions whose folder does not say
 MOST_LENGTH = 8192  # of one without
 TOKENIZER = "tokenizer.json"
+ROWS = 4096  # of a matrix that are looked at together
 BEYOND = 64  # control tokens that may stand behind an encoder's rows: Gemma has one, of pictures
 PROBE = "a ꙮ"  # a letter that hardly a vocabulary has: what stands for it is there too
 
@@ -44,6 +45,7 @@ class SentenceEmbedder:
         longest: int,
         dense: Sequence[npt.NDArray[np.float32]],
         width: int,
+        prompts: Mapping[Role, str],
     ) -> None:
         """As `load` read it.
 
@@ -52,7 +54,9 @@ class SentenceEmbedder:
             longest: tokens of a text, marks at both ends included; what is beyond is cut off.
             dense: matrices that a vector goes through behind the encoder, [rows, columns] each.
             width: D, of what comes out.
+            prompts: what stands before a text, by what it is for.
         """
+        self.prompts = prompts
         self.width = width
         self.vocab_size = vocab_size
         self.longest = longest
@@ -92,8 +96,10 @@ class SentenceEmbedder:
         for place in behind.dense:
             dense.append(read_dense(place, width))
             width = len(dense[-1])
+        check_finite(folder, weights)
         encoder, vocab_size = select_encoder(weights, threads), architecture.vocab_size
-        return cls(folder, encoder, backend, vocab_size, longest, dense, width)
+        prompts = read_prompts(folder)
+        return cls(folder, encoder, backend, vocab_size, longest, dense, width, prompts)
 
     @cached_property
     def identity(self) -> str:
@@ -105,17 +111,23 @@ class SentenceEmbedder:
                     digest = hashlib.file_digest(file, "sha256").digest()
                 name = path.relative_to(self._folder).as_posix()
                 whole.update(f"{name}\n".encode() + digest)
-        return f"{self._folder.name} {whole.hexdigest()}"
+        # an index from before prompts were read holds other vectors
+        prompted = " prompted" if self.prompts else ""
+        return f"{self._folder.name} {whole.hexdigest()}{prompted}"
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, marks at both ends included and nothing cut off."""
         return [len(encoding.ids) for encoding in self._whole.encode_batch(readable(texts))]
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], role: Role = "") -> npt.NDArray[np.float32]:
         """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length
         is not seen.
+
+        Args:
+            role: what the texts are for; a model that was trained so reads another beginning.
         """
-        encoded = self._backend.encode_batch(readable(texts))
+        prompt = self.prompts.get(role, "")
+        encoded = self._backend.encode_batch([prompt + text for text in readable(texts)])
         known = [[token for token in each.ids if token < self.vocab_size] for each in encoded]
         # a text of no tokens at all says nothing; some vector of length one is owed for it
         tokens = [each or [0] for each in known]
@@ -129,6 +141,21 @@ class SentenceEmbedder:
             found = found @ matrix.T
         vectors[order] = found / np.linalg.norm(found, axis=1, keepdims=True)
         return vectors
+
+
+def check_finite(folder: Path, weights: EncoderWeights) -> None:
+    """Raises: ModelFileError: a tensor holds what is no number, so that texts would have no
+    vector.
+    """
+    for name, blocks in weights.tensors.items():
+        for start in range(0, blocks.shape[0], ROWS):
+            rows = numbers(blocks.part(start, min(start + ROWS, blocks.shape[0])))
+            # the sum of what is finite is so too, and is sooner made than all are asked
+            if not np.isfinite(np.sum(rows, dtype=np.float64)):
+                raise ModelFileError(
+                    f"{folder}: {name} holds numbers that are not finite, so it would find "
+                    f"nothing; {advice()}"
+                )
 
 
 def read_tokenizer(folder: Path, architecture: EncoderArchitecture) -> BackendTokenizer:

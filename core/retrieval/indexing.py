@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DocumentError
+from ..models.embedding.folder import Role
 from .chunking import TextBlock, chunked
 from .store import CollectionStore, DocumentEntry
 
@@ -49,8 +50,8 @@ class Embedder(Protocol):
         """Of its files; another one means other vectors."""
         ...
 
-    def embed(self, texts: Sequence[str], /) -> npt.NDArray[np.float32]:
-        """Unit vectors, [N, D]."""
+    def embed(self, texts: Sequence[str], /, role: Role = "") -> npt.NDArray[np.float32]:
+        """Unit vectors of texts that are asked or looked through, [N, D]."""
         ...
 
 
@@ -267,6 +268,6 @@ def embed(store: CollectionStore, embedder: Embedder, done: Update, progress: Pr
     while batch := store.without_vector(last, BATCH):
         progress("chunks", have + done.embedded, chunks)
         texts = [f"{heading}\n{text}" if heading else text for _, heading, text in batch]
-        store.put_vectors([id for id, _, _ in batch], embedder.embed(texts))
+        store.put_vectors([id for id, _, _ in batch], embedder.embed(texts, "document"))
         done.embedded += len(batch)
         last = batch[-1][0]

@@ -93,7 +93,7 @@ class Search:
         ids, vectors = self.read()
         if not len(ids):
             return []
-        scores = vectors @ embedder.embed([question])[0]  # [N]; both have length one
+        scores = vectors @ embedder.embed([question], "query")[0]  # [N]; both have length one
         count = min(DEPTH, len(scores))
         best = np.argpartition(-scores, count - 1)[:count]
         return [int(id) for id in ids[best[np.argsort(-scores[best], kind="stable")]]]

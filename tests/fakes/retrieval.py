@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quietchoir.core.errors import DocumentError
+from quietchoir.core.models.embedding.folder import Role
 from quietchoir.core.retrieval.chunking import TextBlock
 
 WIDTH = 64
@@ -41,9 +42,11 @@ class WordEmbedder:
     def __init__(self, identity: str = "words 1") -> None:
         self.identity = identity
         self.embedded: list[str] = []
+        self.roles: list[Role] = []
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], role: Role = "") -> npt.NDArray[np.float32]:
         self.embedded += texts
+        self.roles += [role] * len(texts)
         words = [re.findall(r"\w+", text.lower()) or [""] for text in texts]
         rows = [sum(map(self._direction, each)) for each in words]
         vectors = np.array(rows, np.float32).reshape(len(texts), WIDTH)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import ModelFileError, ModelNotFoundError
 from .architecture import Pooling
@@ -20,6 +20,8 @@ POOLINGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
 }
+Role = Literal["query", "document", ""]  # of a text: it is asked, it is looked through, neither
+DOCUMENT = ("document", "passage", "corpus")  # what prompts of texts to look through are called
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
@@ -64,6 +66,36 @@ def read_parts(folder: Path) -> EmbedderParts:
     return EmbedderParts(pooling, tuple(dense))
 
 
+def read_prompts(folder: Path) -> dict[Role, str]:
+    """What stands before a text that is asked, one that is looked through, and any other; without
+    those that are empty.
+
+    Raises:
+        ModelFileError: prompts that are no texts, a default that is none of them, or prompts that
+        the model's pooling leaves out.
+
+    Source: sentence-transformers' `encode_query`, `encode_document` and `encode`.
+    """
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.exists() else {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(one, str) for one in prompts.values()):
+        raise ModelFileError(f"{path}: prompts are {prompts!r:.80}, expected texts; {advice()}")
+    if default is not None and default not in prompts:
+        raise ModelFileError(
+            f"{path}: default_prompt_name is {default!r:.40}, expected one of "
+            f"{', '.join(map(repr, prompts))}; {advice()}"
+        )
+    other = prompts.get(default, "")
+    document = (prompts[name] for name in DOCUMENT if name in prompts)
+    found: dict[Role, str] = {
+        "query": prompts.get("query", other),
+        "document": next(document, other),
+        "": other,
+    }
+    return {role: prompt for role, prompt in found.items() if prompt}
+
+
 def modules(path: Path) -> Iterator[tuple[str, Path]]:
     """Each part's class, without its module, and its folder."""
     try:
@@ -87,6 +119,11 @@ def read_pooling(path: Path) -> Pooling:
         raise ModelFileError(
             f"{path}: {', '.join(chosen) or 'no pooling'} is chosen, expected one of "
             f"{', '.join(POOLINGS)}; choose another embedding model"
+        )
+    if config.get("include_prompt") is False:
+        raise ModelFileError(
+            f"{path}: prompts take no part in its vectors, which is not supported; choose another "
+            f"embedding model"
         )
     return POOLINGS[chosen[0]]
 

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
-from ..architecture import LORA_A, PROJECTIONS, Architecture
+from ..architecture import LORA_A, PROJECTIONS, ROPE_PROJECTIONS, Architecture
+from ..families import FAMILIES
 from ..files.lfs_pointer import refuse_pointer
 from ..quant.tensor import QuantTensor
 from .layout import TARGETS, AdapterShape, Layout, a_name, b_name, frozen_a
@@ -100,6 +101,14 @@ class Adapter:
             layer, projection = (
                 (int(match[1]), match[2]) if match else (architecture.num_layers, PROJECTIONS[0])
             )
+            family = FAMILIES.get(architecture.family)
+            paired = family is not None and family.hf_interleaved
+            if paired and projection in ROPE_PROJECTIONS and not self.base_digest:
+                raise ModelFileError(
+                    f"{name} is of another's adapter, whose rows stand in the order of "
+                    f"{architecture.family}'s folders and not in ours, so it would be computed "
+                    f"wrongly; use one that changes neither q_proj nor k_proj"
+                )
             rows, columns = architecture.projection(projection)
             expected: tuple[int, ...] = (rows, self.shape.rank)
             if name.endswith(LORA_A):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.encoder import NativeEncoder
@@ -244,13 +244,53 @@ def test_a_tokenizer_whose_tokens_the_encoder_does_not_have_is_refused_in_little
     assert re.search(sentence or r"\(1, 384\)", done.stdout), done.stdout
 
 
-def test_parts_behind_the_encoder_are_computed_or_refused(
-    embedder: SentenceEmbedder, embedder_path: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "model"
+def beside(embedder_path: Path, folder: Path) -> Path:
+    """A folder of the same files, to put others beside them."""
     folder.mkdir()
     for path in embedder_path.iterdir():
         (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_a_model_reads_before_a_text_what_its_folder_says_it_shall(
+    embedder: SentenceEmbedder, embedder_path: Path, tmp_path: Path
+) -> None:
+    folder = beside(embedder_path, tmp_path / "model")
+    said = folder / "config_sentence_transformers.json"
+    said.unlink(missing_ok=True)
+    prompts = {"query": "search: ", "passage": "title: none | text: ", "STS": "task: "}
+    said.write_text(json.dumps({"prompts": prompts, "default_prompt_name": "STS"}))
+    ours = SentenceEmbedder.load(folder)
+    for role, prompt in (
+        ("query", "search: "),
+        ("document", "title: none | text: "),
+        ("", "task: "),
+    ):
+        expected = embedder.embed([prompt + text for text in TEXTS[:3]])
+        assert np.array_equal(ours.embed(TEXTS[:3], role), expected)
+        assert np.array_equal(embedder.embed(TEXTS[:3], role), embedder.embed(TEXTS[:3]))
+    assert ours.identity.endswith("prompted") and ours.identity != embedder.identity
+    for wrong in ({"prompts": {"query": 3}}, {"prompts": prompts, "default_prompt_name": "other"}):
+        said.write_text(json.dumps(wrong))
+        with pytest.raises(ModelFileError, match=r"expected texts|expected one of 'query'"):
+            SentenceEmbedder.load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(embedder_path: Path, tmp_path: Path) -> None:
+    folder = beside(embedder_path, tmp_path / "model")
+    tensors = load_file(embedder_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layer.3.attention.self.query.weight"))
+    tensors[name][7, 9] = np.nan
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"layers.3.q_proj.weight holds numbers that are not"):
+        SentenceEmbedder.load(folder)
+
+
+def test_parts_behind_the_encoder_are_computed_or_refused(
+    embedder: SentenceEmbedder, embedder_path: Path, tmp_path: Path
+) -> None:
+    folder = beside(embedder_path, tmp_path / "model")
     parts = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
     lay_out = [{"type": f"some.module.{kind}", "path": place} for kind, place in parts]
     (folder / "modules.json").write_text(json.dumps(lay_out))

@@ -116,11 +116,18 @@ def test_another_embedding_model_never_meets_the_vectors_of_the_first(store):
     assert search.find("rent", 1, second, "meaning")[0].file.endswith("lease.txt")
 
 
+def test_a_question_and_what_is_looked_through_are_told_apart_to_the_model(store):
+    embedder = WordEmbedder()
+    update(store, LineParser(), embedder)
+    Search(store).find("rent", 1, embedder, "meaning")
+    assert set(embedder.roles[:-1]) == {"document"} and embedder.roles[-1] == "query"
+
+
 def test_a_change_of_model_that_is_cut_off_leaves_vectors_of_one_model_alone(store):
     update(store, LineParser(), WordEmbedder("first"))
 
     class Breaks(WordEmbedder):
-        def embed(self, texts):
+        def embed(self, texts, role=""):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

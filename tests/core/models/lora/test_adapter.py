@@ -145,6 +145,17 @@ def test_an_adapter_of_another_base_is_found_out(adapter: Adapter, smollm2: Weig
         adapter.check(smollm2.architecture)
 
 
+def test_anothers_adapter_whose_rows_stand_in_another_order_is_refused(
+    tiny: Weights, adapter: Adapter
+) -> None:
+    """GLM's folders hold what rope turns in pairs; what was trained here stands in our order."""
+    glm = replace(tiny.architecture, family="glm4")
+    replace(adapter, base_digest="").check(tiny.architecture)
+    adapter.check(glm)
+    with pytest.raises(ModelFileError, match="rows stand in the order of glm4's folders"):
+        replace(adapter, base_digest="").check(glm)
+
+
 def rewrite(
     folder: Path,
     *,
