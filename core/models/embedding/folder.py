@@ -86,10 +86,10 @@ def read_prompts(folder: Path) -> dict[Role, str]:
             f"{path}: default_prompt_name is {default!r:.40}, expected one of "
             f"{', '.join(map(repr, prompts))}; {advice()}"
         )
-    other = prompts.get(default, "")
+    other = str(prompts.get(default, ""))
     document = (prompts[name] for name in DOCUMENT if name in prompts)
     found: dict[Role, str] = {
-        "query": prompts.get("query", other),
+        "query": str(prompts.get("query", other)),
         "document": next(document, other),
         "": other,
     }

@@ -18,6 +18,7 @@ from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.encoder import NativeEncoder
 from quietchoir.core.engine.embedder import SentenceEmbedder
 from quietchoir.core.errors import ModelFileError, ModelNotFoundError
+from quietchoir.core.models.embedding.folder import Role
 from quietchoir.core.models.embedding.torch_encoder import TorchEncoder
 
 TEXTS = [
@@ -261,11 +262,8 @@ def test_a_model_reads_before_a_text_what_its_folder_says_it_shall(
     prompts = {"query": "search: ", "passage": "title: none | text: ", "STS": "task: "}
     said.write_text(json.dumps({"prompts": prompts, "default_prompt_name": "STS"}))
     ours = SentenceEmbedder.load(folder)
-    for role, prompt in (
-        ("query", "search: "),
-        ("document", "title: none | text: "),
-        ("", "task: "),
-    ):
+    before: dict[Role, str] = {"query": "search: ", "document": prompts["passage"], "": "task: "}
+    for role, prompt in before.items():
         expected = embedder.embed([prompt + text for text in TEXTS[:3]])
         assert np.array_equal(ours.embed(TEXTS[:3], role), expected)
         assert np.array_equal(embedder.embed(TEXTS[:3], role), embedder.embed(TEXTS[:3]))
