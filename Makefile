@@ -10,7 +10,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
 .PHONY: help said setup clients tested-set system-packages models demo demo-loop demo-compare serve test check \
-	coverage debug fuzz lint format bench fresh scale-out figures clean
+	coverage debug fuzz lint format bench soak fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -134,6 +134,9 @@ $(VENV)/peers: $(VENV)/ready
 
 bench: setup models $(VENV)/peers  ## every benchmark; JSON beside each table
 	$(BIN)/quietchoir bench --out build/bench.json
+
+soak: setup models  ## a node under an hour of mixed use: nothing lost, memory flat (SOAK=short: ten minutes)
+	$(BIN)/python -m quietchoir.simulations.soak --seconds $(if $(filter short,$(SOAK)),600,3600) --out build/soak.json $(ARGS)
 
 fresh:  ## demo and test as a stranger meets them: empty home, public index, no system packages; timed (ARGS: other targets)
 	$(PYTHON) .ci/fresh.py $(ARGS)
