@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.lora.adapter import Adapter
+    from ..models.quant.tensor import QuantTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +50,13 @@ class LoadedAdapter:
 class AdapterRegistry:
     """Loaded adapters by name; safe to use from several threads while the engine runs."""
 
-    def __init__(self, weights: ServedModel) -> None:
-        self._weights = weights
+    def __init__(
+        self, weights: ServedModel, projections: "Mapping[str, QuantTensor] | None" = None
+    ) -> None:
+        """`projections`: of a model that transformers computes, the tensors that adapters change,
+        by name.
+        """
+        self._weights, self._projections = weights, projections
         self._loaded: dict[str, LoadedAdapter] = {}
         self._lock = threading.Lock()
 
@@ -65,20 +71,19 @@ class AdapterRegistry:
         """
         if not name:
             raise RequestError("an adapter needs a name; give it one")
-        if isinstance(self._weights, TransformersModel):
-            raise RequestError(
-                f"adapter {name!r:.80}: this {self._weights.family} model is run by transformers, "
-                f"and adapters only by the engine's own backends; put it into the model with peft "
-                f"(merge_and_unload) and serve that"
-            )
         if adapter.base_digest not in ("", self._weights.digest):
             raise RequestError(
                 f"adapter {name} was trained on base {adapter.base_digest[:12]}…, this engine runs "
                 f"{self._weights.digest[:12]}…; "
                 "pull the model it belongs to"
             )
-        adapter.check(self._weights.architecture)
-        loaded = LoadedAdapter(name, *adapter.products(self._weights.tensors))
+        if isinstance(self._weights, TransformersModel):
+            base = self._projections or {}
+            adapter.check_projections(base)
+        else:
+            base = self._weights.tensors
+            adapter.check(self._weights.architecture)
+        loaded = LoadedAdapter(name, *adapter.products(base))
         with self._lock:
             self._loaded[name] = loaded
 

@@ -110,13 +110,13 @@ class Engine:
         Raises:
             ConfigError: the cache's memory is too small for one block.
         """
-        self.adapters = AdapterRegistry(weights)
         self._weights, self._threads, self._clock = weights, config.threads, clock
         self._observe, self._watch = observe, watch
         if backend is None:
             choice = select(weights, config)
         else:
             choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
+        self.adapters = AdapterRegistry(weights, choice.projections)
         self.slower = choice.slower  # what its owner is told; "": these are the fastest kernels
         # tokens of one request, answer included
         pool, self.context = planned(weights, config, choice)

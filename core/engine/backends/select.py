@@ -4,7 +4,7 @@ Knows what each backend says of itself. Always: there is one; torch's takes what
 and who is given the slower one finds the reason in the log.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ... import log, parts
@@ -12,6 +12,7 @@ from ...config import EngineConfig
 from ...errors import ConfigError
 from ...hardware.placement import Placement, place
 from ...models.embedding.architecture import EncoderWeights
+from ...models.quant.tensor import QuantTensor
 from ...models.transformers_model import TRANSFORMERS_IS, ServedModel, TransformersModel
 from ...models.weights import Weights
 from .backend import Backend, Encoder
@@ -31,6 +32,8 @@ class BackendChoice:
     slower: str = ""  # by how much than the compiled kernels would be, and why; "": it is not
     # of the same: raises ConfigError for what `build` would refuse
     check: Callable[[int, int], object] = lambda blocks, context: None
+    # what adapters change, where the weights themselves do not tell
+    projections: Mapping[str, QuantTensor] | None = None
 
 
 def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
@@ -81,7 +84,12 @@ def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoi
     told = slower_by_transformers(model)
     logger.warning("%s", told)
     runner = TransformersRunner(model, kept_bytes=config.kept_bytes, share=config.share_prefixes)
-    return BackendChoice(runner.block_bytes, lambda blocks, context: runner, told)
+    return BackendChoice(
+        runner.block_bytes,
+        lambda blocks, context: runner,
+        told,
+        projections=runner.network.projections(),
+    )
 
 
 def on_processor(model: TransformersModel, config: EngineConfig) -> None:

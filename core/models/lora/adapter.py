@@ -121,6 +121,24 @@ class Adapter:
                     f"was trained on"
                 )
 
+    def check_projections(self, base: Mapping[str, QuantTensor]) -> None:
+        """The same of a model that is known by its matrices alone, as `products` takes them.
+
+        Raises:
+            ModelFileError: names the first one that does not fit.
+        """
+        for module in modules_of(self.tensors):
+            blocks = base.get(f"{module}.weight")
+            a, b = self.tensors.get(a_name(module)), self.tensors.get(b_name(module))
+            rows, columns = (None, None) if blocks is None else blocks.shape
+            fits = blocks is not None and (a is None or a.shape[1] == columns)
+            vectors = [self.tensors.get(module + vector) for vector in VECTORS]
+            if not fits or any(one is not None and one.shape[0] != rows for one in (b, *vectors)):
+                raise ModelFileError(
+                    f"{module} is no projection of the base model, or one of another size; use the "
+                    f"base that the adapter was trained on"
+                )
+
     @property
     def only_adds(self) -> bool:
         """Is B A all that it is?"""

@@ -11,19 +11,23 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from io import StringIO
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ....errors import ModelFileError
 from ....hardware.discovery import memory_sizes
 from ....models.files.hf_folder import named_tensors, tensor_files
+from ....models.lora.adapter import MODULE
+from ....models.quant.tensor import QuantTensor, plain
 from ....models.transformers_model import TransformersModel
+from ...adapters import LoadedAdapter
 
 # Names of tensors that files hold beside a language model, and that change no text: tables that
 # old files hold ready, eyes and ears, layers that only guess ahead.
@@ -47,6 +51,8 @@ class TransformersNetwork:
         self.config = self.model.config
         taken = inspect.signature(self.model.forward).parameters
         self.cache_name = next((name for name in CACHES if name in taken), "")
+        self._adapter: LoadedAdapter | None = None  # of the step that is made
+        self._watched = False  # whether products are looked at: once an adapter is used
         self.takes = {name for name in ("position_ids", "logits_to_keep") if name in taken}
 
     @torch.inference_mode()
@@ -78,6 +84,47 @@ class TransformersNetwork:
             given["logits_to_keep"] = wanted
         found: Tensor = self.model(**given).logits
         return found[:, -wanted:, : self.vocab_size].float()
+
+    def projections(self) -> dict[str, QuantTensor]:
+        """Weights and biases of the matrices that adapters may change, views by name."""
+        found = {}
+        for name, module in self._linear():
+            found[f"{name}.weight"] = plain(module.weight.detach())
+            if module.bias is not None:
+                found[f"{name}.bias"] = plain(module.bias.detach()[None])
+        return found
+
+    @contextmanager
+    def adapted(self, adapter: LoadedAdapter | None) -> Iterator[None]:
+        """Steps inside the block are of a model that this adapter changes."""
+        if adapter is not None and not self._watched:
+            for name, module in self._linear():
+                module.register_forward_hook(partial(self._changed, name))
+            self._watched = True
+        self._adapter = adapter
+        try:
+            yield
+        finally:
+            self._adapter = None
+
+    def _linear(self) -> Iterator[tuple[str, nn.Linear]]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and MODULE.fullmatch(name):
+                yield name, module
+
+    def _changed(
+        self, name: str, module: nn.Linear, given: tuple[Tensor, ...], product: Tensor
+    ) -> Tensor:
+        """What the adapter makes of one matrix's product; see `LoadedAdapter`."""
+        adapter = self._adapter
+        if adapter is None or name not in adapter.factors:
+            return product
+        x, bias = given[0], 0 if module.bias is None else module.bias
+        down, up = (one.to(x.dtype) for one in adapter.factors[name])
+        if output := adapter.outputs.get(name):
+            gain, shift = (one.to(x.dtype) for one in output)
+            product = (product - bias) * gain + shift + bias
+        return product + x @ down @ up
 
     def new_cache(self) -> Cache:
         """An empty one, of the kinds of layers that the configuration lists."""

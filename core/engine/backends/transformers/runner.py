@@ -112,7 +112,8 @@ class TransformersRunner:
         rows = dict(zip(map(id, side_by_side), self._step_group(), strict=True))
         for span in batch.spans:
             if id(span) not in rows:
-                rows[id(span)] = self._step_alone(span)
+                with self.network.adapted(span.sequence.adapter):
+                    rows[id(span)] = self._step_alone(span)
             if not bool(torch.isfinite(rows[id(span)]).all()):
                 self._forget(span.sequence)
         return torch.cat([rows[id(span)] for span in batch.spans])
@@ -128,6 +129,8 @@ class TransformersRunner:
             and span.sequence in self.running
             and len(self.running[span.sequence].tokens) == span.start > 0
         ]
+        # whose adapter is the same: one changes the whole step
+        found = [span for span in found if digest(span) == digest(found[0])]
         return found if len(found) > 1 else []
 
     def _regroup(self, sequences: list[Sequence]) -> None:
@@ -142,7 +145,8 @@ class TransformersRunner:
         """Logits [1, V] of each conversation of the group."""
         if self.group is None:
             return []
-        return list(self.group.step(self.network, self.running))
+        with self.network.adapted(self.group.sequences[0].adapter):
+            return list(self.group.step(self.network, self.running))
 
     def _step_alone(self, span: Span) -> Tensor:
         """Logits [span.sampled, V] of one span."""
@@ -170,9 +174,9 @@ class TransformersRunner:
         ahead = not wanted and state.tokens[: len(known)] == known
         right = min(common(state.tokens, known), len(known) - wanted)
         if not ahead and not state.cut(right):
-            state = State(self.network.new_cache())
+            state = self._empty(sequence)
         if not self.abilities.chunks and len(known) - len(state.tokens) > max(SHORT, wanted):
-            state = State(self.network.new_cache())
+            state = self._empty(sequence)
         self.running[sequence] = state
         return state
 
@@ -180,11 +184,13 @@ class TransformersRunner:
         """A copy of the longest state that holds what a conversation begins with; else an empty
         one.
         """
-        fresh = State(self.network.new_cache())
+        fresh = self._empty(sequence)
         if not self.share or sequence.request.sampling_params.repeatable:
             return fresh
         best, most, asked = fresh, SHORT - 1, sequence.tokens[:-1]
         for state in (*self.kept, *self.running.values()):
+            if state.adapter != fresh.adapter:
+                continue
             alike = common(state.tokens, asked)
             if alike > most and (alike == len(state.tokens) or state.cuttable):
                 best, most = state, alike
@@ -193,11 +199,14 @@ class TransformersRunner:
         found = self._copied(best)
         return found if found.cut(most) else fresh
 
+    def _empty(self, sequence: Sequence) -> State:
+        return State(self.network.new_cache(), adapter=sequence.adapter_digest)
+
     def _copied(self, state: State) -> State:
         """A state's copy, also of one that stands in the group."""
         if self.group is not None and state.cache is self.group.cache:
             own = [self.running[sequence] for sequence in self.group.sequences].index(state)
-            return taken(state.cache, own, list(state.tokens))
+            return taken(state.cache, own, list(state.tokens), state.adapter)
         return state.copied()
 
     def _let_go(self) -> None:
@@ -210,7 +219,10 @@ class TransformersRunner:
             if self.share and state.tokens:
                 # what it went on from is in it
                 self.kept = [
-                    one for one in self.kept if common(one.tokens, state.tokens) < len(one.tokens)
+                    one
+                    for one in self.kept
+                    if one.adapter != state.adapter
+                    or common(one.tokens, state.tokens) < len(one.tokens)
                 ]
                 self.kept.append(state)
         room = self.kept_bytes
@@ -251,7 +263,12 @@ class JoinedStates:
         """Each one's row becomes a state of its own again."""
         for row, sequence in enumerate(self.sequences):
             if (state := running.get(sequence)) is not None:
-                running[sequence] = taken(self.cache, row, state.tokens)
+                running[sequence] = taken(self.cache, row, state.tokens, state.adapter)
+
+
+def digest(span: Span) -> str:
+    """Of a span's adapter."""
+    return span.sequence.adapter_digest
 
 
 def places(lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -37,10 +37,11 @@ JOINABLE = (
 
 @dataclass(slots=True, eq=False)
 class State:
-    """A cache of one row, and the tokens that made it."""
+    """A cache of one row, and the tokens and the adapter that made it."""
 
     cache: Cache
     tokens: list[int] = field(default_factory=list)
+    adapter: str = ""  # its digest; "": none
 
     @property
     def bytes(self) -> int:
@@ -54,7 +55,7 @@ class State:
 
     def copied(self) -> "State":
         """The same, which goes its own way."""
-        return State(copy.deepcopy(self.cache), list(self.tokens))
+        return State(copy.deepcopy(self.cache), list(self.tokens), self.adapter)
 
     def cut(self, count: int) -> bool:
         """Forget all but the first `count` tokens; False if that cannot be done any more."""
@@ -144,11 +145,11 @@ def side_by_side(rows: Items[Tensor]) -> Tensor:
     )
 
 
-def taken(cache: Cache, row: int, tokens: list[int]) -> State:
+def taken(cache: Cache, row: int, tokens: list[int], adapter: str = "") -> State:
     """One row of a joined cache, by itself again."""
     own = copy.copy(cache)
     own.layers = [take_layer(layer, row, len(tokens)) for layer in cache.layers]
-    return State(own, tokens)
+    return State(own, tokens, adapter)
 
 
 def take_layer(layer: Any, row: int, length: int) -> Any:

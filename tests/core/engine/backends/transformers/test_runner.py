@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.backends.transformers.runner import Abilities, TransformersRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
-from quietchoir.core.errors import CacheError, RequestError, UnsupportedModelError
+from quietchoir.core.errors import CacheError, ModelFileError, RequestError, UnsupportedModelError
 from quietchoir.core.models import transformers_model
+from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.transformers_model import TransformersModel
 from quietchoir.simulations.bench.families import (
     FAMILIES,
@@ -253,12 +255,52 @@ def test_states_of_ended_conversations_stay_within_their_bytes(plain: Path) -> N
     assert runner.kept
 
 
-def test_adapters_and_saved_conversations_are_refused_with_a_sentence(
-    plain: Path, tmp_path: Path
-) -> None:
-    engine = engine_of(served(plain))
-    with pytest.raises(RequestError, match="gpt2 model is run by transformers"):
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's word
+def test_adapters_answer_beside_the_plain_model_as_peft_computes_them(tmp_path: Path) -> None:
+    """Of LFM2, whose convolutions keep states: one state serves one adapter alone."""
+    (folder := tmp_path / "model").mkdir()
+    write_tokenizer(folder)
+    with torch.inference_mode():
+        model = write_model(family("LFM2"), folder)
+    texts, adapted = {"": model}, {}
+    for name, dora in (("one", False), ("two", True)):
+        config = LoraConfig(
+            r=4,
+            lora_alpha=16,
+            target_modules=["q_proj", "v_proj"],
+            init_lora_weights=False,
+            use_dora=dora,
+        )
+        texts[name] = get_peft_model(copy.deepcopy(model), config).eval()
+        texts[name].save_pretrained(tmp_path / name)
+        adapted[name] = Adapter.load(tmp_path / name)
+    engine = engine_of(served(folder))
+    for name, adapter in adapted.items():
+        engine.adapters.load(name, adapter)
+    for _ in range(2):  # the second time on states of the first
+        generations = {
+            (name, place): engine.submit(
+                GenerationRequest(
+                    prompt=prompts()[place],
+                    sampling_params=SamplingParams(max_tokens=NEW, logprobs=0),
+                    adapter=name or None,
+                )
+            )
+            for place in (1, 3)
+            for name in texts
+        }
+        told = dict(zip(generations, finished(engine, *generations.values()), strict=True))
+        for (name, place), tokens in told.items():
+            assert tokens == expected(texts[name], prompts()[place])
+    assert len({tuple(tokens) for tokens in told.values()}) > 3  # an adapter changes something
+    with pytest.raises(ModelFileError, match="is no projection of the base model"):
+        engine.adapters.load("mine", tiny_adapter(1, base_digest=""))
+    with pytest.raises(RequestError, match="was trained on base dddd"):
         engine.adapters.load("mine", tiny_adapter(1))
+
+
+def test_saved_conversations_are_refused_with_a_sentence(plain: Path, tmp_path: Path) -> None:
+    engine = engine_of(served(plain))
     finished(engine, asked(engine, prompts()[3]))
     with pytest.raises(CacheError):
         engine.conversations.save(prompts()[3], tmp_path / "kept")
