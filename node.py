@@ -7,6 +7,7 @@ Always: what was started is stopped, in reverse order, also when a later part do
 
 import asyncio
 import dataclasses
+import gc
 import signal
 import threading
 import time
@@ -18,23 +19,26 @@ from typing import TYPE_CHECKING, Any
 
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
-from .core.assistant.approvals import misnamed
+from .core.assistant.approvals import Approvals, misnamed
 from .core.assistant.assistant import Assistant
 from .core.assistant.calibration import MEASURED, Calibration, Calibrations, weigh
 from .core.assistant.calibration import calibrate as fitted
 from .core.assistant.condenser import Condenser
 from .core.assistant.context import ContextWindow, Message
 from .core.assistant.idle import IdleThread
+from .core.assistant.model_pool import LoadedModel, ModelFacts, ModelPool, ModelProfile
 from .core.assistant.passages import PassageRanker
 from .core.assistant.router import GENERAL, Router, Vectors, read_route, save_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.assistant.tools import ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
+from .core.engine import fit
 from .core.engine.conversations import FOLDER
 from .core.engine.embedder import SentenceEmbedder
-from .core.engine.engine import Engine, StepTimes
+from .core.engine.engine import Engine, EngineStats, StepTimes
 from .core.engine.request import Timing
-from .core.errors import FederationError, QuietchoirError
+from .core.errors import EngineError, FederationError, QuietchoirError, UnsupportedModelError
+from .core.hardware import discovery
 from .core.hardware.discovery import core_list
 from .core.hardware.power import Allowance, EnergyMeter, Power, keep_to
 from .core.history.remains import forget_consent, forget_saved, forgotten_at
@@ -53,7 +57,6 @@ from .core.server.app import NodeServer, Parts, claim, encryption
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.server.models_api import OwnersModels
-from .core.server.ollama_api import ModelFacts
 from .core.toolcall import ToolCall, parse
 from .core.trace import Trace
 from .core.training.household.talk import general_requests
@@ -127,9 +130,11 @@ class RegistryStore:
     model.
     """
 
-    def __init__(self, registry: Registry, model_digest: str) -> None:
+    def __init__(self, registry: Registry, model_digest: str, *, told: bool = True) -> None:
+        """`told`: an active adapter of another model is an error, not none."""
         self.registry = registry
         self.model_digest = model_digest
+        self.told = told
 
     def list(self) -> Sequence[AdapterInfo]:
         """Adapters whose signed card names this model; a damaged card is told and left out."""
@@ -153,7 +158,10 @@ class RegistryStore:
 
     def active(self) -> str | None:
         """The one that its owner chose last."""
-        return self.registry.active()
+        chosen = self.registry.active()
+        if chosen is None or self.told or self.model_digest in self.registry.card(chosen).models:
+            return chosen
+        return None
 
     def activate(self, id: str | None) -> None:
         """Remember the choice."""
@@ -216,27 +224,34 @@ class Node:
         )
         self.plugins = PluginHost(config.plugins, files=files)
         self.parts = AsyncExitStack()
-        self.weights: ServedModel
-        self.engine: Engine
-        self.adapters: AdapterSwitch
-        self.assistant: Assistant
-        self.calibrations: Calibrations
+        limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])
+        self.pool = ModelPool(
+            model_name(config.engine.model),
+            self.load_model,
+            installed=catalog.installed,
+            need=self.need,
+            limit=limit,
+            keep_s=config.engine.keep_loaded_s,
+        )
+        self.models: dict[str, ModelParts] = {}  # by name, those that are loaded
+        self.approvals = Approvals(config.tools)
+        self._counted: dict[str, int] = {}  # by engines that were let go
         self.documents: NodeDocuments
         self.server: NodeServer
         self.trace = None if trace is None else Trace(trace)
+        self.tools: Tools = self.plugins
         if self.trace is not None:
             self.parts.callback(self.trace.close)
+            self.tools = TracedTools(self.plugins, self.trace)
         self.metrics = NodeMetrics()
         self.power, self.allowance = Power(config.power), Allowance()
         self.page = ""  # the page's address, with the token
         self.history: HistoryStore | None = None
-        self.condenser: Condenser | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
         self.members: dict[str, Membership] = {}  # by the federation's id
         self.embedders = SharedEmbedder(config.engine.threads)
         self.routes_requests = config.adapters.route
         self._router: Router | None = None
-        self.sampling: SamplingConfig  # how talk is drawn where clients leave it open
 
     async def start_assistant(self) -> None:
         """Load the model and everything that answers.
@@ -245,13 +260,6 @@ class Node:
             ModelError: not on this disk, or not usable. ConfigError: a setting that its owner can
             mend.
         """
-        if self.loaded is None:
-            self.loaded = await asyncio.to_thread(
-                transformers_model.load, catalog.find(self.config.engine.model)
-            )
-        self.weights = self.loaded
-        recommended = catalog.sampling(self.config.engine.model).over(self.weights.sampling)
-        self.sampling = self.config.sampling.over(recommended).over(UNSAID)
         loop = asyncio.get_running_loop()
         self.documents = NodeDocuments(
             lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(),
@@ -259,81 +267,200 @@ class Node:
             self.config.embedding.model,
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
-        self.engine = await asyncio.to_thread(self.made_engine)
         self.metrics.add(
             self.stats, prefix="engine_", counters=ENGINE_COUNTERS, gauges=ENGINE_GAUGES
         )
-        self.engine.start()
-        self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
-        await self.keep_conversations()
         self.parts.push_async_callback(self.plugins.stop)
-        await self.plugins.start()
+        self.parts.push_async_callback(self.pool.stop)
+        # first: what it says of a model that is not there is what its owner has to mend
+        async with self.pool.use(None):
+            await self.plugins.start()
         for name in misnamed(self.config.tools, [tool.name for tool in self.plugins.tools()]):
             logger.warning(
                 "[tools] names %s, as no tool here is called: the rule does nothing", name
             )
+
+    def path_of(self, name: str) -> Path:
+        """Where a model lies. Raises: ModelNotFoundError: not on this disk."""
+        return catalog.find(self.config.engine.model if name == self.pool.default else name)
+
+    def need(self, name: str) -> int:
+        """Bytes of memory that a model is going to take: its weights, and the cache as it is laid
+        out for a full batch.
+
+        Raises:
+            ModelNotFoundError: it is not on this disk.
+        """
+        config, needs = self.config.engine, fit.needs_of(self.path_of(name))
+        context = min(config.context, needs.context) if needs.context else config.context
+        cache = min(config.kv_bytes, config.max_running * context * needs.cache_bytes)
+        return needs.weight_bytes + cache
+
+    async def load_model(self, name: str, profile: ModelProfile | None) -> LoadedModel:
+        """Everything that answers for one model.
+
+        Raises:
+            ModelError: not on this disk, or not usable. ConfigError: a setting that its owner can
+            mend. Nothing of it stays then.
+        """
+        async with AsyncExitStack() as stack:
+            model = await self.assemble(name, profile, stack)
+            held = stack.pop_all()
+        self.models[name] = model
+        engine = model.engine
+        return LoadedModel(
+            profile=ModelProfile(
+                name=name,
+                adapters=model.adapters,
+                facts=profile.facts if profile else model.facts(self.path_of(name)),
+                sampling=model.sampling,
+                slower=engine.slower,
+            ),
+            assistant=model.assistant,
+            bytes=model.bytes,
+            stop=partial(self.unload_model, name, held),
+        )
+
+    async def assemble(
+        self, name: str, profile: ModelProfile | None, stack: AsyncExitStack
+    ) -> "ModelParts":
+        """Load, and start what runs beside it; `stack` stops it."""
+        default = name == self.pool.default
+        path = self.path_of(name)
+        served = self.loaded if default else None
+        if served is None:
+            served = await asyncio.to_thread(transformers_model.load, path)
+        recommended = catalog.sampling(self.config.engine.model if default else name).over(
+            served.sampling
+        )
+        engine = await asyncio.to_thread(self.made_engine, served)
+        engine.admit(self.allowance.of(self.config.engine.max_running))
+        engine.start()
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        if default:
+            await self.keep_conversations(engine, stack)
         registry = Registry(self.home)
-        store = RegistryStore(registry, self.weights.digest)
-        self.adapters = AdapterSwitch(
-            model_name(self.config.engine.model), self.engine.adapters, store, self.router
-        )
-        self.calibrations = Calibrations(
-            registry.folder, self.weights.digest, self.adapters.prompt_of
-        )
-        await self.adapters.start()
-        self.assistant = Assistant(
-            self.engine,
-            self.weights.tokenizer,
-            self.plugins if self.trace is None else TracedTools(self.plugins, self.trace),
-            context=self.engine.context,
+        if profile is None:
+            store = RegistryStore(registry, served.digest, told=default)
+            adapters = AdapterSwitch(name, engine.adapters, store, self.router)
+            await adapters.start()
+        else:
+            adapters = profile.adapters
+            await adapters.attach(engine.adapters)
+        stack.callback(adapters.park)
+        calibrations = Calibrations(registry.folder, served.digest, adapters.prompt_of)
+        window, condenser = self.window(engine, served, stack)
+        assistant = Assistant(
+            engine,
+            served.tokenizer,
+            self.tools,
+            context=engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
-            prompt_of=self.adapters.prompt_of,
-            calibration_of=self.calibrations.find,
+            prompt_of=adapters.prompt_of,
+            calibration_of=calibrations.find,
             config=self.config.tools,
-            window=self.window(),
+            window=window,
             documents=self.documents.collections,
             facts=self.documents.facts,
             ranking=ToolRanking(self.tool_embedder),
             remember=self.documents.remember,
-            small=self.weights.parameters < SMALL,
+            small=served.parameters < SMALL,
+            approvals=self.approvals,
+        )
+        return ModelParts(
+            weights=served,
+            engine=engine,
+            adapters=adapters,
+            calibrations=calibrations,
+            assistant=assistant,
+            condenser=condenser,
+            sampling=self.config.sampling.over(recommended).over(UNSAID),
         )
 
-    def made_engine(self) -> Engine:
+    def made_engine(self, served: ServedModel) -> Engine:
         """The engine, whose requests are measured, and whose steps are traced if that is wanted."""
         if self.trace is None:
-            return Engine(self.weights, self.config.engine, observe=self.observe)
+            return Engine(served, self.config.engine, observe=self.observe)
         watch = partial(traced, self.trace)
-        return Engine(self.weights, self.config.engine, observe=self.observe, watch=watch)
+        return Engine(served, self.config.engine, observe=self.observe, watch=watch)
 
-    def window(self) -> ContextWindow:
+    async def unload_model(self, name: str, held: AsyncExitStack) -> None:
+        """Stop everything of one model, and drop it: its memory goes with it."""
+        counted = dataclasses.asdict(self.models.pop(name).engine.stats())
+        for counter in counted.keys() - ENGINE_GAUGES.keys():
+            self._counted[counter] = self._counted.get(counter, 0) + counted[counter]
+        await held.aclose()
+        # engines and their threads refer to each other
+        await asyncio.to_thread(gc.collect)
+
+    @property
+    def default(self) -> "ModelParts":
+        """What answers where no model is named. Raises: EngineError: its memory was let go."""
+        found = self.models.get(self.pool.default)
+        if found is None:
+            raise EngineError(f"{self.pool.default} is not loaded now; ask it something")
+        return found
+
+    @property
+    def engine(self) -> Engine:
+        """The default model's."""
+        return self.default.engine
+
+    @property
+    def weights(self) -> ServedModel:
+        """The default model's."""
+        return self.default.weights
+
+    @property
+    def assistant(self) -> Assistant:
+        """The default model's."""
+        return self.default.assistant
+
+    @property
+    def adapters(self) -> AdapterSwitch:
+        """The default model's; they stay when its memory is let go."""
+        return self.pool.profiles[self.pool.default].adapters
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the default model's talk is drawn where clients leave it open."""
+        return self.pool.profiles[self.pool.default].sampling
+
+    @property
+    def condenser(self) -> Condenser | None:
+        """The default model's."""
+        return self.default.condenser
+
+    def window(
+        self, engine: Engine, served: ServedModel, stack: AsyncExitStack
+    ) -> tuple[ContextWindow, Condenser | None]:
         """What fits long conversations; by their words alone where there is no embedding model."""
-        engine, model = self.config.engine, self.weights.context_length
-        if self.engine.context < min(engine.context, model):
-            advice = f"raise engine.kv_bytes, which holds {self.engine.context} tokens now"
-        elif self.engine.context < model:
-            advice = f"raise engine.context, now {engine.context}; the model holds {model}"
+        config, model = self.config.engine, served.context_length
+        if engine.context < min(config.context, model):
+            advice = f"raise engine.kv_bytes, which holds {engine.context} tokens now"
+        elif engine.context < model:
+            advice = f"raise engine.context, now {config.context}; the model holds {model}"
         else:
             advice = f"take a model that holds more than {model}"
         ranker = PassageRanker(self.passage_embedder)
-        works = [ranker.settle]
+        works, condenser = [ranker.settle], None
         if self.config.context.condense:
-            self.condenser = Condenser(
-                self.engine,
-                self.weights.tokenizer,
+            condenser = Condenser(
+                engine,
+                served.tokenizer,
                 home=self.home,
-                model=self.weights.digest,
+                model=served.digest,
                 store=lambda: self.history,
                 is_busy=self.answering,
             )
-            works.append(self.condenser.settle)
+            works.append(condenser.settle)
         quiet = IdleThread(self.has_time, works)
         quiet.start()
-        self.parts.push_async_callback(asyncio.to_thread, quiet.stop)
-        if self.condenser is not None:
-            self.parts.callback(self.condenser.stop)
-        return ContextWindow(
-            self.weights.tokenizer.encode, ranker, condenser=self.condenser, advice=advice
-        )
+        stack.push_async_callback(asyncio.to_thread, quiet.stop)
+        if condenser is not None:
+            stack.callback(condenser.stop)
+        window = ContextWindow(served.tokenizer.encode, ranker, condenser=condenser, advice=advice)
+        return window, condenser
 
     def passage_embedder(self) -> SentenceEmbedder | None:
         """The embedding model, if conversations may be searched with it and it is there."""
@@ -383,17 +510,17 @@ class Node:
         on_offer = {tool.name: tool for tool in self.plugins.tools()}
         weighed = await weigh(harmless, asked, adapter)
         found = fitted(weighed, on_offer, model=self.weights.digest, prompt=prompt)
-        self.calibrations.put(adapter, found)
+        self.default.calibrations.put(adapter, found)
         return found
 
-    async def keep_conversations(self) -> None:
+    async def keep_conversations(self, engine: Engine, stack: AsyncExitStack) -> None:
         """Take up where the last run's conversations ended, and keep this run's; if none are to
         be kept, delete what is.
         """
         most, folder, kept = (
             self.config.engine.keep_conversations,
             self.home / FOLDER,
-            self.engine.conversations,
+            engine.conversations,
         )
         if not most:
             await asyncio.to_thread(kept.save_latest, folder, 0)
@@ -411,7 +538,7 @@ class Node:
                     "conversations were not kept, the next start computes them anew: %s", error
                 )
 
-        self.parts.push_async_callback(asyncio.to_thread, keep)
+        stack.push_async_callback(asyncio.to_thread, keep)
 
     def router(self) -> Router | None:
         """What chooses between the active adapter and the plain model; None: the active one
@@ -461,8 +588,9 @@ class Node:
                 self.history.drop_marks(one)
             registry.renew_routes(self.history)
         self.documents.forget_said(conversation)
-        if self.condenser is not None:
-            self.condenser.forget(conversation)
+        for model in list(self.models.values()):
+            if model.condenser is not None:
+                model.condenser.forget(conversation)
         return adapters
 
     async def start(self) -> None:
@@ -481,8 +609,9 @@ class Node:
         chosen = self.config.embedding.model
         embedding = Source(model_name(chosen), lambda: catalog.find(chosen), self.embedders.load)
         parts = Parts(
-            assistant=self.assistant,
-            adapters=self.adapters,
+            pool=self.pool,
+            tools=self.tools,
+            approvals=self.approvals,
             token=token,
             stats=self.stats,
             metrics=self.metrics,
@@ -497,17 +626,16 @@ class Node:
             ),
             models=OwnersModels(
                 hub=lambda: HubClient(self.config.models.hub),
-                default=self.adapters.model,
-                context=self.engine.context,
-                limit=self.config.engine.memory_bytes,
-                loaded=lambda: {self.adapters.model: self.facts().bytes},
+                default=self.pool.default,
+                context=self.config.engine.context,
+                limit=self.pool.limit,
+                loaded=self.pool.bytes_loaded,
+                release=self.pool.release,
             ),
             destinations=lambda: self.destinations,
             forgotten=self.forgotten,
-            sampling=self.sampling,
             memberships=MemberStatus(self.home, self.config, self.told_by_member),
-            facts=self.facts(),
-            slower=self.engine.slower,
+            describe=lambda name: facts_of_file(self.path_of(name)),
         )
         self.server = NodeServer(parts, self.config.server, claimed, tls)
         self.parts.push_async_callback(self.server.stop)
@@ -520,7 +648,7 @@ class Node:
         if energy.sources:
             self.metrics.add(lambda: {"joules": energy.joules() or 0.0}, prefix="", counters=JOULES)
         self.metrics.add(self.power_numbers, prefix="power_", gauges=POWER_GAUGES)
-        for work in (self.follow(), self.spare()):
+        for work in (self.follow(), self.spare(), self.pool.watch()):
             self.parts.callback(asyncio.create_task(work).cancel)
 
     async def follow(self) -> None:
@@ -531,7 +659,8 @@ class Node:
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
-                await self.adapters.refresh()
+                for profile in list(self.pool.profiles.values()):
+                    await profile.adapters.refresh()
             except QuietchoirError as error:
                 if str(error) != told:
                     logger.error(
@@ -549,9 +678,9 @@ class Node:
             while True:
                 found = await asyncio.to_thread(self.power.allowance)
                 if (found.share, found.prefetch) != (self.allowance.share, self.allowance.prefetch):
-                    await asyncio.to_thread(
-                        self.engine.admit, found.of(self.config.engine.max_running)
-                    )
+                    for model in list(self.models.values()):
+                        most = found.of(self.config.engine.max_running)
+                        await asyncio.to_thread(model.engine.admit, most)
                     keep_to(found.of(len(cores)), cores)
                     logger.warning("%s", spared(found))
                     self.allowance = found
@@ -600,39 +729,17 @@ class Node:
 
     def answering(self, beside: int = 0) -> bool:
         """Is somebody waiting for an answer, beside so many requests of the node's own?"""
-        stats = self.engine.stats()
-        return stats.running + stats.waiting > beside
-
-    def facts(self) -> ModelFacts:
-        """What is told of the model that is served."""
-        own, path = self.weights, weights.model_at(catalog.find(self.config.engine.model))
-        if isinstance(own, TransformersModel):
-            return ModelFacts(
-                family=own.family,
-                parameters=own.parameters,
-                bytes=own.bytes,
-                digest=own.digest,
-                context=self.engine.context,
-                hidden_size=own.hidden_size,
-                template=own.tokenizer.template.source,
-                modified=path.stat().st_mtime,
-            )
-        found = summary_of(own.architecture, own.tensors, own.tokenizer, own.sampling)
-        return ModelFacts(
-            family=own.architecture.family,
-            parameters=found.parameters,
-            quant_type=next(iter(found.quant_types), ""),
-            bytes=found.bytes,
-            digest=own.digest,
-            context=self.engine.context,
-            hidden_size=own.architecture.hidden_size,
-            template=own.tokenizer.template.source,
-            modified=path.stat().st_mtime,
-        )
+        stats = [model.engine.stats() for model in list(self.models.values())]
+        return sum(one.running + one.waiting for one in stats) > beside
 
     def stats(self) -> Mapping[str, Any]:
-        """The engine's counters."""
-        return dataclasses.asdict(self.engine.stats())
+        """All engines' counters together, of those that were let go too."""
+        found = dict.fromkeys((field.name for field in dataclasses.fields(EngineStats)), 0)
+        each = [dataclasses.asdict(model.engine.stats()) for model in list(self.models.values())]
+        for counts in (self._counted, *each):
+            for name, count in counts.items():
+                found[name] += count
+        return found
 
     def observe(self, timing: Timing) -> None:
         """A request ended."""
@@ -647,6 +754,72 @@ class Node:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelParts:
+    """What answers for one model."""
+
+    weights: ServedModel
+    engine: Engine
+    adapters: AdapterSwitch
+    calibrations: Calibrations
+    assistant: Assistant
+    condenser: Condenser | None
+    sampling: SamplingConfig
+
+    @property
+    def bytes(self) -> int:
+        """Of memory: weights and cache."""
+        held = self.weights.bytes if isinstance(self.weights, TransformersModel) else 0
+        if isinstance(self.weights, Weights):
+            blocks = {id(one): one.memory.size for one in self.weights.tensors.values()}
+            held = sum(blocks.values())
+        return held + self.engine.scheduler.pool.total * self.engine.backend.block_bytes
+
+    def facts(self, path: Path) -> ModelFacts:
+        """What is told of it."""
+        told, own = facts_of(self.weights, path), self.weights
+        return dataclasses.replace(told, digest=own.digest, context=self.engine.context)
+
+
+def facts_of_file(path: Path) -> ModelFacts:
+    """What is told of a model that is not loaded: read from its file, without a hash of it.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        architecture, tensors, tokenizer, sampling = weights.read_parts(path)
+    except UnsupportedModelError as error:
+        return facts_of(transformers_model.read(path, error), path)
+    return facts_of(Weights(architecture, tensors, tokenizer, "", sampling), path)
+
+
+def facts_of(own: ServedModel, path: Path) -> ModelFacts:
+    """The same of one that was read."""
+    modified = weights.model_at(path).stat().st_mtime
+    if isinstance(own, TransformersModel):
+        return ModelFacts(
+            family=own.family,
+            parameters=own.parameters,
+            bytes=own.bytes,
+            context=own.context_length,
+            hidden_size=own.hidden_size,
+            template=own.tokenizer.template.source,
+            modified=modified,
+        )
+    found = summary_of(own.architecture, own.tensors, own.tokenizer, own.sampling)
+    return ModelFacts(
+        family=own.architecture.family,
+        parameters=found.parameters,
+        quant_type=next(iter(found.quant_types), ""),
+        bytes=found.bytes,
+        context=own.context_length,
+        hidden_size=own.architecture.hidden_size,
+        template=own.tokenizer.template.source,
+        modified=modified,
+    )
 
 
 class SharedEmbedder:

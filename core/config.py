@@ -39,6 +39,8 @@ class EngineConfig:
     max_waiting: int = 64  # requests in the queue; one more is refused
     # bytes of all models that are loaded at once; 0: three quarters of this machine's memory
     memory_bytes: int = 0
+    # a model that nobody asked for so long is let go, until the next request for it; 0: never
+    keep_loaded_s: float = 1800.0
     context: int = 2048  # tokens of one conversation
     kv_bytes: int = 512 << 20  # memory for keys and values
     # of it, filled before what nobody uses is forgotten; at least one full context

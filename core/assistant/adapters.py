@@ -103,6 +103,17 @@ class AdapterPool(Protocol):
         ...
 
 
+class ParkedAdapters:
+    """The engine's side while there is none: the model's memory was let go."""
+
+    def load(self, name: str, adapter: "Adapter") -> None:
+        """It was read, so it can be; the next engine takes it when it is asked for."""
+
+    def names(self) -> Sequence[str]:
+        """None."""
+        return ()
+
+
 class AdapterSwitch:
     """Resolves model names and switches the active adapter, without a restart."""
 
@@ -137,6 +148,15 @@ class AdapterSwitch:
                 self.active = await self.hold(chosen)
         except QuietchoirError as error:
             logger.error("the active adapter is left out, the plain model answers: %s", error)
+
+    async def attach(self, shelf: AdapterPool) -> None:
+        """The model was loaded anew: its engine holds the active adapter again."""
+        self.shelf, self.active = shelf, None
+        await self.start()
+
+    def park(self) -> None:
+        """The model's memory is let go: what is active is remembered, and nothing is held."""
+        self.shelf = ParkedAdapters()
 
     async def infos(self) -> Sequence[AdapterInfo]:
         """All adapters that can be named now."""

@@ -158,6 +158,7 @@ class Assistant:
         facts: Callable[[], Sequence[str]] = tuple,
         remember: Remember | None = None,
         small: bool = False,
+        approvals: Approvals | None = None,
     ) -> None:
         """
         Args:
@@ -170,6 +171,7 @@ class Assistant:
             facts: what the owner had the assistant keep.
             remember: keeps a fact that its owner said yes to; None: it is offered to no model.
             small: the model chooses better among few tools (`ToolsConfig.listed`).
+            approvals: questions to the owner, where several models share them.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -179,7 +181,7 @@ class Assistant:
         self.prompt_of = prompt_of
         self.calibration_of = calibration_of
         self.config = config or ToolsConfig()
-        self.approvals = Approvals(self.config)
+        self.approvals = approvals or Approvals(self.config)
         self.ranking = ranking or ToolRanking()
         self.window = window or ContextWindow(tokenizer.encode)
         self.documents = documents or NoDocuments()

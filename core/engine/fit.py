@@ -28,6 +28,7 @@ from ..models.files import gguf
 from ..models.hub import catalog
 from ..models.hub.catalog import InstalledModel
 from ..models.hub.known_models import BY_NAME, KnownModel
+from .backends.select import cache_bytes
 
 READ_BYTES = 256 << 20  # beyond every cache
 REPEATS = 3
@@ -155,10 +156,17 @@ def needs_of_known(model: KnownModel) -> ModelNeeds:
 
 def needs_of_installed(model: InstalledModel) -> ModelNeeds:
     """What a model's own file says, from its head alone; of what cannot be read, its size."""
+    return needs_of(model.path)
+
+
+def needs_of(path: Path) -> ModelNeeds:
+    """The same of a file or folder."""
     try:
-        return needs_of_path(model.path)
+        return needs_of_path(path)
     except (OSError, QuietchoirError):
-        return ModelNeeds(weight_bytes=model.size, read_bytes=model.size, cache_bytes=0, context=0)
+        files = [*path.glob("*.safetensors"), *path.glob("*.gguf")] if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files)
+        return ModelNeeds(weight_bytes=size, read_bytes=size, cache_bytes=0, context=0)
 
 
 def needs_of_path(path: Path) -> ModelNeeds:
@@ -201,9 +209,3 @@ def read_share(name: str, sizes: dict[str, int], architecture: Architecture) -> 
     if architecture.num_experts and "_exps." in name:
         return sizes[name] * architecture.experts_per_token // architecture.num_experts
     return sizes[name]
-
-
-def cache_bytes(architecture: Architecture) -> int:
-    """Keys and values of one token over all layers."""
-    width = architecture.num_kv_heads * architecture.head_dim
-    return 2 * CACHE_TYPE_BYTES * architecture.num_layers * width

@@ -1,4 +1,5 @@
-"""A request that was read, answered: by which adapter, how many times, and whether it is kept.
+"""A request that was read, answered: by which model and adapter, how many times, and whether it is
+kept.
 
 Knows the one value that every protocol's body becomes (`requests.Body`) and the assistant's events.
 Knows nothing of any protocol's shapes.
@@ -8,6 +9,7 @@ question none acts.
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +17,6 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
-from ..assistant.assistant import Assistant
 from ..assistant.citations import Cited
 from ..assistant.context import LeftOut
 from ..assistant.events import (
@@ -28,8 +29,9 @@ from ..assistant.events import (
     ToolCallEvent,
     ToolResultEvent,
 )
-from ..config import SamplingConfig
+from ..assistant.model_pool import LoadedModel, ModelPool, ModelProfile
 from ..engine.sampling.logprobs import TokenLogprobs
+from ..errors import ModelNotFoundError
 from ..history.recorder import recorded
 from ..history.store import HistoryStore
 from .requests import Body
@@ -46,48 +48,103 @@ class PendingAnswer:
     model: str  # under the name of what really answers
     choices: Choices  # one, or as many as were asked for
     tells: bool  # logprobs stand beside the text
+    loading_s: float = 0.0  # that it waited for its model
 
 
 class Answering:
     """Every protocol's way to the assistant."""
 
-    def __init__(
-        self,
-        assistant: Assistant,
-        adapters: AdapterSwitch,
-        sampling: SamplingConfig,
-        history: HistoryStore | None = None,
-    ) -> None:
-        self.assistant = assistant
-        self.adapters = adapters
-        self.sampling = sampling  # how talk is drawn where clients leave it open
+    def __init__(self, pool: ModelPool, history: HistoryStore | None = None) -> None:
+        self.pool = pool
         self.history = history  # keeps conversations that their client names
 
-    async def chat(self, body: Body) -> PendingAnswer:
-        """Answer a conversation.
+    @asynccontextmanager
+    async def chat(self, body: Body) -> AsyncIterator[PendingAnswer]:
+        """Answer a conversation; its model stays loaded while the block runs.
 
         Raises:
-            ModelNotFoundError: it names none that is here.
+            ModelNotFoundError: it names none that is here. ModelError: it cannot be loaded.
+            OverloadedError: there is no room for it now.
         """
-        asked = [message.content for message in body.ask.messages if message.role == "user"]
-        ask = dataclasses.replace(body.ask, adapter=await self.adapters.choose(body.model, asked))
-        choices = [self.assistant.reply(one) for one in drafts(ask, body.n)]
-        if self.history is not None and ask.conversation:
-            choices = [recorded(self.history, ask, body.source, one) for one in choices]
-        return self._answer(ask, choices)
+        async with self._model(body) as (model, loading_s):
+            asked = [message.content for message in body.ask.messages if message.role == "user"]
+            adapter = await model.profile.adapters.choose(body.model, asked)
+            ask = asked_of(model, body, adapter)
+            choices = [model.assistant.reply(one) for one in drafts(ask, body.n)]
+            if self.history is not None and ask.conversation:
+                choices = [recorded(self.history, ask, body.source, one) for one in choices]
+            yield pending(model, ask, choices, loading_s)
 
-    async def complete(self, body: Body) -> PendingAnswer:
-        """Go on after a text. Raises: ModelNotFoundError: as `chat`."""
-        ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
-        several = drafts(ask, body.n)
-        return self._answer(ask, [self.assistant.complete(body.prompt, one) for one in several])
+    @asynccontextmanager
+    async def complete(self, body: Body) -> AsyncIterator[PendingAnswer]:
+        """Go on after a text. Raises: as `chat`."""
+        async with self._model(body) as (model, loading_s):
+            ask = asked_of(model, body, await model.profile.adapters.resolve(body.model))
+            several = drafts(ask, body.n)
+            choices = [model.assistant.complete(body.prompt, one) for one in several]
+            yield pending(model, ask, choices, loading_s)
 
-    def _answer(self, ask: ChatRequest, choices: Choices) -> PendingAnswer:
-        own = self.adapters.model
-        model = f"{own}:{ask.adapter}" if ask.adapter else own
-        return PendingAnswer(
-            model=model, choices=choices, tells=ask.sampling_params.logprobs is not None
-        )
+    @asynccontextmanager
+    async def _model(self, body: Body) -> AsyncIterator[tuple[LoadedModel, float]]:
+        begun = time.monotonic()
+        async with self.pool.use(body.model, body.keep_s) as model:
+            yield model, time.monotonic() - begun
+
+    @property
+    def adapters(self) -> AdapterSwitch:
+        """Those of the model that answers where none is named."""
+        return self.pool.profiles[self.pool.default].adapters
+
+    async def names(self) -> list[str]:
+        """Names of whatever chats: the default model and its adapters, models that were loaded
+        here and theirs, then all others on this disk.
+        """
+        found = list[str]()
+        for name in dict.fromkeys((self.pool.default, *self.pool.profiles)):
+            adapters = self.pool.profiles[name].adapters
+            found += [name, *(f"{name}:{info.id}" for info in await adapters.infos())]
+        return [*dict.fromkeys((*found, *await asyncio.to_thread(self.pool.installed)))]
+
+    async def check(self, name: str) -> ModelProfile | None:
+        """What is known of the model that `name` means, loading nothing; None: it is on this disk
+        and was not loaded yet.
+
+        Raises:
+            ModelNotFoundError: nothing answers to it.
+        """
+        model = await self.pool.model_of(name)
+        profile = self.pool.profiles.get(model)
+        if profile is not None:
+            await profile.adapters.check(name)
+        elif name != model:
+            raise ModelNotFoundError(
+                f"{name}: {model} is not loaded yet; ask for it without an adapter"
+            )
+        return profile
+
+    def slower(self, name: str) -> str:
+        """Why a model is slower than the compiled kernels would be; "": it is not, or who knows."""
+        profiles = self.pool.profiles
+        whole = profiles.get(name) or profiles.get(name.rpartition(":")[0])
+        return whole.slower if whole else ""
+
+
+def asked_of(model: LoadedModel, body: Body, adapter: str | None) -> ChatRequest:
+    """What a body asks of the model that answers it."""
+    talk = body.talk.over(model.profile.sampling)
+    return dataclasses.replace(body.ask, talk=talk, adapter=adapter)
+
+
+def pending(
+    model: LoadedModel, ask: ChatRequest, choices: Choices, loading_s: float
+) -> PendingAnswer:
+    """An answer that is about to begin."""
+    return PendingAnswer(
+        model=f"{model.name}:{ask.adapter}" if ask.adapter else model.name,
+        choices=choices,
+        tells=ask.sampling_params.logprobs is not None,
+        loading_s=loading_s,
+    )
 
 
 def drafts(ask: ChatRequest, count: int) -> Sequence[ChatRequest]:

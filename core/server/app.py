@@ -17,9 +17,10 @@ from typing import Any
 from aiohttp import web
 
 from .. import log
-from ..assistant.adapters import AdapterSwitch
-from ..assistant.assistant import Assistant
-from ..config import SamplingConfig, ServerConfig
+from ..assistant.approvals import Approvals
+from ..assistant.model_pool import ModelFacts, ModelPool
+from ..assistant.tools import Tools
+from ..config import ServerConfig
 from ..errors import ConfigError
 from ..history.store import HistoryStore
 from ..metrics import NodeMetrics
@@ -33,7 +34,7 @@ from .federation_api import FederationApi, Memberships
 from .history import HistoryApi, nothing_kept
 from .models_api import ModelsApi, OwnersModels
 from .node_api import Api, count_responses
-from .ollama_api import ModelFacts, OllamaApi
+from .ollama_api import OllamaApi
 from .openai import OpenAI
 from .openapi import OpenApi
 from .responses_api import ResponsesApi
@@ -47,8 +48,9 @@ SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
 class Parts:
     """What the server stands on."""
 
-    assistant: Assistant
-    adapters: AdapterSwitch
+    pool: ModelPool
+    tools: Tools
+    approvals: Approvals
     token: str
     stats: Callable[[], Mapping[str, Any]] = dict
     metrics: NodeMetrics = field(default_factory=NodeMetrics)
@@ -61,11 +63,8 @@ class Parts:
     # takes away what else holds a forgotten conversation; returns adapters that it deleted
     forgotten: Callable[[str], Sequence[str]] = lambda _: ()
     memberships: Memberships | None = None  # of federations
-    facts: ModelFacts = field(default_factory=ModelFacts)
-    # how talk is drawn where clients leave it open
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    # what /v1/models says of a model that the compiled kernels do not run
-    slower: str = ""
+    # what is told of a model that was not loaded yet; raises ModelError
+    describe: Callable[[str], ModelFacts] = lambda _: ModelFacts()
 
 
 def application(parts: Parts, config: ServerConfig) -> web.Application:
@@ -81,15 +80,15 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
     app.on_response_prepare.extend([pages.add_headers, name_ignored])
     embeddings = Embeddings(parts.embedding)
-    answering = Answering(parts.assistant, parts.adapters, parts.sampling, parts.history)
-    app.add_routes(OllamaApi(answering, embeddings, parts.facts).routes())
+    answering = Answering(parts.pool, parts.history)
+    app.add_routes(OllamaApi(answering, embeddings, parts.describe).routes())
     app.add_routes(ResponsesApi(answering).routes())
-    app.add_routes(OpenAI(answering, embeddings, int(time.time()), parts.slower).routes())
+    app.add_routes(OpenAI(answering, embeddings, int(time.time())).routes())
     app.add_routes(embeddings.routes())
     api = Api(
-        parts.adapters,
-        parts.assistant.tools,
-        parts.assistant.approvals,
+        answering.adapters,
+        parts.tools,
+        parts.approvals,
         parts.stats,
         parts.metrics,
         documents=parts.documents is not None,

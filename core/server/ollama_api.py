@@ -9,11 +9,14 @@ and is not supported is refused. Models are brought by their owner, not through 
 under `quietchoir`, with what each brought and the questions to the owner.
 """
 
+import asyncio
 import json
+import math
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from aiohttp import web
@@ -23,14 +26,13 @@ from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
-    ChatRequest,
     Event,
     Finished,
     Text,
     ToolCallEvent,
     ToolResultEvent,
 )
-from ..config import SamplingConfig
+from ..assistant.model_pool import ModelFacts
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
 from ..errors import QuietchoirError
 from . import errors as refusals
@@ -53,6 +55,7 @@ from .schemas import (
     mapping,
     number,
     only,
+    shown,
     tagged,
     text,
     typed,
@@ -108,16 +111,38 @@ LAYOUT: dict[str, Reader] = {
     "typical_p": only(1, 1.0),
     "penalize_newline": only(True),
 }
+DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|h|m|s))+|0)")
+UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+LONGEST_S = 1e9
+
+
+@typed(anyOf=[{"type": "number"}, {"type": "string"}])
+def duration(value: Any, where: str) -> float:
+    """Seconds, from a number of them or a text such as "5m" or "1h30m"; below 0: for ever."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise BadRequest(f"{where} is {value}, expected seconds", where)
+        return max(-1.0, min(float(value), LONGEST_S))
+    whole = DURATION.fullmatch(value) if isinstance(value, str) else None
+    if whole is None:
+        raise BadRequest(f'{where} is {shown(value)}, expected seconds or a text as "5m"', where)
+    if whole[1]:
+        return -1.0
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", whole[2])
+    return min(sum(float(number) * UNITS[unit] for number, unit in parts), LONGEST_S)
+
+
 ALIVE: dict[str, Reader] = {"keep_alive": anything}
 SHARED: dict[str, Reader] = {
     "model": text,
+    "keep_alive": duration,
     "stream": flag,
     "format": answer_format,
     "options": Record(OPTIONS.fields, harmless=LAYOUT),
     "logprobs": flag,
     "top_logprobs": number(int, 0, MAX_LOGPROBS),
 }
-HARMLESS = ALIVE | {"think": only(False)}
+HARMLESS: dict[str, Reader] = {"think": only(False)}
 SAID: dict[str, Reader] = {"thinking": text, "images": no_images}
 PLAIN = Record({"role": text, "content": text}, harmless=SAID)
 SHAPES = {
@@ -162,21 +187,6 @@ EMBED_ONE = Record({"model": text, "prompt": text}, ["prompt"], ALIVE | {"option
 SHOW = Record({"model": text, "name": text}, (), {"verbose": flag})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What is told of the model that this node serves."""
-
-    family: str = ""
-    parameters: int = 0  # weights
-    quant_type: str = ""  # of most of them
-    bytes: int = 0
-    digest: str = ""  # sha256, hexadecimal
-    context: int = 0  # tokens of one conversation on this node
-    hidden_size: int = 0
-    template: str = ""  # for conversations
-    modified: float = 0.0  # Unix seconds
-
-
 @dataclass(slots=True)
 class NdjsonLines:
     """The shape of one answer's lines."""
@@ -184,6 +194,7 @@ class NdjsonLines:
     kind: Literal["chat", "generate"]
     model: str
     tells: bool  # logprobs stand beside the text
+    loading_s: float = 0.0  # that it waited for its model
     begun: int = field(default_factory=time.perf_counter_ns)
     first: int = 0  # when its first piece came
 
@@ -216,8 +227,8 @@ class NdjsonLines:
         reason = "length" if end.reason == "repetition" else end.reason
         return self.envelope("", done=True) | {
             "done_reason": "stop" if reason == "tool_calls" else reason,
-            "total_duration": ended - self.begun,
-            "load_duration": 0,  # it was loaded before this node answered at all
+            "total_duration": ended - self.begun + int(self.loading_s * 1e9),
+            "load_duration": int(self.loading_s * 1e9),
             "prompt_eval_count": end.prompt_tokens,
             "prompt_eval_duration": self.first - self.begun,
             "eval_count": end.completion_tokens,
@@ -275,7 +286,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def read_chat(raw: bytes, defaults: SamplingConfig) -> Body | None:
+def read_chat(raw: bytes) -> Body | None:
     """Decode a body of /api/chat; None: it has no messages, which asks that the model be loaded.
 
     Raises:
@@ -300,10 +311,10 @@ def read_chat(raw: bytes, defaults: SamplingConfig) -> Body | None:
     turns, begun = messages.split_final(conversation, proceed)
     if begun and found.get("format") is not None:
         raise requests.continued_form("format")
-    return body_of(CHAT, written, found, ask_of(found, turns, defaults, begun=begun))
+    return body_of(CHAT, written, found, turns, begun=begun)
 
 
-def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bool]:
+def read_generate(raw: bytes) -> tuple[Body | None, bool]:
     """Decode a body of /api/generate, and whether its prompt is to be gone on with as it is.
 
     Raises:
@@ -317,31 +328,34 @@ def read_generate(raw: bytes, defaults: SamplingConfig) -> tuple[Body | None, bo
         raise BadRequest(f"raw = true goes on after the prompt alone; leave {unread[0]} out", "raw")
     turns = [Message("system", found["system"])] if found.get("system") else []
     turns.append(Message("user", found["prompt"]))
-    ask = ask_of(found, turns, defaults)
-    return body_of(GENERATE, written, found, ask), found.get("raw", False)
+    return body_of(GENERATE, written, found, turns), found.get("raw", False)
 
 
-def ask_of(
-    found: Mapping[str, Any], turns: Sequence[Message], defaults: SamplingConfig, begun: str = ""
-) -> ChatRequest:
+def asked_for(found: Mapping[str, Any]) -> dict[str, Any]:
     """What a body asks for; its options under the names of `requests.SAMPLING`."""
     options = dict(found.get("options", {}))
     for key, name in (("num_predict", "max_tokens"), ("repeat_penalty", "repetition_penalty")):
         if (value := options.pop(key, None)) is not None:
             options[name] = value
-    if found.get("top_logprobs") and not found.get("logprobs"):
-        raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
-    logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
-    asked_for = {**found, **options, "response_format": found.get("format")}
-    return requests.ask_of(asked_for, turns, defaults, logprobs=logprobs, begun=begun)
+    return {**found, **options, "response_format": found.get("format")}
 
 
 def body_of(
-    schema: Record, written: Mapping[str, Any], found: Mapping[str, Any], ask: ChatRequest
+    schema: Record,
+    written: Mapping[str, Any],
+    found: Mapping[str, Any],
+    turns: Sequence[Message],
+    begun: str = "",
 ) -> Body:
     """The one value that every protocol's body becomes."""
+    if found.get("top_logprobs") and not found.get("logprobs"):
+        raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
+    logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
+    asked = asked_for(found)
     return Body(
-        ask=ask,
+        ask=requests.ask_of(asked, turns, logprobs=logprobs, begun=begun),
+        talk=requests.TalkSampling(asked, logprobs),
+        keep_s=found.get("keep_alive"),
         model=model_named(found.get("model")),
         stream=found.get("stream", True),
         include_usage=True,
@@ -363,11 +377,13 @@ ENTRY = shaped(name=TEXT, model=TEXT, size=WHOLE, digest=TEXT, details=OBJECT)
 class OllamaApi:
     """The handlers."""
 
-    def __init__(self, answering: Answering, embeddings: Embeddings, facts: ModelFacts) -> None:
+    def __init__(
+        self, answering: Answering, embeddings: Embeddings, describe: Callable[[str], ModelFacts]
+    ) -> None:
+        """`describe`: reads what is to be told of a model that was not loaded yet."""
         self.answering = answering
-        self.adapters = answering.adapters
         self.embeddings = embeddings
-        self.facts = facts
+        self.describe = describe
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
@@ -387,27 +403,37 @@ class OllamaApi:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
         raw = await request.read()
-        body = read_chat(raw, self.answering.sampling)
+        body = read_chat(raw)
         if body is None:
             return await self.load(raw, "chat")
-        return await send(request, body, await self.answering.chat(body), "chat")
+        async with self.answering.chat(body) as answer:
+            return await send(request, body, answer, "chat")
 
     @described(LAST_LINE, GENERATE, streams="application/x-ndjson")
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer one question, or go on after a text."""
         raw = await request.read()
-        body, as_it_is = read_generate(raw, self.answering.sampling)
+        body, as_it_is = read_generate(raw)
         if body is None:
             return await self.load(raw, "generate")
-        answer = await (self.answering.complete(body) if as_it_is else self.answering.chat(body))
-        return await send(request, body, answer, "generate")
+        way = self.answering.complete if as_it_is else self.answering.chat
+        async with way(body) as answer:
+            return await send(request, body, answer, "generate")
 
     async def load(self, raw: bytes, kind: Literal["chat", "generate"]) -> web.Response:
-        """Nothing is asked but that the model be there, which it is."""
-        name = model_named(str(parse_json(raw).get("model") or "default"))
-        await self.adapters.check(name or "default")
-        line = NdjsonLines(kind, name or self.adapters.model, tells=False)
-        return web.json_response(line.envelope("", done=True) | {"done_reason": "load"})
+        """Nothing is asked but that the model be loaded, or with keep_alive = 0 let go."""
+        asked = parse_json(raw)
+        name = model_named(str(asked.get("model") or "default")) or "default"
+        keep_s = duration(asked["keep_alive"], "keep_alive") if "keep_alive" in asked else None
+        await self.answering.check(name)
+        if keep_s == 0:
+            reason, model = "unload", await self.answering.pool.model_of(name)
+            await self.answering.pool.release(model)
+        else:
+            async with self.answering.pool.use(name, keep_s) as loaded:
+                reason, model = "load", loaded.name
+        line = NdjsonLines(kind, model if name == "default" else name, tells=False)
+        return web.json_response(line.envelope("", done=True) | {"done_reason": reason})
 
     @described(shaped(model=TEXT, embeddings=many(many(NUMBER))), EMBED)
     async def embed(self, request: web.Request) -> web.Response:
@@ -442,14 +468,46 @@ class OllamaApi:
 
     @described(shaped(models=many(ENTRY)))
     async def tags(self, _request: web.Request) -> web.Response:
-        """The plain model, then it with each adapter."""
-        return web.json_response({"models": [self.entry(name) for name in await self.names()]})
+        """The model that answers where none is named, with each adapter, then all others here."""
+        names = await self.answering.names()
+        facts = await asyncio.to_thread(self.known_facts, names)
+        return web.json_response({"models": [entry(name, facts[name]) for name in names]})
+
+    def known_facts(self, names: Sequence[str]) -> dict[str, ModelFacts]:
+        """What is known of each without reading its file: of one that was not loaded yet, its size
+        and age.
+        """
+        pool = self.answering.pool
+        installed = pool.installed()
+        found = {}
+        for name in names:
+            if name in installed and name not in pool.profiles:
+                model = installed[name]
+                modified = model.path.stat().st_mtime if model.path.exists() else 0.0
+                found[name] = ModelFacts(bytes=model.size, modified=modified)
+            else:
+                whole = pool.profiles.get(name) or pool.profiles.get(name.rpartition(":")[0])
+                found[name] = whole.facts if whole else ModelFacts()
+        return found
 
     @described(shaped(models=many(ENTRY)))
     async def running(self, _request: web.Request) -> web.Response:
-        """The model, which is loaded as long as this node runs."""
-        loaded = {"size_vram": 0, "context_length": self.facts.context, "expires_at": FOREVER}
-        return web.json_response({"models": [self.entry(self.adapters.model) | loaded]})
+        """Models that are loaded, and until when if nobody asks for them."""
+        pool = self.answering.pool
+        return web.json_response(
+            {
+                "models": [
+                    entry(model.name, model.profile.facts)
+                    | {
+                        "size": model.bytes or model.profile.facts.bytes,
+                        "size_vram": 0,
+                        "context_length": model.profile.facts.context,
+                        "expires_at": ends_at(pool.expires_in(model)),
+                    }
+                    for model in pool.loaded.values()
+                ]
+            }
+        )
 
     @described(shaped(details=OBJECT, model_info=OBJECT, capabilities=many(TEXT)), SHOW)
     async def show(self, request: web.Request) -> web.Response:
@@ -458,15 +516,18 @@ class OllamaApi:
         name = model_named(found.get("model") or found.get("name"))
         if name is None:
             raise BadRequest("model is missing; it must be there", "model")
-        await self.adapters.check(name)
-        facts = self.facts
+        profile = await self.answering.check(name)
+        if profile is None:
+            facts = await asyncio.to_thread(self.describe, name)
+        else:
+            facts = profile.facts
         return web.json_response(
             {
                 "modelfile": "",
                 "parameters": "",
                 "template": facts.template,
-                "modified_at": self.entry(name)["modified_at"],
-                "details": self.details(),
+                "modified_at": entry(name, facts)["modified_at"],
+                "details": details(facts),
                 "model_info": {
                     "general.architecture": facts.family,
                     "general.parameter_count": facts.parameters,
@@ -488,39 +549,41 @@ class OllamaApi:
             {"error": f"{request.path[:80]} is not here: {BROUGHT}"}, status=501
         )
 
-    async def names(self) -> list[str]:
-        """Names of what chats."""
-        own = self.adapters.model
-        return [own, *(f"{own}:{info.id}" for info in await self.adapters.infos())]
 
-    def entry(self, name: str) -> dict[str, Any]:
-        """A model in a list."""
-        facts = self.facts
-        return {
-            "name": name,
-            "model": name,
-            "modified_at": datetime.fromtimestamp(facts.modified, UTC).isoformat(),
-            "size": facts.bytes,
-            "digest": facts.digest,
-            "details": self.details(),
-        }
+def entry(name: str, facts: ModelFacts) -> dict[str, Any]:
+    """A model in a list."""
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": datetime.fromtimestamp(facts.modified, UTC).isoformat(),
+        "size": facts.bytes,
+        "digest": facts.digest,
+        "details": details(facts),
+    }
 
-    def details(self) -> dict[str, Any]:
-        """Of every one of them, as adapters leave it as it is."""
-        facts = self.facts
-        return {
-            "parent_model": "",
-            "format": "gguf",
-            "family": facts.family,
-            "families": [facts.family],
-            "parameter_size": f"{facts.parameters / 1e6:.1f}M"
-            if facts.parameters < 1e9
-            else f"{facts.parameters / 1e9:.1f}B",
-            "quantization_level": facts.quant_type,
-        }
+
+def details(facts: ModelFacts) -> dict[str, Any]:
+    """Of a model and of all its adapters, which leave it as it is."""
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": facts.family,
+        "families": [facts.family],
+        "parameter_size": f"{facts.parameters / 1e6:.1f}M"
+        if facts.parameters < 1e9
+        else f"{facts.parameters / 1e9:.1f}B",
+        "quantization_level": facts.quant_type,
+    }
 
 
 FOREVER = "9999-12-31T23:59:59Z"
+
+
+def ends_at(seconds: float | None) -> str:
+    """When a model is let go, as Ollama writes it."""
+    if seconds is None:
+        return FOREVER
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 async def send(
@@ -528,7 +591,7 @@ async def send(
 ) -> web.StreamResponse:
     """Send an answer the way the client wants it."""
     request[IGNORED] = body.ignored
-    line = NdjsonLines(kind, answer.model, answer.tells)
+    line = NdjsonLines(kind, answer.model, answer.tells, answer.loading_s)
     calls_back = body.ask.caller_tools is not None
     if body.stream:
         return await stream(request, line, answer, calls_back=calls_back)

@@ -43,12 +43,8 @@ CHAT_COMPLETION = shaped(
 class OpenAI:
     """The handlers."""
 
-    def __init__(
-        self, answering: Answering, embeddings: Embeddings, created: int, slower: str = ""
-    ) -> None:
+    def __init__(self, answering: Answering, embeddings: Embeddings, created: int) -> None:
         self.answering = answering
-        self.slower = slower  # than the compiled kernels, and why; "": they serve
-        self.adapters = answering.adapters
         self.embeddings = embeddings
         self.created = created  # Unix seconds
 
@@ -74,7 +70,9 @@ class OpenAI:
 
     @described(shaped(object=TEXT, data=many(MODEL)))
     async def list_models(self, _request: web.Request) -> web.Response:
-        """The plain model, then it with each adapter."""
+        """The model that answers where none is named, with each adapter, then all others on this
+        disk.
+        """
         return web.json_response(
             {"object": "list", "data": [self.model(name) for name in await self.names()]}
         )
@@ -84,13 +82,12 @@ class OpenAI:
         """One of them, or whatever else a request's `model` may say for it."""
         name = request.match_info["model"]
         if name not in await self.names():
-            await self.adapters.check(name)
+            await self.answering.check(name)
         return web.json_response(self.model(name))
 
     async def names(self) -> list[str]:
         """Model names that are listed; ids alone, names and "base" work too."""
-        model = self.adapters.model
-        own = [model, *(f"{model}:{info.id}" for info in await self.adapters.infos())]
+        own = await self.answering.names()
         return own + ([self.embeddings.name] if await self.embeddings.here() else [])
 
     def model(self, name: str) -> dict[str, object]:
@@ -101,21 +98,23 @@ class OpenAI:
             "created": self.created,
             "owned_by": "quietchoir",
         }
-        if self.slower and name != self.embeddings.name:
-            found["slower"] = self.slower
+        if slower := self.answering.slower(name):
+            found["slower"] = slower
         return found
 
     @described(CHAT_COMPLETION, requests.CHAT, streams="text/event-stream")
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
-        body = requests.chat(await request.read(), self.answering.sampling)
-        return await self.send(request, body, "chat", await self.answering.chat(body))
+        body = requests.chat(await request.read())
+        async with self.answering.chat(body) as answer:
+            return await self.send(request, body, "chat", answer)
 
     @described(CHAT_COMPLETION, requests.COMPLETION, streams="text/event-stream")
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on after a text."""
-        body = requests.completion(await request.read(), self.answering.sampling)
-        return await self.send(request, body, "text", await self.answering.complete(body))
+        body = requests.completion(await request.read())
+        async with self.answering.complete(body) as answer:
+            return await self.send(request, body, "text", answer)
 
     async def send(
         self,

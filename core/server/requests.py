@@ -40,7 +40,6 @@ MOST_TOKENS = 1 << 20
 MOST_CHOICES = 8  # answers to one question
 # Of `metadata`: a conversation that is named is kept on this node, under the name of its client.
 KEPT = ("conversation", "source")
-UNSAID = SamplingConfig()
 STREAM_OPTIONS = Record({"include_usage": flag}, harmless={"include_obfuscation": flag})
 
 
@@ -165,11 +164,27 @@ COMPLETION = Record(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class TalkSampling:
+    """How free text is to be drawn, as far as a body says it."""
+
+    said: Mapping[str, Any]  # its fields, under the names of `SAMPLING`
+    logprobs: int | None
+
+    def over(self, defaults: SamplingConfig) -> SamplingParams:
+        """The client's word, else what the model that answers recommends. Who asks for the
+        likeliest tokens gets just those, without penalties of ours.
+        """
+        recommended = {} if self.said.get("temperature") == 0 else defaults.given()
+        return SAMPLING.of({**recommended, **self.said}, logprobs=self.logprobs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
     """What is asked, whatever protocol it came by."""
 
     ask: ChatRequest
+    talk: TalkSampling
     model: str | None  # as the client named it
     stream: bool
     include_usage: bool
@@ -177,21 +192,11 @@ class Body:
     source: str = ""  # who keeps its conversation here
     n: int = 1  # answers to it
     ignored: tuple[str, ...] = ()  # fields that change nothing here
+    keep_s: float | None = None  # how long the model stays loaded behind it; None: the owner's
 
 
-def talk(body: Mapping[str, Any], defaults: SamplingConfig, logprobs: int | None) -> SamplingParams:
-    """How free text is drawn: the client's word, else the model's recommendation. Who asks for the
-    likeliest tokens gets just those, without penalties of ours.
-    """
-    said = {} if body.get("temperature") == 0 else defaults.given()
-    return SAMPLING.of({**said, **body}, logprobs=logprobs)
-
-
-def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
+def chat(raw: bytes) -> Body:
     """Decode a body of /v1/chat/completions.
-
-    Args:
-        defaults: how talk is drawn where the body leaves it open.
 
     Raises:
         BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported, at
@@ -220,9 +225,13 @@ def chat(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
             "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
         )
     logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
-    ask = ask_of(body, conversation, defaults, logprobs=logprobs, begun=begun)
-    ignored = tuple(CHAT.ignored(written))
-    return Body(ask=ask, source=kept.get("source", "api"), ignored=ignored, **shared(body))
+    return Body(
+        ask=ask_of(body, conversation, logprobs=logprobs, begun=begun),
+        talk=TalkSampling(body, logprobs),
+        source=kept.get("source", "api"),
+        ignored=tuple(CHAT.ignored(written)),
+        **shared(body),
+    )
 
 
 def continued_form(field: str) -> BadRequest:
@@ -233,7 +242,6 @@ def continued_form(field: str) -> BadRequest:
 def ask_of(
     body: Mapping[str, Any],
     messages: Sequence[Message],
-    defaults: SamplingConfig,
     *,
     logprobs: int | None = None,
     begun: str = "",
@@ -248,7 +256,6 @@ def ask_of(
         parallel_tool_calls=body.get("parallel_tool_calls", True),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
         conversation=kept_names(body).get("conversation", ""),
-        talk=talk(body, defaults, logprobs),
         **body.get("tool_choice", {}),
     )
 
@@ -259,11 +266,8 @@ def kept_names(body: Mapping[str, Any]) -> dict[str, str]:
     return {key: kept_name(given[key], f"metadata.{key}") for key in KEPT if key in given}
 
 
-def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
+def completion(raw: bytes) -> Body:
     """Decode a body of /v1/completions.
-
-    Args:
-        defaults: as for `chat`.
 
     Raises:
         BadRequest: as `chat`.
@@ -272,13 +276,10 @@ def completion(raw: bytes, defaults: SamplingConfig = UNSAID) -> Body:
     body = COMPLETION(written, "")
     prompt = body["prompt"]
     logprobs = body.get("logprobs")
-    ask = ChatRequest(
-        messages=(),
-        sampling_params=SAMPLING.of(body, logprobs=logprobs),
-        talk=talk(body, defaults, logprobs),
-    )
+    ask = ChatRequest(messages=(), sampling_params=SAMPLING.of(body, logprobs=logprobs))
     return Body(
         ask=ask,
+        talk=TalkSampling(body, logprobs),
         prompt=prompt if isinstance(prompt, str) else prompt[0],
         ignored=tuple(COMPLETION.ignored(written)),
         **shared(body),

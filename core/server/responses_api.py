@@ -32,7 +32,6 @@ from ..assistant.events import (
     ToolResultEvent,
 )
 from ..assistant.tools import ToolInfo
-from ..config import SamplingConfig
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint
 from ..errors import QuietchoirError
 from . import errors as refusals
@@ -194,7 +193,7 @@ BODY = Record(
 )
 
 
-def read(raw: bytes, defaults: SamplingConfig) -> tuple[Body, Mapping[str, Any]]:
+def read(raw: bytes) -> tuple[Body, Mapping[str, Any]]:
     """Decode a body; beside what is asked, what the response tells of it.
 
     Raises:
@@ -211,14 +210,11 @@ def read(raw: bytes, defaults: SamplingConfig) -> tuple[Body, Mapping[str, Any]]
         asked["max_tokens"] = found["max_output_tokens"]
     if "tools" in found:
         asked["tools"] = forms.distinct([tool_of(one) for one in found["tools"]], "tools")
-    ask = requests.ask_of(
-        asked,
-        conversation(found["input"], found.get("instructions", "")),
-        defaults,
-        logprobs=found.get("top_logprobs", 0) if wanted else None,
-    )
+    logprobs = found.get("top_logprobs", 0) if wanted else None
+    turns = conversation(found["input"], found.get("instructions", ""))
     body = Body(
-        ask=ask,
+        ask=requests.ask_of(asked, turns, logprobs=logprobs),
+        talk=requests.TalkSampling(asked, logprobs),
         model=found.get("model"),
         stream=found.get("stream", False),
         include_usage=True,
@@ -557,9 +553,15 @@ class ResponsesApi:
     @described(RESPONSE, BODY, streams="text/event-stream")
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
-        body, told = read(await request.read(), self.answering.sampling)
+        body, told = read(await request.read())
         request[IGNORED] = body.ignored
-        answer = await self.answering.chat(body)
+        async with self.answering.chat(body) as answer:
+            return await self.send(request, body, told, answer)
+
+    async def send(
+        self, request: web.Request, body: Body, told: Mapping[str, Any], answer: PendingAnswer
+    ) -> web.StreamResponse:
+        """Send an answer the way the client wants it."""
         response = Response(
             answer.model, told, answer.tells, calls_back=body.ask.caller_tools is not None
         )

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from ...core.assistant.adapters import AdapterInfo, AdapterSwitch
 from ...core.assistant.assistant import Assistant
+from ...core.assistant.model_pool import LoadedModel, ModelPool, ModelProfile
 from ...core.assistant.tools import NoTools
 from ...core.config import ServerConfig
 from ...core.server import app, auth, connections
@@ -144,7 +145,13 @@ def parts() -> app.Parts:
     """A node that serves nobody's model."""
     switch = AdapterSwitch("smollm2-decoy", cast(Any, None), cast(Any, Nothing()))
     assistant = Assistant(cast(Any, None), cast(Any, Nothing()), NoTools(), context=64)
-    return app.Parts(assistant=assistant, adapters=switch, token=TOKEN)
+    profile = ModelProfile(name="smollm2-decoy", adapters=switch)
+    return app.Parts(
+        pool=ModelPool.of_one(LoadedModel(profile=profile, assistant=assistant)),
+        tools=assistant.tools,
+        approvals=assistant.approvals,
+        token=TOKEN,
+    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import aiohttp
 
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.assistant import Assistant, Remember
+from quietchoir.core.assistant.model_pool import LoadedModel, ModelPool, ModelProfile
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.retrieval.memory import FactStore
@@ -60,8 +61,14 @@ class Served:
         config = ServerConfig(port=0, **limits)
         self.server = NodeServer(
             Parts(
-                assistant=self.assistant,
-                adapters=self.adapters,
+                pool=ModelPool.of_one(
+                    LoadedModel(
+                        profile=ModelProfile(name="smollm2", adapters=self.adapters),
+                        assistant=self.assistant,
+                    )
+                ),
+                tools=self.tools,
+                approvals=self.assistant.approvals,
                 token=TOKEN,
                 embedding=self.embedding,
                 history=self.history,

@@ -11,10 +11,12 @@ from ... import log, parts
 from ...config import EngineConfig
 from ...errors import ConfigError
 from ...hardware.placement import Placement, place
+from ...models.architecture import Architecture
 from ...models.embedding.architecture import EncoderWeights
 from ...models.quant.tensor import QuantTensor
 from ...models.transformers_model import TRANSFORMERS_IS, ServedModel, TransformersModel
 from ...models.weights import Weights
+from ..block_pool import BLOCK_TOKENS
 from .backend import Backend, Encoder
 from .native import encoder, network
 from .native.library import TORCH_IS
@@ -170,3 +172,8 @@ def select_encoder(weights: EncoderWeights, threads: int) -> Encoder:
         from ...models.embedding.torch_encoder import TorchEncoder  # with torch
     logger.warning("torch computes embeddings, in float32 and several times slower: %s", reason)
     return TorchEncoder(weights)
+
+
+def cache_bytes(architecture: Architecture) -> int:
+    """Keys and values of one token over all layers, as the compiled kernels keep them."""
+    return network.block_bytes(architecture) // BLOCK_TOKENS

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def test_talk_is_drawn_as_recommended_and_the_clients_word_wins() -> None:
     recommended = SamplingConfig(temperature=0.7, top_k=20, repetition_penalty=1.1)
 
     def asked(**fields: Any) -> ChatRequest:
-        body = json.dumps({"messages": [USER]} | fields).encode()
-        return requests.chat(body, recommended).ask
+        body = requests.chat(json.dumps({"messages": [USER]} | fields).encode())
+        return replace(body.ask, talk=body.talk.over(recommended))
 
     for_talk = asked().talk
     assert for_talk == SamplingParams(
@@ -71,8 +72,7 @@ def test_talk_is_drawn_as_recommended_and_the_clients_word_wins() -> None:
     assert warmer.sampling_params == SamplingParams(temperature=1.2, max_tokens=9)
     # who asks for the likeliest tokens gets just those
     assert asked(temperature=0).talk == SamplingParams()
-    completion = requests.completion(b'{"prompt": "x"}', recommended).ask
-    assert completion.talk == for_talk
+    assert requests.completion(b'{"prompt": "x"}').talk.over(recommended) == for_talk
 
 
 def test_every_supported_field_arrives() -> None:
