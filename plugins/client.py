@@ -43,6 +43,7 @@ class PluginConnection:
         self.name = name
         self.noise = self.chatter = 0
         self.list_changed = False  # it says that it offers other tools now
+        self.server: dict[str, Any] = {}  # what it says of itself: name, version
         self.ended: str | None = None  # why it is gone
         self.complaints = b""
         self.watchdog = Watchdog(started.pid, bounds, self.kill)
@@ -108,6 +109,8 @@ class PluginConnection:
                         f"plugin {self.name} speaks MCP of {found!r}; this version speaks "
                         f"{', '.join(PROTOCOLS)}"
                     )
+                about = said.get("serverInfo")
+                self.server = about if isinstance(about, dict) else {}
                 await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
                 return await self._list_tools()
         except TimeoutError:

@@ -1,19 +1,25 @@
-"""The verbs `plugin list` and `plugin run`."""
+"""The verbs of `quietchoir plugin`: those of an owner (list, run, install, wrap, remove) and those
+of an author (new, dev, test, pack).
+"""
 
 import argparse
 import asyncio
 import dataclasses
 import difflib
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, ToolError
-from ..core.screen import one_line
+from ..core.screen import one_line, typed
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
 
 
 def register(verbs: Any) -> None:
     """Add this folder's verbs."""
-    plugin = verbs.add_parser("plugin", help="plugins: list, run one tool")
+    plugin = verbs.add_parser("plugin", help="plugins: list, run, install, wrap, write one")
     actions = plugin.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
         "list", help="installed plugins, what they may do, and whether they can be confined here"
@@ -37,19 +43,67 @@ def register(verbs: Any) -> None:
         help="hand a file to the plugin, for example home.json=FILE",
     )
     run.set_defaults(run=run_once)
+    install = actions.add_parser("install", help="let a plugin in: a folder, or what pack wrote")
+    install.add_argument("source", type=Path, metavar="FOLDER|FILE")
+    install.set_defaults(run=install_one)
+    remove = actions.add_parser("remove", help="take an installed plugin away")
+    remove.add_argument("id", metavar="ID")
+    remove.add_argument("--forget", action="store_true", help="its storage and settings too")
+    remove.set_defaults(run=remove_one)
+    wrap = actions.add_parser(
+        "wrap",
+        help="let any MCP server in: plugin wrap -- COMMAND …",
+        description="Starts the server confined, shows what it offers and what it will be able to "
+        "use, and installs it if its owner says yes. Nothing is downloaded.",
+    )
+    wrap.add_argument("--id", metavar="ID", help="default: local/ and the program's name")
+    wrap.add_argument(
+        "--folder", type=Path, metavar="DIR", help="where the server and its packages are installed"
+    )
+    wrap.add_argument(
+        "--servers", type=Path, metavar="FILE", help="a file with mcpServers; SERVER names one"
+    )
+    wrap.add_argument(
+        "--read", action="append", default=[], type=Path, metavar="DIR", help="show it a folder"
+    )
+    wrap.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable, or a secret"
+    )
+    wrap.add_argument("--memory-mb", type=int, metavar="N", help="default: 512")
+    wrap.add_argument("command", nargs="+", metavar="COMMAND|SERVER")
+    wrap.set_defaults(run=wrap_one)
+    for parser in (install, wrap):
+        parser.add_argument("--yes", action="store_true", help="ask nothing")
+    new = actions.add_parser("new", help="begin a plugin of your own")
+    new.add_argument("folder", type=Path, metavar="FOLDER")
+    new.add_argument("--id", required=True, metavar="PUBLISHER/NAME")
+    new.set_defaults(run=new_one)
+    dev = actions.add_parser(
+        "dev", help="write what a plugin really offers into its manifest, and call a tool"
+    )
+    test = actions.add_parser("test", help="does a plugin start confined and keep its manifest?")
+    pack = actions.add_parser("pack", help="test a plugin and write it as one file")
+    pack.add_argument("--out", type=Path, metavar="FILE")
+    for parser, act in ((dev, dev_one), (test, test_one), (pack, pack_one)):
+        parser.add_argument("folder", type=Path, metavar="FOLDER")
+        parser.set_defaults(run=act)
+    dev.add_argument("tool", nargs="?", metavar="TOOL")
+    dev.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
 
 
 def show(chosen: argparse.Namespace) -> int:
     """Print installed plugins and the sandbox's state."""
     from ..core import config
+    from . import installing
     from .host import available
     from .sandbox.probe import probe
 
     plugins = config.load(chosen.config).plugins
-    enabled = plugins.enabled
-    found = available(plugins.folders)
+    let_in = installing.installed()
+    found = available((*plugins.folders, *let_in))
     for plugin_id, terms in sorted(found.manifests.items()):
-        state = "enabled" if plugin_id in enabled else "not enabled"
+        state = "enabled" if plugin_id in plugins.enabled else "not enabled"
+        state = "installed" if found.folders[plugin_id] in let_in else state
         print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools")
         print(f"    {one_line(terms.head.description)}")
         print(f"    may use: {'; '.join(terms.head.asks())}")
@@ -66,20 +120,11 @@ def show(chosen: argparse.Namespace) -> int:
 
 def run_once(chosen: argparse.Namespace) -> int:
     """Call one tool and print its text; exit status 1 if the tool says that it failed."""
-    from pathlib import Path
-
     from ..core import config
     from ..core.toolcall import ToolCall
     from .host import PluginHost
 
-    try:
-        arguments = json.loads(chosen.arguments)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"JSON = {chosen.arguments!r} is not JSON: {error}") from None
-    if not isinstance(arguments, dict):
-        raise ConfigError(
-            f"JSON = {chosen.arguments!r} must be an object, for example " + '{"name": "lamp"}'
-        )
+    arguments = arguments_of(chosen.arguments)
     handed: dict[str, Path] = {}
     for pair in chosen.file:
         name, sign, path = pair.partition("=")
@@ -87,7 +132,11 @@ def run_once(chosen: argparse.Namespace) -> int:
             raise ConfigError(f"--file {pair!r} must be NAME=PATH")
         handed[name] = Path(path)
     limits = config.load(chosen.config).plugins
-    host = PluginHost(dataclasses.replace(limits, enabled=(chosen.id,)), files={chosen.id: handed})
+    host = PluginHost(
+        dataclasses.replace(limits, enabled=(chosen.id,)),
+        files={chosen.id: handed},
+        installed=False,
+    )
 
     async def once() -> int:
         try:
@@ -106,3 +155,187 @@ def run_once(chosen: argparse.Namespace) -> int:
         return 0 if result.ok else 1
 
     return asyncio.run(once())
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """A tool's arguments. Raises: ConfigError: no JSON object."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"JSON = {text!r} is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"JSON = {text!r} must be an object, for example " + '{"name": "lamp"}')
+    return arguments
+
+
+def install_one(chosen: argparse.Namespace) -> int:
+    """Show what a plugin asks for, ask, and copy it in."""
+    import tempfile
+
+    from . import installing
+
+    known = others(chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        terms = installing.open_bundle(chosen.source, Path(folder))
+        if not agreed(terms, known.get(terms.id), chosen.yes):
+            return 1
+        installing.install(terms, known)
+    print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
+    return 0
+
+
+def remove_one(chosen: argparse.Namespace) -> int:
+    """Take one away."""
+    from . import installing
+
+    installing.remove(chosen.id, forget=chosen.forget)
+    print(f"removed {chosen.id}")
+    return 0
+
+
+def wrap_one(chosen: argparse.Namespace) -> int:
+    """Write an existing server's manifest from what it says, show it, ask, and install it."""
+    from . import installing, wrapping
+
+    words, variables = tuple(chosen.command), variables_of(chosen.env)
+    if chosen.servers is not None:
+        servers = wrapping.read_servers(chosen.servers)
+        if len(words) != 1 or words[0] not in servers:
+            raise ConfigError(f"{chosen.servers}: name one of {', '.join(servers) or 'none'}")
+        words, variables = (servers[words[0]].words, {**servers[words[0]].environment, **variables})
+    folders = wrapping.granted(chosen.read)
+    found = wrapping.resolve(words, chosen.folder)
+    plugin_id = chosen.id or f"local/{installing.slug(wrapping.name_of(words))}"
+    limits = installing.WRAPPED_LIMITS
+    if chosen.memory_mb is not None:
+        try:
+            limits = dataclasses.replace(limits, memory_mb=chosen.memory_mb)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    command = wrapping.seen_words(found.command, folders)
+    known = others(chosen)
+    terms = asyncio.run(
+        installing.wrap(
+            plugin_id, command, found, folders=folders, environment=variables, limits=limits
+        )
+    )
+    print(f"runs: {one_line(' '.join(command))}")
+    if not agreed(terms, known.get(terms.id), chosen.yes):
+        installing.forget_content(terms.head.content)
+        return 1
+    installing.place(terms, known)
+    print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
+    return 0
+
+
+def others(chosen: argparse.Namespace) -> dict[str, "Manifest"]:
+    """All plugins that are here already."""
+    from ..core import config
+    from . import installing
+    from .host import available
+
+    plugins = config.load(chosen.config).plugins
+    return dict(available((*plugins.folders, *installing.installed())).manifests)
+
+
+def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
+    """Show what a plugin asks for, and what is new in it; whether the owner lets it in."""
+    print(f"{terms.id} {terms.head.version}: {one_line(terms.head.description)}")
+    print(f"may use: {'; '.join(terms.head.asks())}; no network")
+    for tool in terms.tools:
+        print(f"  {tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
+    if before is not None:
+        new = [ask for ask in terms.head.asks() if ask not in before.head.asks()]
+        print(f"version {before.head.version} is here; new: {'; '.join(new) or 'nothing it asks'}")
+    try:
+        return yes or typed("Let it in? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise ConfigError("nobody answered; say --yes to let it in unasked") from None
+
+
+def variables_of(pairs: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` pairs. Raises: ConfigError: one that is none."""
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise ConfigError(f"--env {name!r} must be NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def new_one(chosen: argparse.Namespace) -> int:
+    """Begin a plugin."""
+    from . import installing
+
+    installing.scaffold(chosen.folder, chosen.id)
+    asyncio.run(installing.pin(chosen.folder))
+    print(f"write {chosen.folder / 'server.py'}, then: quietchoir plugin dev {chosen.folder}")
+    return 0
+
+
+def dev_one(chosen: argparse.Namespace) -> int:
+    """Pin a plugin's tools, and call one if it is named, with all that it complains of."""
+    from ..core import log
+    from . import installing
+    from .running import Plugin, plugin_folder
+
+    log.start("debug")
+    arguments = arguments_of(chosen.arguments)
+
+    async def once() -> int:
+        terms = await installing.pin(chosen.folder)
+        print(f"{terms.id}: pinned {', '.join(tool.name for tool in terms.tools) or 'no tools'}")
+        if chosen.tool is None:
+            return 0
+        plugin = Plugin(terms, plugin_folder(terms.id), {})
+        try:
+            text, ok = await plugin.call(chosen.tool, arguments, installing.START_S)
+        finally:
+            await plugin.stop()
+        print(text)
+        return 0 if ok else 1
+
+    return asyncio.run(once())
+
+
+def tested(folder: Path) -> "Manifest":
+    """A plugin that starts confined and offers what its manifest says.
+
+    Raises:
+        ManifestError: it offers something else.
+    """
+    from ..core.errors import ManifestError
+    from . import installing, manifest
+
+    terms = manifest.read(folder)
+    tools, _ = asyncio.run(installing.live(terms))
+    if manifest.digest(tools) != terms.head.tools_digest:
+        raise ManifestError(
+            f"{folder}: it offers other tools than its manifest says; run: quietchoir plugin dev "
+            f"{folder}"
+        )
+    return terms
+
+
+def test_one(chosen: argparse.Namespace) -> int:
+    """Say that a plugin is what its manifest says."""
+    terms = tested(chosen.folder)
+    for tool in terms.tools:
+        print(f"{tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
+    print(f"{terms.id} {terms.head.version} starts confined and keeps its manifest")
+    return 0
+
+
+def pack_one(chosen: argparse.Namespace) -> int:
+    """Write a plugin as one file."""
+    from ..core import paths
+    from . import installing
+
+    terms = tested(chosen.folder)
+    archive = installing.pack(terms)
+    name = terms.id.replace("/", "-")
+    out = chosen.out or Path(f"{name}-{terms.head.version}.zip")
+    paths.write_atomically(out, archive)
+    print(f"{out}: {len(archive)} bytes, sha256 {installing.digest_of(archive)}")
+    return 0

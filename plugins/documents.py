@@ -18,8 +18,8 @@ from ..core.retrieval.chunking import TextBlock
 from . import manifest
 from .audit import Audit, Call, Outcome
 from .hidden import legible
-from .host import BUILTIN, plugin_folder
-from .running import Plugin
+from .host import BUILTIN
+from .running import Plugin, plugin_folder
 from .sandbox.probe import probe
 
 KINDS = ("csv", "docx", "htm", "html", "markdown", "md", "pdf", "pptx", "text", "tsv", "txt")

@@ -19,7 +19,7 @@ from ..core.assistant.tools import ToolInfo, ToolResult
 from ..core.config import PluginsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
-from . import manifest
+from . import installing, manifest
 from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest
@@ -32,13 +32,6 @@ MAX_TEXT = 64 << 10  # characters of one answer that are passed on
 logger = log.get("plugins")
 
 
-def plugin_folder(plugin_id: str) -> Path:
-    """Where a plugin's storage lies on this node, and where its owner puts the files it asks
-    for.
-    """
-    return paths.home() / "plugins" / plugin_id
-
-
 class PluginHost:
     """The plugins that the owner enabled.
 
@@ -46,6 +39,7 @@ class PluginHost:
         bundles: folders of plugins besides the built-in ones.
         files: plugin id → name of a config file → where it lies, when not in `plugin_folder(id)`.
         folder: where storage and the audit log lie; default: `plugins` in the node's home.
+        installed: installed plugins may answer besides those that the configuration enables.
     """
 
     def __init__(
@@ -56,11 +50,13 @@ class PluginHost:
         files: Mapping[str, Mapping[str, Path]] | None = None,
         folder: Path | None = None,
         idle_s: float = IDLE_S,
+        installed: bool = True,
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
-        self._bundles, self._files, self._idle_s = (*config.folders, *bundles), files or {}, idle_s
+        self._files, self._idle_s, self._installed = files or {}, idle_s, installed
+        self._bundles = (*config.folders, *bundles, *installing.installed())
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None
@@ -77,7 +73,9 @@ class PluginHost:
         self._audit = Audit(self._folder / "audit.jsonl")
         for reason in found.refused.values():
             logger.warning("a plugin is left out: %s", reason)
-        for plugin_id in self.config.enabled:
+        let_in = installing.installed() if self._installed else []
+        mine = [name for name, folder in found.folders.items() if folder in let_in]
+        for plugin_id in dict.fromkeys((*self.config.enabled, *mine)):
             if plugin_id not in found.manifests:
                 refused = "".join(f"; refused: {reason}" for reason in found.refused.values())
                 raise ConfigError(
@@ -175,6 +173,7 @@ class Available:
     """What is installed here."""
 
     manifests: Mapping[str, Manifest]  # by id
+    folders: Mapping[str, Path]  # by id
     refused: Mapping[Path, ManifestError]  # folders whose plugin cannot be used, and why
 
 
@@ -206,7 +205,9 @@ def available(bundles: Sequence[Path] = ()) -> Available:
             refused |= {folder: reason, other: reason}
         else:
             found[terms.id] = folder, terms
-    manifests = {
-        plugin_id: terms for plugin_id, (folder, terms) in found.items() if folder not in refused
-    }
-    return Available(manifests, refused)
+    kept = {name: row for name, row in found.items() if row[0] not in refused}
+    return Available(
+        {name: terms for name, (_, terms) in kept.items()},
+        {name: folder for name, (folder, _) in kept.items()},
+        refused,
+    )

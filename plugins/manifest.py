@@ -26,6 +26,7 @@ MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 # Pure-Python packages of this installation that a plugin may run on, each with what it stands on.
 PACKAGES = {
@@ -42,6 +43,8 @@ class Permissions:
 
     config: tuple[str, ...] = ()  # names of JSON files its owner hands to it, read-only
     storage_bytes: int = 0  # one private file of at most this size
+    folders: tuple[str, ...] = ()  # names of folders that its owner shows to it, read-only
+    environment: tuple[str, ...] = ()  # variables, secrets too, that its owner fills in
     network: tuple[str, ...] = ()  # not granted to anyone yet: there is no egress broker
     # sees the arguments of its own calls, never the conversation
     private_data: Literal["none", "args"] = "args"
@@ -56,11 +59,13 @@ class Permissions:
             raise ValueError(
                 f"permissions.storage_bytes is {self.storage_bytes}; it must be 0 to {64 << 20}"
             )
-        for name in self.config:
-            if not FILE_NAME.fullmatch(name):
-                raise ValueError(
-                    f"permissions.config names {name!r}; a plain file name is expected"
-                )
+        asked = {"config": self.config, "folders": self.folders, "environment": self.environment}
+        for kind, names in asked.items():
+            for name in names:
+                if not FILE_NAME.fullmatch(name):
+                    raise ValueError(
+                        f"permissions.{kind} names {name!r}; a plain file name is expected"
+                    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +138,12 @@ class Head:
     version: str
     kind: Literal["mcp"]
     description: str
-    entry: str  # a Python file of the bundle
     license: Licence
     tools_digest: str  # SHA-256 of the tools, as `digest` computes it
+    entry: str = ""  # a Python file of the bundle; or else:
+    # a wrapped server (`plugin wrap`): what runs inside, and the folder that it runs on
+    command: tuple[str, ...] = ()
+    content: str = ""  # of `sandbox.store`; empty: the system's programs suffice
     runtime: Runtime = field(default_factory=Runtime)
     permissions: Permissions = field(default_factory=Permissions)
     limits: PluginLimits = field(default_factory=PluginLimits)
@@ -151,6 +159,12 @@ class Head:
             raise ValueError(
                 f"version is {self.version!r}; expected three numbers, for example 1.0.0"
             )
+        if self.command:
+            if self.entry or not all(self.command[:1]):
+                raise ValueError("a manifest has an entry or a command, not both and not neither")
+            if self.content and not DIGEST.fullmatch(self.content):
+                raise ValueError(f"content is {self.content!r}; expected a SHA-256")
+            return
         path = PurePosixPath(self.entry)
         if (
             path.suffix != ".py"
@@ -167,6 +181,9 @@ class Head:
         asked, limits = self.permissions, self.limits
         found = [f"files {', '.join(asked.config)}"] if asked.config else []
         found += [f"storage {asked.storage_bytes >> 10} KB"] if asked.storage_bytes else []
+        found += [f"read in the folders {', '.join(asked.folders)}"] if asked.folders else []
+        variables = ", ".join(asked.environment)
+        found += [f"the variables {variables}"] if variables else []
         return [
             *found,
             f"{limits.memory_mb} MB of memory",
@@ -190,11 +207,18 @@ class Manifest:
         return self.head.id
 
 
+SAID = frozenset({"title", "outputSchema", "execution", "icons", "_meta"})
+
+
 def digest(tools: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 over names, descriptions and schemas, in order of names; annotations are the
-    manifest's word alone.
+    """SHA-256 over names, descriptions and schemas, and what else a tool says that may reach a
+    model or its owner, in order of names; annotations are the manifest's word alone.
     """
-    rows = [[tool.get("name"), tool.get("description"), tool.get("inputSchema")] for tool in tools]
+    rows = []
+    for tool in tools:
+        said = {name: tool[name] for name in SAID if name in tool}
+        row = [tool.get("name"), tool.get("description"), tool.get("inputSchema")]
+        rows.append([*row, said] if said else row)
     canonical = json.dumps(
         sorted(rows, key=lambda row: str(row[0])),
         sort_keys=True,
@@ -211,8 +235,12 @@ def read(folder: Path) -> Manifest:
     Raises:
         ManifestError: file, field, what was found and what is expected.
     """
+    return parse(bundle(folder), folder)
+
+
+def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
+    """Check a bundle that was read from `folder`. Raises: ManifestError: as `read`."""
     path = folder / FILE
-    files = bundle(folder)
     if FILE not in files:
         raise ManifestError(f"{path}: no such file; a plugin is a folder with a {FILE}")
     if len(files[FILE]) > MAX_MANIFEST_BYTES:
@@ -240,7 +268,7 @@ def read(folder: Path) -> Manifest:
             f"{path}: tools_digest is {head.tools_digest!r}, but its tools hash to {found!r}; "
             f"rebuild the manifest"
         )
-    if head.entry not in files:
+    if head.entry and head.entry not in files:
         raise ManifestError(f"{path}: entry {head.entry!r} is not in the bundle")
     return Manifest(head, tools, files)
 
@@ -252,12 +280,14 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
         ManifestError: unknown field, bad name, hidden characters, or a schema that is not an
         object's.
     """
-    known = {"name", "description", "inputSchema", "annotations", "effect"}
+    known = {"name", "description", "inputSchema", "annotations", "effect"} | SAID
     if not isinstance(item, dict) or set(item) - known:
         raise ManifestError(
-            f"{where}: expected name, description, inputSchema and perhaps annotations and effect"
+            f"{where}: expected name, description, inputSchema and perhaps annotations, effect, "
+            f"{', '.join(sorted(SAID))}"
         )
-    name, description, schema = item.get("name"), item.get("description"), item.get("inputSchema")
+    name, schema = item.get("name"), item.get("inputSchema")
+    description = item.get("description", "")  # MCP lets a tool go without
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise ManifestError(f"{where}.name = {name!r}; expected 1 to 64 letters, digits, _ . or -")
     if not isinstance(description, str) or legible(description) != description:

@@ -6,26 +6,55 @@ never runs again.
 """
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import log
-from ..core.errors import PluginError, ToolError
+from ..core import log, paths, tables
+from ..core.errors import ConfigError, PluginError, ToolError
 from . import manifest
 from .client import PluginConnection
 from .manifest import Manifest
-from .sandbox import interpreter, linux, packages
-from .sandbox.policy import BUNDLE, CONFIG, KIT, SCRATCH, START, Interpreter, SandboxPolicy
+from .sandbox import interpreter, linux, packages, store
+from .sandbox.policy import (
+    BUNDLE,
+    CONFIG,
+    DATA,
+    FILES,
+    KIT,
+    SCRATCH,
+    START,
+    VARIABLES,
+    Interpreter,
+    SandboxPolicy,
+)
 from .sandbox.probe import inside_source
 from .sandbox.watchdog import Bounds
 from .storage import PluginStorage
 
+SETTINGS = "settings.json"
 SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
 MAX_CONFIG_BYTES = 4 << 20
 REST_S = 1.0  # after its last answer all of a plugin's processes are stopped, until the next call
 IDLE_S = 120.0  # a plugin nobody called for so long is stopped; starting again takes some 50 ms
 logger = log.get("plugins")
+
+
+def plugin_folder(plugin_id: str) -> Path:
+    """Where a plugin's storage lies on this node, and where its owner puts the files it asks
+    for.
+    """
+    return paths.home() / "plugins" / plugin_id
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What its owner fills in for one plugin, in `SETTINGS` of its private folder."""
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Plugin:
@@ -46,6 +75,7 @@ class Plugin:
         self._runs_on: Interpreter | None = None
         granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
+        self._content: Path | None = None
         self._lock = asyncio.Lock()
         self._quiet: asyncio.Task[None] | None = None
 
@@ -115,12 +145,7 @@ class Plugin:
                 return self.connection
             await self.connection.close()
             self.connection = None
-        limits = self.manifest.head.limits
-        connection = PluginConnection(
-            await linux.start(self._policy()),
-            self.manifest.id,
-            Bounds(limits.memory_mb << 20, SCRATCH, limits.scratch_mb << 20),
-        )
+        connection = await self._begin()
         try:
             self._compare(await connection.handshake(deadline_s))
         except BaseException:
@@ -130,6 +155,28 @@ class Plugin:
         self.connection = connection
         logger.info("plugin %s started", self.manifest.id)
         return connection
+
+    async def listing(self, deadline_s: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """What it offers, and what it says of itself, from a start of its own; for whoever writes
+        its manifest. Nothing is compared, and nothing else is asked of it.
+
+        Raises:
+            ToolError: no or a malformed answer in time; with its last words.
+            SandboxUnavailableError: nothing on this machine can confine it.
+        """
+        connection = await self._begin()
+        try:
+            return await connection.handshake(deadline_s), connection.server
+        finally:
+            await connection.close()
+
+    async def _begin(self) -> PluginConnection:
+        limits = self.manifest.head.limits
+        return PluginConnection(
+            await linux.start(await asyncio.to_thread(self._policy)),
+            self.manifest.id,
+            Bounds(limits.memory_mb << 20, SCRATCH, limits.scratch_mb << 20),
+        )
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
         """Disable the plugin for good if what it offers is not what its manifest promised:
@@ -161,16 +208,65 @@ class Plugin:
         }
         if wanted := self.manifest.head.runtime.packages:
             files[f"{KIT}/packages.zip"] = packages.archive(wanted)
-        module = "bundle." + self.manifest.head.entry.removesuffix(".py").replace("/", ".")
         head = self.manifest.head
+        module = "bundle." + head.entry.removesuffix(".py").replace("/", ".")
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
+        settings = self._settings()
+        if head.permissions.environment:
+            files[VARIABLES] = json.dumps(settings.environment).encode()
+        folders = {f"{DATA}/{name}": folder for name, folder in settings.folders.items()}
+        if head.content:
+            folders[FILES] = self._program(head.content)
         return SandboxPolicy(
             interpreter=self._runs_on,
             files=files,
             module=module,
+            command=head.command,
+            folders=folders,
             limits=head.limits,
             storage=storage,
         )
+
+    def _program(self, content: str) -> Path:
+        """The folder that a wrapped server runs on; read through once."""
+        if self._content is None:
+            self._content = store.find(content, interpreter.unprivileged_user())
+        return self._content
+
+    def _settings(self) -> "Settings":
+        """What the owner filled in, and no more than the manifest asks for.
+
+        Raises:
+            ToolError: something is missing, or a folder cannot be read by the plugin's user.
+        """
+        asked = self.manifest.head.permissions
+        if not asked.folders and not asked.environment:
+            return Settings()
+        path = self.folder / SETTINGS
+        try:
+            filled = tables.fill(Settings, json.loads(path.read_bytes()), f"{path}: ")
+        except FileNotFoundError:
+            filled = Settings()
+        except (ValueError, TypeError, ConfigError) as error:
+            raise ToolError(f"{path}: {error}; mend it, or wrap the plugin again") from None
+        for kind, names, values in (
+            ("folders", asked.folders, filled.folders),
+            ("environment", asked.environment, filled.environment),
+        ):
+            if missing := [name for name in names if name not in values]:
+                raise ToolError(
+                    f"{path}: plugin {self.manifest.id} asks for {missing[0]}; write it there, "
+                    f"under {kind}"
+                )
+        folders = {name: Path(filled.folders[name]) for name in asked.folders}
+        user = interpreter.unprivileged_user()
+        for folder in folders.values():
+            if not folder.is_dir() or not interpreter.reachable(folder, user):
+                raise ToolError(
+                    f"{folder}: no folder that the plugin's user may read; name another in {path}"
+                )
+        environment = {name: filled.environment[name] for name in asked.environment}
+        return Settings(folders=folders, environment=environment)
 
     def _config(self, name: str) -> bytes:
         path = self.config.get(name, self.folder / name)

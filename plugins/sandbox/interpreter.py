@@ -65,6 +65,26 @@ def find(user: int | None) -> Interpreter:
     )
 
 
+def minor_version(found: Interpreter) -> str:
+    """For example "3.11": compiled packages are for one of them.
+
+    Raises:
+        SandboxUnavailableError: it does not say.
+    """
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        asked = subprocess.run(
+            [found.executable, "-I", "-S", "-c", ask],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SandboxUnavailableError(f"{found.executable} does not run ({error})") from error
+    return asked.stdout.strip()
+
+
 def version_of(executable: Path) -> Path | None:
     """The installation folder of `executable`, None if it is older than plugins need."""
     try:

@@ -4,7 +4,7 @@ Knows paths inside and outside. Starts nothing and opens nothing: the argument l
 function.
 Always: the network is its own and empty; nothing of the home, of /etc (but the time zone and the
 linker's cache) or of other processes is visible; all that can be written is two bounded in-memory
-folders and one granted descriptor.
+folders and one granted descriptor. Folders that its owner shows to it are read-only.
 """
 
 import json
@@ -16,11 +16,14 @@ from ..manifest import PluginLimits
 
 # folders as the plugin sees them
 BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"
-START = f"{KIT}/inside.py"
+FILES, DATA = "/plugin/files", "/data"  # a wrapped server's own; its owner's, read-only
+START, VARIABLES = f"{KIT}/inside.py", f"{KIT}/environment.json"
+PYTHON = "python"  # as the first word of a command: the sandbox's own
 SYSTEM = Path("/usr")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
 INTERPRETER_MB = 96  # address space of an idle interpreter with the libraries that plugins import
 DESCRIPTORS = 64
+COMMAND_DESCRIPTORS = 512  # node opens the files that it imports all at once
 TIMERS = 64
 SCRATCH = ("/dev/shm", "/tmp")  # all folders that can be written; in memory
 
@@ -39,7 +42,9 @@ class SandboxPolicy:
 
     interpreter: Interpreter
     files: Mapping[str, bytes]  # absolute path inside → content, read-only copies
-    module: str  # what runs, for example "bundle.server"
+    module: str = ""  # what runs, for example "bundle.server"; or else:
+    command: tuple[str, ...] = ()
+    folders: Mapping[str, Path] = field(default_factory=dict)  # path inside → outside, read-only
     limits: PluginLimits = field(default_factory=PluginLimits)
     storage: tuple[int, int] | None = None  # a descriptor of memory that cannot grow, and its bytes
 
@@ -50,6 +55,9 @@ class SandboxPolicy:
                 raise ValueError(
                     f"{path} is outside of the folders that a plugin may see"
                 )  # our bug
+        for path in self.folders:
+            if path != FILES and PurePosixPath(path).parent != PurePosixPath(DATA):
+                raise ValueError(f"{path} is no place for a folder")  # our bug
 
 
 def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
@@ -58,12 +66,15 @@ def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
     """
     limits = policy.limits
     largest_file = max(limits.scratch_mb << 20, policy.storage[1] if policy.storage else 0)
+    # JavaScript engines reserve far more addresses than they fill, so of other programs what is
+    # written to is bounded
+    memory = "DATA" if policy.command else "AS"
     return {
-        "AS": (limits.memory_mb + INTERPRETER_MB) << 20,
+        memory: (limits.memory_mb + INTERPRETER_MB) << 20,
         "CPU": limits.cpu_s,
         "NPROC": limits.processes,
         "FSIZE": largest_file,
-        "NOFILE": DESCRIPTORS,
+        "NOFILE": COMMAND_DESCRIPTORS if policy.command else DESCRIPTORS,
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
@@ -80,6 +91,8 @@ def environment(policy: SandboxPolicy) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "QUIETCHOIR_CONFIG": CONFIG,
     }
+    if policy.command:
+        found |= {"PYTHONPATH": FILES, "PYTHONDONTWRITEBYTECODE": "1"}
     if policy.storage:
         found["QUIETCHOIR_STORAGE"] = f"{policy.storage[0]}:{policy.storage[1]}"
     if not policy.interpreter.prefix.is_relative_to(SYSTEM):
@@ -148,18 +161,14 @@ def arguments(
         command += ["--ro-bind", str(prefix), str(prefix)]  # after /tmp, where it may lie
     for path, descriptor in descriptors.items():
         command += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
+    for path, folder in policy.folders.items():
+        command += ["--ro-bind", str(folder), path]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
     limits = json.dumps(resource_limits(policy))
-    return [
-        *command,
-        str(policy.interpreter.executable),
-        "-I",
-        "-S",
-        "-B",
-        START,
-        limits,
-        policy.module,
-    ]
+    python = str(policy.interpreter.executable)
+    first = [python] if policy.command[:1] == (PYTHON,) else policy.command[:1]
+    runs = [*first, *policy.command[1:]] if policy.command else [policy.module]
+    return [*command, python, "-I", "-S", "-B", START, limits, *runs]
 
 
 def view(links: Mapping[str, str | None]) -> list[str]:

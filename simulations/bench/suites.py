@@ -36,6 +36,8 @@ SUITES: Mapping[str, str] = {
     "confidence": "calls that are carried out unasked: how many are right; part of the suite above",
     "silence": "talk that adapters answer with a call, with and without the router; second "
     "requests",
+    "plugins": "what the sandbox adds to a start and a call; idle plugins; real MCP servers that "
+    "work in it",
     "attacks": "what attackers try, each beside the same without protection: broken must be 0",
 }
 

@@ -328,3 +328,41 @@ for line in sys.stdin:
         await call
     await connection.settled()
     assert await connection.call("b", {}, 30) == ("right", True)
+
+
+REFERENCE = """
+from mcp.server import MCPServer
+from mcp.types import ImageContent
+server = MCPServer("reference")
+@server.tool()
+def add(left: int, right: int) -> int:
+    "Add."
+    return left + right
+@server.tool()
+def picture() -> ImageContent:
+    "Show."
+    return ImageContent(type="image", data="eHg=", mimeType="image/png")
+server.run("stdio")
+"""
+
+
+async def test_a_server_of_the_reference_kit_is_understood() -> None:
+    pipe = asyncio.subprocess.PIPE
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", REFERENCE),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,
+        limit=linux.MAX_LINE,
+    )
+    connection = PluginConnection(started, "tests/server", Bounds(1 << 30))
+    try:
+        tools = await connection.handshake(60)
+        assert [tool["name"] for tool in tools] == ["add", "picture"]
+        assert connection.server["name"] == "reference"
+        assert await connection.call("add", {"left": 2, "right": 3}, 30) == ("5", True)
+        assert await connection.call("picture", {}, 30) == (SHOWN["an image"], True)
+        assert (await connection.call("add", {"left": "x"}, 30))[1] is False
+    finally:
+        await connection.close()

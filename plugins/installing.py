@@ -1,0 +1,328 @@
+"""Plugins that the owner lets in: copied under the node's home, where nobody else writes.
+
+Knows manifests, archives and folders. Asks nobody: whoever calls has shown `Head.asks` before.
+Always: an installed plugin is a copy, checked whole before the old one makes room; a packed one is
+the same bytes each time; no archive writes outside of its own folder.
+"""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..core import paths
+from ..core.errors import ConfigError, ManifestError
+from . import manifest
+from .hidden import legible
+from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
+from .running import SETTINGS, Plugin, plugin_folder
+from .sandbox import interpreter, store
+from .wrapping import Wrapped
+
+START_S = 60.0  # a server that is started for the first time compiles its files
+WRAPPED_LIMITS = PluginLimits(memory_mb=512, cpu_s=600, processes=32, scratch_mb=64)
+LONGEST = 400  # characters of a description
+SERVER = '''"""{id}: say here what it is for."""
+
+from quietchoir_sdk import serve, tool
+
+
+@tool(read_only=True)
+def greet(name: str = "you") -> str:
+    "Greet somebody."
+    return f"Hello, {{name}}."
+
+
+serve("{id}", "0.1.0")
+'''
+
+
+def root() -> Path:
+    """Where installed plugins lie."""
+    return paths.home() / "plugins" / "installed"
+
+
+def installed() -> list[Path]:
+    """The folders of all installed plugins."""
+    return sorted(path.parent for path in root().glob(f"*/*/{FILE}"))
+
+
+def open_bundle(source: Path, into: Path) -> Manifest:
+    """The plugin in `source`, a folder or an archive of `pack`.
+
+    Args:
+        into: an empty folder, for what an archive holds.
+
+    Raises:
+        ManifestError: neither, or a plugin that is refused.
+    """
+    if source.is_dir():
+        return manifest.read(source)
+    try:
+        with zipfile.ZipFile(source) as archive:
+            rows = archive.infolist()
+            if len(rows) > manifest.MAX_FILES or (
+                sum(row.file_size for row in rows) > manifest.MAX_BUNDLE_BYTES
+            ):
+                raise ManifestError(f"{source}: more than a bundle may hold; see plugins/sdk")
+            for row in rows:
+                path = into / row.filename
+                if row.is_dir() or not path.resolve().is_relative_to(into.resolve()):
+                    raise ManifestError(f"{source}: {row.filename!r} is no file of a bundle")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(row))
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ManifestError(f"{source}: no folder and no archive of a plugin ({error})") from None
+    return manifest.read(into)
+
+
+def install(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
+    """Copy a plugin in; the one that was there under its id makes room.
+
+    Args:
+        host: the plugins that are installed already, by id.
+
+    Raises:
+        ManifestError: it poses as ours, was wrapped elsewhere, or offers a tool that another
+        installed plugin offers.
+    """
+    if terms.head.command:
+        raise ManifestError(f"{terms.id} was wrapped for another node; wrap its server here")
+    return place(terms, host)
+
+
+def place(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
+    """As `install`, for what this node itself wrapped too."""
+    if terms.id.startswith("quietchoir/"):
+        raise ManifestError(f"{terms.id}: quietchoir publishes only what comes with it")
+    mine = {tool.name for tool in terms.tools}
+    for other in host.values():
+        if both := mine & {tool.name for tool in other.tools if other.id != terms.id}:
+            raise ManifestError(
+                f"{terms.id} and {other.id} both offer the tool {min(both)}; remove one of them"
+            )
+    target = root() / terms.id
+    paths.private_folder(target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as made:
+        fresh = Path(made) / "bundle"
+        for name, content in terms.files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(content)
+        manifest.read(fresh)
+        if target.exists():
+            target.rename(Path(made) / "old")
+        fresh.rename(target)
+    return target
+
+
+def remove(plugin_id: str, *, forget: bool) -> None:
+    """Take an installed plugin away.
+
+    Args:
+        forget: its storage and settings too.
+
+    Raises:
+        ConfigError: no such plugin is installed.
+    """
+    target = root() / plugin_id
+    if not ID.fullmatch(plugin_id) or not target.is_dir():
+        known = [path.relative_to(root()).as_posix() for path in installed()]
+        raise ConfigError(
+            f"{plugin_id!r} is not installed; installed are: {', '.join(known) or 'none'}"
+        )
+    content = content_of(target)
+    shutil.rmtree(target)
+    if forget:
+        shutil.rmtree(plugin_folder(plugin_id), ignore_errors=True)
+    forget_content(content)
+
+
+def forget_content(content: str) -> None:
+    """Remove what a wrapped server ran on, unless another one runs on it too."""
+    if content and content not in {content_of(path) for path in installed()}:
+        store.forget(content, interpreter.unprivileged_user())
+
+
+def content_of(folder: Path) -> str:
+    """The folder of `sandbox.store` that an installed plugin runs on; empty if none."""
+    try:
+        found = json.loads((folder / FILE).read_bytes()).get("content", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) and DIGEST.fullmatch(found) else ""
+
+
+def scaffold(folder: Path, plugin_id: str) -> None:
+    """A plugin of ten lines in an empty or new `folder`; `pin` makes it whole.
+
+    Raises:
+        ConfigError: something lies there already, or an id that is none.
+    """
+    if not ID.fullmatch(plugin_id):
+        raise ConfigError(f"--id {plugin_id!r}: expected publisher/name, for example ann/counter")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: not empty; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "server.py").write_text(SERVER.format(id=plugin_id), "utf-8")
+    write_manifest(
+        folder,
+        {
+            "schema": manifest.SCHEMA,
+            "id": plugin_id,
+            "version": "0.1.0",
+            "kind": "mcp",
+            "description": "Say here what it is for.",
+            "entry": "server.py",
+            "license": {"spdx": "Apache-2.0"},
+        },
+        [],
+    )
+
+
+def write_manifest(folder: Path, table: Mapping[str, Any], tools: Sequence[Any]) -> None:
+    """Write a manifest with `tools` and their digest pinned."""
+    pinned = {**table, "tools_digest": manifest.digest(tools), "tools": list(tools)}
+    text = json.dumps(pinned, indent=1, ensure_ascii=False)
+    paths.write_atomically(folder / FILE, text.encode() + b"\n")
+
+
+async def live(terms: Manifest) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a plugin offers when it is started here, confined. Raises: as `Plugin.listing`."""
+    plugin = Plugin(terms, plugin_folder(terms.id), {})
+    try:
+        return await plugin.listing(START_S)
+    finally:
+        await plugin.stop()
+
+
+def table_of(folder: Path) -> dict[str, Any]:
+    """A manifest as JSON, whatever its tools say. Raises: ManifestError: no such file, no JSON."""
+    try:
+        table = json.loads((folder / FILE).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"{folder / FILE}: cannot be read ({error}); begin with: quietchoir plugin new"
+        ) from None
+    if not isinstance(table, dict):
+        raise ManifestError(f"{folder / FILE}: expected an object")
+    return table
+
+
+async def pin(folder: Path) -> Manifest:
+    """Write what the plugin in `folder` really offers into its manifest, with its digest. Effects
+    that its author wrote by hand stay.
+
+    Raises:
+        ManifestError: the rest of the manifest is refused; the file is unchanged.
+        PluginError: it does not start, or offers what no manifest may hold.
+    """
+    table = table_of(folder)
+    rows = table.get("tools")
+    written = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    effects = {row.get("name"): row["effect"] for row in written if "effect" in row}
+    blank = {**table, "tools": [], "tools_digest": manifest.digest([])}
+    files = manifest.bundle(folder) | {FILE: json.dumps(blank).encode()}
+    tools, _ = await live(manifest.parse(files, folder))
+    for tool in tools:
+        if tool.get("name") in effects:
+            tool["effect"] = effects[tool["name"]]
+    whole = {**table, "tools": tools, "tools_digest": manifest.digest(tools)}
+    manifest.parse(files | {FILE: json.dumps(whole).encode()}, folder)  # before anything is written
+    write_manifest(folder, table, tools)
+    return manifest.read(folder)
+
+
+def pack(terms: Manifest) -> bytes:
+    """The plugin as one archive: the same bytes for the same files, whenever and wherever."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in sorted(terms.files):
+            row = zipfile.ZipInfo(name)  # 1980-01-01, and no owner
+            row.external_attr = 0o644 << 16
+            row.create_system = 3
+            archive.writestr(row, terms.files[name], zipfile.ZIP_STORED)
+    return packed.getvalue()
+
+
+def digest_of(archive: bytes) -> str:
+    """SHA-256 of a packed plugin."""
+    return hashlib.sha256(archive).hexdigest()
+
+
+async def wrap(
+    plugin_id: str,
+    command: Sequence[str],
+    found: Wrapped,
+    *,
+    folders: Mapping[str, Path],
+    environment: Mapping[str, str],
+    limits: PluginLimits = WRAPPED_LIMITS,
+) -> Manifest:
+    """The manifest of an existing MCP server, from what it says when it is started, confined.
+
+    Args:
+        command: as it is called inside.
+        found: what it runs on; copied.
+        folders: what its owner shows to it, by name.
+        environment: variables that its owner fills in, kept apart from the manifest.
+
+    Raises:
+        ManifestError: an id that is none, or a server whose tools no manifest may hold.
+        PluginError: it does not start in the sandbox; with its last words.
+    """
+    user = interpreter.unprivileged_user()
+    runs_on = interpreter.find(user)
+    if found.python and found.python != (version := interpreter.minor_version(runs_on)):
+        raise ManifestError(
+            f"{found.folder}: packages of Python {found.python}, and plugins run on {version} "
+            f"({runs_on.executable}); install them with that one"
+        )
+    content = store.keep(found.folder, user) if found.folder else ""
+    try:
+        filled = {
+            "folders": {name: str(path) for name, path in folders.items()},
+            "environment": dict(environment),
+        }
+        paths.private_folder(plugin_folder(plugin_id))
+        settings = json.dumps(filled, indent=1).encode()
+        paths.write_atomically(plugin_folder(plugin_id) / SETTINGS, settings, mode=0o600)
+        head = {
+            "schema": manifest.SCHEMA,
+            "id": plugin_id,
+            "version": "0.0.0",
+            "kind": "mcp",
+            "description": "An MCP server.",
+            "command": list(command),
+            "content": content,
+            "license": {"spdx": "NOASSERTION"},
+            "permissions": {"folders": list(folders), "environment": list(environment)},
+            "limits": asdict(limits),
+        }
+        tools, about = await live(draft(head, []))
+        name, version = (str(about.get(key, ""))[:LONGEST] for key in ("name", "version"))
+        if manifest.VERSION.fullmatch(version):
+            head["version"] = version
+        head["description"] = legible(f"MCP server {name} {version}, wrapped.")
+        return draft(head, tools)
+    except BaseException:
+        forget_content(content)
+        raise
+
+
+def draft(head: Mapping[str, Any], tools: Sequence[Any]) -> Manifest:
+    """A manifest that is not on the disk yet. Raises: ManifestError: as `manifest.read`."""
+    table = {**head, "tools_digest": manifest.digest(tools), "tools": list(tools)}
+    text = json.dumps(table, indent=1, ensure_ascii=False).encode()
+    return manifest.parse({FILE: text}, Path(str(head["id"])))
+
+
+def slug(text: str) -> str:
+    """A name that an id may hold."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:39].strip("-") or "server"
