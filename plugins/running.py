@@ -50,7 +50,7 @@ def plugin_folder(plugin_id: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PluginSettings:
     """What its owner fills in for one plugin, in `SETTINGS` of its private folder."""
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -233,7 +233,7 @@ class Plugin:
             self._content = store.find(content, interpreter.unprivileged_user())
         return self._content
 
-    def _settings(self) -> "Settings":
+    def _settings(self) -> "PluginSettings":
         """What the owner filled in, and no more than the manifest asks for.
 
         Raises:
@@ -241,12 +241,12 @@ class Plugin:
         """
         asked = self.manifest.head.permissions
         if not asked.folders and not asked.environment:
-            return Settings()
+            return PluginSettings()
         path = self.folder / SETTINGS
         try:
-            filled = tables.fill(Settings, json.loads(path.read_bytes()), f"{path}: ")
+            filled = tables.fill(PluginSettings, json.loads(path.read_bytes()), f"{path}: ")
         except FileNotFoundError:
-            filled = Settings()
+            filled = PluginSettings()
         except (ValueError, TypeError, ConfigError) as error:
             raise ToolError(f"{path}: {error}; mend it, or wrap the plugin again") from None
         for kind, names, values in (
@@ -266,7 +266,7 @@ class Plugin:
                     f"{folder}: no folder that the plugin's user may read; name another in {path}"
                 )
         environment = {name: filled.environment[name] for name in asked.environment}
-        return Settings(folders=folders, environment=environment)
+        return PluginSettings(folders=folders, environment=environment)
 
     def _config(self, name: str) -> bytes:
         path = self.config.get(name, self.folder / name)

@@ -48,7 +48,7 @@ class Wrapped:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ServerEntry:
     """One server of an `mcpServers` file."""
 
     name: str
@@ -56,7 +56,7 @@ class Listed:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_servers(path: Path) -> dict[str, Listed]:
+def read_servers(path: Path) -> dict[str, ServerEntry]:
     """The servers that another host's file lists (`mcpServers`, or `servers`).
 
     Raises:
@@ -76,14 +76,14 @@ def read_servers(path: Path) -> dict[str, Listed]:
     return {name: listed(name, row, path) for name, row in rows.items()}
 
 
-def listed(name: str, row: Any, path: Path) -> Listed:
+def listed(name: str, row: Any, path: Path) -> ServerEntry:
     """One row of such a file. Raises: ConfigError: as `read_servers`."""
     row = row if isinstance(row, dict) else {}
     command, words, environment = row.get("command"), row.get("args", []), row.get("env", {})
     if isinstance(words, list) and isinstance(environment, dict):
         texts = (command, *words, *environment.values())
         if all(isinstance(one, str) for one in texts):
-            return Listed(name, (str(command), *words), environment)
+            return ServerEntry(name, (str(command), *words), environment)
     raise ConfigError(
         f"{path}: {name} has no command with args and env; servers that are reached over the "
         f"network are not wrapped"

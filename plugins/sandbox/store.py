@@ -39,8 +39,11 @@ def keep(folder: Path, user: int | None) -> str:
                 runs = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
                 path.chmod(0o755 if runs else 0o644)
         digest = digest_of(copy)
-        if not (place / digest).exists():
-            copy.rename(place / digest)
+        kept = place / digest
+        if kept.exists() and digest_of(kept) != digest:  # half removed once, or changed
+            kept.rename(Path(made) / "spoiled")
+        if not kept.exists():
+            copy.rename(kept)
     return digest
 
 
@@ -59,8 +62,11 @@ def find(digest: str, user: int | None) -> Path:
 
 
 def forget(digest: str, user: int | None) -> None:
-    """Remove a folder that no plugin runs on any more."""
-    shutil.rmtree(root_for(user) / digest, ignore_errors=True)
+    """Remove a folder that no plugin runs on any more: all of it, or nothing yet."""
+    place = root_for(user)
+    if (place / digest).is_dir():
+        with tempfile.TemporaryDirectory(dir=place, prefix="old-") as gone:
+            (place / digest).rename(Path(gone) / digest)
 
 
 def root_for(user: int | None) -> Path:

@@ -311,6 +311,10 @@ def test_a_folder_with_a_link_out_of_it_is_not_kept(tmp_path: Path) -> None:
     user = interpreter.unprivileged_user()
     digest = store.keep(code, user)
     assert store.keep(code, user) == digest and store.find(digest, user).name == digest
+    (store.find(digest, user) / "inside.txt").unlink()  # as a removal that was cut would leave it
+    with pytest.raises(ManifestError, match="remove it and wrap again"):
+        store.find(digest, user)
+    assert store.keep(code, user) == digest and store.find(digest, user).name == digest
     (code / "link").unlink()
     (code / "link").symlink_to("/etc/passwd")
     with pytest.raises(ManifestError, match="lies outside"):
