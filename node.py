@@ -57,7 +57,7 @@ from .core.server.app import NodeServer, Parts, claim, encryption
 from .core.server.documents_api import OwnersDocuments
 from .core.server.embeddings import Source
 from .core.server.models_api import OwnersModels
-from .core.toolcall import ToolCall, parse
+from .core.toolcall import ToolCall, parse_all
 from .core.trace import Trace
 from .core.training.household.talk import general_requests
 from .documents import FolderWatcher, NodeDocuments
@@ -493,7 +493,7 @@ class Node:
         asked = [
             (
                 [Message(one["role"], one["content"]) for one in example.messages[:-1]],
-                [call] if (call := parse(example.answer)) is not None else [],
+                parse_all(example.answer),
             )
             for example in read_jsonl(examples)
         ]
@@ -573,8 +573,8 @@ class Node:
 
     def forgotten(self, conversation: str) -> Sequence[str]:
         """Take away what else holds a forgotten conversation: computed states, memory's proposals,
-        personal adapters that learned from it, its part in what adapters are for; returns these
-        adapters.
+        what was allowed in it, personal adapters that learned from it, its part in what adapters
+        are for; returns these adapters.
 
         Raises:
             QuietchoirError: a file that is left; done again, what was done stays done.
@@ -587,6 +587,7 @@ class Node:
             for one in adapters:
                 self.history.drop_marks(one)
             registry.renew_routes(self.history)
+        self.approvals.forget(conversation)
         self.documents.forget_said(conversation)
         for model in list(self.models.values()):
             if model.condenser is not None:

@@ -7,6 +7,7 @@ Always: heavy imports happen inside the function that runs a verb.
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,12 +111,18 @@ def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]"
         "--seed", type=int, default=1, metavar="N", help="the same seed builds the same households"
     )
     home.add_argument(
-        "--talk", type=int, default=0, metavar="N",
-        help="also N requests of each household that no tool serves, with the model's own answers",
+        "--talk", type=int, metavar="N",
+        help="also N requests of each household that no tool serves, with the model's own answers "
+        "(default: 30 to a hundred commands)",
     )  # fmt: skip
     home.add_argument(
-        "--follow-ups", type=int, default=0, metavar="N",
-        help="also N second requests of each household that lean on a first: and the kitchen too",
+        "--follow-ups", type=int, metavar="N",
+        help="also N second requests of each household that lean on a first: and the kitchen too "
+        "(default: 12 to a hundred)",
+    )  # fmt: skip
+    home.add_argument(
+        "--doubles", type=int, metavar="N",
+        help="also N sentences of two wishes of each household (default: 8 to a hundred)",
     )  # fmt: skip
     home.add_argument("--model", metavar="NAME", help="whose own answers (default: this node's)")
     home.set_defaults(run=build_home, needs="train")
@@ -392,44 +399,48 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def build_home(arguments: Namespace) -> None:
     """Generate households: their rooms, devices and requests."""
-    from .prompt import HOUSEHOLD_TALK
     from .training.dataset import Beside, build_homes
 
     folder = arguments.out or paths.home() / "data" / "home"
-    mixed = arguments.talk > 0 or arguments.follow_ups > 0
+    counts = {name: getattr(arguments, name) for name in ("talk", "follow_ups", "doubles")}
+    given = {name: count for name, count in counts.items() if count is not None}
+    beside = Beside.usual(arguments.train, **given)
+    if beside.talk:
+        beside = replace(beside, answers=_answers_of(arguments))
     build_homes(
         folder,
         households=arguments.households,
         train=arguments.train,
         test=arguments.test,
         seed=arguments.seed,
-        beside=Beside(
-            talk=arguments.talk,
-            follow_ups=arguments.follow_ups,
-            answers=_answers_of(arguments) if arguments.talk else None,
-        )
-        if mixed
-        else None,
+        beside=beside,
     )
     _print_parties(folder)
-    if mixed:
-        print(
-            "a federation that trains on these is founded with: "
-            f'--prompt-system "{HOUSEHOLD_TALK.system}" --prompt-answers any --prompt-turns all'
-        )
 
 
 def _answers_of(arguments: Namespace) -> Callable[[Sequence[str], int], list[str]]:
-    """What a model answers by itself."""
-    from functools import partial
+    """What a model answers by itself; it is loaded when it is asked first.
+
+    Raises:
+        ModelNotFoundError: it is not here.
+    """
+    from functools import cache
 
     from . import config
+    from .errors import ModelNotFoundError
     from .models import weights
     from .models.hub import catalog
     from .training.own_answers import own_answers
 
     name = arguments.model or config.load(arguments.config).engine.model
-    return partial(own_answers, weights.load(catalog.find(name)))
+    try:
+        path = catalog.find(name)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{error} (its own answers to small talk are learned; --talk 0 makes commands alone)"
+        ) from error
+    loaded = cache(lambda: weights.load(path))
+    return lambda texts, seed: own_answers(loaded(), texts, seed)
 
 
 def build_jsonl(arguments: Namespace) -> None:

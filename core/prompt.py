@@ -20,11 +20,12 @@ class PromptFormat:
 
     # in front of a conversation that brings no system message of its own; empty: nothing
     system: str = ""
-    answers: Literal["any", "text", "tool_call"] = (
-        "any"  # "text": never carried out as a call; "tool_call": where tools are on offer
-    )
-    # "last": each request alone, as if nothing was said before
-    turns: Literal["all", "last"] = "all"
+    # "text": never carried out as a call; "tool_call": where tools are on offer;
+    # "tool_call_or_text": the same, or words where nothing is to be called
+    answers: Literal["any", "text", "tool_call", "tool_call_or_text"] = "any"
+    # "last": each request alone, as if nothing was said before; "follow_up": so, but after the
+    # request before it where calls answered that, and those calls
+    turns: Literal["all", "last", "follow_up"] = "all"
 
     def __post_init__(self) -> None:
         if len(self.system) > MAX_SYSTEM:
@@ -37,10 +38,24 @@ class PromptFormat:
                 f"visible characters alone"
             )
 
+    @property
+    def ends_with_call(self) -> bool:
+        """Whether nothing is written behind a call: what its tool says then answers."""
+        return self.answers in ("tool_call", "tool_call_or_text")
+
     def told(self) -> str:
         """In words, for people."""
-        words = {"any": "texts and calls", "text": "texts", "tool_call": "tool calls"}[self.answers]
-        turns = {"all": "whole conversations", "last": "single requests"}[self.turns]
+        words = {
+            "any": "texts and calls",
+            "text": "texts",
+            "tool_call": "tool calls",
+            "tool_call_or_text": "tool calls, or texts where nothing is to be called",
+        }[self.answers]
+        turns = {
+            "all": "whole conversations",
+            "last": "single requests",
+            "follow_up": "requests, each alone or after one that was called for",
+        }[self.turns]
         return (f"{words} to {turns}") + (
             f", after {self.system!r}" if self.system else ", no system message"
         )
@@ -54,13 +69,11 @@ class PromptFormat:
         Raises:
             ValueError: a system message that is too long, or not visible.
         """
-        asks = self.system == SYSTEM_PROMPT and given.get("answers", "tool_call") != "tool_call"
-        return replace(self, **({"system": ""} if asks else {}) | given)  # type: ignore[arg-type]
+        changed = replace(self, **given)  # type: ignore[arg-type]
+        asks = self.system == SYSTEM_PROMPT and not changed.ends_with_call
+        return replace(changed, system="") if asks and "system" not in given else changed
 
 
 AS_IT_COMES = PromptFormat()
 # the default task's
-HOUSEHOLD = PromptFormat(system=SYSTEM_PROMPT, answers="tool_call", turns="last")
-# the same with talk and second requests in it (`data build home --talk N`): it learns when
-# to be silent
-HOUSEHOLD_TALK = PromptFormat(system="Call a tool if the home is to act, else answer.")
+HOUSEHOLD = PromptFormat(system=SYSTEM_PROMPT, answers="tool_call_or_text", turns="follow_up")

@@ -1,16 +1,16 @@
 """A tool call as text: what the model is asked for, and how its answer is read.
 
 Knows one JSON shape. Knows nothing of models, plugins or homes.
-Always: `parse(render(call)) == call`, and equal calls render to equal text.
+Always: `parse(render(call)) == call`, and equal calls render to equal text, which is one line.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 # Training and serving must show the model the same words, so they stand here once.
-SYSTEM_PROMPT = "Reply with one tool call."
+SYSTEM_PROMPT = "Call a tool if the home is to act, else answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,17 @@ def render(call: ToolCall) -> str:
     return json.dumps(
         {"name": call.name, "arguments": dict(sorted(call.arguments.items()))}, ensure_ascii=False
     )
+
+
+def render_all(calls: Iterable[ToolCall]) -> str:
+    """The one text for the calls of one answer, in their order."""
+    return "\n".join(map(render, calls))
+
+
+def parse_all(text: str) -> tuple[ToolCall, ...]:
+    """Read the calls of an answer, one a line; none if anything else stands in it."""
+    calls = tuple(parse(line) for line in text.strip().splitlines())
+    return tuple(call for call in calls if call is not None) if None not in calls else ()
 
 
 def parse(text: str) -> ToolCall | None:

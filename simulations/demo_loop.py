@@ -161,6 +161,7 @@ class Loop:
         self.stage.run(
             "data", "build", "home", "--households", str(len(NODES)),
             "--train", str(DAYS * TALKS * self.talk_requests), "--test", str(self.test),
+            "--talk", "0", "--follow-ups", "0", "--doubles", "0",
             "--seed", str(self.seed), "--out", str(self.folder / "data"),
         )  # fmt: skip
 

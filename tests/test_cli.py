@@ -266,7 +266,19 @@ def test_ones_own_examples_become_parties(home: Path, capsys: pytest.CaptureFixt
 
 
 def test_households_are_built_the_same_from_the_same_seed(home: Path) -> None:
-    small = ["data", "build", "home", "--households", "2", "--train", "4", "--test", "2"]
+    small = [
+        "data",
+        "build",
+        "home",
+        "--households",
+        "2",
+        "--train",
+        "4",
+        "--test",
+        "2",
+        "--talk",
+        "0",
+    ]
     assert [cli.main([*small, "--out", str(home / name)]) for name in ("one", "two")] == [0, 0]
     files = sorted(path.relative_to(home / "one") for path in (home / "one").rglob("*.json*"))
     assert len(files) == 6

@@ -45,6 +45,8 @@ class Conversation:
 
     rules: dict[str, Rule] = field(default_factory=dict)  # tool → what its owner said here
     clean: bool = False  # seen from its beginning, and no tool or document brought text since
+    # of the last answer that called, if nobody but the owner had written what it was made of
+    own: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True)
@@ -121,6 +123,20 @@ class Approvals:
         """Text that others may have written came into the conversation."""
         if conversation:
             self._conversation(conversation).clean = False
+
+    def forget(self, conversation: str) -> None:
+        """A conversation was deleted: nothing that was said in it holds for one of its name."""
+        self._conversations.pop(conversation, None)
+
+    def called(self, conversation: str, calls: Sequence[ToolCall], *, foreign: bool) -> None:
+        """An answer made these calls; `foreign`: text of others stood before the model."""
+        if conversation:
+            self._conversation(conversation).own = () if foreign else tuple(calls)
+
+    def is_own(self, conversation: str, calls: Sequence[ToolCall]) -> bool:
+        """Whether these are the last calls made here, of the owner's words alone."""
+        known = self._conversations.get(conversation)
+        return known is not None and known.own == tuple(calls) != ()
 
     @contextmanager
     def ask(self, call: ToolCall, tool: ToolInfo, conversation: str) -> Iterator[Question]:

@@ -46,7 +46,7 @@ from .citations import (
     with_facts,
     with_passages,
 )
-from .context import ContextWindow, LeftOut, Message, Prompt
+from .context import ContextWindow, LeftOut, Message, Prompt, as_trained
 from .events import (
     ANY_TOOL,
     ApprovalEvent,
@@ -260,7 +260,7 @@ class Assistant:
         self._check_choice(ask, known)
         form = self._call_format(ask)
         messages = self._as_trained(ask, known)
-        if ask.use_memory and self._prompt_format(ask).answers != "tool_call":
+        if ask.use_memory and not self._prompt_format(ask).ends_with_call:
             messages = with_facts(messages, await asyncio.to_thread(self.facts))
         listed = await self._listed(ask, known, form)
         return Turn(
@@ -271,7 +271,7 @@ class Assistant:
             form=form,
             constraint=self._constraint(ask, known, form, listed),
             foreign=bool(citations)
-            or (tainted and not self._is_shown_alone(ask))
+            or (tainted and not self._is_shown_own(ask))
             or any(message.foreign or message.role == "tool" for message in messages),
             citations=citations,
             question=question,
@@ -307,8 +307,8 @@ class Assistant:
         if most is not None and turn.completion_tokens >= most:
             turn.reason = "length"
             return True
-        # an adapter of single calls has learned nothing else to say: the tool's sentence answers
-        return self._prompt_format(turn.ask).answers == "tool_call"
+        # an adapter of calls has learned nothing else to say: the tool's sentence answers
+        return self._prompt_format(turn.ask).ends_with_call
 
     async def _generate(self, turn: Turn) -> AsyncGenerator[LeftOut | Text, None]:
         """One generation: its text as it comes; its calls, text and counts into the turn.
@@ -356,6 +356,7 @@ class Assistant:
         turn.completion_tokens += end.completion_tokens
         if turn.calls:
             turn.messages.append(Message("assistant", turn.said, tuple(turn.calls)))
+            self.approvals.called(ask.conversation, turn.calls, foreign=turn.foreign)
 
     async def _act(self, turn: Turn, call: ToolCall) -> AsyncGenerator[Event, None]:
         """One call: told, allowed or not, carried out, and its result put before the model."""
@@ -391,8 +392,8 @@ class Assistant:
             result = ToolResult(refusal, ok=False)
         yield ToolResultEvent(call.id, result)
         turn.messages.append(Message("tool", result.text, (), call.id, call.name))
-        if self._prompt_format(turn.ask).answers == "tool_call":
-            yield Text(result.text)
+        if self._prompt_format(turn.ask).ends_with_call:
+            yield Text(result.text + ("\n" if call is not turn.calls[-1] else ""))
 
     def _sampling(self, turn: Turn) -> SamplingParams:
         """The numbers for talk, unless the answer has a form or is by training a call: those want
@@ -400,7 +401,7 @@ class Assistant:
         """
         ask = turn.ask
         forced = ask.sampling_params.constraint or (turn.constraint and not turn.constraint.trigger)
-        calls = turn.known and self._prompt_format(ask).answers == "tool_call"
+        calls = turn.known and self._prompt_format(ask).ends_with_call
         return ask.sampling_params if ask.talk is None or forced or calls else ask.talk
 
     def _prompt(self, turn: Turn, budget: int, is_left: Callable[[], bool]) -> Prompt:
@@ -509,7 +510,7 @@ class Assistant:
             and self.remember is not None
             and self.approvals.rule(REMEMBER) != "never"
         )
-        if memory and self._prompt_format(ask).answers != "tool_call":
+        if memory and not self._prompt_format(ask).ends_with_call:
             known.setdefault(REMEMBER.name, REMEMBER)
         return known
 
@@ -558,7 +559,7 @@ class Assistant:
         An adapter is asked as it was trained, which is without a list of the node's own tools.
         """
         taught = ask.adapter is not None and ask.caller_tools is None
-        if not known or taught or self._prompt_format(ask).answers == "tool_call":
+        if not known or taught or self._prompt_format(ask).ends_with_call:
             return ()
         traits = self._traits()
 
@@ -587,17 +588,22 @@ class Assistant:
         where the adapter learned to call them.
         """
         prompt = self._prompt_format(ask)
-        idle = prompt.answers == "tool_call" and not known
+        idle = prompt.ends_with_call and not known
         if idle or any(message.role == "system" for message in ask.messages):
             return ask.messages
         head = (Message("system", prompt.system),) if prompt.system else ()
-        return (*head, *(ask.messages[-1:] if self._is_shown_alone(ask) else ask.messages))
+        if not self._is_shown_own(ask):
+            return (*head, *ask.messages)
+        is_own = partial(self.approvals.is_own, ask.conversation)
+        return (*head, *as_trained(ask.messages, prompt, is_own))
 
-    def _is_shown_alone(self, ask: ChatRequest) -> bool:
-        """Whether the newest question is all that stands before the model, and nothing earlier."""
+    def _is_shown_own(self, ask: ChatRequest) -> bool:
+        """Whether of what came before the newest question nothing stands before the model that
+        others may have written.
+        """
         system = any(message.role == "system" for message in ask.messages)
-        last = self._prompt_format(ask).turns == "last"
-        return last and not system and ask.messages[-1].role == "user"
+        alone = self._prompt_format(ask).turns != "all"
+        return alone and not system and ask.messages[-1].role == "user"
 
     def _is_meant(self, turn: Turn, call: ToolCall, written: str) -> bool:
         """Whether a call is the model's own; one that stands in what it was given is quoted,

@@ -161,12 +161,17 @@ async def weigh(
 
     Args:
         examples: conversations, each with the calls that are right; none: no call is.
-        tool_choice: as in `ChatRequest`; None: the model calls of itself.
+        tool_choice: as in `ChatRequest`; None: the model calls of itself. One call is demanded.
     """
     found = []
     for messages, expected in examples:
         calls: list[ToolCallEvent] = []
-        ask = ChatRequest(messages=tuple(messages), adapter=adapter, tool_choice=tool_choice)
+        ask = ChatRequest(
+            messages=tuple(messages),
+            adapter=adapter,
+            tool_choice=tool_choice,
+            parallel_tool_calls=tool_choice is None,
+        )
         try:
             async with aclosing(assistant.reply(ask)) as events:
                 async for event in events:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..errors import RequestError
+from ..prompt import PromptFormat
 from ..toolcall import ToolCall, render
 from .condenser import KEPT, Condenser
 from .passages import PassageRanker, TextPassage, asks_of_all, evenly, split_passages
@@ -71,6 +72,30 @@ class Message:
         if self.role == "tool":
             shown |= {"tool_call_id": self.tool_call_id, "name": self.name}
         return shown
+
+
+def as_trained(
+    messages: Sequence[Message],
+    prompt: PromptFormat,
+    is_own: Callable[[Sequence[ToolCall]], bool] = lambda _: True,
+) -> Sequence[Message]:
+    """What of a conversation that ends with a request its adapter is shown, as in its training.
+
+    Args:
+        is_own: whether calls were made of their asker's words alone; an exchange with others is not
+            shown to an adapter of single requests.
+    """
+    if prompt.turns == "all":
+        return messages
+    *past, request = messages
+    asked = [place for place, message in enumerate(past) if message.role == "user"]
+    if prompt.turns == "last" or not asked:
+        return (request,)
+    before, *answer = past[asked[-1] :]
+    calls = tuple(call for message in answer for call in message.calls)
+    if not calls or before.foreign or not is_own(calls):
+        return (request,)
+    return before, Message("assistant", "", calls), request
 
 
 class ChatEncoder(Protocol):

@@ -7,7 +7,7 @@ kept; a disk that refuses costs the record, said in the log, and never the answe
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from .. import log
@@ -21,6 +21,7 @@ from ..assistant.events import (
     ToolCallEvent,
     ToolResultEvent,
 )
+from ..assistant.tools import ToolResult
 from ..errors import QuietchoirError
 from ..toolcall import ToolCall
 from .store import NEVER, HistoryStore
@@ -78,7 +79,7 @@ async def recorded(
     said: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
-    done: list[bool] = []
+    results: list[ToolResult] = []
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
@@ -88,11 +89,14 @@ async def recorded(
             elif isinstance(event, ApprovedEvent):
                 confirmed.append(event.approved and event.by == "owner")
             elif isinstance(event, ToolResultEvent):
-                done.append(event.result.ok)
+                results.append(event.result)
             elif isinstance(event, Finished) and began is not None:
-                whole = Message("assistant", request.begun + "".join(said), tuple(calls))
-                right = len(confirmed) == len(calls) > 0 and all(confirmed) and all(done)
-                await keep(store, request, source, whole, confirmed=right, began=began)
+                words = Message("assistant", request.begun + "".join(said), tuple(calls))
+                brought = [Message("tool", result.text) for result in results]  # in their order
+                done = all(result.ok for result in results)
+                right = len(confirmed) == len(calls) > 0 and all(confirmed) and done
+                kept = (words, *brought)
+                await keep(store, request, source, kept, confirmed=right, began=began)
             yield event
 
 
@@ -109,7 +113,7 @@ async def keep(
     store: HistoryStore,
     request: ChatRequest,
     source: str,
-    answer: Message,
+    answer: Sequence[Message],
     *,
     confirmed: bool,
     began: float,
@@ -117,7 +121,7 @@ async def keep(
     """Write one conversation down, or say why not."""
 
     def write() -> None:
-        messages = (*request.messages, answer)
+        messages = (*request.messages, *answer)
         used = request.collections
         store.keep(request.conversation, messages, source=source, collections=used, began=began)
         if confirmed:

@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 from .. import paths
 from ..assistant.context import Message
 from ..errors import DataError, QuietchoirError, UnknownConversationError
-from ..toolcall import ToolCall, parse, render
+from ..toolcall import ToolCall, parse, render, render_all
 
 FILE = "history.sqlite"
 KIND, VERSION = 0x51_43_48_49, 4  # "QCHI": SQLite's application id; of the tables below
@@ -838,7 +838,7 @@ def check_name(name: str, kind: str) -> None:
 
 def text_of(answer: Message) -> str:
     """What an example says of an answer: its calls, or else its words."""
-    return "\n".join(map(render, answer.calls)) if answer.calls else answer.content
+    return render_all(answer.calls) if answer.calls else answer.content
 
 
 def written(message: Message) -> str:

@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..assistant.context import Message
+from ..assistant.context import Message, as_trained
 from ..errors import DataError
 from ..prompt import PromptFormat
-from ..toolcall import parse, render
+from ..toolcall import parse_all, render_all
 from ..training.examples import Example, encode_jsonl
 from .redactor import Redactor
 from .store import HistoryStore, KeptExample
@@ -98,8 +98,10 @@ def training_set(
 
 def fits(kept: KeptExample, prompt: PromptFormat) -> bool:
     """Is the answer of the form that the adapter learns?"""
-    called = parse(kept.answer) is not None
-    return prompt.answers == "any" or called == (prompt.answers == "tool_call")
+    called = bool(parse_all(kept.answer))
+    return prompt.answers in ("any", "tool_call_or_text") or called == (
+        prompt.answers == "tool_call"
+    )
 
 
 def redacted_example(
@@ -121,10 +123,9 @@ def redacted_example(
 
 def as_asked(messages: Sequence[Message], prompt: PromptFormat) -> list[tuple[str, str]]:
     """Role and text of each message, as they reach the model when the adapter serves."""
-    said = [one for one in messages if one.role != "system"]
-    said = said[-1:] if prompt.turns == "last" else said
+    said = as_trained([one for one in messages if one.role != "system"], prompt)
     head = [("system", prompt.system)] if prompt.system else []
-    texts = ["\n".join(map(render, one.calls)) if one.calls else one.content for one in said]
+    texts = [render_all(one.calls) if one.calls else one.content for one in said]
     return [*head, *((one.role, text) for one, text in zip(said, texts, strict=True))]
 
 

@@ -5,8 +5,9 @@ Always: what a row says is trained on, in the form that the assistant uses when 
 row is refused with the key that cannot be; nothing of a message is left out in silence, and keys
 beside the conversation are told (`beside`).
 
-A call is the text that the model writes for it (`toolcall.render`). The tools on offer are not: the
-assistant does not show them to the model either, so `tools` only decide which calls a row may hold.
+A call is the text that the model writes for it (`toolcall.render`), several are one a line. The
+tools on offer are not: the assistant does not show them to the model either, so `tools` only decide
+which calls a row may hold.
 Source: OpenAI's fine-tuning guide (`tool_calls`, `tools`, `weight`); FastChat's ShareGPT rows;
 Stanford Alpaca's.
 """
@@ -16,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..toolcall import ToolCall, render
+from ..toolcall import ToolCall, render, render_all
 
 Messages = tuple[Mapping[str, str], ...]
 ROLES = ("system", "user", "assistant", "tool")
@@ -114,9 +115,8 @@ def chat(record: Mapping[str, Any]) -> list[Messages]:
     offered = _offered(record.get("tools"))
     messages: list[Mapping[str, str]] = []
     weights: list[int | None] = []
-    counts: list[int] = []
     for index, message in enumerate(given, 1):
-        text, calls = _message(message, offered, f"message {index}")
+        text = _message(message, offered, f"message {index}")
         messages.append(
             {
                 "role": "system" if message["role"] == "developer" else message["role"],
@@ -124,7 +124,6 @@ def chat(record: Mapping[str, Any]) -> list[Messages]:
             }
         )
         weights.append(message.get("weight"))
-        counts.append(calls)
     if messages[-1]["role"] != "assistant":
         raise ValueError(
             f"the last message is the {messages[-1]['role']}'s, expected the assistant's answer"
@@ -141,11 +140,6 @@ def chat(record: Mapping[str, Any]) -> list[Messages]:
             )
         if not messages[index]["content"].strip():
             raise ValueError("the assistant's answer is empty")
-        if counts[index] > 1:
-            raise ValueError(
-                f"message {index + 1} makes {counts[index]} calls; the assistant "
-                f"makes one in an answer"
-            )
     return [tuple(messages[: index + 1]) for index in learned]
 
 
@@ -234,8 +228,8 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 }  # fmt: skip
 
 
-def _message(message: Any, offered: Sequence[str] | None, where: str) -> tuple[str, int]:
-    """Text of one message as the model reads or writes it, and how many calls it makes."""
+def _message(message: Any, offered: Sequence[str] | None, where: str) -> str:
+    """Text of one message as the model reads or writes it."""
     if not isinstance(message, dict):
         raise ValueError(f"{where} is {_kind(message)}, expected an object")
     role = message.get("role")
@@ -264,11 +258,11 @@ def _message(message: Any, offered: Sequence[str] | None, where: str) -> tuple[s
         raise ValueError(f"{where}: tool_calls must be a list of calls, or left out")
     text = _text(message.get("content"), where, absent=bool(calls))
     if calls is None:
-        return text, 0
+        return text
     if text.strip():
         raise ValueError(f"{where} has a text and calls; the assistant answers with one of them")
     read = [_call(call, offered, where) for call in calls]
-    return "\n".join(map(render, read)), len(read)
+    return render_all(read)
 
 
 def _text(content: Any, where: str, *, absent: bool) -> str:

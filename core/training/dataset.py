@@ -21,16 +21,18 @@ import numpy as np
 
 from .. import log, paths
 from ..errors import DataError
-from ..prompt import HOUSEHOLD_TALK
+from ..prompt import HOUSEHOLD
 from .conversations import HALF, beside
 from .examples import Example, ExampleRow, encode_jsonl, read_rows
-from .household.dialogue import dialogues, split_wordings
+from .household.dialogue import dialogues, doubles, split_wordings
 from .household.home import HomeRequest, Household, furnish, requests
-from .household.talk import CANNOT, TalkRequest, split_talk, talk_requests
+from .household.talk import CANNOT, TalkRequest, talk_requests
 from .household.templates import grammar, split
 
 DEFAULT_SEED = 1
 HELD_OUT = 0.25  # of the wordings of every (intent, arguments)
+# Of as many commands, what else a household says by default.
+USUAL = {"talk": 0.3, "follow_ups": 0.12, "doubles": 0.08}
 TRAIN, TEST, HOME = "train.jsonl", "test.jsonl", "home.json"
 NAMED_KEYS = 8  # of those that nothing is read from
 NAME_LETTERS, NAME_BYTES = 64, 200  # of a party's folder; disks take 255 bytes
@@ -98,12 +100,18 @@ def make_homes(*, households: int, train: int, test: int, seed: int) -> list[Hom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """What a household says beside single commands; then all of it is shown as `HOUSEHOLD_TALK`."""
+    """What a household says beside single commands."""
 
     talk: int = 0  # requests that no tool can serve, a third of them beyond the home
     follow_ups: int = 0  # second requests that lean on a first
+    doubles: int = 0  # two wishes in one sentence
     # the model's own answers to requests, by a seed; "" where it has none
     answers: Callable[[Sequence[str], int], list[str]] | None = None
+
+    @classmethod
+    def usual(cls, train: int, **given: Any) -> "Beside":
+        """As much as goes with so many commands, but for what is given."""
+        return cls(**{name: round(share * train) for name, share in USUAL.items()} | given)
 
 
 def build_homes(
@@ -118,8 +126,8 @@ def build_homes(
     """Write `folder/household-N/{train.jsonl,test.jsonl,home.json}` for every household.
 
     Args:
-        beside: more to learn from; second requests are held out too, a fifth as many, talk is not:
-            no text is the right answer to it.
+        beside: more to learn from. What is held out are commands alone: no text is the one right
+            answer to talk.
 
     Raises:
         DataError: as `make_homes`; nothing was written.
@@ -127,13 +135,12 @@ def build_homes(
     """
     homes = make_homes(households=households, train=train, test=test, seed=seed)
     files: dict[Path, bytes] = {}
+    counts: list[int] = []
     for index, data in enumerate(homes):
         place = folder / data.household.name
-        if beside is None:
-            learned, asked = ([r.example() for r in part] for part in (data.train, data.test))
-        else:
-            learned, asked = with_talk(data, beside, [seed, 1 << 20, index])
-        files |= party_files(place, learned, asked)
+        learned = household_examples(data, beside or Beside(), [seed, 1 << 20, index])
+        files |= party_files(place, learned, [request.example() for request in data.test])
+        counts.append(len(learned))
         files[place / HOME] = (
             json.dumps(data.household.describe(), indent=1, ensure_ascii=False) + "\n"
         ).encode()
@@ -142,68 +149,57 @@ def build_homes(
         HomeInfo(
             home.name,
             folder / home.name,
-            len(data.train),
+            count,
             len(data.test),
             True,
             len(home.floors),
             len(home.devices),
         )
-        for data in homes
+        for data, count in zip(homes, counts, strict=True)
         for home in (data.household,)
     ]
 
 
-def with_talk(
-    data: HomeData, beside: Beside, seed: Sequence[int]
-) -> tuple[list[Example], list[Example]]:
-    """A household's examples with talk and second requests among them, to learn and held out.
+def household_examples(data: HomeData, beside: Beside, seed: Sequence[int]) -> list[Example]:
+    """What a household learns from: its commands, and what it says beside them.
 
     Raises:
         DataError: more than the templates give.
     """
-    system = HOUSEHOLD_TALK.system
-    # the same templates are held out for all households, as those of commands are
-    common = np.random.default_rng([seed[0], seed[1]])
-    talk, _ = split_talk(HELD_OUT, common)
-    wordings, unseen = split_wordings(HELD_OUT, common)
+    # the same wordings are held out for all households, as those of commands are
+    wordings, _ = split_wordings(HELD_OUT, np.random.default_rng(list(seed[:2])))
     rng = np.random.default_rng(list(seed))
-    home = data.household
-    held = max(1, beside.follow_ups // 5) if beside.follow_ups else 0
-    learned = [
-        *(request.example(system) for request in data.train),
-        *talk_examples(talk_requests(talk, beside.talk, rng), beside, system, rng),
+    home, commands = data.household, data.train
+    system = HOUSEHOLD.system
+    return [
+        *(request.example() for request in commands),
+        *talk_examples(talk_requests(beside.talk, rng), commands, beside, rng),
         *(
             one.example(system)
-            for one in dialogues(home, data.train, wordings, beside.follow_ups, rng)
+            for one in dialogues(home, commands, wordings, beside.follow_ups, rng)
         ),
+        *(one.example(system) for one in doubles(home, commands, wordings, beside.doubles, rng)),
     ]
-    asked = [
-        *(request.example(system) for request in data.test),
-        *(one.example(system) for one in dialogues(home, data.test, unseen, held, rng)),
-    ]
-    return learned, asked
 
 
 def talk_examples(
-    requests: Sequence[TalkRequest], beside: Beside, system: str, rng: np.random.Generator
+    requests: Sequence[TalkRequest],
+    commands: Sequence[HomeRequest],
+    beside: Beside,
+    rng: np.random.Generator,
 ) -> list[Example]:
-    """Talk with the model's own answers, and what is beyond the home with one that says so; what
-    the model has no answer to is left out.
+    """Talk with the model's own answers, and what is beyond the home with one that says so, every
+    second of them right after a command; what the model has no answer to is left out.
     """
-    said = [request for request in requests if request.kind == "talk"]
-    own = (
-        beside.answers([one.text for one in said], int(rng.integers(1 << 31)))
-        if beside.answers and said
-        else []
-    )
-    answers = dict(zip((one.text for one in said), own, strict=True)) if own else {}
+    said = [request.text for request in requests if request.kind == "talk"]
+    own = beside.answers(said, int(rng.integers(1 << 31))) if beside.answers and said else []
+    answers = dict(zip(said, own, strict=False))
     found = []
-    for request in requests:
-        answer = answers.get(request.text, "")
-        if request.kind == "unserved":
-            answer = CANNOT[rng.integers(len(CANNOT))]
+    for place, request in enumerate(requests):
+        answer = CANNOT if request.kind == "unserved" else answers.get(request.text, "")
+        before = commands[int(rng.integers(len(commands)))] if place % 2 else None
         if answer:
-            found.append(request.example(system, answer))
+            found.append(request.example(HOUSEHOLD.system, answer, before))
     return found
 
 

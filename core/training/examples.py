@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..models.files.lfs_pointer import pointer_words
 from ..prompt import PromptFormat
 from ..screen import one_line
-from ..toolcall import parse
+from ..toolcall import parse_all
 from .conversations import read_row
 
 PACKED = {  # how it begins → with what, and the way out
@@ -220,11 +220,26 @@ def _differences(examples: Sequence[Example], prompt: PromptFormat) -> Iterator[
     )
     if prompt.turns == "last" and longer:
         yield f"{longer} have several turns", "--prompt-turns all"
-    calls = sum(parse(example.answer) is not None for example in examples)
+    others = sum(not _follows_up(example) for example in examples)
+    if prompt.turns == "follow_up" and others:
+        yield (
+            f"{others} have several turns, and not one that a call answered before the request",
+            "--prompt-turns all",
+        )
+    calls = sum(bool(parse_all(example.answer)) for example in examples)
     if prompt.answers == "tool_call" and calls < len(examples):
         yield f"{len(examples) - calls} have answers that are no tool calls", "--prompt-answers any"
     if prompt.answers == "text" and calls:
         yield f"{calls} have answers that are tool calls", "--prompt-answers any"
+
+
+def _follows_up(example: Example) -> bool:
+    """Whether a request stands alone, or behind one that calls answered."""
+    *said, _ = (one for one in example.messages if one["role"] != "system")
+    roles = [one["role"] for one in said]
+    return roles == ["user"] or (
+        roles == ["user", "assistant", "user"] and bool(parse_all(said[1]["content"]))
+    )
 
 
 def encode_jsonl(examples: Iterable[Example]) -> bytes:

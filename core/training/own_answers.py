@@ -17,11 +17,11 @@ from ..engine.request import GenerationRequest
 from ..engine.sampling.params import SamplingParams
 from ..models.weights import Weights
 
-MOST_TOKENS = 64  # of an answer; what is longer ends at its last whole sentence
+MOST_TOKENS = 40  # of an answer; what is longer ends at its last whole sentence
 KV_BYTES = 64 << 20
 WHOLE = re.compile(r"^.*?[.!?](?=\s|$)", re.DOTALL)
 QUEUE_S = 3600.0  # all wait at once, and nobody waits for them
-SENTENCES = 2  # of an answer; the first ones say what it would say
+SENTENCES = 1  # of an answer; the first says what it would say, and costs least to learn
 
 
 def own_answers(weights: Weights, prompts: Sequence[str], seed: int) -> list[str]:

@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ from ...core.models.hub import catalog
 from ...core.models.lora.adapter import Adapter, assemble
 from ...core.models.weights import Weights
 from ...core.prompt import AS_IT_COMES, HOUSEHOLD
-from ...core.toolcall import ToolCall, parse
-from ...core.training.dataset import make_homes
+from ...core.toolcall import ToolCall, parse_all
+from ...core.training.dataset import Beside, household_examples, make_homes
 from ...core.training.examples import Example, encode_jsonl
+from ...core.training.own_answers import own_answers
 from ...core.training.trainer import Trainer
 from ...plugins import manifest
 from ...plugins.host import BUILTIN
@@ -109,20 +111,27 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
 def home_task(
     engine: Engine, model: Weights, found: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
-    """One adapter of everybody's examples: how sure it may be, and what it makes of small talk."""
+    """One adapter of everybody's examples, as `data build home` makes them: how sure it may be, and
+    what it makes of small talk.
+    """
     scenario = load(SCENARIO)
     people = scenario.population
     homes = make_homes(
         households=people.households, train=people.train, test=HELD_OUT, seed=scenario.seed
     )
-    examples = [request.example() for home in homes for request in home.train]
+    beside = Beside.usual(people.train, answers=partial(own_answers, model))
+    examples = [
+        one
+        for index, home in enumerate(homes)
+        for one in household_examples(home, beside, [scenario.seed, 1 << 20, index])
+    ]
     engine.adapters.load(HOME, home_adapter(model, examples, tell))
     tools = household_tools()
     tell("held-out requests, and small talk")
     held_out = [asked_for(request.example()) for home in homes for request in home.test]
     weighed = asyncio.run(weigh_all(engine, model, tools, held_out, HOME))
     found["confirm"] |= judged(weighed, tools)
-    talk = [(task.messages, task.calls) for task in tool_set.NO_CALL]
+    talk: list[Asked] = [((Message("user", text),), ()) for text in tool_set.TALK]
     answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
     calibration = calibrate(weighed, by_name(tools))
     found["small_talk_called"] |= {
@@ -160,7 +169,7 @@ async def weigh_all(
     examples: Sequence[Asked],
     adapter: str | None,
 ) -> list[WeighedCall]:
-    """`weigh`, a few at a time, in their order."""
+    """`weigh`, a few at a time, in their order; of the plain model one call is demanded."""
     assistant = Assistant(
         engine,
         model.tokenizer,
@@ -247,8 +256,7 @@ def by_name(tools: Sequence[ToolInfo]) -> dict[str, ToolInfo]:
 
 def asked_for(example: Example) -> Asked:
     """A held-out request without the system message, which serving puts there itself."""
-    call = parse(example.answer)
-    return (Message("user", example.request),), [call] if call is not None else []
+    return (Message("user", example.request),), parse_all(example.answer)
 
 
 def household_tools() -> list[ToolInfo]:

@@ -1,12 +1,15 @@
-"""Does an adapter know when to be silent? Small talk, requests beyond the home, second requests.
+"""Does an adapter know when to be silent? Small talk, requests beyond the home, second requests,
+two wishes in one sentence.
 
-Two adapters learn the home task: one from single commands alone, one also from talk with the
-model's own answers and from second requests that lean on a first. Each is asked with and without
-the router. Everything that is asked is of templates that no training and no router saw.
+Two adapters learn the home task: one from single commands alone, one from what `data build home`
+makes by default, with talk, second requests and double ones among them. Each is asked with and
+without the router. Talk is that of `tool_set.py`, commands are of templates and the rest of
+wordings that no training and no router saw.
 
 Knows training, the engine and the router. Knows nothing of HTTP or tools.
 Always: accuracy is exact match of the whole answer; talk counts as answered with a call if what the
-model writes greedily begins as one; all arms are asked the same.
+model writes greedily begins as one; all arms are asked the same, in the one way that adapters of
+the home task are asked.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,22 +28,32 @@ from ...core.models import weights
 from ...core.models.hub import catalog
 from ...core.models.lora.adapter import AdapterShape, assemble
 from ...core.models.weights import Weights
-from ...core.prompt import HOUSEHOLD, HOUSEHOLD_TALK, PromptFormat
-from ...core.training.dataset import HELD_OUT, Beside, HomeData, make_homes, with_talk
+from ...core.prompt import HOUSEHOLD
+from ...core.toolcall import render
+from ...core.training.dataset import HELD_OUT, Beside, HomeData, household_examples, make_homes
 from ...core.training.evaluate import exact
 from ...core.training.examples import Example
-from ...core.training.household.dialogue import HomeDialogue, dialogues, split_wordings
-from ...core.training.household.talk import TalkRequest, split_talk, talk_requests
+from ...core.training.household.dialogue import (
+    DoubleRequest,
+    HomeDialogue,
+    dialogues,
+    doubles,
+    split_wordings,
+)
+from ...core.training.household.home import HomeRequest
+from ...core.training.household.talk import general_requests
 from ...core.training.own_answers import own_answers
 from ...core.training.trainer import Hyperparameters, Trainer
+from . import tool_set
 from .figures import Figure, Keep
 
 MODEL = "smollm2-135m-instruct"
 SEED = 7  # no default of ours was chosen on these households
 OPENING = '{"name"'  # how a call begins
 GENERAL = 192  # requests that are the plain model's, for the router
-# What is told of each kind of talk.
-CALLED = {"talk": "small_talk_called", "unserved": "beyond_home_called"}
+# What is told of each kind of talk, by itself and right after a command.
+CALLED = {"talk": "small_talk_called", "beyond": "beyond_home_called"}
+AFTER = "_after_command"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,29 +63,22 @@ class Size:
     households: int
     train: int
     test: int
-    talk: int  # of each household
-    follow_ups: int
-    asked: int  # talk that is held out
+    asked: int | None  # of each kind of talk; None: all
     epochs: int
 
 
-WHOLE = Size(households=3, train=100, test=60, talk=60, follow_ups=30, asked=120, epochs=6)
-QUICK = Size(households=1, train=12, test=6, talk=4, follow_ups=6, asked=8, epochs=1)
+WHOLE = Size(households=3, train=150, test=60, asked=None, epochs=6)
+QUICK = Size(households=1, train=12, test=6, asked=4, epochs=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Exam:
     """What everybody is asked."""
 
-    single: list[Example]  # commands, as the taught adapter is asked
-    alone: list[Example]  # the same, as the other one is
+    single: list[HomeRequest]
     second: list[HomeDialogue]
-    talk: list[TalkRequest]
-
-    @property
-    def kinds(self) -> dict[str, list[TalkRequest]]:
-        """Small talk, and what no tool of a home can do."""
-        return {kind: [one for one in self.talk if one.kind == kind] for kind in CALLED}
+    double: list[DoubleRequest]
+    talk: dict[str, Sequence[str]]  # by kind
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
@@ -82,59 +88,47 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     homes = make_homes(households=size.households, train=size.train, test=size.test, seed=SEED)
     exam = exam_of(homes, size)
     plain = [request.example() for data in homes for request in data.train]
-    report: dict[str, Any] = {
-        "what": f"{MODEL}, {len(plain)} commands; the taught one also {size.talk} times talk and "
-        f"{size.follow_ups} second requests a household; {size.epochs} epochs",
-        "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
-        "asked": {"commands": len(exam.single), "second": len(exam.second),
-                  **{kind: len(talk) for kind, talk in exam.kinds.items()}},
-    }  # fmt: skip
-    router, home = router_of(homes)
-    routed = [goes(router, home, [one.request]) for one in exam.single]
-    report["routed"] = {
-        "commands": share(routed),
-        "second": share([goes(router, home, [one.first.text, one.text]) for one in exam.second]),
-    }
-    through: dict[str, list[bool]] = {}
-    for kind, talk in exam.kinds.items():
-        through[kind] = [goes(router, home, [one.text]) for one in talk]
-        report["routed"][kind] = share(through[kind])
-        report["routed"][f"{kind}_after_command"] = share(
-            [goes(router, home, [exam.single[0].request, one.text]) for one in talk]
-        )
-    keep(report)
     tell(f"own answers of {MODEL} to talk")
-    beside = Beside(talk=size.talk, follow_ups=size.follow_ups, answers=partial(own_answers, model))
+    beside = Beside.usual(size.train, answers=partial(own_answers, model))
     mixed = [
         one
         for index, data in enumerate(homes)
-        for one in with_talk(data, beside, [SEED, 1 << 20, index])[0]
+        for one in household_examples(data, beside, [SEED, 1 << 20, index])
     ]
-    report["examples"] = {"adapter": len(plain), "taught": len(mixed)}
+    report: dict[str, Any] = {
+        "what": f"{MODEL}, {len(plain)} commands; the taught one also {beside.talk} times talk, "
+        f"{beside.follow_ups} second requests and {beside.doubles} double ones a household; "
+        f"{size.epochs} epochs",
+        "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
+        "asked": {"commands": len(exam.single), "second": len(exam.second),
+                  "double": len(exam.double),
+                  **{kind: len(talk) for kind, talk in exam.talk.items()}},
+        "examples": {"adapter": len(plain), "taught": len(mixed)},
+    }  # fmt: skip
+    routed = routes(homes, exam)
+    report["routed"] = {what: share(goes) for what, goes in routed.items()}
+    keep(report)
     trainer = Trainer(model, AdapterShape())
-    for name, learned, single, prompt in (
-        ("adapter", plain, exam.alone, HOUSEHOLD),
-        ("taught", mixed, exam.single, HOUSEHOLD_TALK),
-    ):
+    for name, learned in (("adapter", plain), ("taught", mixed)):
         tell(f"training: {name}, {len(learned)} examples")
         flat = trained(trainer, learned, size)
-        hits = asked(trainer, flat, single)
+        hits = asked(trainer, flat, [one.example() for one in exam.single])
         report.setdefault("commands", {}).update(
-            {name: share(hits), f"{name}_routed": share(both_of(hits, routed))}
+            {name: share(hits), f"{name}_routed": share(both_of(hits, routed["commands"]))}
         )
-        for kind, talk in exam.kinds.items():
-            called = calls(model, flat, talk, prompt)
-            report.setdefault(CALLED[kind], {}).update(
-                {name: share(called), f"{name}_routed": share(both_of(called, through[kind]))}
-            )
-        if name == "taught":
-            second = [one.example(prompt.system) for one in exam.second]
-            right = asked(trainer, flat, second)
-            report["multi_turn"] = {
-                "single": share(hits), "second": share(right),
-                "gap": share(hits) - share(right),
-            }  # fmt: skip
+        for kind, texts in exam.talk.items():
+            for where, before in (("", []), (AFTER, exam.single)):
+                called = calls(model, flat, texts, before)
+                kept = both_of(called, routed[kind + where])
+                report.setdefault(CALLED[kind] + where, {}).update(
+                    {name: share(called), f"{name}_routed": share(kept)}
+                )
+        second = share(asked(trainer, flat, [one.example(HOUSEHOLD.system) for one in exam.second]))
+        double = share(asked(trainer, flat, [one.example(HOUSEHOLD.system) for one in exam.double]))
+        report.setdefault("double", {})[name] = double
+        report.setdefault("multi_turn", {})[name] = second
         keep(report)
+    report["multi_turn"]["gap"] = report["commands"]["taught"] - report["multi_turn"]["taught"]
     report["cost"] = report["commands"]["adapter"] - report["commands"]["taught_routed"]
     return report
 
@@ -150,38 +144,41 @@ def share(found: Sequence[bool]) -> float:
 
 
 def exam_of(homes: Sequence[HomeData], size: Size) -> Exam:
-    """Commands, second requests and talk, of templates that are held out."""
-    common = np.random.default_rng([SEED, 1 << 20])  # as `with_talk` divides
-    _, talk = split_talk(HELD_OUT, common)
-    _, unseen = split_wordings(HELD_OUT, common)
+    """Commands, second and double requests of what is held out, and talk."""
+    # as `household_examples` divides
+    _, unseen = split_wordings(HELD_OUT, np.random.default_rng([SEED, 1 << 20]))
     rng = np.random.default_rng([SEED, 1 << 21])
-    system = HOUSEHOLD_TALK.system
     count = max(4, size.test // 3)
     return Exam(
-        [request.example(system) for data in homes for request in data.test],
-        [request.example() for data in homes for request in data.test],
+        [request for data in homes for request in data.test],
         [one for data in homes for one in dialogues(data.household, data.test, unseen, count, rng)],
-        talk_requests(talk, size.asked, rng),
+        [one for data in homes for one in doubles(data.household, data.test, unseen, count, rng)],
+        {"talk": tool_set.TALK[: size.asked], "beyond": tool_set.BEYOND[: size.asked]},
     )
 
 
-def router_of(homes: Sequence[HomeData]) -> tuple[Router, Any]:
-    """The router, and the home adapter's route, of what is learned alone."""
+def routes(homes: Sequence[HomeData], exam: Exam) -> dict[str, list[bool]]:
+    """Which requests the router gives to an adapter of the homes' commands, by kind."""
     from ...core.engine.embedder import SentenceEmbedder
 
     embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
-    kept, _ = split_talk(HELD_OUT, np.random.default_rng([SEED, 1 << 20]))
-    general = talk_requests(kept, GENERAL, np.random.default_rng([SEED, 1 << 22]))
-    requests = [request.text for data in homes for request in data.train]
-    return (
-        Router(embed, centroids(embed([one.text for one in general]))),
-        centroids(embed(requests)),
-    )
+    router = Router(embed, centroids(embed(general_requests(GENERAL))))
+    home = centroids(embed([request.text for data in homes for request in data.train]))
 
+    def goes(*requests: str) -> bool:
+        return router.choose(requests, {"home": home}).adapter == "home"
 
-def goes(router: Router, home: Any, requests: Sequence[str]) -> bool:
-    """Is the last of these the home adapter's?"""
-    return router.choose(requests, {"home": home}).adapter == "home"
+    found = {
+        "commands": [goes(one.text) for one in exam.single],
+        "second": [goes(one.first.text, one.text) for one in exam.second],
+        "double": [goes(one.text) for one in exam.double],
+    }
+    for kind, texts in exam.talk.items():
+        found[kind] = [goes(text) for text in texts]
+        found[kind + AFTER] = [
+            goes(before.text, text) for text, before in zip(texts, exam.single, strict=False)
+        ]
+    return found
 
 
 def trained(trainer: Trainer, examples: Sequence[Example], size: Size) -> Any:
@@ -201,30 +198,36 @@ def asked(trainer: Trainer, flat: Any, examples: Sequence[Example]) -> list[bool
 
 
 def calls(
-    model: Weights, flat: Any, requests: Sequence[TalkRequest], prompt: PromptFormat
+    model: Weights, flat: Any, texts: Sequence[str], before: Sequence[HomeRequest]
 ) -> list[bool]:
-    """Which of these an adapter answers with a call, in the engine that serves it."""
+    """Which of these an adapter answers with a call, in the engine that serves it.
+
+    Args:
+        before: the command that each is said right after; none: it is said by itself.
+    """
     limits = EngineConfig(
-        kv_bytes=64 << 20, max_waiting=max(64, len(requests)), queue_timeout_s=3600.0
+        kv_bytes=64 << 20, max_waiting=max(64, len(texts)), queue_timeout_s=3600.0
     )
     engine = Engine(model, limits)
     shape = AdapterShape()
     engine.adapters.load("home", assemble(shape, model.architecture, model.digest, flat))
     engine.start()
     try:
-        generations = [
-            engine.submit(
-                GenerationRequest(
-                    prompt=tuple(model.tokenizer.encode_chat(
-                        [{"role": "system", "content": prompt.system},
-                         {"role": "user", "content": one.text}]
-                    )),
-                    sampling_params=SamplingParams(max_tokens=8),
-                    adapter="home",
+        generations = []
+        for place, text in enumerate(texts):
+            said = [("system", HOUSEHOLD.system)]
+            for one in before[place : place + 1]:
+                said += [("user", one.text), ("assistant", render(one.call))]
+            chat = [{"role": role, "content": content} for role, content in (*said, ("user", text))]
+            generations.append(
+                engine.submit(
+                    GenerationRequest(
+                        prompt=tuple(model.tokenizer.encode_chat(chat)),
+                        sampling_params=SamplingParams(max_tokens=8),
+                        adapter="home",
+                    )
                 )
             )
-            for one in requests
-        ]  # fmt: skip
         return [one.text().lstrip().startswith(OPENING) for one in generations]
     finally:
         engine.stop()
@@ -235,30 +238,46 @@ def figures(_report: dict[str, Any]) -> Sequence[Figure]:
     told = {
         "adapter": "by an adapter that learned commands alone",
         "adapter_routed": "the same behind the router",
-        "taught": "by one that also learned talk and second requests",
+        "taught": "by one of the default data",
         "taught_routed": "the same behind the router",
     }
-    called = {"small_talk_called": "talk", "beyond_home_called": "requests beyond the home"}
+    called = {"talk": "talk", "beyond": "requests beyond the home"}
     return [
         *(
             Figure(
-                f"{key}.{arm}", "of 1", f"held-out {what} answered with a call, {words}",
-                at_most=0.03 if (key, arm) == ("small_talk_called", "taught_routed") else None,
+                f"{CALLED[kind]}{where}.{arm}", "of 1",
+                f"held-out {what}{words} answered with a call, {by}",
+                at_most=0.03 if (kind, arm) == ("talk", "taught_routed") else None,
             )
-            for key, what in called.items()
-            for arm, words in told.items()
+            for kind, what in called.items()
+            for where, words in (("", ""), (AFTER, " right after a command"))
+            for arm, by in told.items()
         ),
         *(
-            Figure(f"commands.{arm}", "of 1", f"held-out commands answered exactly, {words}")
-            for arm, words in told.items()
+            Figure(f"commands.{arm}", "of 1", f"held-out commands answered exactly, {by}")
+            for arm, by in told.items()
         ),
         Figure("cost", "of 1", "commands that are lost by it: the adapter alone, less the last row",
                at_most=0.02),
-        Figure("multi_turn.second", "of 1", "second requests (and the attic too) answered exactly"),
+        *(
+            Figure(f"{place}.{arm}", "of 1", f"{words} answered exactly, {told[arm]}")
+            for place, words in (
+                ("multi_turn", "second requests (and the attic too)"),
+                ("double", "two wishes in one sentence, as two calls"),
+            )
+            for arm in ("adapter", "taught")
+        ),
         Figure("multi_turn.gap", "of 1", "single commands less second requests", at_most=0.05),
-        Figure("routed.commands", "of 1", "held-out commands that the router gives to the adapter"),
-        Figure("routed.second", "of 1", "second requests that it gives to the adapter"),
-        Figure("routed.talk", "of 1", "held-out talk that it gives to the adapter"),
-        Figure("routed.talk_after_command", "of 1", "the same right after a command"),
-        Figure("routed.unserved", "of 1", "requests beyond the home that it gives to the adapter"),
+        *(
+            Figure(f"routed.{what}", "of 1", f"held-out {words} that go to the adapter")
+            for what, words in (
+                ("commands", "commands"),
+                ("second", "second requests"),
+                ("double", "double requests"),
+                ("talk", "talk"),
+                ("talk_after_command", "talk right after a command"),
+                ("beyond", "requests beyond the home"),
+                ("beyond_after_command", "the same right after a command"),
+            )
+        ),
     ]  # fmt: skip

@@ -155,6 +155,7 @@ GIVES: dict[str, tuple[str, Row, list[list[str]]]] = {
         },
         [["s", "a", "b"]],
     ),
+    "two calls to learn": ("chat", row(ASKED, called(call(), call())), [["a", "CALL\nCALL"]]),
     "ShareGPT with a call": (
         "sharegpt",
         {
@@ -189,7 +190,6 @@ GIVES: dict[str, tuple[str, Row, list[list[str]]]] = {
 }
 REFUSED: dict[str, tuple[str, Row, str]] = {  # name: format, row, a word of the sentence
     "a text and calls": ("chat", row(ASKED, called(call(), content="I will.")), "a text and calls"),
-    "two calls to learn": ("chat", row(ASKED, called(call(), call())), "makes 2 calls"),
     "a call to no tool of the row": (
         "chat",
         row(ASKED, called(call(name="turn_off")), tools=TOOLS),

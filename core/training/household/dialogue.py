@@ -1,8 +1,9 @@
-"""A second request that leans on the first: "and the kitchen too".
+"""Requests that go together: a second one that leans on the first ("and the kitchen too"), and two
+in one sentence ("the lantern and then the orb").
 
-Knows a household, a request it made and wordings. Knows nothing of models, tokens or files.
-Always: the call that is meant follows from the first call and the words alone; what is named is in
-the home; everything follows from the generator that is passed.
+Knows a household, requests it made and wordings. Knows nothing of models, tokens or files.
+Always: the calls that are meant follow from the requests' own calls and the words alone; what is
+named is in the home; everything follows from the generator that is passed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...toolcall import ToolCall, render
+from ...toolcall import ToolCall, render, render_all
 from ..examples import Example
 from .home import HomeRequest, Household, pick
 
@@ -42,6 +43,25 @@ WORDINGS: Mapping[str, tuple[str, ...]] = {
     "volume_level": ("make it {value} percent", "{value} percent please", "no, {value}"),
     "temperature": ("make it {value} degrees", "{value} degrees please", "no, {value}"),
     "back": ("and back again", "undo that", "no, the other way round", "changed my mind, undo it"),
+    # of one sentence: two whole requests, or another name in the place of one
+    "both": (
+        "{first} and {second}",
+        "{first}, then {second}",
+        "{first} and then {second}",
+        "{first}, and {second} please",
+        "first {first}, then {second}",
+        "{first} and after that {second}",
+        "{first} and also {second}",
+        "please {first} and {second}",
+    ),
+    "each": (
+        "{value} and the {other}",
+        "{value} and then the {other}",
+        "{value} and also the {other}",
+        "{value} and {other}",
+        "{value}, then the {other}",
+        "{value} as well as the {other}",
+    ),
 }
 OPPOSITE = {"HassTurnOn": "HassTurnOff", "HassTurnOff": "HassTurnOn"}
 NUMBERS: Mapping[str, tuple[int, ...]] = {
@@ -71,6 +91,19 @@ class HomeDialogue:
             ("user", self.text),
             ("assistant", render(self.call)),
         )
+        return Example(tuple({"role": role, "content": content} for role, content in said))
+
+
+@dataclass(frozen=True, slots=True)
+class DoubleRequest:
+    """Two wishes in one sentence, in the order of their calls."""
+
+    text: str
+    calls: tuple[ToolCall, ToolCall]
+
+    def example(self, system: str) -> Example:
+        """The conversation to learn from."""
+        said = (("system", system), ("user", self.text), ("assistant", render_all(self.calls)))
         return Example(tuple({"role": role, "content": content} for role, content in said))
 
 
@@ -118,6 +151,49 @@ def dialogues(
                 f"ask for fewer"
             )
     return list(made.values())
+
+
+def doubles(
+    home: Household,
+    requests: Sequence[HomeRequest],
+    wordings: Mapping[str, Sequence[str]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[DoubleRequest]:
+    """`count` different sentences of two wishes: half of them of two of `requests`, half of one
+    with a second name in it.
+
+    Raises:
+        DataError: the requests and wordings do not give so many.
+    """
+    made: dict[str, DoubleRequest] = {}
+    for misses in range(TRIES * (count + 1)):
+        if len(made) == count:
+            return list(made.values())
+        first, second = (requests[int(rng.integers(len(requests)))] for _ in range(2))
+        if misses % 2:
+            wording = wordings["both"][int(rng.integers(len(wordings["both"])))]
+            text = wording.format(first=first.text, second=second.text)
+            found = DoubleRequest(text, (first.call, second.call))
+        else:
+            ways = [
+                (str(first.call.arguments[argument]), str(other), call)
+                for argument, other, call in changes(home, first.call)
+                if argument in ("name", "area")
+                and first.text.count(str(first.call.arguments[argument])) == 1
+            ]
+            if not ways:
+                continue
+            value, other, call = ways[int(rng.integers(len(ways)))]
+            wording = wordings["each"][int(rng.integers(len(wordings["each"])))]
+            text = first.text.replace(value, wording.format(value=value, other=other))
+            found = DoubleRequest(text, (first.call, call))
+        if found.calls[0] != found.calls[1]:
+            made.setdefault(found.text, found)
+    raise DataError(
+        f"{home.name}: only {len(made)} different sentences of two wishes, expected {count}; ask "
+        f"for fewer"
+    )
 
 
 def changes(home: Household, call: ToolCall) -> Iterator[tuple[str, Any, ToolCall]]:

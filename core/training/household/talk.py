@@ -2,19 +2,21 @@
 requests beyond the house.
 
 Knows sentence templates and words. Knows nothing of models, tools or files. Names here are made up.
-Always: everything follows from the generator that is passed; a template is in the part to learn
-from or in the part that is held out, never in both.
+Always: everything follows from the generator that is passed. What talk is tested with is other
+sentences of other words (`simulations/bench/tool_set.py`), which nothing here is chosen by.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from ...errors import DataError
+from ...toolcall import render
 from ..examples import Example
+from .home import HomeRequest
 
 Kind = Literal["talk", "unserved"]
 TRIES = 40  # draws for one sentence that was not said before
@@ -108,7 +110,47 @@ UNSERVED = (
     "sign me up for a course to {skill}",
     "make an appointment with the dentist {when}",
     "unsubscribe me from all newsletters",
+    "call my {relation} on the phone",
+    "text my {relation} that I am {feeling}",
+    "read my new messages to me",
+    "what is in my inbox?",
+    "invite my {relation} for dinner {when}",
+    "reserve a seat on the train to {country}",
+    "renew my library card",
+    "cancel my gym membership",
+    "rent a bicycle for {when}",
+    "book me a haircut {when}",
+    "buy a present for my {relation}",
+    "find a plumber who comes {when}",
+    "send flowers to my {relation} {when}",
+    "make me a sandwich with {food}",
+    "cook {food} for {number} people",
+    "set the table for {number}",
+    "iron my shirts",
+    "change the bed sheets in the {room}",
+    "take out the rubbish {when}",
+    "feed the {creature}",
+    "pick up my {relation} from school",
+    "charge the car {when}",
+    "fill the bathtub",
+    "hang a picture in the {room}",
+    "build a shelf for the {room}",
+    "move the sofa to the {room}",
+    "fix the {device} that is broken",
+    "bring the {device} to the repair shop",
+    "translate this letter into {language}",
+    "print {number} copies of the report",
+    "scan this receipt",
+    "upload my photos of {country}",
+    "write my homework about {concept}",
+    "look up the price of a {device} on the internet",
+    "invest {number} hundred euros for me",
+    "file my taxes",
+    "vote for me {when}",
+    "water the flowers at my {relation}'s house",
+    "teach my {relation} to {skill}",
 )
+UNSERVED_SHARE = 1 / 3  # of what is said
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "daytime": ("morning", "afternoon", "evening", "night"),
@@ -142,12 +184,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # What is said where nothing can be done; the model's own answer would pretend.
-CANNOT = (
-    "I cannot do that from here.",
-    "That is beyond what I can do in this home.",
-    "I have no tool for that, sorry.",
-    "Sorry, that is not something I can do.",
-)
+CANNOT = "I cannot do that from here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,56 +195,48 @@ class TalkRequest:
     kind: Kind
     template: str
 
-    def example(self, system: str, answer: str) -> Example:
-        """The conversation to learn from."""
-        said = (("system", system), ("user", self.text), ("assistant", answer))
+    def example(self, system: str, answer: str, before: HomeRequest | None = None) -> Example:
+        """The conversation to learn from; it may be said right after a command."""
+        head = [("user", before.text), ("assistant", render(before.call))] if before else []
+        said = (("system", system), *head, ("user", self.text), ("assistant", answer))
         return Example(tuple({"role": role, "content": content} for role, content in said))
 
 
-def split_talk(
-    share: float, rng: np.random.Generator
-) -> tuple[list[tuple[Kind, str]], list[tuple[Kind, str]]]:
-    """Templates to learn from, and `share` of each kind that are held out."""
-    kept: list[tuple[Kind, str]] = []
-    held: list[tuple[Kind, str]] = []
-    kinds: tuple[tuple[Kind, Sequence[str]], ...] = (("talk", TALK), ("unserved", UNSERVED))
-    for kind, templates in kinds:
-        chosen = set(rng.permutation(len(templates))[: round(share * len(templates))].tolist())
-        for index, template in enumerate(templates):
-            (held if index in chosen else kept).append((kind, template))
-    return kept, held
-
-
-def talk_requests(
-    templates: Sequence[tuple[Kind, str]],
-    count: int,
-    rng: np.random.Generator,
-    *,
-    avoid: Collection[str] = (),
-) -> list[TalkRequest]:
-    """Draw `count` different sentences, none of them in `avoid`, every template as often as any.
+def talk_requests(count: int, rng: np.random.Generator) -> list[TalkRequest]:
+    """Draw `count` different sentences, a third of them beyond the home; of a kind every template
+    as often as any.
 
     Raises:
         DataError: the templates do not give so many.
     """
     said: dict[str, TalkRequest] = {}
-    open_templates = list(templates)
-    while len(said) < count:
-        if not open_templates:
-            raise DataError(
-                f"only {len(said)} different sentences of talk, expected {count}; ask for fewer"
-            )
-        place = int(rng.integers(len(open_templates)))
-        kind, template = open_templates[place]
-        for _ in range(TRIES):
-            text = SLOT.sub(
-                lambda slot: WORDS[slot[1]][rng.integers(len(WORDS[slot[1]]))], template
-            )
-            if text not in said and text not in avoid:
-                said[text] = TalkRequest(text, kind, template)
-                break
-        else:
-            del open_templates[place]  # said in every way it can be
+    beyond = round(UNSERVED_SHARE * count)
+    kinds: tuple[tuple[Kind, Sequence[str], int], ...] = (
+        ("talk", TALK, count - beyond),
+        ("unserved", UNSERVED, count),
+    )
+    for kind, templates, most in kinds:
+        turns: list[str] = []  # of the templates, each before any comes again
+        exhausted = 0
+        while len(said) < most:
+            if not turns:
+                turns = [templates[place] for place in rng.permutation(len(templates))]
+                exhausted = 0
+            template = turns.pop()
+            for _ in range(TRIES):
+                text = SLOT.sub(
+                    lambda slot: WORDS[slot[1]][rng.integers(len(WORDS[slot[1]]))], template
+                )
+                if text not in said:
+                    said[text] = TalkRequest(text, kind, template)
+                    break
+            else:
+                exhausted += 1  # said in every way it can be
+                if exhausted == len(templates):
+                    raise DataError(
+                        f"only {len(said)} different sentences of talk, expected {count}; ask for "
+                        f"fewer"
+                    )
     return list(said.values())
 
 
@@ -217,6 +246,4 @@ def general_requests(count: int) -> list[str]:
     Raises:
         DataError: as `talk_requests`.
     """
-    rng = np.random.default_rng([0])
-    kept, _ = split_talk(0.0, rng)
-    return [request.text for request in talk_requests(kept, count, rng)]
+    return [request.text for request in talk_requests(count, np.random.default_rng([0]))]

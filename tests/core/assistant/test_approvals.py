@@ -56,6 +56,18 @@ def test_a_rule_for_a_tool_comes_before_those_for_what_it_does() -> None:
         ToolsConfig(allow=("t",), never=("t",))
 
 
+def test_nothing_that_was_allowed_outlives_its_conversation() -> None:
+    approvals = Approvals()
+    approvals.called("c", [CALL], foreign=False)
+    assert approvals.is_own("c", [CALL]) and not approvals.is_own("c", [])
+    approvals.called("c", [CALL], foreign=True)
+    assert not approvals.is_own("c", [CALL])
+    approvals._conversation("c").rules["t"] = "allow"
+    assert verdict(approvals, "write") == "allow"
+    approvals.forget("c")
+    assert verdict(approvals, "write") == "ask"
+
+
 @pytest.mark.parametrize("effect", ["write", "outside"])
 def test_foreign_text_makes_the_laxest_file_ask(effect: Effect) -> None:
     approvals = Approvals(ToolsConfig(write="allow", outside="allow"))

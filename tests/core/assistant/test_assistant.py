@@ -123,7 +123,7 @@ async def test_with_an_adapter_of_single_calls_the_tools_sentence_is_the_answer(
     called, answered, text, end = await events(assistant(engine, tools), adapter="home")
     assert isinstance(called, ToolCallEvent) and isinstance(answered, ToolResultEvent)
     assert text == Text("Turned on the kitchen light.")
-    assert end == Finished("stop", 12, 3)
+    assert end == Finished("stop", 18, 3)  # with the sentence it was trained with
     assert len(engine.requests) == 1
 
 
@@ -645,23 +645,39 @@ async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> Non
     assert len(tools.calls) == 1
 
 
-async def test_an_adapter_that_calls_tools_is_shown_the_newest_request_alone() -> None:
-    who = assistant(engine_saying(["ok"]), FakeTools())
-    turns = (
-        Message("user", "lamp on"),
-        Message("assistant", "Turned on the lamp."),
-        Message("user", "lamp off"),
-    )
-    await events(who, adapter="home", messages=turns)
+async def test_an_adapter_of_commands_is_shown_the_one_before_with_its_call() -> None:
+    """A second request leans on the first. What others may have written never stands before it: no
+    result, no words about one, and no call that was made of such.
+    """
+    tools = FakeTools()
+    who = assistant(engine_saying(CALL_PIECES, CALL_PIECES), tools)
+
+    async def shown(*past: Message, name: str = "evening") -> list[str]:
+        ask = (*QUESTION, *past, Message("user", "lamp off"))
+        await events(who, adapter="home", messages=ask, conversation=name)
+        return [one["content"] for one in who.tokenizer.last_messages]  # type: ignore[attr-defined]
+
+    await events(who, adapter="home", messages=QUESTION, conversation="evening")
+    words = Message("assistant", "The light is on; now open the door.")
+    answer = (Message("assistant", "", (LIGHT,)), Message("tool", words.content), words)
+    alone = [SYSTEM_PROMPT, "lamp off"]
+    leaning = [SYSTEM_PROMPT, QUESTION[0].content, render(LIGHT), "lamp off"]
+    assert await shown(words) == alone
+    assert await shown(Message("assistant", "", (OTHER,))) == alone
+    assert await shown(*answer, name="") == alone
+    assert await shown(*answer, name="another") == alone
+    assert await shown(*answer) == leaning
+    await events(who, adapter=None, messages=(*QUESTION, *answer, Message("user", "lamp off")))
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
-    assert [message["content"] for message in seen] == [SYSTEM_PROMPT, "lamp off"]
-    await events(who, adapter=None, messages=turns)
-    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
-    assert [message["content"] for message in seen if message["role"] != "system"] == [
-        "lamp on",
-        "Turned on the lamp.",
-        "lamp off",
-    ]
+    assert words.content in [message["content"] for message in seen]
+
+
+async def test_two_calls_of_an_adapter_are_both_carried_out_and_both_told() -> None:
+    tools = FakeTools()
+    who = assistant(engine_saying([render(LIGHT), "\n", render(OTHER)]), tools)
+    found = await events(who, adapter="home")
+    assert [event.call for event in found if isinstance(event, ToolCallEvent)] == [LIGHT, OTHER]
+    assert len(tools.calls) == 2 and text_of(found).count("\n") == 1
 
 
 async def test_who_leaves_early_cancels_the_generation() -> None:

@@ -53,8 +53,9 @@ async def test_a_call_that_its_owner_confirmed_is_an_example(
     done = ToolResultEvent("1", ToolResult("done"))
     told = [ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
     assert await keep(store, told) == told
-    [_, answer] = store.messages("evening")
+    [_, answer, brought] = store.messages("evening")
     assert (answer.content, answer.calls) == ("The lamp is on.", (LAMP,))
+    assert (brought.role, brought.content) == ("tool", "done")
     assert [(one.origin, one.answer) for one in store.examples()] == [
         ("confirmed", render(LAMP))
     ] * example

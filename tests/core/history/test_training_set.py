@@ -11,7 +11,7 @@ from quietchoir.core.history.store import PERSONAL, HistoryStore
 from quietchoir.core.history.training_set import TrainingSet, training_set
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
-from quietchoir.core.training.examples import read_jsonl
+from quietchoir.core.training.examples import check_prompts, read_jsonl
 
 FED = f"federation:{'a' * 64}"
 REDACTOR = Redactor()
@@ -61,11 +61,28 @@ def test_an_example_is_shown_as_its_adapter_is_asked(store: HistoryStore) -> Non
     assert [one["role"] for one in whole.messages] == ["user", "assistant", "user", "assistant"]
 
 
+def test_a_command_is_shown_behind_the_one_before_as_when_it_serves(store: HistoryStore) -> None:
+    said = Message("assistant", "It is on.", (call("lamp"),))
+    past = [Message("user", "lamp on"), said, Message("tool", "It is on.")]
+    asks = [Message("user", "and the fan"), Message("assistant", "hm")]
+    store.keep("leaning", [*past, *asks], source="page")
+    store.correct("leaning", call("fan"))
+    store.consent("conversation", "leaning", PERSONAL)
+    found = [*of(store, where=PERSONAL).train, *of(store, where=PERSONAL).test]
+    [one] = [example for example in found if example.request == "and the fan"]
+    assert [message["content"] for message in one.messages] == [
+        SYSTEM_PROMPT, "lamp on", render(call("lamp")), "and the fan", render(call("fan"))
+    ]  # fmt: skip
+    check_prompts([one], HOUSEHOLD, "here")
+
+
 def test_an_answer_of_another_form_does_not_train(store: HistoryStore) -> None:
     store.keep("talk", [Message("user", "thanks"), Message("assistant", "gladly")], source="page")
     store.approve("talk")
     store.consent("conversation", "talk", FED)
-    assert of(store).left_out["another form of answer"] == 1
+    alone = PromptFormat(answers="tool_call", turns="last")
+    assert of(store, alone).left_out["another form of answer"] == 1
+    assert of(store).left_out["another form of answer"] == 0
     text = PromptFormat(answers="text")
     assert len(of(store, text).train) + len(of(store, text).test) == 1
 

@@ -99,12 +99,15 @@ def several(*contents: str, system: str = "") -> Example:
 
 CALL = '{"name": "turn_on", "arguments": {}}'
 TEXTS = PromptFormat(answers="text")
+ALONE = PromptFormat(answers="tool_call", turns="last")
 
 
 @pytest.mark.parametrize(
     ("prompt", "example"),
     [
         (HOUSEHOLD, several("on", CALL, system=HOUSEHOLD.system)),
+        (HOUSEHOLD, several("on", f"{CALL}\n{CALL}", "off", CALL, system=HOUSEHOLD.system)),
+        (HOUSEHOLD, several("on", CALL, "thanks", "Gladly.", system=HOUSEHOLD.system)),
         (AS_IT_COMES, several("a", "b", "c", "d")),
         (TEXTS, several("a", "b")),
         (PromptFormat(system="s"), several("a", "b", "c", CALL, system="s")),
@@ -123,15 +126,13 @@ def test_examples_that_show_what_the_federation_says_pass(
         (HOUSEHOLD, several("on", CALL, system="s"), r"of 2 examples, 1 do not begin"),
         (
             HOUSEHOLD,
-            several("on", CALL, "off", CALL, system=HOUSEHOLD.system),
-            r"1 have several "
-            r"turns; "
-            r".*--prompt-turns "
-            r"all",
+            several("hi", "Hello.", "off", CALL, system=HOUSEHOLD.system),
+            r"1 have several turns, and not one that a call answered .*--prompt-turns all",
         ),
+        (ALONE, several("on", CALL, "off", CALL), r"1 have several turns; .*--prompt-turns all"),
         (
-            HOUSEHOLD,
-            several("on", "Done.", system=HOUSEHOLD.system),
+            ALONE,
+            several("on", "Done."),
             r"1 have answers that are no tool calls; .*--prompt-answers any",
         ),
         (TEXTS, several("on", CALL), r"1 have answers that are tool calls"),
