@@ -89,6 +89,11 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     for verb in (serving, chatting):
         verb.add_argument("--model", help="a name that `model list` shows, or a file")
         verb.add_argument(
+            "--precision",
+            choices=("fast", "balanced", "exact"),
+            help="of the compiled kernels (default: engine.precision)",
+        )
+        verb.add_argument(
             "--home-file",
             type=Path,
             metavar="FILE",
@@ -237,7 +242,9 @@ def configured(arguments: Namespace) -> "Config":
         for key in ("host", "port", "certificate", "key", "plain_http")
         if (value := getattr(arguments, key, None)) is not None
     }
-    engine = {"model": model} if (model := getattr(arguments, "model", None)) else {}
+    engine = {
+        key: value for key in ("model", "precision") if (value := getattr(arguments, key, None))
+    }
     power = {"profile": profile} if (profile := getattr(arguments, "power", None)) else {}
     training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
     for flag in ("home_file", "federation", "data", "certificate", "key"):
@@ -288,6 +295,8 @@ def announce(node: "Node") -> None:
     print(
         f"  model    {node.adapters.model}, adapter {node.adapters.active or 'none'}, {tools} tools"
     )
+    if node.engine.exactness:
+        print(f"  exact    {node.engine.exactness}")
     if node.engine.slower:
         print(f"  slow     {node.engine.slower}")
     print("  Ctrl-C ends it", flush=True)

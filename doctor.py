@@ -206,13 +206,16 @@ def model(config: Config) -> Finding:
             )
         # without a digest: nothing here asks for it, and a large file would be read for it
         found = weights.Weights(architecture, tensors, tokenizer, "", sampling)
-        _, context = planned(found, config.engine, select(found, config.engine))
+        choice = select(found, config.engine)
+        _, context = planned(found, config.engine, choice)
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
     text = (
         f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB, {context} tokens of context "
         f"on the {config.engine.device}"
     )
+    if choice.exactness:
+        text += f", {choice.exactness}"
     if said := weights.widening(tensors):
         return Finding("model", True, f"{text}; {said}")
     if library.available() is None and (reason := network.unsupported(architecture, tensors)):

@@ -45,6 +45,10 @@ class EngineConfig:
     kv_bytes: int = 512 << 20  # memory for keys and values
     # of it, filled before what nobody uses is forgotten; at least one full context
     kept_bytes: int = 64 << 20
+    # what they are kept as: 16, 8.25 or 4.25 bits a number (core/engine README says at what loss)
+    kv_type: Literal["bf16", "q8", "q4"] = "bf16"
+    # of activations beside quantised weights: 8 bits; more where they decide; as exact as float32
+    precision: Literal["fast", "balanced", "exact"] = "fast"
     threads: int = 0  # 0: as many as this machine's cores
     queue_timeout_s: float = 30.0  # a waiting request fails after this
     # so many stay computed on disk while the node is down; they lie there in clear

@@ -117,6 +117,7 @@ class Engine:
         else:
             choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
         self.adapters = AdapterRegistry(weights, choice.projections)
+        self.exactness = choice.exactness
         self.slower = choice.slower  # what its owner is told; "": these are the fastest kernels
         # tokens of one request, answer included
         pool, self.context = planned(weights, config, choice)

@@ -148,31 +148,60 @@ def step(*spans: Span) -> Batch:
     return Batch(tuple(spans))
 
 
-class RoundedAttention:
-    """Plain attention over one sequence; keys and values are rounded to bfloat16 as a cache
-    would.
+def turn(heads: Tensor) -> Tensor:
+    """Each head's parts of the largest power of two that divides its size, times a Hadamard
+    matrix that keeps lengths; twice is once back.
     """
+    size = heads.shape[-1]
+    part = size & -size
+    matrix = torch.ones(1, 1)
+    while len(matrix) < part:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return (heads.unflatten(-1, (-1, part)) @ (matrix * part**-0.5)).flatten(-2)
 
-    def __init__(self, rows: int, windows: tuple[int, ...]) -> None:
-        self.windows, self.plain = windows, packed_attention([rows], windows)
+
+def stored(numbers: Tensor, kv_type: str) -> Tensor:
+    """What a cache of that type gives back of keys or values [N, KV, hd]."""
+    if kv_type == "bf16":
+        return numbers.bfloat16().float()
+    groups = []
+    for group in numbers.split(64, dim=-1):
+        least, most = group.aminmax(dim=-1, keepdim=True)
+        least = least.bfloat16().float() if kv_type == "q4" else torch.zeros_like(least)
+        step = (most - least) / 15 if kv_type == "q4" else group.abs().amax(-1, True) / 127.25
+        step = step.bfloat16().float()
+        lowest, highest = (0, 15) if kv_type == "q4" else (-128, 127)
+        groups.append(((group - least) / step).round().clamp(lowest, highest) * step + least)
+    return torch.cat(groups, dim=-1)
+
+
+class RoundedAttention:
+    """Plain attention over one sequence; keys and values are rounded as a cache would."""
+
+    def __init__(self, rows: int, windows: tuple[int, ...], kv_type: str) -> None:
+        self.windows, self.plain, self.kv_type = windows, packed_attention([rows], windows), kv_type
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
     ) -> Tensor:
         """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]."""
-        return self.plain(layer, q, k.bfloat16().float(), v.bfloat16().float(), rule)
+        keys = stored(k, "bf16") if self.kv_type == "bf16" else turn(stored(turn(k), self.kv_type))
+        return self.plain(layer, q, keys, stored(v, self.kv_type), rule)
 
 
 class Oracle:
     """The plain float32 transformer, without a cache."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, kv_type: str = "bf16") -> None:
+        self.kv_type = kv_type
         self.transformer = TorchRunner(weights, blocks=1, compute=torch.float32).transformer
 
     @torch.inference_mode()
     def logits(self, tokens: list[int]) -> Tensor:
         """Logits of all rows, [N, V]."""
-        attention = RoundedAttention(len(tokens), self.transformer.architecture.windows)
+        attention = RoundedAttention(
+            len(tokens), self.transformer.architecture.windows, self.kv_type
+        )
         rows = self.transformer.embed(torch.tensor(tokens))
         return self.transformer.logits(
             self.transformer.layers_forward(rows, torch.arange(len(tokens)), attention)

@@ -20,6 +20,7 @@ import numpy as np
 from quietchoir.core.engine.backends.native import encoder, sources
 from quietchoir.core.engine.backends.native.encoder import EncoderShape
 from quietchoir.core.engine.backends.native.library import KINDS
+from quietchoir.core.engine.backends.native.network import KV_TYPES
 from quietchoir.core.models.embedding.architecture import (
     HEAD_NORMS,
     NORMS,
@@ -55,9 +56,11 @@ class Tape:
             parts += [struct.pack("<q", len(data)), data]
         self.records.append(b"".join(parts))
 
-    def multiply(self, kind: str, shape: tuple[int, int], raw: np.ndarray, x: np.ndarray) -> int:
+    def multiply(
+        self, kind: str, shape: tuple[int, int], raw: np.ndarray, x: np.ndarray, terms: int = 1
+    ) -> int:
         """A product, [len(x), rows]."""
-        self.add(MULTIPLY, (KINDS.index(kind), *shape, len(x)), raw, x.astype(np.float32))
+        self.add(MULTIPLY, (KINDS.index(kind), *shape, len(x), terms), raw, x.astype(np.float32))
         return len(x) * shape[0]
 
     def decode(self, kind: str, columns: int, raw: np.ndarray) -> int:
@@ -87,6 +90,7 @@ class Tiny:
     rope_dim: int = 0
     experts: int = 0
     wide_norms: bool = False
+    kv_type: str = "bf16"
 
     def rows_columns(self, role: str) -> tuple[int, int]:
         """Of one matrix."""
@@ -140,6 +144,7 @@ class Tiny:
             (
                 *(self.threads, *numbers, 1, self.activation, self.rope_dim or self.head_dim),
                 *(self.experts, min(self.experts, 2), 1, self.wide_norms),
+                KV_TYPES.index(self.kv_type),
             ),
             scales,
             frequencies,

@@ -31,6 +31,7 @@ class BackendChoice:
 
     block_bytes: int  # of its cache; see `Backend`
     build: Callable[[int, int], Backend]  # blocks of the cache, longest sequence in tokens
+    exactness: str = ""  # of the compiled kernels, as the owner set them; "": others serve
     slower: str = ""  # by how much than the compiled kernels would be, and why; "": it is not
     # of the same: raises ConfigError for what `build` would refuse
     check: Callable[[int, int], object] = lambda blocks, context: None
@@ -51,16 +52,32 @@ def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
     if isinstance(weights, TransformersModel):
         return _transformers(weights, config)
     if config.device == "cuda":
+        _refuse_native_settings(config, 'engine.device is "cuda"')
         return _cuda(weights, config)
     if reason := supports(weights):
+        _refuse_native_settings(config, reason)
         return _torch(weights, reason)
 
+    exactness = f"precision {config.precision}, keys and values in {config.kv_type}"
+
     def build(blocks: int, context: int) -> Backend:  # noqa: ARG001  # no tables of its length
-        runner = NativeRunner(weights, blocks, config.threads)
-        logger.info("the native runner serves, with %s", runner.instruction_set)
+        own = {"kv_type": config.kv_type, "precision": config.precision}
+        runner = NativeRunner(weights, blocks, config.threads, **own)
+        logger.info("the native runner serves, with %s; %s", runner.instruction_set, exactness)
         return runner
 
-    return BackendChoice(network.block_bytes(weights.architecture), build)
+    size = network.block_bytes(weights.architecture, config.kv_type)
+    return BackendChoice(size, build, exactness)
+
+
+def _refuse_native_settings(config: EngineConfig, reason: str) -> None:
+    """Raises ConfigError: the owner wants what the compiled kernels alone do."""
+    for name, plain in (("kv_type", "bf16"), ("precision", "fast")):
+        if (wanted := getattr(config, name)) != plain:
+            raise ConfigError(
+                f'engine.{name} is "{wanted}", which the compiled kernels alone offer, and they do '
+                f'not run this model: {reason}; set it to "{plain}"'
+            )
 
 
 def _torch(weights: Weights, reason: str) -> BackendChoice:
@@ -75,12 +92,13 @@ def _torch(weights: Weights, reason: str) -> BackendChoice:
         return TorchRunner(weights, blocks)
 
     dtype = cache_dtype(weights, None)
-    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build, slower)
+    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build, slower=slower)
 
 
 def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoice:
     """The network is loaded here: only it knows what its state takes."""
     on_processor(model, config)
+    _refuse_native_settings(config, model.reason)
     with parts.wanted(f"this model ({model.reason})"):
         from .transformers.runner import TransformersRunner
     told = slower_by_transformers(model)
@@ -89,7 +107,7 @@ def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoi
     return BackendChoice(
         runner.block_bytes,
         lambda blocks, context: runner,
-        told,
+        slower=told,
         projections=runner.network.projections(),
     )
 

@@ -8,6 +8,7 @@ once and never copied whole.
 """
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from ctypes import (
@@ -74,6 +75,13 @@ LATE_FLAGS = ("centred_norms", "parallel", "ungated", "norms_behind_rope")
 LAST_SIZES = ("latent_size", "query_rank", "value_dim", "positions")
 # as roles, of latent attention alone
 QUERY_DOWN, LATENT = -1, -2
+KV_TYPES = ("bf16", "q8", "q4")  # in the order of `KvType`, run.h
+PRECISIONS = ("fast", "balanced", "exact")
+# of the logits near a row's largest, where they are more than the head's own
+HEAD_TERMS = {"fast": 0, "balanced": 2, "exact": 0}
+KV_BITS = {"q8": 8, "q4": 4}
+KV_GROUP = 64  # numbers of a head that share a scale, where they are integers
+VALUE = PROJECTIONS.index("self_attn.v_proj")
 ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
 LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
@@ -89,6 +97,7 @@ class NetworkShape(Structure):
         ("wide_norms", c_int32),
         *((name, c_float) for name in (*FACTORS, *LATE_FACTORS)),
         *((name, c_int32) for name in (*LATE_SIZES, *LATE_FLAGS, *LAST_SIZES)),
+        *((name, c_int32) for name in ("kv_type", "head_terms")),
     )
 
 
@@ -107,12 +116,21 @@ class NetworkStep(Structure):
 class Network:
     """A model that the library has packed; its steps run one after another, whoever asks."""
 
-    def __init__(self, weights: Weights, blocks: int, threads: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        blocks: int,
+        threads: int,
+        kv_type: str = "bf16",
+        precision: str = "fast",
+    ) -> None:
         """Pack the weights.
 
         Args:
             blocks: of the cache.
             threads: that share a step.
+            kv_type: of `KV_TYPES`, what keys and values are kept as.
+            precision: of `PRECISIONS`, see `terms`.
 
         Raises:
             EngineError: the library refuses the model; `complaint` says beforehand whether it will.
@@ -122,7 +140,8 @@ class Network:
         self._adapters: set[int] = set()
         # rows of it are read in every step
         self._raw = weights.tensors["model.embed_tokens.weight"].memory
-        self.cache = _cache(architecture, blocks)
+        self._precision, self.kv_type = precision, KV_TYPES.index(kv_type)
+        self.cache = _cache(architecture, blocks, kv_type)
         ropes, tables = _ropes(architecture)
         shape = NetworkShape(
             *(getattr(architecture, name) for name in SIZES),
@@ -135,6 +154,8 @@ class Network:
             **{name: getattr(architecture, name) for name in FACTORS if name != "attention_scale"},
             attention_scale=architecture.scale(),
             **late(architecture),
+            kv_type=self.kv_type,
+            head_terms=HEAD_TERMS[precision],
         )
         layers = range(architecture.num_layers)
         frequencies = _floats([number for radians, _ in tables for number in radians])
@@ -290,6 +311,8 @@ class Network:
                 max(raw.strides[0], raw.shape[1]),
             )
         )
+        wanted = terms(self._precision, self._architecture, layer, role)
+        self._check(self._library.quietchoir_model_terms(self._handle, layer, role, wanted))
 
     def _vector(self, layer: int, which: int, blocks: QuantTensor) -> None:
         self._numbers(layer, which, blocks.vector())
@@ -363,6 +386,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "model_free": (None, (c_void_p,)),
         "model_dense": (c_bool, (c_void_p, c_int)),
         "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
+        "model_terms": (c_bool, (c_void_p, c_int, c_int, c_int)),
         "model_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
         "model_vector": (c_bool, (c_void_p, c_int, c_int, c_void_p, c_int)),
         "model_complete": (c_bool, (c_void_p,)),
@@ -463,24 +487,57 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
     return np.array(layers, np.int32), tables
 
 
-def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
-    """Zeros [blocks, layers, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken
-    page by page as used.
+def terms(precision: str, architecture: Architecture, layer: int, role: int) -> int:
+    """How many vectors of int8 the activations beside a quantised matrix are the sum of.
+
+    "balanced" is more exact where that moves the logits most for what it costs: in all layers what
+    values are made of, a thirtieth of a layer, and in the last one, whose rounding no layer behind
+    it evens out.
+    """
+    if precision == "exact":
+        return 3
+    if precision == "fast" or layer == HEAD:  # of the head: `HEAD_TERMS`
+        return 1
+    decides = role == VALUE or layer == architecture.num_layers - 1
+    return 2 if decides else 1
+
+
+def _cache(architecture: Architecture, blocks: int, kv_type: str) -> NDArray[np.uint16]:
+    """Zeros [blocks, layers, kv heads, bytes / 2], 64-byte aligned, taken page by page as used.
 
     A block's layers stand together, so what was never used costs nothing even where the system's
     pages are of 2 MB.
     """
-    one = block_bytes(architecture) // (2 * architecture.num_layers)
-    count = architecture.num_layers * blocks * one
+    one = head_bytes(architecture, kv_type) // 2
+    shape = (blocks, architecture.num_layers, architecture.num_kv_heads, one)
+    count = math.prod(shape)
     room = np.zeros(count + 32, np.uint16)
     skip = -room.ctypes.data % 64 // 2
-    return room[skip : skip + count].reshape(blocks, architecture.num_layers, one)
+    return room[skip : skip + count].reshape(shape)
 
 
-def block_bytes(architecture: Architecture) -> int:
-    """Memory of one block over all layers, keys and values in bfloat16."""
-    one = 2 * BLOCK_TOKENS * architecture.num_kv_heads * architecture.head_dim
-    return 2 * one * architecture.num_layers
+def block_bytes(architecture: Architecture, kv_type: str = "bf16") -> int:
+    """Memory of one block over all layers, keys and values."""
+    each = head_bytes(architecture, kv_type)
+    return each * architecture.num_kv_heads * architecture.num_layers
+
+
+def head_bytes(architecture: Architecture, kv_type: str) -> int:
+    """Keys and values of one block, layer and head: `Cache::one`, run.h."""
+    size = architecture.head_dim
+    if kv_type == "bf16":
+        return 4 * BLOCK_TOKENS * size
+    keys = BLOCK_TOKENS * size * KV_BITS[kv_type] // 8
+    values = keys if kv_type == "q8" else -(-size // 32) * 256
+    return scale_bytes(architecture, kv_type) + keys + values
+
+
+def scale_bytes(architecture: Architecture, kv_type: str) -> int:
+    """What stands before the integers of one block, layer and head, in bf16: scales, and of 4 bits
+    the least numbers.
+    """
+    groups = -(-architecture.head_dim // KV_GROUP)
+    return groups * BLOCK_TOKENS * 2 * (4 if kv_type == "q4" else 2)
 
 
 def _place(module: str) -> tuple[int, int]:

@@ -56,14 +56,18 @@ class PackedMatrix:
         """What a product reads."""
         return int(self._calls.quietchoir_probe_bytes(self._handle))
 
-    def multiply(self, x: NDArray[np.float32], instruction_set: str = "") -> NDArray[np.float32]:
+    def multiply(
+        self, x: NDArray[np.float32], instruction_set: str = "", terms: int = 1
+    ) -> NDArray[np.float32]:
         """x [n, columns] -> [n, rows], on one thread, without holding Python's lock.
 
         Args:
             instruction_set: of `library.instruction_sets()`; empty takes the best.
+            terms: 1 to 3 vectors of int8 that x is taken as beside quantised weights.
 
         Raises:
-            ValueError: x has another shape, or this processor does not run that set.
+            ValueError: x has another shape, there are no such terms, or this processor does not
+            run that set.
         """
         x = np.ascontiguousarray(x, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.shape[1] or not len(x):
@@ -71,9 +75,12 @@ class PackedMatrix:
         out = np.empty((len(x), -(-self.shape[0] // STRIP) * STRIP), dtype=np.float32)
         name = instruction_set.encode("ascii")
         if not self._calls.quietchoir_probe_multiply(
-            self._handle, name, x.ctypes.data, len(x), out.ctypes.data
+            self._handle, name, x.ctypes.data, len(x), terms, out.ctypes.data
         ):
-            raise ValueError(f"this processor does not run {instruction_set!r}, or memory is short")
+            raise ValueError(
+                f"this processor does not run {instruction_set!r}, {terms} terms are not 1 to 3, "
+                f"or memory is short"
+            )
         return out[:, : self.shape[0]]
 
 
@@ -111,7 +118,10 @@ def _calls() -> ctypes.CDLL:
     calls.quietchoir_probe_free.restype = None
     calls.quietchoir_probe_bytes.argtypes = (place,)
     calls.quietchoir_probe_bytes.restype = size
-    calls.quietchoir_probe_multiply.argtypes = (place, ctypes.c_char_p, place, whole, place)
+    calls.quietchoir_probe_multiply.argtypes = (
+        *(place, ctypes.c_char_p, place),
+        *(whole, whole, place),
+    )
     calls.quietchoir_probe_multiply.restype = ctypes.c_bool
     calls.quietchoir_probe_decode.argtypes = (whole, place, size, whole, place)
     calls.quietchoir_probe_decode.restype = ctypes.c_bool

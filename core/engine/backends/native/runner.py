@@ -19,8 +19,10 @@ from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Batch
 from ..backend import label, unlabel
 from . import library
-from .network import Network, NetworkStep, block_bytes, unsupported
+from .network import Network, NetworkStep, block_bytes, scale_bytes, unsupported
 
+# of saved keys and values; another one cannot be read
+LAYOUTS = {"bf16": "bfloat16", "q8": "8-bit groups of 64", "q4": "4-bit groups of 64"}
 KEPT_ADAPTERS = 32  # packed ones beyond those of the step; packing one takes about a millisecond
 
 
@@ -32,38 +34,44 @@ def supports(weights: Weights) -> str | None:
 class NativeRunner:
     """A `Backend` over one set of weights, on this processor's vector instructions.
 
-    Keys and values are kept in bfloat16; activations are quantised to 8 bits where weights are
-    quantised, and stay float32 where they are not.
+    Keys and values are kept in bfloat16, or in 8 or 4 bits. Activations are quantised to 8 bits
+    where weights are quantised, or to more as `precision` says; beside plain numbers they stay
+    float32.
     """
 
     deterministic = True
     owns_threads = True
     paged = True
 
-    def __init__(self, weights: Weights, blocks: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        blocks: int,
+        threads: int = 0,
+        *,
+        kv_type: str = "bf16",
+        precision: str = "fast",
+    ) -> None:
         """Pack the weights and reserve the cache.
 
         Args:
             blocks: of the cache.
             threads: that share a step; 0: one for each core that this process may use.
+            kv_type: of `network.KV_TYPES`, what keys and values are kept as.
+            precision: of `network.PRECISIONS`, how exact activations are.
 
         Raises:
             EngineError: `supports` has a reason against this model.
         """
         self.vocabulary = weights.architecture.vocab_size
-        self.block_bytes = block_bytes(weights.architecture)
-        self.network = Network(weights, blocks, threads or core_count())
-        inner = "x".join(
-            map(
-                str,
-                (
-                    weights.architecture.num_layers,
-                    weights.architecture.num_kv_heads,
-                    weights.architecture.head_dim,
-                ),
-            )
-        )
-        self.layout = f"native bfloat16 by block {inner}"
+        self.block_bytes = block_bytes(weights.architecture, kv_type)
+        self.network = Network(weights, blocks, threads or core_count(), kv_type, precision)
+        _, layers, heads, _ = self.network.cache.shape
+        inner = f"{layers}x{heads}x{weights.architecture.head_dim}"
+        self.layout = f"native {LAYOUTS[kv_type]} by block {inner}"
+        # what says of itself whether it is a number: all of bf16, of integers their scales
+        floats = None if kv_type == "bf16" else scale_bytes(weights.architecture, kv_type) // 2
+        self._floats = slice(floats)
         # by digest, the least recently used first
         self._adapters: OrderedDict[str, int] = OrderedDict()
 
@@ -123,7 +131,7 @@ class NativeRunner:
         found = np.frombuffer(
             unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16
         ).reshape(shape)
-        if np.any((found & 0x7F80) == 0x7F80):
+        if np.any((found[..., self._floats] & 0x7F80) == 0x7F80):
             raise CacheError(
                 "saved keys and values hold numbers that are not finite; the file is "
                 "damaged, delete it"

@@ -5,8 +5,7 @@
 // borders, with a running maximum, so any length costs the same memory. Source of the running
 // maximum: Milakov & Gimelshein 2018, algorithm 3.
 #pragma once
-#include "bf16.h"
-#include "run.h"
+#include "kv_quantised.h"
 
 namespace {
 
@@ -52,6 +51,7 @@ struct OnlineSoftmax {
 // Memory for one task of `queries` queries.
 struct AttentionScratch {
   float* query;            // [queries][head size]
+  uint8_t* integers;       // the same as `QuantisedQueries`, QUANTISED_MR by QUANTISED_MR
   float* score;            // [queries][CHUNK]
   float* out;              // [queries][head size] of the chunk
   float* top;              // [queries] the largest score of the chunk
@@ -61,7 +61,8 @@ struct AttentionScratch {
   OnlineSoftmax* softmax;  // [queries] over all chunks so far
 
   static size_t bytes(int queries, int head_size) {
-    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 4) * 4 + sizeof(OnlineSoftmax)),
+    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 4) * 4 + sizeof(OnlineSoftmax) +
+                                          QuantisedQueries::bytes(head_size)),
                        64);
   }
   AttentionScratch(uint8_t* memory, int queries, int head_size) {
@@ -74,6 +75,11 @@ struct AttentionScratch {
     total = p, p += queries;
     from = (int32_t*)p, p += queries;
     to = (int32_t*)p;
+    integers = (uint8_t*)(to + queries);
+  }
+
+  QuantisedQueries quantised(int first, int rows, int head_size) const {
+    return {integers + size_t(first) * QuantisedQueries::bytes(head_size), rows, head_size};
   }
 };
 
@@ -157,42 +163,73 @@ inline float softmax_chunk(float* score, int tokens, float& total) {
   return top;
 }
 
-inline void fetch_block(const uint16_t* block, int size) {
-  for (int line = 0; line < size; line++)
-    prefetch(block + line * 32);  // keys and values: size * 64 bytes
+inline void fetch_block(const uint8_t* block, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) prefetch(block + line);
 }
 
 inline void cap_scores(float* score, int tokens, float cap) {
   for (int t = 0; t < tokens; t += 16) store(score + t, softcapped(load(score + t), cap));
 }
 
-// `queries` queries of one key head against tokens [begin, end) of one sequence, at most one chunk:
-// fills score, out, top and total of `s`. `cache` points at the layer and head.
-inline void attend_chunk(const AttentionScratch& s, int queries, int size, const uint16_t* cache,
-                         size_t block_stride, const int32_t* table, int begin, int end,
-                         float softcap) {
-  const int first = begin / BLOCK * BLOCK, tokens = end - first,
-            blocks = (tokens + BLOCK - 1) / BLOCK;
+// Where one head of one layer has its part of each block.
+struct HeadCache {
+  const uint8_t* memory;
+  size_t block_stride, bytes;  // from block to block, and of one block
+  int type, size;              // KvType, head size
+
+  HeadCache(const Cache& cache, int layer, int head, int head_size)
+      : memory(cache.memory + layer * cache.layer + head * cache.one(head_size)),
+        block_stride(cache.block),
+        bytes(cache.one(head_size)),
+        type(cache.type),
+        size(head_size) {}
+  const uint8_t* at(int block) const { return memory + size_t(block) * block_stride; }
+};
+
+// From scores to weights, of every query.
+inline void weigh(const AttentionScratch& s, int queries, int first, int tokens, int end,
+                  float softcap) {
+  for (int q = 0; q < queries; q++) {
+    float* score = s.score + size_t(q) * CHUNK;
+    if (softcap) cap_scores(score, tokens, softcap);
+    if (s.from[q] > first || s.to[q] < end) hide(score, first, tokens, s.from[q], s.to[q]);
+    s.top[q] = softmax_chunk(score, tokens, s.total[q]);
+  }
+}
+
+// `attend_chunk` where keys and values are integers.
+inline void attend_quantised(const AttentionScratch& s, int queries, const HeadCache& cache,
+                             const int32_t* blocks, int first, int end, float softcap) {
+  const int tokens = end - first, type = cache.type - KV_Q8, size = cache.size;
+  QuantisedBlock found[CHUNK_BLOCKS];
+  for (int b = 0; b * BLOCK < tokens; b++) {
+    found[b] = {const_cast<uint8_t*>(cache.at(blocks[b])), cache.type, size};
+    for (int q = 0; q < queries; q += QUANTISED_MR) {
+      const int h = queries - q < QUANTISED_MR ? queries - q : QUANTISED_MR;
+      QUANTISED_SCORE[type][h - 1](s.quantised(q, h, size), found[b],
+                                   s.score + size_t(q) * CHUNK + b * BLOCK);
+    }
+  }
+  weigh(s, queries, first, tokens, end, softcap);
+  for (int q = 0; q < queries; q += QUANTISED_MR)
+    mix_queries(s.score + size_t(q) * CHUNK,
+                queries - q < QUANTISED_MR ? queries - q : QUANTISED_MR, cache.type, found, tokens,
+                size, s.out + size_t(q) * size);
+}
+
+inline void attend_floats(const AttentionScratch& s, int queries, const HeadCache& cache,
+                          const int32_t* blocks, int first, int end, float softcap) {
+  const int tokens = end - first, size = cache.size;
   const uint16_t* values[CHUNK_BLOCKS];
-  // Blocks lie anywhere, so the processor foresees none; with few queries their memory is all there
-  // is to wait for.
-  if (queries <= SCORE_MR)
-    for (int b = 0; b < blocks; b++)
-      fetch_block(cache + size_t(table[first / BLOCK + b]) * block_stride, size);
-  for (int b = 0; b < blocks; b++) {
-    const uint16_t* keys = cache + size_t(table[first / BLOCK + b]) * block_stride;
+  for (int b = 0; b * BLOCK < tokens; b++) {
+    const uint16_t* keys = (const uint16_t*)cache.at(blocks[b]);
     values[b] = keys + size_t(BLOCK) * size;
     for (int q = 0; q < queries; q += SCORE_MR) {
       const int h = queries - q < SCORE_MR ? queries - q : SCORE_MR;
       SCORE[h - 1](s.query + size_t(q) * size, size, keys, s.score + size_t(q) * CHUNK + b * BLOCK);
     }
   }
-  for (int q = 0; q < queries; q++) {
-    if (softcap) cap_scores(s.score + size_t(q) * CHUNK, tokens, softcap);
-    if (s.from[q] > first || s.to[q] < end)
-      hide(s.score + size_t(q) * CHUNK, first, tokens, s.from[q], s.to[q]);
-    s.top[q] = softmax_chunk(s.score + size_t(q) * CHUNK, tokens, s.total[q]);
-  }
+  weigh(s, queries, first, tokens, end, softcap);
   memset(s.out, 0, size_t(queries) * size * 4);
   for (int q = 0; q < queries; q += MIX_MR) {
     const int h = queries - q < MIX_MR ? queries - q : MIX_MR;
@@ -204,8 +241,24 @@ inline void attend_chunk(const AttentionScratch& s, int queries, int size, const
   }
 }
 
-// Writes one token's key and value into its place. `at` is the block's place for this head.
-inline void write_kv(uint16_t* at, int offset, int size, const float* key, const float* value) {
+// `queries` queries of one key head against tokens [begin, end) of one sequence, at most one chunk:
+// fills score, out, top and total of `s`.
+inline void attend_chunk(const AttentionScratch& s, int queries, const HeadCache& cache,
+                         const int32_t* table, int begin, int end, float softcap) {
+  const int32_t* blocks = table + begin / BLOCK;
+  // Blocks lie anywhere, so the processor foresees none; with few queries their memory is all there
+  // is to wait for.
+  if (queries <= SCORE_MR)
+    for (int b = begin / BLOCK; b * BLOCK < end; b++) fetch_block(cache.at(table[b]), cache.bytes);
+  (cache.type == KV_BF16 ? attend_floats : attend_quantised)(s, queries, cache, blocks,
+                                                             begin / BLOCK * BLOCK, end, softcap);
+}
+
+// Writes one token's key and value into its place; `block` is the block's place for this head.
+inline void write_kv(uint8_t* block, int type, int offset, int size, const float* key,
+                     const float* value) {
+  if (type != KV_BF16) return write_quantised({block, type, size}, offset, key, value);
+  uint16_t* at = (uint16_t*)block;
   uint16_t* values = at + size_t(BLOCK) * size + size_t(offset / 2) * size * 2 + offset % 2;
   for (int d = 0; d < size; d++) {
     at[(d / 2 * BLOCK + offset) * 2 + d % 2] = to_bf16(key[d]);

@@ -101,6 +101,7 @@ struct Facts {
   Facts() {
     snprintf(text, sizeof text, "%d\n", quietchoir::BLOCK);
     line(KIND_NAMES), line(quietchoir::ROLE_NAMES), line(quietchoir::ACTIVATION_NAMES);
+    line(quietchoir::KV_TYPE_NAMES);
   }
 };
 

@@ -116,7 +116,7 @@ size_t lay_out(EncoderRun& run, const OwnedEncoder& encoder, int longest, uint8_
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.keys = cut.take<float>(heads);
   run.values = cut.take<float>(heads);
-  run.panels = cut.take<uint8_t>(encoder.table->panel_bytes(run.rows, int(widest)));
+  run.panels = cut.take<uint8_t>(encoder.table->panel_bytes(run.rows, int(widest), 1));
   run.thread_scratch_bytes = to_multiple(
       (widest + size_t(encoder.table->mr) * to_multiple(longest, LANES)) * sizeof(float), 64);
   run.thread_scratch = cut.take<uint8_t>(run.thread_scratch_bytes * team_size(*encoder.team));

@@ -85,9 +85,8 @@ inline Panels encoder_prepare(const EncoderRun& run, const float* x, int columns
       apply_norm(run.encoder->shape, own, norm, scratch);
       own = scratch;
     }
-    const Panel panel = panels.at(row / MR);
-    if (wants_integers(reader)) quantise_row(own, panels.columns, panel, row % MR);
-    else keep_row(own, panels.columns, panel, row % MR);
+    if (wants_integers(reader)) quantise_row(own, panels, row);
+    else keep_row(own, panels.columns, panels.at(row / MR), row % MR);
   }
   team_barrier(*run.team);
   return panels;

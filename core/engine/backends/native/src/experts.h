@@ -101,21 +101,22 @@ inline void order_pairs(const Run& run, int rows) {
   *m.actives = active;
 }
 
-inline Panels panels_of(const Mixture& m, const ExpertRows& of, int columns) {
+inline Panels panels_of(const Mixture& m, const ExpertRows& of, int columns, int terms) {
   Panels out;
-  out.rows = of.count, out.columns = padded(columns);
-  out.memory = m.panels + size_t(of.panel_row) * Panels::bytes_per_row(padded(columns));
+  out.rows = of.count, out.columns = padded(columns), out.terms = terms;
+  out.memory = m.panels + size_t(of.panel_row) * terms * Panels::bytes_per_row(padded(columns));
   return out;
 }
 
-// Makes one pair's row ready for its expert's matrices `a` and `b`.
+// Makes one pair's row ready for its expert's matrices `a` and `b`, which want as many terms.
 inline void prepare_pair(const Mixture& m, int pair, const float* x, int columns, const Matrix& a,
                          const Matrix& b) {
   const ExpertRows& of = m.active[m.owner[pair]];
   const int t = pair - of.first;
-  const Panel panel = panels_of(m, of, columns).at(t / MR);
-  if (wants_integers(a) || wants_integers(b)) quantise_row(x, padded(columns), panel, t % MR);
-  if (!wants_integers(a) || !wants_integers(b)) keep_row(x, padded(columns), panel, t % MR);
+  const Panels panels = panels_of(m, of, columns, a.terms);
+  if (wants_integers(a) || wants_integers(b)) quantise_row(x, panels, t);
+  if (!wants_integers(a) || !wants_integers(b))
+    keep_row(x, padded(columns), panels.at(t / MR), t % MR);
 }
 
 inline const Matrix& expert_matrix(const Layer& layer, const ExpertRows& of, Role role) {
@@ -138,7 +139,8 @@ inline void route(const Run& run, const Layer& layer, const Stream& stream,
                       0,
                       {},
                       quantised,
-                      !quantised};
+                      !quantised,
+                      layer.router.terms};
   const Prepared x = prepare(run, source, own, member);
   const Part router{&layer.router, layer.router_bias, 0};
   product(run, source, x, &router, 1,
@@ -170,15 +172,14 @@ inline void expert_gates(const Run& run, const Layer& layer) {
     for (int at = from; at < to; at++) {
       const ExpertRows& of = m.active[at / strips];
       const Matrix &gates = expert_matrix(layer, of, GATE), &ups = expert_matrix(layer, of, UP);
-      const Panels panels = panels_of(m, of, width);
+      const Panels panels = panels_of(m, of, width, ups.terms);
       const int strip = at % strips, rows = shape.intermediate_size;
       const F gate_bias = expert_bias_of(layer, of, GATE, rows, strip),
               up_bias = expert_bias_of(layer, of, UP, rows, strip);
       for (int p = 0; p < panels.count(); p++) {
-        const Panel panel = panels.at(p);
-        TILES[gates.kind][panel.height - 1](gates, strip, panel, a);
-        TILES[ups.kind][panel.height - 1](ups, strip, panel, b);
-        for (int t = 0; t < panel.height; t++)
+        multiply_panel(gates, strip, panels, p, a);
+        multiply_panel(ups, strip, panels, p, b);
+        for (int t = 0; t < panels.height(p); t++)
           store(m.gated + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
                 gated(add(load(a + t * STRIP), gate_bias), add(load(b + t * STRIP), up_bias),
                       shape.activation));
@@ -198,13 +199,12 @@ inline void expert_downs(const Run& run, const Layer& layer) {
     for (int at = from; at < to; at++) {
       const ExpertRows& of = m.active[at / strips];
       const Matrix& downs = expert_matrix(layer, of, DOWN);
-      const Panels panels = panels_of(m, of, shape.intermediate_size);
+      const Panels panels = panels_of(m, of, shape.intermediate_size, downs.terms);
       const int strip = at % strips;
       const F bias = expert_bias_of(layer, of, DOWN, shape.hidden_size, strip);
       for (int p = 0; p < panels.count(); p++) {
-        const Panel panel = panels.at(p);
-        TILES[downs.kind][panel.height - 1](downs, strip, panel, out);
-        for (int t = 0; t < panel.height; t++)
+        multiply_panel(downs, strip, panels, p, out);
+        for (int t = 0; t < panels.height(p); t++)
           store(m.out + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
                 add(load(out + t * STRIP), bias));
       }

@@ -37,7 +37,7 @@ QC_EXPORT const char* quietchoir_instruction_sets();
 QC_EXPORT const char* quietchoir_problem();
 QC_EXPORT quietchoir::OwnedModel* quietchoir_model_new(const char* set,
                                                        const quietchoir::Shape* shape, int threads,
-                                                       uint16_t* cache, const float* frequencies,
+                                                       uint8_t* cache, const float* frequencies,
                                                        const float* magnitudes,
                                                        const int32_t* windows,
                                                        const int32_t* ropes);
@@ -46,6 +46,8 @@ QC_EXPORT bool quietchoir_takes(int kind, int columns);
 QC_EXPORT bool quietchoir_model_dense(quietchoir::OwnedModel* model, int layer);
 QC_EXPORT bool quietchoir_model_matrix(quietchoir::OwnedModel* model, int layer, int role, int kind,
                                        int rows, int columns, const uint8_t* raw, size_t row_bytes);
+QC_EXPORT bool quietchoir_model_terms(quietchoir::OwnedModel* model, int layer, int role,
+                                      int terms);
 QC_EXPORT bool quietchoir_model_embedding(quietchoir::OwnedModel* model, int kind,
                                           const uint8_t* raw, size_t row_bytes);
 QC_EXPORT bool quietchoir_model_vector(quietchoir::OwnedModel* model, int layer, int which,
@@ -71,7 +73,7 @@ QC_EXPORT quietchoir::Packed* quietchoir_probe_pack(int32_t kind, int32_t rows, 
 QC_EXPORT void quietchoir_probe_free(quietchoir::Packed* packed);
 QC_EXPORT size_t quietchoir_probe_bytes(const quietchoir::Packed* packed);
 QC_EXPORT bool quietchoir_probe_multiply(const quietchoir::Packed* packed, const char* set,
-                                         const float* x, int32_t rows, float* out);
+                                         const float* x, int32_t rows, int32_t terms, float* out);
 QC_EXPORT bool quietchoir_probe_decode(int32_t kind, const uint8_t* raw, size_t row_bytes,
                                        int32_t columns, float* out);
 QC_EXPORT uint64_t quietchoir_probe_read(const uint64_t* p, size_t words);

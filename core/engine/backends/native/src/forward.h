@@ -113,10 +113,15 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
                 shape.attention_scale);
     float* key = qkv + size_t(shape.num_heads + head) * size;
     rope_head(key, size, key_norm, shape, cos_sin, half, 1.f);
-    uint16_t* at = model.cache.memory + layer * model.cache.layer +
-                   size_t(span.table[position / BLOCK]) * model.cache.block +
-                   head * Cache::one(size);
-    write_kv(at, position % BLOCK, size, key, key + size_t(shape.num_kv_heads) * size);
+    if (model.cache.type != KV_BF16) {
+      for (int h = head * group; h < (head + 1) * group; h++) rotate(qkv + size_t(h) * size, size);
+      rotate(key, size);
+    }
+    uint8_t* at = model.cache.memory + layer * model.cache.layer +
+                  size_t(span.table[position / BLOCK]) * model.cache.block +
+                  head * model.cache.one(size);
+    write_kv(at, model.cache.type, position % BLOCK, size, key,
+             key + size_t(shape.num_kv_heads) * size);
   }
 }
 
@@ -161,6 +166,15 @@ inline void gather(const Run& run, const AttentionTask& task, int head, int wind
   }
 }
 
+inline void quantise_queries(const AttentionScratch& s, int queries, const HeadCache& cache) {
+  for (int q = 0; q < queries; q++) {
+    const int first = q / QUANTISED_MR * QUANTISED_MR,
+              rows = queries - first < QUANTISED_MR ? queries - first : QUANTISED_MR;
+    s.quantised(first, rows, cache.size)
+        .put(s.query + size_t(q) * cache.size, q - first, rows, cache.type, cache.size);
+  }
+}
+
 // A task's result for one chunk of its context, when the context is cut.
 inline float* partial_of(const Run& run, const AttentionTask& task, int head, int chunk,
                          int query) {
@@ -181,7 +195,8 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
   const AttentionScratch s(own.attention, run.task_queries, size);
   gather(run, task, head, window, s);
   const int begin = s.from[0], end = s.to[queries - 1];
-  const uint16_t* cache = model.cache.memory + layer * model.cache.layer + head * Cache::one(size);
+  const HeadCache cache(model.cache, layer, head, size);
+  if (cache.type != KV_BF16) quantise_queries(s, queries, cache);
   for (int q = 0; q < queries; q++) s.softmax[q] = {mixed_at(run, task, head, q), NOTHING, 0};
   const int from = int(int64_t(task.chunks) * split / task.splits),
             to = int(int64_t(task.chunks) * (split + 1) / task.splits);
@@ -189,8 +204,7 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
     const int first = chunk * CHUNK > begin ? chunk * CHUNK : begin,
               last = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
     if (first < last)
-      attend_chunk(s, queries, size, cache, model.cache.block, span.table, first, last,
-                   shape.attention_softcap);
+      attend_chunk(s, queries, cache, span.table, first, last, shape.attention_softcap);
     for (int q = 0; q < queries; q++) {
       const bool sees = s.from[q] < last && s.to[q] > first && first < last;
       if (task.splits == 1) {
@@ -287,9 +301,11 @@ inline Source source_of(const Stream& stream, const float* x, int columns, const
              inputs,
              {},
              false,
-             false};
+             false,
+             1};
   for (int i = 0; i < inputs; i++) {
     out.role[i] = roles[i];
+    if (own.matrix[roles[i]].terms > out.terms) out.terms = own.matrix[roles[i]].terms;
     (wants_integers(own.matrix[roles[i]]) ? out.quantised : out.dense) = true;
   }
   return out;
@@ -353,6 +369,44 @@ inline Stream gather_output_rows(const Run& run, const Stream& all, int member) 
   return out;
 }
 
+constexpr float NEAR_TOP =
+    9.f;  // what is farther below the largest logit is 8,000 times less likely
+
+// The logits that may be chosen, once more with more exact activations: strips whose largest comes
+// near the row's. Each row decides for itself, so its logits do not depend on others.
+inline void refine_logits(const Run& run, const Source& source, const Part& head,
+                          const ThreadScratch& own, int member) {
+  const Shape& shape = run.model->shape;
+  Matrix exact = *head.matrix;
+  exact.terms = shape.head_terms;
+  Source more = source;
+  more.terms = exact.terms;
+  Prepared x;
+  x.panels.rows = 1, x.panels.columns = padded(source.columns), x.panels.terms = exact.terms;
+  x.panels.memory = own.panels, x.lora = nullptr;
+  const Part part{&exact, head.bias, 0};
+  int from, to;
+  team_barrier(*run.team);
+  share(run, source.rows, member, from, to);
+  for (int row = from; row < to; row++) {
+    float* logits = run.logits + size_t(row) * shape.vocab_size;
+    more.x = source.x + size_t(row) * source.stride;
+    prepare_row(run, more, x, 0, own.scratch);
+    const int whole = shape.vocab_size / STRIP;
+    F most = set(NOTHING);
+    for (int strip = 0; strip < whole; strip++)
+      most = largest_of(most, load(logits + strip * STRIP));
+    const float least = largest(most) - NEAR_TOP;
+    for (int strip = 0; strip < exact.strips; strip++)
+      if (strip >= whole || largest(load(logits + strip * STRIP)) >= least) {
+        float out[MR * STRIP];
+        multiply(run, more, x, part, strip, 0, out);
+        finish_logits(shape, out, logits + strip * STRIP,
+                      strip < whole ? STRIP : shape.vocab_size - strip * STRIP);
+      }
+  }
+}
+
 inline void forward(Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
@@ -397,41 +451,45 @@ inline void forward(Run& run, int member) {
                       0,
                       {},
                       quantised,
-                      !quantised};
+                      !quantised,
+                      model.head.terms};
   const Prepared x = prepare(run, source, own, member);
   const Part head{&model.head, model.head_bias, 0};
   product(run, source, x, &head, 1,
           {LOGITS, run.logits, size_t(shape.vocab_size), shape.logit_scale});
+  if (quantised && shape.head_terms > model.head.terms)
+    refine_logits(run, source, head, own, member);
 }
 
-inline size_t panel_bytes(int rows, int columns) { return Panels::bytes(rows, columns); }
-inline size_t thread_scratch_bytes(int columns, int rank, int queries, int head_size) {
-  return ThreadScratch::bytes(columns, rank, AttentionScratch::bytes(queries, head_size));
+inline size_t panel_bytes(int rows, int columns, int terms) {
+  return Panels::bytes(rows, columns, terms);
+}
+inline size_t thread_scratch_bytes(int columns, int rank, int terms, int queries, int head_size) {
+  return ThreadScratch::bytes(columns, rank, terms, AttentionScratch::bytes(queries, head_size));
 }
 
 // One matrix for itself; for tests.
-inline size_t multiply_scratch(int rows, int columns) {
-  return Panels::bytes(rows, columns) + size_t(padded(columns)) * 4;
+inline size_t multiply_scratch(int rows, int columns, int terms) {
+  return Panels::bytes(rows, columns, terms) + size_t(padded(columns)) * 4;
 }
 
 inline void multiply_alone(const Matrix& m, const float* x, int rows, float* out,
                            uint8_t* scratch) {
   Panels panels;
   panels.rows = rows, panels.columns = padded(m.columns), panels.memory = scratch;
-  float* row = (float*)(scratch + Panels::bytes(rows, m.columns));
+  panels.terms = m.terms;
+  float* row = (float*)(scratch + Panels::bytes(rows, m.columns, m.terms));
   memset(row, 0, size_t(panels.columns) * 4);
   for (int r = 0; r < rows; r++) {
     memcpy(row, x + size_t(r) * m.columns, size_t(m.columns) * 4);
-    const Panel panel = panels.at(r / MR);
-    if (wants_integers(m)) quantise_row(row, panels.columns, panel, r % MR);
-    else keep_row(row, panels.columns, panel, r % MR);
+    if (wants_integers(m)) quantise_row(row, panels, r);
+    else keep_row(row, panels.columns, panels.at(r / MR), r % MR);
   }
   float tile[MR * STRIP];
   for (int strip = 0; strip < m.strips; strip++)
     for (int p = 0; p < panels.count(); p++) {
-      const Panel panel = panels.at(p);
-      TILES[m.kind][panel.height - 1](m, strip, panel, tile);
-      for (int t = 0; t < panel.height; t++)
+      multiply_panel(m, strip, panels, p, tile);
+      for (int t = 0; t < panels.height(p); t++)
         memcpy(out + (size_t(p * MR + t) * m.strips + strip) * STRIP, tile + t * STRIP, STRIP * 4);
     }
 }

@@ -17,7 +17,8 @@ inline Source low_source(const float* x, size_t stride, int rows, int columns, c
                          const float* norm_bias, const Matrix& a, const Matrix& b) {
   const bool quantised = wants_integers(a) || wants_integers(b),
              dense = !wants_integers(a) || !wants_integers(b);
-  return {x, stride, rows, columns, norm, norm_bias, nullptr, -1, 0, {}, quantised, dense};
+  const int terms = a.terms > b.terms ? a.terms : b.terms;
+  return {x, stride, rows, columns, norm, norm_bias, nullptr, -1, 0, {}, quantised, dense, terms};
 }
 
 // A row's queries, keys and values from their parts.

@@ -58,8 +58,9 @@ constexpr const char* KIND_NAMES[KINDS] = {
     "F32",  "F16",  "BF16", "Q4_0",    "Q4_1",  "Q5_0",   "Q5_1",   "Q8_0",  "Q2_K",  "Q3_K",
     "Q4_K", "Q5_K", "Q6_K", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"};
 
-constexpr int STRIP = 16;  // rows of a strip
-constexpr int GROUP = 32;  // columns of a tile, and of a group of quantised activations
+constexpr int STRIP = 16;      // rows of a strip
+constexpr int MOST_TERMS = 3;  // each adds 8 bits to the activations; three are as exact as a float
+constexpr int GROUP = 32;      // columns of a tile, and of a group of quantised activations
 
 // Bytes of one kind. All but `columns` and `raw` count 16 rows.
 struct Layout {
@@ -102,6 +103,8 @@ struct Matrix {
   size_t scale_bytes = 0;   // of one strip, a multiple of 64
   size_t strip_bytes = 0;   // of one strip, scales included, a multiple of 64
   uint8_t* data = nullptr;  // 64-byte aligned
+  // vectors of int8 whose sum the activations beside it are taken as, 1..MOST_TERMS
+  int32_t terms = 1;
 
   QC_INLINE const uint8_t* scales(int strip) const { return data + size_t(strip) * strip_bytes; }
   QC_INLINE const uint8_t* integers(int strip) const { return scales(strip) + scale_bytes; }

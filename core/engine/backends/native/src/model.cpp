@@ -46,6 +46,10 @@ bool check(const Shape& s) {
            false;
   if (s.activation < 0 || s.activation >= ACTIVATIONS)
     return complain("activation %d is unknown", s.activation), false;
+  if (s.kv_type < 0 || s.kv_type >= KV_TYPES)
+    return complain("keys and values of type %d", s.kv_type), false;
+  if (s.head_terms < 0 || s.head_terms > MOST_TERMS)
+    return complain("%d terms of the head", s.head_terms), false;
   for (int size : {s.dense_size, s.shared_size})
     if (size < 0 || size > LARGEST) return complain("a feed-forward width of %d", size), false;
   if (s.positions < 0 || s.positions > (1 << 16) ||
@@ -119,10 +123,10 @@ using namespace quietchoir;
 QC_EXPORT const char* quietchoir_problem() { return problem; }
 
 // Returns null after a complaint. `cache` stays the caller's: layers * blocks * kv heads *
-// Cache::one(head size) numbers, zero at first. `frequencies` [ropes][rope_dim / 2] and
+// Cache::one bytes, zero at first. `frequencies` [ropes][rope_dim / 2] and
 // `magnitudes` [ropes]; `windows` and `ropes` name one for each layer.
 QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads,
-                                           uint16_t* cache, const float* frequencies,
+                                           uint8_t* cache, const float* frequencies,
                                            const float* magnitudes, const int32_t* windows,
                                            const int32_t* ropes) {
   try {
@@ -133,6 +137,7 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
     std::unique_ptr<OwnedModel> model(new OwnedModel());
     model->table = table;
     model->shape = *shape;
+    model->terms = shape->head_terms > 1 ? shape->head_terms : 1;
     model->owned_layers.resize(shape->num_layers);
     model->layers = model->owned_layers.data();
     if (shape->num_experts)
@@ -149,8 +154,8 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
       model->frequencies = model->keep(frequencies, shape->ropes * shape->rope_dim / 2);
       model->magnitudes = model->keep(magnitudes, shape->ropes);
     }
-    model->cache.memory = cache;
-    model->cache.layer = Cache::one(shape->head_dim) * shape->num_kv_heads;
+    model->cache.memory = cache, model->cache.type = shape->kv_type;
+    model->cache.layer = model->cache.one(shape->head_dim) * shape->num_kv_heads;
     model->cache.block = model->cache.layer * shape->num_layers;
     model->team.reset(team_new(threads));
     return model.release();
@@ -222,6 +227,20 @@ QC_EXPORT bool quietchoir_model_matrix(OwnedModel* model, int layer, int role, i
              false;
     return pack_matrix(*model->team, model->arena, m, kind, rows, columns, raw, row_bytes);
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
+}
+
+// How exact the activations beside one matrix are: a sum of so many vectors of int8. Said after it
+// is packed; experts of a layer want alike. Beside plain numbers they are floats anyway. False
+// after a complaint.
+QC_EXPORT bool quietchoir_model_terms(OwnedModel* model, int layer, int role, int terms) {
+  int rows, columns;
+  Matrix* found = find_matrix(*model, layer, role, rows, columns);
+  if (!found) return false;
+  if (terms < 1 || terms > MOST_TERMS) return complain("%d terms", terms), false;
+  if (found->kind == F32 || found->kind == F16 || found->kind == BF16) return true;
+  found->terms = terms;
+  if (terms > model->terms) model->terms = terms;
+  return true;
 }
 
 // The embedding's raw rows; they stay the caller's.

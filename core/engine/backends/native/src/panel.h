@@ -2,7 +2,9 @@
 // interleaved.
 //
 // A PANEL is up to MR rows. Inside it everything is ordered by column first and row second, so that
-// a tile reads one stream. A row of zeros quantises to zeros.
+// a tile reads one stream. A row of zeros quantises to zeros. Where int8 is not exact enough, what
+// it rounds off is a further TERM, quantised the same way in a panel of its own; products of a
+// row's terms are added.
 #pragma once
 #include "matrix.h"
 
@@ -30,19 +32,21 @@ struct Panel {
 struct Panels {
   int rows = 0, columns = 0;  // columns padded to a multiple of GROUP
   uint8_t* memory = nullptr;
+  int terms = 1;
 
   static size_t bytes_per_row(size_t columns) {
     return columns * (1 + 4) + columns / GROUP * (4 * 4 + 2 * 4);
   }
-  static size_t bytes(size_t rows, size_t columns) {
-    return to_multiple(to_multiple(rows, MR) * bytes_per_row(to_multiple(columns, GROUP)), 64);
+  static size_t bytes(size_t rows, size_t columns, size_t terms = 1) {
+    return to_multiple(terms * to_multiple(rows, MR) * bytes_per_row(to_multiple(columns, GROUP)),
+                       64);
   }
 
   int count() const { return (rows + MR - 1) / MR; }
   int height(int panel) const { return panel == count() - 1 ? rows - panel * MR : MR; }
-  Panel at(int panel) const {
+  Panel at(int panel, int term = 0) const {
     const int groups = columns / GROUP, h = height(panel);
-    uint8_t* p = memory + size_t(panel) * MR * bytes_per_row(columns);
+    uint8_t* p = memory + (size_t(term) * count() + panel) * MR * bytes_per_row(columns);
     Panel out{};
     out.height = h;
     out.dense = (float*)p, p += size_t(columns) * MR * 4;
@@ -85,9 +89,9 @@ inline void centred_norm_row(const float* x, const float* weight, const float* b
   }
 }
 
-// Puts row x [columns of the panels] into panel p as row t. A row that holds a number which is not
-// finite makes every product with it not a number: integers cannot say so, scales can.
-inline void quantise_row(const float* x, int columns, const Panel& p, int t) {
+// Puts row x [columns of the panels] into panel p as row t; `rest`, unless null, gets what that
+// rounds off. False where x holds a number that is not finite.
+inline bool quantise_term(const float* x, int columns, const Panel& p, int t, float* rest) {
   const int h = p.height, groups = columns / GROUP;
   F zeros = zero();  // x - x: not zero where x is not finite
   for (int g = 0; g < groups; g++) {
@@ -110,9 +114,27 @@ inline void quantise_row(const float* x, int columns, const Panel& p, int t) {
     p.less_wide[g * h + t] = int32_t(0u - WIDE_BIAS * (low + high));
     p.less32[2 * g * h + t] = int32_t(0u - 32 * low);
     p.less32[(2 * g + 1) * h + t] = int32_t(0u - 32 * high);
+    if (!rest) continue;
+    store(rest + g * GROUP, fma(set(-scale), floats(first), a));
+    store(rest + g * GROUP + 16, fma(set(-scale), floats(second), b));
   }
-  if (sum(zeros) != 0)
-    for (int g = 0; g < groups; g++) p.scale[g * h + t] = __builtin_nanf("");
+  return sum(zeros) == 0;
+}
+
+// Puts row x [columns of the panels] into the panels as their row number `row`, in all terms. A row
+// that holds a number which is not finite makes every product with it not a number: integers cannot
+// say so, scales can.
+inline void quantise_row(const float* x, const Panels& panels, int row) {
+  const int columns = panels.columns, t = row % MR;
+  for (int term = 0; term < panels.terms; term++) {
+    // a further term's room for floats is nobody's: `keep_row` fills that of the first
+    float* rest = nullptr;
+    if (term + 1 < panels.terms) rest = panels.at(row / MR, term + 1).dense + size_t(t) * columns;
+    const Panel p = panels.at(row / MR, term);
+    if (!quantise_term(x, columns, p, t, rest))
+      for (int g = 0; g < columns / GROUP; g++) p.scale[g * p.height + t] = __builtin_nanf("");
+    x = rest;
+  }
 }
 
 inline void keep_row(const float* x, int columns, const Panel& p, int t) {

@@ -44,16 +44,18 @@ QC_EXPORT size_t quietchoir_probe_bytes(const Packed* packed) {
   return packed->matrix.strips * packed->matrix.strip_bytes;
 }
 
-// out [rows][strips * 16] = x [rows][columns] times the matrix, by the named set. False: no such
-// set here, or no memory.
+// out [rows][strips * 16] = x [rows][columns] times the matrix, by the named set; beside quantised
+// weights x is taken in so many terms. False: no such set here, or no memory.
 QC_EXPORT bool quietchoir_probe_multiply(const Packed* packed, const char* set, const float* x,
-                                         int32_t rows, float* out) {
+                                         int32_t rows, int32_t terms, float* out) {
   const Table* table = find_table(set);
-  if (!table || rows < 1) return false;
+  if (!table || rows < 1 || terms < 1 || terms > MOST_TERMS) return false;
   try {
     ScratchBuffer scratch;
-    table->multiply(packed->matrix, x, rows, out,
-                    scratch.at_least(table->multiply_scratch(rows, packed->matrix.columns)));
+    Matrix m = packed->matrix;
+    m.terms = m.kind == F32 || m.kind == F16 || m.kind == BF16 ? 1 : terms;
+    table->multiply(m, x, rows, out,
+                    scratch.at_least(table->multiply_scratch(rows, m.columns, m.terms)));
     return true;
   } catch (const std::exception&) { return false; }
 }

@@ -44,6 +44,7 @@ struct Source {
   int inputs;  // matrices that read these rows
   Role role[MOST_INPUTS];
   bool quantised, dense;  // what the matrices want
+  int terms;              // the most that one of them wants
 };
 
 // The same, prepared.
@@ -87,9 +88,8 @@ inline void prepare_row(const Run& run, const Source& source, const Prepared& to
     for (int k = source.columns; k < columns; k++) scratch[k] = 0;
     x = scratch;
   }
-  const Panel panel = to.panels.at(row / MR);
-  if (source.quantised) quantise_row(x, columns, panel, row % MR);
-  if (source.dense) keep_row(x, columns, panel, row % MR);
+  if (source.quantised) quantise_row(x, to.panels, row);
+  if (source.dense) keep_row(x, columns, to.panels.at(row / MR), row % MR);
   if (!run.rank || source.layer < 0) return;
   for (int i = 0; i < source.inputs; i++)
     if (const LoraFactors* factors = factors_of(source.adapter[row], source.layer, source.role[i]))
@@ -108,14 +108,14 @@ struct ThreadScratch {
     return to_multiple(size_t(ALONE_ROWS) * MOST_INPUTS * rank * 4, 64);
   }
   static size_t scratch_bytes(int columns) { return to_multiple(size_t(padded(columns)) * 4, 64); }
-  static size_t bytes(int columns, int rank, size_t attention) {
-    return scratch_bytes(columns) + Panels::bytes(ALONE_ROWS, columns) + lora_bytes(rank) +
+  static size_t bytes(int columns, int rank, int terms, size_t attention) {
+    return scratch_bytes(columns) + Panels::bytes(ALONE_ROWS, columns, terms) + lora_bytes(rank) +
            attention;
   }
   ThreadScratch(const Run& run, int member, int columns) {
     uint8_t* p = run.thread_scratch + run.thread_scratch_bytes * member;
     scratch = (float*)p, p += scratch_bytes(columns);
-    panels = p, p += Panels::bytes(ALONE_ROWS, columns);
+    panels = p, p += Panels::bytes(ALONE_ROWS, columns, run.model->terms);
     lora = (float*)p, p += lora_bytes(run.rank);
     attention = p;
   }
@@ -125,6 +125,7 @@ inline Prepared prepare(const Run& run, const Source& source, const ThreadScratc
                         int member) {
   Prepared out;
   out.panels.rows = source.rows, out.panels.columns = padded(source.columns);
+  out.panels.terms = source.terms;
   const bool alone = source.rows <= ALONE_ROWS;
   out.panels.memory = alone ? own.panels : run.panels;
   out.lora = alone ? own.lora : run.lora;
@@ -203,12 +204,11 @@ inline void add_lora(const Run& run, const Source& source, const Prepared& x, co
 // out [height][16].
 inline void multiply(const Run& run, const Source& source, const Prepared& x, const Part& part,
                      int strip, int panel, float* out) {
-  const Matrix& m = *part.matrix;
-  const Panel rows = x.panels.at(panel);
-  TILES[m.kind][rows.height - 1](m, strip, rows, out);
-  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows.height, out);
+  const int rows = x.panels.height(panel);
+  multiply_panel(*part.matrix, strip, x.panels, panel, out);
+  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows, out);
   if (part.bias)
-    for (int t = 0; t < rows.height; t++)
+    for (int t = 0; t < rows; t++)
       store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));
 }
 
@@ -264,8 +264,17 @@ struct Target {
   Epilogue epilogue;
   float* out;
   size_t stride;
-  float scale;  // of what is added, or of logits
+  float scale;  // of what is added
 };
+
+// Sixteen logits of a row, or the `left` that the vocabulary ends with.
+inline void finish_logits(const Shape& shape, float* product, float* logits, int left) {
+  F result = load(product);
+  if (shape.logit_scale != 1.f) result = mul(result, set(shape.logit_scale));
+  if (shape.logit_softcap) result = softcapped(result, shape.logit_softcap);
+  store(product, result);
+  memcpy(logits, product, size_t(left < STRIP ? left : STRIP) * 4);
+}
 
 inline int all_strips(const Part* parts, int count) {
   int strips = 0;
@@ -289,17 +298,12 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
         multiply(run, source, x, part, strip, panel, out);
         for (int t = 0; t < x.panels.height(panel); t++) {
           float* to_row = target.out + size_t(panel * MR + t) * target.stride + size_t(at) * STRIP;
-          F result = load(out + t * STRIP);
-          if (target.epilogue == LOGITS) {
-            const float cap = run.model->shape.logit_softcap;
-            if (target.scale != 1.f) result = mul(result, set(target.scale));
-            if (cap) result = softcapped(result, cap);
-            store(out + t * STRIP, result);
-          }
+          const F result = load(out + t * STRIP);
           if (target.epilogue == ADD) store(to_row, fma(result, set(target.scale), load(to_row)));
-          else if (target.epilogue == STORE || strip * STRIP + STRIP <= part.matrix->rows)
-            store(to_row, result);
-          else memcpy(to_row, out + t * STRIP, size_t(part.matrix->rows - strip * STRIP) * 4);
+          else if (target.epilogue == STORE) store(to_row, result);
+          else
+            finish_logits(run.model->shape, out + t * STRIP, to_row,
+                          part.matrix->rows - strip * STRIP);
         }
       }
     }

@@ -46,6 +46,8 @@ struct Shape {
   int32_t latent_size, query_rank;          // latent attention, see latent.h; 0: none
   int32_t value_dim;                        // numbers of a head's value; 0: as of its key
   int32_t positions;                        // rows of a table, one of which a position adds
+  int32_t kv_type;                          // KvType
+  int32_t head_terms;                       // of the largest logits, where more than the head's own
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -98,18 +100,41 @@ struct Adapter {
   int32_t rank;          // the largest
 };
 
-// The cache, bf16 [blocks][layers][kv heads], each a block of keys, then one of values:
+// What keys and values are kept as.
+enum KvType : int32_t { KV_BF16, KV_Q8, KV_Q4, KV_TYPES };
+constexpr const char* KV_TYPE_NAMES[KV_TYPES] = {"bf16", "q8", "q4"};
+constexpr int KV_GROUP = 64;  // numbers of a head that share a scale, where they are integers
+QC_INLINE int kv_groups(int head_size) { return (head_size + KV_GROUP - 1) / KV_GROUP; }
+
+// Bytes of what stands before the integers of one block and head.
+QC_INLINE size_t kv_scale_bytes(int type, int head_size) {
+  return size_t(kv_groups(head_size)) * BLOCK * 2 * (type == KV_Q4 ? 4 : 2);
+}
+
+// The cache, [blocks][layers][kv heads], each a block of keys, then one of values. In bf16:
 //   keys    [head size / 2][16 tokens][2]: two neighbours of a token's key beside each other
 //   values  [16 tokens / 2][head size][2]: two neighbouring tokens beside each other
+// As integers, of 8 bits with a bias of 128, of 4 from the group's least number on:
+//   scales  bf16 [groups][16 tokens] of keys, the same of values; of 4 bits their least numbers too
+//   keys    8 bits: [head size / 4][16 tokens][4], four neighbours of a token's key in a lane;
+//           4 bits: [head size / 8][16 tokens][4], those of d below 4 of 8 in the low halves
+//   values  8 bits: [head size / 16][4][16 dimensions][4], four neighbouring tokens in a lane;
+//           4 bits: [head size / 32][4][16][4], of the first 16 dimensions in the low halves
 // so a vector of keys serves 16 tokens and one of values 16 dimensions, and nothing is summed
 // across lanes.
 struct Cache {
-  uint16_t* memory;
-  size_t block, layer;  // strides, in numbers
+  uint8_t* memory;
+  size_t block, layer;  // strides, in bytes
+  int32_t type;         // KvType
 
-  QC_INLINE static size_t one(int head_size) {
-    return size_t(2) * BLOCK * head_size;
-  }  // keys and values of a block and head
+  // Keys and values of a block and head.
+  QC_INLINE static size_t one(int type, int head_size) {
+    if (type == KV_BF16) return size_t(4) * BLOCK * head_size;
+    const size_t scales = kv_scale_bytes(type, head_size);
+    if (type == KV_Q8) return scales + size_t(2) * BLOCK * head_size;
+    return scales + size_t(BLOCK) * head_size / 2 + size_t((head_size + 31) / 32) * 4 * 64;
+  }
+  QC_INLINE size_t one(int head_size) const { return one(type, head_size); }
 };
 
 // Some tokens of one sequence.
@@ -143,6 +168,7 @@ struct Model {
   const uint8_t* embedding;      // the file's own rows
   size_t embedding_row;          // bytes
   int32_t embedding_kind;
+  int32_t terms;  // the most that one of its matrices wants
   Cache cache;
 };
 

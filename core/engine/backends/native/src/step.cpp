@@ -139,7 +139,7 @@ void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns,
   m.out = cut.take<float>(size_t(pairs) * padded(s.hidden_size));
   // each expert's rows begin a panel, so at most mr - 1 rows more for each
   const int panel_rows = pairs + active * (model.table->mr - 1);
-  m.panels = cut.take<uint8_t>(model.table->panel_bytes(panel_rows, columns));
+  m.panels = cut.take<uint8_t>(model.table->panel_bytes(panel_rows, columns, model.terms));
 }
 
 size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, uint8_t* memory) {
@@ -163,11 +163,12 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   run.heads = cut.take<float>(s.latent_size ? rows * heads_width(s) : 0);
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
-  run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns));
+  run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns, model.terms));
   run.lora = cut.take<float>(rows * 3 * rank);
   run.task_queries = Plan::task_rows(s.num_heads / s.num_kv_heads) * (s.num_heads / s.num_kv_heads);
   run.thread_scratch_bytes = to_multiple(
-      model.table->thread_scratch_bytes(columns, rank, run.task_queries, s.head_dim), 64);
+      model.table->thread_scratch_bytes(columns, rank, model.terms, run.task_queries, s.head_dim),
+      64);
   run.thread_scratch = cut.take<uint8_t>(run.thread_scratch_bytes * team_size(*model.team));
   return cut.used;
 }

@@ -218,4 +218,18 @@ constexpr Tile TILES[KINDS][8] = {
     QC_HEIGHTS(IQ4_XS), QC_HEIGHTS(TQ1_0),   QC_HEIGHTS(TQ2_0), QC_HEIGHTS(MXFP4),
 };
 
+// out [height][16] = one strip times one panel, all terms that the matrix asks for.
+inline void multiply_panel(const Matrix& m, int strip, const Panels& panels, int panel,
+                           float* out) {
+  const Panel first = panels.at(panel);
+  TILES[m.kind][first.height - 1](m, strip, first, out);
+  if (m.terms == 1) return;
+  float more[MR * STRIP];
+  for (int term = 1; term < m.terms; term++) {
+    TILES[m.kind][first.height - 1](m, strip, panels.at(panel, term), more);
+    for (int t = 0; t < first.height; t++)
+      store(out + t * STRIP, add(load(out + t * STRIP), load(more + t * STRIP)));
+  }
+}
+
 }  // namespace

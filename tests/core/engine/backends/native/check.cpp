@@ -100,7 +100,7 @@ struct Player {
   const Table* table;
   std::vector<float> out;
   OwnedModel* model = nullptr;
-  uint16_t* cache = nullptr;
+  uint8_t* cache = nullptr;
   std::vector<OwnedAdapter*> adapters;
   OwnedEncoder* encoder = nullptr;
   int width = 0;  // of the encoder's vectors
@@ -120,12 +120,13 @@ struct Player {
     const size_t row_bytes = r.array[0].size / r.n[1];
     void* place = nullptr;
     if (posix_memalign(&place, 64, m.strips * m.strip_bytes)) stop("memory");
-    m.data = static_cast<uint8_t*>(place);
+    m.data = static_cast<uint8_t*>(place), m.terms = r.n[4];
     memset(m.data, 0xAA, m.strips * m.strip_bytes);  // packing must not rely on zeros
     for (int s = 0; s < m.strips; s++)
       pack_strip(m, s, r.array[0].as<uint8_t>() + s * STRIP * row_bytes, row_bytes,
                  r.n[1] - s * STRIP < STRIP ? r.n[1] - s * STRIP : STRIP);
-    if (posix_memalign(&place, 64, table->multiply_scratch(r.n[3], r.n[2]))) stop("memory");
+    if (posix_memalign(&place, 64, table->multiply_scratch(r.n[3], r.n[2], m.terms)))
+      stop("memory");
     float* product = static_cast<float*>(malloc(size_t(r.n[3]) * m.strips * STRIP * 4));
     table->multiply(m, r.array[1].as<float>(), r.n[3], product, static_cast<uint8_t*>(place));
     for (int t = 0; t < r.n[3]; t++) {
@@ -139,11 +140,11 @@ struct Player {
     forget();
     const int32_t* n = r.n.data();
     const float* f = r.array[0].as<float>();
-    const Shape shape{n[1],  n[2],  n[3],  n[4],  n[5],  n[6], n[7], n[8], n[9], n[10],
-                      n[11], n[12], n[13], n[14], n[15], f[0], f[1], f[2], f[3], f[4]};
-    cache = static_cast<uint16_t*>(calloc(
-        size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads * Cache::one(shape.head_dim),
-        2));
+    Shape shape{n[1],  n[2],  n[3],  n[4],  n[5],  n[6], n[7], n[8], n[9], n[10],
+                n[11], n[12], n[13], n[14], n[15], f[0], f[1], f[2], f[3], f[4]};
+    shape.kv_type = n[16];
+    const size_t heads = size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads;
+    cache = static_cast<uint8_t*>(calloc(heads, Cache::one(shape.kv_type, shape.head_dim)));
     model = quietchoir_model_new(table->name, &shape, n[0], cache, r.array[1].as<float>(),
                                  r.array[2].as<float>(), r.array[3].as<int32_t>(),
                                  r.array[4].as<int32_t>());

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.engine.backends.native import library, sources
-from quietchoir.core.engine.backends.native.network import ACTIVATIONS
+from quietchoir.core.engine.backends.native.network import ACTIVATIONS, KV_TYPES
 from quietchoir.core.engine.block_pool import BLOCK_TOKENS
 from quietchoir.core.errors import ConfigError
 from quietchoir.core.models.architecture import PROJECTIONS
@@ -136,8 +136,9 @@ def test_kinds_have_the_numbers_that_the_sources_give_them() -> None:
 
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 def test_what_python_and_the_library_count_by_number_is_the_same():
-    block, kinds, roles, activations = library.facts()
+    block, kinds, roles, activations, kv_types = library.facts()
     assert block == [str(BLOCK_TOKENS)]
     assert tuple(kinds) == library.KINDS
     assert roles == [name.rpartition(".")[2] for name in PROJECTIONS]
     assert tuple(activations) == ACTIVATIONS
+    assert tuple(kv_types) == KV_TYPES
