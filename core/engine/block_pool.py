@@ -48,6 +48,10 @@ class BlockPool:
         """Blocks that nobody owns and that still hold something known."""
         return len(self._cached)
 
+    def by_use(self) -> list[int]:
+        """Cached blocks, the least recently used first."""
+        return list(self._cached)
+
     def needed(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)

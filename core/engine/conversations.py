@@ -1,7 +1,7 @@
 """Keys and values of a conversation, on disk.
 
-Knows one file format: safetensors with the tokens, what `Backend.read_cache` returned, and
-which model and adapter both belong to. Knows nothing of blocks or of who asks.
+Knows one file format: safetensors with the tokens, what `Backend.read_cache` returned, compressed
+without loss, and which model and adapter both belong to. Knows nothing of blocks or of who asks.
 Always: a file is written whole or not at all, and read only if every byte is as it was written.
 Hazard: the file holds the conversation in clear, readable by its owner alone. Whoever can write it
 decides what the model believes to have read; the digest finds damage, not malice. Restore only
@@ -9,6 +9,7 @@ files from a folder that nobody else writes to.
 """
 
 import hashlib
+import zlib
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from safetensors.numpy import save
 from ..errors import CacheError, QuietchoirError
 from ..paths import private_folder, write_atomically
 
-FORMAT = "quietchoir-conversation-1"
+FORMAT = "quietchoir-conversation-2"
+TOKEN_BYTES = 4 << 20  # of the cache at most: four times those of the largest models that are known
 ENDING = ".conversation"
 FOLDER = "conversations"  # in the node's home: what the cache held when the node stopped
 
@@ -55,12 +57,13 @@ def write(path: Path, conversation: SavedConversation) -> None:
     """
     tensors: dict[str, NDArray[Any]] = {
         "tokens": np.array(conversation.tokens, np.int64),
-        "cache": np.frombuffer(conversation.cache, np.uint8),
+        "cache": np.frombuffer(_pack(conversation.cache), np.uint8),
     }
     metadata = {
         "format": FORMAT,
         "model": conversation.model,
         "adapter": conversation.adapter,
+        "bytes": str(len(conversation.cache)),
         "digest": conversation.digest,
     }
     try:
@@ -92,17 +95,39 @@ def read(path: Path) -> SavedConversation:
         ) from error
     if tokens.dtype != np.int64 or tokens.ndim != 1 or cache.dtype != np.uint8 or cache.ndim != 1:
         raise CacheError(f"{path} holds tokens or a cache of another kind; delete it")
+    said = metadata.get("bytes", "")
+    size = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else -1
     found = SavedConversation(
         metadata.get("model", ""),
         metadata.get("adapter", ""),
         tuple(tokens.tolist()),
-        cache.tobytes(),
+        _unpack(cache.tobytes(), size) if 0 <= size <= TOKEN_BYTES * len(tokens) else b"",
     )
     if found.digest != metadata.get("digest"):
         raise CacheError(
             f"{path} is damaged: its content has not the digest that was written; delete it"
         )
     return found
+
+
+def _pack(cache: bytes) -> bytes:
+    """Compressed, every other byte first: exponents of 16-bit numbers are alike, their fractions
+    are not.
+    """
+    return zlib.compress(cache[0::2] + cache[1::2], level=1)
+
+
+def _unpack(packed: bytes, size: int) -> bytes:
+    """What `_pack` was given, no more than `size` bytes of it; empty where that is another size."""
+    try:
+        planes = zlib.decompressobj().decompress(packed, size + 1)
+    except zlib.error:
+        return b""
+    if len(planes) != size:
+        return b""
+    cache, half = bytearray(size), (size + 1) // 2
+    cache[0::2], cache[1::2] = planes[:half], planes[half:]
+    return bytes(cache)
 
 
 def saved(folder: Path) -> list[Path]:

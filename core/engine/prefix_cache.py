@@ -92,9 +92,10 @@ class PrefixCache:
             self._pool.evict(node.block)
 
     def leaves(self) -> Iterator[tuple[str, PrefixNode]]:
-        """The longest known prefixes, each with its adapter; the latest stand last."""
+        """The longest known prefixes, each with its adapter; those used last stand last."""
         adapters = {id(root): adapter for adapter, root in self._roots.items()}
-        for node in self._by_block.values():
+        used = {block: place for place, block in enumerate(self._pool.by_use())}
+        for node in sorted(self._by_block.values(), key=lambda one: used.get(one.block, len(used))):
             if not node.children:
                 first = node.path()[0].parent
                 yield adapters[id(first)], node

@@ -9,6 +9,7 @@ that says how, and no figures at that size.
 """
 
 import importlib.util
+import json
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ from ...core.models import weights
 from ...core.models.hub import catalog
 from . import random_model
 from .contest import Contender, EndedError, Found, Order, in_turn
+from .exactness import WINDOW, distances
 from .figures import Figure, Keep, nobody
 from .peers.ours import ADAPTERS
 from .peers.reference import unpacked
@@ -38,10 +40,12 @@ from .stopwatch import Sample, put
 SEED = 1
 MODEL = "smollm2-135m-instruct"
 PEERS = ("llamacpp", "openvino", "transformers")
-KEYS = ("b1", "b8", "b16", "prefill")
+KEYS = ("b1", "b8", "b16", "b32", "prefill")
 SIZES = {"": "135M", "large": "about 1B, random weights"}
 # What `ratio.best` aims at: the better of llama.cpp and OpenVINO.
-BEST = {"": (1.4, 2.2, 2.0, 1.1), "large": (1.0, 1.8, 1.5, 1.0)}
+BEST = {"": (1.4, 2.2, 2.0, 2.0, 1.1), "large": (1.0, 1.8, 1.5, None, 1.0)}
+# Ours alone, over a long context: what keys and values are kept as, and the key's prefix.
+LONG = {"long": "long.", "long_q8": "long.8bit.", "long_q4": "long.4bit."}
 LIBRARIES = {"llamacpp": "llama_cpp", "openvino": "openvino_genai", "transformers": "transformers"}
 
 
@@ -52,17 +56,27 @@ class EngineScale:
     tokens: int = 64  # of an answer, at 135M
     prompt: int = 64  # before an answer
     prefill: int = 512  # of a long prompt
+    long: int = 8000  # of a very long one
+    exact: int = 2048  # whose logits are compared with float32
     large_tokens: int = 16  # at 1B, where prompts take most of the time, all three are smaller
     large_prompt: int = 16
     large_prefill: int = 256
     repeats: int = 5
     cold_repeats: int = 3
+    long_repeats: int = 2
     large: random_model.Sizes = random_model.BILLION
     read_bytes: int = 1 << 30
 
 
 QUICK = EngineScale(
-    tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24
+    tokens=4,
+    long=600,
+    exact=64,
+    large_tokens=3,
+    repeats=1,
+    cold_repeats=1,
+    large=random_model.TINY,
+    read_bytes=1 << 24,
 )
 
 
@@ -92,7 +106,8 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         f"{scale.prefill}; at 1B {scale.large_tokens}, {scale.large_prompt} and "
         f"{scale.large_prefill}",
         "seed": SEED,
-        "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats},
+        "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats,
+                    "long": scale.long_repeats},
         "clock": "seconds on the wall, all cores",
         "memory": "VmHWM of each engine's process: its own and the mapped files' pages that it "
                   "touched, alike for all",
@@ -103,6 +118,10 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         model = catalog.find(MODEL)
         compare("", files(model, Path(scratch), peers, report), scale, report, tell, keep)
         adapters(model, scale, report, tell)
+        long_contexts(model, scale, report, tell)
+        keep(report)
+        tell("logits of each precision, of each type of cache and of llama.cpp beside float32")
+        report |= exact_logits(model, Path(scratch), scale, peers)
         keep(report)
         large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
         read = files(large, Path(scratch), peers, report["large"])
@@ -216,7 +235,7 @@ def asked(size: str, scale: EngineScale) -> dict[str, Order]:
     )
     orders: dict[str, Order] = {
         f"b{count}": {"what": "decode", "batch": count, "tokens": tokens, "prompt": prompt}
-        for count in (1, 8, 16)
+        for count in (1, 8, 16, 32)
     }
     return {
         **orders,
@@ -285,6 +304,62 @@ def adapters(
         put(report, f"adapters.{key}", Sample(lost))
 
 
+def long_contexts(
+    model: Path, scale: EngineScale, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """A very long prompt and answers after it, ours by each type of cache; the prompt's speed as a
+    share of that of a prompt of `scale.prefill`, in the same repeats.
+    """
+    tell(f"a prompt of {scale.long} tokens and an answer after it, each type of cache")
+    orders: dict[str, Order] = {
+        "prefill": {"what": "prefill", "prompt": scale.prefill},
+        "prefill_8k": {"what": "prefill", "prompt": scale.long},
+        "decode_8k": {
+            **{"what": "decode", "batch": 1},
+            **{"tokens": scale.tokens, "prompt": scale.long},
+        },
+    }
+    with ExitStack() as stack:
+        engines = [contender(name, model) for name in LONG]
+        for engine in engines:
+            stack.callback(engine.close)
+            engine.start()
+        found = in_turn(engines, orders, scale.long_repeats)
+    for name, prefix in LONG.items():
+        own = found[name]
+        for key in ("prefill_8k", "decode_8k"):
+            put(report, f"{prefix}{key}", own[key])
+        put(report, f"{prefix}share", own["prefill_8k"].over(own["prefill"]))
+
+
+def exact_logits(
+    model: Path, scratch: Path, scale: EngineScale, peers: list[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`exactness` and `kv`, over Python's own documentation; llama.cpp reads the same file."""
+    loaded = weights.load(model)
+    tokens = documentation(loaded)[: scale.exact]
+    beside = None
+    if "llamacpp" in peers:
+        said, beside = scratch / "tokens.json", scratch / "logits.npy"
+        said.write_text(json.dumps({"window": WINDOW, "tokens": tokens}))
+        engine = contender("llamacpp", model)
+        try:
+            engine.prepare("--logits", str(said), str(beside))
+        except EndedError:
+            beside = None
+        finally:
+            engine.close()
+    return distances(loaded, tokens, beside)
+
+
+def documentation(loaded: weights.Weights) -> list[int]:
+    """Tokens of a text that every machine with Python has."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    return loaded.tokenizer.encode(text[:200_000])
+
+
 def bandwidth(large: Path, scale: EngineScale, report: dict[str, Any]) -> None:
     """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed,
     which is measured here.
@@ -308,11 +383,8 @@ def perplexities(model: Path, quick: bool) -> dict[str, float]:
     """Perplexity on Python's own documentation: the serving path, float32 over the same blocks,
     and percent between them.
     """
-    from pydoc_data.topics import topics
-
     loaded = weights.load(model)
-    text = "\n".join(topics[name] for name in sorted(topics))
-    tokens = loaded.tokenizer.encode(text[:200_000])[: 256 if quick else 4608]
+    tokens = documentation(loaded)[: 256 if quick else 4608]
     blocks = 512 // BLOCK_TOKENS
     fast = perplexity(select(loaded, EngineConfig()).build(blocks, 512), tokens)
     exact = perplexity(TorchRunner(loaded, blocks, compute=torch.float32), tokens)
@@ -351,9 +423,9 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
             )
         for rival, aims in (
             ("best", BEST[size]),
-            ("llamacpp", (None,) * 4),
-            ("openvino", (None,) * 4),
-            ("transformers", (6, 6, 6, None)),
+            ("llamacpp", (None,) * len(KEYS)),
+            ("openvino", (None,) * len(KEYS)),
+            ("transformers", (6, 6, 6, 6, None)),
         ):
             if rival in placed["ratio"]:
                 for key, aim in zip(KEYS, aims, strict=True):
@@ -374,6 +446,39 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         at_least=0.7,
     )
     yield Figure("memory_read_gb_s", "GB/s", "  memory read here")
+    yield from long_figures(report)
+    yield from exact_figures(report)
     yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
     yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)
     yield Figure("perplexity.worse_percent", "%", "perplexity over that of float32", at_most=0.5)
+
+
+def long_figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table about very long prompts."""
+    for name, prefix in LONG.items():
+        if "prefill_8k" not in walked(report, prefix):
+            continue
+        own = f"8k, cache of {name.partition('_')[2] or 'bf16'}"
+        yield Figure(f"{prefix}prefill_8k", "tokens/s", f"{own}: prompt")
+        yield Figure(f"{prefix}decode_8k", "tokens/s", "  answer after it")
+        aim = 0.7 if name == "long" else None
+        yield Figure(f"{prefix}share", "×", "  prompt, of its speed at 512", at_least=aim)
+
+
+def exact_figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table about logits."""
+    aims: dict[str, tuple[float | None, float | None]] = {"balanced": (0.001, 98.5)}
+    for part, own in (("exactness", "precision"), ("kv", "cache, all else exact")):
+        for name in report.get(part, {}):
+            kl, top1 = aims.get(name, (None, None))
+            place = f"{part}.{name}"
+            yield Figure(f"{place}.kl", "nats", f"{own} {name}: KL from float32", at_most=kl)
+            yield Figure(f"{place}.top1", "%", "  same likeliest token", at_least=top1)
+            yield Figure(f"{place}.ppl", "", "  perplexity")
+
+
+def walked(report: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The part of a report that a prefix of dotted names stands for; empty where it is not."""
+    for name in prefix.split(".")[:-1]:
+        report = report.get(name, {})
+    return report

@@ -2,11 +2,11 @@
 output.
 
     python -m quietchoir.simulations.bench.peers NAME MODEL --threads N
-        [--first | --repack FILE [--type TYPE]]
+        [--first | --repack FILE [--type TYPE] | --logits TOKENS OUT]
 
 `--first` ends after the first token of one prompt: what a cold start costs. `--repack` writes the
 model by llama.cpp's quantiser, as it likes it best or as TYPE, in this process, for whatever kills
-an engine kills its quantiser too.
+an engine kills its quantiser too. `--logits` writes llama.cpp's logits over a text.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def load(name: str, model: Path, threads: int) -> Peer:
         return Transformers(model, threads)
     from .ours import Ours
 
-    return Ours(model, threads)
+    return Ours(model, threads, name)
 
 
 class Adapted:
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--first", action="store_true")
     parser.add_argument("--repack", type=Path, metavar="FILE")
     parser.add_argument("--type", default="Q4_0")
+    parser.add_argument("--logits", type=Path, nargs=2, metavar=("TOKENS", "OUT"))
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
@@ -93,6 +94,12 @@ def main() -> None:
 
         written = repacked(arguments.model, arguments.repack, arguments.type)
         print(written, file=answers, flush=True)
+        return
+    if arguments.logits:
+        from .llamacpp import write_logits
+
+        write_logits(arguments.model, arguments.threads, *arguments.logits)
+        print(arguments.logits[1], file=answers, flush=True)
         return
     peer, prompts = (
         load(arguments.name, arguments.model, arguments.threads),

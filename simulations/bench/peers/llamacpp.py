@@ -1,17 +1,18 @@
 """llama.cpp through its own C functions: no Python sampler, no text, only `llama_decode` and the
 highest logit.
 
-Always: one context of sixteen sequences over one unified cache, which measured fastest; batches as
+Always: one context of 32 sequences over one unified cache, which measured fastest; batches as
 long as it allows.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SEQUENCES, CONTEXT = 16, 4096
+SEQUENCES, CONTEXT = 32, 4096
 
 
 class LlamaCpp:
@@ -96,3 +97,18 @@ def repacked(model: Path, out: Path, file_type: str = "Q4_0") -> Path:
         api.llama_log_set(api.llama_log_callback(), None)  # `silence` ends with this function
         part.rename(out)
     return out
+
+
+def write_logits(model: Path, threads: int, said: Path, out: Path) -> None:
+    """Logits of every row of a text, float32 [N, V], as an array file; the text comes as
+    `{"window": N, "tokens": […]}`, and no window knows of another.
+    """
+    asked = json.loads(said.read_text("utf-8"))
+    engine, parts = LlamaCpp(model, threads), []
+    for start in range(0, len(asked["tokens"]), asked["window"]):
+        window = asked["tokens"][start : start + asked["window"]]
+        engine.api.llama_memory_clear(engine.api.llama_get_memory(engine.context), True)
+        engine.decode([(token, place, 0, True) for place, token in enumerate(window)])
+        parts.append(np.stack([engine.logits(row) for row in range(len(window))]))
+    np.save(out, np.concatenate(parts))
+    engine.close()

@@ -6,6 +6,7 @@ of tokens.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ....core.config import EngineConfig
 from ....core.engine.engine import Engine
@@ -14,15 +15,25 @@ from ....core.engine.sampling.params import SamplingParams
 from ....core.models import weights
 
 ADAPTERS = 8
+CLIENTS = 32  # most that are answered at once
+# By name: how an engine of ours is set beyond that.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "no_compiler": {},
+    "long": {"context": 8192},
+    "long_q8": {"context": 8192, "kv_type": "q8"},
+    "long_q4": {"context": 8192, "kv_type": "q4"},
+}
 
 
 class Ours:
     """See `workload.Peer`."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, name: str = "ours") -> None:
         self.weights = weights.load(model)
         self.weights.tokenizer.stop_tokens = frozenset()
-        self.engine = Engine(self.weights, EngineConfig(threads=threads, drafts=0))
+        config = EngineConfig(threads=threads, drafts=0, max_running=CLIENTS, **SETTINGS[name])
+        self.engine = Engine(self.weights, config)
         self.engine.start()
         self.names: list[str] = []  # of adapters, once they are asked for
 

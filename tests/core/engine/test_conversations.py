@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import stat
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from quietchoir.core.engine import conversations
 from quietchoir.core.engine.backends.backend import label
@@ -78,6 +81,36 @@ def test_a_conversation_that_is_there_already_is_restored_once(weights, saved, t
 
 def test_the_file_is_its_owners_alone(saved):
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+
+
+def test_a_saved_conversation_is_smaller_than_its_memory_and_comes_back_to_the_byte(tmp_path):
+    numbers = np.random.default_rng(1).standard_normal(40_000).astype(np.float32)
+    for cache in (numbers.view(np.uint16)[1::2].tobytes(), b"odd" + numbers.tobytes()):
+        kept = SavedConversation("m", "", tuple(range(16)), cache)
+        conversations.write(tmp_path / "c", kept)
+        assert (tmp_path / "c").stat().st_size < 0.95 * len(cache)
+        assert conversations.read(tmp_path / "c") == kept
+
+
+@pytest.mark.parametrize("size", ["70000000", "99999999999999", "-1", "²", ""])
+def test_a_file_that_says_another_size_is_damaged_and_nothing_of_that_size_is_made(tmp_path, size):
+    """Seventy million bytes are more than its sixteen tokens may take."""
+    packed = np.frombuffer(zlib.compress(bytes(1000)), np.uint8)
+    metadata = {"format": conversations.FORMAT, "model": "m", "adapter": "", "bytes": size}
+    save_file({"tokens": np.arange(16), "cache": packed}, tmp_path / "c", metadata)
+    with pytest.raises(CacheError, match="damaged"):
+        conversations.read(tmp_path / "c")
+
+
+def test_of_several_conversations_those_used_last_are_kept(weights, tmp_path):
+    engine = Engine(weights, config())
+    prompts = [tuple(range(first, first + 40)) for first in (10, 60, 110)]
+    for prompt in (*prompts, prompts[0]):
+        limits = SamplingParams(max_tokens=1)
+        generate(engine, [GenerationRequest(prompt=prompt, sampling_params=limits)])
+    assert engine.conversations.save_latest(tmp_path, 2) == 2
+    kept = [conversations.read(path).tokens for path in conversations.saved(tmp_path)]
+    assert kept == [prompts[2][:32], prompts[0][:32]]
 
 
 def test_what_the_cache_does_not_hold_cannot_be_saved_and_an_older_file_stays(weights, saved):

@@ -120,7 +120,7 @@ struct Player {
     const size_t row_bytes = r.array[0].size / r.n[1];
     void* place = nullptr;
     if (posix_memalign(&place, 64, m.strips * m.strip_bytes)) stop("memory");
-    m.data = static_cast<uint8_t*>(place), m.terms = r.n[4];
+    m.data = static_cast<uint8_t*>(place), m.terms = r.n[0] > BF16 ? r.n[4] : 1;
     memset(m.data, 0xAA, m.strips * m.strip_bytes);  // packing must not rely on zeros
     for (int s = 0; s < m.strips; s++)
       pack_strip(m, s, r.array[0].as<uint8_t>() + s * STRIP * row_bytes, row_bytes,
