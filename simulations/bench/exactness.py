@@ -28,7 +28,7 @@ Logits = Callable[[Sequence[int]], torch.Tensor]  # of one window, [N, V]
 
 
 @dataclass
-class Distance:
+class LogitDistance:
     """Sums over the rows of a text."""
 
     rows: int = 0
@@ -61,10 +61,10 @@ def distances(
     """
     exact = TorchRunner(weights, WINDOW // BLOCK_TOKENS, compute=torch.float32)
     runners = paths(weights)
-    found = {name: Distance() for name in runners}
+    found = {name: LogitDistance() for name in runners}
     theirs = None if beside is None else np.load(beside, mmap_mode="r")
     if theirs is not None:
-        found["exactness.llamacpp"] = Distance()
+        found["exactness.llamacpp"] = LogitDistance()
     for start in range(0, len(tokens), WINDOW):
         window = tokens[start : start + WINDOW]
         wanted = rows(exact, window)
