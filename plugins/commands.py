@@ -205,6 +205,7 @@ def wrap_one(chosen: argparse.Namespace) -> int:
         words, variables = (servers[words[0]].words, {**servers[words[0]].environment, **variables})
     folders = wrapping.granted(chosen.read)
     found = wrapping.resolve(words, chosen.folder)
+    print(f"sees a copy of {found.folder}" if found.folder else "sees the system's programs alone")
     plugin_id = chosen.id or f"local/{installing.slug(wrapping.name_of(words))}"
     limits = installing.WRAPPED_LIMITS
     if chosen.memory_mb is not None:

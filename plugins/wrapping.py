@@ -98,8 +98,17 @@ def resolve(words: Sequence[str], folder: Path | None) -> Wrapped:
             command itself.
 
     Raises:
-        ConfigError: no such program, or one that would be fetched first.
+        ConfigError: no such program, one that would be fetched first, or one in a folder of other
+        things too, which it would see.
     """
+    found = program_of(words, folder)
+    if found.folder is not None:
+        narrow(found.folder, f"{words[0]} runs from")
+    return found
+
+
+def program_of(words: Sequence[str], folder: Path | None) -> Wrapped:
+    """As `resolve`, wherever it lies."""
     name, rest = Path(words[0]).name, list(words[1:])
     if name in FETCHERS:
         while rest and rest[0] in SKIPPED:
@@ -222,22 +231,41 @@ def granted(folders: Sequence[Path]) -> dict[str, Path]:
         ConfigError: one that is too broad, not there, or shares its name with another.
     """
     found = dict[str, Path]()
-    own = paths.home().resolve()
     for given in folders:
-        folder = given.expanduser().resolve()
-        if not folder.is_dir():
-            raise ConfigError(f"--read {given}: no such folder")
-        broad = str(folder) in TOO_BROAD or Path.home().resolve().is_relative_to(folder)
-        if broad or own.is_relative_to(folder) or folder.is_relative_to(own):
+        folder = narrow(given.expanduser(), "--read")
+        home = Path.home().resolve()
+        below = folder.relative_to(home).parts if folder.is_relative_to(home) else ()
+        if hidden := next((part for part in below if part.startswith(".")), None):
             raise ConfigError(
-                f"--read {given}: too broad: it holds secrets of its owner or of this node; name "
-                f"the one folder that the plugin is to read"
+                f"--read {given}: {hidden} is where programs keep what is theirs, keys too; name "
+                f"another folder"
             )
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name).lstrip(".-") or "folder"
         if name in found:
             raise ConfigError(f"--read {given}: another folder is called {name} too; rename one")
         found[name] = folder
     return found
+
+
+def narrow(given: Path, what: str) -> Path:
+    """`given`, if a plugin may see all that lies in it.
+
+    Args:
+        what: how the message begins.
+
+    Raises:
+        ConfigError: no folder, or one that holds a home, this node's files or the system's.
+    """
+    folder, own = given.resolve(), paths.home().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{what} {given}: no such folder")
+    holds = [Path(broad) for broad in TOO_BROAD] + [Path.home().resolve(), own]
+    if any(broad.is_relative_to(folder) for broad in holds) or folder.is_relative_to(own):
+        raise ConfigError(
+            f"{what} {given}: too broad: it holds files of its owner, of this node or of the "
+            f"system; name, or make, a folder of its own"
+        )
+    return folder
 
 
 def seen_words(words: Sequence[str], folders: Mapping[str, Path]) -> tuple[str, ...]:

@@ -75,7 +75,9 @@ def root_for(user: int | None) -> Path:
     Raises:
         SandboxUnavailableError: nowhere.
     """
-    place = paths.home() / "plugins" / "store" if user is None else SHARED
+    if user is None:
+        return paths.private_folder(paths.home() / "plugins" / "store")
+    place = SHARED
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:

@@ -103,9 +103,15 @@ def test_folders_that_hold_secrets_are_not_shown(
     monkeypatch.setenv("QUIETCHOIR_HOME", str(home / "node"))
     (home / "node" / "keys").mkdir(parents=True)
     (home / "way").symlink_to(home)
-    for folder in ("/", "/etc", "/proc", home, tmp_path, home / "node" / "keys", home / "way"):
+    for folder in ("/", "/etc", "/proc", "/tmp", home, tmp_path, home / "node/keys", home / "way"):
         with pytest.raises(ConfigError, match="too broad"):
             wrapping.granted([Path(folder)])
+    (home / ".ssh" / "more").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"\.ssh is where programs keep what is theirs"):
+        wrapping.granted([home / ".ssh" / "more"])
+    (home / "server.py").write_text("")  # beside all that its owner has
+    with pytest.raises(ConfigError, match=r"runs from .*ann: too broad"):
+        wrapping.resolve(["python3", str(home / "server.py")], None)
     with pytest.raises(ConfigError, match="no such folder"):
         wrapping.granted([home / "nowhere"])
     shown = wrapping.granted([work])
