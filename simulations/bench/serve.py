@@ -71,6 +71,7 @@ class Crowd:
 
     seconds: float = 0.0  # from the first question to the last answer's end
     processor_s: float = 0.0  # of the server's processes meanwhile
+    loop_s: float = 0.0  # of its main thread alone, which for ours is the event loop's
     tokens: int = 0  # of all answers, as the server counted them
     first_s: list[float] = field(default_factory=list)  # from a question to its first text
 
@@ -89,6 +90,12 @@ class ServerUnderTest:
         """Of it and the processes that it started, until now."""
         family = [self.process, *self.process.children(recursive=True)]
         return sum(sum(one.cpu_times()[:2]) for one in family)
+
+    def loop_s(self) -> float:
+        """Of its main thread."""
+        threads = self.process.threads()
+        own = (one for one in threads if one.id == self.process.pid)
+        return float(sum(one.user_time + one.system_time for one in own))
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
@@ -129,9 +136,12 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
             servers.append(start_peer(group, peer, model))
         ask_in_turn(servers, scale, report, tell, keep)
     tell("the engine alone, in this process")
-    report["engine_processor_ms_per_token"] = 1000 * engine_alone(model, scale)
-    spent = report["processor_ms_per_token"][str(MOST)]["ours"]
-    report["overhead"] = spent / report["engine_processor_ms_per_token"] - 1
+    report |= {f"{part}_ms_per_token": 1000 * spent for part, spent in alone(model, scale).items()}
+    report["overhead"] = (
+        report["loop_ms_per_token"][str(MOST)]["ours"]
+        + report["prompt_text_ms_per_token"]
+        + report["answer_text_ms_per_token"]
+    ) / report["engine_ms_per_token"]
     report["exact"] = True  # every answer came whole, or the run would have ended
     return report
 
@@ -228,6 +238,8 @@ def tabulate(found: dict[tuple[int, str], list[Crowd]], report: dict[str, Any]) 
         put(report, f"tokens_per_s.{count}.{name}", speeds[count, name])
         spent = Sample(tuple(1000 * crowd.processor_s / crowd.tokens for crowd in crowds))
         put(report, f"processor_ms_per_token.{count}.{name}", spent)
+        loop = Sample(tuple(1000 * crowd.loop_s / crowd.tokens for crowd in crowds))
+        put(report, f"loop_ms_per_token.{count}.{name}", loop)
         first = [1000 * seconds for crowd in crowds for seconds in crowd.first_s]
         place = report.setdefault("ttft_ms", {}).setdefault(str(count), {})
         place[name] = {f"p{share}": float(np.percentile(first, share)) for share in (50, 99)}
@@ -252,10 +264,10 @@ async def ask(server: ServerUnderTest, questions: Sequence[Sequence[str]], token
             for words in mine:
                 await stream(session, server, words, tokens, crowd)
 
-        before, spent = time.perf_counter(), server.processor_s()
+        before, spent, loop = time.perf_counter(), server.processor_s(), server.loop_s()
         await asyncio.gather(*(client(mine) for mine in questions))
         crowd.seconds = time.perf_counter() - before
-        crowd.processor_s = server.processor_s() - spent
+        crowd.processor_s, crowd.loop_s = server.processor_s() - spent, server.loop_s() - loop
     return crowd
 
 
@@ -294,33 +306,40 @@ async def stream(
     crowd.tokens += json.loads(usage[6:])["usage"]["completion_tokens"]
 
 
-def engine_alone(model: Path, scale: ServeScale) -> float:
-    """Processor seconds a token of the same engine without a server, tokens in and tokens out;
-    what makes text of tokens is set aside, for it belongs to serving.
+def alone(model: Path, scale: ServeScale) -> dict[str, float]:
+    """Processor seconds a token of an answer, without a server: of the same engine, tokens in and
+    tokens out; of making tokens of its prompt; of making text of it.
     """
-    loaded = weights.load(model)
-    config = EngineConfig(max_running=MOST)
-    draws, spent = random.Random(SEED + 1), []
-    stream = loaded.tokenizer.stream
+    loaded, draws = weights.load(model), random.Random(SEED + 1)
+    stream, spent = loaded.tokenizer.stream(), dict[str, list[float]]()
     loaded.tokenizer.stream = TextlessStream  # type: ignore[assignment,method-assign]
-    engine = Engine(loaded, config)
+    engine = Engine(loaded, EngineConfig(max_running=MOST))
     engine.start()
     try:
         for repeat in range(scale.repeats + 1):
+            clock = [time.process_time()]
             prompts = [
                 tuple(loaded.tokenizer.encode_chat([{"role": "user", "content": question(draws)}]))
                 for _ in range(MOST * scale.answers)
             ]
-            before, tokens = time.process_time(), 0
+            clock.append(time.process_time())
             # as many waves as a client asks: no more than a batch at once
-            for start in range(0, len(prompts), MOST):
-                tokens += answered(engine, prompts[start : start + MOST], scale.tokens)
-            if repeat:
-                spent.append((time.process_time() - before) / tokens)
+            tokens = sum(
+                answered(engine, prompts[start : start + MOST], scale.tokens)
+                for start in range(0, len(prompts), MOST)
+            )
+            clock.append(time.process_time())
+            for token in (prompts[0] * (tokens // len(prompts[0]) + 1))[:tokens]:
+                stream.push(token)
+            clock.append(time.process_time())
+            for part, from_s, to_s in zip(
+                ("prompt_text", "engine", "answer_text"), clock, clock[1:], strict=False
+            ):
+                if repeat:
+                    spent.setdefault(part, []).append((to_s - from_s) / tokens)
     finally:
         engine.stop()
-        loaded.tokenizer.stream = stream  # type: ignore[method-assign]
-    return float(np.median(spent))
+    return {part: float(np.median(seconds)) for part, seconds in spent.items()}
 
 
 class TextlessStream:
@@ -370,8 +389,11 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         f"tokens_per_s.{MOST}.ours", "tokens/s", "32 clients in total, beside 8", at_least=eight
     )
     yield Figure(f"processor_ms_per_token.{MOST}.ours", "ms", "processor time a token: the node")
-    yield Figure("engine_processor_ms_per_token", "ms", "  the engine alone")
-    yield Figure("overhead", "", "  of serving, over the engine alone", at_most=0.05)
+    yield Figure("engine_ms_per_token", "ms", "  the engine alone")
+    yield Figure(f"loop_ms_per_token.{MOST}.ours", "ms", "  the node's event loop")
+    yield Figure("prompt_text_ms_per_token", "ms", "  making tokens of prompts")
+    yield Figure("answer_text_ms_per_token", "ms", "  making text of tokens")
+    yield Figure("overhead", "", "  these three, over the engine alone", at_most=0.05)
     yield Figure("idle.cpu_percent", "%", "a core, when nobody asks", at_most=0.5)
     yield Figure("idle.rss_mb", "MB", "resident then")
     if "llamacpp" in report:

@@ -42,13 +42,17 @@ def report_of(*names: str) -> dict[str, Any]:
     """Two repeats, in which every server is as fast as its name is long."""
     report: dict[str, Any] = {"spread": {}}
     found = {
-        (count, name): [serve.Crowd(2.0, 1.0, 10 * len(name) * count, [0.5, 0.25]) for _ in "ab"]
+        (count, name): [
+            serve.Crowd(2.0, 1.0, 0.5, 10 * len(name) * count, [0.5, 0.25]) for _ in "ab"
+        ]
         for count in serve.CLIENTS
         for name in names
     }
     serve.tabulate(found, report)
     return report | {
-        "engine_processor_ms_per_token": 0.1,
+        "engine_ms_per_token": 0.1,
+        "prompt_text_ms_per_token": 0.01,
+        "answer_text_ms_per_token": 0.01,
         "overhead": 0.2,
         "idle": {"cpu_percent": 0.1, "rss_mb": 200.0},
     }
