@@ -305,15 +305,14 @@ def spent(running: Sequence[PluginConnection]) -> float:
 @contextmanager
 def another_home(folder: Path) -> Iterator[None]:
     """A node's home for a while: what is installed in it is gone afterwards."""
-    before = os.environ.get(paths.HOME_VARIABLE)
-    os.environ[paths.HOME_VARIABLE] = str(folder)
+    before = os.environ.get("QUIETCHOIR_HOME")
+    os.environ["QUIETCHOIR_HOME"] = str(folder)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[paths.HOME_VARIABLE]
-        else:
-            os.environ[paths.HOME_VARIABLE] = before
+        del os.environ["QUIETCHOIR_HOME"]
+        if before is not None:
+            os.environ["QUIETCHOIR_HOME"] = before
 
 
 def shown(folder: Path) -> Path:
