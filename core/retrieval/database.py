@@ -124,7 +124,10 @@ class PrivateDatabase:
                         f"{self.path}: locked, or damaged; give its passphrase, put back a copy, "
                         f"or remove it and add the documents again"
                     )
-            connection = self._open(self.path, key or asked(self.path, passphrase))
+            try:
+                connection = self._open(self.path, key or asked(self.path, passphrase))
+            except ConfigError as error:  # nobody can be asked
+                raise ConfigError(f"{error}. If it was never locked, it is {DAMAGED}") from error
             if not readable(connection):
                 connection.close()
                 source: object = passphrase

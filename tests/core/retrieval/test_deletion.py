@@ -165,6 +165,19 @@ def test_without_a_passphrase_nothing_is_locked_silently(tmp_path):
     assert collections.names() == [] and held(tmp_path) == b""
 
 
+def test_where_nobody_can_be_asked_it_is_said_that_damage_looks_the_same(tmp_path):
+    """A locked file is noise to whoever has no key, and so is one whose first page was lost."""
+
+    def nobody(path: Path) -> str:
+        raise ConfigError(f"{path}: a passphrase is needed")
+
+    path = tmp_path / "one.collection"
+    path.write_bytes(lost := b"\x5a" * 8192)
+    with pytest.raises(ConfigError, match=r"is needed\. If it was never locked, it is damaged"):
+        CollectionStore(path, passphrase=nobody)
+    assert path.read_bytes() == lost
+
+
 def test_files_are_their_owners_alone(tmp_path, folder):
     store = indexed(tmp_path / "home" / "one.collection", folder)
     for path in (tmp_path / "home").iterdir():
