@@ -114,13 +114,22 @@ class Tab:
         """Wait until an expression in the page is true."""
         try:
             async with asyncio.timeout(WAIT_S):
-                while not await self.run(f"Boolean({script})"):
+                while not await self.holds(script):
                     await asyncio.sleep(0.02)  # the page's work, not ours, is waited for
         except TimeoutError:
             text = await self.run("document.body?.innerText")
             raise AssertionError(
                 f"never true: {script}; the page says {text!r}, its console {self.problems}"
             ) from None
+
+    async def holds(self, script: str) -> bool:
+        """Is an expression true; of a page that goes away just now none is."""
+        try:
+            return bool(await self.run(f"Boolean({script})"))
+        except RuntimeError as error:
+            if "navigated" in str(error) or "context was destroyed" in str(error):
+                return False
+            raise
 
     async def type(self, text: str) -> None:
         await self.send("Input.insertText", text=text)

@@ -80,6 +80,7 @@ function Federation({ federation: one, onPause }) {
 function Rounds({ rounds }) {
   const parts = ({ stages }) =>
     Object.entries(stages)
+      .sort(([, one], [, other]) => other - one)
       .map(([stage, bytes]) => `${known(`federation.stage.${stage}`, stage)} ${size(bytes)}`)
       .join(", ");
   const head = ["round", "when", "under", "parts", "bytes"];
@@ -110,7 +111,7 @@ function Training({ id }) {
       .catch((error) => setTold(error.message));
   }, [id]);
   if (told) return html`<p class="error" role="alert">${told}</p>`;
-  if (!found) return html`<p class="thinking">${t("thinking")}</p>`;
+  if (!found) return html`<p class="thinking">${t("looking")}</p>`;
   const counted = (values, key) =>
     Object.entries(values ?? {})
       .filter(([, count]) => count)

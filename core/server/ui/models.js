@@ -62,7 +62,7 @@ export function Models({ onClose }) {
     ${offer && html`<${Offer} key=${offer.name} offer=${offer} onPull=${() => pull(offer)}
       onCancel=${() => setOffer(null)} />`}
     <h3>${t("model.here")}</h3>
-    ${!there && !told && html`<p class="thinking">${t("thinking")}</p>`}
+    ${!there && !told && html`<p class="thinking">${t("looking")}</p>`}
     <ul class="models">
       ${there?.installed.map(
         (one) => html`<${Model} key=${one.name} model=${one} here=${true}
@@ -89,7 +89,7 @@ export function Models({ onClose }) {
 function fits(fit) {
   if (!fit) return "";
   if (!fit.fits) return t("model.fits.not", { needs: size(fit.bytes) });
-  const rate = fit.tokens_per_s.toLocaleString(language);
+  const rate = fit.tokens_per_s.toLocaleString(language, { maximumSignificantDigits: 2 });
   return t(fit.now ? "model.fits" : "model.fits.later", { needs: size(fit.bytes), rate });
 }
 

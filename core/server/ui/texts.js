@@ -53,9 +53,9 @@ export const moment = (seconds) =>
 
 /** A number of bytes, in kilobytes of 1000 bytes and more. */
 export function size(bytes) {
-  const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
-  const step = Math.min(3, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
+  const units = ["kilobyte", "megabyte", "gigabyte"];
+  const step = Math.min(2, Math.max(0, Math.floor(Math.log10(Math.max(1, bytes)) / 3) - 1));
   return new Intl.NumberFormat(language, {
-    style: "unit", unit: units[step], maximumFractionDigits: step && 1,
-  }).format(bytes / 1000 ** step);
+    style: "unit", unit: units[step], maximumFractionDigits: 1,
+  }).format(bytes / 1000 ** (step + 1));
 }
