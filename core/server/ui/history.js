@@ -149,7 +149,7 @@ function Kept({ info, onOpen, onSave, onRename, onDelete }) {
   ];
   if (asked === "rename") {
     return html`<li><form onSubmit=${rename}>
-      <input name="title" maxlength="80" value=${info.title} required
+      <input name="title" maxlength="80" defaultValue=${info.title} required
         aria-label=${t("history.rename.label")}
         ref=${(field) => field?.focus()} />
       <button class="small">${t("history.rename.done")}</button>

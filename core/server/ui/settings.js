@@ -22,6 +22,9 @@ const without = (settings) =>
 export function Settings({ settings, adapters, onChange, onClose }) {
   const [models, setModels] = useState([]);
   const [told, setTold] = useState("");
+  const [draft, setDraft] = useState({}); // as it is typed; it counts when its field is left
+  const value = (name) => draft[name] ?? settings[name] ?? "";
+  const typed = (name) => (event) => setDraft({ ...draft, [name]: event.target.value });
   useEffect(() => {
     get("/v1/models")
       .then(({ data }) => setModels(data))
@@ -29,8 +32,8 @@ export function Settings({ settings, adapters, onChange, onClose }) {
   }, []);
   const set = (name, value) => onChange(without({ ...settings, [name]: value }));
   const number = (name) => (event) => {
-    const { value, validity } = event.target;
-    if (validity.valid) set(name, value === "" ? undefined : Number(value));
+    const { value: text, validity } = event.target;
+    if (validity.valid) set(name, text === "" ? undefined : Number(text));
     event.target.reportValidity();
   };
   const named = ({ id }) => {
@@ -52,14 +55,15 @@ export function Settings({ settings, adapters, onChange, onClose }) {
         </select>
       </label>
       <label class="wide"><span>${t("settings.system")}</span>
-        <textarea rows="4" value=${settings.system ?? ""} placeholder=${t("settings.system.none")}
+        <textarea rows="4" value=${value("system")} placeholder=${t("settings.system.none")}
+          onInput=${typed("system")}
           onChange=${(event) => set("system", event.target.value.trim() || undefined)} />
       </label>
       ${Object.entries(NUMBERS).map(
         ([name, { placeholder = t("settings.default"), ...range }]) => html`<label>
           <span>${t(`settings.${name}`)}</span>
-          <input type="number" name=${name} value=${settings[name] ?? ""} ...${range}
-            placeholder=${placeholder} onChange=${number(name)} />
+          <input type="number" name=${name} value=${value(name)} ...${range}
+            onInput=${typed(name)} placeholder=${placeholder} onChange=${number(name)} />
         </label>`,
       )}
     </div>
