@@ -49,6 +49,7 @@ def examine(config: Config) -> Iterator[Finding]:
         "memory": memory,
         "home": home,
         "model": model,
+        "fit": model_fit,
         "plugins": plugins,
         "sandbox": sandbox,
         "kernels": kernels,
@@ -222,6 +223,28 @@ def model(config: Config) -> Finding:
         slower = f"torch runs it, {library.TORCH_IS} than the compiled kernels would: {reason}"
         return Finding("model", False, f"{text}; {slower}")
     return Finding("model", True, text)
+
+
+def model_fit(config: Config) -> Finding:
+    """Which models would run here, from the speed of this machine's memory, measured now."""
+    from .core.engine import fit
+
+    machine = fit.measure_memory(config.engine.memory_bytes)
+    context = config.engine.context
+    found = [fit.fit(name, needs, machine, context) for name, needs in fit.needs_of_all().items()]
+    chosen = [one for one in found if one.name == config.engine.model]
+    running = [one for one in found if one.fits]
+    speed = f"memory is read at {machine.read_bytes_s / 1e9:.0f} GB/s"
+    told = [f"{one.name} at {one.tokens_per_s:.0f} tokens/s at most" for one in chosen]
+    if running:
+        largest = max(running, key=lambda one: one.weight_bytes)
+        told.append(
+            f"{len(running)} of {len(found)} known models fit, the largest {largest.name} "
+            f"({largest.bytes / 1e9:.1f} GB); quietchoir model fit shows all"
+        )
+        return Finding("fit", True, f"{speed}: {'; '.join(told)}")
+    text = f"{speed}, and no known model fits into {machine.limit / 1e9:.1f} GB"
+    return Finding("fit", False, f"{text}; raise engine.memory_bytes, or take more memory")
 
 
 def plugins(config: Config) -> Finding:

@@ -6,8 +6,10 @@ Always: what was started is stopped, in reverse order, also when a later part do
 """
 
 import asyncio
+import ctypes
 import dataclasses
 import gc
+import os
 import signal
 import threading
 import time
@@ -390,8 +392,7 @@ class Node:
         for counter in counted.keys() - ENGINE_GAUGES.keys():
             self._counted[counter] = self._counted.get(counter, 0) + counted[counter]
         await held.aclose()
-        # engines and their threads refer to each other
-        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(give_back_memory)
 
     @property
     def default(self) -> "ModelParts":
@@ -782,6 +783,15 @@ class ModelParts:
         """What is told of it."""
         told, own = facts_of(self.weights, path), self.weights
         return dataclasses.replace(told, digest=own.digest, context=self.engine.context)
+
+
+def give_back_memory() -> None:
+    """To the system, what was dropped: engines and their threads refer to each other, and the
+    allocator keeps what it was given where nobody tells it.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None:
+        trim(0)
 
 
 def facts_of_file(path: Path) -> ModelFacts:

@@ -219,37 +219,41 @@ class ModelPool:
                 f"together; raise engine.memory_bytes, lower engine.kv_bytes, or take a smaller one"
             )
         while sum(model.bytes for model in self.loaded.values()) + need > self.limit:
-            idle = [model for model in self.loaded.values() if not model.users]
+            idle = [
+                (model.used_at, model.name) for model in self.loaded.values() if not model.users
+            ]
             if not idle:
                 busy = ", ".join(self.loaded)
                 raise OverloadedError(
                     f"there is no room for {name} ({need / MB:.0f} MB of {self.limit / MB:.0f}) "
                     f"while {busy} answer; try again later, or raise engine.memory_bytes"
                 )
-            await self._let_go(min(idle, key=lambda model: model.used_at), f"room for {name}")
+            await self._let_go(min(idle)[1], f"room for {name}")
 
-    async def _let_go(self, model: LoadedModel, why: str) -> None:
-        del self.loaded[model.name]
-        await model.stop()
-        logger.info("%s is let go: %s", model.name, why)
+    async def _let_go(self, name: str, why: str) -> None:
+        # by its name: whoever held it in a variable would keep its memory
+        stop = self.loaded.pop(name).stop
+        await stop()
+        logger.info("%s is let go: %s", name, why)
 
     async def release(self, name: str) -> None:
         """Let a model's memory go now, if it is loaded. Raises: OverloadedError: it answers."""
         async with self._changing:
-            model = self.loaded.get(name)
-            if model is None:
+            if name not in self.loaded:
                 return
-            if model.users:
+            if self.loaded[name].users:
                 raise OverloadedError(f"{name} is answering; try again when it is done")
-            await self._let_go(model, "its owner wants it")
+            await self._let_go(name, "its owner wants it")
 
     async def let_idle_go(self) -> None:
         """Let go whatever nobody asked for long enough."""
         async with self._changing:
-            for model in list(self.loaded.values()):
-                late = model.keep_s and self._clock() - model.used_at >= model.keep_s
-                if not model.users and (late or model.expired):
-                    await self._let_go(model, "nobody asked for it")
+            for name in [one.name for one in self.loaded.values() if self._is_over(one)]:
+                await self._let_go(name, "nobody asked for it")
+
+    def _is_over(self, model: LoadedModel) -> bool:
+        late = model.keep_s > 0 and self._clock() - model.used_at >= model.keep_s
+        return not model.users and (late or model.expired)
 
     async def watch(self) -> None:
         """Look after idle models until cancelled."""
@@ -275,5 +279,5 @@ class ModelPool:
         for task in list(self._loading.values()):
             await asyncio.wait((task,))
         async with self._changing:
-            for model in list(self.loaded.values()):
-                await self._let_go(model, "the node ends")
+            for name in list(self.loaded):
+                await self._let_go(name, "the node ends")

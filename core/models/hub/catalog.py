@@ -242,7 +242,8 @@ def of_other(model: elsewhere.ForeignModel) -> InstalledModel:
 def title_of(licence: Path | None) -> str:
     """The first words of a licence's text."""
     try:
-        text = "" if licence is None else licence.open(encoding="utf-8", errors="replace").read(400)
+        with (licence or Path()).open(encoding="utf-8", errors="replace") as file:
+            text = file.read(400)
     except OSError:
         return ""
     lines = (line.strip(" #*\t") for line in text.splitlines())
