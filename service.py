@@ -82,8 +82,8 @@ class Service:
     def text(self) -> bytes:
         """The file."""
         environment = {paths.HOME_VARIABLE: str(self.home)}
-        if models := os.environ.get(paths.MODELS_VARIABLE):
-            environment[paths.MODELS_VARIABLE] = str(Path(models).absolute())
+        if paths.models() != self.home / "models":
+            environment[paths.MODELS_VARIABLE] = str(paths.models())
         stop_s = round(self.config.server.drain_s) + STOP_S
         if self.system == "darwin":
             return plistlib.dumps(
