@@ -13,7 +13,7 @@ from typing import Any
 
 from quietchoir.core import log
 from quietchoir.core.errors import QuietchoirError
-from quietchoir.core.toolcall import ToolCall, parse
+from quietchoir.core.toolcall import ToolCall, parse_all, render
 from quietchoir.core.training.dataset import Division, build_jsonl, list_datasets
 from quietchoir.core.training.examples import Example, read_jsonl
 
@@ -155,7 +155,11 @@ GIVES: dict[str, tuple[str, Row, list[list[str]]]] = {
         },
         [["s", "a", "b"]],
     ),
-    "two calls to learn": ("chat", row(ASKED, called(call(), call())), [["a", "CALL\nCALL"]]),
+    "two calls to learn": (
+        "chat",
+        row(ASKED, called(call(), call())),
+        [["Turn on the lamp", "CALLS"]],
+    ),
     "ShareGPT with a call": (
         "sharegpt",
         {
@@ -418,7 +422,9 @@ def refused(folder: Path, act: Callable[[], object], word: str) -> str:
 
 def contents(example: Example) -> list[str]:
     return [
-        "CALL" if parse(message["content"]) == LAMP else message["content"]
+        {1: "CALL", 2: "CALLS"}[len(calls)]
+        if (calls := parse_all(message["content"])) and set(map(render, calls)) == {render(LAMP)}
+        else message["content"]
         for message in example.messages
     ]
 

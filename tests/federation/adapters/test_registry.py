@@ -110,7 +110,7 @@ def test_a_card_says_how_its_adapter_was_asked_and_an_older_one_says_nothing(hom
     older = dataclasses.replace(one, prompt=AS_IT_COMES).signed(home.coordinator)
     assert "prompt" not in older.text() and Card.parse(older.text(), "").prompt == AS_IT_COMES
     with pytest.raises(FederationError, match="signed card"):
-        Card.parse(one.text().replace('"last"', '"all"'), "")
+        Card.parse(one.text().replace('"follow_up"', '"all"'), "")
 
 
 def test_a_changed_adapter_is_not_loaded(home: House, tmp_path: Path) -> None:
