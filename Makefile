@@ -1,6 +1,7 @@
 # quietchoir: `make demo` and `make test` do all the set-up themselves on a fresh machine with
 # Python 3.11+, make and a C++ compiler.
 PYTHON ?= python3
+SOAK ?= long
 VENV := .venv
 BIN := $(VENV)/bin
 export QUIETCHOIR_HOME ?= $(HOME)/.cache/quietchoir
