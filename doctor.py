@@ -240,7 +240,7 @@ def model_fit(config: Config) -> Finding:
         largest = max(running, key=lambda one: one.weight_bytes)
         told.append(
             f"{len(running)} of {len(found)} known models fit, the largest {largest.name} "
-            f"({largest.bytes / 1e9:.1f} GB); quietchoir model fit shows all"
+            f"({largest.bytes / 1e9:.1f} GB); `model fit` shows all"
         )
         return Finding("fit", True, f"{speed}: {'; '.join(told)}")
     text = f"{speed}, and no known model fits into {machine.limit / 1e9:.1f} GB"

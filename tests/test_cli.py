@@ -163,6 +163,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
         "python", "parts", "machine", "accelerator", "power", "memory", "home", "model",
+        "fit",
         "plugins", "sandbox", "kernels", "token", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
