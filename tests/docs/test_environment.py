@@ -47,10 +47,11 @@ def keys(path: Path) -> list[ast.expr]:
 def used() -> dict[str, set[str]]:
     """Variables, and the files that read or set them."""
     found = defaultdict[str, set[str]](set)
+    shared = {f"paths.{name}": text for name, text in constants(ROOT / "core/paths.py").items()}
     for path in written():
         place = path.relative_to(ROOT).as_posix()
         if path.suffix == ".py" and place not in ANY_NAME:
-            known = constants(path)
+            known = shared | constants(path)
             for key in keys(path):
                 name = key.value if isinstance(key, ast.Constant) else known.get(ast.unparse(key))
                 assert isinstance(name, str), f"{place}:{key.lineno}: which variable is that?"
@@ -61,7 +62,7 @@ def used() -> dict[str, set[str]]:
         elif path.name == "Makefile" or path.parent.name == ".ci":
             text = path.read_text("utf-8")
             for name in re.findall(
-                r"^(?:export )?(\w+) \?=|^ifdef (\w+)|^export (\w+)\s*:?=|\$\((ARGS)\)",
+                r"^(?:export )?(\w+) \?=|^ifdef (\w+)|^export (\w+)\s*:?=|\$\((ARGS|SOAK)\)",
                 text,
                 re.MULTILINE,
             ):
