@@ -103,6 +103,8 @@ class Demo:
             str(self.test),
             "--seed",
             str(self.seed),
+            # Commands alone, as `compare` learns them: talk takes minutes more and is not scored.
+            *("--talk", "0", "--follow-ups", "0", "--doubles", "0"),
         ]
         self.stage.run("data", "build", "home", *counts, "--out", str(self.folder / "data"))
         for name in self.names:
