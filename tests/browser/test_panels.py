@@ -526,7 +526,7 @@ async def test_the_page_speaks_german_where_the_browser_does_and_where_it_is_cho
 async def test_everything_in_reach_of_the_keyboard_is_done_with_it(
     tab: Tab, tmp_path: Path
 ) -> None:
-    engine = engine_saying(["One."], ["Again one."])
+    engine = engine_saying(["One."], ["Again one."], ["Once upon ", "a time"])
     node = kept(Served(engine, FakeTools()), tmp_path)
     focused = "document.activeElement"
     async with node.running() as served:

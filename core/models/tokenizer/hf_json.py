@@ -105,12 +105,15 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
 
 def with_marks(described: dict[str, Any], template: str) -> dict[str, Any]:
     """The file with every mark among its added tokens called special: the library then reads none
-    of them in text, whatever the file says of it.
+    of them in text, whatever the file says of it. What is no list of objects stays for the library
+    to refuse.
     """
+    listed = described.get("added_tokens")
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        return described
     added = [
         {**one, "special": True} if is_mark(str(one.get("content")), template) else one
-        for one in described.get("added_tokens") or ()
-        if isinstance(one, dict)
+        for one in listed
     ]
     return {**described, "added_tokens": added}
 

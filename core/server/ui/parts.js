@@ -71,7 +71,8 @@ export const Round = ({ icon, title, ...rest }) => html`
 /** A window over the page, until it is closed; the browser keeps the focus in it. */
 export function Panel({ title, onClose, children }) {
   const place = useRef(null);
-  useEffect(() => {
+  // before the next frame: what is typed meanwhile would go to what lies below
+  useLayoutEffect(() => {
     place.current.showModal();
   }, []);
   const beside = (event) => event.target === place.current && place.current.close();

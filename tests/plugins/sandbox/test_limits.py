@@ -6,6 +6,7 @@ attack does no harm it is first shown to work in a sandbox without that limit.
 import asyncio
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,18 @@ def test_files_are_counted_by_root_and_by_an_ordinary_user(
     dropped = linux.as_user(None if root or os.geteuid() else interpreter.NOBODY)
     if dropped and not interpreter.reachable(package, interpreter.NOBODY):
         pytest.skip(f"{package} lies where an ordinary user may not read")
-    asked = subprocess.run(
-        [interpreter.find(interpreter.NOBODY).executable, "-B", "-c", COUNT_FILES],
-        env={"PYTHONPATH": str(package.parent), "PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd="/",
-        **dropped,
-    )
+    with tempfile.TemporaryDirectory() as place:  # a checkout has any name
+        Path(place).chmod(0o755)
+        (Path(place) / "quietchoir").symlink_to(package)
+        asked = subprocess.run(
+            [interpreter.find(interpreter.NOBODY).executable, "-B", "-c", COUNT_FILES],
+            env={"PYTHONPATH": place, "PATH": "/usr/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd="/",
+            **dropped,
+        )
     assert asked.stdout.split() == [str(root), "41"], asked.stderr  # with the folder itself
 
 
