@@ -154,7 +154,7 @@ def content_of(folder: Path) -> str:
     """The folder of `sandbox.store` that an installed plugin runs on; empty if none."""
     try:
         found = json.loads((folder / FILE).read_bytes()).get("content", "")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     return found if isinstance(found, str) and DIGEST.fullmatch(found) else ""
 

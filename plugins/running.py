@@ -247,7 +247,7 @@ class Plugin:
             filled = tables.fill(PluginSettings, json.loads(path.read_bytes()), f"{path}: ")
         except FileNotFoundError:
             filled = PluginSettings()
-        except (ValueError, TypeError, ConfigError) as error:
+        except (ValueError, TypeError, RecursionError, ConfigError) as error:
             raise ToolError(f"{path}: {error}; mend it, or wrap the plugin again") from None
         for kind, names, values in (
             ("folders", asked.folders, filled.folders),

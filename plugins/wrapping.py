@@ -190,7 +190,7 @@ def npm_program(folder: Path, package: str) -> Path:
     home = folder / "node_modules" / package
     try:
         said = json.loads((home / "package.json").read_bytes())["bin"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         raise ConfigError(
             f"{home}: no such package with a program; run: npm install --prefix {folder} {package}"
         ) from None

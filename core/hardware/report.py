@@ -130,7 +130,7 @@ def read_report(path: Path) -> HardwareReport:
     """
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON in UTF-8 ({error!s:.100})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: a {type(found).__name__}, expected an object")

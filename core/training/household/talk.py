@@ -9,14 +9,16 @@ sentences of other words (`simulations/bench/tool_set.py`), which nothing here i
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ...errors import DataError
 from ...toolcall import render
 from ..examples import Example
-from .home import HomeRequest
+
+if TYPE_CHECKING:  # its templates need hassil, and a node that routes requests does not
+    from .home import HomeRequest
 
 Kind = Literal["talk", "unserved"]
 TRIES = 40  # draws for one sentence that was not said before
@@ -195,7 +197,7 @@ class TalkRequest:
     kind: Kind
     template: str
 
-    def example(self, system: str, answer: str, before: HomeRequest | None = None) -> Example:
+    def example(self, system: str, answer: str, before: "HomeRequest | None" = None) -> Example:
         """The conversation to learn from; it may be said right after a command."""
         head = [("user", before.text), ("assistant", render(before.call))] if before else []
         said = (("system", system), *head, ("user", self.text), ("assistant", answer))

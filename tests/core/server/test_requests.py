@@ -321,6 +321,7 @@ def test_a_sampling_parameter_is_a_field_a_line_of_the_schema_and_its_use(
         "training/own_answers.py",
         "server/ollama_api.py",  # Ollama's name for one of them
         "server/responses_api.py",  # a response tells them
+        "server/history.py",  # those that the page keeps for one conversation
     }
     assert named - elsewhere == {"server/requests.py", *sampling}
 
