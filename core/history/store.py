@@ -249,9 +249,8 @@ class HistoryStore:
         collections: Sequence[str] = (),
         began: float | None = None,
     ) -> None:
-        """Keep a conversation as it stands now; turns that were said otherwise before give way.
-
-        An example that was made of a turn holds its own words and stays.
+        """Keep a conversation as it stands now. Turns that were said otherwise before, or that are
+        not among these, go on as a branch of it, with the examples that were made of them.
 
         Args:
             source: who said what is new in it; all who ever did limit what it may train.
@@ -270,14 +269,26 @@ class HistoryStore:
         with self.step():
             if began is not None and self.began(conversation) != began:
                 raise DataError(f"conversation {conversation} was forgotten while it was answered")
+            before = [
+                read(text)
+                for (text,) in self._rows(
+                    "SELECT message FROM turns WHERE conversation = ? ORDER BY position",
+                    conversation,
+                )
+            ]
+            if turn := first_left_out(before, messages):
+                former = self._copy(conversation, len(before))
+                self.connection.execute(
+                    "UPDATE examples SET conversation = ? WHERE conversation = ? AND turn >= ?",
+                    (former, conversation, turn),
+                )
             self.connection.execute(
                 "INSERT INTO conversations (id, source, title, at, root, latest)"
                 " VALUES (?1, ?2, ?3, ?4, ?1, ?4) ON CONFLICT (id) DO UPDATE SET"
                 " title = iif(title = '', excluded.title, title), latest = excluded.latest",
                 (conversation, source, title, time.time()),
             )
-            before = self._rows("SELECT message FROM turns WHERE conversation = ?", conversation)
-            if not {read(text).content for (text,) in before} <= {one.content for one in messages}:
+            if not {one.content for one in before} <= {one.content for one in messages}:
                 # what was said otherwise before is gone, and so is what was noted of it
                 self.connection.execute("DELETE FROM notes WHERE conversation = ?", (conversation,))
             self.connection.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
@@ -444,24 +455,28 @@ class HistoryStore:
                 f"said {len(asked)} things"
             )
         place = [*asked, len(messages)][turn - 1]
-        source = self.conversation(conversation).source
-        name = f"{source[:40]}-{secrets.token_hex(8)}"
         with self.step():
+            return self._copy(conversation, place)
+
+    def _copy(self, conversation: str, place: int) -> str:
+        """A branch with the first `place` turns of a conversation, inside of a step."""
+        [(source,)] = self._rows("SELECT source FROM conversations WHERE id = ?", conversation)
+        name = f"{source[:40]}-{secrets.token_hex(8)}"
+        self.connection.execute(
+            "INSERT INTO conversations SELECT ?, source, title, ?2, root, ?2, settings"
+            " FROM conversations WHERE id = ?3",
+            (name, time.time(), conversation),
+        )
+        self.connection.execute(
+            "INSERT INTO turns SELECT ?, position, message FROM turns"
+            " WHERE conversation = ? AND position < ?",
+            (name, conversation, place),
+        )
+        for table, column in (("uses", "collection"), ("sources", "source")):
             self.connection.execute(
-                "INSERT INTO conversations SELECT ?, source, title, ?2, root, ?2, settings"
-                " FROM conversations WHERE id = ?3",
-                (name, time.time(), conversation),
+                f"INSERT INTO {table} SELECT ?, {column} FROM {table} WHERE conversation = ?",
+                (name, conversation),
             )
-            self.connection.execute(
-                "INSERT INTO turns SELECT ?, position, message FROM turns"
-                " WHERE conversation = ? AND position < ?",
-                (name, conversation, place),
-            )
-            for table, column in (("uses", "collection"), ("sources", "source")):
-                self.connection.execute(
-                    f"INSERT INTO {table} SELECT ?, {column} FROM {table} WHERE conversation = ?",
-                    (name, conversation),
-                )
         return name
 
     def variants(self, conversation: str) -> dict[int, list[str]]:
@@ -469,15 +484,7 @@ class HistoryStore:
         other answers, one branch for each of them in the order of their beginning, this one among
         them.
         """
-        said: dict[str, list[tuple[str, str]]] = {}
-        for name in self.branches(conversation):
-            said[name] = []
-            for one in self.messages(name):
-                if one.role == "user":
-                    said[name].append((one.content, ""))
-                elif one.role == "assistant" and said[name]:
-                    asked, answer = said[name][-1]
-                    said[name][-1] = (asked, answer + one.content)
+        said = {name: exchanges(self.messages(name)) for name in self.branches(conversation)}
         own, found = said.get(conversation, []), {}
         for turn in range(len(own) + 1):
             different: dict[object, list[str]] = {}
@@ -834,6 +841,35 @@ def check_name(name: str, kind: str) -> None:
         raise DataError(
             f"{name[:64]!r} cannot name a {kind}; use 1 to 64 of the letters A-Z a-z 0-9 _ . : -"
         )
+
+
+def exchanges(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+    """What was asked, each time with all the words of its answer and all its calls."""
+    found: list[tuple[str, str, str]] = []
+    for one in messages:
+        if one.role == "user":
+            found.append((one.content, "", ""))
+        elif one.role == "assistant" and found:
+            asked, words, calls = found[-1]
+            found[-1] = (asked, words + one.content, calls + "".join(map(render, one.calls)))
+    return found
+
+
+def first_left_out(before: Sequence[Message], now: Sequence[Message]) -> int:
+    """The first of the user's messages, counted from one, that is not said any more, or whose
+    answer is not; 0: all are. An answer may have grown, spaces and lines count for nothing, and a
+    client may send the calls of an answer back or not.
+    """
+    said, left = (
+        [tuple("".join(part.split()) for part in one) for one in exchanges(messages)]
+        for messages in (now, before)
+    )
+    for turn, (asked, words, calls) in enumerate(left):
+        there = said[turn] if turn < len(said) else ("", "", "")
+        same = turn < len(said) and there[0] == asked and there[1].startswith(words)
+        if not same or ((there[2] or not words) and not there[2].startswith(calls)):
+            return turn + 1
+    return 0
 
 
 def text_of(answer: Message) -> str:

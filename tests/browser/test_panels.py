@@ -99,6 +99,37 @@ async def test_a_message_is_edited_and_an_answer_asked_again_and_no_branch_is_lo
     history.close()
 
 
+async def test_a_message_whose_answer_was_stopped_is_edited_and_what_followed_is_not_lost(
+    tab: Tab, tmp_path: Path
+) -> None:
+    script = ["One."], ["Two, ", "or"], ["Three."], ["Other two."]
+    node = kept(Served(engine_saying(*script), FakeTools(names=())), tmp_path)
+    history = node.history
+    assert history is not None
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "first")
+        await answered(tab, 1)
+        served.engine.held = True
+        await say(tab, "second")
+        await tab.until("document.body.innerText.includes('Two,')")
+        await click(tab, "Stop")
+        await answered(tab, 2)
+        served.engine.held = False
+        await say(tab, "third")
+        assert await answered(tab, 3) == "Three."
+        await click(tab, "Edit, and branch from here", nth=1)
+        await fill(tab, ".draft textarea", "second, said otherwise")
+        await click(tab, "Send", ".draft")
+        await tab.until(f"{PLACE} === '2 of 2'")
+        assert await answered(tab, 2) == "Other two."
+        await click(tab, "Former branch")
+        await tab.until(f"{BUBBLES}.length === 3")
+        assert await answered(tab, 3) == "Three."
+        assert tab.problems == []
+    history.close()
+
+
 async def test_a_conversation_is_renamed_saved_as_markdown_and_found_by_what_was_said(
     tab: Tab, tmp_path: Path
 ) -> None:
@@ -179,6 +210,18 @@ async def test_how_a_conversation_is_answered_reaches_the_engine_and_stays_with_
         await tab.until("document.querySelector('dialog [name=seed]')?.value === '7'")
         await fill(tab, "dialog [name=seed]", "8")
         await soon(lambda: history.settings(info.id)["seed"] == 8)
+        await fill(tab, "dialog textarea", " ")  # taken away, which a reload brings not back
+        await soon(lambda: history.settings(info.id)["system"] == "")
+        await tab.run("window.old = true")
+        await tab.send("Page.reload")
+        await tab.until(f"window.old === undefined && {BUBBLES}[0] === 'hello'")
+        await click(tab, SETTINGS)
+        await tab.until("document.querySelector('dialog [name=seed]')?.value === '8'")
+        assert await tab.run("document.querySelector('dialog textarea').value") == ""
+        await click(tab, "Close")
+        await say(tab, "and now?")
+        await answered(tab, 2)
+        assert served.tokenizer.last_messages[0] == {"role": "user", "content": "hello"}
         assert tab.problems == []
     history.close()
 

@@ -199,11 +199,12 @@ function App() {
     setNotice("");
     answer([...messages, { role: "user", text }]);
   };
-  /** Ask in the place of a message, as a branch where what stands there is kept. */
+  /** Ask in the place of a message, as a branch where an answer from there on is kept. */
   const askInstead = async (index, text) => {
     const past = [...messages.slice(0, index), { role: "user", text }];
     setNotice("");
-    if (!kept.there || messages[index + 1]?.state !== "done") return answer(past);
+    const answered = messages.slice(index).some(({ state }) => state === "done");
+    if (!kept.there || !answered) return answer(past);
     try {
       const made = await branch(conversation, turnOf(index));
       setConversation(goOnWith(made.id, settings));

@@ -63,7 +63,8 @@ export function asShown(said) {
   return [...shown, { role: "user", text: asked }, stopped];
 }
 
-/** How the node's conversation is answered: what stands with it, and its system prompt. */
+/** How the node's conversation is answered: as stands with it, where "" is a system prompt that was
+ * taken away; if nothing does, by the one that was said in it. */
 export const settingsOf = ({ settings, messages }) => ({
   system: messages.find(({ role }) => role === "system")?.content,
   ...settings,

@@ -57,7 +57,7 @@ export function Settings({ settings, adapters, onChange, onClose }) {
       <label class="wide"><span>${t("settings.system")}</span>
         <textarea rows="4" value=${value("system")} placeholder=${t("settings.system.none")}
           onInput=${typed("system")}
-          onChange=${(event) => set("system", event.target.value.trim() || undefined)} />
+          onChange=${(event) => set("system", event.target.value.trim())} />
       </label>
       ${Object.entries(NUMBERS).map(
         ([name, { placeholder = t("settings.default"), ...range }]) => html`<label>

@@ -44,7 +44,7 @@ def test_a_conversation_is_kept_as_it_stands_now_and_by_its_owner_alone(
 ) -> None:
     store.keep("evening", said("lamp off", "done"), source="page")
     assert [one.content for one in store.messages("evening")] == ["lamp off", "done"]
-    [info] = store.conversations()
+    info = store.conversation("evening")
     assert (info.title, info.turns, info.consent) == ("lamp on", 2, NEVER)
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
@@ -392,6 +392,53 @@ def test_every_branch_is_reached_from_every_other_and_none_is_lost(store: Histor
         with pytest.raises(DataError, match="not there to branch from"):
             store.branch("evening", turn)
     assert set(store.branches("evening")) == names
+
+
+OFF = ToolCall("HassTurnOff", {"name": "lamp"})
+CALLED = [Message("user", "lamp on"), Message("assistant", "", (LAMP,)), Message("tool", "done")]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "left"),
+    [
+        (said("a", "b", "c", "d"), said("a", "other"), 1),  # edited: what followed is left out
+        (said("a", "b", "c", "", "e", "f"), said("a", "b", "other", "d"), 2),  # c was stopped
+        (said("a", "b", "c", "d"), said("c", "d", "e", "f"), 1),  # its client cut the past
+        (said("a", "b", "c", "d"), said("a", "b"), 2),
+        ([*CALLED, *said("x", "y")[1:]], [CALLED[0], Message("assistant", "y", (OFF,))], 1),
+        (CALLED, [CALLED[0], Message("assistant", "")], 1),
+        (said("a", "b"), said("a", "b", "c", "d"), 0),
+        (said("a", "b "), said("a\n", " b", "c", "d"), 0),
+        (said("a", "b"), [Message("system", "brief"), *said("a", "b, and on")], 0),
+        (CALLED, [*CALLED, *said("x", "done")[1:]], 0),
+        ([*CALLED, *said("x", "y")[1:]], said("lamp on", "y", "c", "d"), 0),  # no calls sent back
+    ],
+)
+def test_turns_that_are_not_said_any_more_go_on_as_a_branch_with_their_examples(
+    store: HistoryStore, before: list[Message], now: list[Message], left: int
+) -> None:
+    store.keep("talk", before, source="page", collections=["papers"])
+    store.put_settings("talk", {"seed": 1})
+    turns = sum(one.role == "user" for one in before)
+    examples = {store.approve("talk", turn + 1): turn + 1 for turn in range(turns)}
+    store.keep("talk", now, source="mailbot")
+    assert store.messages("talk") == tuple(now)
+    former = [one for one in store.branches("talk") if one != "talk"]
+    assert len(former) == bool(left)
+    places = {one.id: (one.conversation, one.turn) for one in store.examples()}
+    assert places == {
+        one: (former[0] if left and turn >= left else "talk", turn)
+        for one, turn in examples.items()
+    }
+    if left:
+        assert store.messages(former[0]) == tuple(before)
+        assert former[0] in store.variants("talk")[left]
+        assert store.settings(former[0]) == {"seed": 1}
+        assert store.conversations()[0].id == "talk"  # spoken in last
+        store.keep("talk", now, source="page")
+        assert len(store.branches("talk")) == 2  # said again, nothing is left out
+        store.forget_conversation("talk")
+        assert [one.id for one in store.conversations()] == ["evening"] and not store.examples()
 
 
 def test_what_holds_for_a_conversation_holds_for_its_branches(store: HistoryStore) -> None:
