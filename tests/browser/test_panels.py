@@ -408,9 +408,18 @@ async def test_a_model_is_looked_at_brought_with_progress_and_deleted(
         await click(tab, "Search")
         await tab.until(f"{panel}.innerText.includes('1 file of 360 kB')")
         hub.hold = threading.Event()
-        await tab.until(f"{panel}.querySelector('.offer .yes')")
-        if await tab.run(f"{panel}.querySelector('.offer .yes').disabled"):
-            await tab.run(f"{panel}.querySelector('.offer [type=checkbox]').click()")
+        assert await tab.run(f"!{panel}.querySelector('.offer .yes').disabled")
+        # another repository's file of the same name: what was agreed to before counts no more
+        hub.licence, hub.repositories["evil/Tiny"] = "sold-soul-1.0", hub.repositories["some/Tiny"]
+        await fill(tab, "dialog [type=search]", "hf:evil/Tiny")
+        await click(tab, "Search")
+        await tab.until(f"{panel}.querySelector('.offer [type=checkbox]')")
+        assert await tab.run(f"{panel}.querySelector('.offer .yes').disabled")
+        assert not await tab.run(f"{panel}.querySelector('.offer [type=checkbox]').checked")
+        hub.licence = "apache-2.0"
+        await fill(tab, "dialog [type=search]", "hf:some/Tiny")
+        await click(tab, "Search")
+        await tab.until(f"!{panel}.querySelector('.offer [type=checkbox]')")
         await click(tab, "Get", ".offer")
         await tab.until(f"{panel}.querySelector('progress')")
         hub.hold.set()

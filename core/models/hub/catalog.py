@@ -3,7 +3,10 @@
 Knows names, licences, sources, hashes and places. Knows nothing of how bytes arrive (that is
 `fetch`), nor which file of a repository to take (that is `offer`).
 Always: what `pull` put in place had the expected hash; what `find` returns is complete by size; a
-model that this program did not bring is never written to or deleted.
+model that this program did not bring is never written to or deleted, and what bears the name of one
+of ours without being it is its owner's: a file, a folder, a link.
+Not covered: a file that its owner puts in the place of one that the catalog or `model.json` names
+there; it counts as damage to ours.
 
 A model that came from a hub has its entry beside it, in `model.json`: source, licence and hashes.
 """
@@ -193,9 +196,10 @@ def pulled(taken: set[str]) -> Iterator[CatalogEntry]:
             if entry.name != path.parent.name:
                 raise ConfigError(f"{path}: is of {entry.name}, in the folder of another")
         except (OSError, ValueError, RecursionError, QuietchoirError) as error:
-            logger.warning("a model is left out: %s; pull it again", error)
+            folder = path.parent
+            logger.warning("a model is left out: %s; move %s away, pull it again", error, folder)
             continue
-        if entry.name not in taken:
+        if entry.name not in taken and not path.parent.is_symlink():
             yield entry
 
 
@@ -223,7 +227,7 @@ def of_entry(entry: CatalogEntry) -> InstalledModel:
         origin=entry.source,
         licence=entry.licence,
         kind=entry.kind,
-        removable=True,
+        removable=not folder(entry).is_symlink(),
     )
 
 
@@ -357,7 +361,7 @@ def offer(name: str, hub: HubClient | None = None) -> PullOffer:
     held = own.get(found.name)
     same = held is not None and held.source.partition("@")[0] == source
     others = {*BY_NAME, *(entry.name for entry in put_by_hand(set()))}
-    if not same and (held is not None or found.name in others):
+    if not same and (held is not None or found.name in others or is_taken(found.name)):
         owner = source.removeprefix("hf:").partition("/")[0].lower()
         return dataclasses.replace(found, name=f"{owner}--{found.name}")
     return found
@@ -462,12 +466,17 @@ def find_foreign(name: str) -> Path | None:
 
 
 def bring(found: PullOffer, pull: Fetching) -> CatalogEntry:
-    """Fetch into a scratch folder beside the models, check, and only then move into place."""
+    """Fetch into a scratch folder beside the models, check, and only then move into place.
+
+    Raises:
+        ModelError: its owner put something there; nothing is fetched, nothing touched.
+    """
     final = paths.models() / found.name
     wanted = [
         dataclasses.replace(file, target=final / PurePosixPath(file.path).name)
         for file in found.files
     ]
+    require_ours(found.name, wanted)
     with tempfile.TemporaryDirectory(
         dir=paths.models(), prefix=".pull-", ignore_cleanup_errors=True
     ) as scratch:
@@ -484,6 +493,7 @@ def bring(found: PullOffer, pull: Fetching) -> CatalogEntry:
             ),
         )
         before = {one.name: one for one in pulled(set())}.get(found.name)
+        require_ours(found.name, wanted)  # again: fetching may have taken hours
         paths.make_folder(final)
         if found.source.startswith("hf:") and entry.name not in {one.name for one in own_entries()}:
             # first: until its files are here too, it says what is missing
@@ -496,6 +506,32 @@ def bring(found: PullOffer, pull: Fetching) -> CatalogEntry:
                 (final / file.name).unlink(missing_ok=True)
         paths.sync_folder(final)
     return entry
+
+
+def require_ours(name: str, wanted: Iterable[RemoteFile]) -> None:
+    """Raises: ModelError: where a model would come stands something that this program did not
+    bring.
+    """
+    held = next((entry for entry in entries() if entry.name == name), None)
+    final = paths.models() / name
+    if held is None or final.is_symlink():
+        theirs = [model.path for model in put_by_hand(set()) if model.name == name]
+        theirs += [final] if is_taken(name) else []
+    else:
+        ours = {file.name for file in held.files}
+        theirs = [file.target for file in wanted if os.path.lexists(file.target)]
+        theirs = [path for path in theirs if path.name not in ours]
+    if theirs:
+        raise ModelError(
+            f"{theirs[0]}: was put there by hand, and is not touched; move it away or give it "
+            f"another name, then pull {name} again"
+        )
+
+
+def is_taken(name: str) -> bool:
+    """Whether anything but an empty folder stands where a model of this name would come."""
+    path = paths.models() / name
+    return path.is_symlink() or (any(path.iterdir()) if path.is_dir() else path.exists())
 
 
 def written(entry: CatalogEntry) -> dict[str, Any]:

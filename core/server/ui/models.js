@@ -59,8 +59,8 @@ export function Models({ onClose }) {
     </p>`}
     ${told && html`<p class="error" role="alert">${told}</p>`}
     ${pulls.map((one) => html`<${Pull} key=${one.id} pull=${one} onStop=${() => stop(one.id)} />`)}
-    ${offer && html`<${Offer} key=${offer.name} offer=${offer} onPull=${() => pull(offer)}
-      onCancel=${() => setOffer(null)} />`}
+    ${offer && html`<${Offer} key=${JSON.stringify(offer)} offer=${offer}
+      onPull=${() => pull(offer)} onCancel=${() => setOffer(null)} />`}
     <h3>${t("model.here")}</h3>
     ${!there && !told && html`<p class="thinking">${t("looking")}</p>`}
     <ul class="models">

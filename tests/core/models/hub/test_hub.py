@@ -274,6 +274,54 @@ def test_a_model_of_the_catalog_comes_from_its_repository_under_its_own_name(
     assert catalog.find("qwen3-0.6b").read_bytes() == b"q8"
 
 
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("file", ["Qwen3-0.6B-Q4_K_M.gguf", "config.json"])
+def test_what_its_owner_put_under_a_name_of_the_catalog_is_never_written_to_or_deleted(
+    hub: FakeHub, home: Path, tmp_path: Path, linked: bool, file: str
+) -> None:
+    name, own = "qwen3-0.6b", b"the owner's, and nowhere else"
+    repository = next(model.repository for model in KNOWN_MODELS if model.name == name)
+    hub.repositories[repository] = {"Qwen3-0.6B-Q4_K_M.gguf": MEDIUM}
+    theirs = tmp_path / "elsewhere" if linked else home / "models" / name
+    theirs.mkdir(parents=True)
+    (theirs / file).write_bytes(own)
+    if linked:
+        (home / "models").mkdir()
+        (home / "models" / name).symlink_to(theirs)
+    with pytest.raises(ModelError, match=rf"{name}: was put there by hand, .*move it away"):
+        catalog.pull(name, hub=asks(hub))
+    with pytest.raises((ModelError, ModelNotFoundError)):
+        catalog.remove(name)
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == {file: own}
+    assert not [one for one in hub.asked if "/files/" in one[1]]
+    # moved away, the same pull brings the model
+    (home / "models" / name).rename(tmp_path / "moved")
+    assert catalog.pull(name, hub=asks(hub)).read_bytes() == MEDIUM
+
+
+def test_a_file_put_into_a_folder_of_ours_and_one_of_a_models_name_stay_their_owners(
+    hub: FakeHub, home: Path
+) -> None:
+    hub.repositories["some/Folder"] = {
+        "config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": MEDIUM
+    }  # fmt: skip
+    folder = catalog.pull("hf:some/Folder", hub=asks(hub))
+    theirs = folder / "generation_config.json"
+    theirs.write_bytes(b"the owner's")
+    hub.repositories["some/Folder"]["generation_config.json"] = b"the hub's"
+    with pytest.raises(ModelError, match=r"generation_config\.json: was put there by hand"):
+        catalog.pull("hf:some/Folder", hub=asks(hub))
+    catalog.remove("folder")
+    assert theirs.read_bytes() == b"the owner's"
+    # a hub's model of a name that stands there comes under its maker's
+    assert catalog.pull("hf:some/Folder", hub=asks(hub)).name == "some--folder"
+    (home / "models" / "qwen3-0.6b.gguf").write_bytes(b"the owner's")
+    repository = next(model.repository for model in KNOWN_MODELS if model.name == "qwen3-0.6b")
+    hub.repositories[repository] = {"Qwen3-0.6B-Q4_K_M.gguf": MEDIUM}
+    with pytest.raises(ModelError, match=r"qwen3-0\.6b\.gguf: was put there by hand"):
+        catalog.pull("qwen3-0.6b", hub=asks(hub))
+
+
 def test_room_is_asked_for_before_anything_comes(
     hub: FakeHub, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
