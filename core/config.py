@@ -45,7 +45,7 @@ class EngineConfig:
     kv_bytes: int = 512 << 20  # memory for keys and values
     # of it, filled before what nobody uses is forgotten; at least one full context
     kept_bytes: int = 64 << 20
-    # what they are kept as: 16, 8.25 or 4.25 bits a number (core/engine README says at what loss)
+    # what they are kept as: 16, 8.25 or 4.5 bits a number (core/engine README says at what loss)
     kv_type: Literal["bf16", "q8", "q4"] = "bf16"
     # of activations beside quantised weights: 8 bits; more where they decide; as exact as float32
     precision: Literal["fast", "balanced", "exact"] = "fast"

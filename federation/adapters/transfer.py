@@ -8,11 +8,18 @@ what goes out is written whole; nothing that is there is overwritten.
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core import paths
-from ...core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
+from ...core.errors import (
+    ConfigError,
+    FederationError,
+    IntegrityError,
+    ModelFileError,
+    ModelNotFoundError,
+)
 from ..membership import roster
 from ..membership.log import Chain
 from .registry import CARD, SHOWN, Card, Registry, check_signer, content_hash
@@ -52,6 +59,40 @@ def export_peft(
         paths.write_atomically(folder / CONFIG_FILE, text.encode("utf-8"), mode=card.mode)
     paths.write_atomically(folder / CARD, card.text().encode("ascii"), mode=card.mode)
     return name
+
+
+def check_rows(registry: Registry, prefix: str, weights: Callable[[], "Weights"]) -> bool:
+    """Whether the adapter's rows are known to stand in the order of its model's folder, which is
+    PEFT's; False: they may not, and its model is not here to say.
+
+    Args:
+        weights: loads the model, where that decides.
+
+    Raises:
+        ModelFileError: they do not, so that PEFT would compute it wrongly. As `Registry.load`.
+    """
+    from ...core.models.architecture import ROPE_PROJECTIONS
+    from ...core.models.families import FAMILIES
+    from ...core.models.lora.adapter import MODULE
+
+    adapter, card = registry.load(prefix), registry.card(prefix)
+    changed = {match[2] for match in map(MODULE.match, adapter.tensors) if match}
+    if not adapter.base_digest or changed.isdisjoint(ROPE_PROJECTIONS):
+        return True  # another's, whose order is never changed, or none that rope turns
+    try:
+        model = weights()
+    except ModelNotFoundError:
+        return False
+    if model.digest not in (adapter.base_digest, *card.models):
+        return False
+    family = FAMILIES.get(model.architecture.family)
+    if family is not None and family.hf_interleaved:
+        raise ModelFileError(
+            f"adapter {card.adapter[:SHOWN]} changes q_proj or k_proj, whose rows stand in another "
+            f"order in {model.architecture.family}'s folders than in ours, so PEFT would compute "
+            f"it wrongly; export it with --gguf FILE"
+        )
+    return True
 
 
 def check_personal(card: Card, allowed: bool) -> Card:

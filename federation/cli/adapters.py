@@ -188,6 +188,7 @@ def export_adapter(arguments: Namespace) -> None:
         raise ConfigError("name a FOLDER for a PEFT checkpoint, or --gguf FILE, or both")
     registry = Registry(arguments.home)
     if arguments.folder is not None:
+        known = transfer.check_rows(registry, arguments.adapter, lambda: weights_of(arguments))
         name = transfer.export_peft(
             registry,
             arguments.adapter,
@@ -196,6 +197,11 @@ def export_adapter(arguments: Namespace) -> None:
             personal=arguments.personal,
         )
         print(f"{name[:12]}: PEFT checkpoint in {arguments.folder}")
+        if not known:
+            print(
+                "its model is not here (--model names it): if that is a GLM, Command R, ERNIE, "
+                "Helium, GPT-J or CodeGen, PEFT computes q_proj and k_proj of it wrongly"
+            )
     if arguments.gguf is not None:
         name = transfer.export_gguf(
             registry,

@@ -58,8 +58,8 @@ A node at `http://127.0.0.1:8765` with its token (the file `token` in the node's
   ```
 - Ollama's clients: `OLLAMA_HOST=http://127.0.0.1:8765`, `OLLAMA_API_KEY=TOKEN`, which its Python
   client sends as the bearer token; other programs: a header `Authorization: Bearer TOKEN`.
-- `model`: `default` (the active adapter, where a request is for it), the model's name (no adapter),
-  `MODEL:ADAPTER`. A node serves one model.
+- `model`: `default` (the active adapter, where a request is for it), the name of any chat model
+  that the node has (`/v1/models` lists them; no adapter), `MODEL:ADAPTER`.
 
 What came of it is written by `python -m quietchoir.tests.clients.matrix` from a run of the clients
 themselves, in an environment of their own (`make clients`, `constraints-clients.txt`), against a

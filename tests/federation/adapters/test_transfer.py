@@ -290,7 +290,8 @@ def test_the_verbs_export_import_and_say_who_vouches(
     code, said = adapter_verb(
         "export", name[:9], tmp_path / "out", "--gguf", tmp_path / "out.gguf", "--model", file
     )
-    assert code == 0 and "PEFT checkpoint" in said and (tmp_path / "out.gguf").stat().st_size > 1000
+    assert code == 0 and "PEFT checkpoint" in said and "not here" not in said
+    assert (tmp_path / "out.gguf").stat().st_size > 1000
     assert adapter_verb("export", name[:9])[0] == 2
     (tmp_path / "out" / CARD).unlink()
     code, said = adapter_verb(
@@ -343,3 +344,33 @@ def test_the_newest_adapter_of_a_run_is_the_parent_of_the_next(
 ) -> None:
     assert registry.newest("0a" * 16) == registry.list()[0]
     assert registry.newest("0b" * 16) == registry.newest("") == ""
+
+
+@pytest.mark.parametrize(
+    ("targets", "right"), [(("q_proj", "v_proj"), False), (("k_proj",), False), (("v_proj",), True)]
+)
+def test_what_peft_would_compute_in_another_order_of_rows_is_not_exported_to_it(
+    targets: tuple[str, ...], right: bool, home: House, file: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    GgufWriter(make_model("cohere"), tmp_path / "paired.gguf").write()
+    loaded = weights.load(tmp_path / "paired.gguf")
+    shape = dataclasses.replace(SHAPE, targets=targets)
+    size = Layout(shape, loaded.architecture).size
+    made = assemble(shape, loaded.architecture, loaded.digest, torch.full((size,), 0.1))
+    kept = Registry(tmp_path / "home")
+    kept.put(made, make_card(home.policy, content_hash(made), {"rounds": 1}, home.coordinator))
+
+    def export(model: Path, folder: Path) -> tuple[int, str]:
+        code = cli.main(
+            ["adapter", "export", kept.list()[0], str(folder), "--model", str(model),
+             "--home", str(kept.home)]
+        )  # fmt: skip
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = export(tmp_path / "paired.gguf", tmp_path / "out")
+    assert (code == 0) == right == (tmp_path / "out").exists()
+    assert ("another order" in said) != right
+    code, said = export(file, tmp_path / "unknown")  # of another model
+    assert code == 0 and ("its model is not here" in said) != right
