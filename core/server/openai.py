@@ -100,6 +100,8 @@ class OpenAI:
         }
         if slower := self.answering.slower(name):
             found["slower"] = slower
+        if name == self.embeddings.name:
+            found["kind"] = "embedding"  # which no client need offer for talk
         return found
 
     @described(CHAT_COMPLETION, requests.CHAT, streams="text/event-stream")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quietchoir.core.models.hub.client import HubClient
+from quietchoir.core.server.embeddings import Source
 from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.core.server.static import FOLDER
 from quietchoir.tests.browser.chromium import Tab
@@ -169,6 +170,7 @@ async def test_how_a_conversation_is_answered_reaches_the_engine_and_stays_with_
 ) -> None:
     store = FakeStore(("a" * 64,))
     node = kept(Served(engine_saying(["So."]), FakeTools(names=()), store), tmp_path)
+    node.embedding = Source("lengths", lambda: tmp_path, lambda _: pytest.fail("it was read"))
     history = node.history
     assert history is not None
     async with node.running() as served:
@@ -176,6 +178,9 @@ async def test_how_a_conversation_is_answered_reaches_the_engine_and_stays_with_
         await tab.until("document.querySelector('#composer')")
         await click(tab, SETTINGS)
         await choose(tab, "dialog select", f"smollm2:{'a' * 64}")
+        _, told = await served.get("/v1/models")
+        assert "lengths" in [one["id"] for one in told["data"]]
+        assert "lengths" not in await tab.run("document.querySelector('dialog select').innerText")
         await fill(tab, "dialog textarea", "be a pirate")
         for name, value in (("temperature", "0.25"), ("max_tokens", "33"), ("seed", "7")):
             await fill(tab, f"dialog [name={name}]", value)

@@ -27,7 +27,7 @@ export function Settings({ settings, adapters, onChange, onClose }) {
   const typed = (name) => (event) => setDraft({ ...draft, [name]: event.target.value });
   useEffect(() => {
     get("/v1/models")
-      .then(({ data }) => setModels(data))
+      .then(({ data }) => setModels(data.filter(({ kind }) => kind !== "embedding")))
       .catch((error) => setTold(error.message));
   }, []);
   const set = (name, value) => onChange(without({ ...settings, [name]: value }));
