@@ -4,17 +4,21 @@ Knows what of a home belongs into it, SQLite's own way to copy a database that i
 Knows nothing of what the files mean.
 Always: a database is copied whole, as it stood at one moment, also while a node runs; a backup is
 checked, every file by its hash, before anything of it is put in its place, and nothing is ever put
-over something else.
+over something else. Plugins come back to the last bit, with links and empty folders: their digests
+are over those too. A link that leads out of the home is refused, not left out.
 
 Left out: models (they are pulled again), computed states of conversations, logs, and what a member
 remembers of rounds (`member.sqlite`): put back, it would have forgotten what was answered since,
-and an update could be sent twice.
+and an update could be sent twice. Nor would it know what was spent in privacy since. So the keys
+that came back take part in no federation (`keys.why_restored`) until their owner has others
+enrolled.
 
 Hazard: keys, token, conversations and adapters lie in a backup as they lie in the home: what was
 locked with a passphrase stays locked, the rest is in clear, and the file is readable by its owner
 alone. Encrypt it (age, gpg) before it leaves this machine. What is forgotten later is still in it.
-A restored member's own account of privacy begins anew: where a federation has a budget, join it
-with new keys instead.
+Not covered: a home that was copied by other means is not marked. An account of privacy begins anew
+with new keys: where they train on the examples of before, add what the coordinator's report says
+the old ones spent.
 """
 
 import hashlib
@@ -28,34 +32,59 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from . import __version__
 from .core import paths
 from .core.engine.conversations import FOLDER as CONVERSATIONS
 from .core.errors import ConfigError, DataError
+from .federation.membership.keys import IDENTITY_FILE, RESTORED_FILE
 from .federation.store.member import FILE as MEMBER
+from .federation.store.member import LOCK
 
-FORMAT = 1
-MANIFEST = "backup.json"
+FORMAT = 2
+MANIFEST, INSIDE = "backup.json", "home"  # beside each other, so that a home may hold any name
 MANIFEST_BYTES = 16 << 20
 SQLITE = b"SQLite format 3\0"
 COMPANIONS = ("-wal", "-shm", "-journal")  # of a database; a copy needs none
 LEFT_OUT = ("models", CONVERSATIONS, "service.log")  # at the top of a home
-NOT_KEPT = (MEMBER, *(f"{MEMBER}{end}" for end in COMPANIONS))  # wherever it lies
-BLOCK = 1 << 20
+NOT_KEPT = (MEMBER, LOCK, *(f"{MEMBER}{end}" for end in COMPANIONS))  # of a federation
+VERBATIM = ("plugins", "store")  # below a home: other people's files, each kept by its digest
 
 
 def members(home: Path) -> Iterator[Path]:
-    """The files of a home that belong into a backup; links, sockets and locks do not."""
+    """The files, links and folders of a home that belong into a backup; sockets do not.
+
+    Raises:
+        ConfigError: a link that leads out of the home, so that its file would be missing.
+    """
     for path in sorted(home.rglob("*")):
         inside = path.relative_to(home)
-        if inside.parts[0] in LEFT_OUT or path.is_symlink() or not path.is_file():
+        if inside.parts[0] in LEFT_OUT:
             continue
-        if path.name in NOT_KEPT or path.suffix == ".lock" or is_companion(path):
-            continue
+        if path.is_symlink():
+            if not stays_inside(path, home):
+                raise ConfigError(
+                    f"{path}: a link to {path.readlink()}, which lies outside of this home, or is "
+                    f"no path from where it lies; put what it names in its place, or remove it"
+                )
+        elif not path.is_dir():
+            member = inside.parts[0] == "federations" and path.name in NOT_KEPT
+            if member or not path.is_file() or (not is_verbatim(inside) and is_companion(path)):
+                continue
         yield path
+
+
+def is_verbatim(inside: PurePath) -> bool:
+    """Is a path in a home of a plugin's folder?"""
+    return inside.parts[:2] == VERBATIM
+
+
+def stays_inside(link: Path, home: Path) -> bool:
+    """Does a link lead to a place in the home that it lies in, wherever that home is moved?"""
+    target = Path(os.path.realpath(link))  # of a circle of links too, where `resolve` raises
+    return not link.readlink().is_absolute() and target.is_relative_to(os.path.realpath(home))
 
 
 def is_companion(path: Path) -> bool:
@@ -70,8 +99,9 @@ def back_up(home: Path, target: Path) -> int:
     """Write a home as one new file; returns how many files are in it.
 
     Raises:
-        ConfigError: the file is there already; there is no home; a locked collection is in use, so
-        that no whole copy can be made. QuietchoirError: no space or no permission; nothing stays.
+        ConfigError: the file is there already; there is no home; a link leads out of it; a locked
+        collection is in use, so that no whole copy can be made. QuietchoirError: no space or no
+        permission; nothing stays.
     """
     if target.exists():
         raise ConfigError(f"{target}: is there already and is kept; choose another name")
@@ -86,9 +116,14 @@ def back_up(home: Path, target: Path) -> int:
         packed = Path(scratch) / "packed.tar.gz"
         with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
             for path in members(home):
-                name = path.relative_to(home).as_posix()
-                copy = copied(path, Path(scratch) / "copy")
-                files[name] = digest_of(copy)
+                inside = path.relative_to(home)
+                name = f"{INSIDE}/{inside.as_posix()}"
+                if path.is_symlink() or path.is_dir():
+                    archive.add(path, name, recursive=False, filter=anonymous)
+                    files[name] = told_of(path)
+                    continue
+                copy = copied(path, Path(scratch) / "copy", whole=is_verbatim(inside))
+                files[name] = told_of(copy)
                 archive.add(copy, name, filter=anonymous)
                 copy.unlink()
             told = {"format": FORMAT, "made": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -100,18 +135,20 @@ def back_up(home: Path, target: Path) -> int:
         with packed.open("rb") as written:
             os.fsync(written.fileno())
         packed.rename(target)
-    return len(files)
+    return sum(value != "folder" for value in files.values())
 
 
-def copied(path: Path, copy: Path) -> Path:
-    """One file at one moment.
+def copied(path: Path, copy: Path, *, whole: bool = False) -> Path:
+    """One file at one moment. Args: whole: byte by byte, a database too.
 
     Raises:
         ConfigError: a locked database whose log is not empty: somebody writes it.
     """
     with path.open("rb") as file:
         plain = file.read(len(SQLITE)) == SQLITE
-    if plain:
+    if whole:
+        shutil.copyfile(path, copy)
+    elif plain:
         with (
             closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
             closing(sqlite3.connect(copy)) as target,
@@ -139,8 +176,12 @@ def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
+def told_of(path: Path) -> str:
+    """What a list says of it: SHA-256 of a file, where a link leads."""
+    if path.is_symlink():
+        return f"-> {path.readlink()}"
+    if path.is_dir():
+        return "folder"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -161,17 +202,20 @@ def restore(source: Path, home: Path) -> int:
         )
     paths.private_folder(home)
     with tempfile.TemporaryDirectory(prefix=".restoring-", dir=home) as scratch:
-        folder = Path(scratch) / "home"
+        folder = Path(scratch) / INSIDE
         folder.mkdir(mode=0o700)
         try:
-            found = unpacked(source, folder)
+            found = unpacked(source, folder.parent)
         except (OSError, EOFError, tarfile.TarError, ValueError) as error:
             raise DataError(
                 f"{source}: damaged, or no backup of a node ({error!s:.200}); nothing was restored"
             ) from error
+        if (folder / IDENTITY_FILE).exists():
+            (folder / RESTORED_FILE).touch(mode=0o600)
         moved = list[Path]()
         try:
-            for entry in sorted(folder.iterdir()):
+            # the mark first: no kill leaves keys without it
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != RESTORED_FILE):
                 moved.append(entry.rename(home / entry.name))
         except BaseException:
             for entry in moved:
@@ -181,34 +225,49 @@ def restore(source: Path, home: Path) -> int:
 
 
 def unpacked(source: Path, folder: Path) -> int:
-    """Every file of a backup into an empty folder, checked.
+    """Every file of a backup into a folder that holds an empty `INSIDE`, checked.
 
     Raises:
         ValueError, OSError, TarError: it is not what its list says, or no backup.
     """
-    seen: dict[str, str] = {}
+    seen, links = dict[str, str](), dict[Path, str]()
     manifest: dict[str, Any] | None = None
     with tarfile.open(source, "r:gz") as archive:
         for entry in archive:
             name = PurePosixPath(entry.name)
-            if not entry.isreg() or name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{entry.name!r:.80} is no file of a home")
-            if entry.name == MANIFEST:
+            if entry.name == MANIFEST and entry.isreg():
                 told = archive.extractfile(entry)
                 assert told is not None  # a regular file
                 manifest = json.loads(told.read(MANIFEST_BYTES))
                 continue
-            if entry.name in seen:
-                raise ValueError(f"{entry.name!r:.80} comes twice")
-            archive.extract(entry, folder, filter="data")
+            inside = PurePosixPath(*name.parts[1:])
+            if (
+                not inside.parts
+                or entry.name != f"{INSIDE}/{inside}"  # nor another spelling of it
+                or ".." in name.parts
+                or not (entry.isreg() or entry.isdir() or entry.issym())
+            ):
+                raise ValueError(f"{entry.name!r:.80} is nothing of a home")
             path = folder / name
-            path.chmod(entry.mode & 0o700)  # nobody else reads a home
-            seen[entry.name] = digest_of(path)
+            if entry.name in seen or inside.parts[0] in LEFT_OUT:
+                raise ValueError(f"{entry.name!r:.80} comes twice, or is never in a backup")
+            if entry.issym():
+                links[path] = entry.linkname
+                seen[entry.name] = f"-> {entry.linkname}"
+                continue
+            archive.extract(entry, folder, filter="data")
+            path.chmod(entry.mode & 0o700 | (0o700 if entry.isdir() else 0))  # its owner's alone
+            seen[entry.name] = told_of(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"it has no {MANIFEST} of format {FORMAT}")
     if manifest.get("files") != seen:
         raise ValueError("its files are not those of its list")
-    for inner in folder.rglob("*"):
-        if inner.is_dir():
-            inner.chmod(0o700)
-    return len(seen)
+    for made in folder.rglob("*"):
+        if made.is_dir():
+            made.chmod(0o700)
+    for link, target in links.items():  # last, so that nothing is ever written through one
+        link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        link.symlink_to(target)
+    if outside := [link for link in links if not stays_inside(link, folder / INSIDE)]:
+        raise ValueError(f"{outside[0].name!r:.80} is a link that leads out of a home")
+    return sum(value != "folder" for value in seen.values())

@@ -222,9 +222,12 @@ def restore(arguments: Namespace) -> None:
     """Put it in place. Raises: ConfigError, DataError: see `backup.restore`."""
     from . import backup
     from .core import paths
+    from .federation.membership.keys import why_restored
 
     count = backup.restore(arguments.file, paths.home())
     print(f"{paths.home()}: {count} files restored; models are pulled again: quietchoir model pull")
+    if why := why_restored(paths.home()):
+        print(f"Not in a federation any more: {why}")
 
 
 def configured(arguments: Namespace) -> "Config":

@@ -10,6 +10,7 @@ import os
 import plistlib
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -80,10 +81,12 @@ class Service:
             self.file = base / "systemd" / "user" / f"{NAME}.service"
 
     def text(self) -> bytes:
-        """The file."""
+        """The file. Raises: ConfigError: a path with a control character in it."""
         environment = {paths.HOME_VARIABLE: str(self.home)}
         if paths.models() != self.home / "models":
             environment[paths.MODELS_VARIABLE] = str(paths.models())
+        for word in (*self.command, *environment.values(), str(self.home)):
+            check_plain(word)
         stop_s = round(self.config.server.drain_s) + STOP_S
         if self.system == "darwin":
             return plistlib.dumps(
@@ -123,18 +126,19 @@ class Service:
         """Write the file and start the node, now and with each session.
 
         Raises:
-            ConfigError: another file is there. QuietchoirError: it could not be loaded; says what
-            the system said, and nothing is left.
+            ConfigError: another file is there; or as `text`. QuietchoirError: it could not be
+            loaded; says what the system said, and nothing is left.
         """
+        text = self.text()
         if self.file.exists():
-            if self.file.read_bytes() == self.text():
+            if self.file.read_bytes() == text:
                 raise ConfigError(f"{self.file}: is there already, and says the same")
             raise ConfigError(
                 f"{self.file}: is there already and says something else; `quietchoir service "
                 f"remove` takes it away"
             )
         paths.private_folder(self.home)
-        paths.write_atomically(self.file, self.text())
+        paths.write_atomically(self.file, text)
         try:
             for command in self.loading():
                 self.done(command)
@@ -206,6 +210,20 @@ class Service:
 def domain() -> str:
     """Where launchd keeps this user's agents."""
     return f"gui/{os.getuid()}"
+
+
+def check_plain(word: str) -> None:
+    """Require a word that is of one line in a unit, and that a property list can hold.
+
+    Raises:
+        ConfigError: it has a control character (a line end would begin a line of its own), or one
+        that is no text.
+    """
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in word):
+        raise ConfigError(
+            f"{word!r} holds a character that no service's file can hold; give that file or "
+            f"folder another name"
+        )
 
 
 def quoted(word: str, *, expanded: bool = False) -> str:

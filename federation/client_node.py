@@ -47,7 +47,7 @@ from .events import (
 )
 from .membership import roster
 from .membership.consent import check_consent, check_upload, why_paused
-from .membership.keys import NodeKeys, load_or_create
+from .membership.keys import NodeKeys, member_keys
 from .membership.update import UpdateReceiver
 from .model_files import resident
 from .personalization.settings import PersonalSettings
@@ -129,7 +129,7 @@ def join(
     leave = leave or threading.Event()
     policy = roster.accept(options.file, options.home)
     check_consent(policy, config.consent)
-    keys = load_or_create(options.home)
+    keys = member_keys(options.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     folder = roster.folder(options.home, policy)
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import sqlite3
 import stat
 import tarfile
@@ -13,7 +14,24 @@ from pathlib import Path
 import pytest
 
 from quietchoir import backup
+from quietchoir.core import paths
+from quietchoir.core.config import Config
 from quietchoir.core.errors import ConfigError, DataError
+from quietchoir.federation import client_node
+from quietchoir.federation.client_node import ClientOptions
+from quietchoir.federation.engines import stateless_client
+from quietchoir.federation.membership import founding, keys, ownership, roster
+from quietchoir.federation.monitor.member_status import MemberStatus
+from quietchoir.federation.spec.policy import (
+    AdapterTable,
+    ModelTable,
+    PrivacyTable,
+    ProtectionTable,
+    Recipe,
+)
+from quietchoir.plugins.sandbox import store
+from quietchoir.tests.fakes.federation import DIGEST
+from quietchoir.tests.fakes.training import CHATTER
 
 
 @pytest.fixture
@@ -21,7 +39,7 @@ def home(tmp_path: Path) -> Path:
     """A node's, with a history that somebody is writing."""
     folder = tmp_path / "home"
     files = {
-        "token": b"t" * 40, "identity.key": b"key", "adapters/ab/adapter.bin": bytes(range(256)),
+        "token": b"t" * 40, "backup.json": b"{}", "adapters/ab/adapter.bin": bytes(range(256)),
         "models/large.gguf": b"left out", "conversations/state.bin": b"left out",
         "federations/f/member.sqlite": b"left out", "federations/f/federation.toml": b"signed",
         "federations/f/taking-part.lock": b"", "collections/house.sqlite": b"encrypted" * 99,
@@ -116,8 +134,9 @@ def test_models_that_are_there_already_stay(home: Path, tmp_path: Path) -> None:
 def repacked(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
     with tarfile.open(path) as archive:
         files = {
-            entry.name: archive.extractfile(entry).read()  # type: ignore[union-attr]  # files all
+            entry.name: archive.extractfile(entry).read()  # type: ignore[union-attr]  # a file
             for entry in archive
+            if entry.isreg()
         }
     change(files)
     with tarfile.open(path, "w:gz") as archive:
@@ -138,12 +157,16 @@ def forge(files: dict[str, bytes], name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda files: files.update(token=b"another"),
-        lambda files: files.pop("token"),
-        lambda files: files.update(extra=b"x"),
+        lambda files: files.update({"home/token": b"another"}),
+        lambda files: files.pop("home/token"),
+        lambda files: files.update({"home/extra": b"x"}),
         lambda files: files.pop(backup.MANIFEST),
         lambda files: files.update({backup.MANIFEST: b"{}"}),
-        lambda files: forge(files, "../outside"),
+        lambda files: forge(files, "home/../../outside"),
+        lambda files: forge(files, "home/./token"),
+        lambda files: forge(files, "home/models/x"),
+        lambda files: forge(files, "home/."),
+        lambda files: forge(files, "token"),
         lambda files: forge(files, "/tmp/outside-of-a-home"),
     ],
 )
@@ -169,3 +192,101 @@ def test_a_file_that_is_cut_or_no_backup_restores_nothing(
     with pytest.raises(DataError, match="nothing was restored"):
         backup.restore(target, tmp_path / "again")
     assert files_of(tmp_path / "again") == {}
+
+
+def test_a_kept_plugin_comes_back_to_the_last_bit(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    (code / "node_modules" / ".bin").mkdir(parents=True)
+    (code / "node_modules" / "empty").mkdir()
+    (code / "node_modules" / "run.js").write_bytes(b"run")
+    (code / "node_modules" / "run.js").chmod(0o755)
+    (code / "node_modules" / ".bin" / "run").symlink_to("../run.js")
+    for name in ("yarn.lock", "member.sqlite", "taking-part.lock", "a.db-wal", "a.db"):
+        (code / name).write_bytes(backup.SQLITE + b"or is it?")
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(home))
+    digest = store.keep(code, None)
+    backup.back_up(home, tmp_path / "b.tar.gz")
+    backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "again"))
+    assert store.find(digest, None).is_relative_to(tmp_path / "again")
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "round/../../outside", "absolute"])
+def test_a_link_that_leads_out_is_refused_by_name(home: Path, tmp_path: Path, target: str) -> None:
+    (home / "adapters" / "round").symlink_to("..")
+    (home / "config.toml").symlink_to(home / "token" if target == "absolute" else target)
+    with pytest.raises(ConfigError, match=r"config\.toml: a link to .*; put what it names in its"):
+        backup.back_up(home, tmp_path / "b.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    (home / "config.toml").unlink()
+    backup.back_up(home, tmp_path / "b.tar.gz")
+
+
+def test_links_that_lead_out_together_restore_nothing(tmp_path: Path) -> None:
+    links = {"a/b/up": "../..", "c": "a/b/up/../.."}  # each by its letters alone stays inside
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        for name, target in links.items():
+            entry = tarfile.TarInfo(f"home/{name}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            archive.addfile(entry)
+        told = {f"home/{name}": f"-> {target}" for name, target in links.items()}
+        content = json.dumps({"format": backup.FORMAT, "files": told}).encode()
+        entry = tarfile.TarInfo(backup.MANIFEST)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(DataError, match="leads out of a home"):
+        backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
+    assert list((tmp_path / "again").iterdir()) == []
+
+
+def test_keys_that_came_out_of_a_backup_take_part_in_nothing_and_new_ones_do(
+    tmp_path: Path,
+) -> None:
+    asked = founding.Founding(
+        name="choir", address="127.0.0.1:9", model=ModelTable(name="own", digest=DIGEST),
+        adapter=AdapterTable(), protection=ProtectionTable(bits=16), recipe=Recipe(),
+        privacy=PrivacyTable(mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0),
+        prompt=CHATTER,
+    )  # fmt: skip
+    home, again = tmp_path / "home", tmp_path / "again"
+    founding.create_federation(tmp_path / "f", asked)
+    file, owner = tmp_path / "f" / founding.FILE, tmp_path / "f" / founding.OWNER_KEY
+    ownership.enroll(file, owner, "ann", keys.load_or_create(home).card)
+    roster.accept(file, home)
+
+    def join(home: Path, file: Path = file) -> None:
+        """As far as the examples, which are nowhere."""
+        options = ClientOptions(file=file, data=tmp_path / "nowhere", home=home)
+        client_node.join(options, Config(), lambda event: None, resting=str)
+
+    with pytest.raises(DataError, match="nowhere"):
+        join(home)
+    backup.back_up(home, tmp_path / "b.tar.gz")
+    backup.restore(tmp_path / "b.tar.gz", again)
+    with pytest.raises(ConfigError, match=r"answered and spent twice.*federation rotate"):
+        join(again)
+    [told] = MemberStatus(again, Config(), lambda _: None).federations()
+    assert "came out of a backup" in told["latest"]["words"]
+    with pytest.raises(ConfigError, match="answered and spent twice"):
+        stateless_client.prove(
+            stateless_client.Own(file=file, home=again, data=None, rehearse=0, config=Config()),
+            b"nonce",
+            1,
+        )
+    with pytest.raises(DataError, match="nowhere"):
+        join(home)  # where they were made they still do
+    # a copy of the copy, and a federation that it was backed up before it knew
+    shutil.rmtree(again / "federations")
+    (tmp_path / "b.tar.gz").unlink()
+    backup.back_up(again, tmp_path / "b.tar.gz")
+    backup.restore(tmp_path / "b.tar.gz", tmp_path / "third")
+    with pytest.raises(ConfigError, match="answered and spent twice"):
+        join(tmp_path / "third")
+    # what the sentence says to do
+    for name in (keys.IDENTITY_FILE, keys.TRANSPORT_FILE):
+        (again / name).rename(tmp_path / name)
+    ownership.rotate_member(file, owner, "ann", keys.load_or_create(again).card)
+    with pytest.raises(DataError, match="nowhere"):
+        join(again)

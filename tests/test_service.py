@@ -63,6 +63,24 @@ def test_a_units_words_are_quoted_as_systemd_wants_them(tmp_path: Path, commands
     assert "StandardOutput=null" in text  # the page's address has the token in it
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+@pytest.mark.parametrize("where", [paths.HOME_VARIABLE, paths.MODELS_VARIABLE, "config_file"])
+@pytest.mark.parametrize("odd", ["\n", "\r", "\x1f", "\udcff"])
+def test_a_path_that_would_make_lines_of_its_own_is_refused(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch,
+    system: str, where: str, odd: str,
+) -> None:  # fmt: skip
+    path, more = f"{tmp_path}/a{odd}ExecStartPre=/bin/false", dict[str, Any]()
+    if where == "config_file":
+        more = {where: Path(path)}
+    else:
+        monkeypatch.setenv(where, path)
+    service = made(tmp_path, commands, system, **more)
+    with pytest.raises(ConfigError, match=r"ExecStartPre.* another name"):
+        service.install()
+    assert not service.file.exists() and commands.ran == [] and not Path(path).exists()
+
+
 def test_an_agent_of_launchd_runs_the_same_command(tmp_path: Path, commands: Commands) -> None:
     service = made(tmp_path, commands, "darwin")
     service.install()

@@ -205,7 +205,7 @@ def accept_invitation(arguments: Namespace) -> None:
         if arguments.rank is None
         else arguments.rank
     )
-    card = keys.load_or_create(home).card
+    card = keys.member_keys(home).card
     token, answer = invitation.accept(
         ownership.text_of(arguments.token), card, home, max(0, rank), arguments.file
     )

@@ -32,7 +32,7 @@ from ..client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from ..costs import round_cost
 from ..membership import roster
 from ..membership.consent import check_consent, check_upload
-from ..membership.keys import load_or_create
+from ..membership.keys import member_keys
 from ..model_files import resident
 from ..rounds.client import Attempt, Client
 from ..rounds.contribution_buffer import ContributionBuffer
@@ -94,7 +94,7 @@ def prove(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
     policy = accepted(own.file, own.home)
     check_freezable(policy)
     check_consent(policy, own.config.consent)
-    keys = load_or_create(own.home)
+    keys = member_keys(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     return name, keys.identity.sign(hello_context(policy), bind(name, nonce, node_id))
 
@@ -119,7 +119,7 @@ def answer(own: Own, message: bytes, key: bytes) -> tuple[bytes, bytes]:
     """
     policy = accepted(own.file, own.home)
     check_freezable(policy)
-    keys = load_or_create(own.home)
+    keys = member_keys(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     task = messages.decode_task(message, policy, name)
     folder = roster.folder(own.home, policy)

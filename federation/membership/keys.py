@@ -24,6 +24,7 @@ from .unlock import OPEN, Asked, Lock
 
 IDENTITY_FILE = "identity.key"
 TRANSPORT_FILE = "transport.key"
+RESTORED_FILE = "identity.restored"  # beside keys that came out of a backup
 TRANSPORT_KIND = "transport"  # what a locked transport key calls itself; an unlocked one is PEM
 KEY_HEX = 64  # Ed25519 public key, 32 bytes
 # P-384 public key, compressed, 49 bytes: the only kind that Flower's door accepts
@@ -154,12 +155,36 @@ def load_or_create(
     else:
         identity = Identity.generate()
         identity.save(signing, lock.passphrase, keyring=lock.keyring)
+        (folder / RESTORED_FILE).unlink(missing_ok=True)  # these came out of none
     if transport.exists():
         key = read_transport_key(transport, asked)
     else:
         key = ec.generate_private_key(ec.SECP384R1())
         write_private_key(transport, TRANSPORT_KIND, key, lock)
     return NodeKeys(identity, key)
+
+
+def member_keys(home: Path) -> NodeKeys:
+    """The same, to take part in a federation with.
+
+    Raises:
+        ConfigError, AuthenticationError: as `load_or_create`; or they came out of a backup.
+    """
+    if why := why_restored(home):
+        raise ConfigError(why)
+    return load_or_create(home)
+
+
+def why_restored(home: Path) -> str:
+    """Why the keys in `home` take no part in any federation; "": they may."""
+    if not (home / RESTORED_FILE).exists():
+        return ""
+    return (
+        f"the keys in {home} came out of a backup, which does not know what they have answered and "
+        f"spent in privacy since: with them it could be answered and spent twice. Move "
+        f"{IDENTITY_FILE} and {TRANSPORT_FILE} away, and have the federation's owner put the card "
+        f"of `quietchoir federation identity` in place of the old one (federation rotate)"
+    )
 
 
 def protect(home: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None) -> NodeKeys:

@@ -16,7 +16,7 @@ from ...core.errors import DataError, QuietchoirError
 from ...core.history.training_set import TrainingSet
 from ...crypto.privacy.accountant import Account, Budget
 from ..client_node import LentHistory, examples_in
-from ..membership import consent, roster
+from ..membership import consent, keys, roster
 from ..spec.policy import Policy
 from ..store import member
 from ..store.database import Database
@@ -80,7 +80,7 @@ class MemberStatus:
             "members": len(policy.members),
             "coordinator": policy.coordinator.address,
             "paused": bool(consent.why_paused(file.parent)),
-            "latest": self.latest(policy.federation.hex()),
+            "latest": self.latest(policy.federation.hex()) or unknown(self.home),
             "privacy": privacy,
             "bytes": sum(one["bytes"] for one in sent),
             "rounds": sent[:MOST_ROUNDS],
@@ -112,7 +112,8 @@ class MemberStatus:
         return told | {"train": len(train), "test": len(test), "examples": shown}
 
     def pause(self, federation: str, paused: bool) -> None:
-        """Let nothing more leave, also after a restart; or go on.
+        """Let nothing more leave, also after a restart; or go on. An answer whose sending has begun
+        leaves whole, and what has left is not taken back.
 
         Raises:
             DataError: not a member of it. QuietchoirError: the disk refuses.
@@ -128,6 +129,12 @@ class MemberStatus:
             f"this node is no member of a federation {federation[:16]!r}; it joins one with: "
             f"quietchoir serve --federation FILE"
         )
+
+
+def unknown(home: Path) -> Row | None:
+    """That this node may not take part, and what it spent is not known; None: it may."""
+    words = keys.why_restored(home)
+    return {"at": (home / keys.RESTORED_FILE).stat().st_mtime, "words": words} if words else None
 
 
 def privacy_of(policy: Policy, database: Database | None) -> Row | None:

@@ -110,6 +110,8 @@ class FlowerNode:
                     return  # nothing leaves any more, of a round that runs neither
                 if message is not None:
                     reply = self.answer(message)
+                    if self.resting() and not reply.has_error():  # a refusal says nothing
+                        return
                     connection.give(reply, time.monotonic() - self.reached)
                     last = time.monotonic()
                 if self.resting():

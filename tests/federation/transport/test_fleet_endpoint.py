@@ -417,3 +417,37 @@ def test_what_a_node_refuses_reaches_the_coordinator_as_its_kind_alone() -> None
     assert answer.error.reason == "StaleError" and heard == [
         {"event": "refused", "reason": "private words"}
     ]
+
+
+@pytest.mark.parametrize("reason", ["", "its owner has paused it"])
+def test_an_answer_that_was_being_made_when_its_owner_paused_does_not_leave(reason: str) -> None:
+    """A refusal does: it says nothing, and the coordinator goes on at once."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 7, 0
+    now, given = [""], list[Message]()
+
+    def handle(letter: bytes) -> bytes:
+        now[0] = reason  # while it is masked, say
+        if letter == b"refuse":
+            raise StaleError("private words")
+        return b"update"
+
+    def served(letter: bytes) -> list[bool]:
+        """For each message that left, whether it was a refusal."""
+        node, link = FlowerNode.__new__(FlowerNode), Connection.__new__(Connection)
+        node.handle, node.on_event = handle, lambda event: None
+        node.resting, node.leave = lambda: now[0], threading.Event()
+        link.lost = threading.Event()
+        link.take = lambda: message(letter)  # type: ignore[method-assign]
+
+        def give(reply: Message, _seconds: float) -> None:
+            given.append(reply)
+            link.lost.set()
+
+        link.give = give  # type: ignore[method-assign,assignment]
+        now[0] = ""
+        given.clear()
+        node.serve(link)
+        return [one.has_error() for one in given]
+
+    assert served(b"letter") == ([] if reason else [False])
+    assert served(b"refuse") == [True]
