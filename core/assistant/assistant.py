@@ -219,8 +219,10 @@ class Assistant:
             async with aclosing(self._generate(turn)) as pieces:
                 async for piece in pieces:
                     yield piece
+            # They were written together: what the first brings says nothing of the second.
+            foreign = turn.foreign
             for call in turn.calls:
-                async with aclosing(self._act(turn, call)) as events:
+                async with aclosing(self._act(turn, call, foreign=foreign)) as events:
                     async for event in events:
                         yield event
             if self._ended(turn):
@@ -358,14 +360,20 @@ class Assistant:
             turn.messages.append(Message("assistant", turn.said, tuple(turn.calls)))
             self.approvals.called(ask.conversation, turn.calls, foreign=turn.foreign)
 
-    async def _act(self, turn: Turn, call: ToolCall) -> AsyncGenerator[Event, None]:
-        """One call: told, allowed or not, carried out, and its result put before the model."""
+    async def _act(
+        self, turn: Turn, call: ToolCall, *, foreign: bool
+    ) -> AsyncGenerator[Event, None]:
+        """One call: told, allowed or not, carried out, and its result put before the model.
+
+        Args:
+            foreign: text of others stood before the model when it wrote the call.
+        """
         tool = turn.known[call.name]
         yield ToolCallEvent(call.id, call, tool.plugin_id, turn.probability)
         if turn.ask.caller_tools is not None:
             return
         verdict = self.approvals.verdict(
-            tool, turn.ask.conversation, confident=self._is_sure(turn, tool), foreign=turn.foreign
+            tool, turn.ask.conversation, confident=self._is_sure(turn, tool), foreign=foreign
         )
         if tool is REMEMBER and verdict == "allow":
             verdict = "ask"

@@ -680,6 +680,22 @@ async def test_two_calls_of_an_adapter_are_both_carried_out_and_both_told() -> N
     assert len(tools.calls) == 2 and text_of(found).count("\n") == 1
 
 
+async def test_calls_that_were_written_together_are_judged_together_and_a_later_one_anew() -> None:
+    """What the first of them brings was not there when the second was written; it was when the
+    next generation's was.
+    """
+    tools = FakeTools(effect="write")
+    together = [render(LIGHT), "\n", render(OTHER)]
+    who = assistant(engine_saying(together, [render(OTHER)], ["done"]), tools)
+    who.config = who.approvals.rules = ToolsConfig(write="allow", approval_timeout_s=0.01)
+    found = await events(who)
+    assert tools.calls == [LIGHT, OTHER]
+    [asked] = [event for event in found if isinstance(event, ApprovalEvent)]
+    assert asked.call == OTHER and found.index(asked) > found.index(
+        next(event for event in found if isinstance(event, LoopStepEvent))
+    )
+
+
 async def test_who_leaves_early_cancels_the_generation() -> None:
     engine = engine_saying(["one", "two", "three"], held=True)
     async with aclosing(assistant(engine).reply(ChatRequest(messages=QUESTION))) as answer:
