@@ -72,6 +72,11 @@ def register(verbs: Any) -> None:
     wrap.add_argument("--memory-mb", type=int, metavar="N", help="default: 512")
     wrap.add_argument("command", nargs="+", metavar="COMMAND|SERVER")
     wrap.set_defaults(run=wrap_one)
+    install.add_argument(
+        "--same",
+        action="store_true",
+        help="it is the next version of the one that is here, and is given what that one kept",
+    )
     for parser in (install, wrap):
         parser.add_argument("--yes", action="store_true", help="ask nothing")
     new = actions.add_parser("new", help="begin a plugin of your own")
@@ -179,9 +184,27 @@ def install_one(chosen: argparse.Namespace) -> int:
         terms = installing.open_bundle(chosen.source, Path(folder))
         if not agreed(terms, known.get(terms.id), chosen.yes):
             return 1
-        installing.install(terms, known)
+        left = installing.left_over(terms)
+        same = bool(left) and (chosen.same or succeeds(terms.id, left, chosen.yes))
+        installing.install(terms, known, same=same)
+    if left and not same:
+        print(f"{', '.join(map(one_line, left))} of the one before: set aside, not given to it")
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
     return 0
+
+
+def succeeds(plugin_id: str, left: list[str], yes: bool) -> bool:
+    """Whether the owner says that a plugin is the next version of the one that kept `left`; said of
+    nothing unasked.
+    """
+    if yes:
+        return False
+    print(f"A plugin called {plugin_id} kept here: {', '.join(map(one_line, left))}")
+    asked = "Is this one from the same maker, and to be given that? [y/N] "
+    try:
+        return typed(asked).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def remove_one(chosen: argparse.Namespace) -> int:
@@ -196,6 +219,7 @@ def remove_one(chosen: argparse.Namespace) -> int:
 def wrap_one(chosen: argparse.Namespace) -> int:
     """Write an existing server's manifest from what it says, show it, ask, and install it."""
     from . import installing, wrapping
+    from .running import PluginSettings
 
     words, variables = tuple(chosen.command), variables_of(chosen.env)
     if chosen.servers is not None:
@@ -215,16 +239,17 @@ def wrap_one(chosen: argparse.Namespace) -> int:
             raise ConfigError(str(error)) from None
     command = wrapping.seen_words(found.command, folders)
     known = others(chosen)
+    settings = PluginSettings(folders=folders, environment=dict(variables))
     terms = asyncio.run(
-        installing.wrap(
-            plugin_id, command, found, folders=folders, environment=variables, limits=limits
-        )
+        installing.wrap(plugin_id, command, found, settings=settings, limits=limits)
     )
     print(f"runs: {one_line(' '.join(command))}")
+    for name, folder in folders.items():
+        print(f"sees in {name}: {one_line(str(folder))}")
     if not agreed(terms, known.get(terms.id), chosen.yes):
         installing.forget_content(terms.head.content)
         return 1
-    installing.place(terms, known)
+    installing.place(terms, known, settings=settings)
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
     return 0
 
@@ -247,6 +272,14 @@ def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
         print(f"  {tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
     if before is not None:
         new = [ask for ask in terms.head.asks() if ask not in before.head.asks()]
+        was = {tool.name: tool for tool in before.tools}
+        for tool in terms.tools:
+            if tool.name not in was:
+                new.append(f"the tool {tool.name}")
+            elif tool.effect != was[tool.name].effect:
+                new.append(f"{tool.name} is {tool.effect}, was {was[tool.name].effect}")
+            elif tool != was[tool.name]:
+                new.append(f"{tool.name} says something else of itself")
         print(f"version {before.head.version} is here; new: {'; '.join(new) or 'nothing it asks'}")
     try:
         return yes or typed("Let it in? [y/N] ").strip().lower() in ("y", "yes")
@@ -279,7 +312,7 @@ def dev_one(chosen: argparse.Namespace) -> int:
     """Pin a plugin's tools, and call one if it is named, with all that it complains of."""
     from ..core import log
     from . import installing
-    from .running import Plugin, plugin_folder
+    from .running import Plugin
 
     log.start("debug")
     arguments = arguments_of(chosen.arguments)
@@ -289,7 +322,7 @@ def dev_one(chosen: argparse.Namespace) -> int:
         print(f"{terms.id}: pinned {', '.join(tool.name for tool in terms.tools) or 'no tools'}")
         if chosen.tool is None:
             return 0
-        plugin = Plugin(terms, plugin_folder(terms.id), {})
+        plugin = Plugin(terms, installing.trial_folder(terms.id, chosen.folder), {})
         try:
             text, ok = await plugin.call(chosen.tool, arguments, installing.START_S)
         finally:
@@ -310,7 +343,7 @@ def tested(folder: Path) -> "Manifest":
     from . import installing, manifest
 
     terms = manifest.read(folder)
-    tools, _ = asyncio.run(installing.live(terms))
+    tools, _ = asyncio.run(installing.live(terms, installing.trial_folder(terms.id, folder)))
     if manifest.digest(tools) != terms.head.tools_digest:
         raise ManifestError(
             f"{folder}: it offers other tools than its manifest says; run: quietchoir plugin dev "

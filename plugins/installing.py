@@ -1,17 +1,21 @@
 """Plugins that the owner lets in: copied under the node's home, where nobody else writes.
 
 Knows manifests, archives and folders. Asks nobody: whoever calls has shown `Head.asks` before.
-Always: an installed plugin is a copy, checked whole before the old one makes room; a packed one is
-the same bytes each time; no archive writes outside of its own folder.
+Always: an installed plugin is a copy, checked whole before the old one makes room; what one kept is
+given to no other of its id unasked; a packed one is the same bytes each time; no archive writes
+outside of its own folder, nor more than it says.
 """
 
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +26,17 @@ from ..core.errors import ConfigError, ManifestError
 from . import manifest
 from .hidden import legible
 from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
-from .running import SETTINGS, Plugin, plugin_folder
+from .running import SETTINGS, Plugin, PluginSettings, plugin_folder
 from .sandbox import interpreter, store
 from .wrapping import Wrapped
 
 START_S = 60.0  # a server that is started for the first time compiles its files
 WRAPPED_LIMITS = PluginLimits(memory_mb=512, cpu_s=600, processes=32, scratch_mb=64)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack without a bound
+BROKEN = (  # what `zipfile` says of an archive that is none
+    *(OSError, EOFError, NotImplementedError, RuntimeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 LONGEST = 400  # characters of a description
 SERVER = '''"""{id}: say here what it is for."""
 
@@ -66,6 +75,8 @@ def open_bundle(source: Path, into: Path) -> Manifest:
     if source.is_dir():
         return manifest.read(source)
     try:
+        if source.stat().st_size > 2 * manifest.MAX_BUNDLE_BYTES:
+            raise ManifestError(f"{source}: more than a bundle may hold; see plugins/sdk")
         with zipfile.ZipFile(source) as archive:
             rows = archive.infolist()
             if len(rows) > manifest.MAX_FILES or (
@@ -76,18 +87,26 @@ def open_bundle(source: Path, into: Path) -> Manifest:
                 path = into / row.filename
                 if row.is_dir() or not path.resolve().is_relative_to(into.resolve()):
                     raise ManifestError(f"{source}: {row.filename!r} is no file of a bundle")
+                if row.compress_type not in METHODS:
+                    raise ManifestError(
+                        f"{source}: {row.filename!r} is packed by method {row.compress_type}; "
+                        f"stored and deflated files are read"
+                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(row))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                with archive.open(row) as packed:  # `read` of all would unpack past what it says
+                    path.write_bytes(packed.read(row.file_size + 1))
+    except BROKEN as error:
         raise ManifestError(f"{source}: no folder and no archive of a plugin ({error})") from None
     return manifest.read(into)
 
 
-def install(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
+def install(terms: Manifest, host: Mapping[str, Manifest], *, same: bool = False) -> Path:
     """Copy a plugin in; the one that was there under its id makes room.
 
     Args:
         host: the plugins that are installed already, by id.
+        same: its owner says that it is the next version of the one that was there, and is given
+            what that one kept (`left_over`); else that is set aside.
 
     Raises:
         ManifestError: it poses as ours, was wrapped elsewhere, or offers a tool that another
@@ -95,11 +114,22 @@ def install(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
     """
     if terms.head.command:
         raise ManifestError(f"{terms.id} was wrapped for another node; wrap its server here")
-    return place(terms, host)
+    return place(terms, host, aside=not same)
 
 
-def place(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
-    """As `install`, for what this node itself wrapped too."""
+def place(
+    terms: Manifest,
+    host: Mapping[str, Manifest],
+    *,
+    settings: PluginSettings | None = None,
+    aside: bool = False,
+) -> Path:
+    """As `install`, for what this node itself wrapped too.
+
+    Args:
+        settings: in place of those that are here.
+        aside: what another plugin of this id kept is put where no plugin looks.
+    """
     if terms.id.startswith("quietchoir/"):
         raise ManifestError(f"{terms.id}: quietchoir publishes only what comes with it")
     mine = {tool.name for tool in terms.tools}
@@ -109,6 +139,7 @@ def place(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
                 f"{terms.id} and {other.id} both offer the tool {min(both)}; remove one of them"
             )
     target = root() / terms.id
+    replaced = content_of(target)
     paths.private_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as made:
         fresh = Path(made) / "bundle"
@@ -116,17 +147,56 @@ def place(terms: Manifest, host: Mapping[str, Manifest]) -> Path:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
         manifest.read(fresh)
+        if aside and left_over(terms):
+            set_aside(plugin_folder(terms.id))
+        if settings is not None:
+            (plugin_folder(terms.id) / SETTINGS).unlink(missing_ok=True)  # never the old one's
         if target.exists():
             target.rename(Path(made) / "old")
         fresh.rename(target)
+    if settings is not None:
+        fill_in(plugin_folder(terms.id), settings)
+    forget_content(replaced)
     return target
+
+
+def left_over(terms: Manifest) -> list[str]:
+    """What lies in the private folder of this id and was not given to these very bytes: an id is
+    the bundle's own word, so its next version and a stranger's plugin look alike.
+    """
+    here = root() / terms.id
+    try:
+        if here.is_dir() and manifest.bundle(here) == terms.files:
+            return []
+    except ManifestError:
+        pass  # spoiled: whose it was is not known
+    folder = plugin_folder(terms.id)
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a private folder to what no id is called."""
+    number = 1
+    while (gone := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(gone)
+
+
+def fill_in(folder: Path, settings: PluginSettings) -> None:
+    """Write what an owner fills in for one plugin into its private folder."""
+    filled = {
+        "folders": {name: str(path) for name, path in settings.folders.items()},
+        "environment": settings.environment,
+    }
+    paths.private_folder(folder)
+    paths.write_atomically(folder / SETTINGS, json.dumps(filled, indent=1).encode(), mode=0o600)
 
 
 def remove(plugin_id: str, *, forget: bool) -> None:
     """Take an installed plugin away.
 
     Args:
-        forget: its storage and settings too.
+        forget: its storage and settings too, and what was set aside of its id.
 
     Raises:
         ConfigError: no such plugin is installed.
@@ -140,7 +210,9 @@ def remove(plugin_id: str, *, forget: bool) -> None:
     content = content_of(target)
     shutil.rmtree(target)
     if forget:
-        shutil.rmtree(plugin_folder(plugin_id), ignore_errors=True)
+        private = plugin_folder(plugin_id)
+        for folder in (private, *private.parent.glob(f"{private.name}.*")):  # set aside, or of dev
+            shutil.rmtree(folder, ignore_errors=True)
     forget_content(content)
 
 
@@ -193,9 +265,19 @@ def write_manifest(folder: Path, table: Mapping[str, Any], tools: Sequence[Any])
     paths.write_atomically(folder / FILE, text.encode() + b"\n")
 
 
-async def live(terms: Manifest) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What a plugin offers when it is started here, confined. Raises: as `Plugin.listing`."""
-    plugin = Plugin(terms, plugin_folder(terms.id), {})
+def trial_folder(plugin_id: str, bundle: Path) -> Path:
+    """The private folder of a plugin that is tried and not installed: not that of the installed one
+    of its id, whose owner gave it what it has.
+    """
+    whole = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()
+    return plugin_folder(f"{plugin_id}.dev-{whole[:12]}")
+
+
+async def live(terms: Manifest, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a plugin offers when it is started here, confined, with what lies in `folder`. Raises:
+    as `Plugin.listing`.
+    """
+    plugin = Plugin(terms, folder, {})
     try:
         return await plugin.listing(START_S)
     finally:
@@ -229,7 +311,8 @@ async def pin(folder: Path) -> Manifest:
     effects = {row.get("name"): row["effect"] for row in written if "effect" in row}
     blank = {**table, "tools": [], "tools_digest": manifest.digest([])}
     files = manifest.bundle(folder) | {FILE: json.dumps(blank).encode()}
-    tools, _ = await live(manifest.parse(files, folder))
+    terms = manifest.parse(files, folder)
+    tools, _ = await live(terms, trial_folder(terms.id, folder))
     for tool in tools:
         if tool.get("name") in effects:
             tool["effect"] = effects[tool["name"]]
@@ -261,8 +344,7 @@ async def wrap(
     command: Sequence[str],
     found: Wrapped,
     *,
-    folders: Mapping[str, Path],
-    environment: Mapping[str, str],
+    settings: PluginSettings,
     limits: PluginLimits = WRAPPED_LIMITS,
 ) -> Manifest:
     """The manifest of an existing MCP server, from what it says when it is started, confined.
@@ -270,14 +352,21 @@ async def wrap(
     Args:
         command: as it is called inside.
         found: what it runs on; copied.
-        folders: what its owner shows to it, by name.
-        environment: variables that its owner fills in, kept apart from the manifest.
+        settings: what its owner shows to it and fills in, kept apart from the manifest; `place`
+            is what writes them.
 
     Raises:
-        ManifestError: an id that is none, or a server whose tools no manifest may hold.
+        ManifestError: an id that is none, a folder that the plugin's user may not read, or a server
+        whose tools no manifest may hold.
         PluginError: it does not start in the sandbox; with its last words.
     """
     user = interpreter.unprivileged_user()
+    for folder in settings.folders.values():
+        if not interpreter.reachable(folder, user):
+            raise ManifestError(
+                f"{folder}: no folder that the plugin's user may read; name another, or run "
+                f"quietchoir as an ordinary user"
+            )
     runs_on = interpreter.find(user)
     if found.python and found.python != (version := interpreter.minor_version(runs_on)):
         raise ManifestError(
@@ -286,13 +375,6 @@ async def wrap(
         )
     content = store.keep(found.folder, user) if found.folder else ""
     try:
-        filled = {
-            "folders": {name: str(path) for name, path in folders.items()},
-            "environment": dict(environment),
-        }
-        paths.private_folder(plugin_folder(plugin_id))
-        settings = json.dumps(filled, indent=1).encode()
-        paths.write_atomically(plugin_folder(plugin_id) / SETTINGS, settings, mode=0o600)
         head = {
             "schema": manifest.SCHEMA,
             "id": plugin_id,
@@ -302,10 +384,16 @@ async def wrap(
             "command": list(command),
             "content": content,
             "license": {"spdx": "NOASSERTION"},
-            "permissions": {"folders": list(folders), "environment": list(environment)},
+            "permissions": {
+                "folders": list(settings.folders),
+                "environment": list(settings.environment),
+            },
             "limits": asdict(limits),
         }
-        tools, about = await live(draft(head, []))
+        here = paths.private_folder(paths.home() / "plugins")
+        with tempfile.TemporaryDirectory(dir=here, prefix=".trial-") as trial:
+            fill_in(Path(trial), settings)
+            tools, about = await live(draft(head, []), Path(trial))
         name, version = (str(about.get(key, ""))[:LONGEST] for key in ("name", "version"))
         if manifest.VERSION.fullmatch(version):
             head["version"] = version

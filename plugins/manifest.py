@@ -23,7 +23,8 @@ FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 # each file is one descriptor on its way into the sandbox
 MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20
-ID = re.compile(r"[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
+# a private folder is called after its id, so no id begins with what lies beside those folders
+ID = re.compile(r"(?!(?:installed|store)/)[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -153,7 +154,8 @@ class Head:
             raise ValueError(f"schema is {self.schema}; this version reads {SCHEMA}")
         if not ID.fullmatch(self.id):
             raise ValueError(
-                f"id is {self.id!r}; expected publisher/name in small letters, digits and hyphens"
+                f"id is {self.id!r}; expected publisher/name in small letters, digits and hyphens; "
+                f"installed and store are no publishers"
             )
         if not VERSION.fullmatch(self.version):
             raise ValueError(

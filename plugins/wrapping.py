@@ -29,13 +29,20 @@ TOO_BROAD = (
     "/dev",
     "/etc",
     "/home",
+    "/media",
+    "/mnt",
     "/proc",
     "/root",
     "/run",
     "/sys",
+    "/tmp",
     "/usr",
     "/var",
+    "/var/tmp",
 )
+# nothing in them is shown as the owner's own, but where a home or a disk lies
+SYSTEM = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr", "/var")
+OWNERS = ("/run/media", "/var/tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +241,13 @@ def granted(folders: Sequence[Path]) -> dict[str, Path]:
     for given in folders:
         folder = narrow(given.expanduser(), "--read")
         home = Path.home().resolve()
-        below = folder.relative_to(home).parts if folder.is_relative_to(home) else ()
+        own = folder.is_relative_to(home) or any(map(folder.is_relative_to, OWNERS))
+        if not own and (system := next(filter(folder.is_relative_to, SYSTEM), None)):
+            raise ConfigError(
+                f"--read {given}: {system} is the system's; copy what the plugin is to see into a "
+                f"folder of its own"
+            )
+        below = folder.relative_to(home).parts if folder.is_relative_to(home) else folder.parts
         if hidden := next((part for part in below if part.startswith(".")), None):
             raise ConfigError(
                 f"--read {given}: {hidden} is where programs keep what is theirs, keys too; name "

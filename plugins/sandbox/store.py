@@ -77,7 +77,8 @@ def root_for(user: int | None) -> Path:
     """
     if user is None:
         return paths.private_folder(paths.home() / "plugins" / "store")
-    place = SHARED
+    # one for each node: what one forgets another may run on
+    place = SHARED / hashlib.sha256(os.fsencode(paths.home().resolve())).hexdigest()[:12]
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:

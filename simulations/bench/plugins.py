@@ -33,7 +33,7 @@ from ...core.toolcall import ToolCall
 from ...plugins import installing, manifest, wrapping
 from ...plugins.client import PROTOCOLS, PluginConnection
 from ...plugins.host import PluginHost
-from ...plugins.running import SDK, Plugin, plugin_folder
+from ...plugins.running import SDK, Plugin, PluginSettings, plugin_folder
 from ...plugins.sandbox import interpreter, watchdog
 from ...plugins.sandbox.probe import probe
 from ...plugins.sandbox.watchdog import Bounds
@@ -331,9 +331,9 @@ async def tried(real: Real, home: Path, place: Path) -> str:
     plugin_id = f"bench/{real.name}"
     try:
         found = wrapping.resolve(real.words, home / real.folder)
-        terms = await installing.wrap(
-            plugin_id, found.command, found, folders={"shown": place}, environment=real.environment
-        )
+        settings = PluginSettings(folders={"shown": place}, environment=dict(real.environment))
+        terms = await installing.wrap(plugin_id, found.command, found, settings=settings)
+        installing.fill_in(plugin_folder(plugin_id), settings)
         plugin = Plugin(terms, plugin_folder(plugin_id), {})
         try:
             text, ok = await plugin.call(real.call.name, real.call.arguments, DEADLINE_S)

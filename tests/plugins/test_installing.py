@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from quietchoir.plugins.running import plugin_folder
 from quietchoir.plugins.sandbox import interpreter, store
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from .conftest import hostile, write_bundle
+from .conftest import ATTACK, hostile, write_bundle
 from .test_commands import run
 
 SERVER = """
@@ -282,6 +283,131 @@ def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path: Path, name: s
     with pytest.raises(ManifestError, match="is no file of a bundle"):
         installing.open_bundle(evil, into)
     assert not (tmp_path / "outside.py").exists() and list(into.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_unpacks_to_what_it_says_or_not_at_all(tmp_path: Path, method: int) -> None:
+    packed = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.writestr("manifest.json", bytes(64 << 20))
+    content = bytearray(packed.read_bytes())
+    for start, at in ((0, 22), (content.rfind(b"PK\1\2"), 24)):
+        content[start + at : start + at + 4] = (10).to_bytes(4, "little")  # "ten bytes"
+    packed.write_bytes(content)
+    into = tmp_path / "into"
+    into.mkdir()
+    tracemalloc.start()
+    with pytest.raises(ManifestError):
+        installing.open_bundle(packed, into)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20 and list(into.iterdir()) == []
+
+
+def test_a_spoiled_archive_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", "pass")
+    packed = tmp_path / "whole.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in bundle.iterdir():
+            archive.write(path, path.name)
+    whole = packed.read_bytes()
+    (tmp_path / "whole").mkdir()
+    assert installing.open_bundle(packed, tmp_path / "whole").id == "tests/hostile"
+    for at in range(0, len(whole), 7):
+        packed.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 3]))
+        with pytest.raises(ManifestError):
+            installing.open_bundle(packed, Path(tempfile.mkdtemp(dir=tmp_path)))
+
+
+def test_an_owner_who_says_no_to_another_server_keeps_the_one_that_is_here(
+    sandbox: SandboxReport,
+    tmp_path: Path,
+    seen: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert wrap(tmp_path, seen) == 0
+    home = plugin_folder("local/server-py").parent.parent
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    other, shown = tmp_path / "other" / "server.py", seen.parent / "other"
+    other.parent.mkdir()
+    shown.mkdir(mode=0o755)
+    other.write_text(SERVER + "# another\n")
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    words = ["--id", "local/server-py", "--env", "TOKEN=another", "--read", str(shown)]
+    assert run("plugin", "wrap", *words, "--", sys.executable, str(other)) == 1
+    assert f"sees in other: {shown}" in capsys.readouterr().out
+    other.write_text("raise SystemExit(3)")
+    with pytest.raises(PluginError, match="ended by itself"):
+        run("plugin", "wrap", *words, "--yes", "--", sys.executable, str(other))
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    assert run("plugin", "run", "local/server-py", "look") == 0
+    other.write_text(SERVER + "# another\n")
+    words += ["--read", str(seen)]
+    assert run("plugin", "wrap", *words, "--yes", "--", sys.executable, str(other), str(seen)) == 0
+    capsys.readouterr()
+    assert run("plugin", "run", "local/server-py", "look") == 0  # the control: who says yes
+    assert json.loads(capsys.readouterr().out)["secret"] == "another"
+    assert len(kept()) == 1  # nothing runs on the first one's files any more
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_stranger_of_the_same_id_is_not_given_what_its_owner_gave_to_another(
+    sandbox: SandboxReport,
+    tmp_path: Path,
+    seen: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    removed: bool,
+) -> None:
+    assert wrap(tmp_path, seen) == 0
+    if removed:
+        assert run("plugin", "remove", "local/server-py") == 0
+    asks = {"folders": ["work"], "environment": ["TOKEN"]}
+    body = hostile("return os.environ['TOKEN'] + str(os.listdir('/data/work'))")
+    posing = write_bundle(tmp_path / "posing", body, id="local/server-py", permissions=asks)
+    with pytest.raises(ToolError, match=r"asks for work; write it there"):  # nor before it is in
+        run("plugin", "dev", str(posing), "attack")
+    answers = iter(["y", "n"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    capsys.readouterr()
+    assert run("plugin", "install", str(posing)) == 0
+    said = capsys.readouterr().out
+    assert "A plugin called local/server-py kept here: settings.json" in said
+    assert "settings.json of the one before: set aside" in said
+    with pytest.raises(ToolError, match=r"asks for work; write it there"):
+        run("plugin", "run", "local/server-py", "attack")
+    private = plugin_folder("local/server-py")
+    assert "decoy secret" in (private.with_name("server-py.old-1") / "settings.json").read_text()
+    assert run("plugin", "remove", "local/server-py", "--forget") == 0
+    assert [path for path in private.parent.iterdir() if path.is_dir()] == []
+
+
+def test_the_next_version_is_given_what_the_one_before_kept_if_its_owner_says_so(
+    sandbox: SandboxReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    granted: dict[str, Any] = {"permissions": {"storage_bytes": 4096}}
+    count = "kept = Storage(); kept.save((kept.value or 0) + 1); return str(kept.value)"
+    body = hostile(count)
+    bundle = write_bundle(tmp_path / "bundle", body, **granted)
+    said = []
+    for version, more in (("1.0.0", []), ("1.0.0", []), ("1.1.0", ["--same"]), ("1.2.0", [])):
+        write_bundle(bundle, body, version=version, **granted)
+        assert run("plugin", "install", "--yes", *more, str(bundle)) == 0
+        capsys.readouterr()
+        assert run("plugin", "run", "tests/hostile", "attack") == 0
+        said.append(capsys.readouterr().out.strip())
+    assert said == ["1", "2", "3", "1"]  # --yes alone hands nothing on to other bytes
+
+
+def test_an_update_says_which_tool_is_asked_for_less(
+    sandbox: SandboxReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for effect in ("write", "read"):
+        tool = {**ATTACK, "effect": effect}
+        bundle = write_bundle(tmp_path / "bundle", "pass", [tool])
+        assert run("plugin", "install", "--yes", str(bundle)) == 0
+    assert "new: attack is read, was write" in capsys.readouterr().out
 
 
 def test_what_is_no_plugin_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"id": "Someone"}, "expected publisher/name"),
         ({"id": "../../etc"}, "expected publisher/name"),
         ({"id": "a/b\n"}, "expected publisher/name"),
+        ({"id": "installed/ann"}, "are no publishers"),  # its private folder would hold all of ann
+        ({"id": "store/ann"}, "are no publishers"),
         ({"version": "1"}, "three numbers"),
         ({"schema": 2}, "this version reads 1"),
         ({"kind": "exec"}, "kind = 'exec' must be one of 'mcp'"),

@@ -106,6 +106,17 @@ def test_folders_that_hold_secrets_are_not_shown(
     for folder in ("/", "/etc", "/proc", "/tmp", home, tmp_path, home / "node/keys", home / "way"):
         with pytest.raises(ConfigError, match="too broad"):
             wrapping.granted([Path(folder)])
+    monkeypatch.setenv("QUIETCHOIR_HOME", "/nowhere/else")  # /tmp is not refused for its sake
+    for folder in ("/tmp", "/var/tmp", "/mnt"):
+        with pytest.raises(ConfigError, match="too broad"):
+            wrapping.granted([Path(folder)])
+    for folder in ("/etc/ssl", "/proc/1", "/usr/lib", "/var/lib"):
+        with pytest.raises(ConfigError, match="is the system's"):
+            wrapping.granted([Path(folder)])
+    (tmp_path / "bob" / ".ssh").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"\.ssh is where"):  # of another user, for root
+        wrapping.granted([tmp_path / "bob" / ".ssh"])
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(home / "node"))
     (home / ".ssh" / "more").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"\.ssh is where programs keep what is theirs"):
         wrapping.granted([home / ".ssh" / "more"])
