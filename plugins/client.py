@@ -18,7 +18,6 @@ from ..core import log
 from ..core.errors import ToolError
 from ..core.screen import one_line
 from .hidden import legible
-from .sandbox import watchdog
 from .sandbox.linux import MAX_LINE
 from .sandbox.watchdog import Bounds, Watchdog
 
@@ -31,6 +30,7 @@ MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is ki
 MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
 WORDS = 200  # characters of a plugin's own reasons that are passed on
 GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a ping
+END_S = 10.0  # how long its end is waited for after it was killed
 CHUNK = 1 << 16
 METHOD_NOT_FOUND = -32601
 logger = log.get("plugins")
@@ -69,8 +69,7 @@ class PluginConnection:
         if self.ended is not None:
             return
         self.ended = reason
-        if self._started.returncode is None:
-            watchdog.kill_group(self._started.pid)
+        self.watchdog.end(collected=self._started.returncode is not None)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ToolError(f"plugin {self.name} was stopped: {reason}"))
@@ -86,10 +85,16 @@ class PluginConnection:
             self._started.stdin.close()
         # Standard output stays open as long as anything in the sandbox lives: read it to its end,
         # so that all is gone.
-        for stream in (self._started.stdout, self._started.stderr):
-            while stream is not None and await stream.read(CHUNK):
-                pass
-        await self._started.wait()
+        try:
+            async with asyncio.timeout(END_S):
+                for stream in (self._started.stdout, self._started.stderr):
+                    while stream is not None and await stream.read(CHUNK):
+                        pass
+                await self._started.wait()
+        except TimeoutError:
+            logger.error(
+                "plugin %s: a process of it lives %g s after it was killed", self.name, END_S
+            )
 
     async def handshake(self, deadline_s: float) -> list[dict[str, Any]]:
         """Introduce ourselves and ask for the tools.

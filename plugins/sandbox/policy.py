@@ -24,7 +24,7 @@ MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, fold
 INTERPRETER_MB = 96  # address space of an idle interpreter with the libraries that plugins import
 DESCRIPTORS = 64
 COMMAND_DESCRIPTORS = 512  # node opens the files that it imports all at once
-TIMERS = 64
+SIGNALS = 64
 SCRATCH = ("/dev/shm", "/tmp")  # all folders that can be written; in memory
 
 
@@ -78,7 +78,7 @@ def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
-        "SIGPENDING": TIMERS,  # a POSIX timer is a signal set aside
+        "SIGPENDING": SIGNALS,
         "RTPRIO": 0,
     }
 

@@ -2,9 +2,10 @@
 
 Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of
 processes: bytes out.
-Always: what is not on the list is refused with EPERM. A call of another architecture or of the x32
-table kills the process. clone3, and what is newer than the list, fails with ENOSYS: the C library
-then falls back to what is older, to clone, whose flags can be read.
+Always: what is not on the list is refused with EPERM, and so are commands of prctl, fcntl, ioctl
+and setsockopt that are not on theirs. A call of another architecture or of the x32 table kills the
+process. clone3, and what is newer than the list, fails with ENOSYS: the C library then falls back
+to what is older, to clone, whose flags can be read.
 
 Not covered: bugs in the system calls that stay allowed.
 Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and
@@ -31,7 +32,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "pwritev": (296, 70), "preadv2": (327, 286), "pwritev2": (328, 287), "openat": (257, 56),
     "openat2": (437, 437), "newfstatat": (262, 79), "statx": (332, 291), "statfs": (137, 43),
     "fstatfs": (138, 44), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
-    "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "fcntl": (72, 25),
+    "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
     "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "sync_file_range": (277, 84),
     "truncate": (76, 45), "ftruncate": (77, 46), "fallocate": (285, 47), "fadvise64": (221, 223),
     "readahead": (187, 213), "getdents": (78, None), "getdents64": (217, 61), "getcwd": (79, 17),
@@ -41,8 +42,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "unlinkat": (263, 35), "symlink": (88, None), "symlinkat": (266, 36), "readlink": (89, None),
     "readlinkat": (267, 78), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53),
     "fchmodat2": (452, 452), "umask": (95, 166), "utime": (132, None), "utimes": (235, None),
-    "futimesat": (261, None), "utimensat": (280, 88), "sendfile": (40, 71), "splice": (275, 76),
-    "tee": (276, 77), "copy_file_range": (326, 285), "getxattr": (191, 8), "lgetxattr": (192, 9),
+    "futimesat": (261, None), "utimensat": (280, 88),
+    "copy_file_range": (326, 285), "getxattr": (191, 8), "lgetxattr": (192, 9),
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12),
     "flistxattr": (196, 13),
     # its own memory
@@ -58,7 +59,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getsid": (124, 156), "setsid": (112, 157), "set_tid_address": (218, 96),
     "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293),
     "futex": (202, 98), "futex_waitv": (449, 449), "futex_wake": (454, 454),
-    "futex_wait": (455, 455), "futex_requeue": (456, 456), "prctl": (157, 167),
+    "futex_wait": (455, 455), "futex_requeue": (456, 456),
     "arch_prctl": (158, None), "close_range": (436, 436),
     # what it is and what it may use
     "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177),
@@ -75,10 +76,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sigaltstack": (131, 132), "pause": (34, None), "restart_syscall": (219, 128),
     "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
     "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "alarm": (37, None),
-    "getitimer": (36, 102), "setitimer": (38, 103), "timer_create": (222, 107),
-    "timer_settime": (223, 110), "timer_gettime": (224, 108), "timer_getoverrun": (225, 109),
-    "timer_delete": (226, 111), "timerfd_create": (283, 85), "timerfd_settime": (286, 86),
-    "timerfd_gettime": (287, 87),
+    "getitimer": (36, 102), "setitimer": (38, 103), "timerfd_create": (283, 85),
+    "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87),
     # waiting, pipes, and pairs of sockets, for event loops; no socket that has a name
     "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
     "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
@@ -86,14 +85,28 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "pipe": (22, None), "pipe2": (293, 59), "eventfd": (284, None), "eventfd2": (290, 19),
     "socketpair": (53, 199), "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211),
     "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
-    "getsockopt": (55, 209), "setsockopt": (54, 208),
+    "getsockopt": (55, 209),
 }  # fmt: skip
 # the newest call when this list was made; one above it does not exist here, as on an older kernel
 LAST_KNOWN = 471
 CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
-FCNTL, SETSOCKOPT = (72, 25), (54, 208)
-# what makes the kernel hold more behind a descriptor: F_SETPIPE_SZ; SO_SNDBUF, SO_RCVBUF
-LARGER_PIPE, LARGER_SOCKET = (1031,), (7, 8)
+# Refused with EINVAL, as where the files do not allow it, so that callers copy instead: sendfile,
+# splice, tee. A socket holds the whole page of each byte that was moved into it.
+MOVES = ((40, 71), (275, 76), (276, 77))
+# Commands that are allowed: which argument says it, and its values.
+# - prctl: PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ,
+#   PR_GET_TIMERSLACK, PR_{SET,GET}_NO_NEW_PRIVS, PR_GET_THP_DISABLE. Not what undoes
+#   --die-with-parent, hides from the watchdog or makes the kernel hold tables.
+# - fcntl: F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, F_GETLK, F_SETLK, F_SETLKW, F_GETOWN, F_OFD_GETLK,
+#   F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS. Not locks without an owner, which nobody counts;
+#   signals of a choice (one that continues whoever is stopped); larger pipes.
+# - setsockopt: SO_DEBUG or TCP_NODELAY, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_PASSCRED,
+#   SO_{RCV,SND}TIMEO. Not larger buffers.
+COMMANDS: tuple[tuple[tuple[int, int], int, tuple[int, ...]], ...] = (
+    ((157, 167), 0, (2, 3, 15, 16, 21, 23, 30, 38, 39, 42)),
+    ((72, 25), 1, (0, 1, 2, 3, 4, 5, 6, 7, 9, 36, 1030, 1032, 1034)),
+    ((54, 208), 2, (1, 2, 9, 13, 16, 20, 21)),
+)
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
 NEW_NAMESPACES = 0x7E020000
 # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among
@@ -133,11 +146,11 @@ def rules(architecture: int) -> list[Instruction]:
     if architecture == X86_64:
         program += [(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
-    checks = [step for code in IOCTLS for step in ((EQUAL, 0, 1, code), (RETURN, 0, 0, ALLOW))]
-    program += only_if(IOCTL[column], 1, [*checks, refuse(errno.EPERM)])
-    for call, argument, larger in ((FCNTL, 1, LARGER_PIPE), (SETSOCKOPT, 2, LARGER_SOCKET)):
-        checks = [step for one in larger for step in ((EQUAL, 0, 1, one), refuse(errno.EPERM))]
-        program += only_if(call[column], argument, checks)
+    for call, argument, allowed in ((IOCTL, 1, IOCTLS), *COMMANDS):
+        checks = [step for one in allowed for step in ((EQUAL, 0, 1, one), (RETURN, 0, 0, ALLOW))]
+        program += only_if(call[column], argument, [*checks, refuse(errno.EPERM)])
+    for call in MOVES:
+        program += [(EQUAL, 0, 1, call[column]), refuse(errno.EINVAL)]
     for numbers in ALLOWED.values():
         if (number := numbers[column]) is not None:
             program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]

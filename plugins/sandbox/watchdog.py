@@ -2,7 +2,8 @@
 
 Knows /proc. Knows nothing of plugins or bubblewrap.
 Always: only descendants of the process that was started here, and its own group, are signalled,
-never a name and never another group. What cannot be counted is not let run.
+never a name and never another group. What cannot be counted or stopped is not let run: an error
+while looking ends the family.
 
 Not covered: between two looks a family may hold more than its limit. The kernel bounds each
 process's own address space, so memory overshoots by that bound times the number of processes at
@@ -15,12 +16,14 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_S = 0.2
+ROUNDS = 1000  # of signals, some 2 ms each, after which a family that does not stop is ended
 UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set up
 # What the kernel may hold behind a descriptor, which is in no process's own memory: a pipe's 16
 # pages, a socket's send buffer (net.core.wmem_default) and one message more. The filter lets
@@ -29,6 +32,7 @@ PIPE_BYTES, SOCKET_BYTES = 16 * PAGE, 256 << 10
 FILE_BYTES = 4096  # of scratch space to one file: an empty one costs the kernel about 1 KB
 MAX_LOCKS = 1024  # byte ranges that a family may hold locked; each costs the kernel some 200 bytes
 LOCKS_READ = 4 << 20  # of /proc/locks
+STOPPED, RESTING = "TtZX", "TtZXD"  # states of /proc/PID/stat; D waits in the kernel
 MEMORY_FIELDS = re.compile(rb"^(?:Pss|VmPTE):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -52,33 +56,69 @@ class Watchdog:
     def __init__(self, leader: int, bounds: Bounds, over: Callable[[str], None]) -> None:
         self.leader, self.bounds, self._over = leader, bounds, over
         self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
-        self._awake = asyncio.Event()
-        self._awake.set()
         self._refusals = 0
+        self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
 
     async def watch(self) -> None:
-        """Look every `INTERVAL_S` until something is over its bound."""
-        while True:
-            await self._awake.wait()
+        """Look every `INTERVAL_S` until something is over its bound, or cannot be looked at."""
+        reason = None
+        while reason is None:
             await asyncio.sleep(INTERVAL_S)
-            if reason := await asyncio.to_thread(self._excess):
-                self._over(reason)
-                return
+            frozen = self.frozen
+            try:
+                reason = await asyncio.to_thread(self._moved if frozen else self._excess)
+            except Exception as error:
+                reason = f"it cannot be watched ({error})"
+            if frozen and self.frozen is not frozen:
+                reason = None  # it was woken while we looked
+        self._over(reason)
 
     async def freeze(self) -> None:
         """Stop all descendants of the leader: whoever is not asked does not compute."""
-        self.frozen = await asyncio.to_thread(stop, self.leader)
-        self._awake.clear()
+        try:
+            self.frozen = await asyncio.to_thread(stop, self.leader)
+        except Exception as error:
+            self._over(f"it cannot be stopped for a while ({error})")
 
     def thaw(self) -> None:
         """Let them run on."""
         for pid in self.frozen:
             send(pid, signal.SIGCONT)
         self.frozen = ()
-        self._awake.set()
+
+    def end(self, *, collected: bool) -> None:
+        """Kill the family: its group, and whoever has left that.
+
+        Args:
+            collected: the leader is gone and its number free for others.
+        """
+        if not collected:
+            for pid in family(self.leader)[1:]:
+                send(pid, signal.SIGKILL)
+            kill_group(self.leader)
+        if self._first is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._first, signal.SIGKILL)
+            os.close(self._first)
+            self._first = None
+
+    def _remember(self, pids: Sequence[int]) -> None:
+        """Hold on to the first process inside: with it all others of its pid namespace end."""
+        if self._first is None and len(pids) > 1:
+            with suppress(ProcessLookupError):
+                handle = os.pidfd_open(pids[1])
+                if pids[1] in children(self.leader):
+                    self._first = handle
+                else:  # it had ended, and the number may be another's
+                    os.close(handle)
+
+    def _moved(self) -> str | None:
+        running = sum(1 for pid in family(self.leader)[1:] if state(pid) not in RESTING)
+        return f"{running} of its processes ran on after they were stopped" if running else None
 
     def _excess(self) -> str | None:
         pids = family(self.leader)
+        self._remember(pids)
         held, most = sum(map(held_bytes, pids)) + buffer_bytes(pids), self.bounds.memory_bytes
         if held > most:
             return f"its processes held {held >> 20} MB, more than {most >> 20} MB"
@@ -100,11 +140,29 @@ class Watchdog:
 
 
 def family(root: int) -> list[int]:
-    """`root` and all its descendants, as this machine numbers them."""
+    """`root` and all its descendants, as this machine numbers them; a process whose main thread has
+    ended by the number of one that goes on, which /proc and signals take as well.
+    """
     found = [root]
     for pid in found:  # grows while it is read: a breadth-first walk
-        found += children(pid)
+        found += map(living, children(pid))
     return found
+
+
+def living(pid: int) -> int:
+    """`pid`, or the number of another thread of it if only its main thread has ended."""
+    if state(pid) != "Z":
+        return pid
+    try:
+        threads = [int(thread.name) for thread in (PROC / str(pid) / "task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return pid
+    return next((thread for thread in threads if state(thread) not in "ZX"), pid)
+
+
+def state(pid: int) -> str:
+    """One letter; "X" if it has ended."""
+    return (status(pid) or ["X"])[0]
 
 
 def children(pid: int) -> list[int]:
@@ -131,7 +189,8 @@ def by_parent(pid: int) -> list[int]:
 def status(pid: int) -> list[str]:
     """State, parent and so on, as /proc/PID/stat has them after the name; empty if it has ended."""
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        # the name is whatever bytes the process chose
+        return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
     except (FileNotFoundError, ProcessLookupError):
         return []
 
@@ -209,14 +268,24 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def stop(leader: int) -> tuple[int, ...]:
-    """Stop all descendants of `leader`, also those that are born meanwhile."""
-    while True:
-        running = [pid for pid in family(leader)[1:] if (status(pid) or ["X"])[0] not in "TtZX"]
-        if not running:
-            return tuple(family(leader)[1:])
-        for pid in running:
+    """Stop all descendants of `leader`, also those that are born meanwhile.
+
+    Raises:
+        TimeoutError: some run on however often they are told.
+    """
+    told = False  # the round before met nobody who computes
+    for _ in range(ROUNDS):
+        states = {pid: state(pid) for pid in family(leader)[1:]}
+        for pid in (running := [pid for pid in states if states[pid] not in STOPPED]):
             send(pid, signal.SIGSTOP)
+        # One that waits in the kernel (D), for its vfork's child for example, stops before it
+        # computes again, unless one that still ran told it to continue: so twice.
+        quiet = all(states[pid] in RESTING for pid in running)
+        if not running or (quiet and told):
+            return tuple(family(leader)[1:])
+        told = quiet
         time.sleep(0.001)  # a signal takes effect when its process is scheduled next
+    raise TimeoutError(f"{len(running)} processes did not stop")
 
 
 def kill_group(leader: int) -> None:

@@ -125,11 +125,13 @@ def test_of_all_numbers_only_the_listed_calls_pass(machine: str, column: int) ->
     architecture = seccomp.MACHINES[machine]
     program = seccomp.compile_filter(machine)
     allowed = {numbers[column] for numbers in seccomp.ALLOWED.values()} - {None}
-    clone, ioctl = seccomp.CLONE[column], seccomp.IOCTL[column]
+    clone, ioctl, fcntl = seccomp.CLONE[column], seccomp.IOCTL[column], (72, 25)[column]
     for number in range(4096):
         found = verdict(program, number, architecture=architecture)
-        if number in allowed or number == clone:
+        if number in allowed or number in (clone, fcntl):  # argument 0: F_DUPFD
             assert found == seccomp.ALLOW
+        elif number in {call[column] for call in seccomp.MOVES}:
+            assert found == refused(errno.EINVAL)
         elif number == 435 or number > seccomp.LAST_KNOWN:
             assert found == refused(errno.ENOSYS)
         else:
@@ -207,6 +209,30 @@ def test_the_numbers_are_those_of_the_kernels_headers(column: int, header: str) 
     assert wrong == {}
     # than the headers of this machine
     assert newer <= {"fchmodat2", "futex_wake", "futex_wait", "futex_requeue", "mseal"}
+
+
+@pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
+def test_of_prctl_fcntl_and_setsockopt_only_the_listed_commands_pass(
+    machine: str, column: int
+) -> None:
+    program = seccomp.compile_filter(machine)
+    for numbers, argument, commands in seccomp.COMMANDS:
+        passed = {
+            command
+            for command in range(4096)
+            if verdict(
+                program,
+                numbers[column],
+                (0,) * argument + (command,),
+                architecture=seccomp.MACHINES[machine],
+            )
+            == seccomp.ALLOW
+        }
+        assert passed == set(commands)
+    prctl, fcntl, setsockopt = (set(commands) for _, _, commands in seccomp.COMMANDS)
+    assert not prctl & {1, 4, 78}  # PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_FUTEX_HASH
+    assert not fcntl & {10, 37, 38, 1031}  # F_SETSIG, F_OFD_SETLK, F_OFD_SETLKW, F_SETPIPE_SZ
+    assert not setsockopt & {7, 8, 26}  # SO_SNDBUF, SO_RCVBUF, SO_ATTACH_FILTER
 
 
 def test_a_clone_is_judged_by_its_flags() -> None:
