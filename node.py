@@ -526,18 +526,23 @@ class Node:
         if not most:
             await asyncio.to_thread(kept.save_latest, folder, 0)
             return
-        await asyncio.to_thread(kept.restore_latest, folder)
         forgotten = forgotten_at(self.home)
+        await asyncio.to_thread(kept.restore_latest, folder)
 
-        def keep() -> None:
-            # what was deleted meanwhile may stand in any of them
-            rest = most if forgotten_at(self.home) == forgotten else 0
+        def save(most: int) -> None:
             try:
-                kept.save_latest(folder, rest)
+                kept.save_latest(folder, most)
             except QuietchoirError as error:
                 logger.error(
                     "conversations were not kept, the next start computes them anew: %s", error
                 )
+
+        def keep() -> None:
+            # what was deleted meanwhile, or while they were written, may stand in any of them
+            if forgotten_at(self.home) == forgotten:
+                save(most)
+            if forgotten_at(self.home) != forgotten:
+                save(0)
 
         stack.push_async_callback(asyncio.to_thread, keep)
 
@@ -632,7 +637,8 @@ class Node:
                 context=self.config.engine.context,
                 limit=self.pool.limit,
                 loaded=self.pool.bytes_loaded,
-                release=self.pool.release,
+                default_path=self.path_of(self.pool.default),
+                remove=self.pool.remove,
             ),
             destinations=lambda: self.destinations,
             forgotten=self.forgotten,

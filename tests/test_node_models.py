@@ -14,7 +14,12 @@ import pytest
 import pytest_asyncio
 
 from quietchoir.core import paths
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import ChatRequest
 from quietchoir.core.config import Config, EngineConfig, PluginsConfig, ServerConfig
+from quietchoir.core.engine.prompt_cache import PromptCache
+from quietchoir.core.engine.sampling.params import SamplingParams
+from quietchoir.core.history.remains import forget_saved
 from quietchoir.node import Node
 from quietchoir.tests.fakes.models import GgufWriter, make_model
 
@@ -175,8 +180,10 @@ async def test_what_cannot_be_loaded_or_is_not_there_is_told_and_others_answer(
 async def test_ten_at_once_for_two_models_all_get_an_answer_and_each_was_loaded_once(
     client: aiohttp.ClientSession, node: Node
 ) -> None:
-    for name in list(node.pool.loaded):
-        await node.pool.release(name)
+    for model in node.pool.loaded.values():
+        model.expired = True
+    del model  # it would keep its memory
+    await node.pool.let_idle_go()
     assert node.pool.loaded == {} and node.models == {}
     counted = node.stats()["finished"]
     names = ["tiny-a", "tiny-b"] * 5
@@ -207,3 +214,37 @@ async def test_keep_alive_lets_go_and_the_page_still_works_while_nothing_is_load
     status, _ = await post(client, "/api/adapters/activate", name=None)
     assert status == 200
     assert await said(client, "tiny-a")
+
+
+async def test_what_is_forgotten_while_a_model_is_let_go_is_not_written_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(paths.MODELS_VARIABLE, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    (tmp_path / "models").mkdir()
+    tiny(tmp_path / "models/a.gguf", "smollm2")
+    engine = EngineConfig(model="a", kv_bytes=8 << 20, context=512, keep_conversations=4)
+    config = Config(engine=engine, plugins=PluginsConfig(enabled=()))
+    question = ChatRequest(
+        messages=(Message("user", "is it so? " * 20),), sampling_params=SamplingParams(max_tokens=2)
+    )
+    written, save_latest = list[int](), PromptCache.save_latest
+    for forgets in (False, True):
+
+        def save(kept: PromptCache, folder: Path, most: int, *, forgets: bool = forgets) -> int:
+            if most and forgets:
+                forget_saved(tmp_path)  # between the question whether to write, and the writing
+            saved = save_latest(kept, folder, most)
+            written.append(saved)
+            return saved
+
+        monkeypatch.setattr(PromptCache, "save_latest", save)
+        async with Node(config) as running:
+            await running.start_assistant()
+            async for _ in running.assistant.reply(question):
+                pass
+        left = [path.name for path in (tmp_path / "conversations").iterdir()]
+        assert bool(left) != forgets
+    # the control keeps it; the forgotten one was written, and is gone
+    assert written == [1, 1, 0]

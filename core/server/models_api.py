@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from aiohttp import web
@@ -48,8 +49,10 @@ class OwnersModels:
     context: int  # tokens of a conversation, as the owner set it
     limit: int  # bytes for all models that are loaded; 0: a share of this machine's
     loaded: Callable[[], Mapping[str, int]] = dict  # names of those in memory, and their bytes
-    # lets a model's memory go, before its file is deleted; raises OverloadedError while it answers
-    release: Callable[[str], Awaitable[None]] | None = None
+    default_path: Path | None = None  # its file or folder; it may be one of ours under another name
+    # deletes a model of this name by a function, once its memory is let go; raises OverloadedError
+    # while it answers
+    remove: Callable[[str, Callable[[], int]], Awaitable[int]] | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +88,7 @@ class ModelsApi:
     def __init__(self, own: OwnersModels) -> None:
         self.own = own
         self._pulls: dict[str, Pull] = {}
+        self._beginning = asyncio.Lock()  # of a pull: those under way are counted, the hub asked
         self._machine: MachineMemory | None = None
         self._needs: dict[tuple[str, int], ModelNeeds] = {}  # of files, by name and size
 
@@ -156,10 +160,17 @@ class ModelsApi:
             "origin": model.origin,
             "licence": model.licence,
             "loaded": model.name in loaded,
-            "removable": model.removable and model.name != self.own.default,
+            "removable": model.removable and not self._answers(model),
             "refused": model.refused,
             "fit": self._fit(model.name, self._needs_of(model)) if chats else None,
         }
+
+    def _answers(self, model: InstalledModel) -> bool:
+        """Whether it is what answers where a request names none, by that name or as its path."""
+        if model.name == self.own.default or self.own.default_path is None:
+            return model.name == self.own.default
+        one, other = model.path.resolve(), self.own.default_path.resolve()
+        return one.is_relative_to(other) or other.is_relative_to(one)  # a folder and its file
 
     def _needs_of(self, model: InstalledModel) -> ModelNeeds:
         key = model.name, model.size
@@ -235,9 +246,13 @@ class ModelsApi:
         /api/models/offer tells it.
         """
         body = PULL(parse_json(await request.read()), "")
+        async with self._beginning:
+            return web.json_response((await self._begun(body)).told())
+
+    async def _begun(self, body: Mapping[str, Any]) -> Pull:
         running = [pull for pull in self._pulls.values() if pull.state == "running"]
         if again := next((pull for pull in running if pull.name == body["name"]), None):
-            return web.json_response(again.told())
+            return again
         if len(running) >= MOST_PULLS:
             raise BadRequest(f"{MOST_PULLS} pulls are under way; wait for one, or stop one", "name")
         hub = self.own.hub()
@@ -254,7 +269,7 @@ class ModelsApi:
         bringing = partial(self._bring, pull, hub, chosen, accepted)
         pull.thread = threading.Thread(target=bringing, name="quietchoir-pull", daemon=True)
         pull.thread.start()
-        return web.json_response(pull.told())
+        return pull
 
     def _keep(self, pull: Pull) -> None:
         """Remember a pull, and forget those that ended long ago."""
@@ -300,13 +315,16 @@ class ModelsApi:
     async def remove(self, request: web.Request) -> web.Response:
         """Delete a model that this node's program brought; other programs' are not touched."""
         name = request.match_info["name"].rstrip("/")
-        if name == self.own.default:
+        found = await asyncio.to_thread(catalog.find_installed, name)
+        if name == self.own.default or (found is not None and self._answers(found)):
             raise ModelError(
                 f"{name} is what this node answers with; start it with another --model first"
             )
-        if self.own.release is not None:
-            await self.own.release(name)
-        freed = await asyncio.to_thread(catalog.remove, name)
+        delete = partial(catalog.remove, name)
+        if self.own.remove is not None:
+            freed = await self.own.remove(name, delete)
+        else:
+            freed = await asyncio.to_thread(delete)
         return web.json_response({"removed": name, "bytes": freed})
 
 

@@ -23,7 +23,8 @@ class GptJ(FolderFamily):
 
     def hf_rope(self, settings: HfSettings) -> dict[str, Any]:
         """As `Family.hf_rope`."""
-        size = settings.size("hidden_size") // settings.size("num_attention_heads")
+        # more heads than values are refused with the whole
+        size = max(settings.size("hidden_size") // settings.size("num_attention_heads"), 1)
         turned = settings.size("rotary_dim")
         part = {"partial_rotary_factor": turned / size} if turned != size else {}
         return super().hf_rope(settings) | part

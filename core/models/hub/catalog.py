@@ -260,12 +260,15 @@ def put_by_hand(taken: set[str]) -> Iterator[InstalledModel]:
         name = model_name(path.as_posix())
         if path.name.startswith(".") or name in taken:
             continue
-        if path.is_dir():
-            files = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
-        else:
-            files = elsewhere.split_parts(path) or [] if path.suffix == ".gguf" else []
-        if files:
+        try:
+            if path.is_dir():
+                files = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
+            else:
+                files = elsewhere.split_parts(path) or [] if path.suffix == ".gguf" else []
             size = sum(file.stat().st_size for file in files)
+        except OSError:  # a link to where this user may not look, or to nothing
+            continue
+        if files:
             yield InstalledModel(name=name, path=path, size=size, origin="put here by hand")
 
 
@@ -644,7 +647,10 @@ def is_whole(entry: CatalogEntry) -> bool:
 def is_here(entry: CatalogEntry) -> bool:
     """Whether every file of a model is on this disk with its size."""
     targets = [(folder(entry) / file.name, file.size) for file in entry.files]
-    return all(target.is_file() and target.stat().st_size == size for target, size in targets)
+    try:
+        return all(target.is_file() and target.stat().st_size == size for target, size in targets)
+    except OSError:  # where this user may not look
+        return False
 
 
 def folder(entry: CatalogEntry) -> Path:

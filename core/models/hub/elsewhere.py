@@ -80,7 +80,7 @@ def read_manifest(path: Path, root: Path) -> ForeignModel | None:
         weights = blob(by_kind.get(WEIGHTS), root)
         if weights is None or weights.stat().st_size != by_kind[WEIGHTS]["size"]:
             return None
-        size = weights.stat().st_size
+        size, licence = weights.stat().st_size, blob(by_kind.get(LICENCE), root)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     refused = "Ollama lays an adapter over it, which is not read here" if ADAPTER in by_kind else ""
@@ -89,7 +89,7 @@ def read_manifest(path: Path, root: Path) -> ForeignModel | None:
         program="Ollama",
         path=weights,
         size=size,
-        licence=blob(by_kind.get(LICENCE), root),
+        licence=licence,
         refused=refused,
     )
 
@@ -118,7 +118,11 @@ def lm_studio() -> Iterator[ForeignModel]:
     seen = set()
     for root in lm_studio_folders():
         for path in sorted(root.glob("*/" * (DEEPEST - 1) + "*.gguf")):
-            parts = split_parts(path)
+            try:
+                parts = split_parts(path)
+                size = sum(part.stat().st_size for part in parts or ())
+            except OSError:  # a link to where this user may not look
+                continue
             if parts is None:
                 continue
             stem = SPLIT.fullmatch(path.name)
@@ -127,7 +131,6 @@ def lm_studio() -> Iterator[ForeignModel]:
             name = f"{LM_STUDIO}{folder}/{name}"
             if name not in seen:
                 seen.add(name)
-                size = sum(part.stat().st_size for part in parts)
                 yield ForeignModel(name=name, program="LM Studio", path=path, size=size)
 
 

@@ -183,18 +183,48 @@ def from_hub(
     pull.progress(0, total)
     (pull.scratch.parent / PARTIAL).mkdir(exist_ok=True)
     for file in wanted:
-        partial, before = pull.partial(file), done
         described = RepositoryFile(
             path=file.path, size=file.size, sha256=file.sha256, git_blob=file.git_blob
         )
-        progress = partial_progress(pull.progress, before, total)
-        pull.hub.download(repository, revision or "main", described, partial, progress, pull.stop)
-        check(partial, file)
+        progress = partial_progress(pull.progress, done, total)
         whole = pull.staged / file.target.name
-        partial.rename(whole)
+        with own_partial(pull, file) as partial:
+            pull.hub.download(
+                repository, revision or "main", described, partial, progress, pull.stop
+            )
+            check(partial, file)
+            partial.rename(whole)
         done += file.size
         yield whole
     pull.progress(total, total)
+
+
+@contextmanager
+def own_partial(pull: Fetching, file: RemoteFile) -> Iterator[Path]:
+    """Where a file comes: with what came of it before, unless another pull that wants the same file
+    (a tokenizer of two models) writes there now; then apart from it, and from the start.
+    """
+    path = pull.partial(file)
+    if os.name != "posix":
+        yield path
+        return
+    import fcntl
+
+    handle, own = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own = is_at(path, handle)  # its last holder may have put it in place meanwhile
+        yield path if own else pull.scratch / path.name
+    finally:
+        if own and is_at(path, handle) and not os.fstat(handle).st_size:
+            path.unlink()  # nothing came
+        os.close(handle)
+
+
+def is_at(path: Path, handle: int) -> bool:
+    """Whether an open file still lies where it was opened."""
+    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
 
 
 def partial_progress(progress: Progress, before: int, total: int) -> Callable[[int], None]:

@@ -118,6 +118,24 @@ async def test_the_least_recently_used_makes_room_and_one_that_answers_never_doe
     assert len(shelf.pool.loaded) == 2  # nobody was let go for what never fits
 
 
+async def test_a_deleted_model_is_known_no_more_and_one_that_answers_is_not_deleted() -> None:
+    shelf = Shelf()
+    for name in ("a", "b"):
+        await shelf.ask(name)
+    deleted: list[str] = []
+
+    def delete() -> int:
+        deleted.append("b")
+        return 10
+
+    async with shelf.pool.use("b"):
+        with pytest.raises(OverloadedError, match="is answering"):
+            await shelf.pool.remove("b", delete)
+    assert deleted == [] and "b" in shelf.pool.profiles
+    assert await shelf.pool.remove("b", delete) == 10
+    assert deleted == ["b"] and list(shelf.pool.profiles) == list(shelf.pool.loaded) == ["a"]
+
+
 async def test_a_model_that_cannot_be_loaded_is_told_to_all_and_others_go_on() -> None:
     shelf = Shelf(limit=20)
     found = await asyncio.gather(

@@ -3,6 +3,7 @@ cannot be removed.
 """
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.models.hub import client
+from quietchoir.core.models.hub import catalog, client
 from quietchoir.core.models.hub.client import HubClient
 from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.tests.fakes.http import Served
@@ -111,6 +112,54 @@ async def test_a_pull_can_be_stopped_and_one_that_failed_says_why(
     _, begun = await served.post("/api/models/pulls", {"name": "hf:some/Tiny"})
     told = await ended(served, begun["id"])
     assert told["state"] == "failed" and "did not stay" in told["error"]
+
+
+async def test_of_many_pulls_asked_for_at_once_two_are_begun(served: Served, hub: FakeHub) -> None:
+    hub.hold = threading.Event()
+    hub.repositories |= {f"some/T{n}": {f"t{n}-Q4_0.gguf": FILE} for n in range(4)}
+    names = ["hf:some/T0", *(f"hf:some/T{n}" for n in range(4))]
+    bodies = [{"name": name} for name in names]
+    got = await asyncio.gather(*(served.post("/api/models/pulls", body) for body in bodies))
+    assert sorted(status for status, _ in got) == [200, 200, 200, 400, 400]
+    assert len({told["id"] for status, told in got if status == 200}) == 2
+    hub.hold.set()
+    for id in {told["id"] for status, told in got if status == 200}:
+        assert (await ended(served, id))["state"] == "done"
+
+
+async def test_the_model_that_answers_is_not_deleted_under_the_catalogs_name_for_it(
+    hub: FakeHub,
+) -> None:
+    path = catalog.pull("hf:some/Tiny", hub=HubClient(hub.address, token=""))
+    for named, code in ((path, 400), (path.parent, 400), (path.parent.parent / "x.gguf", 200)):
+        models = OwnersModels(
+            hub=lambda: HubClient(hub.address, token=""),
+            default=catalog.model_name(str(named)),
+            default_path=named,
+            context=2048,
+            limit=4 << 30,
+        )
+        async with Served(engine_saying(["hi"]), models=models).running() as served:
+            _, told = await served.get("/api/models")
+            (ours,) = [one for one in told["installed"] if one["name"] == "tiny-q4_0"]
+            assert ours["removable"] == (code == 200)
+            async with served.session.delete("/api/models/tiny-q4_0") as response:
+                assert response.status == code
+        assert path.exists() == (code == 400)
+
+
+async def test_a_model_that_cannot_be_looked_at_takes_no_list_with_it(
+    served: Served, hub: FakeHub, tmp_path: Path
+) -> None:
+    odd = tmp_path / "home/models/odd"
+    odd.mkdir(parents=True)
+    numbers = {"n_embd": 64, "n_head": 128, "n_layer": 2, "vocab_size": 300, "n_positions": 512}
+    (odd / "config.json").write_text(json.dumps({"model_type": "gptj", **numbers}))
+    (odd / "model.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "home/models/around.gguf").symlink_to("around.gguf")
+    status, told = await served.get("/api/models")
+    assert status == 200
+    assert [one["name"] for one in told["installed"]] == ["odd", "lmstudio:maker/repo/theirs"]
 
 
 async def test_names_licences_and_owners_are_told_before_anything_is_fetched(

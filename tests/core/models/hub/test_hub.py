@@ -5,6 +5,7 @@ the hub, its files lie on another host.
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +189,37 @@ def test_a_pull_that_was_stopped_goes_on_in_the_next_one_and_two_at_once_are_one
     assert path.read_bytes() == MEDIUM and catalog.unfinished() == 0
     (resumed,) = [one[2] for one in hub.asked if "/files/" in one[1]]
     assert int(resumed[6:-1]) > 0
+
+
+def test_two_pulls_at_once_that_want_the_same_file_both_have_it_whole(
+    hub: FakeHub, home: Path
+) -> None:
+    shared = bytes(range(256)) * 4_000
+    for name in ("one", "two"):
+        own = {"config.json": name.encode(), "model.safetensors": name.encode() * 9}
+        hub.repositories[f"some/{name}"] = {"tokenizer.json": shared, **own}
+    hub.hold, failed = threading.Event(), list[Exception]()
+
+    def pull(name: str) -> None:
+        try:
+            catalog.pull(f"hf:some/{name}", hub=asks(hub))
+        except ModelError as error:
+            failed.append(error)
+
+    pulls = [threading.Thread(target=pull, args=(name,)) for name in ("one", "two")]
+    for one in pulls:
+        one.start()
+    ends = time.monotonic() + 30
+    while sum(path.endswith("tokenizer.json") for _, path, *_ in hub.asked) < 4:  # asked, sent on
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    hub.hold.set()
+    for one in pulls:
+        one.join(30)
+    assert failed == []
+    for name in ("one", "two"):
+        assert (home / "models" / name / "tokenizer.json").read_bytes() == shared
+    assert catalog.unfinished() == 0 and not list((home / "models/.partial").iterdir())
 
 
 def test_another_hash_than_the_hub_told_does_not_stay(hub: FakeHub, home: Path) -> None:
