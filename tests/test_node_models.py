@@ -180,10 +180,8 @@ async def test_what_cannot_be_loaded_or_is_not_there_is_told_and_others_answer(
 async def test_ten_at_once_for_two_models_all_get_an_answer_and_each_was_loaded_once(
     client: aiohttp.ClientSession, node: Node
 ) -> None:
-    for model in node.pool.loaded.values():
-        model.expired = True
-    del model  # it would keep its memory
-    await node.pool.let_idle_go()
+    for name in list(node.pool.loaded):
+        await node.pool.release(name)
     assert node.pool.loaded == {} and node.models == {}
     counted = node.stats()["finished"]
     names = ["tiny-a", "tiny-b"] * 5

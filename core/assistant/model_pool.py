@@ -236,6 +236,18 @@ class ModelPool:
         await stop()
         logger.info("%s is let go: %s", name, why)
 
+    async def release(self, name: str) -> None:
+        """Let a model's memory go now, if it is loaded. Raises: OverloadedError: it answers."""
+        async with self._changing:
+            await self._release(name)
+
+    async def _release(self, name: str) -> None:
+        if name not in self.loaded:
+            return
+        if self.loaded[name].users:
+            raise OverloadedError(f"{name} is answering; try again when it is done")
+        await self._let_go(name, "its owner wants it")
+
     async def remove(self, name: str, delete: Callable[[], int]) -> int:
         """Let a model go, delete it from the disk, and forget that it was ever loaded; nobody
         loads it meanwhile. Returns what `delete` does.
@@ -244,10 +256,7 @@ class ModelPool:
             OverloadedError: it answers. QuietchoirError: as `delete`.
         """
         async with self._changing:
-            if name in self.loaded:
-                if self.loaded[name].users:
-                    raise OverloadedError(f"{name} is answering; try again when it is done")
-                await self._let_go(name, "its owner deletes it")
+            await self._release(name)
             freed = await asyncio.to_thread(delete)
             self.profiles.pop(name, None)
             return freed
