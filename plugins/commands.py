@@ -280,6 +280,8 @@ def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
                 new.append(f"{tool.name} is {tool.effect}, was {was[tool.name].effect}")
             elif tool != was[tool.name]:
                 new.append(f"{tool.name} says something else of itself")
+        if terms.tools == before.tools and terms.head.tools_digest != before.head.tools_digest:
+            new.append("titles, icons or the like of its tools")
         print(f"version {before.head.version} is here; new: {'; '.join(new) or 'nothing it asks'}")
     try:
         return yes or typed("Let it in? [y/N] ").strip().lower() in ("y", "yes")

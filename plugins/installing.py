@@ -259,10 +259,20 @@ def scaffold(folder: Path, plugin_id: str) -> None:
 
 
 def write_manifest(folder: Path, table: Mapping[str, Any], tools: Sequence[Any]) -> None:
-    """Write a manifest with `tools` and their digest pinned."""
-    pinned = {**table, "tools_digest": manifest.digest(tools), "tools": list(tools)}
-    text = json.dumps(pinned, indent=1, ensure_ascii=False)
-    paths.write_atomically(folder / FILE, text.encode() + b"\n")
+    """Write a manifest with `tools` and their digest pinned. Raises: ManifestError: as `pinned`."""
+    paths.write_atomically(folder / FILE, pinned(table, tools) + b"\n")
+
+
+def pinned(table: Mapping[str, Any], tools: Sequence[Any]) -> bytes:
+    """A manifest's text. Raises: ManifestError: half a character in it, which no file can hold."""
+    whole = {**table, "tools_digest": manifest.digest(tools), "tools": list(tools)}
+    try:
+        return json.dumps(whole, indent=1, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{table.get('id')}: {error.object[error.start : error.end]!r} in its command or tools "
+            f"is half a character (a lone surrogate); ask its author to mend it"
+        ) from None
 
 
 def trial_folder(plugin_id: str, bundle: Path) -> Path:
@@ -406,9 +416,7 @@ async def wrap(
 
 def draft(head: Mapping[str, Any], tools: Sequence[Any]) -> Manifest:
     """A manifest that is not on the disk yet. Raises: ManifestError: as `manifest.read`."""
-    table = {**head, "tools_digest": manifest.digest(tools), "tools": list(tools)}
-    text = json.dumps(table, indent=1, ensure_ascii=False).encode()
-    return manifest.parse({FILE: text}, Path(str(head["id"])))
+    return manifest.parse({FILE: pinned(head, tools)}, Path(str(head["id"])))
 
 
 def slug(text: str) -> str:

@@ -164,6 +164,8 @@ class Head:
         if self.command:
             if self.entry or not all(self.command[:1]):
                 raise ValueError("a manifest has an entry or a command, not both and not neither")
+            if any("\0" in word for word in self.command):
+                raise ValueError(f"command is {self.command!r}; no word of a command holds a NUL")
             if self.content and not DIGEST.fullmatch(self.content):
                 raise ValueError(f"content is {self.content!r}; expected a SHA-256")
             return

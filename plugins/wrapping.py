@@ -41,7 +41,7 @@ TOO_BROAD = (
     "/var/tmp",
 )
 # nothing in them is shown as the owner's own, but where a home or a disk lies
-SYSTEM = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr", "/var")
+SYSTEM = ("/usr", "/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var")
 OWNERS = ("/run/media", "/var/tmp")
 
 
@@ -89,7 +89,7 @@ def listed(name: str, row: Any, path: Path) -> ServerEntry:
     command, words, environment = row.get("command"), row.get("args", []), row.get("env", {})
     if isinstance(words, list) and isinstance(environment, dict):
         texts = (command, *words, *environment.values())
-        if all(isinstance(one, str) for one in texts):
+        if all(isinstance(one, str) and "\0" not in one for one in texts):
             return ServerEntry(name, (str(command), *words), environment)
     raise ConfigError(
         f"{path}: {name} has no command with args and env; servers that are reached over the "
@@ -110,7 +110,7 @@ def resolve(words: Sequence[str], folder: Path | None) -> Wrapped:
     """
     found = program_of(words, folder)
     if found.folder is not None:
-        narrow(found.folder, f"{words[0]} runs from")
+        narrow(found.folder, f"{words[0]} runs from", SYSTEM[1:])  # programs lie in /usr
     return found
 
 
@@ -239,14 +239,8 @@ def granted(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found = dict[str, Path]()
     for given in folders:
-        folder = narrow(given.expanduser(), "--read")
+        folder = narrow(given.expanduser(), "--read", SYSTEM)
         home = Path.home().resolve()
-        own = folder.is_relative_to(home) or any(map(folder.is_relative_to, OWNERS))
-        if not own and (system := next(filter(folder.is_relative_to, SYSTEM), None)):
-            raise ConfigError(
-                f"--read {given}: {system} is the system's; copy what the plugin is to see into a "
-                f"folder of its own"
-            )
         below = folder.relative_to(home).parts if folder.is_relative_to(home) else folder.parts
         if hidden := next((part for part in below if part.startswith(".")), None):
             raise ConfigError(
@@ -260,25 +254,45 @@ def granted(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def narrow(given: Path, what: str) -> Path:
+def narrow(given: Path, what: str, system: Sequence[str]) -> Path:
     """`given`, if a plugin may see all that lies in it.
 
     Args:
         what: how the message begins.
+        system: folders in which nothing is the owner's own.
 
     Raises:
-        ConfigError: no folder, or one that holds a home, this node's files or the system's.
+        ConfigError: no folder, one that holds a home, this node's files or the system's, or in
+        which programs keep what is theirs.
     """
     folder, own = given.resolve(), paths.home().resolve()
     if not folder.is_dir():
         raise ConfigError(f"{what} {given}: no such folder")
-    holds = [Path(broad) for broad in TOO_BROAD] + [Path.home().resolve(), own]
+    home = Path.home().resolve()
+    holds = [Path(broad) for broad in TOO_BROAD] + [home, own]
     if any(broad.is_relative_to(folder) for broad in holds) or folder.is_relative_to(own):
         raise ConfigError(
             f"{what} {given}: too broad: it holds files of its owner, of this node or of the "
             f"system; name, or make, a folder of its own"
         )
+    owners = folder.is_relative_to(home) and home != Path("/")
+    owners = owners or any(map(folder.is_relative_to, OWNERS))
+    if not owners and (place := next(filter(folder.is_relative_to, system), None)):
+        raise ConfigError(
+            f"{what} {given}: {place} is the system's; copy what the plugin is to see into a "
+            f"folder of its own"
+        )
+    if folder.name.startswith(".") and not is_environment(folder):
+        raise ConfigError(
+            f"{what} {given}: {folder.name} is where programs keep what is theirs, keys too; name "
+            f"another folder"
+        )
     return folder
+
+
+def is_environment(folder: Path) -> bool:
+    """A virtual environment, or a folder of npm's."""
+    return any((folder / name).exists() for name in ("pyvenv.cfg", "node_modules"))
 
 
 def seen_words(words: Sequence[str], folders: Mapping[str, Path]) -> tuple[str, ...]:

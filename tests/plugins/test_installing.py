@@ -400,6 +400,19 @@ def test_the_next_version_is_given_what_the_one_before_kept_if_its_owner_says_so
     assert said == ["1", "2", "3", "1"]  # --yes alone hands nothing on to other bytes
 
 
+@pytest.mark.parametrize("where", ["command", "title"])
+def test_half_a_character_refuses_the_server_with_a_sentence(
+    sandbox: SandboxReport, tmp_path: Path, where: str
+) -> None:
+    server = tmp_path / "code" / "server.py"
+    server.parent.mkdir()
+    server.write_text(SERVER.replace('"Look"', '"\\ud800"') if where == "title" else SERVER)
+    more = ["\ud800"] if where == "command" else []
+    with pytest.raises(ManifestError, match="half a character"):
+        run("plugin", "wrap", "--yes", "--", sys.executable, str(server), *more)
+    assert installing.installed() == [] and kept() == []
+
+
 def test_an_update_says_which_tool_is_asked_for_less(
     sandbox: SandboxReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"kind": "exec"}, "kind = 'exec' must be one of 'mcp'"),
         ({"entry": "../server.py"}, "expected a Python file inside the bundle"),
         ({"entry": "/usr/bin/x.py"}, "expected a Python file inside the bundle"),
+        ({"entry": "", "command": ["/usr/bin/true", "\0"]}, "holds a NUL"),
         ({"entry": "other.py"}, "is not in the bundle"),
         ({"permisions": {}}, "permisions = {} is unknown; did you mean permissions?"),
         ({"permissions": {"exec": True}}, "exec = True is unknown"),

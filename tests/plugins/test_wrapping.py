@@ -86,6 +86,7 @@ def test_other_hosts_files_are_read(tmp_path: Path) -> None:
         found = wrapping.read_servers(path)["time"]
         assert (found.words, found.environment) == (("uvx", "server-time"), {"A": "b"})
     odd: list[Any] = [[], {"mcpServers": []}, {"mcpServers": {"a": {"url": "https://b"}}}]
+    odd += [{"mcpServers": {"a": {"command": "b", "args": ["\0"]}}}]
     odd += [{"mcpServers": {"a": {"command": "b", "args": [1]}}}]
     for table in odd:
         path.write_text(json.dumps(table))
@@ -113,7 +114,12 @@ def test_folders_that_hold_secrets_are_not_shown(
     for folder in ("/etc/ssl", "/proc/1", "/usr/lib", "/var/lib"):
         with pytest.raises(ConfigError, match="is the system's"):
             wrapping.granted([Path(folder)])
+    with pytest.raises(ConfigError, match="is the system's"):
+        wrapping.resolve(["/bin/sh", "-c", "x"], Path("/etc/ssl"))
     (tmp_path / "bob" / ".ssh").mkdir(parents=True)
+    (tmp_path / "bob" / ".ssh" / "x.py").write_text("")
+    with pytest.raises(ConfigError, match=r"runs from .*\.ssh is where"):
+        wrapping.resolve(["python3", str(tmp_path / "bob" / ".ssh" / "x.py")], None)
     with pytest.raises(ConfigError, match=r"\.ssh is where"):  # of another user, for root
         wrapping.granted([tmp_path / "bob" / ".ssh"])
     monkeypatch.setenv("QUIETCHOIR_HOME", str(home / "node"))
