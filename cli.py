@@ -6,6 +6,7 @@ sentence already.
 """
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -111,10 +112,10 @@ def run(arguments: Sequence[str] | None) -> int:
         with parts.wanted(verb):
             return int(chosen.run(chosen) or 0)
     except QuietchoirError as error:
-        print(f"quietchoir: {screen.one_line(str(error))}", file=sys.stderr)
+        log.say(f"quietchoir: {screen.one_line(str(error))}", logging.ERROR)
         return error.exit_code
     except KeyboardInterrupt:
-        print("quietchoir: interrupted; nothing is left half-written", file=sys.stderr)
+        log.say("quietchoir: interrupted; nothing is left half-written")
         return INTERRUPTED
     except BrokenPipeError:
         return 0
@@ -122,7 +123,7 @@ def run(arguments: Sequence[str] | None) -> int:
         if not parts.updated():
             raise
         log.get("cli").info("after an update", exc_info=error)
-        print(f"quietchoir: {screen.one_line(parts.told_updated(error))}", file=sys.stderr)
+        log.say(f"quietchoir: {screen.one_line(parts.told_updated(error))}", logging.ERROR)
         return QuietchoirError.exit_code
 
 

@@ -7,7 +7,6 @@ Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.
 
 import dataclasses
 import secrets
-import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -269,12 +268,12 @@ def serve(arguments: Namespace) -> None:
 
     chosen = configured(arguments)
     from . import node
-    from .core import parts
+    from .core import log, parts
 
     if arguments.federation is not None:
         parts.require("federation", "quietchoir serve --federation")  # before a model is loaded
 
-    print(f"quietchoir {__version__}: loading {chosen.engine.model} …", file=sys.stderr, flush=True)
+    log.say(f"quietchoir {__version__}: loading {chosen.engine.model} …")
     asyncio.run(
         node.serve(
             chosen,
@@ -284,7 +283,7 @@ def serve(arguments: Namespace) -> None:
             trace=arguments.trace,
         )
     )
-    print("quietchoir: stopped", file=sys.stderr)
+    log.say("quietchoir: stopped")
 
 
 def announce(node: "Node") -> None:

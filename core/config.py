@@ -189,6 +189,11 @@ class Hours:
             start, end = map(time.fromisoformat, text.split("-"))
         except ValueError:
             raise ValueError(f"{text!r} are no hours; write them as 02:00-06:00") from None
+        if start.tzinfo or end.tzinfo:
+            raise ValueError(
+                f"{text!r} names a time zone, but these hours are by this machine's clock; write "
+                f"them as 02:00-06:00"
+            )
         if start == end:
             raise ValueError(f"{text!r} begins where it ends; leave it empty for the whole day")
         return cls(start, end)

@@ -65,3 +65,14 @@ def start(level: str = "info", form: Literal["lines", "json"] = "lines") -> None
     own.propagate = False
     if form == "json":
         logging.getLogger().handlers[:] = [handler]
+
+
+def say(words: str, level: int = logging.INFO) -> None:
+    """A sentence of the program's to its owner, on standard error whatever the level is; in `json`
+    an object as all others.
+    """
+    own = logging.getLogger("quietchoir")
+    if own.handlers and isinstance(own.handlers[0].formatter, JsonLines):
+        own.handlers[0].handle(own.makeRecord(own.name, level, "", 0, words, (), None))
+    else:
+        print(words, file=sys.stderr, flush=True)

@@ -160,6 +160,8 @@ def init_federation(arguments: Namespace) -> None:
             arguments, tables, chosen.get("privacy", {}), arguments.model
         )
         flags.check_used(chosen, tables)
+        if not arguments.rehearse and not arguments.model_digest:
+            ownership.adapter_size(tables["adapter"], arguments.model)  # has it so many layers?
         model = ModelTable(name=named, digest=digest)
         if arguments.variant:
             model = dataclasses.replace(
@@ -267,7 +269,7 @@ def show_federation(arguments: Namespace) -> None:
 
 def joining_costs(policy: "Policy") -> list[str]:
     """What a member would send, receive and reveal."""
-    from ...core.errors import QuietchoirError
+    from ...core.errors import ModelFileError, QuietchoirError
     from ..costs import cost_sentence, privacy_bound_sentence, round_cost
     from ..model_files import name_here
     from ..training.synthetic_task import REHEARSAL_DIGEST
@@ -283,6 +285,8 @@ def joining_costs(policy: "Policy") -> list[str]:
                 round_cost(policy, ownership.adapter_size(policy.adapter, name_here(policy.model)))
             )
         )
+    except ModelFileError as error:
+        lines.append(f"bytes of a round: none, nobody can take part: {error}")
     except QuietchoirError:
         lines.append(
             f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"

@@ -121,7 +121,10 @@ def test_training_waits_for_ac_coolness_its_hours_and_an_idle_machine(grow: Grow
     assert "hot (91 °C" in power.why_not_train()
 
 
-@pytest.mark.parametrize("text", ["2-6", "02:00", "02:00-02:00", "25:00-06:00", "night"])
+@pytest.mark.parametrize(
+    "text",
+    ["2-6", "02:00", "02:00-02:00", "25:00-06:00", "night", "02:00Z-06:00Z", "02:00-06:00+01:00"],
+)
 def test_hours_that_are_none_are_refused_with_how_to_write_them(text: str) -> None:
     with pytest.raises(ValueError, match=r"02:00-06:00|whole day"):
         Hours.read(text)

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from quietchoir import cli
+from quietchoir.core import paths
+from quietchoir.core.models.weights import digest_of
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import Policy
 from quietchoir.tests.fakes.federation import DIGEST
+from quietchoir.tests.fakes.models import GgufWriter, make_model
 
 INIT = ("--name", "choir", "--model-digest", DIGEST)
 
@@ -53,6 +56,24 @@ def test_a_rehearsal_is_shown_as_one_and_asks_for_no_model(
     assert quietchoir(capsys, "federation", "init", tmp_path / "f", *words)[0] == 0
     code, shown = quietchoir(capsys, "federation", "show", tmp_path / "f" / "federation.toml")
     assert code == 0 and "a rehearsal has no model" in shown and "pull" not in shown
+
+
+def test_a_federation_over_more_layers_than_its_model_has_is_not_founded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "home"))
+    model = tmp_path / "small.gguf"
+    GgufWriter(make_model("smollm2"), model).write()
+    words = ("federation", "init", tmp_path / "f", "--name", "choir")
+    code, said = quietchoir(capsys, *words, "--model", model, "--upper-layers", "9")
+    assert code and "upper_layers is 9, the model has 8 layers" in said
+    assert not (tmp_path / "f").exists()
+    assert quietchoir(capsys, *words, "--model", model, "--upper-layers", "8")[0] == 0
+    # founded where the model is not, and shown where it is
+    named = ("--model", model, "--model-digest", digest_of(model), "--upper-layers", "9")
+    assert quietchoir(capsys, *words[:2], tmp_path / "g", *words[3:], *named)[0] == 0
+    code, shown = quietchoir(capsys, "federation", "show", tmp_path / "g" / "federation.toml")
+    assert code == 0 and "nobody can take part: upper_layers is 9" in shown and "pull" not in shown
 
 
 def test_an_owner_invites_rotates_revokes_and_the_log_tells(
