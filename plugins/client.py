@@ -28,6 +28,7 @@ MAX_UNREAD = 100  # answers of ours that a plugin has not read
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
 MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
+MAX_DEPTH = 128  # lists and objects in each other in one message; what we do with it is recursive
 WORDS = 200  # characters of a plugin's own reasons that are passed on
 GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a ping
 END_S = 10.0  # how long its end is waited for after it was killed
@@ -134,6 +135,9 @@ class PluginConnection:
         except TimeoutError:
             self.kill(f"no answer to tools/list within {deadline_s:g} s")
             raise ToolError(f"plugin {self.name} was stopped: {self.ended}") from None
+        except BaseException:
+            self.list_changed = True  # nobody compared it: the next call asks again
+            raise
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any], deadline_s: float
@@ -259,8 +263,16 @@ class PluginConnection:
                 return
             try:
                 message = json.loads(line)
-            except (ValueError, RecursionError):
-                message = None
+                # who counts takes time, so only where there are brackets enough
+                many = line.count(b"[") + line.count(b"{") > MAX_DEPTH
+                too_deep = many and deeper(message, MAX_DEPTH)
+            except ValueError:
+                message, too_deep = None, False
+            except RecursionError:
+                too_deep = True
+            if too_deep:
+                self.kill(f"a message nested deeper than {MAX_DEPTH}")
+                return
             # one line may hold several messages (MCP 2025-03-26)
             for one in message if isinstance(message, list) and message else (message,):
                 self._receive(one)
@@ -330,6 +342,21 @@ class PluginConnection:
 def words(text: str) -> str:
     """What a plugin says of its own failure: as foreign as its answers."""
     return legible(text)[:WORDS]
+
+
+def deeper(message: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than `most` times."""
+    level = [message]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def text_of(result: Mapping[str, Any]) -> str | None:

@@ -73,11 +73,38 @@ async def test_a_line_without_end_kills_the_plugin(connect: Callable[..., Any]) 
 
 
 async def test_some_garbage_is_passed_over(connect: Callable[..., Any]) -> None:
-    program = ECHO + (
-        'print("{not json"); print("[" * 5000); print("7"); print("null"); '
-        "reply(request, result=TEXT)"
-    )
+    program = ECHO + ('print("{not json"); print("7"); print("null"); reply(request, result=TEXT)')
     assert await (await connect(program)).call("a", {}, 30) == ("right", True)
+
+
+@pytest.mark.parametrize(
+    "result", ['{"structuredContent": {"a": DEEP}}', '{"content": [{"type": DEEP}]}']
+)
+@pytest.mark.parametrize("depth", [200, 970, 5000])
+async def test_a_message_that_is_nested_too_deep_kills_the_plugin(
+    connect: Callable[..., Any], result: str, depth: int
+) -> None:
+    """The instance: one that could just be read, and not be written again."""
+    said = result.replace("DEEP", "[" * depth + "]" * depth)
+    program = ECHO + f"""print('{{"id": %d, "result": {said}}}' % request["id"], flush=True)"""
+    with pytest.raises(ToolError, match="a message nested deeper than 128"):
+        await (await connect(program)).call("a", {}, 30)
+
+
+def test_depth_is_counted_to_the_last_list() -> None:
+    assert not client.deeper([[[1], [1]], {"a": 1}], 3)
+    assert client.deeper([[[1], [1]], {"a": 1}], 2)
+    assert client.deeper([[[1], {"a": [1]}]], 3)
+
+
+async def test_a_list_that_could_not_be_read_again_is_asked_for_at_the_next_call(
+    connect: Callable[..., Any],
+) -> None:
+    connection = await connect(ECHO + 'reply(request, error={"code": -1, "message": "later"})')
+    connection.list_changed = True
+    with pytest.raises(ToolError, match="refused tools/list: later"):
+        await connection.tools(30)
+    assert connection.list_changed
 
 
 async def test_endless_garbage_kills_the_plugin(connect: Callable[..., Any]) -> None:
