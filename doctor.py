@@ -230,8 +230,8 @@ def model_fit(config: Config) -> Finding:
     from .core.engine import fit
 
     machine = fit.measure_memory(config.engine.memory_bytes)
-    context = config.engine.context
-    found = [fit.fit(name, needs, machine, context) for name, needs in fit.needs_of_all().items()]
+    engine = config.engine
+    found = [fit.fit(name, needs, machine, engine) for name, needs in fit.needs_of_all().items()]
     chosen = [one for one in found if one.name == config.engine.model]
     running = [one for one in found if one.fits]
     speed = f"memory is read at {machine.read_bytes_s / 1e9:.0f} GB/s"

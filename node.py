@@ -293,10 +293,8 @@ class Node:
         Raises:
             ModelNotFoundError: it is not on this disk.
         """
-        config, needs = self.config.engine, fit.needs_of(self.path_of(name))
-        context = min(config.context, needs.context) if needs.context else config.context
-        cache = min(config.kv_bytes, config.max_running * context * needs.cache_bytes)
-        return needs.weight_bytes + cache
+        needs = fit.needs_of(self.path_of(name))
+        return needs.weight_bytes + fit.laid_out(needs, self.config.engine)[1]
 
     async def load_model(self, name: str, profile: ModelProfile | None) -> LoadedModel:
         """Everything that answers for one model.
@@ -634,7 +632,7 @@ class Node:
             models=OwnersModels(
                 hub=lambda: HubClient(self.config.models.hub),
                 default=self.pool.default,
-                context=self.config.engine.context,
+                engine=self.config.engine,
                 limit=self.pool.limit,
                 loaded=self.pool.bytes_loaded,
                 default_path=self.path_of(self.pool.default),

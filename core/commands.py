@@ -322,18 +322,20 @@ def fit_models(arguments: Namespace) -> None:
     from .errors import ConfigError
 
     engine = config.load(arguments.config).engine
-    context = arguments.context if arguments.context is not None else engine.context
-    if context < 1:
-        raise ConfigError(f"--context {context} must be at least 1 token")
+    if arguments.context is not None:
+        try:
+            engine = replace(engine, context=arguments.context)
+        except ValueError as error:
+            raise ConfigError(f"--context: {error}") from error
     needs = fit.needs_of_all(arguments.models)
     machine = fit.measure_memory(engine.memory_bytes)
     table = screen.table(
-        *("model", "weights", f"with {context:,} tokens", "runs here", "tokens/s at most"),
+        *("model", "weights", "with its cache", "runs here", "tokens/s at most"),
         ids=("model",),
         box=None,
     )
     for name, need in needs.items():
-        found = fit.fit(name, need, machine, context)
+        found = fit.fit(name, need, machine, engine)
         table.add_row(
             name,
             size_text(found.weight_bytes),

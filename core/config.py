@@ -37,7 +37,8 @@ class EngineConfig:
     gpu_bytes: int = 0  # of the GPU's memory that may be taken; 0: what is free there
     max_running: int = 16  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
-    # bytes of all models that are loaded at once; 0: three quarters of this machine's memory
+    # bytes of all models that are loaded at once, counted by their files and caches (what
+    # transformers computes takes more: 4 bytes a weight); 0: three quarters of the machine's memory
     memory_bytes: int = 0
     # a model that nobody asked for so long is let go, until the next request for it; 0: never
     keep_loaded_s: float = 1800.0
@@ -65,6 +66,7 @@ class EngineConfig:
             {"memory_bytes": 0, "gpu_layers": -1, "gpu_bytes": 0, "kept_bytes": 0, "threads": 0},
         )
         require_least(self, {"queue_timeout_s": 0, "keep_conversations": 0, "drafts": 0})
+        require_least(self, {"keep_loaded_s": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

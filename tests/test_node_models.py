@@ -17,6 +17,8 @@ from quietchoir.core import paths
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import ChatRequest
 from quietchoir.core.config import Config, EngineConfig, PluginsConfig, ServerConfig
+from quietchoir.core.engine import fit
+from quietchoir.core.engine.fit import MachineMemory
 from quietchoir.core.engine.prompt_cache import PromptCache
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.history.remains import forget_saved
@@ -169,6 +171,12 @@ async def test_what_cannot_be_loaded_or_is_not_there_is_told_and_others_answer(
     status, told = await post(client, "/v1/chat/completions", model="gpt-5", **ask)
     assert status == 404 and told["error"]["code"] == "model_not_found"
     assert "tiny-b" in told["error"]["message"]
+    # what is told to run here is what the node would load, to the byte
+    need = node.need(FOREIGN)
+    for limit in (need, need - 1):
+        machine = MachineMemory(bytes=0, free=0, limit=limit, read_bytes_s=1.0)
+        needs = fit.needs_of(node.path_of(FOREIGN))
+        assert fit.fit(FOREIGN, needs, machine, node.config.engine).fits == (limit == need)
     node.pool.limit, before = 1000, node.pool.limit
     status, told = await post(client, "/v1/chat/completions", model=FOREIGN, **ask)
     if FOREIGN not in node.pool.loaded:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import parts
+from ..config import EngineConfig
 from ..errors import QuietchoirError
 from ..hardware import discovery
 from ..models import weights
@@ -54,7 +55,7 @@ class Fit:
 
     name: str
     weight_bytes: int
-    cache_bytes: int  # of one conversation of `context` tokens
+    cache_bytes: int  # of a full batch of conversations of `context` tokens, as it is laid out
     context: int
     fits: bool  # within the limit for all models
     now: bool  # and within what is free at this moment
@@ -62,8 +63,8 @@ class Fit:
 
     @property
     def bytes(self) -> int:
-        """Of memory, with one full conversation."""
-        return self.weight_bytes + self.cache_bytes + BESIDE_BYTES
+        """Of memory, as the limit for all models counts them."""
+        return self.weight_bytes + self.cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,20 +113,25 @@ def reading(memory: npt.NDArray[np.uint64]) -> float:
     return memory.nbytes / max(time.thread_time() - begun, 1e-9)
 
 
-def fit(name: str, needs: ModelNeeds, machine: MachineMemory, context: int) -> Fit:
-    """A model on a machine, with one conversation of `context` tokens or what the model holds."""
-    context = min(context, needs.context) if needs.context else context
-    cache = context * needs.cache_bytes
-    whole = needs.weight_bytes + cache + BESIDE_BYTES
+def fit(name: str, needs: ModelNeeds, machine: MachineMemory, engine: EngineConfig) -> Fit:
+    """A model on a machine, with the cache that a node of these settings lays out for it."""
+    context, cache = laid_out(needs, engine)
+    whole = needs.weight_bytes + cache
     return Fit(
         name=name,
         weight_bytes=needs.weight_bytes,
         cache_bytes=cache,
         context=context,
         fits=not machine.limit or whole <= machine.limit,
-        now=not machine.free or whole <= machine.free,
+        now=not machine.free or whole + BESIDE_BYTES <= machine.free,
         tokens_per_s=machine.read_bytes_s / needs.read_bytes if needs.read_bytes else 0.0,
     )
+
+
+def laid_out(needs: ModelNeeds, engine: EngineConfig) -> tuple[int, int]:
+    """Tokens of one conversation, and bytes of the cache for a full batch of them."""
+    context = min(engine.context, needs.context) if needs.context else engine.context
+    return context, min(engine.kv_bytes, engine.max_running * context * needs.cache_bytes)
 
 
 def needs_of_all(names: Sequence[str] = ()) -> dict[str, ModelNeeds]:

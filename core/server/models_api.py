@@ -18,6 +18,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from .. import log
+from ..config import EngineConfig
 from ..engine import fit
 from ..engine.fit import Fit, MachineMemory, ModelNeeds
 from ..errors import ModelError, PullStoppedError, QuietchoirError, UnknownEntryError
@@ -46,7 +47,7 @@ class OwnersModels:
 
     hub: Callable[[], HubClient]
     default: str  # the model that answers where a request names none
-    context: int  # tokens of a conversation, as the owner set it
+    engine: EngineConfig  # how long conversations are, and how many at once
     limit: int  # bytes for all models that are loaded; 0: a share of this machine's
     loaded: Callable[[], Mapping[str, int]] = dict  # names of those in memory, and their bytes
     default_path: Path | None = None  # its file or folder; it may be one of ours under another name
@@ -193,7 +194,7 @@ class ModelsApi:
         }
 
     def _fit(self, name: str, needs: ModelNeeds) -> dict[str, Any]:
-        return fit_told(fit.fit(name, needs, self._measured(), self.own.context))
+        return fit_told(fit.fit(name, needs, self._measured(), self.own.engine))
 
     def _measured(self) -> MachineMemory:
         if self._machine is None:

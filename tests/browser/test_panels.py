@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quietchoir.core.config import EngineConfig
 from quietchoir.core.models.hub.client import HubClient
 from quietchoir.core.server.embeddings import Source
 from quietchoir.core.server.models_api import OwnersModels
@@ -395,7 +396,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def models_of(hub: FakeHub) -> OwnersModels:
     """What a node of that home has of models."""
     client = HubClient(hub.address, token="")
-    return OwnersModels(hub=lambda: client, default="smollm2", context=2048, limit=4 << 30)
+    return OwnersModels(hub=lambda: client, default="smollm2", engine=EngineConfig(), limit=4 << 30)
 
 
 async def test_a_model_is_looked_at_brought_with_progress_and_deleted(

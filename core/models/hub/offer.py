@@ -116,7 +116,13 @@ def choose(
     """
     models = gguf_models(repository)
     if not models:
-        return folder_of(repository), ""
+        files = folder_of(repository)
+        if file is not None and file not in {one.path for one in files}:
+            raise ModelNotFoundError(
+                f"{repository.name} has no {file}, nor any GGUF file; without :{file} its folder "
+                f"of safetensors would come, {sum(one.size for one in files) / 1e6:.0f} MB"
+            )
+        return files, ""
     if file is not None:
         named = [one for one in models if file in (one[0].path, PurePosixPath(one[0].path).name)]
         named = named or [one for one in models if kind_of(one[0]) == file.upper()]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir import cli
+from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine import fit
 from quietchoir.core.engine.fit import MachineMemory, ModelNeeds
 from quietchoir.tests.fakes.models import GgufWriter, make_model
@@ -17,14 +18,20 @@ def test_speed_is_what_memory_allows_and_room_is_weights_cache_and_the_program()
     needs = ModelNeeds(
         weight_bytes=4 << 30, read_bytes=2 << 30, cache_bytes=128 << 10, context=8192
     )
-    found = fit.fit("x", needs, MACHINE, 4096)
-    assert found.bytes == (4 << 30) + 4096 * (128 << 10) + fit.BESIDE_BYTES
+    engine = EngineConfig(context=4096, max_running=2, kv_bytes=4 << 30)
+    found = fit.fit("x", needs, MACHINE, engine)
+    assert found.bytes == (4 << 30) + 2 * 4096 * (128 << 10)
+    small = dataclasses.replace(engine, kv_bytes=1 << 20)
+    assert fit.fit("x", needs, MACHINE, small).bytes == (4 << 30) + (1 << 20)
     assert found.fits and found.now
     assert found.tokens_per_s == 20e9 / (2 << 30)
-    assert fit.fit("x", needs, MACHINE, 1 << 20).context == 8192
+    longer = dataclasses.replace(engine, context=1 << 20)
+    assert fit.fit("x", needs, MACHINE, longer).context == 8192
     larger = dataclasses.replace(needs, weight_bytes=11 << 30)
-    assert fit.fit("x", larger, MACHINE, 16).fits and not fit.fit("x", larger, MACHINE, 16).now
-    assert not fit.fit("x", dataclasses.replace(needs, weight_bytes=13 << 30), MACHINE, 16).fits
+    assert fit.fit("x", larger, MACHINE, small).fits
+    assert not fit.fit("x", larger, MACHINE, small).now
+    huge = dataclasses.replace(needs, weight_bytes=13 << 30)
+    assert not fit.fit("x", huge, MACHINE, small).fits
 
 
 def test_a_file_tells_what_a_token_reads_of_it(tmp_path: Path) -> None:

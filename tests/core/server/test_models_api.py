@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quietchoir.core.config import EngineConfig
 from quietchoir.core.models.hub import catalog, client
 from quietchoir.core.models.hub.client import HubClient
 from quietchoir.core.server.models_api import OwnersModels
@@ -42,7 +43,7 @@ async def served(hub: FakeHub) -> AsyncIterator[Served]:
     models = OwnersModels(
         hub=lambda: HubClient(hub.address, token=""),
         default="smollm2",
-        context=2048,
+        engine=EngineConfig(),
         limit=4 << 30,
         loaded=lambda: {"smollm2": 100},
     )
@@ -136,7 +137,7 @@ async def test_the_model_that_answers_is_not_deleted_under_the_catalogs_name_for
             hub=lambda: HubClient(hub.address, token=""),
             default=catalog.model_name(str(named)),
             default_path=named,
-            context=2048,
+            engine=EngineConfig(),
             limit=4 << 30,
         )
         async with Served(engine_saying(["hi"]), models=models).running() as served:

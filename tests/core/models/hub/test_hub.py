@@ -341,6 +341,8 @@ def test_a_file_put_into_a_folder_of_ours_and_one_of_a_models_name_stay_their_ow
     theirs = folder / "generation_config.json"
     theirs.write_bytes(b"the owner's")
     hub.repositories["some/Folder"]["generation_config.json"] = b"the hub's"
+    with pytest.raises(ModelNotFoundError, match=r"has no Q4_K_M, nor any GGUF file"):
+        catalog.pull("hf:some/Folder:Q4_K_M", hub=asks(hub))
     with pytest.raises(ModelError, match=r"generation_config\.json: was put there by hand"):
         catalog.pull("hf:some/Folder", hub=asks(hub))
     catalog.remove("folder")
