@@ -504,11 +504,14 @@ async def test_one_that_no_longer_dies_with_its_parent_ends_all_the_same(
     body = "return str(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0))"
     host = await hosts(write_bundle(tmp_path / "hostile", hostile(body)))
     assert (await host.call(ToolCall("attack"))).text == "0"
-    running = watchdog.family(host.plugins["tests/hostile"].connection.pid)
+    connection = host.plugins["tests/hostile"].connection
+    await connection.watchdog.freeze()  # else it ends by itself once its input is closed
+    running = watchdog.family(connection.pid)
     assert len(running) == 2
     async with asyncio.timeout(10):
         await host.stop()
-    assert not any(map(lives, running))
+        while any(map(lives, running)):  # its streams close before it is gone
+            await asyncio.sleep(0.01)
 
 
 async def test_the_next_call_finds_one_that_waits_for_its_vforks_child(
