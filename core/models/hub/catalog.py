@@ -666,8 +666,10 @@ def place(entry: CatalogEntry) -> Path:
 def search(words: str) -> list[CatalogEntry | KnownModel]:
     """Models of the catalog whose name, family or maker holds each of the words."""
     wanted = words.lower().split()
-    known: list[CatalogEntry | KnownModel] = [*entries(), *KNOWN_MODELS]
-    return [model for model in known if all(word in described(model) for word in wanted)]
+    # by name: one of the catalog that was pulled has its entry here too
+    known: dict[str, CatalogEntry | KnownModel] = {model.name: model for model in KNOWN_MODELS}
+    known |= {entry.name: entry for entry in entries()}
+    return [model for model in known.values() if all(word in described(model) for word in wanted)]
 
 
 def described(model: CatalogEntry | KnownModel) -> str:

@@ -329,6 +329,7 @@ def test_what_its_owner_put_under_a_name_of_the_catalog_is_never_written_to_or_d
     # moved away, the same pull brings the model
     (home / "models" / name).rename(tmp_path / "moved")
     assert catalog.pull(name, hub=asks(hub)).read_bytes() == MEDIUM
+    assert [model.name for model in catalog.search("qwen3 0.6b")] == [name]
 
 
 def test_a_file_put_into_a_folder_of_ours_and_one_of_a_models_name_stay_their_owners(
