@@ -94,6 +94,20 @@ async def test_a_message_is_edited_and_an_answer_asked_again_and_no_branch_is_lo
                 await click(tab, "Former branch")
         first = min(history.conversations(), key=lambda one: one.at)
         assert len(history.branches(first.id)) == 4
+        # the list has the branch that is open, which is not the one that was spoken in last, and
+        # of those that a search leaves one that it found
+        saved = tmp_path / "saved"
+        await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await click(tab, HISTORY)
+        await click(tab, "Save as JSON")
+        await soon(lambda: [file for file in saved.glob("*.json") if file.stat().st_size])
+        assert [file.stem for file in saved.glob("*.json")] == [first.id]
+        for words, count in (("cuckoo", 0), ("third", 1)):
+            await fill(tab, ".history input[type=search]", words)
+            await tab.until(f"document.querySelectorAll('.history .title').length === {count}")
+        await click(tab, "first", ".history")
+        await tab.until("document.body.innerText.includes('3 of 3')")
+        assert await answered(tab, 2) == "Third two."
         assert [one.content for one in history.messages(first.id)] == [
             "first", "One.", "second", "Two.",
         ]  # fmt: skip
@@ -410,6 +424,12 @@ async def test_a_model_is_looked_at_brought_with_progress_and_deleted(
         await tab.until(f"{panel}?.innerText.includes('qwen3-0.6b')")
         text = await tab.run(f"{panel}.innerText")
         assert "too large for this machine" in text and "tokens/s" in text
+        await tab.run(f"{panel}.querySelector('[name=hub]').click()")
+        for words, found in (("tiny", "hf:some/Tiny"), ("qwen3-0.6", "qwen3-0.6b")):
+            await fill(tab, "dialog [type=search]", words)  # the hub's, and those known here
+            await click(tab, "Search")
+            await tab.until(f"[...{panel}.querySelectorAll('.models b')].at(-1)"
+                            f"?.innerText === '{found}'")  # fmt: skip
         await fill(tab, "dialog [type=search]", "hf:some/Tiny")
         await click(tab, "Search")
         await tab.until(f"{panel}.innerText.includes('1 file of 360 kB')")

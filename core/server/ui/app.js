@@ -359,7 +359,8 @@ function App() {
     <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages?.length}
       onAdapter=${choose} onLook=${look} onFresh=${fresh} onPanel=${setPanel}
       history=${keeps &&
-      html`<${History} onOpen=${goOn} onDeleted=${(root) => root === kept.root && fresh()} />`}
+      html`<${History} current=${conversation} onOpen=${goOn}
+        onDeleted=${(root) => root === kept.root && fresh()} />`}
       documents=${status?.documents &&
       html`<${Collections} chosen=${settings.collections ?? []}
           onChoose=${(collections) => set({ ...settings, collections })} />

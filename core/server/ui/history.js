@@ -82,7 +82,7 @@ export const change = (id, wanted) => post(address(id), wanted);
 export const branch = (id, turn) => post(`${address(id)}/branches`, { turn });
 
 /** All of them; what was said elsewhere is read and gone on with there. */
-export function History({ onOpen, onDeleted }) {
+export function History({ current, onOpen, onDeleted }) {
   const [kept, setKept] = useState([]);
   const [sought, setSought] = useState("");
   const [found, setFound] = useState(null); // null: all
@@ -113,11 +113,13 @@ export function History({ onOpen, onDeleted }) {
     await look();
   };
   const rename = (info, title) => act(change(info.id, { title }).then(look));
-  // of each conversation the branch in which something was said last
+  // of each conversation the branch that is open, or else the one in which something was said last
   const branches = Map.groupBy(kept, ({ root }) => root);
-  const shown = [...branches.values()]
-    .filter((ones) => !found || ones.some(({ id }) => found.has(id)))
-    .map(([info, ...others]) => ({ ...info, branches: others.length + 1 }));
+  const shown = [...branches.values()].flatMap((ones) => {
+    const fitting = ones.filter(({ id }) => !found || found.has(id));
+    const info = fitting.find(({ id }) => id === current) ?? fitting[0];
+    return info ? [{ ...info, branches: ones.length }] : [];
+  });
   return html`<${Menu} kind="history" icon="history" title=${t("history.title")} onToggle=${look}>
     <ul>
       <li><input type="search" placeholder=${t("history.search")} value=${sought}

@@ -37,9 +37,11 @@ export function Models({ onClose }) {
     event.preventDefault();
     const { words, hub } = event.target.elements;
     if (!words.value.trim()) return setFound(null);
-    const asked = { words: words.value.trim(), hub: hub.checked };
-    if (asked.words.includes(":")) return ask(asked.words); // a name of a hub's
-    act(post("/api/models/search", asked).then(({ models }) => setFound(models)));
+    const asked = words.value.trim();
+    if (asked.includes(":")) return ask(asked); // a name of a hub's
+    const places = hub.checked ? [false, true] : [false];
+    const parts = places.map((hub) => post("/api/models/search", { words: asked, hub }));
+    act(Promise.all(parts).then((all) => setFound(all.flatMap(({ models }) => models))));
   };
   const ask = (name) =>
     act(post("/api/models/offer", { name }).then((would) => setOffer({ ...would, asked: name })));
