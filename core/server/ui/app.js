@@ -309,7 +309,8 @@ function App() {
     "copy.label": () => last?.text && navigator.clipboard.writeText(last.text),
     "help.title": () => setPanel("help"),
   };
-  useEffect(() => {
+  // with what is drawn, not after it: a key would meet the page as it was before
+  useLayoutEffect(() => {
     const pressed = (event) => {
       if (event.key === "Escape" && !event.isComposing) return escape(event);
       if (!event.altKey || !event.shiftKey || event.ctrlKey || event.metaKey || panel) return;
