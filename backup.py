@@ -38,7 +38,7 @@ from typing import Any
 from . import __version__
 from .core import paths
 from .core.engine.conversations import FOLDER as CONVERSATIONS
-from .core.errors import ConfigError, DataError
+from .core.errors import ConfigError, DataError, QuietchoirError
 from .federation.membership.keys import IDENTITY_FILE, RESTORED_FILE
 from .federation.store.member import FILE as MEMBER
 from .federation.store.member import LOCK
@@ -111,10 +111,21 @@ def back_up(home: Path, target: Path) -> int:
         raise ConfigError(f"{target}: its folder is not there; make it, or choose another")
     if target.resolve().is_relative_to(home.resolve()):
         raise ConfigError(f"{target}: lies in the home that it would hold; choose another folder")
+    try:
+        return pack(home, target)
+    except OSError as error:
+        raise QuietchoirError(
+            f"{target}: not written, {error.strerror or error} ({error.filename or target}); free "
+            f"the disk, or choose a folder where you may write"
+        ) from error
+
+
+def pack(home: Path, target: Path) -> int:
+    """`back_up` without its questions. Raises OSError too; then nothing stays."""
     files: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="quietchoir-backup-", dir=target.parent) as scratch:
-        packed = Path(scratch) / "packed.tar.gz"
-        with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
+        whole = Path(scratch) / "packed.tar.gz"
+        with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
             for path in members(home):
                 inside = path.relative_to(home)
                 name = f"{INSIDE}/{inside.as_posix()}"
@@ -131,10 +142,10 @@ def back_up(home: Path, target: Path) -> int:
             entry = tarfile.TarInfo(MANIFEST)
             entry.size, entry.mode = len(manifest), 0o600
             archive.addfile(entry, io.BytesIO(manifest))
-        packed.chmod(0o600)
-        with packed.open("rb") as written:
+        whole.chmod(0o600)
+        with whole.open("rb") as written:
             os.fsync(written.fileno())
-        packed.rename(target)
+        whole.rename(target)
     return sum(value != "folder" for value in files.values())
 
 

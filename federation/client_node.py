@@ -335,9 +335,8 @@ class ClientNode:
             )
         return (
             "This node waits for a run to begin or go on, or, if it is over, for its adapter, "
-            "which the coordinator hands out "
-            "when it is started again; `--once` leaves with the adapter, `--wait S` gives up after "
-            "so long."
+            "which the coordinator hands out when it is started again; `join --once` leaves with "
+            "the adapter, `join --wait S` gives up after so long."
         )
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:

@@ -1,8 +1,10 @@
 """A node's home as one file, and back: whole, checked, and over nothing."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 import stat
@@ -16,7 +18,7 @@ import pytest
 from quietchoir import backup
 from quietchoir.core import paths
 from quietchoir.core.config import Config
-from quietchoir.core.errors import ConfigError, DataError
+from quietchoir.core.errors import ConfigError, DataError, QuietchoirError
 from quietchoir.federation import client_node
 from quietchoir.federation.client_node import ClientOptions
 from quietchoir.federation.engines import stateless_client
@@ -91,6 +93,20 @@ def test_a_database_that_is_being_written_is_copied_as_it_stood_at_one_moment(
     assert not list((tmp_path / "again").glob("*-wal"))
     with closing(sqlite3.connect(tmp_path / "again" / "history.sqlite")) as reader:
         assert reader.execute("SELECT words FROM said").fetchall() == [("done",)]
+
+
+def test_a_disk_that_refuses_is_a_sentence_and_leaves_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = tmp_path / "out/b.tar.gz"
+    target.parent.mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(QuietchoirError, match="not written, No space left on device"):
+        backup.back_up(home, target)
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_locked_collection_in_use_is_refused_and_no_file_stays(

@@ -9,7 +9,7 @@ import numpy as np
 from ..architecture import Architecture
 from ..family import qkv_of
 from ..quant.tensor import QuantTensor
-from .gptj import DEFAULTS, KEYS, MASKS, NAMES, TRAITS, GptJ
+from .gptj import DEFAULTS, FOLDERS, GptJ
 
 PARTS = 4
 
@@ -32,18 +32,4 @@ class CodeGen(GptJ):
         return there
 
 
-FAMILY = CodeGen(
-    name="codegen",
-    hf_defaults={"codegen": DEFAULTS},
-    traits=TRAITS,
-    gguf_written=False,
-    hf_interleaved=True,
-    hf_keys=KEYS,
-    hf_epsilon="layer_norm_epsilon",
-    hf_activation_key="activation_function",
-    hf_activations={"gelu_new": "gelu_tanh"},
-    hf_attention_bias=(),
-    hf_partial_rope=True,
-    hf_skipped=MASKS,
-    hf_renamed=NAMES,
-)
+FAMILY = CodeGen(name="codegen", hf_defaults={"codegen": DEFAULTS}, **FOLDERS)

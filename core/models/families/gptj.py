@@ -66,18 +66,17 @@ NAMES = {
     ".fc_out.": ".down_proj.",
 }
 MASKS = (".attn.bias", ".attn.masked_bias", ".attn.causal_mask", ".attn.embed_positions")
-FAMILY = GptJ(
-    name="gptj",
-    hf_defaults={"gptj": DEFAULTS},
-    traits=TRAITS,
-    gguf_written=False,
-    hf_interleaved=True,
-    hf_keys=KEYS,
-    hf_epsilon="layer_norm_epsilon",
-    hf_activation_key="activation_function",
-    hf_activations={"gelu_new": "gelu_tanh"},
-    hf_attention_bias=(),
-    hf_partial_rope=True,
-    hf_skipped=MASKS,
-    hf_renamed=NAMES,
-)
+FOLDERS: dict[str, Any] = {
+    "traits": TRAITS,
+    "gguf_written": False,
+    "hf_interleaved": True,
+    "hf_keys": KEYS,
+    "hf_epsilon": "layer_norm_epsilon",
+    "hf_activation_key": "activation_function",
+    "hf_activations": {"gelu_new": "gelu_tanh"},
+    "hf_attention_bias": (),
+    "hf_partial_rope": True,
+    "hf_skipped": MASKS,
+    "hf_renamed": NAMES,
+}
+FAMILY = GptJ(name="gptj", hf_defaults={"gptj": DEFAULTS}, **FOLDERS)

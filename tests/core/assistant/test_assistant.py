@@ -350,7 +350,8 @@ async def test_a_question_that_nobody_answers_is_a_refusal_and_the_model_is_told
     [approved] = [event for event in found if isinstance(event, ApprovedEvent)]
     assert (approved.approved, approved.by) == (False, "timeout")
     assert text_of(found) == "I did not."
-    assert "nobody said yes" in who.tokenizer.last_messages[-1]["content"]  # type: ignore[attr-defined]
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert "nobody said yes" in seen[-1]["content"]
 
 
 async def test_who_leaves_closes_his_question() -> None:
@@ -628,12 +629,8 @@ async def test_an_adapter_is_shown_what_its_card_says_also_with_tools_on_offer(
         Message("user", "c"),
     )
     await events(who, adapter=adapter, messages=own)
-    assert [message["content"] for message in who.tokenizer.last_messages] == [  # type: ignore[attr-defined]
-        "Mine.",
-        "a",
-        "b",
-        "c",
-    ]
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [message["content"] for message in seen] == ["Mine.", "a", "b", "c"]
 
 
 async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> None:
