@@ -51,6 +51,8 @@ class Tab:
         self.urls: list[str] = []
         self.stand_ins: dict[str, bytes] = {}  # what a URL of this end brings instead
         self.sent: set[asyncio.Task[object]] = set()
+        self.saving: dict[str, str] = {}  # names of files under way, by their downloads' numbers
+        self.saved: asyncio.Queue[str] = asyncio.Queue()  # names of those that are whole
         self.reader = asyncio.create_task(self.read())
 
     async def read(self) -> None:
@@ -66,6 +68,11 @@ class Tab:
             self.problems.append(str(data["params"]["exceptionDetails"]))
         elif data["method"] == "Network.requestWillBeSent":
             self.urls.append(data["params"]["request"]["url"])
+        elif data["method"] == "Browser.downloadWillBegin":
+            self.saving[data["params"]["guid"]] = data["params"]["suggestedFilename"]
+        elif data["method"] == "Browser.downloadProgress":
+            if data["params"]["state"] == "completed":
+                self.saved.put_nowait(self.saving.pop(data["params"]["guid"]))
         elif data["method"] == "Fetch.requestPaused":
             task = asyncio.create_task(self.stand_in(**data["params"]))
             self.sent.add(task)
@@ -86,6 +93,19 @@ class Tab:
         self.stand_ins[end] = body
         patterns = [{"urlPattern": f"*{one}"} for one in self.stand_ins]
         await self.send("Fetch.enable", patterns=patterns)
+
+    async def save_to(self, folder: Path) -> None:
+        """From now on what the page saves lies there."""
+        await self.send(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            eventsEnabled=True,
+        )
+
+    async def next_saved(self) -> str:
+        """Name of the next file that the page saved, once it is whole."""
+        return await asyncio.wait_for(self.saved.get(), WAIT_S)
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self.numbers)

@@ -491,12 +491,10 @@ async def test_kept_conversations_are_found_gone_on_with_saved_and_deleted(
         await tab.run(f"{menu}.querySelector('input').select()")
         await tab.type("weather")
         await tab.until(f"{rows}[0].innerText.includes('weather')")
-        await tab.send(
-            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved")
-        )
+        await tab.save_to(tmp_path)
         await click("weather", "JSON")
-        await until(lambda: list((tmp_path / "saved").glob("page-*.json")))
-        [file] = (tmp_path / "saved").glob("page-*.json")
+        file = tmp_path / await tab.next_saved()
+        assert file.match("page-*.json")
         said = json.loads(file.read_text("utf-8"))["messages"]
         assert [one["content"] for one in said] == ["what of the weather", "Rain."]
 

@@ -96,12 +96,10 @@ async def test_a_message_is_edited_and_an_answer_asked_again_and_no_branch_is_lo
         assert len(history.branches(first.id)) == 4
         # the list has the branch that is open, which is not the one that was spoken in last, and
         # of those that a search leaves one that it found
-        saved = tmp_path / "saved"
-        await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await tab.save_to(tmp_path)
         await click(tab, HISTORY)
         await click(tab, "Save as JSON")
-        await soon(lambda: [file for file in saved.glob("*.json") if file.stat().st_size])
-        assert [file.stem for file in saved.glob("*.json")] == [first.id]
+        assert await tab.next_saved() == f"{first.id}.json"
         for words, count in (("cuckoo", 0), ("third", 1)):
             await fill(tab, ".history input[type=search]", words)
             await tab.until(f"document.querySelectorAll('.history .title').length === {count}")
@@ -168,11 +166,9 @@ async def test_a_conversation_is_renamed_saved_as_markdown_and_found_by_what_was
         for words, found in (("NIGHTJAR of", 1), ("cuckoo", 0), ("", 1)):
             await fill(tab, ".history input[type=search]", words or " ")
             await tab.until(f"document.querySelectorAll('.history .title').length === {found}")
-        saved = tmp_path / "saved"
-        await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await tab.save_to(tmp_path)
         await click(tab, "Save as Markdown")
-        await soon(lambda: [file for file in saved.glob("page-*.md") if file.stat().st_size])
-        [file] = saved.glob("page-*.md")
+        file = tmp_path / await tab.next_saved()
         text = file.read_text("utf-8")
         assert text.startswith(f"# {title}\n")
         assert "## You\n\nhello\n\n## Assistant\n\nYes, ```the``` nightjar.\n" in text
