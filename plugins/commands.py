@@ -267,7 +267,7 @@ def others(chosen: argparse.Namespace) -> dict[str, "Manifest"]:
 def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
     """Show what a plugin asks for, and what is new in it; whether the owner lets it in."""
     print(f"{terms.id} {terms.head.version}: {one_line(terms.head.description)}")
-    print(f"may use: {'; '.join(terms.head.asks())}; no network")
+    print(f"may use: {'; '.join(terms.head.asks())}")
     for tool in terms.tools:
         print(f"  {tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
     if before is not None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ..core import tables
 from ..core.assistant.tools import Effect
 from ..core.errors import ConfigError, ManifestError
+from . import endpoints
 from .hidden import legible
 
 SCHEMA = 1
@@ -45,22 +46,39 @@ class Permissions:
     config: tuple[str, ...] = ()  # names of JSON files its owner hands to it, read-only
     storage_bytes: int = 0  # one private file of at most this size
     folders: tuple[str, ...] = ()  # names of folders that its owner shows to it, read-only
+    write_folders: tuple[str, ...] = ()  # names of folders that its owner lets it change
     environment: tuple[str, ...] = ()  # variables, secrets too, that its owner fills in
-    network: tuple[str, ...] = ()  # not granted to anyone yet: there is no egress broker
+    network: tuple[str, ...] = ()  # public hosts that it connects to: HOST or HOST:PORT
+    hosts: tuple[str, ...] = ()  # names of hosts that its owner fills in, of the own network too
     # sees the arguments of its own calls, never the conversation
     private_data: Literal["none", "args"] = "args"
 
     def __post_init__(self) -> None:
-        if self.network:
+        for text in self.network:
+            try:
+                endpoints.parse(text, private=False)
+            except ValueError as error:
+                raise ValueError(f"permissions.network: {error}") from None
+        if len(self.network) + len(self.hosts) > endpoints.MAX_HOSTS:
             raise ValueError(
-                f"permissions.network asks for {', '.join(self.network)}; this version grants no "
-                f"network, remove it"
+                f"permissions.network and hosts name {len(self.network) + len(self.hosts)}; at "
+                f"most {endpoints.MAX_HOSTS} are granted"
             )
         if not 0 <= self.storage_bytes <= 64 << 20:
             raise ValueError(
                 f"permissions.storage_bytes is {self.storage_bytes}; it must be 0 to {64 << 20}"
             )
-        asked = {"config": self.config, "folders": self.folders, "environment": self.environment}
+        if both := set(self.folders) & set(self.write_folders):
+            raise ValueError(
+                f"permissions name the folder {min(both)} to read and to write; write includes read"
+            )
+        asked = {
+            "config": self.config,
+            "folders": self.folders,
+            "write_folders": self.write_folders,
+            "environment": self.environment,
+            "hosts": self.hosts,
+        }
         for kind, names in asked.items():
             for name in names:
                 if not FILE_NAME.fullmatch(name):
@@ -79,6 +97,8 @@ class PluginLimits:
     cpu_s: int = 60
     processes: int = 8  # threads count
     scratch_mb: int = 16  # of /tmp, and as much again of /dev/shm
+    folder_mb: int = 64  # that each folder it writes to may grow by
+    network_mb: int = 64  # that it sends and receives in an hour
 
     def __post_init__(self) -> None:
         bounds = {
@@ -86,6 +106,8 @@ class PluginLimits:
             "cpu_s": (1, 3600),
             "processes": (1, 64),
             "scratch_mb": (1, 512),
+            "folder_mb": (1, 65536),
+            "network_mb": (1, 65536),
         }
         for name, (least, most) in bounds.items():
             if not least <= getattr(self, name) <= most:
@@ -186,10 +208,21 @@ class Head:
         found = [f"files {', '.join(asked.config)}"] if asked.config else []
         found += [f"storage {asked.storage_bytes >> 10} KB"] if asked.storage_bytes else []
         found += [f"read in the folders {', '.join(asked.folders)}"] if asked.folders else []
+        if asked.write_folders:
+            found.append(
+                f"read, change and delete in the folders {', '.join(asked.write_folders)}, which "
+                f"may grow by {limits.folder_mb} MB each"
+            )
         variables = ", ".join(asked.environment)
         found += [f"the variables {variables}"] if variables else []
+        if asked.network:
+            found.append(f"send to and receive from {', '.join(asked.network)}")
+        if asked.hosts:
+            found.append(f"send to and receive from what you name as {', '.join(asked.hosts)}")
+        online = asked.network or asked.hosts
         return [
             *found,
+            f"{limits.network_mb} MB of network an hour" if online else "no network",
             f"{limits.memory_mb} MB of memory",
             f"{limits.processes} processes of {limits.cpu_s} s of a processor each",
             f"{2 * limits.scratch_mb} MB of scratch space in memory",

@@ -209,6 +209,12 @@ class Plugin:
         if wanted := self.manifest.head.runtime.packages:
             files[f"{KIT}/packages.zip"] = packages.archive(wanted)
         head = self.manifest.head
+        asked = head.permissions
+        if asked.network or asked.hosts or asked.write_folders:
+            raise ToolError(
+                f"plugin {head.id} asks for hosts or for folders to write to, which this version "
+                f"does not grant yet"
+            )
         module = "bundle." + head.entry.removesuffix(".py").replace("/", ".")
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
         settings = self._settings()

@@ -40,7 +40,7 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"entry": "other.py"}, "is not in the bundle"),
         ({"permisions": {}}, "permisions = {} is unknown; did you mean permissions?"),
         ({"permissions": {"exec": True}}, "exec = True is unknown"),
-        ({"permissions": {"network": ["example.org:443"]}}, "grants no network"),
+        ({"permissions": {"network": ["*.example.org:443"]}}, "too broad"),
         ({"permissions": {"storage_bytes": -1}}, "storage_bytes is -1"),
         ({"permissions": {"storage_bytes": True}}, "must be a whole number"),
         ({"permissions": {"config": ["../secret"]}}, "plain file name"),
