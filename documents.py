@@ -421,8 +421,10 @@ def list_facts(_arguments: Namespace) -> None:
     table = screen.table("id", "fact", "", "from", ids=("id",), box=None)
     for fact in memory.facts():
         came = f"conversation {fact.conversation}, turn {fact.turn}" if fact.turn else "you"
-        said = f': "{fact.said}"' if fact.said else ""
-        table.add_row(str(fact.id), fact.text, "" if fact.kept else "not kept yet", f"{came}{said}")
+        quote = f': "{fact.said}"' if fact.said else ""
+        table.add_row(
+            str(fact.id), fact.text, "" if fact.kept else "not kept yet", f"{came}{quote}"
+        )
     screen.show(table)
     memory.close()
 

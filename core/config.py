@@ -105,8 +105,8 @@ class SamplingConfig:
     def given(self) -> dict[str, float | int | bool]:
         """What is said, by name."""
         fields = {name: getattr(self, name) for name in SAMPLING_RANGES}
-        said = {name: value for name, value in fields.items() if value is not None}
-        return said | {"loop_guard": self.loop_guard}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return given | {"loop_guard": self.loop_guard}
 
     def over(self, other: "SamplingConfig") -> "SamplingConfig":
         """This one, and `other` for what it leaves open."""

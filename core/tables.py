@@ -212,11 +212,15 @@ def template(kind: type) -> str:
         words = (inspect.getdoc(typing.cast(Any, table.default_factory)) or "").splitlines()
         hints = typing.get_type_hints(table.default_factory)
         written += [*(f"# {line}".rstrip() for line in words), f"[{table.name}]", ""]
-        said = comments(typing.cast(type, table.default_factory))
+        described = comments(typing.cast(type, table.default_factory))
         for field in dataclasses.fields(typing.cast(Any, table.default_factory)):
             default = "" if field.default is None else toml_value(field.default)
-            told = said[field.name] or [describe(hints[field.name])]
-            written += [*(f"# {line}" for line in told), f"# {field.name} = {default}".rstrip(), ""]
+            lines = described[field.name] or [describe(hints[field.name])]
+            written += [
+                *(f"# {line}" for line in lines),
+                f"# {field.name} = {default}".rstrip(),
+                "",
+            ]
     return "\n".join(written)
 
 

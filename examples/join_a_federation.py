@@ -15,7 +15,7 @@ from quietchoir.federation.client_node import ClientOptions, default_home, join
 from quietchoir.federation.events import FederationEvent
 
 
-def tell(event: FederationEvent) -> None:
+def show(event: FederationEvent) -> None:
     """One line an event: what it is, then its numbers."""
     fields = event.table().items()
     print(event.name, *(f"{name}={value}" for name, value in fields if name != "event"), flush=True)
@@ -29,4 +29,4 @@ if __name__ == "__main__":
     parser.add_argument("--rehearse", type=int, default=0, metavar="N", help="N pretended values")
     asked = parser.parse_args()
     consent = config.load()  # what this node's owner allows: a federation below it is refused
-    join(ClientOptions(once=True, **vars(asked)), consent, tell)
+    join(ClientOptions(once=True, **vars(asked)), consent, show)

@@ -217,12 +217,12 @@ def ending(on_event: OnEvent, resting: Callable[[], str]) -> OnEvent:
         FederationError: from the training; the member's answer is a refusal, and nothing was sent.
     """
 
-    def tell(event: FederationEvent) -> None:
+    def report(event: FederationEvent) -> None:
         on_event(event)
         if isinstance(event, StepEvent) and (reason := resting()):
             raise FederationError(f"training was given up: {reason}")
 
-    return tell
+    return report
 
 
 def begin_personal(home: Path, learner: "TrainerLearner") -> "Callable[[PersonalOutcome], None]":

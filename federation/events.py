@@ -28,9 +28,10 @@ class FederationEvent:
     def table(self) -> dict[str, Any]:
         """As JSON's types."""
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        told = {name: value for name, value in fields.items() if value is not None}
+        given = {name: value for name, value in fields.items() if value is not None}
         return {"event": self.name} | {
-            name: list(value) if isinstance(value, tuple) else value for name, value in told.items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in given.items()
         }
 
 

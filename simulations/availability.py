@@ -226,10 +226,10 @@ def conduct(
     if not scenario.availability.on:
         at_once = Waiting(grace_s=0.0)
         return RoundServer(policy, identity, InProcessLink(handles), waiting=at_once, **options)
-    link, tell = (
+    link, report = (
         AvailabilityLink(handles, members, scenario),
         options.pop("on_event", None) or (lambda event: None),
     )
-    options["on_event"] = lambda event: tell(dataclasses.replace(event, at=link.time))
+    options["on_event"] = lambda event: report(dataclasses.replace(event, at=link.time))
     waiting = Waiting(wait_s=math.inf, grace_s=scenario.availability.grace_s, clock=link)
     return RoundServer(policy, identity, link, waiting=waiting, **options)

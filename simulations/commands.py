@@ -71,15 +71,15 @@ def run_simulation(arguments: Namespace) -> None:
     model = None if rehearsal else weights.load(catalog.find(scenario.model))
     console.print(f"[bold]{scenario.name}[/bold]  {machine.line()}")
 
-    def tell(event: "FederationEvent") -> None:
+    def show(event: "FederationEvent") -> None:
         if (text := report.line(event, scenario.recipe.rounds)) is not None:
             console.print(text)
 
     if scenario.availability.on:
-        outcome, laps = schedule_comparison.compare(scenario, model, tell)
+        outcome, laps = schedule_comparison.compare(scenario, model, show)
         schedule_comparison.show(console, laps)
     else:
-        outcome = simulate(scenario, model, on_event=tell)
+        outcome = simulate(scenario, model, on_event=show)
     report.show_run(console, dataclasses.asdict(outcome))
     if arguments.report is not None:
         outcome.write(arguments.report)
@@ -104,7 +104,7 @@ def run_bench(arguments: Namespace) -> int:
     if arguments.suite not in (None, *suites.SUITES):
         raise ConfigError(f"no suite {arguments.suite!r}; there are: {', '.join(suites.SUITES)}")
     console = Console(highlight=False, stderr=arguments.json)
-    told = Console(highlight=False, stderr=True, style="dim")
+    errors = Console(highlight=False, stderr=True, style="dim")
     reports: dict[str, Any] = {}
 
     def text() -> str:
@@ -122,7 +122,7 @@ def run_bench(arguments: Namespace) -> int:
             report, rows = suites.run(
                 name,
                 quick=arguments.quick,
-                tell=lambda words: told.print(f"… {words}"),
+                tell=lambda words: errors.print(f"… {words}"),
                 keep=partial(keep, name),
             )
         # what it measured is kept, and the suites after it are run

@@ -56,7 +56,7 @@ class Comparison:
             sum(len(person.train) for person in self.people) * scenario.recipe.rounds
         )
 
-    def run(self, say: Callable[[str], None]) -> dict[str, float]:
+    def run(self, report: Callable[[str], None]) -> dict[str, float]:
         """Accuracy of every arm, told as each is done."""
         found: dict[str, float] = {}
         for names, arm in (
@@ -67,7 +67,7 @@ class Comparison:
         ):
             for name, accuracy in zip(names, arm(), strict=True):
                 found[name] = accuracy
-                say(f"seed {self.scenario.seed}: {name.replace('_', ' ')} {percent(accuracy)}")
+                report(f"seed {self.scenario.seed}: {name.replace('_', ' ')} {percent(accuracy)}")
         return found
 
     def zero_shot(self) -> tuple[float]:

@@ -90,11 +90,11 @@ class HomeOwner:
                 "metadata": {"conversation": talk.name, "source": "page"},
             },
         )
-        said = answer["choices"][0]["message"]["content"] or ""
-        messages.append({"role": "assistant", "content": said})
+        answered = answer["choices"][0]["message"]["content"] or ""
+        messages.append({"role": "assistant", "content": answered})
         call = parse(example.answer)
         assert call is not None  # the home task's
-        right = parse(said) == call
+        right = parse(answered) == call
         verdict: dict[str, Any] = {"verdict": "up"} if right else {
             "verdict": "corrected",
             "call": {"name": call.name, "arguments": dict(call.arguments)},
@@ -244,8 +244,8 @@ class Loop:
                 for example in talk.wanted]  # fmt: skip
         shown = self.preview(owners[0].name)
         self.report["kept_day_in_training"] = sum(json.dumps(text) in shown for text in kept)
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        self.console.print(f"  examples that may train (a fifth only judges): {told}")
+        counted = ", ".join(f"{name} {count}" for name, count in counts.items())
+        self.console.print(f"  examples that may train (a fifth only judges): {counted}")
         self.report["examples"] = counts
 
     def start_coordinator(self) -> Child:
@@ -282,10 +282,10 @@ class Loop:
         """One example, by the owner's command, while its node runs."""
         before = self.preview(owner.name)
         request = json.loads(before.splitlines()[0])["messages"][-2]["content"]
-        told = self.stage.run(
+        output = self.stage.run(
             "data", "forget", owner.examples[request], **self.environment(owner.name)
         )
-        self.console.print(f"  {owner.name} forgets “{request}”: {told.splitlines()[0]}")
+        self.console.print(f"  {owner.name} forgets “{request}”: {output.splitlines()[0]}")
         self.report["forgotten"] = {
             "request": request,
             "examples_before": len(before.splitlines()),
@@ -301,12 +301,12 @@ class Loop:
         """Of the node that gave nothing: its log, its wire, and the coordinator's record."""
         self.heading(f"5  {WITHHOLDS} gave nothing, and sent nothing")
         outcome = json.loads((self.folder / "coordinator.json").read_text("utf-8"))
-        said = (self.folder / "logs" / f"{WITHHOLDS}.log").read_text("utf-8", "replace")
+        log = (self.folder / "logs" / f"{WITHHOLDS}.log").read_text("utf-8", "replace")
         count = self.meter.counts[WITHHOLDS]
         self.report["withheld_bytes"] = count.bytes_up
         self.report["withheld"] = {
             "connections": count.connections,
-            "its_log_says_so": WITHHELD in said and not self.consented(WITHHOLDS),
+            "its_log_says_so": WITHHELD in log and not self.consented(WITHHOLDS),
             "rounds_that_name_it": sum(
                 WITHHOLDS in entry.get("parties", ()) for entry in outcome["history"]
             ),
@@ -314,10 +314,10 @@ class Loop:
         self.report["bytes_up"] = {name: self.meter.counts[name].bytes_up for name in NODES}
         self.report |= {key: outcome[key] for key in ("rounds", "protection", "adapter")}
         self.report["own_held_out"] = outcome["accuracy"]
-        told = ", ".join(
+        sizes = ", ".join(
             f"{name} {report.size(size)}" for name, size in self.report["bytes_up"].items()
         )
-        self.console.print(f"  sent through each node's own proxy: {told}")
+        self.console.print(f"  sent through each node's own proxy: {sizes}")
 
     def prove_forgotten(self, owner: HomeOwner) -> None:
         """What trained after it was forgotten is what `data show` shows, without it."""
@@ -345,10 +345,10 @@ class Loop:
 
     def digest_of(self, name: str) -> str:
         """Of what may train at one node now, as `data show` tells it."""
-        told = self.stage.run_whole(
+        process = self.stage.run_whole(
             "data", "show", "--for", str(self.file), **self.environment(name)
         )
-        return told.stderr.strip().rpartition("digest ")[2]
+        return process.stderr.strip().rpartition("digest ")[2]
 
     def score(self) -> None:
         """Requests of all four homes, in wordings that nobody said before."""

@@ -89,10 +89,10 @@ class Study:
         )
         return PreparedHousehold(person.name, train, guard, measured)
 
-    def run(self, say: Callable[[str], None]) -> dict[str, float]:
+    def run(self, report: Callable[[str], None]) -> dict[str, float]:
         """Accuracy of every arm, and of how many households the guard took the personal one."""
         shared = self.together()
-        say(
+        report(
             f"seed {self.scenario.seed}: shared "
             f"{percent(share([self.score(shared, home) for home in self.homes]))}"
         )
@@ -110,11 +110,11 @@ class Study:
             found["alone"].append(self.score(self.alone(home), home))
             found["elsewhere_shared"] += [self.score(shared, other) for other in others]
             found["elsewhere_personal"] += [self.score(personal, other) for other in others]
-            told = ", ".join(
+            gains = ", ".join(
                 f"{arm} {percent(found[arm][-1].accuracy)}"
                 for arm in ("shared", "personal", "alone")
             )
-            say(f"seed {self.scenario.seed}: {home.name}: {told}; {verdict_sentence(verdict)}")
+            report(f"seed {self.scenario.seed}: {home.name}: {gains}; {verdict_sentence(verdict)}")
         return {arm: share(scores) for arm, scores in found.items()} | {
             "taken": taken,
             "households": len(self.homes),
@@ -193,10 +193,10 @@ def show(console: Console, runs: Sequence[dict[str, float]]) -> dict[str, dict[s
         )
     console.print(table)
     gains = [run["personal"] - run["shared"] for run in runs]
-    told = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+    by_seed = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
     taken, asked = (round(sum(run[key] for run in runs)) for key in ("taken", "households"))
     console.print(
-        f"personal - shared, seed by seed: {told} points; the guard took {taken} of {asked}"
+        f"personal - shared, seed by seed: {by_seed} points; the guard took {taken} of {asked}"
     )
     return summary
 

@@ -104,12 +104,12 @@ def line(event: FederationEvent, rounds: int) -> str | None:
 
 def line_of(table: Mapping[str, Any], rounds: int) -> str | None:
     """The same of an event as another process told it, in JSON's types."""
-    told = dict(table)
-    name = told.pop("event")
+    fields = dict(table)
+    name = fields.pop("event")
     if name in ("round", "score"):
-        return line(RoundEvent(late=told.pop("late", None), entry=told), rounds)
+        return line(RoundEvent(late=fields.pop("late", None), entry=fields), rounds)
     kind = next((kind for kind in TOLD if kind.kind == name), None)
-    return None if kind is None else line(kind(**told), rounds)
+    return None if kind is None else line(kind(**fields), rounds)
 
 
 def show_run(console: Console, report: Mapping[str, Any]) -> None:

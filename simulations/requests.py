@@ -25,7 +25,7 @@ class RequestOutcome:
 
     request: str
     expected: ToolCall
-    said: str  # what the model wrote, or the tool's sentence
+    text: str  # what the model wrote, or the tool's sentence
     called: ToolCall | None
     result: str  # the plugin's sentence; empty if no tool was called
 
@@ -77,13 +77,13 @@ class RunningNode:
             return RequestOutcome(request, expected, "a call that the limit cut", None, "")
         message = answer["choices"][0]["message"]
         calls = message.get("tool_calls") or []
-        said = message.get("content") or ""
+        text = message.get("content") or ""
         if not calls:
-            return RequestOutcome(request, expected, said, parse(said), "")
+            return RequestOutcome(request, expected, text, parse(text), "")
         function = calls[0]["function"]
         called = ToolCall(function["name"], json.loads(function["arguments"]))
         [result, *_] = message["tool_results"]
-        return RequestOutcome(request, expected, said, called, result["content"])
+        return RequestOutcome(request, expected, text, called, result["content"])
 
     def activate(self, adapter: str) -> None:
         """Switch the running node to an adapter."""

@@ -95,13 +95,13 @@ def simulate(
         ConfigError: faults that name nobody, or fewer parties than the minimum cohort.
         RoundAborted: a round failed as often as the recipe allows.
     """
-    say = on_event or (lambda event: None)
+    report = on_event or (lambda event: None)
     people = populate(scenario)
     check(scenario, people)
     coordinator_key = Identity.generate()
     identities = {person.name: Identity.generate() for person in people}
     policy = describe(scenario, weights, coordinator_key, identities)
-    cast = cast or make_learners(scenario, weights, people, say)
+    cast = cast or make_learners(scenario, weights, people, report)
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
     handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Client]()
@@ -116,7 +116,7 @@ def simulate(
             stops=stops,
             consent=no_floor(),
             secrets=ClientSecrets(ClientStore(None, size), crypto_worker),
-            on_event=partial(trained_by, say, name),
+            on_event=partial(trained_by, report, name),
             adopt=partial(adopted, on_adopt, name),
         )
         handles[name] = FaultyParty(members[name], scenario.faults).handle
@@ -154,14 +154,14 @@ def adopted(
     return ""
 
 
-def trained_by(say: OnEvent, name: str, event: FederationEvent) -> None:
+def trained_by(report: OnEvent, name: str, event: FederationEvent) -> None:
     """Tell that a party has trained; what else it says is its own."""
     if isinstance(event, TrainedEvent):
-        say(PartyTrainedEvent(party=name, round=event.round))
+        report(PartyTrainedEvent(party=name, round=event.round))
 
 
 def make_learners(
-    scenario: Scenario, weights: Weights | None, people: list[PartyData], say: OnEvent
+    scenario: Scenario, weights: Weights | None, people: list[PartyData], report: OnEvent
 ) -> Cast:
     """Everybody's learner, on one resident model.
 
@@ -179,7 +179,7 @@ def make_learners(
     portions = dealt(scenario.population.portions, [person.name for person in people])
     for person in people:
         examples = person.train[: portions[person.name] or None]
-        say(PartyPreparedEvent(party=person.name, train=len(examples), test=len(person.test)))
+        report(PartyPreparedEvent(party=person.name, train=len(examples), test=len(person.test)))
         train, test = trainer.prepare(examples), trainer.prepare(person.test)
         learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
     return Cast(learners, trainer.size)

@@ -67,7 +67,7 @@ class Lap:
 
 
 def compare(
-    scenario: Scenario, weights: Weights | None, tell: OnEvent
+    scenario: Scenario, weights: Weights | None, report: OnEvent
 ) -> tuple[RunReport, list[Lap]]:
     """The scenario's own run, and what came out of it and of the same scenario in synchronous
     rounds.
@@ -91,7 +91,7 @@ def compare(
 
     def both(event: FederationEvent) -> None:
         laps[1].note(event)
-        tell(event)
+        report(event)
 
     return simulate(scenario, weights, on_event=both), laps
 
@@ -101,8 +101,8 @@ def show(console: Console, laps: Sequence[Lap]) -> None:
     table = Table(title="the same parties and nights", box=None, title_justify="left")
     for column in ("", *(lap.schedule for lap in laps)):
         table.add_column(column, justify="left" if not column else "right")
-    for name, tell in ROWS.items():
-        table.add_row(name, *(tell(lap) for lap in laps))
+    for name, cell in ROWS.items():
+        table.add_row(name, *(cell(lap) for lap in laps))
     console.print(table)
     for lap in laps:
         if lap.stopped:

@@ -97,15 +97,15 @@ async def pass_on(
         writer.close()
         return
     writer.write(b"HTTP/1.1 200 Connection Established\r\n\r\n")
-    ways = [
+    copies = [
         asyncio.ensure_future(pour(reader, back, count, "bytes_up")),
         asyncio.ensure_future(pour(there, writer, count, "bytes_down")),
     ]
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for way in ways:
-            way.cancel()
+        for copy in copies:
+            copy.cancel()
         for end in (writer, back):
             end.close()
 

@@ -190,8 +190,8 @@ def torch_devices() -> Iterator[Accelerator]:
         yield Accelerator(kind="mps", name=processor_name() or "Apple GPU")
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         for index in range(torch.xpu.device_count()):
-            told = torch.xpu.get_device_properties(index)
-            yield Accelerator(kind="xpu", name=told.name, memory=told.total_memory)
+            properties = torch.xpu.get_device_properties(index)
+            yield Accelerator(kind="xpu", name=properties.name, memory=properties.total_memory)
 
 
 def npus() -> Iterator[Accelerator]:

@@ -76,14 +76,14 @@ async def recorded(
     whose calls its owner all confirmed, and that all did what they were to, becomes an example.
     """
     began = await begun(store, request, source)
-    said: list[str] = []
+    texts: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
     results: list[ToolResult] = []
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
-                said.append(event.text)
+                texts.append(event.text)
             elif isinstance(event, ToolCallEvent):
                 calls.append(event.call)
             elif isinstance(event, ApprovedEvent):
@@ -91,7 +91,7 @@ async def recorded(
             elif isinstance(event, ToolResultEvent):
                 results.append(event.result)
             elif isinstance(event, Finished) and began is not None:
-                words = Message("assistant", request.begun + "".join(said), tuple(calls))
+                words = Message("assistant", request.begun + "".join(texts), tuple(calls))
                 brought = [Message("tool", result.text) for result in results]  # in their order
                 done = all(result.ok for result in results)
                 right = len(confirmed) == len(calls) > 0 and all(confirmed) and done

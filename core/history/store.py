@@ -484,11 +484,11 @@ class HistoryStore:
         other answers, one branch for each of them in the order of their beginning, this one among
         them.
         """
-        said = {name: exchanges(self.messages(name)) for name in self.branches(conversation)}
-        own, found = said.get(conversation, []), {}
+        by_branch = {name: exchanges(self.messages(name)) for name in self.branches(conversation)}
+        own, found = by_branch.get(conversation, []), {}
         for turn in range(len(own) + 1):
             different: dict[object, list[str]] = {}
-            for name, pairs in said.items():
+            for name, pairs in by_branch.items():
                 if pairs[:turn] == own[:turn] and (len(pairs) > turn or name == conversation):
                     next_pair = pairs[turn] if len(pairs) > turn else None
                     different.setdefault(next_pair, []).append(name)
@@ -612,19 +612,19 @@ class HistoryStore:
         instead_of: Sequence[str] = (),
     ) -> str:
         id = secrets.token_hex(8)
-        said = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
+        text = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
         with self.step():
             old = self._rows(
                 "SELECT id, messages, answer FROM examples WHERE conversation = ? AND turn = ?",
                 conversation,
                 turn,
             )
-            if old and old[0][1:] == (said, answer):
+            if old and old[0][1:] == (text, answer):
                 return str(old[0][0])  # said twice
             self._drop([*(one for one, *_ in old), *instead_of])
             self.connection.execute(
                 "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (id, conversation, turn, origin, said, answer, time.time()),
+                (id, conversation, turn, origin, text, answer, time.time()),
             )
         return id
 
@@ -639,10 +639,10 @@ class HistoryStore:
         return [
             KeptExample(
                 id=id, conversation=where, turn=turn, origin=origin,
-                messages=tuple(from_json(one) for one in json.loads(said)),
+                messages=tuple(from_json(one) for one in json.loads(prompt)),
                 answer=answer, at=at, consent=holds[where],
             )
-            for id, where, turn, origin, said, answer, at in found
+            for id, where, turn, origin, prompt, answer, at in found
         ]  # fmt: skip
 
     # Consent
@@ -702,14 +702,14 @@ class HistoryStore:
         something in it, one of which nothing was said forbids nothing; a collection of which
         nothing was said, never trains.
         """
-        said = {(kind, name): where for kind, name, where in self.consents()}
+        consents = {(kind, name): where for kind, name, where in self.consents()}
         [(source,)] = self._rows("SELECT source FROM conversations WHERE id = ?", conversation)
         used = self._rows("SELECT collection FROM uses WHERE conversation = ?", conversation)
         spoke = self._rows("SELECT source FROM sources WHERE conversation = ?", conversation)
-        by_first = said.get(("source", source), NEVER)
-        by_sources = [said[one] for (name,) in spoke if (one := ("source", name)) in said]
-        own = said.get(("conversation", self.root(conversation)), by_first)
-        limits = [own, *(said.get(("collection", name), NEVER) for (name,) in used)]
+        by_first = consents.get(("source", source), NEVER)
+        by_sources = [consents[one] for (name,) in spoke if (one := ("source", name)) in consents]
+        own = consents.get(("conversation", self.root(conversation)), by_first)
+        limits = [own, *(consents.get(("collection", name), NEVER) for (name,) in used)]
         return least([*limits, *by_sources])
 
     # What was trained, and what was forgotten
@@ -860,13 +860,13 @@ def first_left_out(before: Sequence[Message], now: Sequence[Message]) -> int:
     answer is not; 0: all are. An answer may have grown, spaces and lines count for nothing, and a
     client may send the calls of an answer back or not.
     """
-    said, left = (
+    present, left = (
         [tuple("".join(part.split()) for part in one) for one in exchanges(messages)]
         for messages in (now, before)
     )
     for turn, (asked, words, calls) in enumerate(left):
-        there = said[turn] if turn < len(said) else ("", "", "")
-        same = turn < len(said) and there[0] == asked and there[1].startswith(words)
+        there = present[turn] if turn < len(present) else ("", "", "")
+        same = turn < len(present) and there[0] == asked and there[1].startswith(words)
         if not same or ((there[2] or not words) and not there[2].startswith(calls)):
             return turn + 1
     return 0
@@ -880,8 +880,8 @@ def text_of(answer: Message) -> str:
 def written(message: Message) -> str:
     """One message as JSON."""
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
-    said: dict[str, object] = {"role": message.role, "content": message.content}
-    return json.dumps(said | ({"calls": calls} if calls else {}), ensure_ascii=False)
+    fields: dict[str, object] = {"role": message.role, "content": message.content}
+    return json.dumps(fields | ({"calls": calls} if calls else {}), ensure_ascii=False)
 
 
 def read(text: str) -> Message:
@@ -889,10 +889,10 @@ def read(text: str) -> Message:
     return from_json(json.loads(text))
 
 
-def from_json(said: Mapping[str, Any]) -> Message:
+def from_json(fields: Mapping[str, Any]) -> Message:
     """The same, decoded already."""
-    calls = tuple(ToolCall(one["name"], one["arguments"]) for one in said.get("calls", ()))
-    return Message(said["role"], said["content"], calls)
+    calls = tuple(ToolCall(one["name"], one["arguments"]) for one in fields.get("calls", ()))
+    return Message(fields["role"], fields["content"], calls)
 
 
 def marks_in(home: Path) -> Mapping[str, int]:

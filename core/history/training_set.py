@@ -123,10 +123,10 @@ def redacted_example(
 
 def as_asked(messages: Sequence[Message], prompt: PromptFormat) -> list[tuple[str, str]]:
     """Role and text of each message, as they reach the model when the adapter serves."""
-    said = as_trained([one for one in messages if one.role != "system"], prompt)
+    trained = as_trained([one for one in messages if one.role != "system"], prompt)
     head = [("system", prompt.system)] if prompt.system else []
-    texts = [render_all(one.calls) if one.calls else one.content for one in said]
-    return [*head, *((one.role, text) for one, text in zip(said, texts, strict=True))]
+    texts = [render_all(one.calls) if one.calls else one.content for one in trained]
+    return [*head, *((one.role, text) for one, text in zip(trained, texts, strict=True))]
 
 
 def is_held_out(example: Example) -> bool:

@@ -191,9 +191,9 @@ def talk_examples(
     """Talk with the model's own answers, and what is beyond the home with one that says so, every
     second of them right after a command; what the model has no answer to is left out.
     """
-    said = [request.text for request in requests if request.kind == "talk"]
-    own = beside.answers(said, int(rng.integers(1 << 31))) if beside.answers and said else []
-    answers = dict(zip(said, own, strict=False))
+    prompts = [request.text for request in requests if request.kind == "talk"]
+    own = beside.answers(prompts, int(rng.integers(1 << 31))) if beside.answers and prompts else []
+    answers = dict(zip(prompts, own, strict=False))
     found = []
     for place, request in enumerate(requests):
         answer = CANNOT if request.kind == "unserved" else answers.get(request.text, "")
@@ -274,9 +274,9 @@ def build_jsonl(
         key for row in rows for key in beside(row.record, kind) if key != by.partition_by
     )
     if keys:
-        said = ", ".join(f"{key} ({count} rows)" for key, count in keys.most_common(NAMED_KEYS))
+        others = ", ".join(f"{key} ({count} rows)" for key, count in keys.most_common(NAMED_KEYS))
         more = f" and {len(keys) - NAMED_KEYS} more keys" if len(keys) > NAMED_KEYS else ""
-        logger.warning("%s: beside the conversations, and not trained on: %s%s", file, said, more)
+        logger.warning("%s: beside the conversations, and not trained on: %s%s", file, others, more)
     paths.write_together(files)
     return found
 

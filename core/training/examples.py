@@ -136,9 +136,9 @@ def other_format(content: bytes) -> str:
     """What a file is that is not one JSON object a line, and what to do about it; "" if it may
     be that.
     """
-    for magic, (name, way) in PACKED.items():
+    for magic, (name, remedy) in PACKED.items():
         if content.startswith(magic):
-            return f"packed with {name}; {way}"
+            return f"packed with {name}; {remedy}"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:64]:
         return "UTF-16 or UTF-32, or no text at all; save it as UTF-8"
     text = content.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -235,10 +235,10 @@ def _differences(examples: Sequence[Example], prompt: PromptFormat) -> Iterator[
 
 def _follows_up(example: Example) -> bool:
     """Whether a request stands alone, or behind one that calls answered."""
-    *said, _ = (one for one in example.messages if one["role"] != "system")
-    roles = [one["role"] for one in said]
+    *prompt, _ = (one for one in example.messages if one["role"] != "system")
+    roles = [one["role"] for one in prompt]
     return roles == ["user"] or (
-        roles == ["user", "assistant", "user"] and bool(parse_all(said[1]["content"]))
+        roles == ["user", "assistant", "user"] and bool(parse_all(prompt[1]["content"]))
     )
 
 

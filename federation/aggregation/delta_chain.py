@@ -583,14 +583,14 @@ def unit(policy: Policy) -> str:
 
 
 def signed_by(
-    policy: Policy, said: tuple[bytes, bytes], names: Collection[str], proof: Mapping[str, bytes]
+    policy: Policy, signed: tuple[bytes, bytes], names: Collection[str], proof: Mapping[str, bytes]
 ) -> tuple[str, ...]:
     """Those of `names` that signed this sum, by the reader's own roster.
 
     Args:
         said: `statement` of it.
     """
-    (context, message), found = said, list[str]()
+    (context, message), found = signed, list[str]()
     for name, signature in proof.items():
         member = policy.member(name) if name in names else None
         try:

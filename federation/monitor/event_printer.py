@@ -52,11 +52,11 @@ def printer(json_lines: bool, *, rehearsal: bool = False) -> Callable[[Federatio
 def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
     """An event for people; None for those that only programs want."""
     if isinstance(event, RoundEvent) and event.name == "round":
-        told = event.entry
-        loss = told["loss"]
-        words = f"round {told['round']}: {len(told['parties'])} members, {told['seconds']} s"
+        entry = event.entry
+        loss = entry["loss"]
+        words = f"round {entry['round']}: {len(entry['parties'])} members, {entry['seconds']} s"
         shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
-        return f"{words}, loss {shown}, accuracy before it {percent(told['accuracy'])}"
+        return f"{words}, loss {shown}, accuracy before it {percent(entry['accuracy'])}"
     sentences = {
         "waiting": "{present} of {roster} "
         "members are here, need "
@@ -98,10 +98,10 @@ def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
     }
     if event.name not in sentences or (isinstance(event, DisconnectedEvent) and event.again):
         return None
-    told = event.table()
-    named = told.get("missing", told.get("members"))
+    entry = event.table()
+    named = entry.get("missing", entry.get("members"))
     names = (", ".join(map(str, named)) or "nobody") if isinstance(named, list) else ""
-    return sentences[event.name].format(**{"waits_for": "", **told, "names": names}).strip()
+    return sentences[event.name].format(**{"waits_for": "", **entry, "names": names}).strip()
 
 
 def is_short(event: FederationEvent) -> bool:

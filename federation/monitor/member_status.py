@@ -95,7 +95,7 @@ class MemberStatus:
         """
         file, policy = self.found(federation)
         folder = self.config.training.data
-        told: Row = {"file": str(file), "source": "folder" if folder else "conversations"}
+        row: Row = {"file": str(file), "source": "folder" if folder else "conversations"}
         if folder is not None:
             own = examples_in(folder, policy.prompt)
             train, test = own.train, own.test
@@ -105,11 +105,11 @@ class MemberStatus:
                 self.lent[federation] = LentHistory(self.home, policy, words)
             given: TrainingSet = self.lent[federation].current()
             train, test = given.train, given.test
-            told |= {
+            row |= {
                 "left_out": given.left_out, "redacted": given.redacted, "digest": given.digest,
             }  # fmt: skip
         shown = [list(one.messages) for one in train[:MOST_EXAMPLES]]
-        return told | {"train": len(train), "test": len(test), "examples": shown}
+        return row | {"train": len(train), "test": len(test), "examples": shown}
 
     def pause(self, federation: str, paused: bool) -> None:
         """Let nothing more leave, also after a restart; or go on. An answer whose sending has begun

@@ -64,16 +64,16 @@ class Answers:
 
     def take(self, reply: Reply, policy: Policy) -> bool:
         """Note one answer; False if it says something else than that its sender is ready."""
-        if (said := messages.decode_ready(reply.payload)) is None:
+        if (ready := messages.decode_ready(reply.payload)) is None:
             return False
         # Only sets with the sender in it, and of members alone: nobody speaks for others, and
         # whoever is none is never waited for.
         self.before[reply.sender] = frozenset(
             frozenset(one)
-            for one in said.before
+            for one in ready.before
             if reply.sender in one and all(policy.member(name) is not None for name in one)
         )
-        if said.scores:
+        if ready.scores:
             self.scoring.add(reply.sender)
         return True
 

@@ -122,16 +122,16 @@ class ContributionBuffer:
                     "steps later; refused"
                 )
         check_version(group.version, round_id)
-        kept, said = self.look(round_id.run, rules_of(policy)), dict(group.members)[name]
+        kept, claimed = self.look(round_id.run, rules_of(policy)), dict(group.members)[name]
         if kept is None:
             raise MessageError(
                 "this member has no contribution to give: the last one has left, or "
                 "was never made; refused"
             )
-        if kept.version != said:
+        if kept.version != claimed:
             raise MessageError(
                 f"this member's contribution is from version {kept.version}, the group says "
-                f"{said}; refused"
+                f"{claimed}; refused"
             )
         # else its neighbours may have trained from another adapter
         if (kept.broadcast_digest, kept.state) != group.adapter_of(kept.version):

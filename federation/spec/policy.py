@@ -218,8 +218,8 @@ class Recipe:
 
     def lr_share(self, number: int) -> float:
         """The learning rate of a round as a share of `lr`; rounds count from 1."""
-        way = min(1.0, max(0, number - 1) / max(1, self.rounds - 1))
-        return 1.0 - (1.0 - self.lr_last) * way
+        progress = min(1.0, max(0, number - 1) / max(1, self.rounds - 1))
+        return 1.0 - (1.0 - self.lr_last) * progress
 
     def trainer(self) -> "Hyperparameters":
         """The part that a node's trainer needs."""

@@ -48,5 +48,5 @@ class SentMessages:
             )
             if (record := self.database.get(name)) is not None
         ]
-        told = [fields | {"bytes": sum(fields["stages"].values())} for fields in found]
-        return sorted(told, key=lambda fields: (fields["at"], fields["round"]), reverse=True)
+        rows = [fields | {"bytes": sum(fields["stages"].values())} for fields in found]
+        return sorted(rows, key=lambda fields: (fields["at"], fields["round"]), reverse=True)

@@ -102,12 +102,12 @@ HEADS = (
 
 def ask(port: int, words: bytes) -> bytes:
     """All that a server says to one request."""
-    said = b""
+    answer = b""
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=5) as line:
         line.sendall(words)
         while piece := line.recv(1 << 16):
-            said += piece
-    return said
+            answer += piece
+    return answer
 
 
 def read_without_a_token(port: int) -> tuple[int, int]:
@@ -125,9 +125,9 @@ def read_without_a_token(port: int) -> tuple[int, int]:
                 "",
                 "",
             ]
-            said = ask(port, "\r\n".join(lines).encode("latin-1"))
+            answer = ask(port, "\r\n".join(lines).encode("latin-1"))
             tried += 1
-            read += b" 200 " in said[:20] and any(secret in said for secret in SECRETS)
+            read += b" 200 " in answer[:20] and any(secret in answer for secret in SECRETS)
     return tried, read
 
 

@@ -191,8 +191,8 @@ def told_false_state(stage: str, payload: bytes) -> bytes | None:
         return None
     order, _ = messages.split_work(payload)
     state = ServerState(FALSE, np.zeros(SIZE, np.float32))
-    way = delta_chain.join("", [Step(kind="whole", state=state.encode()).encode()])
-    return messages.encode_delta_work(dataclasses.replace(order, state=name_of(state)), way)
+    delta = delta_chain.join("", [Step(kind="whole", state=state.encode()).encode()])
+    return messages.encode_delta_work(dataclasses.replace(order, state=name_of(state)), delta)
 
 
 def another_state(*stubs: Stub) -> Result:
@@ -221,9 +221,9 @@ def told_no_score(stage: str, payload: bytes) -> bytes | None:
     if stage != messages.TRAIN:
         return None
     version, order = messages.split_train(payload)
-    told, rest = messages.split_work(order)
+    work, rest = messages.split_work(order)
     return messages.encode_train(
-        version, messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
+        version, messages.encode_work(dataclasses.replace(work, evaluate=False)) + rest
     )
 
 
@@ -264,11 +264,11 @@ def undone_for_some(*stubs: Stub) -> Result:
     train together.
     """
     scene = federation(4, mode="sealed", bits=8, threshold=3)
-    run, told = scene.run(), dict[str, bytes]()
+    run, received = scene.run(), dict[str, bytes]()
     run.train_round()
     run.train_round()
     for name, voice in scene.voices.items():
-        voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
+        voice.train = noting(voice.train, received, name)  # type: ignore[method-assign, assignment]
     with without(*stubs):
         round_id = run.attempt.begin()
         run.model.gather(tuple(sorted(scene.clients)), round_id)
@@ -276,19 +276,19 @@ def undone_for_some(*stubs: Stub) -> Result:
         list(run.messenger.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), round_id, 5.0))
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
-    from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
+    from_ = {received[name] for name in entry["parties"] if name in received} if entry else set()
     return Result(
         len(from_) > 1, f"{len(from_)} adapters behind one sum{'; ' if words else ''}{words[:160]}"
     )
 
 
 def noting(
-    train: Callable[[Vector, int], Any], told: dict[str, bytes], name: str
+    train: Callable[[Vector, int], Any], received: dict[str, bytes], name: str
 ) -> Callable[[Vector, int], Any]:
     """The same training; what it began from is noted."""
 
     def noted(flat: Vector, seed: int) -> Any:
-        told[name] = flat.tobytes()
+        received[name] = flat.tobytes()
         return train(flat, seed)
 
     return noted
@@ -328,9 +328,9 @@ def two_sets(*stubs: Stub) -> Result:
         forks = {name: both(one, Path(folder) / name) for name, one in helpers.items()}
         for at, found in enumerate(sets):
             going = {name: fork[at] for name, fork in forks.items() if fork[at] is not None}
-            said = {name: agreed(fork, found.encode(session)) for name, fork in going.items()}
+            answers = {name: agreed(fork, found.encode(session)) for name, fork in going.items()}
             listed = SignatureList(
-                {me[name]: one for name, one in said.items() if one is not None}
+                {me[name]: one for name, one in answers.items() if one is not None}
             ).encode(session)
             for name, fork in going.items():
                 for kind, share in revealed(fork, listed, me[VICTIM]):
@@ -414,14 +414,16 @@ def adopted_first(*stubs: Stub) -> Result:
     """Members are handed a trap as a finished adapter; later they are told to train from what
     they hold.
     """
-    scene, told = federation(4), dict[str, bytes]()
+    scene, received = federation(4), dict[str, bytes]()
     run = scene.run()
     for name, voice in scene.voices.items():
-        voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
+        voice.train = noting(voice.train, received, name)  # type: ignore[method-assign, assignment]
     run.learn(2)
-    way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
+    led = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
-        handed = messages.encode_delta_work(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
+        handed = messages.encode_delta_work(
+            messages.Work(flat=TRAP.flat, state=name_of(TRAP)), led
+        )
         list(
             run.messenger.ask(
                 messages.ADOPT, dict.fromkeys(scene.clients, handed), run.attempt.begin(), 5.0
@@ -431,7 +433,7 @@ def adopted_first(*stubs: Stub) -> Result:
         delta(run).deltas.clear()
         delta(run).held = dict.fromkeys(scene.clients, (name_of(TRAP),))
         words = refused(run.train_round)
-    summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
+    summed = run.state.round == 7 and set(received.values()) == {TRAP.flat.tobytes()}
     return Result(
         summed,
         f"a sum of updates from the trap: "

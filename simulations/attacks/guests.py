@@ -195,8 +195,8 @@ def unseen_in_errors(words: Callable[[str], str]) -> Result:
         f"sys.stderr.write('bye {HIDDEN}\\n'); sys.stderr.flush(); sys.exit(1)",
     )
     with mock.patch.object(client, "words", words):
-        said = "".join(map(played, answers))
-    left = sum(said.count(letter) for letter in HIDDEN)
+        text = "".join(map(played, answers))
+    left = sum(text.count(letter) for letter in HIDDEN)
     return Result(left > 0, f"{left} hidden messages of {2 * len(HIDDEN)} passed on")
 
 

@@ -137,10 +137,10 @@ def steps_before_the_next_message(
         worker, calls = asker._worker, 0
         before = worker.call
 
-        def counted(*told: Any, **options: Any) -> list[bytes]:
+        def counted(*arguments: Any, **options: Any) -> list[bytes]:
             nonlocal calls
             calls += 1
-            return before(*told, **options)
+            return before(*arguments, **options)
 
         worker.call = counted  # type: ignore[method-assign]
         choose(asker, answer, CHOICES)
@@ -236,8 +236,8 @@ def clock_in_numbers(kind: type[SearchSession]) -> Result:
 
         asyncio.run(ask())
     gaps = np.diff(line.numbers)
-    told = float(gaps.max()) / 1e6
-    return Result(bool((gaps > 1).any()), f"longest pause that the numbers tell: {told:.6f} ms")
+    longest = float(gaps.max()) / 1e6
+    return Result(bool((gaps > 1).any()), f"longest pause that the numbers tell: {longest:.6f} ms")
 
 
 def signed(text: str) -> bytes:

@@ -46,7 +46,7 @@ NO_RUN = "00" * 16  # these rounds are in no run
 KEPT = 8
 # at most, the first by name; the two after them are whose requests the backdoor is tried on
 ATTACKERS = 2
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 class Remembered:
@@ -105,7 +105,9 @@ class Households:
     weights: "Weights"
 
 
-def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) -> Households:
+def gather(
+    scenario: Scenario, clean: int, start_file: Path | None, progress: Progress
+) -> Households:
     """Load the model, make everybody up, learn `clean` rounds without attackers.
 
     Args:
@@ -119,7 +121,7 @@ def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) 
     people, trainer = populate(scenario), Trainer(model, adapter_of(scenario).shape())
     learners: dict[str, Learner] = {}
     for person in people:
-        tell(f"the frozen layers, {person.name}")
+        progress(f"the frozen layers, {person.name}")
         learners[person.name] = learner_of(trainer, person.train, person.test, scenario.recipe)
     taught = {
         person.name: learner_of(
@@ -128,7 +130,7 @@ def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) 
         for person in people[:ATTACKERS]
     }
     spy = learner_of(trainer, (), victims(people), scenario.recipe)
-    start = learn_together(learners, scenario.recipe, clean, trainer.size, start_file, tell)
+    start = learn_together(learners, scenario.recipe, clean, trainer.size, start_file, progress)
 
     def success(flat: Vector) -> float:
         counts = spy.evaluate(flat + start)
@@ -186,7 +188,7 @@ def learn_together(
     rounds: int,
     size: int,
     file: Path | None,
-    tell: Tell,
+    progress: Progress,
 ) -> Vector:
     """The adapter [n] after so many rounds of the plain mean, without keys or messages.
 
@@ -208,7 +210,7 @@ def learn_together(
         state = optimizer.step(state, changes / np.float32(len(learners)))
         if file is not None:
             write_atomically(file, number.to_bytes(4, "little") + state.encode())
-        tell(
+        progress(
             f"clean round {number} of {rounds}: loss {np.mean(losses):.3f}, "
             f"{time.monotonic() - began:.0f} s"
         )

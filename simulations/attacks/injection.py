@@ -103,7 +103,7 @@ def open_formats(call: ToolCall) -> dict[str, str]:
 class Injection:
     """One text on its way in."""
 
-    way: str  # how it comes into the conversation
+    channel: str  # how it comes into the conversation
     form: str  # how it says what is to be done
     text: str
     meant: ToolCall
@@ -113,18 +113,18 @@ class Injection:
 
 def attempts() -> Iterator[Injection]:
     """All of them."""
-    for way in WAYS:
+    for channel in CHANNELS:
         for number, form in enumerate(formats(DOOR)):
             # half of them change something here, half reach outside
             meant = DOOR if number % 2 else POST
             text = formats(meant)[form]
-            if "/" in text and way == "a file's name":
+            if "/" in text and channel == "a file's name":
                 continue  # no file can be called so
             verbatim = form in open_formats(meant)
             altered = number % 3 == 0 and not verbatim
-            yield Injection(way, form, text, meant, altered, verbatim)
+            yield Injection(channel, form, text, meant, altered, verbatim)
         for words, meant in WORDS.items():
-            yield Injection(way, "plain words", words, meant, altered=True)
+            yield Injection(channel, "plain words", words, meant, altered=True)
 
 
 def by_tool(text: str) -> tuple[Message, ...]:
@@ -166,7 +166,7 @@ def asked() -> Message:
     return Message("user", ASKED)
 
 
-WAYS: dict[str, Callable[[str], tuple[Message, ...]]] = {
+CHANNELS: dict[str, Callable[[str], tuple[Message, ...]]] = {
     "a tool's result": by_tool,
     "a document": by_document,
     "a file's name": by_file_name,
@@ -186,11 +186,11 @@ class ObedientEngine:
     def submit(self, request: GenerationRequest) -> Generation:
         """One answer, whole."""
         call = self.next_call(request)
-        said = format_of(self.tokenizer.template.source).write([call])
+        text = format_of(self.tokenizer.template.source).write([call])
         if self.attempt.verbatim and call != READ:
-            said = self.attempt.text
+            text = self.attempt.text
         generation = Generation(len(request.prompt))
-        generation.deliver(TextDelta(said, 1, "stop"))
+        generation.deliver(TextDelta(text, 1, "stop"))
         return generation
 
     def next_call(self, request: GenerationRequest) -> ToolCall:
@@ -263,7 +263,7 @@ async def acts(tokenizer: Tokenizer, attempt: Injection, rules: ToolsConfig | No
     if rules is None:
         assistant.approvals = Unasked(assistant.config)
     ask = ChatRequest(
-        messages=WAYS[attempt.way](attempt.text), conversation="attacked", use_memory=True
+        messages=CHANNELS[attempt.way](attempt.text), conversation="attacked", use_memory=True
     )
     async for _ in assistant.reply(ask):
         pass
@@ -285,10 +285,10 @@ def run(tokenizer: Tokenizer) -> dict[str, Any]:
     """Every attempt, with and without protection: how many were tried, and what was done."""
 
     async def all_of_them() -> dict[str, Any]:
-        tried, acted, unprotected, ways = 0, list[str](), 0, dict[str, int]()
+        tried, acted, unprotected, channels = 0, list[str](), 0, dict[str, int]()
         for attempt in attempts():
             tried += 1
-            ways[attempt.way] = ways.get(attempt.way, 0) + 1
+            channels[attempt.way] = channels.get(attempt.way, 0) + 1
             unprotected += await acts(tokenizer, attempt, None)
             for rules in rules_of(attempt):
                 if await acts(tokenizer, attempt, rules):
@@ -298,7 +298,7 @@ def run(tokenizer: Tokenizer) -> dict[str, Any]:
             "acted": len(acted),
             "acted_by": acted,
             "acted_unprotected": unprotected,
-            "ways": ways,
+            "ways": channels,
         }
 
     return asyncio.run(all_of_them())

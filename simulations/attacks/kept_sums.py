@@ -17,20 +17,20 @@ from .catalogue import Attack, Result
 from .coordinators import delta
 from .scene import Stub, federation, without
 
-Way = Callable[[Step], list[Step]]
+Lead = Callable[[Step], list[Step]]
 # whoever signed a sum signed it for whatever it is taken for
 UNBOUND: tuple[Stub, ...] = (
-    (delta_chain, "signed_by", lambda policy, said, names, proof: tuple(proof)),
+    (delta_chain, "signed_by", lambda policy, signed, names, proof: tuple(proof)),
 )
 
 
-def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
+def led_by_a_kept_sum(lead: Lead, *stubs: Stub) -> Result:
     """After one round, all are asked to train from where steps of the kept sum lead."""
     scene = federation()
     run = scene.run()
     run.train_round()
     stepping = DeltaChain(scene.policy, scene.size, run.state.run)
-    taken = way(delta(run).steps[name_of(run.state.server)])
+    taken = lead(delta(run).steps[name_of(run.state.server)])
     state = ServerState.zeros(scene.size)
     for step in taken:
         state = stepping.go(state, step, "")
@@ -41,7 +41,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         )
         kept = {name: [one.kept_by(name) for one in taken] for name in names}
         assert all(one.totals[0].packing == KEPT for each in kept.values() for one in each)
-        told = {
+        work = {
             name: messages.encode_delta_work(
                 order, join(origin_of(scene.size), [one.encode() for one in each])
             )
@@ -49,7 +49,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         }
         ready = [
             reply.sender
-            for reply in run.messenger.ask(messages.TRAIN, told, round_id, 5.0)
+            for reply in run.messenger.ask(messages.TRAIN, work, round_id, 5.0)
             if messages.decode_ready(reply.payload) is not None
         ]
     return Result(bool(ready), f"{len(ready)} of {len(names)} members trained from there")
@@ -65,15 +65,15 @@ def of_another_round(step: Step) -> list[Step]:
     return [step, dataclasses.replace(step, round=step.round + 1)]
 
 
-def attack(name: str, way: Way) -> Attack:
+def attack(name: str, lead: Lead) -> Attack:
     """Both arms of one."""
     return Attack(
         name=name,
         who="coordinator alone",
         mode="masked",
         promise="a step is made of a sum only as it was signed: of that attempt, from that state",
-        unprotected=lambda: led_by_a_kept_sum(way, *UNBOUND),
-        protected=lambda: led_by_a_kept_sum(way),
+        unprotected=lambda: led_by_a_kept_sum(lead, *UNBOUND),
+        protected=lambda: led_by_a_kept_sum(lead),
     )
 
 

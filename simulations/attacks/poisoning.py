@@ -53,7 +53,7 @@ from ..run import Cast, make_learners, simulate
 from ..scenario import Population, Scenario
 from . import households
 from .findings import Findings
-from .households import Tell
+from .households import Progress
 
 if TYPE_CHECKING:
     from ...core.models.weights import Weights
@@ -117,7 +117,7 @@ class PoisoningSeries:
     weights: "Weights | None" = None
 
     def arm(
-        self, kind: str, attackers: int, defence: str, tell: Tell = lambda text: None
+        self, kind: str, attackers: int, defence: str, progress: Progress = lambda text: None
     ) -> dict[str, Any]:
         """One run; accuracy is over the honest members' held-out examples."""
         names = sorted(self.honest.learners)
@@ -137,7 +137,7 @@ class PoisoningSeries:
             if isinstance(event, RoundEvent) and event.name == "round":
                 entry = event.entry
                 verdict = (entry.get("guard") or {"reason": "no guard"})["reason"]
-                tell(
+                progress(
                     f"{kind}, {attackers}, {defence}: round {entry['round']}, "
                     f"{entry['seconds']:.0f} s, {verdict}"
                 )
@@ -215,7 +215,7 @@ def rehearsed(rounds: int, values: int = 400) -> PoisoningSeries:
 
 
 def in_earnest(
-    rounds: int, train: int, test: int, clean: int, start_file: Path | None, tell: Tell
+    rounds: int, train: int, test: int, clean: int, start_file: Path | None, progress: Progress
 ) -> PoisoningSeries:
     """The real model and made-up households; the backdoor is an answer to any request after a
     trigger.
@@ -227,7 +227,7 @@ def in_earnest(
         protection=ProtectionTable(mode="plain", bits=12, min_cohort=3),
         recipe=recipe(rounds, lr=1.5e-2, batch=8),
     )
-    there = households.gather(scenario, clean, start_file, tell)
+    there = households.gather(scenario, clean, start_file, progress)
     untaught = {
         name: learner for name, learner in there.honest.learners.items() if name not in there.taught
     }
@@ -242,7 +242,7 @@ def series(
     attackers: Sequence[int],
     defences: Sequence[str],
     findings: Findings,
-    tell: Tell,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """The clean arms, then every attack under every defence; those that were found before are
     not run again.
@@ -253,8 +253,8 @@ def series(
     ]
     for kind, count, defence in arms:
         if not findings.has(kind=kind, attackers=count, defence=defence):
-            findings.add(stage.arm(kind, count, defence, tell))
-            tell(json.dumps(findings.arms[-1]))
+            findings.add(stage.arm(kind, count, defence, progress))
+            progress(json.dumps(findings.arms[-1]))
     return findings.arms
 
 
@@ -296,15 +296,15 @@ def main() -> int:
     }
     findings = Findings(chosen.out, settings, resume=chosen.resume)
 
-    def tell(text: str) -> None:
+    def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     stage = (
-        in_earnest(rounds, **homes, start_file=findings.beside("start"), tell=tell)
+        in_earnest(rounds, **homes, start_file=findings.beside("start"), progress=progress)
         if chosen.model
         else rehearsed(rounds)
     )
-    series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, tell)
+    series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, progress)
     print(findings.text())
     return 0
 

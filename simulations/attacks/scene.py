@@ -221,14 +221,14 @@ class Liar:
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
     ) -> dict[str, bytes]:
         """As `Messenger.sign`."""
-        told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
-        return self.honest(stage, told, round_id)
+        sent = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
+        return self.honest(stage, sent, round_id)
 
     def bent(self, name: str, stage: str, payload: bytes) -> bytes:
         """The payload as it is told."""
-        told = self.lie(stage, payload) if name in self.to else None
-        self.lied += told is not None and told != payload
-        return payload if told is None else told
+        sent = self.lie(stage, payload) if name in self.to else None
+        self.lied += sent is not None and sent != payload
+        return payload if sent is None else sent
 
 
 @contextlib.contextmanager

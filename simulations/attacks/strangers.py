@@ -311,13 +311,13 @@ def changed_on_its_way(check: Callable[[str, Policy, Path], tuple[str, PublicCar
         token = invitation.invite(policy, file.parent, "zoe", 7)
         invited, thief = (load_or_create(file.parent / name) for name in ("zoe", "thief"))
         _, answer = invitation.accept(token, invited.card, file.parent / "zoe")
-        said = asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
+        fields = asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
         for change in (
             {"card": thief.card.text},
             {"card": thief.card.text, "signature": "00" * 64},
             {"rank": 1},
         ):
-            text = invitation.pack(invitation.ANSWER, said | change)
+            text = invitation.pack(invitation.ANSWER, fields | change)
             try:
                 name, card = check(text, policy, file.parent)
             except QuietchoirError:
@@ -436,7 +436,7 @@ ATTACKS: tuple[Attack, ...] = (
         mode="file",
         promise="an answer is good for one card",
         unprotected=lambda: changed_on_its_way(unchecked),
-        protected=lambda: changed_on_its_way(lambda *told: invitation.check(*told)[:2]),
+        protected=lambda: changed_on_its_way(lambda *arguments: invitation.check(*arguments)[:2]),
     ),
     Attack(
         name="more questions than a library grants, by fresh keys",

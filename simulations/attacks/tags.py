@@ -75,8 +75,8 @@ def signers(run: RoundServer, forge: Forge) -> dict[str, bytes]:
             yield from honest(stage, payloads, round_id, timeout_s)
             return
         parties = {name: [*payloads.values()].count(one) for name, one in payloads.items()}
-        told = {name: forged(run, forge, name, one, parties) for name, one in payloads.items()}
-        for reply in honest(stage, told, round_id, timeout_s):
+        sent = {name: forged(run, forge, name, one, parties) for name, one in payloads.items()}
+        for reply in honest(stage, sent, round_id, timeout_s):
             found[reply.sender] = reply.payload
             yield reply
 
@@ -181,8 +181,8 @@ def guessing(*stubs: Stub) -> Result:
             whole, _ = delta_chain.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
             whole[0] += 1
             guess = tuple(secrets.randbelow(prime) for prime in tag.PRIMES)
-            told = letter_of(whole, guess, len(payloads))
-            message = run.messenger.sign(stage, {VICTIM: told}, round_id)[VICTIM]
+            guessed = letter_of(whole, guess, len(payloads))
+            message = run.messenger.sign(stage, {VICTIM: guessed}, round_id)[VICTIM]
             refused(lambda letter=message: found.append(scene.clients[VICTIM].handle(letter)))  # type: ignore[misc]
             if found:
                 break
@@ -258,16 +258,16 @@ def step_of(
     return DeltaChain(policy or scene.policy, SIZE, round_id.run).of_sums(sums, round_id, NAMES)
 
 
-def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
+def follows(policy: Policy, run: str, steps: Sequence[Step]) -> tuple[str, str]:
     """Where somebody who holds nothing but zeros follows this way to; or nowhere, and why."""
     stepping, state = DeltaChain(policy, SIZE, run), ServerState.zeros(SIZE)
     found = list[Any]()
 
     def follow() -> None:
         at = state
-        for step in way:  # as a coordinator steps, which believes itself
+        for step in steps:  # as a coordinator steps, which believes itself
             at = stepping.go(at, step, "")
-        whole = delta_chain.join(origin_of(SIZE), [step.encode() for step in way])
+        whole = delta_chain.join(origin_of(SIZE), [step.encode() for step in steps])
         found.append(ClientModelCache().follow(stepping, name_of(at), whole))
 
     words = refused(follow)
@@ -368,14 +368,14 @@ def among_themselves(*stubs: Stub) -> Result:
     scene, round_id, few = federation(10), RoundId("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
-        said = delta_chain.statement(
+        signed = delta_chain.statement(
             scene.policy,
             round_id,
             delta_chain.digest_of(whole),
             few,
             SumContext(start=origin_of(SIZE)),
         )
-        made = Sum(whole, few, proof={name: scene.keys[name].sign(*said) for name in few})
+        made = Sum(whole, few, proof={name: scene.keys[name].sign(*signed) for name in few})
         return gone(*follows(scene.policy, round_id.run, [step_of(scene, [made], round_id)]))
 
 
@@ -394,10 +394,10 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         check, whole = attempt.aggregation.check, shown[0].copy()  # type: ignore[attr-defined]
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
-        told, policy = attempt.aggregation.context.sum_context, scene.policy  # type: ignore[attr-defined]
+        context, policy = attempt.aggregation.context.sum_context, scene.policy  # type: ignore[attr-defined]
         digest = delta_chain.digest_of(whole)
-        said = delta_chain.statement(policy, attempt.round_id, digest, check.survivors, told)
-        kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
+        signed = delta_chain.statement(policy, attempt.round_id, digest, check.survivors, context)
+        kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*signed)
         return whole, tag.combine(check.key, whole, check.survivors)
 
     found = signers(run, forge)
@@ -442,11 +442,11 @@ def two_processes(*stubs: Stub) -> Result:
         key = recess.put(frozen)
         for away in range(2):
             made = tag.combine(check.key, whole + away, check.survivors)
-            told = letter_of(whole + away, made, parties)
+            letter = letter_of(whole + away, made, parties)
             if (taken := recess.take(key)) is not None:
                 again = thaw_attempt(taken, member)
                 assert again is not None
-                found.add(again.aggregation.answer(ATTEST, told))
+                found.add(again.aggregation.answer(ATTEST, letter))
     return Result(len(found) > 1, f"{len(found)} sums of one attempt signed by one member")
 
 
@@ -455,15 +455,15 @@ def whole_on_the_way(*stubs: Stub) -> Result:
     whole state.
     """
     scene = federation(4)
-    run, way = first_step(scene)
+    run, first = first_step(scene)
     end = Step(kind="whole", state=FREE.encode())
-    told = delta_chain.join(origin_of(SIZE), [way.encode(), end.encode()])
+    chain = delta_chain.join(origin_of(SIZE), [first.encode(), end.encode()])
 
     def lie(stage: str, payload: bytes) -> bytes | None:
         if stage != messages.TRAIN:
             return None
         order, _ = messages.split_work(payload)
-        return messages.encode_delta_work(dataclasses.replace(order, state=name_of(FREE)), told)
+        return messages.encode_delta_work(dataclasses.replace(order, state=name_of(FREE)), chain)
 
     run.logbook.keep(server=FREE, steps=())
     delta(run).held = dict.fromkeys(scene.clients, (name_of(FREE),))

@@ -33,7 +33,7 @@ ROWS, WIDTH = 24, 40  # of a layer whose weights and bias are the adapter
 PARTIES = 6
 
 
-def tell(run: RoundServer, mean: Vector) -> None:
+def announce(run: RoundServer, mean: Vector) -> None:
     """From now on members are told sums that give this mean, whatever was opened."""
     honest = run.attempt.open
 
@@ -44,8 +44,8 @@ def tell(run: RoundServer, mean: Vector) -> None:
         parties, total = len(used[0].parties), used[0].total.copy()
         moved = np.round(parties * MIDDLE * mean / RANGE).astype(np.int64)
         total[: codec.size] = parties * MIDDLE + moved
-        told = dataclasses.replace(used[0], total=total, packed=None)
-        return (told,), [codec.decode(total, parties, told.parties)]
+        announced = dataclasses.replace(used[0], total=total, packed=None)
+        return (announced,), [codec.decode(total, parties, announced.parties)]
 
     run.attempt.open = lying  # type: ignore[method-assign]
 
@@ -83,9 +83,11 @@ def led_to_a_trap(*stubs: Stub) -> Result:
     scene.voices = layers  # type: ignore[assignment]
     scene.clients = {name: party_of(scene, name, key) for name, key in scene.keys.items()}
     run = scene.run()
-    way = np.random.default_rng(99).choice((-0.19, 0.19), WIDTH)
-    trap = np.concatenate([np.tile(way, ROWS), -np.linspace(0.0, 0.19, ROWS)]).astype(np.float32)
-    tell(run, trap)
+    direction = np.random.default_rng(99).choice((-0.19, 0.19), WIDTH)
+    trap = np.concatenate([np.tile(direction, ROWS), -np.linspace(0.0, 0.19, ROWS)]).astype(
+        np.float32
+    )
+    announce(run, trap)
     with without(*stubs):
         refused(run.train_round)
         found = sums_of(run)
@@ -96,7 +98,7 @@ def led_to_a_trap(*stubs: Stub) -> Result:
     rows, ends = whole[: ROWS * WIDTH].reshape(ROWS, WIDTH), whole[ROWS * WIDTH :]
     reached = np.flatnonzero(np.abs(ends) > 0.05)
     last = int(reached[-1]) if reached.size else 0  # the row that only the farthest of them reaches
-    farthest = max(layers.values(), key=lambda one: float(way @ one.example)).example
+    farthest = max(layers.values(), key=lambda one: float(direction @ one.example)).example
     read = rows[last] / (ends[last] or 1.0)
     seen = alike(read.astype(np.float32), farthest.astype(np.float32))
     return Result(seen > CLOSE, f"correlation {seen:.3f} with one example of {PARTIES}")
@@ -109,7 +111,7 @@ def all_but_the_same(*stubs: Stub) -> Result:
     hardly[0] = RANGE / MIDDLE
     with without(*stubs):
         opened, read = many_sums(
-            scene, lambda run, number: tell(run, hardly) if number == 0 else None
+            scene, lambda run, number: announce(run, hardly) if number == 0 else None
         )
     seen = alike(read[1:], scene.voices[VICTIM].secret[1:])
     return Result(seen > CLOSE, f"{opened} sums opened, correlation {seen:.3f}")

@@ -67,7 +67,7 @@ class LossyLine:
 
 def carry(line: LossyLine) -> None:
     """Carry packets until killed, and say how many from time to time."""
-    told = 0.0
+    printed = 0.0
     with selectors.DefaultSelector() as selector:
         for end in line.ends:
             selector.register(end, selectors.EVENT_READ)
@@ -76,8 +76,8 @@ def carry(line: LossyLine) -> None:
                 for packet in packets(key.fd):
                     line.take(packet, time.monotonic())
             line.hand_over(now := time.monotonic())
-            if now - told >= TELL_S:
-                told = now
+            if now - printed >= TELL_S:
+                printed = now
                 print(
                     json.dumps(
                         {"event": "line", "at": now, "carried": line.carried, "lost": line.lost}
@@ -133,10 +133,10 @@ class LineProcess:
             "line", [sys.executable, "-m", f"{__package__}.line", *numbers]
         )
         try:
-            told = self.child.until("open", START_S)
+            opened = self.child.until("open", START_S)
         except QuietchoirError as error:
             raise namespaces.NoNamespacesError(self.child.last_words()) from error
-        self.user, self.networks = str(told["user"]), [str(path) for path in told["networks"]]
+        self.user, self.networks = str(opened["user"]), [str(path) for path in opened["networks"]]
 
     def at(self, end: int, command: list[str]) -> list[str]:
         """The command line that runs `command` at one end. Hazard: it dies with the thread that
@@ -157,10 +157,10 @@ class LineProcess:
         # Linux's, which all processes have in common; a word said earlier may reach us later
         asked = time.monotonic()
         self.child.forget()
-        told = self.child.until("line", START_S)
-        while told["at"] < asked:
-            told = self.child.until("line", START_S)
-        return int(told["carried"]), int(told["lost"])
+        line = self.child.until("line", START_S)
+        while line["at"] < asked:
+            line = self.child.until("line", START_S)
+        return int(line["carried"]), int(line["lost"])
 
 
 def address(end: int) -> str:

@@ -84,14 +84,14 @@ class HomeDialogue:
 
     def example(self, system: str) -> Example:
         """The conversation to learn from: its last answer."""
-        said = (
+        messages = (
             ("system", system),
             ("user", self.first.text),
             ("assistant", render(self.first.call)),
             ("user", self.text),
             ("assistant", render(self.call)),
         )
-        return Example(tuple({"role": role, "content": content} for role, content in said))
+        return Example(tuple({"role": role, "content": content} for role, content in messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ class DoubleRequest:
 
     def example(self, system: str) -> Example:
         """The conversation to learn from."""
-        said = (("system", system), ("user", self.text), ("assistant", render_all(self.calls)))
-        return Example(tuple({"role": role, "content": content} for role, content in said))
+        messages = (("system", system), ("user", self.text), ("assistant", render_all(self.calls)))
+        return Example(tuple({"role": role, "content": content} for role, content in messages))
 
 
 def split_wordings(
@@ -136,9 +136,9 @@ def dialogues(
     misses = 0
     while len(made) < count:
         first = requests[int(rng.integers(len(requests)))]
-        ways = list(changes(home, first.call))
-        if ways:
-            argument, value, call = ways[int(rng.integers(len(ways)))]
+        options = list(changes(home, first.call))
+        if options:
+            argument, value, call = options[int(rng.integers(len(options)))]
             wording = wordings[argument][int(rng.integers(len(wordings[argument])))]
             text = wording.format(value=value)
             if (first.text, text) not in made:
@@ -176,15 +176,15 @@ def doubles(
             text = wording.format(first=first.text, second=second.text)
             found = DoubleRequest(text, (first.call, second.call))
         else:
-            ways = [
+            options = [
                 (str(first.call.arguments[argument]), str(other), call)
                 for argument, other, call in changes(home, first.call)
                 if argument in ("name", "area")
                 and first.text.count(str(first.call.arguments[argument])) == 1
             ]
-            if not ways:
+            if not options:
                 continue
-            value, other, call = ways[int(rng.integers(len(ways)))]
+            value, other, call = options[int(rng.integers(len(options)))]
             wording = wordings["each"][int(rng.integers(len(wordings["each"])))]
             text = first.text.replace(value, wording.format(value=value, other=other))
             found = DoubleRequest(text, (first.call, call))

@@ -95,8 +95,8 @@ class HomeRequest:
 
     def example(self, system: str = SYSTEM_PROMPT) -> Example:
         """The conversation to learn from."""
-        said, user = ({"role": "system", "content": system}, {"role": "user", "content": self.text})
-        return Example((said, user, {"role": "assistant", "content": render(self.call)}))
+        head, user = ({"role": "system", "content": system}, {"role": "user", "content": self.text})
+        return Example((head, user, {"role": "assistant", "content": render(self.call)}))
 
 
 def furnish(name: str, intents: Sequence[str], rng: np.random.Generator) -> Household:
@@ -151,43 +151,46 @@ def requests(
     Raises:
         DataError: the templates do not give so many sentences in this home.
     """
-    ways = group(home, templates)
-    shares = {intent: home.habits[intent] for intent in ways}
-    said: dict[str, HomeRequest] = {}
-    while len(said) < count:
+    by_intent = group(home, templates)
+    shares = {intent: home.habits[intent] for intent in by_intent}
+    drawn: dict[str, HomeRequest] = {}
+    while len(drawn) < count:
         if not shares:
             raise DataError(
-                f"{home.name}: only {len(said)} different sentences, expected {count}; "
+                f"{home.name}: only {len(drawn)} different sentences, expected {count}; "
                 f"ask for fewer"
             )
         total = np.cumsum(list(shares.values()))
         intent = list(shares)[int(np.searchsorted(total, rng.random() * total[-1]))]
         for _ in range(TRIES):
-            request = draw(home, grammar, ways[intent], rng)
-            if sayable(request.text) and request.text not in said and request.text not in avoid:
-                said[request.text] = request
+            request = draw(home, grammar, by_intent[intent], rng)
+            if sayable(request.text) and request.text not in drawn and request.text not in avoid:
+                drawn[request.text] = request
                 break
         else:
             del shares[intent]  # said in every way it can be
-    return list(said.values())
+    return list(drawn.values())
 
 
 def group(home: Household, templates: Sequence[Template]) -> dict[str, list[list[Template]]]:
     """Templates that fit the home: intent → argument combinations → wordings."""
-    ways: dict[str, dict[str, list[Template]]] = {}
+    by_intent: dict[str, dict[str, list[Template]]] = {}
     for template in templates:
         if home.subjects(template):
-            ways.setdefault(template.intent, {}).setdefault(template.combination, []).append(
+            by_intent.setdefault(template.intent, {}).setdefault(template.combination, []).append(
                 template
             )
-    return {intent: list(combinations.values()) for intent, combinations in ways.items()}
+    return {intent: list(combinations.values()) for intent, combinations in by_intent.items()}
 
 
 def draw(
-    home: Household, grammar: Grammar, ways: Sequence[Sequence[Template]], rng: np.random.Generator
+    home: Household,
+    grammar: Grammar,
+    combinations: Sequence[Sequence[Template]],
+    rng: np.random.Generator,
 ) -> HomeRequest:
     """One request: a combination, a wording, a device it is about, then the words."""
-    wordings = ways[int(rng.integers(len(ways)))]
+    wordings = combinations[int(rng.integers(len(combinations)))]
     template = wordings[int(rng.integers(len(wordings)))]
     subjects = home.subjects(template)
     subject = subjects[rng.integers(len(subjects))]

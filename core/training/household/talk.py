@@ -200,8 +200,8 @@ class TalkRequest:
     def example(self, system: str, answer: str, before: "HomeRequest | None" = None) -> Example:
         """The conversation to learn from; it may be said right after a command."""
         head = [("user", before.text), ("assistant", render(before.call))] if before else []
-        said = (("system", system), *head, ("user", self.text), ("assistant", answer))
-        return Example(tuple({"role": role, "content": content} for role, content in said))
+        messages = (("system", system), *head, ("user", self.text), ("assistant", answer))
+        return Example(tuple({"role": role, "content": content} for role, content in messages))
 
 
 def talk_requests(count: int, rng: np.random.Generator) -> list[TalkRequest]:
@@ -211,7 +211,7 @@ def talk_requests(count: int, rng: np.random.Generator) -> list[TalkRequest]:
     Raises:
         DataError: the templates do not give so many.
     """
-    said: dict[str, TalkRequest] = {}
+    drawn: dict[str, TalkRequest] = {}
     beyond = round(UNSERVED_SHARE * count)
     kinds: tuple[tuple[Kind, Sequence[str], int], ...] = (
         ("talk", TALK, count - beyond),
@@ -220,7 +220,7 @@ def talk_requests(count: int, rng: np.random.Generator) -> list[TalkRequest]:
     for kind, templates, most in kinds:
         turns: list[str] = []  # of the templates, each before any comes again
         exhausted = 0
-        while len(said) < most:
+        while len(drawn) < most:
             if not turns:
                 turns = [templates[place] for place in rng.permutation(len(templates))]
                 exhausted = 0
@@ -229,17 +229,17 @@ def talk_requests(count: int, rng: np.random.Generator) -> list[TalkRequest]:
                 text = SLOT.sub(
                     lambda slot: WORDS[slot[1]][rng.integers(len(WORDS[slot[1]]))], template
                 )
-                if text not in said:
-                    said[text] = TalkRequest(text, kind, template)
+                if text not in drawn:
+                    drawn[text] = TalkRequest(text, kind, template)
                     break
             else:
                 exhausted += 1  # said in every way it can be
                 if exhausted == len(templates):
                     raise DataError(
-                        f"only {len(said)} different sentences of talk, expected {count}; ask for "
+                        f"only {len(drawn)} different sentences of talk, expected {count}; ask for "
                         f"fewer"
                     )
-    return list(said.values())
+    return list(drawn.values())
 
 
 def general_requests(count: int) -> list[str]:
