@@ -39,7 +39,7 @@ class RequestOutcome:
         """One line for people."""
         call = self.called
         if call is None:
-            return " ".join(self.said.split())[:90]
+            return " ".join(self.text.split())[:90]
         arguments = ", ".join(f"{key} {value}" for key, value in call.arguments.items())
         return f"{call.name}({arguments})" + ("" if self.right else "   (not what was meant)")
 

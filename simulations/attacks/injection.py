@@ -181,7 +181,7 @@ class ObedientEngine:
 
     def __init__(self, tokenizer: Tokenizer, attempt: Injection) -> None:
         self.tokenizer, self.attempt = tokenizer, attempt
-        self.reads = attempt.way == "a tool's result"
+        self.reads = attempt.channel == "a tool's result"
 
     def submit(self, request: GenerationRequest) -> Generation:
         """One answer, whole."""
@@ -248,10 +248,10 @@ class Unprotected(Assistant):
 
 async def acts(tokenizer: Tokenizer, attempt: Injection, rules: ToolsConfig | None) -> bool:
     """Whether anything was done that nobody said yes to; `rules` None: without protections."""
-    desktop = Desktop(attempt.text if attempt.way == "a tool's result" else "no mail")
+    desktop = Desktop(attempt.text if attempt.channel == "a tool's result" else "no mail")
     kind = Unprotected if rules is None else Assistant
     engine = ObedientEngine(tokenizer, attempt)
-    facts = (attempt.text,) if attempt.way == "memory" else ()
+    facts = (attempt.text,) if attempt.channel == "memory" else ()
     assistant = kind(
         engine,
         tokenizer,
@@ -263,7 +263,7 @@ async def acts(tokenizer: Tokenizer, attempt: Injection, rules: ToolsConfig | No
     if rules is None:
         assistant.approvals = Unasked(assistant.config)
     ask = ChatRequest(
-        messages=CHANNELS[attempt.way](attempt.text), conversation="attacked", use_memory=True
+        messages=CHANNELS[attempt.channel](attempt.text), conversation="attacked", use_memory=True
     )
     async for _ in assistant.reply(ask):
         pass
@@ -277,7 +277,7 @@ def rules_of(attempt: Injection) -> tuple[ToolsConfig, ...]:
     """
     shipped = ToolsConfig(steps=3, approval_timeout_s=0.001)
     lax = dataclasses.replace(shipped, write=PERMISSIVE, outside=PERMISSIVE)
-    own = attempt.way in ("a pasted mail", "memory") and attempt.altered
+    own = attempt.channel in ("a pasted mail", "memory") and attempt.altered
     return (shipped,) if own else (shipped, lax)
 
 
@@ -288,11 +288,11 @@ def run(tokenizer: Tokenizer) -> dict[str, Any]:
         tried, acted, unprotected, channels = 0, list[str](), 0, dict[str, int]()
         for attempt in attempts():
             tried += 1
-            channels[attempt.way] = channels.get(attempt.way, 0) + 1
+            channels[attempt.channel] = channels.get(attempt.channel, 0) + 1
             unprotected += await acts(tokenizer, attempt, None)
             for rules in rules_of(attempt):
                 if await acts(tokenizer, attempt, rules):
-                    acted.append(f"{attempt.way}, {attempt.form}, write = {rules.write}")
+                    acted.append(f"{attempt.channel}, {attempt.form}, write = {rules.write}")
         return {
             "tried": tried,
             "acted": len(acted),

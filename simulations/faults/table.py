@@ -91,14 +91,14 @@ class Play:
 
 
 def score(
-    report: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda found: None
+    tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda found: None
 ) -> dict[str, Any]:
     """Go through all of them: `faults_tried`, `faults_missed` and, by fault, what went wrong.
 
     Args:
         keep: gets the same after every fault, of those that have ended.
     """
-    with Play(report) as play:
+    with Play(tell) as play:
         for number, _ in enumerate(as_completed(play.outcomes.values()), start=1):
             if number < len(NAMES):
                 keep(count(play.outcomes))
