@@ -5,7 +5,6 @@ Always: a `Policy` that exists is consistent; two equal policies have equal dige
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -13,6 +12,7 @@ import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...core.errors import ConfigError
@@ -416,7 +416,7 @@ class Member:
             check_hex(self.transport, 49, "transport")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what follows from it is computed once
 class Policy:
     """Everything the members of one federation have agreed on."""
 
@@ -548,10 +548,23 @@ class Policy:
             b"quietchoir federation v1" + founder + bytes.fromhex(self.nonce)
         ).digest()
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """32 bytes that differ between any two different policies."""
-        return digest_of(self)
+        return hashlib.sha256(canonical(self.table())).digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def by_name(self) -> dict[str, Member]:
+        """Members, those whose time is over too."""
+        return {member.name: member for member in self.members}
+
+    @cached_property
+    def by_key(self) -> dict[str, Member]:
+        """The same by their Ed25519 keys, hex."""
+        return {member.key: member for member in self.members}
 
     @property
     def colluders(self) -> int:
@@ -581,23 +594,13 @@ class Policy:
 
     def member(self, name: str) -> Member | None:
         """The member called `name`, or None; a member whose time is over is none."""
-        return next(
-            (
-                member
-                for member in self.members
-                if member.name == name and not is_over(member.expires)
-            ),
-            None,
-        )
+        member = self.by_name.get(name)
+        return None if member is None or is_over(member.expires) else member
 
     def name_of(self, key: bytes) -> str | None:
         """The member whose Ed25519 key is `key`, or None; a member whose time is over is none."""
-        named = (
-            member.name
-            for member in self.members
-            if member.key == key.hex() and not is_over(member.expires)
-        )
-        return next(named, None)
+        member = self.by_key.get(key.hex())
+        return None if member is None or is_over(member.expires) else member.name
 
 
 class Tables(Protocol):
@@ -637,12 +640,6 @@ def is_over(expires: int) -> bool:
     it: a round may then abort.
     """
     return 0 < expires <= time.time()
-
-
-@functools.lru_cache(maxsize=64)
-def digest_of(policy: Policy) -> bytes:
-    """Remembered, because every message names it."""
-    return hashlib.sha256(canonical(policy.table())).digest()
 
 
 def canonical(table: dict[str, Any]) -> bytes:
@@ -711,8 +708,8 @@ def check_ranks(adapter: AdapterTable, ranks: Mapping[str, int]) -> None:
 
 def rank_of(policy: "Policy", name: str) -> int:
     """Columns that a member is asked to train."""
-    found = next((member.rank for member in policy.members if member.name == name), 0)
-    return found or policy.adapter.rank
+    member = policy.by_name.get(name)
+    return (member.rank if member else 0) or policy.adapter.rank
 
 
 def reached(ranks: Collection[int], least: int) -> int:
