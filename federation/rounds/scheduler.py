@@ -28,6 +28,7 @@ aggregation" (FedBuff), arXiv 2106.06639, algorithm 1.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -701,6 +702,7 @@ def enough_claim(policy: Policy, claims: Collection[str]) -> bool:
     return 3 * len(claims) > len(policy.members)
 
 
+@functools.lru_cache(maxsize=8)
 def ranking(policy: Policy, round_id: RoundId) -> tuple[str, ...]:
     """The roster in the order that this round's seed gives; the attempt plays no part in it."""
     seed = hashlib.sha256(

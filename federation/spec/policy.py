@@ -477,7 +477,7 @@ class Policy:
         """What its way to protect a sum can do."""
         return CAPABILITIES[self.protection.kind]
 
-    @property
+    @cached_property
     def ranked(self) -> bool:
         """Do members train different ranks?"""
         return any(0 < member.rank < self.adapter.rank for member in self.members)

@@ -62,6 +62,9 @@ class House:
     members: dict[str, Identity]
 
 
+NAMES = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "lea", "max"]
+
+
 def house(
     members: int = 4,
     *,
@@ -71,25 +74,11 @@ def house(
     tables: Mapping[str, Any] | None = None,
     **protection: Any,
 ) -> House:
-    """A federation of `members`, named ann, ben, … in order; `tables` are whole ones, by name."""
+    """A federation of `members`, named ann, ben, … m15, m16, … in order; `tables` are whole ones,
+    by name.
+    """
     owner, coordinator = Identity.generate(), Identity.generate()
-    names = [
-        "ann",
-        "ben",
-        "cat",
-        "dan",
-        "eve",
-        "fay",
-        "gus",
-        "hal",
-        "ida",
-        "jon",
-        "kim",
-        "lea",
-        "max",
-        "nia",
-        "ola",
-    ][:members]
+    names = [NAMES[number] if number < len(NAMES) else f"m{number}" for number in range(members)]
     keys = {name: Identity.generate() for name in names}
     policy = Policy(
         name="choir",
