@@ -8,7 +8,7 @@ Always: what the bounded schema allows, the schema itself allows; data (`const`,
 Why: a model that may write any key, digit or letter goes on writing them until its tokens run out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # characters of a string without a limit of its own; each costs the grammar up to five states, of
@@ -28,6 +28,9 @@ BESIDE = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "d
 OPENS = {"additionalProperties", "unevaluatedProperties", "patternProperties"}
 # What makes a definition judge one object together with another.
 SHARING = {"allOf", "if", "not", "dependentSchemas", "unevaluatedProperties", "$dynamicRef"}
+# Whoever fits a schema under these fits the whole less: a definition that one of them names would
+# let more through if it were bounded.
+TURNING = {"not", "if", "contains"}
 # Beside these alone, an object without named properties has none: nothing else could let one in.
 SAYS_NOTHING = {
     "type",
@@ -58,14 +61,15 @@ def bounded(schema: Any) -> Any:
     """The schema, its objects closed and its numbers, strings and arrays limited where it does not
     open or limit them itself.
     """
-    return _bounded(schema, closing=True, shared=_shares(schema))
+    return _bounded(schema, closing=True, shared=_shares(schema), turned=_turns(schema))
 
 
-def _bounded(schema: Any, *, closing: bool, shared: bool) -> Any:
+def _bounded(schema: Any, *, closing: bool, shared: bool, turned: bool) -> Any:
     """
     Args:
         closing: no other schema judges the same value.
         shared: definitions may be judged together with others.
+        turned: definitions may be what a value must not be, and stay as they are.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -74,15 +78,23 @@ def _bounded(schema: Any, *, closing: bool, shared: bool) -> Any:
     for key, value in schema.items():
         inner = key not in LISTS or key in ("items", "prefixItems") or alone
         if key in ("$defs", "definitions"):
+            if turned:
+                found[key] = value
+                continue
             inner = not shared
         if key in NAMED and isinstance(value, Mapping):
             found[key] = {
-                name: _bounded(one, closing=inner, shared=shared) for name, one in value.items()
+                name: _bounded(one, closing=inner, shared=shared, turned=turned)
+                for name, one in value.items()
             }
         elif key in LISTS and isinstance(value, list):
-            found[key] = [_bounded(one, closing=inner, shared=shared) for one in value]
+            found[key] = [
+                _bounded(one, closing=inner, shared=shared, turned=turned) for one in value
+            ]
         else:
-            found[key] = _bounded(value, closing=True, shared=shared) if key in ONE else value
+            found[key] = (
+                _bounded(value, closing=True, shared=shared, turned=turned) if key in ONE else value
+            )
     if alone and found.get("properties") and not found.keys() & (BESIDE | OPENS):
         found["additionalProperties"] = False
     return found if found.keys() & SPOKEN else found | _limits(found)
@@ -121,13 +133,29 @@ def _whole(value: Any) -> int:
 
 def _shares(schema: Any) -> bool:
     """Whether some part of a schema may judge an object together with another part."""
+    return any(
+        part.keys() & SHARING or ("$ref" in part and "properties" in part)
+        for part in _parts(schema)
+    )
+
+
+def _turns(schema: Any) -> bool:
+    """Whether a definition is named where fitting it may forbid a value."""
+    return any(
+        inner.keys() & {"$ref", "$dynamicRef"}
+        for part in _parts(schema)
+        for key in part.keys() & TURNING
+        for inner in _parts(part[key])
+    )
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Every table in a schema, itself included."""
     waiting = [schema]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
-            if value.keys() & SHARING or ("$ref" in value and "properties" in value):
-                return True
+            yield value
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-    return False

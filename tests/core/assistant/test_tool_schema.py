@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quietchoir.core.assistant.call_formats import BARE
@@ -210,6 +210,7 @@ VALUES = st.recursive(
 )
 
 
+@example({"not": {"$ref": "#/$defs/a"}}, {"type": "integer"}, 10**30)  # found by chance once
 @given(SCHEMAS, st.sampled_from([{"type": "integer"}, ROOM, {"items": ROOM}]), VALUES)
 def test_what_a_bounded_schema_allows_the_schema_allows(schema, a, value):
     alone = {"$defs": {"a": a}, "allOf": [schema]}
