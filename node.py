@@ -38,8 +38,15 @@ from .core.engine import fit
 from .core.engine.conversations import FOLDER
 from .core.engine.embedder import SentenceEmbedder
 from .core.engine.engine import Engine, EngineStats, StepTimes
-from .core.engine.request import Timing
-from .core.errors import EngineError, FederationError, QuietchoirError, UnsupportedModelError
+from .core.engine.request import GenerationRequest, Timing
+from .core.engine.sampling.params import SamplingParams
+from .core.errors import (
+    EngineError,
+    FederationError,
+    QuietchoirError,
+    RequestError,
+    UnsupportedModelError,
+)
 from .core.hardware import discovery
 from .core.hardware.discovery import core_list
 from .core.hardware.power import Allowance, EnergyMeter, Power, keep_to
@@ -78,6 +85,7 @@ from .federation.membership import roster
 from .federation.monitor.event_printer import sentence
 from .federation.monitor.member_status import MemberStatus
 from .plugins.host import PluginHost
+from .plugins.sampling import Written
 
 if TYPE_CHECKING:
     from .core.models.lora.adapter import (
@@ -224,7 +232,7 @@ class Node:
         files: Mapping[str, Mapping[str, Path]] = (
             {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
         )
-        self.plugins = PluginHost(config.plugins, files=files)
+        self.plugins = PluginHost(config.plugins, files=files, write=self.write_text)
         self.parts = AsyncExitStack()
         limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])
         self.pool = ModelPool(
@@ -280,6 +288,37 @@ class Node:
         for name in misnamed(self.config.tools, [tool.name for tool in self.plugins.tools()]):
             logger.warning(
                 "[tools] names %s, as no tool here is called: the rule does nothing", name
+            )
+
+    async def write_text(
+        self, messages: Sequence[Mapping[str, str]], answer_tokens: int, tokens: int
+    ) -> Written:
+        """What the plain model of this node writes for a plugin.
+
+        Args:
+            answer_tokens: of the answer at most. tokens: of prompt and answer at most.
+
+        Raises:
+            RequestError: the messages alone take as many. ModelError, OverloadedError, EngineError:
+            there is no answer now.
+        """
+        async with self.pool.use(None) as model:
+            assistant = model.assistant
+            prompt = tuple(assistant.tokenizer.encode_chat(messages))
+            room = min(tokens, assistant.context) - len(prompt)
+            if room < 1:
+                raise RequestError(f"the messages have {len(prompt)} tokens; {1 - room} too many")
+            params = SamplingParams(max_tokens=min(answer_tokens, room), loop_guard=True)
+            request = GenerationRequest(prompt=prompt, sampling_params=params)
+            with assistant.engine.submit(request) as generation:  # cancelled if nobody waits
+                text = "".join([delta.text async for delta in generation])
+            if generation.finish_reason not in ("stop", "length", "repetition"):
+                raise generation.error or EngineError("the engine broke the answer off")
+            return Written(
+                text,
+                generation.prompt_tokens + generation.completion_tokens,
+                model.name,
+                whole=generation.finish_reason == "stop",
             )
 
     def path_of(self, name: str) -> Path:

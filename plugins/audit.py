@@ -1,4 +1,5 @@
-"""Who was called, when, and how it ended: one line a call, each line bound to the one before.
+"""Who was called, where to a plugin connected, what it had the model write, when, and how it ended:
+one line each, bound to the one before.
 
 Knows names, sizes and outcomes. Never receives arguments or answers.
 Always: lines are only added; a changed, removed or reordered line breaks the chain, and `verify`
@@ -24,7 +25,7 @@ from ..core.errors import PluginError
 START = "0" * 64
 SYNC_S = 5.0  # forcing every line to the disk made a call ten times slower
 MAX_ROW = 4096  # bytes; names and numbers never come near it
-Outcome = Literal["ok", "tool error", "failed"]
+Outcome = Literal["ok", "tool error", "refused", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,32 @@ class Call:
     received_bytes: int
     seconds: float
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConnection:
+    """One request of a plugin's to the network, without what was said."""
+
+    plugin: str
+    host: str  # empty if what it asked for is no host
+    port: int
+    sent_bytes: int
+    received_bytes: int
+    seconds: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One text that a plugin had the model write, without the text."""
+
+    plugin: str
+    tokens: int  # of prompt and answer
+    seconds: float
+    outcome: Outcome
+
+
+Row = Call | ProxyConnection | Sampled
 
 
 class Audit:
@@ -52,7 +79,7 @@ class Audit:
         self.head = verify(path)[1]
         self._synced = -SYNC_S
 
-    def write(self, call: Call) -> None:
+    def write(self, call: Row) -> None:
         """Add one line; the disk has it within `SYNC_S` seconds, or with `close`.
 
         Raises:
@@ -72,7 +99,7 @@ class Audit:
                 f"the file"
             ) from error
 
-    def _append(self, file: BinaryIO, call: Call) -> str:
+    def _append(self, file: BinaryIO, call: Row) -> str:
         whole, last = tail(file)
         file.truncate(whole)  # what a power cut left of a line
         row: dict[str, Any] = {"time": round(self._clock(), 3), **asdict(call), "before": last}

@@ -11,20 +11,24 @@ its last complaints.
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..core import log
 from ..core.errors import ToolError
 from ..core.screen import one_line
 from .hidden import legible
+from .sampling import REFUSED, ModelAccess, SamplingRefused
 from .sandbox.linux import MAX_LINE
 from .sandbox.watchdog import Bounds, Watchdog
 
 PROTOCOLS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 MAX_NOISE = 100  # lines in a row that are no message, or answer nobody
 MAX_CHATTER = 10_000  # notifications and requests of a plugin between two of its answers
+MAX_SAMPLING = 4  # texts that it waits for at once
 MAX_UNREAD = 100  # answers of ours that a plugin has not read
+MAX_PASSED = 16 << 20  # bytes of a line that is passed over because it is longer than `MAX_LINE`
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
 MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
@@ -40,9 +44,25 @@ logger = log.get("plugins")
 class PluginConnection:
     """One running plugin, from its start to its end."""
 
-    def __init__(self, started: asyncio.subprocess.Process, name: str, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        started: asyncio.subprocess.Process,
+        name: str,
+        bounds: Bounds,
+        folders: Sequence[str] = (),
+        model: ModelAccess | None = None,
+    ) -> None:
+        """
+        Args:
+            folders: of its owner's, as it sees them: told to a server that asks for its roots.
+            model: what it may have the model write; None: nothing.
+        """
         self.name = name
+        self.roots = [
+            {"uri": PurePosixPath(one).as_uri(), "name": PurePosixPath(one).name} for one in folders
+        ]
         self.noise = self.chatter = 0
+        self._model, self._sampling = model, set[asyncio.Task[None]]()
         self.list_changed = False  # it says that it offers other tools now
         self.server: dict[str, Any] = {}  # what it says of itself: name, version
         self.ended: str | None = None  # why it is gone
@@ -54,6 +74,7 @@ class PluginConnection:
         self._said = 0
         self._replies: set[asyncio.Task[None]] = set()
         self._settling: asyncio.Task[None] | None = None
+        self._service: asyncio.Task[None] | None = None
         self._tasks = [
             asyncio.create_task(self._read_answers()),
             asyncio.create_task(self._read_complaints()),
@@ -74,11 +95,36 @@ class PluginConnection:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ToolError(f"plugin {self.name} was stopped: {reason}"))
+        if self._service is not None:
+            self._service.cancel()
+
+    def attend(self, service: Coroutine[Any, Any, None]) -> None:
+        """Run what serves this plugin outside of its sandbox, as long as it lives; it dies with
+        that.
+        """
+
+        async def served() -> None:
+            try:
+                await service
+            except OSError as error:
+                logger.debug("plugin %s: %s", self.name, error)
+            except ToolError as error:
+                self.kill(str(error))
+            except Exception as error:
+                self.kill(f"what serves it broke ({error})")
+
+        self._service = asyncio.create_task(served())
 
     async def close(self) -> None:
         """End the plugin and everything that listens to it."""
         self.kill("closed")
-        tasks = [*self._tasks, *self._replies, *([self._settling] if self._settling else [])]
+        served = [self._service] if self._service is not None else []
+        tasks = [
+            *self._tasks,
+            *self._replies,
+            *served,
+            *([self._settling] if self._settling else []),
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -105,7 +151,9 @@ class PluginConnection:
             plugin is then dead.
         """
         us = {"name": "quietchoir", "version": "1"}
-        hello = {"protocolVersion": PROTOCOLS[0], "capabilities": {}, "clientInfo": us}
+        can: dict[str, Any] = {"roots": {"listChanged": False}} if self.roots else {}
+        can |= {"sampling": {}} if self._model is not None else {}
+        hello = {"protocolVersion": PROTOCOLS[0], "capabilities": can, "clientInfo": us}
         try:
             async with asyncio.timeout(deadline_s):
                 said = await self._request("initialize", hello)
@@ -156,6 +204,10 @@ class PluginConnection:
             raise ToolError(
                 f"plugin {self.name} was stopped: no answer to {tool} within {deadline_s:g} s"
             ) from None
+        finally:
+            if not self._waiting:  # nobody waits for what the model writes for it
+                for task in self._sampling:
+                    task.cancel()
         text = text_of(result)
         if text is None:
             raise ToolError(f"plugin {self.name} answered {tool} without content")
@@ -253,11 +305,9 @@ class PluginConnection:
         stream = self._started.stdout
         assert stream is not None  # piped by the sandbox
         while self.ended is None:
-            try:
-                line = await stream.readline()
-            except ValueError:
-                self.kill(f"a line longer than {MAX_LINE} bytes")
-                return
+            line = await self._line(stream)
+            if line is None:
+                continue
             if not line:
                 self.kill("it ended by itself" + self._last_words())
                 return
@@ -276,6 +326,30 @@ class PluginConnection:
             # one line may hold several messages (MCP 2025-03-26)
             for one in message if isinstance(message, list) and message else (message,):
                 self._receive(one)
+
+    async def _line(self, stream: asyncio.StreamReader) -> bytes | None:
+        """The next line, empty at the end; None for one that is too long: it is passed over, and
+        whoever waits is told so.
+        """
+        passed = 0
+        while passed <= MAX_PASSED:
+            try:
+                line = await stream.readuntil(b"\n")
+            except asyncio.IncompleteReadError as end:
+                return end.partial
+            except asyncio.LimitOverrunError as over:
+                passed += over.consumed
+                await stream.readexactly(over.consumed)
+                continue
+            if not passed:
+                return line
+            reason = f"plugin {self.name} answered with {passed} bytes; at most {MAX_LINE} are read"
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ToolError(reason))
+            return None
+        self.kill(f"a line longer than {MAX_PASSED} bytes")
+        return None
 
     def _receive(self, message: Any) -> None:
         """Give an answer to the call that waits for it, and answer what the plugin asks."""
@@ -305,7 +379,15 @@ class PluginConnection:
             self.list_changed |= method == "notifications/tools/list_changed"
             return
         refusal = {"code": METHOD_NOT_FOUND, "message": "this host answers no such request"}
-        answer = {"result": {}} if method == "ping" else {"error": refusal}
+        if method == "sampling/createMessage" and self._model is not None:
+            params = message.get("params")
+            self._start_sampling(number, params if isinstance(params, dict) else {}, self._model)
+            return
+        answers: dict[str, Any] = {"ping": {}}
+        if self.roots:
+            answers["roots/list"] = {"roots": self.roots}
+        known = answers.get(method)
+        answer = {"error": refusal} if known is None else {"result": known}
         if len(self._replies) >= MAX_UNREAD:
             self.kill("it asks, and does not read what it is answered")
             return
@@ -313,6 +395,25 @@ class PluginConnection:
         task = asyncio.create_task(self._reply({"jsonrpc": "2.0", "id": number, **answer}))
         self._replies.add(task)
         task.add_done_callback(self._replies.discard)
+
+    def _start_sampling(self, number: Any, params: Mapping[str, Any], model: ModelAccess) -> None:
+        """Have the model write, beside the call that waits for it."""
+
+        async def written() -> None:
+            answer: dict[str, Any]
+            try:
+                if len(self._sampling) > MAX_SAMPLING or not self._waiting:
+                    raise SamplingRefused(REFUSED, "the model writes for a call that is waited for")
+                answer = {"result": await model.create(params)}
+            except SamplingRefused as error:
+                answer = {"error": {"code": error.code, "message": str(error)}}
+            except asyncio.CancelledError:  # it waits for an answer even then
+                answer = {"error": {"code": REFUSED, "message": "nobody waits for the call"}}
+            await self._reply({"jsonrpc": "2.0", "id": number, **answer})
+
+        task = asyncio.create_task(written())
+        self._sampling.add(task)
+        task.add_done_callback(self._sampling.discard)
 
     async def _reply(self, message: Mapping[str, Any]) -> None:
         try:

@@ -1,5 +1,5 @@
-"""The verbs of `quietchoir plugin`: those of an owner (list, run, install, wrap, remove) and those
-of an author (new, dev, test, pack).
+"""The verbs of `quietchoir plugin`: those of an owner (list, run, install, grant, wrap, remove) and
+those of an author (new, dev, test, pack).
 """
 
 import argparse
@@ -46,6 +46,18 @@ def register(verbs: Any) -> None:
     install = actions.add_parser("install", help="let a plugin in: a folder, or what pack wrote")
     install.add_argument("source", type=Path, metavar="FOLDER|FILE")
     install.set_defaults(run=install_one)
+    grant = actions.add_parser(
+        "grant", help="fill in what a plugin asks its owner for: folders, hosts, variables"
+    )
+    grant.add_argument("id", metavar="ID|FOLDER")
+    for option, value, words in (
+        ("--read", "DIR", "show it a folder"),
+        ("--write", "DIR", "let it read, change and delete in a folder"),
+        ("--host", "HOST[:PORT]", "let it connect there; more than one if repeated"),
+        ("--env", "VALUE", "a variable, or a secret"),
+    ):
+        grant.add_argument(option, action="append", default=[], metavar=f"NAME={value}", help=words)
+    grant.set_defaults(run=grant_one)
     remove = actions.add_parser("remove", help="take an installed plugin away")
     remove.add_argument("id", metavar="ID")
     remove.add_argument("--forget", action="store_true", help="its storage and settings too")
@@ -65,6 +77,12 @@ def register(verbs: Any) -> None:
     )
     wrap.add_argument(
         "--read", action="append", default=[], type=Path, metavar="DIR", help="show it a folder"
+    )
+    wrap.add_argument(
+        "--write", action="append", default=[], type=Path, metavar="DIR", help="let it change one"
+    )
+    wrap.add_argument(
+        "--host", action="append", default=[], metavar="HOST[:PORT]", help="let it connect there"
     )
     wrap.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable, or a secret"
@@ -216,10 +234,38 @@ def remove_one(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def grant_one(chosen: argparse.Namespace) -> int:
+    """Write what the owner fills in for a plugin, beside what is there; say what it holds then."""
+    from . import grants, installing, skills
+    from .running import plugin_folder
+    from .sandbox import interpreter
+
+    known = others(chosen)
+    if chosen.id in known:
+        terms, folder = known[chosen.id], plugin_folder(chosen.id)
+    elif Path(chosen.id).is_dir():
+        terms = skills.read(Path(chosen.id))
+        folder = installing.trial_folder(terms.id, Path(chosen.id))
+    else:
+        raise ConfigError(f"{chosen.id!r} is not here; here are: {', '.join(sorted(known))}")
+    given = {
+        option: grants.pairs_of(option, getattr(chosen, option.removeprefix("--")))
+        for option in ("--read", "--write", "--host", "--env")
+    }
+    added = grants.filled(terms, given, interpreter.unprivileged_user())
+    settings = grants.joined(grants.read(folder), added)
+    if any(added.values()):
+        installing.fill_in(folder, settings)
+    for line in grants.told(terms, settings):
+        print(one_line(line))
+    return 0
+
+
 def wrap_one(chosen: argparse.Namespace) -> int:
     """Write an existing server's manifest from what it says, show it, ask, and install it."""
-    from . import installing, wrapping
-    from .running import PluginSettings
+    from . import grants, installing, wrapping
+    from .grants import PluginSettings
+    from .sandbox import interpreter
 
     words, variables = tuple(chosen.command), variables_of(chosen.env)
     if chosen.servers is not None:
@@ -227,7 +273,10 @@ def wrap_one(chosen: argparse.Namespace) -> int:
         if len(words) != 1 or words[0] not in servers:
             raise ConfigError(f"{chosen.servers}: name one of {', '.join(servers) or 'none'}")
         words, variables = (servers[words[0]].words, {**servers[words[0]].environment, **variables})
-    folders = wrapping.granted(chosen.read)
+    folders, changed = wrapping.granted(chosen.read), wrapping.granted(chosen.write, "--write")
+    if both := folders.keys() & changed.keys():
+        raise ConfigError(f"--write: another folder is called {min(both)} too; rename one")
+    hosts = {"wrapped": tuple(map(grants.checked_host, chosen.host))} if chosen.host else {}
     found = wrapping.resolve(words, chosen.folder)
     print(f"sees a copy of {found.folder}" if found.folder else "sees the system's programs alone")
     plugin_id = chosen.id or f"local/{installing.slug(wrapping.name_of(words))}"
@@ -237,15 +286,18 @@ def wrap_one(chosen: argparse.Namespace) -> int:
             limits = dataclasses.replace(limits, memory_mb=chosen.memory_mb)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    command = wrapping.seen_words(found.command, folders)
+    for folder in changed.values():
+        grants.may_write(folder, interpreter.unprivileged_user())
+    quotas = grants.quotas(changed, limits.folder_mb)
+    command = wrapping.seen_words(found.command, {**folders, **changed})
     known = others(chosen)
-    settings = PluginSettings(folders=folders, environment=dict(variables))
+    settings = PluginSettings({**folders, **changed}, dict(variables), hosts, quotas)
     terms = asyncio.run(
         installing.wrap(plugin_id, command, found, settings=settings, limits=limits)
     )
     print(f"runs: {one_line(' '.join(command))}")
-    for name, folder in folders.items():
-        print(f"sees in {name}: {one_line(str(folder))}")
+    for line in grants.told(terms, settings):
+        print(one_line(line))
     if not agreed(terms, known.get(terms.id), chosen.yes):
         installing.forget_content(terms.head.content)
         return 1

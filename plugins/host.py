@@ -24,6 +24,7 @@ from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest
 from .running import IDLE_S, Plugin
+from .sampling import Write
 from .sandbox.probe import SandboxReport, probe
 
 BUILTIN = Path(__file__).with_name("builtin")
@@ -40,6 +41,7 @@ class PluginHost:
         files: plugin id → name of a config file → where it lies, when not in `plugin_folder(id)`.
         folder: where storage and the audit log lie; default: `plugins` in the node's home.
         installed: installed plugins may answer besides those that the configuration enables.
+        write: this node's model, for plugins that were granted its use; None: there is none.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class PluginHost:
         folder: Path | None = None,
         idle_s: float = IDLE_S,
         installed: bool = True,
+        write: Write | None = None,
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
+        self._write_text = write
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
@@ -84,7 +88,12 @@ class PluginHost:
                 )
             terms = found.manifests[plugin_id]
             plugin = Plugin(
-                terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s
+                terms,
+                self._folder / plugin_id,
+                self._files.get(plugin_id, {}),
+                self._idle_s,
+                self._audit.write,
+                self._write_text,
             )
             for tool in terms.tools:
                 if tool.name in self._owners:
@@ -111,7 +120,13 @@ class PluginHost:
         if not self.report.available:
             return []
         return [
-            ToolInfo(tool.name, tool.description, tool.schema, plugin.manifest.id, tool.effect)
+            ToolInfo(
+                tool.name,
+                tool.description,
+                tool.schema,
+                plugin.manifest.id,
+                plugin.effect(tool.effect),
+            )
             for plugin in self.plugins.values()
             if plugin.disabled is None
             for tool in plugin.manifest.tools

@@ -23,10 +23,11 @@ from typing import Any
 
 from ..core import paths
 from ..core.errors import ConfigError, ManifestError
-from . import manifest
+from . import manifest, skills
+from .grants import SETTINGS, PluginSettings
 from .hidden import legible
 from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
-from .running import SETTINGS, Plugin, PluginSettings, plugin_folder
+from .running import Plugin, plugin_folder
 from .sandbox import interpreter, store
 from .wrapping import Wrapped
 
@@ -73,7 +74,7 @@ def open_bundle(source: Path, into: Path) -> Manifest:
         ManifestError: neither, or a plugin that is refused.
     """
     if source.is_dir():
-        return manifest.read(source)
+        return skills.read(source)
     try:
         if source.stat().st_size > 2 * manifest.MAX_BUNDLE_BYTES:
             raise ManifestError(f"{source}: more than a bundle may hold; see plugins/sdk")
@@ -97,7 +98,7 @@ def open_bundle(source: Path, into: Path) -> Manifest:
                     path.write_bytes(packed.read(row.file_size + 1))
     except BROKEN as error:
         raise ManifestError(f"{source}: no folder and no archive of a plugin ({error})") from None
-    return manifest.read(into)
+    return skills.read(into)
 
 
 def install(terms: Manifest, host: Mapping[str, Manifest], *, same: bool = False) -> Path:
@@ -187,6 +188,8 @@ def fill_in(folder: Path, settings: PluginSettings) -> None:
     filled = {
         "folders": {name: str(path) for name, path in settings.folders.items()},
         "environment": settings.environment,
+        "hosts": {name: list(of) for name, of in settings.hosts.items()},
+        "quotas": settings.quotas,
     }
     paths.private_folder(folder)
     paths.write_atomically(folder / SETTINGS, json.dumps(filled, indent=1).encode(), mode=0o600)
@@ -395,8 +398,10 @@ async def wrap(
             "content": content,
             "license": {"spdx": "NOASSERTION"},
             "permissions": {
-                "folders": list(settings.folders),
+                "folders": [name for name in settings.folders if name not in settings.quotas],
+                "write_folders": list(settings.quotas),
                 "environment": list(settings.environment),
+                "hosts": list(settings.hosts),
             },
             "limits": asdict(limits),
         }

@@ -50,6 +50,8 @@ class Permissions:
     environment: tuple[str, ...] = ()  # variables, secrets too, that its owner fills in
     network: tuple[str, ...] = ()  # public hosts that it connects to: HOST or HOST:PORT
     hosts: tuple[str, ...] = ()  # names of hosts that its owner fills in, of the own network too
+    # that this node's model writes for it in an hour, prompts included
+    model_tokens: int = 0
     # sees the arguments of its own calls, never the conversation
     private_data: Literal["none", "args"] = "args"
 
@@ -67,6 +69,10 @@ class Permissions:
         if not 0 <= self.storage_bytes <= 64 << 20:
             raise ValueError(
                 f"permissions.storage_bytes is {self.storage_bytes}; it must be 0 to {64 << 20}"
+            )
+        if not 0 <= self.model_tokens <= 10_000_000:
+            raise ValueError(
+                f"permissions.model_tokens is {self.model_tokens}; it must be 0 to 10000000"
             )
         if both := set(self.folders) & set(self.write_folders):
             raise ValueError(
@@ -159,7 +165,7 @@ class Head:
     schema: int
     id: str  # "publisher/name"
     version: str
-    kind: Literal["mcp"]
+    kind: Literal["mcp", "skill"]
     description: str
     license: Licence
     tools_digest: str  # SHA-256 of the tools, as `digest` computes it
@@ -219,6 +225,8 @@ class Head:
             found.append(f"send to and receive from {', '.join(asked.network)}")
         if asked.hosts:
             found.append(f"send to and receive from what you name as {', '.join(asked.hosts)}")
+        if asked.model_tokens:
+            found.append(f"have the model write, up to {asked.model_tokens} tokens an hour")
         online = asked.network or asked.hosts
         return [
             *found,

@@ -7,16 +7,21 @@ never runs again.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core import log, paths, tables
+from ..core import log, paths
+from ..core.assistant.tools import Effect
 from ..core.errors import ConfigError, PluginError, ToolError
-from . import manifest
+from . import endpoints, grants, manifest
+from .audit import Row
 from .client import PluginConnection
+from .endpoints import Endpoint, is_public
+from .grants import SETTINGS, PluginSettings
 from .manifest import Manifest
+from .sampling import ModelAccess, Write
 from .sandbox import interpreter, linux, packages, store
 from .sandbox.policy import (
     BUNDLE,
@@ -26,6 +31,7 @@ from .sandbox.policy import (
     KIT,
     SCRATCH,
     START,
+    TRUSTED,
     VARIABLES,
     Interpreter,
     SandboxPolicy,
@@ -34,7 +40,9 @@ from .sandbox.probe import inside_source
 from .sandbox.watchdog import Bounds
 from .storage import PluginStorage
 
-SETTINGS = "settings.json"
+if TYPE_CHECKING:
+    from .broker import Broker
+
 SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
 MAX_CONFIG_BYTES = 4 << 20
 REST_S = 1.0  # after its last answer all of a plugin's processes are stopped, until the next call
@@ -49,25 +57,29 @@ def plugin_folder(plugin_id: str) -> Path:
     return paths.home() / "plugins" / plugin_id
 
 
-@dataclass(frozen=True, slots=True)
-class PluginSettings:
-    """What its owner fills in for one plugin, in `SETTINGS` of its private folder."""
-
-    folders: dict[str, Path] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
+def say(row: Row) -> None:
+    """Note what a plugin that is only tried did besides its calls."""
+    logger.info("%s", row)
 
 
 class Plugin:
     """One plugin: its terms, and its process while it has one."""
 
     def __init__(
-        self, manifest: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S
+        self,
+        manifest: Manifest,
+        folder: Path,
+        config: Mapping[str, Path],
+        idle_s: float = IDLE_S,
+        tell: Callable[[Row], None] = say,
+        write: Write | None = None,
     ) -> None:
         """
         Args:
             folder: private folder of this plugin on this node; its storage lies here, and its
             config files by default. config: files that the owner hands to it from elsewhere, by the
-            name the manifest asks for.
+            name the manifest asks for. tell: hears where it connected to, and what the model wrote
+            for it. write: this node's model; None: there is none.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self.disabled: str | None = None
@@ -76,6 +88,11 @@ class Plugin:
         granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
         self._content: Path | None = None
+        self._tell = tell
+        tokens = manifest.head.permissions.model_tokens
+        self._model = ModelAccess(manifest.id, tokens, write, tell) if tokens and write else None
+        self._broker: Broker | None = None
+        self._granted: tuple[Endpoint, ...] | None = None
         self._lock = asyncio.Lock()
         self._quiet: asyncio.Task[None] | None = None
 
@@ -170,12 +187,75 @@ class Plugin:
         finally:
             await connection.close()
 
+    def effect(self, said: Effect) -> Effect:
+        """What a call of it may do at most, whatever its manifest says: who can send to the public
+        network may tell it what he is told.
+        """
+        if not self._online:
+            return said
+        try:
+            granted = self._endpoints()
+        except ToolError:
+            return "outside"  # nobody filled it in, so nobody knows
+        own = (one.address is not None and not is_public(one.address) for one in granted)
+        return said if all(own) else "outside"
+
+    @property
+    def _online(self) -> bool:
+        asked = self.manifest.head.permissions
+        return bool(asked.network or asked.hosts)
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        """All that it may connect to: what its manifest names, and what its owner filled in. What
+        was read once holds until the node's end, as the effect of its tools does.
+
+        Raises:
+            ToolError: as `_settings`, or what was filled in is no host.
+        """
+        if self._granted is None:
+            filled = [one for of in self._settings().hosts.values() for one in of]
+            try:
+                named = [endpoints.parse(one, private=True) for one in filled]
+            except ValueError as error:
+                raise ToolError(f"{self.folder / SETTINGS}: hosts: {error}") from None
+            public = self.manifest.head.permissions.network
+            self._granted = (*(endpoints.parse(one, private=False) for one in public), *named)
+        return self._granted
+
     async def _begin(self) -> PluginConnection:
-        limits = self.manifest.head.limits
+        head = self.manifest.head
+        if not self._online:
+            return await self._started(None)
+        from .broker import (
+            Broker,
+            TrafficBudget,
+        )  # aiohttp, which a plugin without a network does not need
+
+        if self._broker is None:
+            budget = TrafficBudget(head.limits.network_mb << 20)
+            self._broker = Broker(self.manifest.id, self._endpoints(), budget, self._tell)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                connection = await self._started(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        connection.attend(self._broker.serve(ours))
+        return connection
+
+    async def _started(self, broker: int | None) -> PluginConnection:
+        confined, limits = await asyncio.to_thread(self._policy, broker), self.manifest.head.limits
+        bounds = Bounds(
+            limits.memory_mb << 20,
+            SCRATCH,
+            limits.scratch_mb << 20,
+            tuple(confined.writable.values()),
+            broker is not None,
+        )
+        folders = [seen for seen in (*confined.folders, *confined.writable) if seen != FILES]
         return PluginConnection(
-            await linux.start(await asyncio.to_thread(self._policy)),
-            self.manifest.id,
-            Bounds(limits.memory_mb << 20, SCRATCH, limits.scratch_mb << 20),
+            await linux.start(confined), self.manifest.id, bounds, folders, self._model
         )
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
@@ -195,7 +275,7 @@ class Plugin:
                 f"ask its publisher"
             )
 
-    def _policy(self) -> SandboxPolicy:
+    def _policy(self, broker: int | None = None) -> SandboxPolicy:
         """What it may see this time: its bundle as it was checked, and the owner's files as they
         are now.
         """
@@ -209,18 +289,21 @@ class Plugin:
         if wanted := self.manifest.head.runtime.packages:
             files[f"{KIT}/packages.zip"] = packages.archive(wanted)
         head = self.manifest.head
-        asked = head.permissions
-        if asked.network or asked.hosts or asked.write_folders:
-            raise ToolError(
-                f"plugin {head.id} asks for hosts or for folders to write to, which this version "
-                f"does not grant yet"
-            )
         module = "bundle." + head.entry.removesuffix(".py").replace("/", ".")
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
         settings = self._settings()
         if head.permissions.environment:
             files[VARIABLES] = json.dumps(settings.environment).encode()
-        folders = {f"{DATA}/{name}": folder for name, folder in settings.folders.items()}
+        if broker is not None:
+            from .broker import trusted
+
+            files[TRUSTED] = trusted()
+        asked, usual = head.permissions, head.limits.folder_mb << 20
+        folders = {f"{DATA}/{name}": settings.folders[name] for name in asked.folders}
+        writable = {
+            f"{DATA}/{name}": (settings.folders[name], settings.quotas.get(name, usual))
+            for name in asked.write_folders
+        }
         if head.content:
             folders[FILES] = self._program(head.content)
         return SandboxPolicy(
@@ -229,8 +312,11 @@ class Plugin:
             module=module,
             command=head.command,
             folders=folders,
+            writable=writable,
             limits=head.limits,
             storage=storage,
+            broker=broker,
+            hosts=settings.hosts,
         )
 
     def _program(self, content: str) -> Path:
@@ -239,40 +325,51 @@ class Plugin:
             self._content = store.find(content, interpreter.unprivileged_user())
         return self._content
 
-    def _settings(self) -> "PluginSettings":
+    def _settings(self) -> PluginSettings:
         """What the owner filled in, and no more than the manifest asks for.
 
         Raises:
-            ToolError: something is missing, or a folder cannot be read by the plugin's user.
+            ToolError: something is missing, or a folder cannot be used by the plugin's user.
         """
         asked = self.manifest.head.permissions
-        if not asked.folders and not asked.environment:
+        places = (*asked.folders, *asked.write_folders)
+        if not places and not asked.environment and not asked.hosts:
             return PluginSettings()
-        path = self.folder / SETTINGS
         try:
-            filled = tables.fill(PluginSettings, json.loads(path.read_bytes()), f"{path}: ")
-        except FileNotFoundError:
-            filled = PluginSettings()
-        except (ValueError, TypeError, RecursionError, ConfigError) as error:
-            raise ToolError(f"{path}: {error}; mend it, or wrap the plugin again") from None
+            filled = grants.read(self.folder)
+        except ConfigError as error:
+            raise ToolError(f"{error}; mend it, or fill it in anew") from None
         for kind, names, values in (
-            ("folders", asked.folders, filled.folders),
-            ("environment", asked.environment, filled.environment),
+            ("--read", asked.folders, filled.folders),
+            ("--write", asked.write_folders, filled.folders),
+            ("--env", asked.environment, filled.environment),
+            ("--host", asked.hosts, filled.hosts),
         ):
             if missing := [name for name in names if name not in values]:
                 raise ToolError(
-                    f"{path}: plugin {self.manifest.id} asks for {missing[0]}; write it there, "
-                    f"under {kind}"
+                    f"plugin {self.manifest.id} asks for {missing[0]}; fill it in: quietchoir "
+                    f"plugin grant {self.manifest.id} {kind} {missing[0]}=… (of one that is being "
+                    f"written its folder in place of the id)"
                 )
-        folders = {name: Path(filled.folders[name]) for name in asked.folders}
+        folders = {name: Path(filled.folders[name]) for name in places}
         user = interpreter.unprivileged_user()
         for folder in folders.values():
             if not folder.is_dir() or not interpreter.reachable(folder, user):
                 raise ToolError(
-                    f"{folder}: no folder that the plugin's user may read; name another in {path}"
+                    f"{folder}: no folder that the plugin's user may read; name another in "
+                    f"{self.folder / SETTINGS}"
                 )
-        environment = {name: filled.environment[name] for name in asked.environment}
-        return PluginSettings(folders=folders, environment=environment)
+        for name in asked.write_folders:
+            try:
+                grants.may_write(folders[name], user)
+            except ConfigError as error:
+                raise ToolError(f"plugin {self.manifest.id}: {error}") from None
+        return PluginSettings(
+            folders=folders,
+            environment={name: filled.environment[name] for name in asked.environment},
+            hosts={name: filled.hosts[name] for name in asked.hosts},
+            quotas=filled.quotas,
+        )
 
     def _config(self, name: str) -> bytes:
         path = self.config.get(name, self.folder / name)

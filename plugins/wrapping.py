@@ -231,7 +231,7 @@ def inside(words: Sequence[str], folder: Path, seen_as: str) -> tuple[str, ...]:
     return tuple(map(seen, words))
 
 
-def granted(folders: Sequence[Path]) -> dict[str, Path]:
+def granted(folders: Sequence[Path], option: str = "--read") -> dict[str, Path]:
     """Folders that the owner shows to a plugin, by the name under DATA.
 
     Raises:
@@ -239,19 +239,25 @@ def granted(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found = dict[str, Path]()
     for given in folders:
-        folder = narrow(given.expanduser(), "--read", SYSTEM)
-        home = Path.home().resolve()
-        below = folder.relative_to(home).parts if folder.is_relative_to(home) else folder.parts
-        if hidden := next((part for part in below if part.startswith(".")), None):
-            raise ConfigError(
-                f"--read {given}: {hidden} is where programs keep what is theirs, keys too; name "
-                f"another folder"
-            )
+        folder = shown(given, option)
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name).lstrip(".-") or "folder"
         if name in found:
-            raise ConfigError(f"--read {given}: another folder is called {name} too; rename one")
+            raise ConfigError(f"{option} {given}: another folder is called {name} too; rename one")
         found[name] = folder
     return found
+
+
+def shown(given: Path, option: str) -> Path:
+    """A folder that its owner shows to a plugin. Raises: ConfigError: as `narrow`."""
+    folder = narrow(given.expanduser(), option, SYSTEM)
+    home = Path.home().resolve()
+    below = folder.relative_to(home).parts if folder.is_relative_to(home) else folder.parts
+    if hidden := next((part for part in below if part.startswith(".")), None):
+        raise ConfigError(
+            f"{option} {given}: {hidden} is where programs keep what is theirs, keys too; name "
+            f"another folder"
+        )
+    return folder
 
 
 def narrow(given: Path, what: str, system: Sequence[str]) -> Path:

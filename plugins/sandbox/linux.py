@@ -1,8 +1,8 @@
 """Confine a plugin with bubblewrap and a system call filter.
 
-Covered: files outside of the bundle, network, other processes, the terminal, new namespaces,
-memory, number of processes, size of what is written, CPU time of each process; time per call is the
-client's part.
+Covered: files outside of the bundle, network but for the broker's, other processes, the terminal,
+new namespaces, memory, number of processes, size of what is written, CPU time of each process; time
+per call is the client's part.
 Not covered: bugs of the kernel it shares with us, CPU side channels, what a plugin writes in its
 own answers, and what it could read in /usr, which is shown whole.
 
@@ -15,13 +15,13 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import SandboxUnavailableError
 from . import bubblewrap, interpreter, policy, seccomp
-from .policy import SandboxPolicy
+from .policy import FILTER, SandboxPolicy
 
 MAX_LINE = 1 << 20  # bytes of one line, either way; a longer answer ends the plugin
 
@@ -60,12 +60,18 @@ def prepared(confined: SandboxPolicy, program: Path) -> Iterator[Launch]:
             os.lseek(descriptor, 0, os.SEEK_SET)
             return descriptor
 
-        files = {path: holding(content) for path, content in confined.files.items()}
-        filter_file = holding(seccomp.compile_filter(platform.machine()))
+        online, writes = confined.broker is not None, bool(confined.writable)
+        of_plugin = seccomp.Extra(network=online, writes=writes)
+        machine, content = platform.machine(), dict(confined.files)
+        if online:  # the plugin's own filter comes second, once `inside.py` listens
+            content[FILTER] = seccomp.compile_filter(machine, of_plugin)
+        files = {path: holding(one) for path, one in content.items()}
+        filter_file = holding(seccomp.compile_filter(machine, replace(of_plugin, listens=online)))
         command = policy.arguments(
             program, confined, descriptors=files, seccomp=filter_file, links=system_links()
         )
-        kept = (confined.storage[0],) if confined.storage else ()
+        kept = [confined.storage[0]] if confined.storage else []
+        kept += [confined.broker] if confined.broker is not None else []
         yield Launch(
             command, (*files.values(), filter_file, *kept), interpreter.unprivileged_user()
         )

@@ -2,13 +2,14 @@
 
 Knows paths inside and outside. Starts nothing and opens nothing: the argument list is a pure
 function.
-Always: the network is its own and empty; nothing of the home, of /etc (but the time zone and the
-linker's cache) or of other processes is visible; all that can be written is two bounded in-memory
-folders and one granted descriptor. Folders that its owner shows to it are read-only.
+Always: the network is its own and empty, but for a port of the broker's where hosts were granted;
+nothing of the home, of /etc (but the time zone and the linker's cache) or of other processes is
+visible; all that can be written is two bounded in-memory folders, one granted descriptor, and the
+folders that its owner lets it write to. Other folders that it is shown are read-only.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +19,8 @@ from ..manifest import PluginLimits
 BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"
 FILES, DATA = "/plugin/files", "/data"  # a wrapped server's own; its owner's, read-only
 START, VARIABLES = f"{KIT}/inside.py", f"{KIT}/environment.json"
+FILTER, TRUSTED = f"{KIT}/filter.bpf", f"{KIT}/trusted.pem"  # with a network
+PROXY = "http://127.0.0.1:3128"  # inside, of the broker
 PYTHON = "python"  # as the first word of a command: the sandbox's own
 SYSTEM = Path("/usr")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
@@ -45,8 +48,13 @@ class SandboxPolicy:
     module: str = ""  # what runs, for example "bundle.server"; or else:
     command: tuple[str, ...] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)  # path inside → outside, read-only
+    # path inside → outside, and how many bytes may lie there
+    writable: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
     limits: PluginLimits = field(default_factory=PluginLimits)
     storage: tuple[int, int] | None = None  # a descriptor of memory that cannot grow, and its bytes
+    # through it `inside.py` hands the broker a socket that listens; None: no network
+    broker: int | None = None
+    hosts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as its owner filled them in
 
     def __post_init__(self) -> None:
         for path in self.files:
@@ -55,7 +63,7 @@ class SandboxPolicy:
                 raise ValueError(
                     f"{path} is outside of the folders that a plugin may see"
                 )  # our bug
-        for path in self.folders:
+        for path in (*self.folders, *self.writable):
             if path != FILES and PurePosixPath(path).parent != PurePosixPath(DATA):
                 raise ValueError(f"{path} is no place for a folder")  # our bug
 
@@ -66,6 +74,8 @@ def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
     """
     limits = policy.limits
     largest_file = max(limits.scratch_mb << 20, policy.storage[1] if policy.storage else 0)
+    if policy.writable:
+        largest_file = max(largest_file, limits.folder_mb << 20)
     # JavaScript engines reserve far more addresses than they fill, so of other programs what is
     # written to is bounded
     memory = "DATA" if policy.command else "AS"
@@ -93,6 +103,17 @@ def environment(policy: SandboxPolicy) -> dict[str, str]:
     }
     if policy.command:
         found |= {"PYTHONPATH": FILES, "PYTHONDONTWRITEBYTECODE": "1"}
+    if policy.broker is not None:
+        ours = (  # of OpenSSL and Go, curl, git, Python's requests, node
+            *("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE"),
+            "NODE_EXTRA_CA_CERTS",
+        )
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+        found |= dict.fromkeys(proxies, PROXY) | dict.fromkeys(ours, TRUSTED)
+        found |= {"NODE_USE_ENV_PROXY": "1", "QUIETCHOIR_BROKER": str(policy.broker)}
+        found["QUIETCHOIR_HOSTS"] = json.dumps(
+            {name: list(of) for name, of in policy.hosts.items()}
+        )
     if policy.storage:
         found["QUIETCHOIR_STORAGE"] = f"{policy.storage[0]}:{policy.storage[1]}"
     if not policy.interpreter.prefix.is_relative_to(SYSTEM):
@@ -163,6 +184,8 @@ def arguments(
         command += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for path, folder in policy.folders.items():
         command += ["--ro-bind", str(folder), path]
+    for path, (folder, _) in policy.writable.items():
+        command += ["--bind", str(folder), path]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
     limits = json.dumps(resource_limits(policy))
     python = str(policy.interpreter.executable)

@@ -3,9 +3,11 @@
 Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of
 processes: bytes out.
 Always: what is not on the list is refused with EPERM, and so are commands of prctl, fcntl, ioctl
-and setsockopt that are not on theirs. A call of another architecture or of the x32 table kills the
-process. clone3, and what is newer than the list, fails with ENOSYS: the C library then falls back
-to what is older, to clone, whose flags can be read.
+and setsockopt that are not on theirs. Sockets that have a name open only where a network is
+granted, and are TCP's; nobody listens but `inside.py`, before the plugin's first line. A call of
+another architecture or of the x32 table kills the process. clone3, and what is newer than the list,
+fails with ENOSYS: the C library then falls back to what is older, to clone, whose flags can be
+read.
 
 Not covered: bugs in the system calls that stay allowed.
 Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and
@@ -15,6 +17,7 @@ asm-generic/unistd.h.
 import errno
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...core.errors import SandboxUnavailableError
 
@@ -107,6 +110,20 @@ COMMANDS: tuple[tuple[tuple[int, int], int, tuple[int, ...]], ...] = (
     ((72, 25), 1, (0, 1, 2, 3, 4, 5, 6, 7, 9, 36, 1030, 1032, 1034)),
     ((54, 208), 2, (1, 2, 9, 13, 16, 20, 21)),
 )
+# Only with a network, which holds nothing but the broker: socket (AF_INET; SOCK_STREAM with or
+# without SOCK_CLOEXEC and SOCK_NONBLOCK; TCP), connect.
+SOCKET, CONNECT, BIND, LISTEN = (41, 198), (42, 203), (49, 200), (50, 201)
+SOCKET_ARGUMENTS = ((0, (2,)), (1, (1, 0x801, 0x80001, 0x80801)), (2, (0, 6)))
+PRCTL, SET_SECCOMP = (157, 167), 22
+# With a folder to write to nothing is planted in it that acts on whoever comes by: no links, and no
+# file that runs as its owner or group (which argument holds the mode of chmod, fchmod, fchmodat,
+# fchmodat2, open, openat, creat); openat2 hides its mode, so it does not exist.
+LINKS = ((86, None), (265, 37), (88, None), (266, 36))
+MODES = (
+    ((90, None), 1), ((91, 52), 1), ((268, 53), 2), ((452, 452), 2), ((2, None), 2), ((257, 56), 3),
+    ((85, None), 1),
+)  # fmt: skip
+OPENAT2, SET_ID_BITS = (437, 437), 0o6000
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
 NEW_NAMESPACES = 0x7E020000
 # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among
@@ -134,7 +151,16 @@ def low_word(argument: int) -> Instruction:
     return (LOAD, 0, 0, ARGUMENTS_AT + 8 * argument)
 
 
-def rules(architecture: int) -> list[Instruction]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What the filter lets or refuses besides."""
+
+    network: bool = False  # TCP connections
+    listens: bool = False  # and one that listens, and a filter more: for `inside.py` alone
+    writes: bool = False  # it may write to a folder of its owner's
+
+
+def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
     """The filter for one machine: first match decides."""
     column = (X86_64, AARCH64).index(architecture)
     program: list[Instruction] = [
@@ -146,6 +172,15 @@ def rules(architecture: int) -> list[Instruction]:
     if architecture == X86_64:
         program += [(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
+    if extra.writes:
+        program += planting(column)
+    if extra.network:
+        program += opening(column)
+    if extra.listens:
+        for call in (BIND, LISTEN):
+            program += [(EQUAL, 0, 1, call[column]), (RETURN, 0, 0, ALLOW)]
+        filtering = [(EQUAL, 0, 1, SET_SECCOMP), (RETURN, 0, 0, ALLOW)]
+        program += only_if(PRCTL[column], 0, filtering)
     for call, argument, allowed in ((IOCTL, 1, IOCTLS), *COMMANDS):
         checks = [step for one in allowed for step in ((EQUAL, 0, 1, one), (RETURN, 0, 0, ALLOW))]
         program += only_if(call[column], argument, [*checks, refuse(errno.EPERM)])
@@ -158,6 +193,31 @@ def rules(architecture: int) -> list[Instruction]:
     return [*program, (AT_LEAST, 0, 1, LAST_KNOWN + 1), refuse(errno.ENOSYS), refuse(errno.EPERM)]
 
 
+def planting(column: int) -> list[Instruction]:
+    """Refuse links, and modes that give rights away."""
+    program: list[Instruction] = []
+    for call in LINKS:
+        if (number := call[column]) is not None:
+            program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
+    for call, argument in MODES:
+        if (number := call[column]) is not None:
+            bits = [(ANY_BIT, 0, 1, SET_ID_BITS), refuse(errno.EPERM)]
+            program += only_if(number, argument, bits)
+    return [*program, (EQUAL, 0, 1, OPENAT2[column]), refuse(errno.ENOSYS)]
+
+
+def opening(column: int) -> list[Instruction]:
+    """Allow TCP sockets, and connections of them."""
+    checks: list[Instruction] = []
+    for argument, allowed in SOCKET_ARGUMENTS:
+        checks.append(low_word(argument))
+        for left, one in zip(range(len(allowed), 0, -1), allowed, strict=True):
+            checks.append((EQUAL, left, 0, one))
+        checks.append(refuse(errno.EAFNOSUPPORT))
+    program = only_if(SOCKET[column], 0, [*checks, (RETURN, 0, 0, ALLOW)])
+    return [*program, (EQUAL, 0, 1, CONNECT[column]), (RETURN, 0, 0, ALLOW)]
+
+
 def only_if(number: int, argument: int, checks: Sequence[Instruction]) -> list[Instruction]:
     """Run `checks` on one argument of one call, then go on with the call's number loaded again."""
     return [
@@ -168,7 +228,7 @@ def only_if(number: int, argument: int, checks: Sequence[Instruction]) -> list[I
     ]
 
 
-def compile_filter(machine: str) -> bytes:
+def compile_filter(machine: str, extra: Extra = Extra()) -> bytes:
     """The filter as `bwrap --seccomp` reads it.
 
     Raises:
@@ -179,4 +239,4 @@ def compile_filter(machine: str) -> bytes:
             f"no system call filter for {machine}; plugins run on {' and '.join(sorted(MACHINES))} "
             f"only"
         )
-    return b"".join(struct.pack("<HBBI", *step) for step in rules(MACHINES[machine]))
+    return b"".join(struct.pack("<HBBI", *step) for step in rules(MACHINES[machine], extra))

@@ -14,6 +14,7 @@ import asyncio
 import os
 import re
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set u
 # pages, a socket's send buffer (net.core.wmem_default) and one message more. The filter lets
 # nobody ask for larger ones.
 PIPE_BYTES, SOCKET_BYTES = 16 * PAGE, 256 << 10
+EPOLL, KEPT_BYTES = "anon_inode:[eventpoll]", 200  # of one mapping, or one watch
 FILE_BYTES = 4096  # of scratch space to one file: an empty one costs the kernel about 1 KB
 MAX_LOCKS = 1024  # byte ranges that a family may hold locked; each costs the kernel some 200 bytes
 LOCKS_READ = 4 << 20  # of /proc/locks
@@ -43,6 +45,33 @@ class Bounds:
     memory_bytes: int
     scratch: tuple[str, ...] = ()  # in-memory folders, as the family sees them
     scratch_bytes: int = 0  # of each
+    folders: tuple[tuple[Path, int], ...] = ()  # of the disk, that it writes to, and their bytes
+    network: bool = False  # it has TCP connections
+
+
+class Folder:
+    """A folder of the disk that a family writes to, and how much may lie in it."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path, self.most = path, most
+        self._used = most + 1  # not measured yet
+        self._free = (0, 0)  # bytes and files of its file system, when it was measured
+
+    def excess(self, pids: Sequence[int], *, exact: bool = False) -> str | None:
+        """What lies in it, if that is too much. Between two looks the file system says whether it
+        can be: only then, or for `exact`, all is counted, with what these processes removed and
+        still hold.
+        """
+        about = os.statvfs(self.path)
+        free = about.f_bfree * about.f_frsize, about.f_ffree
+        taken = max(0, self._free[0] - free[0]) + FILE_BYTES * max(0, self._free[1] - free[1])
+        if not exact and self._used + taken <= self.most:
+            return None
+        removed = removed_bytes(pids, self.path.stat().st_dev)
+        self._used, self._free = removed + used_bytes(self.path, self.most), free
+        if self._used > self.most:
+            return f"{self.path} holds more than {self.most >> 20} MB"
+        return None
 
 
 class Watchdog:
@@ -55,6 +84,7 @@ class Watchdog:
 
     def __init__(self, leader: int, bounds: Bounds, over: Callable[[str], None]) -> None:
         self.leader, self.bounds, self._over = leader, bounds, over
+        self._folders = [Folder(*one) for one in bounds.folders]
         self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
         self._refusals = 0
         self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
@@ -77,6 +107,9 @@ class Watchdog:
         """Stop all descendants of the leader: whoever is not asked does not compute."""
         try:
             self.frozen = await asyncio.to_thread(stop, self.leader)
+            for folder in self._folders:
+                if reason := await asyncio.to_thread(folder.excess, self.frozen, exact=True):
+                    self._over(reason)
         except Exception as error:
             self._over(f"it cannot be stopped for a while ({error})")
 
@@ -119,11 +152,16 @@ class Watchdog:
     def _excess(self) -> str | None:
         pids = family(self.leader)
         self._remember(pids)
-        held, most = sum(map(held_bytes, pids)) + buffer_bytes(pids), self.bounds.memory_bytes
+        held, most = sum(map(held_bytes, pids)) + kernel_bytes(pids), self.bounds.memory_bytes
+        if self.bounds.network:
+            held += queued_bytes(pids[1:2])
         if held > most:
             return f"its processes held {held >> 20} MB, more than {most >> 20} MB"
         if (locks := locks_of(pids)) > MAX_LOCKS:
             return f"its processes held {locks} locks, more than {MAX_LOCKS}"
+        for folder in self._folders:
+            if reason := folder.excess(pids[1:]):
+                return reason
         most = self.bounds.scratch_bytes // FILE_BYTES
         for place in self.bounds.scratch:
             try:
@@ -213,20 +251,84 @@ def held_bytes(pid: int) -> int:
         return 0
 
 
-def buffer_bytes(pids: Iterable[int]) -> int:
-    """What the kernel may hold for pipes and sockets of these processes, each counted once and
-    full.
+def kernel_bytes(pids: Iterable[int]) -> int:
+    """What the kernel may hold for these processes beside their memory: pipes and sockets, each
+    counted once and full; each mapping, and each watch of an epoll.
     """
-    open_ones = set[str]()
+    open_ones, kept = set[str](), 0
     for pid in pids:
         try:
+            kept += (PROC / str(pid) / "maps").read_bytes().count(b"\n")
             for descriptor in (PROC / str(pid) / "fd").iterdir():
-                open_ones.add(str(descriptor.readlink()))
+                name = str(descriptor.readlink())
+                open_ones.add(name)
+                if name == EPOLL:
+                    about = descriptor.parent.with_name("fdinfo") / descriptor.name
+                    kept += about.read_bytes().count(b"tfd:")
         except OSError:
             continue  # it ended, or closed one while we looked
     pipes = sum(1 for name in open_ones if name.startswith("pipe:"))
     sockets = sum(1 for name in open_ones if name.startswith("socket:"))
-    return pipes * PIPE_BYTES + sockets * SOCKET_BYTES
+    return pipes * PIPE_BYTES + sockets * SOCKET_BYTES + kept * KEPT_BYTES
+
+
+def queued_bytes(pids: Sequence[int]) -> int:
+    """What waits in the TCP connections of these processes' network, twice: the kernel holds it in
+    pieces that are larger than what is in them.
+    """
+    queued = 0
+    for pid in pids:
+        try:
+            lines = (PROC / str(pid) / "net" / "tcp").read_text("ascii").splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError, OSError):
+            continue
+        # number, own address, other address, state, bytes to send:bytes to read
+        queued += sum(int(part, 16) for line in lines for part in line.split()[4].split(":"))
+    return 2 * queued
+
+
+def used_bytes(folder: Path, most: int) -> int:
+    """Bytes of all that lies in `folder`, an entry at least `FILE_BYTES`; no more is counted once
+    they are more than `most`. Links are not followed.
+    """
+    used, waiting = 0, [folder]
+    while waiting and used <= most:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    about = entry.stat(follow_symlinks=False)
+                    used += max(FILE_BYTES, about.st_blocks * 512)
+                    if used > most:
+                        break
+                    if stat.S_ISDIR(about.st_mode):
+                        waiting.append(Path(entry.path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it was removed while we looked
+    return used
+
+
+def removed_bytes(pids: Iterable[int], device: int) -> int:
+    """Bytes of files on `device` that no folder holds any more, and these processes do: open, or
+    mapped.
+    """
+    found = dict[int, int]()  # by inode
+    place = f"{os.major(device):02x}:{os.minor(device):02x}"
+    for pid in pids:
+        try:
+            for descriptor in (PROC / str(pid) / "fd").iterdir():
+                about = descriptor.stat()
+                if about.st_dev == device and about.st_nlink == 0:
+                    found[about.st_ino] = about.st_blocks * 512
+            maps = (PROC / str(pid) / "maps").read_bytes().decode(errors="replace").splitlines()
+        except OSError:
+            continue  # it ended, or closed one while we looked
+        for line in maps:
+            # from-to, rights, offset, device, inode, path
+            words = line.split(maxsplit=5)
+            if line.endswith("(deleted)") and words[3] == place:
+                start, _, end = words[0].partition("-")
+                found.setdefault(int(words[4]), int(end, 16) - int(start, 16))
+    return sum(found.values())
 
 
 def locks_of(pids: Sequence[int]) -> int:

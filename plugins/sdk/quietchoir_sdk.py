@@ -1,8 +1,8 @@
 """Write a plugin: functions become tools of an MCP server on standard input and output.
 
 One file, standard library alone: a plugin starts in some 25 milliseconds, and this page is all
-there is to read. Knows JSON-RPC lines, the tool part of MCP (handshake revisions and 2026-07-28)
-and one slot of storage.
+there is to read. Knows JSON-RPC lines, the tool part of MCP (handshake revisions and 2026-07-28),
+one slot of storage, and how to ask a host over HTTP.
 Knows nothing of sandboxes: it runs the same in any other MCP host.
 Always: one request, one answer; a tool that raises answers with `isError`, and the server lives on.
 What a tool returns is its answer: a text as it is, all else as JSON. `async def` works too.
@@ -28,7 +28,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,6 +45,9 @@ SCHEMA_TYPES = {
 }
 CONFIG_VARIABLE = "QUIETCHOIR_CONFIG"  # folder of the files that the owner handed to this plugin
 STORAGE_VARIABLE = "QUIETCHOIR_STORAGE"  # "DESCRIPTOR:BYTES" of the storage that the host opened
+HOSTS_VARIABLE = "QUIETCHOIR_HOSTS"  # JSON: what the owner filled in for `permissions.hosts`
+FOLDERS_VARIABLE = "QUIETCHOIR_FOLDERS"  # where the owner's folders are seen
+MAX_BODY = 8 << 20  # bytes of one answer of `fetch`
 
 
 class ToolFailure(Exception):
@@ -209,6 +212,10 @@ class Server:
 
     def __init__(self) -> None:
         self.tools: dict[str, Tool] = {}
+        self.lines: Iterator[str] = iter(())
+        self.out: TextIO = sys.stdout
+        self.later: list[str] = []  # what came while a tool waited for the host
+        self.asked = 0
         self.loop: Any = None  # an asyncio.Runner, once a tool needs one
 
     def add(
@@ -227,20 +234,59 @@ class Server:
         self, name: str, version: str, lines: TextIO | None = None, out: TextIO | None = None
     ) -> None:
         """Answer requests until the input ends. What the plugin prints goes to standard error."""
-        lines, out = lines or sys.stdin, out or sys.stdout
+        self.lines, self.out = iter(lines or sys.stdin), out or sys.stdout
         identity = {"name": name, "version": version}
         kept, sys.stdout = sys.stdout, sys.stderr  # a stray print() must not break the protocol
         try:
-            for line in lines:
+            for line in self.coming():
                 reply = self.answer(line, identity)
                 if reply is not None:
-                    # escaped: half a character, which a tool may return, has no bytes
-                    out.write(json.dumps(reply) + "\n")
-                    out.flush()
+                    self.say(reply)
         finally:
             sys.stdout = kept
             if self.loop is not None:
                 self.loop.close()
+
+    def coming(self) -> Iterator[str]:
+        """Lines to answer, first those that came while a tool waited for the host."""
+        while True:
+            if self.later:
+                yield self.later.pop(0)
+                continue
+            line = next(self.lines, None)
+            if line is None:
+                return
+            yield line
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        """One line to the host."""
+        # escaped: half a character, which a tool may return, has no bytes
+        self.out.write(json.dumps(message) + "\n")
+        self.out.flush()
+
+    def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the host while a tool runs; ToolFailure if it refuses."""
+        self.asked += 1
+        number = f"asked-{self.asked}"
+        self.say({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        for line in self.lines:
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                message = None
+            if not isinstance(message, dict) or "method" in message:
+                reply = None
+                if isinstance(message, dict) and message["method"] == "ping":
+                    reply = self.answer(line, {})
+                if reply is None:
+                    self.later.append(line)
+                else:
+                    self.say(reply)
+            elif message.get("id") == number:
+                if "result" in message:
+                    return dict(message["result"])
+                raise ToolFailure(str((message.get("error") or {}).get("message", "refused")))
+        raise ToolFailure("the host is gone")
 
     def answer(self, line: str, identity: Mapping[str, str]) -> dict[str, Any] | None:
         """The reply to one line, None for a notification."""
@@ -372,6 +418,104 @@ def config(name: str) -> Any:
     """JSON file `name` that the owner handed to this plugin; None if there is none."""
     path = Path(os.environ.get(CONFIG_VARIABLE, ".")) / name
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def folder(name: str) -> Path:
+    """Where the owner's folder `name` is seen: one of `permissions.folders` or `write_folders`."""
+    return Path(os.environ.get(FOLDERS_VARIABLE, "/data")) / name
+
+
+def hosts(name: str) -> list[str]:
+    """The hosts, as HOST:PORT, that the owner filled in for `name` of `permissions.hosts`."""
+    return list(json.loads(os.environ.get(HOSTS_VARIABLE, "{}")).get(name, ()))
+
+
+def ask_model(prompt: str, *, system: str = "", max_tokens: int = 256) -> str:
+    """What the host's model writes to a prompt; for a tool that is running. ToolFailure if this
+    plugin was not granted that (`permissions.model_tokens`), or its tokens are spent.
+    """
+    message = {"role": "user", "content": {"type": "text", "text": prompt}}
+    params: dict[str, Any] = {"messages": [message], "maxTokens": max_tokens}
+    if system:
+        params["systemPrompt"] = system
+    content = SERVER.request("sampling/createMessage", params).get("content") or {}
+    return str(content.get("text", ""))
+
+
+class HostResponse:
+    """What a host answered: any status is an answer."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    def text(self) -> str:
+        """The body as a text, in the character set that the host names, or UTF-8."""
+        charset = self.headers.get_content_charset() or "utf-8"  # type: ignore[attr-defined]
+        try:
+            return self.body.decode(charset, "replace")
+        except LookupError:
+            return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON; ToolFailure if it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise ToolFailure("the answer is not JSON") from None
+
+
+def fetch(
+    url: str,
+    *,
+    method: str = "",
+    headers: Mapping[str, str] | None = None,
+    data: bytes | None = None,
+    timeout_s: float = 30.0,
+    most_bytes: int = MAX_BODY,
+) -> HostResponse:
+    """Ask a host that this plugin was granted; ToolFailure if it was not, or does not answer.
+
+    Args:
+        method: GET, or POST where `data` is given, unless it says otherwise.
+
+    A redirect is followed at the same host; to another one it is an answer like others, so that
+    no header meant for the first is told to the second.
+    """
+    import http.client
+    import urllib.error
+    import urllib.parse
+    import urllib.request  # some 40 ms, which a plugin without a network does not wait for
+
+    def origin(address: str) -> tuple[str, str | None, int | None]:
+        parts = urllib.parse.urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port
+
+    class SameHost(urllib.request.HTTPRedirectHandler):
+        """Redirects, at the same host only."""
+
+        def redirect_request(self, req: Any, *more: Any) -> Any:
+            """The next request; None: the redirect itself is the answer."""
+            if origin(more[-1]) != origin(req.full_url):
+                return None
+            return super().redirect_request(req, *more)
+
+    try:
+        asked = urllib.request.Request(url, data, dict(headers or {}), method=method or None)
+        if asked.type not in ("http", "https"):
+            raise ToolFailure(f"{url!r} must begin with http:// or https://")
+        try:
+            answer = urllib.request.build_opener(SameHost).open(asked, timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            body = answer.read(most_bytes + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ToolFailure(f"{url}: {getattr(error, 'reason', None) or error}") from None
+    if answer.headers.get("Proxy-Status", "").startswith("quietchoir;"):
+        raise ToolFailure(body.decode("utf-8", "replace").strip())
+    if len(body) > most_bytes:
+        raise ToolFailure(f"{url}: an answer of more than {most_bytes} bytes")
+    return HostResponse(answer.status, answer.headers, body)
 
 
 class Storage:

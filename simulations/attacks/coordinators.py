@@ -421,9 +421,7 @@ def adopted_first(*stubs: Stub) -> Result:
     run.learn(2)
     led = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
-        handed = messages.encode_delta_work(
-            messages.Work(flat=TRAP.flat, state=name_of(TRAP)), led
-        )
+        handed = messages.encode_delta_work(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), led)
         list(
             run.messenger.ask(
                 messages.ADOPT, dict.fromkeys(scene.clients, handed), run.attempt.begin(), 5.0

@@ -1,5 +1,5 @@
-"""The suite `plugins`: what the sandbox adds to a start and to a call, what idle plugins cost, and
-how many servers of other people work in it.
+"""The suite `plugins`: what the sandbox adds to a start and to a call, what idle plugins cost, what
+attempts to get out of it came to, and how many servers of other people work in it.
 
 Knows one small server and three ways to start it: confined, through the same client without a
 sandbox, and a bare process that is read and written by hand. Knows nothing of what plugins do.
@@ -32,11 +32,13 @@ from ...core.errors import QuietchoirError
 from ...core.toolcall import ToolCall
 from ...plugins import installing, manifest, wrapping
 from ...plugins.client import PROTOCOLS, PluginConnection
+from ...plugins.grants import PluginSettings
 from ...plugins.host import PluginHost
-from ...plugins.running import SDK, Plugin, PluginSettings, plugin_folder
+from ...plugins.running import SDK, Plugin, plugin_folder
 from ...plugins.sandbox import interpreter, watchdog
 from ...plugins.sandbox.probe import probe
 from ...plugins.sandbox.watchdog import Bounds
+from ..attacks import escapes
 from .figures import Figure, Keep
 
 ECHO = """
@@ -392,6 +394,9 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
             tell("idle plugins")
             report["idle"] = await idle(scratch / "idle", count, seconds)
             keep(report)
+            tell("attempts to get out")
+            report["escapes"] = escapes.report(await escapes.tried())
+            keep(report)
             tell("servers of other people")
             report["mcp"] = await third_party(scratch, tell)
 
@@ -416,6 +421,9 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("idle.plugins", "", "plugins that were called once and are left alone"),
         Figure("idle.memory_mb", "MB", "memory of the idle plugins"),
         Figure("idle.cpu_share", "", "of one processor, with the host's own", at_most=0.01),
+        Figure("escapes.tried", "", "attempts to get out of the sandbox", at_least=60),
+        Figure("escapes.open", "", "of them, successful", at_most=0),
+        Figure("escapes.controls_failed", "", "that show nothing", at_most=0),
         Figure("mcp.servers_tried", "", "servers of other people that are installed here"),
     )
     tried = report["mcp"]["servers_tried"]

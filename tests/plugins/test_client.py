@@ -5,7 +5,7 @@ sandbox.
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest_asyncio
 from quietchoir.core.errors import ToolError
 from quietchoir.plugins import client
 from quietchoir.plugins.client import PluginConnection
+from quietchoir.plugins.sampling import ModelAccess, Written
 from quietchoir.plugins.sandbox import linux
 from quietchoir.plugins.sandbox.watchdog import Bounds
 
@@ -31,7 +32,9 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
     """Starts a Python program as a plugin, and ends it after the test."""
     open_ones: list[PluginConnection] = []
 
-    async def begin(program: str, memory_mb: int = 512) -> PluginConnection:
+    async def begin(
+        program: str, memory_mb: int = 512, folders: Sequence[str] = ()
+    ) -> PluginConnection:
         pipe = asyncio.subprocess.PIPE
         started = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -45,7 +48,8 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
             start_new_session=True,
             limit=linux.MAX_LINE,
         )
-        open_ones.append(PluginConnection(started, "tests/server", Bounds(memory_mb << 20)))
+        bounds = Bounds(memory_mb << 20)
+        open_ones.append(PluginConnection(started, "tests/server", bounds, folders))
         return open_ones[-1]
 
     yield begin
@@ -66,10 +70,22 @@ for request in (second, first):
 
 async def test_a_line_without_end_kills_the_plugin(connect: Callable[..., Any]) -> None:
     connection = await connect(
-        ECHO + "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush(); time.sleep(60)"
+        ECHO + "sys.stdout.write('x' * (20 << 20)); sys.stdout.flush(); time.sleep(60)"
     )
-    with pytest.raises(ToolError, match="longer than 1048576 bytes"):
+    with pytest.raises(ToolError, match="longer than 16777216 bytes"):
         await connection.call("a", {}, 30)
+
+
+async def test_an_answer_that_is_too_long_ends_its_call_alone(connect: Callable[..., Any]) -> None:
+    program = ECHO + (
+        "size = request['params']['arguments']['size']\n "
+        "text = {'content': [{'type': 'text', 'text': 'x' * size}]}\n reply(request, result=text)"
+    )
+    connection = await connect(program)
+    assert len((await connection.call("a", {"size": 1_000_000}, 30))[0]) == 1_000_000
+    with pytest.raises(ToolError, match=r"answered with \d+ bytes; at most 1048576 are read"):
+        await connection.call("a", {"size": 3 << 20}, 30)
+    assert await connection.call("a", {"size": 1}, 30) == ("x", True)
 
 
 async def test_some_garbage_is_passed_over(connect: Callable[..., Any]) -> None:
@@ -197,6 +213,21 @@ reply(request, result={"content": [{"type": "text", "text": str(refusal["error"]
 time.sleep(60)
 """
     assert await (await connect(program)).call("a", {}, 30) == ("-32601", True)
+
+
+async def test_a_server_that_asks_for_its_roots_is_told_its_folders(
+    connect: Callable[..., Any],
+) -> None:
+    program = """
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "roots/list"}), flush=True)
+told = json.loads(sys.stdin.readline())
+reply(request, result={"content": [{"type": "text", "text": json.dumps(told["result"])}]})
+time.sleep(60)
+"""
+    connection = await connect(program, folders=["/data/my papers"])
+    expected = {"roots": [{"uri": "file:///data/my%20papers", "name": "my papers"}]}
+    assert json.loads((await connection.call("a", {}, 30))[0]) == expected
 
 
 async def test_a_tool_list_without_end_is_refused(connect: Callable[..., Any]) -> None:
@@ -359,8 +390,23 @@ for line in sys.stdin:
 
 REFERENCE = """
 from mcp.server import MCPServer
-from mcp.types import ImageContent
+from mcp.server.mcpserver import Context
+from mcp.types import ImageContent, SamplingMessage, TextContent
 server = MCPServer("reference")
+@server.tool()
+async def where(ctx: Context) -> str:
+    "Its folders, with a word on the way."
+    await ctx.report_progress(1, 2)
+    return " ".join(str(root.uri) for root in (await ctx.session.list_roots()).roots)
+@server.tool()
+async def think(ctx: Context) -> str:
+    "What becomes of a request to the model."
+    try:
+        content = TextContent(type="text", text="hello")
+        asked = [SamplingMessage(role="user", content=content)]
+        return (await ctx.session.create_message(messages=asked, max_tokens=5)).content.text
+    except Exception as error:
+        return str(error)
 @server.tool()
 def add(left: int, right: int) -> int:
     "Add."
@@ -383,10 +429,19 @@ async def test_a_server_of_the_reference_kit_is_understood() -> None:
         start_new_session=True,
         limit=linux.MAX_LINE,
     )
-    connection = PluginConnection(started, "tests/server", Bounds(1 << 30))
+
+    async def write(messages: Sequence[Mapping[str, str]], answer: int, tokens: int) -> Written:
+        return Written(f"{messages} {answer} {tokens}", 9, "tiny")
+
+    model = ModelAccess("tests/server", 10, write, lambda row: None)
+    bounds = Bounds(1 << 30)
+    connection = PluginConnection(started, "tests/server", bounds, ["/data/papers"], model)
     try:
         tools = await connection.handshake(60)
-        assert [tool["name"] for tool in tools] == ["add", "picture"]
+        assert [tool["name"] for tool in tools] == ["where", "think", "add", "picture"]
+        assert await connection.call("where", {}, 30) == ("file:///data/papers", True)
+        told = "[{'role': 'user', 'content': 'hello'}] 5 10"
+        assert await connection.call("think", {}, 30) == (told, True)
         assert connection.server["name"] == "reference"
         assert await connection.call("add", {"left": 2, "right": 3}, 30) == ("5", True)
         assert await connection.call("picture", {}, 30) == (SHOWN["an image"], True)

@@ -35,8 +35,8 @@ def test_list_shows_what_a_plugin_may_do_and_whether_it_can_be_confined(
     shown = capsys.readouterr().out
     assert "quietchoir/household 0.1.0  enabled, 42 tools\n" in shown
     assert (
-        "may use: files home.json; storage 1024 KB; 64 MB of memory; 4 processes of 60 s of a "
-        "processor each; 2 MB of scratch space in memory"
+        "may use: files home.json; storage 1024 KB; no network; 64 MB of memory; 4 processes of "
+        "60 s of a processor each; 2 MB of scratch space in memory"
     ) in shown
     assert "sandbox: bubblewrap" in shown
 
@@ -110,7 +110,7 @@ def test_a_plugin_of_ones_own_is_a_folder_that_the_configuration_names(
     assert run("--config", str(settings), "plugin", "list") == 0
     shown = capsys.readouterr().out
     assert "tests/hostile 1.0.0  enabled, 1 tools\n" in shown
-    assert "may use: 64 MB of memory; 6 processes" in shown
+    assert "may use: no network; 64 MB of memory; 6 processes" in shown
     assert f"{broken}  refused: {broken}/manifest.json: tools_digest is '00'" in shown
     assert run("--config", str(settings), "plugin", "run", "tests/hostile", "attack") == 0
     assert capsys.readouterr().out == "here\n"

@@ -33,7 +33,7 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"id": "store/ann"}, "are no publishers"),
         ({"version": "1"}, "three numbers"),
         ({"schema": 2}, "this version reads 1"),
-        ({"kind": "exec"}, "kind = 'exec' must be one of 'mcp'"),
+        ({"kind": "exec"}, "kind = 'exec' must be one of 'mcp', 'skill'"),
         ({"entry": "../server.py"}, "expected a Python file inside the bundle"),
         ({"entry": "/usr/bin/x.py"}, "expected a Python file inside the bundle"),
         ({"entry": "", "command": ["/usr/bin/true", "\0"]}, "holds a NUL"),

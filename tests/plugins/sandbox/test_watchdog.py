@@ -48,6 +48,27 @@ def test_memory_is_counted_and_the_dead_hold_none(parent: subprocess.Popen[bytes
     assert watchdog.family(2**22 + 1) == [2**22 + 1]
 
 
+MANY = """
+import mmap, os, select
+pages = [mmap.mmap(-1, 4096) for _ in range(3000)]
+watching, ends = select.epoll(), os.pipe()
+for number in range(100, 150):
+    watching.register(os.dup2(ends[0], number))
+print("ready", flush=True)
+input()
+"""
+
+
+def test_mappings_and_watches_are_counted() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", MANY], stdin=pipe, stdout=pipe) as many:
+        assert many.stdin is not None and many.stdout is not None
+        assert many.stdout.readline() == b"ready\n"
+        kept = watchdog.kernel_bytes([many.pid]) - 3 * watchdog.PIPE_BYTES
+        assert 3050 * watchdog.KEPT_BYTES <= kept < 4500 * watchdog.KEPT_BYTES
+        many.stdin.close()
+
+
 def test_killing_a_group_ends_the_family_and_nobody_else(parent: subprocess.Popen[bytes]) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
