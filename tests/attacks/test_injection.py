@@ -18,5 +18,5 @@ def test_what_is_counted_can_happen() -> None:
     """A model that words a pasted mail anew, with an owner who asks for no questions: it acts."""
     tokenizer = ours_of(MANNERS["chatml"], "byte-level")
     lax = ToolsConfig(write="allow", outside="allow", approval_timeout_s=0.001)
-    mail = [one for one in injection.attempts() if one.way == "a pasted mail" and one.altered]
+    mail = [one for one in injection.attempts() if one.channel == "a pasted mail" and one.altered]
     assert mail and all(asyncio.run(injection.acts(tokenizer, one, lax)) for one in mail)

@@ -63,6 +63,7 @@ class House:
 
 
 NAMES = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "lea", "max"]
+NAMES += ["nia", "ola"]
 
 
 def house(
@@ -74,11 +75,11 @@ def house(
     tables: Mapping[str, Any] | None = None,
     **protection: Any,
 ) -> House:
-    """A federation of `members`, named ann, ben, … m15, m16, … in order; `tables` are whole ones,
+    """A federation of `members`, named ann, ben, … p0015, … in order; `tables` are whole ones,
     by name.
     """
     owner, coordinator = Identity.generate(), Identity.generate()
-    names = [NAMES[number] if number < len(NAMES) else f"m{number}" for number in range(members)]
+    names = [NAMES[number] if number < len(NAMES) else f"p{number:04}" for number in range(members)]
     keys = {name: Identity.generate() for name in names}
     policy = Policy(
         name="choir",

@@ -311,15 +311,7 @@ def test_a_foreign_checkpoint_is_refused(open_store: Callable[[], Store]) -> Non
     with pytest.raises(FederationError, match="adapter of 200 values, expected 7"):
         store.load(home.policy, 7)
     with pytest.raises(FederationError, match="another federation"):
-        store.load(
-            house().policy.__class__(
-                **{
-                    **{f: getattr(home.policy, f) for f in home.policy.__slots__},
-                    "nonce": "03" * 16,
-                }
-            ),
-            SIZE,
-        )
+        store.load(dataclasses.replace(home.policy, nonce="03" * 16), SIZE)
 
 
 def test_a_full_disk_stops_the_run_before_anything_changes(open_store: Callable[[], Store]) -> None:
