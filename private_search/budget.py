@@ -11,7 +11,7 @@ import json
 import threading
 from pathlib import Path
 
-from ..core.errors import BudgetError, ConfigError, MessageError
+from ..core.errors import AuthenticationError, BudgetError, ConfigError, MessageError
 from ..core.paths import write_atomically
 from ..crypto.identity.keys import PublicIdentity
 from .messages import RequestKind
@@ -27,13 +27,22 @@ class QueryBudget:
             deleting the file: new passages do not, because the old ones are still there to be
             worked out.
         listed: public keys (hex) with an account of their own.
+        strangers: False leaves whoever is not listed without any.
 
     Raises:
         ConfigError: a budget file that cannot be read: rather no library than a forgotten count.
     """
 
-    def __init__(self, path: Path, *, limit: int, listed: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limit: int,
+        listed: frozenset[str] = frozenset(),
+        strangers: bool = True,
+    ) -> None:
         self._path, self.limit, self._listed = path, limit, listed
+        self._strangers = strangers
         self._lock = threading.Lock()
         self._spent: dict[str, dict[str, int]] = {}
         self._last: dict[str, int] = {}
@@ -55,11 +64,17 @@ class QueryBudget:
         Raises:
             MessageError: the sequence number is not above the last one: a replay.
             BudgetError: nothing is left.
+            AuthenticationError: a stranger, where strangers get nothing.
             QuietchoirError: the disk does not take it; nothing is counted and nothing must be
             answered.
         """
         with self._lock:
             name, account = asker.raw.hex(), self.account(asker)
+            if account == STRANGERS and not self._strangers:
+                raise AuthenticationError(
+                    "this library answers those whom its owner listed; send its owner the key "
+                    "that `quietchoir library key` prints"
+                )
             if sequence <= self._last.get(name, -1):
                 raise MessageError(
                     "a request that was sent before, or out of order; sign a new one"

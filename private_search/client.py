@@ -26,7 +26,7 @@ from ..core.errors import (
     QuietchoirError,
 )
 from ..crypto.identity.keys import Identity, PublicIdentity
-from ..crypto.pir.search import Opened, PirClient, unit
+from ..crypto.pir.search import KEY_PART_BYTES, Opened, PirClient, Shape, unit
 from .index import PROBE, Embeds, Passage
 from .messages import (
     MANIFEST_BYTES,
@@ -94,6 +94,31 @@ class SearchAnswer:
     bytes_up: int
     bytes_down: int
     seconds: float
+    cost: "SearchCost"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCost:
+    """What questions cost on the line, beside having the whole library; all of it public."""
+
+    session_bytes: int  # once: manifest and keys
+    question_bytes: int  # each: question, answer, choices and columns
+    plain_bytes: int  # the texts, packed, and their embeddings in 8 bits
+
+    @staticmethod
+    def of(shape: Shape, text_bytes: int, passages: int) -> "SearchCost":
+        """Of questions that read so many passages each, out of a library with so many bytes."""
+        fetched = min(passages, shape.passages) * sum(shape.choice_parts + shape.column_parts)
+        return SearchCost(
+            session_bytes=sum(KEY_PART_BYTES),
+            question_bytes=sum(shape.question_parts) + sum(shape.answer_parts) + fetched,
+            plain_bytes=max(0, text_bytes) + shape.passages * shape.dimension,
+        )
+
+    @property
+    def break_even(self) -> int:
+        """Questions after which a plain download would have been cheaper."""
+        return max(0, self.plain_bytes - self.session_bytes) // self.question_bytes + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +141,10 @@ class Sealed:
         """
         if self.chosen.fault is not None or self.chosen.scores is None:
             raise self.chosen.fault or ProtocolError("an answer without scores")
-        texts = [self.questioner.passage(reply) for reply in self.replies]
+        texts = [
+            self.questioner.passage(reply, index)
+            for reply, index in zip(self.replies, self.chosen.picked, strict=True)
+        ]
         scores = [round(float(self.chosen.scores[index]), 2) for index in self.chosen.picked]
         return tuple(
             Found(Passage.decode(text), score) for text, score in zip(texts, scores, strict=True)
@@ -141,6 +169,16 @@ class SearchSession:
         self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
         self.bytes_up = self.bytes_down = 0
 
+    async def fetch(self) -> LibraryManifest:
+        """The manifest, signed by the key in the address.
+
+        Raises:
+            QuietchoirError: no host there, or not this one.
+        """
+        raw = await self._exchange("GET", b"", MANIFEST_BYTES)
+        self._manifest = decode_manifest(raw, self._address.host)
+        return self._manifest
+
     async def open(self, embedder: Embeds) -> LibraryManifest:
         """Fetch the manifest, check it, and leave public keys with the host.
 
@@ -148,8 +186,7 @@ class SearchSession:
             ConfigError: the library was embedded with another model.
             QuietchoirError: no host there, or it refuses.
         """
-        raw = await self._exchange("GET", b"", MANIFEST_BYTES)
-        self._manifest = manifest = decode_manifest(raw, self._address.host)
+        manifest = await self.fetch()
         ours = embedder.embed([PROBE])[0]
         if (
             len(ours) != manifest.dimension
@@ -174,10 +211,31 @@ class SearchSession:
             what one opens to.
         """
         assert self._questioner is not None and self._manifest is not None, "open() comes first"
-        answer = await self._ask(RequestKind.QUESTION, self._questioner.question(vector))
-        chosen = self._questioner.choose(answer, passages)
+        question, prepared = self._questioner.question(vector), self._questioner.prepare(passages)
+        answer = await self._ask(RequestKind.QUESTION, question)
+        chosen = self._questioner.choose(answer, prepared)
         replies = [await self._ask(RequestKind.CHOICE, parts) for parts in chosen.choices]
         return Sealed(self._questioner, chosen, tuple(replies))
+
+    async def classify(self, vector: Vector) -> tuple[bytes, ...]:
+        """Send one embedded text; open what comes with `labels`, when nothing more is sent.
+
+        Raises:
+            CryptoError, MessageError, BudgetError: as `ask`.
+        """
+        assert self._questioner is not None, "open() comes first"
+        return await self._ask(RequestKind.CLASSIFY, self._questioner.question(vector))
+
+    def labels(self, answer: Sequence[bytes]) -> list[tuple[str, float]]:
+        """Labels and their scores, best first.
+
+        Raises:
+            ProtocolError, WorkerError: as `PirClient.scores`.
+        """
+        assert self._questioner is not None and self._manifest is not None, "open() comes first"
+        scores = self._questioner.labels(answer)
+        order = np.argsort(-scores, kind="stable")
+        return [(self._manifest.labels[at], round(float(scores[at]), 2)) for at in order]
 
     def close(self) -> None:
         """End the worker that holds the key."""
@@ -231,6 +289,56 @@ async def _bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:
     return raw
 
 
+async def describe(
+    address: LibraryAddress, identity: Identity, *, tls: ssl.SSLContext | None = None
+) -> LibraryManifest:
+    """What a library says of itself, without asking it anything.
+
+    Raises:
+        QuietchoirError: no library there.
+    """
+    async with _line(tls) as http:
+        return await SearchSession(address, identity, http).fetch()
+
+
+async def classify(
+    address: LibraryAddress,
+    text: str,
+    embedder: Embeds,
+    identity: Identity,
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> list[tuple[str, float]]:
+    """A library's labels for one text that it does not see, best first, with their scores.
+
+    Raises:
+        ConfigError: the library has no classifier.
+        QuietchoirError: no answer, with what to do about it.
+    """
+    vector = embedder.embed([text])[0]
+    unit(vector)  # before the first message, as in `ask`
+    async with _line(tls) as http:
+        session = SearchSession(address, identity, http)
+        try:
+            if not (await session.open(embedder)).labels:
+                raise ConfigError("this library has no labels; its owner serves with --classify")
+            answer = await session.classify(vector)
+        except BaseException:
+            session.close()
+            raise
+    try:
+        return session.labels(answer)
+    finally:
+        session.close()
+
+
+def _line(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+    )
+
+
 async def ask(
     address: LibraryAddress,
     question: str,
@@ -253,9 +361,7 @@ async def ask(
     vector = embedder.embed([question])[0]
     # before the first message: a session that breaks off later would tell of the question
     unit(vector)
-    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+    async with _line(tls) as http:
         session = SearchSession(address, identity, http)
         try:
             manifest = await session.open(embedder)
@@ -273,4 +379,5 @@ async def ask(
         bytes_up=session.bytes_up,
         bytes_down=session.bytes_down,
         seconds=time.perf_counter() - start,
+        cost=SearchCost.of(manifest.shape, manifest.text_bytes, passages),
     )

@@ -1,4 +1,4 @@
-"""`quietchoir library serve | ask | key`.
+"""`quietchoir library serve | ask | classify | status | key`.
 
 Knows flags and words for people. Imports what is heavy when a verb runs.
 """
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     import ssl
 
     from ..crypto.identity.keys import Identity
-    from .client import LibraryAddress, SearchAnswer
+    from .client import LibraryAddress, SearchAnswer, SearchCost
     from .index import Embeds
 
 EMBEDDER = "minilm-l6-v2"
 PORT = 8770
 MAX_QUERIES = 64
+MAX_WORKERS = 64
 
 
 def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,6 +49,16 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="askers' keys, one a line, that get an account each",
     )
     serve.add_argument(
+        "--listed-only", action="store_true", help="answer nobody but those in --allow"
+    )
+    serve.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that share the work of a question (default: as many as cores)",
+    )
+    serve.add_argument(
         "--certificate",
         type=Path,
         metavar="PEM",
@@ -58,6 +69,11 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         type=Path,
         metavar="PEM",
         help="of --certificate; not encrypted, readable by its owner alone",
+    )
+    serve.add_argument(
+        "--classify",
+        action="store_true",
+        help="also say to which of the folder's subfolders a text belongs, without seeing it",
     )
     serve.add_argument("--json", action="store_true", help="one line of JSON when ready")
     serve.set_defaults(run=run_serve, needs="federation")
@@ -70,8 +86,30 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     ask.add_argument(
         "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
     )
+    ask.add_argument(
+        "--explain",
+        action="store_true",
+        help="also after how many questions a plain download would be cheaper",
+    )
     ask.add_argument("--json", action="store_true", help="one line of JSON")
     ask.set_defaults(run=run_ask, needs="federation")
+    label = kinds.add_parser(
+        "classify", help="which of a library's labels fits a text; its host sees only ciphertext"
+    )
+    label.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    label.add_argument("text")
+    label.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
+    )
+    label.add_argument("--json", action="store_true", help="one line of JSON")
+    label.set_defaults(run=run_classify, needs="federation")
+    status = kinds.add_parser("status", help="what a library says of itself and what asking costs")
+    status.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    status.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
+    )
+    status.add_argument("--json", action="store_true", help="one line of JSON")
+    status.set_defaults(run=run_status, needs="federation")
     key = kinds.add_parser("key", help="print our key for a library, for its owner's --allow file")
     key.add_argument("address")
     key.set_defaults(run=run_key)
@@ -88,39 +126,64 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     import asyncio
     import contextlib
 
+    from ..core.errors import ConfigError
+    from ..core.hardware.discovery import core_count
     from . import index
     from .budget import QueryBudget
+    from .classifier import fit, labels_of
     from .host import LibraryService, serve
 
-    index.read_folder(arguments.folder)  # an empty folder is told before a model is loaded
+    passages = index.read_folder(arguments.folder)  # an empty one is told before a model is loaded
+    if not 0 <= arguments.workers <= MAX_WORKERS:
+        raise ConfigError(f"--workers {arguments.workers}: 1 to {MAX_WORKERS}; 0 takes all cores")
+    if arguments.listed_only and arguments.allow is None:
+        raise ConfigError("--listed-only without --allow answers nobody; name a file with --allow")
+    if arguments.classify:
+        labels_of([passage.source for passage in passages])
     tls = _host_tls(arguments.certificate, arguments.private_key)
     listed = _listed(arguments.allow)
-    with contextlib.closing(_listen(arguments.host, arguments.port)) as listener:
-        built = index.build(arguments.folder, embedder or _embedder())
+    room = _room() / f"index-{_label(arguments.folder)}"
+    with contextlib.closing(_listen(arguments.host, arguments.port)) as listener, index.held(room):
+        built = index.build(passages, embedder or _embedder(), room, _progress)
+        classifier = None
+        if arguments.classify:
+            classifier = fit([passage.source for passage in passages], built.rows())
         identity = _identity("host")
         budget = QueryBudget(
             _room() / f"budget-{_label(arguments.folder)}.json",
             limit=arguments.max_queries,
             listed=listed,
+            strangers=not arguments.listed_only,
         )
-        service = LibraryService(built, identity, budget, title=arguments.folder.resolve().name)
+        service = LibraryService(
+            built,
+            identity,
+            budget,
+            title=arguments.folder.resolve().name,
+            workers=arguments.workers or core_count(),
+            classifier=classifier,
+        )
         address = f"{'https' if tls else 'http'}://{_netloc(listener)}/#{identity.public.raw.hex()}"
 
         def ready() -> None:
             if arguments.json:
-                print(json.dumps({"address": address, "passages": len(built.passages)}), flush=True)
+                print(json.dumps({"address": address, "passages": built.passages}), flush=True)
                 return
             print(
-                f"{len(built.passages)} passages of {arguments.folder} can be searched at\n  "
-                f"{address}"
+                f"{built.passages} passages of {arguments.folder} can be searched at\n  {address}"
             )
+            if classifier is not None:
+                print(
+                    f"Texts are told apart by {len(classifier.labels)} subfolders, "
+                    f"{100 * classifier.accuracy:.0f} % right on texts left out."
+                )
             print(
                 "This host sees how often and when each asker asks; not the question, the scores "
                 "or what is read."
             )
             print(
-                f"An account gets {arguments.max_queries} questions; all askers outside --allow "
-                f"share one account.",
+                f"An account gets {arguments.max_queries} questions; askers outside --allow "
+                f"{'get none' if arguments.listed_only else 'share one account'}.",
                 flush=True,
             )
 
@@ -151,7 +214,102 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
             tls=_asker_tls(arguments.certificate),
         )
     )
-    _print_json(answer) if arguments.json else _print_text(answer)
+    if arguments.json:
+        _print_json(answer)
+        return
+    _print_text(answer)
+    if arguments.explain:
+        print(_explained(answer.cost))
+
+
+def run_classify(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> None:
+    """Print a library's labels for one text, best first.
+
+    Raises:
+        QuietchoirError: no host, no model, no classifier there, no budget left.
+    """
+    import asyncio
+
+    from ..core.errors import ConfigError
+    from .client import LibraryAddress, classify
+
+    if not arguments.text.strip():
+        raise ConfigError("a text is needed; write one")
+    address = LibraryAddress.parse(arguments.address)
+    found = asyncio.run(
+        classify(
+            address,
+            arguments.text,
+            embedder or _embedder(),
+            _asker(address),
+            tls=_asker_tls(arguments.certificate),
+        )
+    )
+    if arguments.json:
+        print(json_line({"labels": [{"label": label, "score": score} for label, score in found]}))
+        return
+    for label, score in found:
+        print(f"{score:5.2f}  {one_line(label)}")
+
+
+def run_status(arguments: argparse.Namespace) -> None:
+    """Print what a library says of itself; asks it nothing and costs nothing of a budget.
+
+    Raises:
+        QuietchoirError: no library there.
+    """
+    import asyncio
+
+    from .client import LibraryAddress, SearchCost, describe
+
+    address = LibraryAddress.parse(arguments.address)
+    manifest = asyncio.run(
+        describe(address, _asker(address), tls=_asker_tls(arguments.certificate))
+    )
+    cost = SearchCost.of(manifest.shape, manifest.text_bytes, 1)
+    if arguments.json:
+        told = {
+            "title": manifest.title,
+            "passages": manifest.passages,
+            "dimension": manifest.dimension,
+            "edition": manifest.edition,
+            "questions": manifest.questions,
+            "labels": list(manifest.labels),
+            **_cost(cost),
+        }
+        print(json_line(told))
+        return
+    print(
+        f"{one_line(manifest.title)}: {manifest.passages} passages, edition "
+        f"{manifest.edition[:8]}, {manifest.questions} questions to an account."
+    )
+    print(_explained(cost))
+
+
+def _cost(cost: "SearchCost") -> dict[str, int]:
+    return {
+        "session_bytes": cost.session_bytes,
+        "question_bytes": cost.question_bytes,
+        "plain_bytes": cost.plain_bytes,
+        "break_even": cost.break_even,
+    }
+
+
+def _explained(cost: "SearchCost") -> str:
+    return (
+        f"A session's keys are {cost.session_bytes / 1000:.0f} kB, a question "
+        f"{cost.question_bytes / 1000:.0f} kB. Having all texts and their embeddings, and telling "
+        f"the host no more than that one has them, would be about {cost.plain_bytes / 1000:.0f} "
+        f"kB: cheaper from question {cost.break_even} on, where the host gives them away."
+    )
+
+
+def _progress(done: int, total: int) -> None:
+    import sys
+
+    end = "\r" if sys.stderr.isatty() else "\n"
+    if sys.stderr.isatty() or (done and done % 4096 == 0):
+        print(f"{done} of {total} passages are embedded", end=end, file=sys.stderr, flush=True)
 
 
 def run_key(arguments: argparse.Namespace) -> None:
@@ -171,7 +329,7 @@ def _print_json(answer: "SearchAnswer") -> None:
         "bytes_down": answer.bytes_down,
         "seconds": round(answer.seconds, 3),
     }
-    print(json_line({"found": found, "passages": answer.passages, **costs}))
+    print(json_line({"found": found, "passages": answer.passages, **costs, **_cost(answer.cost)}))
 
 
 def _print_text(answer: "SearchAnswer") -> None:

@@ -8,7 +8,6 @@ whatever SEAL then does happens in a worker.
 """
 
 import asyncio
-import os
 import ssl
 import threading
 from collections import OrderedDict
@@ -25,8 +24,9 @@ from ..core.errors import ConfigError, MessageError, ProtocolError, QuietchoirEr
 from ..core.server import connections, errors
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import Identity
-from ..crypto.pir.search import PirServer
+from ..crypto.pir.search import KEY_PART_BYTES, PirServer, exactly
 from .budget import QueryBudget
+from .classifier import Classifier
 from .index import Index
 from .messages import (
     PATH,
@@ -63,9 +63,14 @@ class LibraryService:
         *,
         title: str = "library",
         workers: int = 1,
+        classifier: Classifier | None = None,
     ) -> None:
-        texts = [passage.encode() for passage in index.passages]
-        self.server = PirServer(index.embeddings, texts, workers=workers)
+        self.server = PirServer(
+            index.embeddings,
+            index.table,
+            labels=classifier.weights if classifier else None,
+            workers=workers,
+        )
         if not 1 <= budget.limit <= self.server.shape.largest_budget:
             raise ConfigError(
                 f"a budget of {budget.limit} questions, must be 1 to "
@@ -81,9 +86,12 @@ class LibraryService:
             host=identity.public.raw.hex(),
             dimension=self.server.shape.dimension,
             passages=self.server.shape.passages,
+            chunk_bytes=self.server.shape.chunk_bytes,
+            text_bytes=index.text_bytes,
             parameters=SEARCH.digest.hex(),
-            edition=os.urandom(16).hex(),
+            edition=index.edition,
             questions=budget.limit,
+            labels=classifier.labels if classifier else (),
             probe=tuple(np.round(index.probe.astype(float), 5).tolist()),
         )
 
@@ -112,9 +120,11 @@ class LibraryService:
         if request.kind is RequestKind.KEYS:
             return self._take_keys(request)
         keys = self._keys_of(request)
-        if request.kind is RequestKind.QUESTION:
+        if request.kind in (RequestKind.QUESTION, RequestKind.CLASSIFY):
             self.server.check_question(request.parts)
             self._charge(request)
+            if request.kind is RequestKind.CLASSIFY:
+                return self.server.classify(keys, request.parts)
             return self.server.score(keys, request.parts)
         self.server.check_choice(request.parts)
         self._charge(request)
@@ -125,7 +135,7 @@ class LibraryService:
         self._budget.charge(request.asker, request.kind, request.sequence)
 
     def _take_keys(self, request: SearchRequest) -> list[bytes]:
-        self.server.check_sizes(request.parts)
+        exactly(request.parts, KEY_PART_BYTES)
         if request.key_id != key_id(request.parts):
             raise ProtocolError("keys under another key's name; send them again")
         self._charge(request)

@@ -1,20 +1,34 @@
-"""A folder of text as passages and their embeddings.
+"""A folder of text as passages, their embeddings, and the table that they are read from.
 
-Knows files, paragraphs and sizes. Knows nothing of encryption or of who asks.
+Knows files, paragraphs, sizes, and where an index lies. Knows nothing of encryption or of who asks.
 Always: the same files give the same passages in the same order; nothing outside the folder is read.
+A text is embedded once: every vector is on the disk as soon as it is there, so a build that was
+stopped goes on, and one after a change embeds what is new. An index is whole or not there: its
+head is written last, and names files that no other index has.
 """
 
+import fcntl
+import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import DataError
-from ..crypto.pir.search import MAX_PASSAGES, PASSAGE_BYTES
+from ..core.errors import ConfigError, DataError
+from ..core.paths import private_folder, write_atomically
+from ..crypto.pir import lwe
+from ..crypto.pir.search import MAX_PASSAGES, PassageTable
+from ..crypto.pir.table import PASSAGE_BYTES, TableLayout, chunk_bytes, pack
+
+Vectors = npt.NDArray[np.float32]
 
 SUFFIXES = (".txt", ".md")
 FILE_BYTES = 16 << 20
@@ -25,6 +39,10 @@ PROBE = (
     "A quiet choir sings in the "
     "dark."
 )  # embedded by both sides, to see that they use the same model
+AT_ONCE = 64  # texts embedded before their vectors go to the disk
+DIGEST_BYTES = 16  # that name a text in the file of vectors
+HEAD, LOCK = "index.json", "in-use"
+FORMAT = 1
 
 
 class Embeds(Protocol):
@@ -53,22 +71,183 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything a host needs."""
+    """Everything a host needs. Arrays are in memory, or paths of .npy files that are mapped."""
 
-    passages: tuple[Passage, ...]
-    embeddings: npt.NDArray[np.float32]  # [passages, dimension]
-    probe: npt.NDArray[np.float32]  # [dimension]
+    passages: int
+    embeddings: Vectors | Path  # [passages, dimension]
+    table: PassageTable
+    text_bytes: int  # of all passages, packed: what a plain download would cost
+    edition: str  # hex; of these very passages, drawn by chance
+    probe: Vectors  # [dimension]
+
+    def rows(self) -> Vectors:
+        """The embeddings, in memory."""
+        return np.load(self.embeddings) if isinstance(self.embeddings, Path) else self.embeddings
+
+    @staticmethod
+    def of(passages: Sequence[Passage], embeddings: Vectors, probe: Vectors) -> "Index":
+        """In memory, of a few passages.
+
+        Raises:
+            DataError: a passage that is too long.
+        """
+        texts = [passage.encode() for passage in passages]
+        packed = sum(len(pack(text)) for text in texts)
+        table = PassageTable.of(texts)
+        return Index(len(texts), embeddings, table, packed, os.urandom(16).hex(), probe)
 
 
-def build(folder: Path, embedder: Embeds) -> Index:
-    """Read, split and embed `folder`.
+class VectorFile:
+    """Vectors by the text they are of, in one file that only grows; a torn or damaged record is
+    as if it were not there.
+    """
+
+    def __init__(self, path: Path, dimension: int) -> None:
+        self._path, self._dimension = path, dimension
+        self.found: dict[bytes, Vectors] = {}
+        size, kept = DIGEST_BYTES + 4 * dimension + 4, 0
+        raw = path.read_bytes() if path.exists() else b""
+        for start in range(0, len(raw) - size + 1, size):
+            body, check = raw[start : start + size - 4], raw[start + size - 4 : start + size]
+            if zlib.crc32(body).to_bytes(4, "big") != check:
+                break
+            vector = np.frombuffer(body[DIGEST_BYTES:], "<f4").astype(np.float32)
+            self.found[body[:DIGEST_BYTES]], kept = vector, start + size
+        if kept < len(raw):
+            os.truncate(path, kept)
+
+    def add(self, names: Sequence[bytes], vectors: Vectors) -> None:
+        """Append these, on the disk when it returns."""
+        new = dict(zip(names, vectors, strict=True))
+        self.found |= new
+        with self._path.open("ab") as file:
+            file.write(_records(new))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep(self, names: Sequence[bytes]) -> None:
+        """Forget the vectors of all other texts."""
+        wanted = set(names)
+        if len(wanted) < len(self.found):
+            self.found = {name: self.found[name] for name in wanted}
+            write_atomically(self._path, _records(self.found), mode=0o600)
+
+
+def _records(vectors: Mapping[bytes, Vectors]) -> bytes:
+    bodies = (name + vector.astype("<f4").tobytes() for name, vector in vectors.items())
+    return b"".join(body + zlib.crc32(body).to_bytes(4, "big") for body in bodies)
+
+
+@contextmanager
+def held(room: Path) -> Iterator[None]:
+    """Keep the folder of an index, and the budget beside it, for this process.
 
     Raises:
-        DataError: as `read_folder`.
+        ConfigError: another process has it: two hosts of one folder would count its budget twice.
     """
-    passages = read_folder(folder)
-    vectors = embedder.embed([passage.text for passage in passages] + [PROBE])
-    return Index(tuple(passages), np.ascontiguousarray(vectors[:-1]), vectors[-1])
+    with (private_folder(room) / LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                "this folder is served by another process already; end that one, or ask there"
+            ) from None
+        yield
+
+
+def build(
+    passages: Sequence[Passage],
+    embedder: Embeds,
+    room: Path,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Index:
+    """The index of `passages` in the folder `room`: as it lies there, or made anew of what lies
+    there and of what is new.
+
+    Args:
+        tell: hears how many texts of how many are embedded.
+
+    Raises:
+        DataError: a passage that is too long.
+        ConfigError: the folder cannot be made.
+    """
+    private_folder(room)
+    probe = embedder.embed([PROBE])[0]
+    texts = [passage.encode() for passage in passages]
+    content = sha256(probe.tobytes() + b"".join(sha256(text).digest() for text in texts))
+    if (kept := _kept(room, content.hexdigest(), probe)) is not None:
+        return kept
+    embeddings = _embedded([passage.text for passage in passages], embedder, probe, room, tell)
+    chunks = [pack(text) for text in texts]
+    size = chunk_bytes(chunks)
+    table = TableLayout(len(chunks), size).build(chunks)
+    edition = os.urandom(16).hex()
+    for name, rows in (("embeddings", embeddings), ("table", table), ("hint", lwe.hint(table))):
+        np.save(room / f"{edition}-{name}.npy", rows)
+    head = {
+        "format": FORMAT,
+        "content": content.hexdigest(),
+        "edition": edition,
+        "passages": len(chunks),
+        "chunk_bytes": size,
+        "text_bytes": sum(map(len, chunks)),
+    }
+    write_atomically(room / HEAD, json.dumps(head).encode(), mode=0o600)
+    for old in room.glob("*.npy"):
+        if not old.name.startswith(edition):
+            old.unlink()
+    return _opened(room, head, probe)
+
+
+def _kept(room: Path, content: str, probe: Vectors) -> Index | None:
+    """The index that lies there, if it is whole and of this content."""
+    try:
+        head = json.loads((room / HEAD).read_bytes())
+        if head["format"] != FORMAT or head["content"] != content:
+            return None
+        return _opened(room, head, probe)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _opened(room: Path, head: dict[str, object], probe: Vectors) -> Index:
+    edition, passages, size = str(head["edition"]), int(str(head["passages"])), head["chunk_bytes"]
+    embeddings, table, hint = (
+        room / f"{edition}-{name}.npy" for name in ("embeddings", "table", "hint")
+    )
+    layout = TableLayout(passages, int(str(size)))
+    shapes = {
+        embeddings: (passages, len(probe)),
+        table: layout.shape,
+        hint: (layout.rows, lwe.DIMENSION),
+    }
+    for path, shape in shapes.items():
+        if np.load(path, mmap_mode="r").shape != shape:
+            raise ValueError(f"{path}: of another index")
+    found = PassageTable(table, hint, layout)
+    return Index(passages, embeddings, found, int(str(head["text_bytes"])), edition, probe)
+
+
+def _embedded(
+    texts: Sequence[str],
+    embedder: Embeds,
+    probe: Vectors,
+    room: Path,
+    tell: Callable[[int, int], None],
+) -> Vectors:
+    """[texts, dimension], each text embedded once in its life with this model."""
+    model = sha256(probe.tobytes()).hexdigest()[:16]
+    store = VectorFile(room / f"{model}.vectors", len(probe))
+    names = [sha256(text.encode()).digest()[:DIGEST_BYTES] for text in texts]
+    missing = {
+        name: text for name, text in zip(names, texts, strict=True) if name not in store.found
+    }
+    for start in range(0, len(missing), AT_ONCE):
+        tell(len(texts) - len(missing) + start, len(texts))
+        batch = list(missing)[start : start + AT_ONCE]
+        store.add(batch, embedder.embed([missing[name] for name in batch]))
+    store.keep(names)
+    return np.stack([store.found[name] for name in names])
 
 
 def read_folder(folder: Path) -> list[Passage]:

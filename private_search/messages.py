@@ -27,11 +27,11 @@ from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity, bind, digest
 from ..crypto.pir.search import KEY_PART_BYTES, Shape
 
-MANIFEST_CONTEXT = bind("quietchoir library manifest 1")
-REQUEST_CONTEXT = bind("quietchoir library request 1")
-REPLY_CONTEXT = bind("quietchoir library reply 1")
+MANIFEST_CONTEXT = bind("quietchoir library manifest 2")
+REQUEST_CONTEXT = bind("quietchoir library request 2")
+REPLY_CONTEXT = bind("quietchoir library reply 2")
 PATH = "/library"  # GET the manifest, POST a request
-REQUEST_MAGIC, REPLY_MAGIC = b"QCQ1", b"QCR1"
+REQUEST_MAGIC, REPLY_MAGIC = b"QCQ2", b"QCR2"
 REQUEST_HEAD = struct.Struct(">4sB8s32s32s32sQB")
 REPLY_HEAD = struct.Struct(">4sB32sB")
 MAX_PARTS = 4
@@ -58,6 +58,7 @@ class RequestKind(enum.IntEnum):
     KEYS = 1
     QUESTION = 2
     CHOICE = 3
+    CLASSIFY = 4  # parts as of a question
 
 
 class ReplyKind(enum.IntEnum):
@@ -75,17 +76,26 @@ class LibraryManifest:
     host: str  # Ed25519 public key, hex
     dimension: int
     passages: int
+    chunk_bytes: int  # of every passage in the table
+    text_bytes: int  # of all passages, packed: what a plain download would cost
     parameters: str  # hex digest of the parameter set
-    # random at every start; a digest of the passages would let others test guesses at them
+    # drawn when the passages changed; a digest of them would let others test guesses at them
     edition: str
     questions: int  # one account's budget
+    labels: tuple[str, ...]  # of its classifier, if it has one
     probe: tuple[float, ...]  # embedding of the probe sentence, to see that both use the same model
 
     @property
     def library(self) -> bytes:
         """32 bytes that name this state of this library."""
         return digest(
-            "library", bytes.fromhex(self.host), self.dimension, self.passages, self.edition
+            "library",
+            bytes.fromhex(self.host),
+            self.dimension,
+            self.passages,
+            self.chunk_bytes,
+            self.edition,
+            len(self.labels),
         )
 
     @property
@@ -95,7 +105,12 @@ class LibraryManifest:
         Raises:
             ProtocolError: larger than the parameter set can hold.
         """
-        return Shape(dimension=self.dimension, passages=self.passages)
+        return Shape(
+            dimension=self.dimension,
+            passages=self.passages,
+            chunk_bytes=self.chunk_bytes,
+            labels=len(self.labels),
+        )
 
     def encode(self, host: Identity) -> bytes:
         """Signed JSON."""
@@ -156,8 +171,8 @@ def key_id(keys: Sequence[bytes]) -> bytes:
 
 def request_limit(shape: Shape) -> int:
     """Size of the largest request in bytes; a longer body is not read."""
-    keys, choice = sum(KEY_PART_BYTES), shape.choice_parts * SEARCH.seeded_bytes
-    return REQUEST_HEAD.size + 4 * MAX_PARTS + max(keys, choice) + SIGNATURE_BYTES
+    largest = max(map(sum, (KEY_PART_BYTES, shape.question_parts, shape.choice_parts)))
+    return REQUEST_HEAD.size + 4 * MAX_PARTS + largest + SIGNATURE_BYTES
 
 
 def reply_limit(shape: Shape) -> int:
@@ -165,7 +180,7 @@ def reply_limit(shape: Shape) -> int:
     return (
         REPLY_HEAD.size
         + 4 * MAX_PARTS
-        + max(ERROR_BYTES, shape.choice_parts * SEARCH.ciphertext_bytes)
+        + max(ERROR_BYTES, sum(shape.answer_parts), sum(shape.column_parts))
         + SIGNATURE_BYTES
     )
 
@@ -282,9 +297,15 @@ def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
 
 def _manifest(found: dict[str, Any]) -> LibraryManifest:
     probe = tuple(float(value) for value in found.pop("probe"))
-    manifest = LibraryManifest(probe=probe, **found)
-    numbers = (manifest.dimension, manifest.passages, manifest.questions)
-    texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition)
+    manifest = LibraryManifest(probe=probe, labels=tuple(found.pop("labels")), **found)
+    numbers = (
+        manifest.dimension,
+        manifest.passages,
+        manifest.chunk_bytes,
+        manifest.text_bytes,
+        manifest.questions,
+    )
+    texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition, *manifest.labels)
     if not all(type(value) is int for value in numbers) or not all(
         type(value) is str for value in texts
     ):

@@ -30,6 +30,10 @@ PLAIN_CEILING_BITS = 60  # SEAL's largest plaintext modulus
 # largest noise of one ciphertext: 21 (SEAL's centred binomial of 42 bits), and the rounding of a
 # plaintext
 NOISE_CLIP = 22
+# An answer keeps so many bits of every coefficient. Dropping b bits of the second polynomial moves
+# a slot by a normal deviate of about 2^b N sqrt(1/18): 2^-19 of SEARCH's scale, a thousandth of
+# the noise that answers are flooded with, for half of the bytes.
+ANSWER_WORD_BITS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,16 @@ class RingParameters:
     def ciphertext_bytes(self) -> int:
         """Size on the wire, padded, of a computed ciphertext: two polynomials."""
         return self._padded(2, self.prime_bits[:-1] or self.prime_bits)
+
+    @property
+    def dropped_bits(self) -> int:
+        """CKKS: low bits of every coefficient that an answer leaves behind."""
+        return max(0, self.data_bits - ANSWER_WORD_BITS)
+
+    @property
+    def answer_bytes(self) -> int:
+        """CKKS: size on the wire of an answer: the top of every coefficient of two polynomials."""
+        return 2 * self.degree * ANSWER_WORD_BITS // 8
 
     @property
     def public_key_bytes(self) -> int:

@@ -1,43 +1,63 @@
 """Searching and reading a library without saying what for.
 
 Both halves of it, without any network: the asker turns an embedded question into ciphertext and
-opens scores; the keeper multiplies. Reading a passage is the same multiplication: the passages are
-the columns of a matrix of bytes, the choice is an encrypted vector with a single one, so that the
-keeper does not learn which passage was read either. Knows shapes, noise and what the numbers mean.
-Knows nothing of SEAL, identities, budgets or HTTP.
+opens scores; the keeper multiplies (`he/ckks`). A passage is read out of a table (`table`) by a
+query that hides its column (`lwe`). Knows shapes, noise and what the numbers mean. Knows nothing of
+SEAL, identities, budgets or HTTP.
 Always: every question has the same size and takes the same steps, every choice too.
 """
 
-import os
 import secrets
-import zlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import CryptoError, DataError, ProtocolError, WorkerError
-from ...core.worker import Worker, WorkerPool
-from ..he.ckks import ROTATIONS, Asker, Multiplier
+from ...core.errors import CryptoError, ProtocolError, WorkerError
+from ...core.worker import Worker
+from ..he.ckks import (
+    ROTATIONS,
+    Asker,
+    Multiplier,
+    PlainMatrix,
+    blocks_of,
+    shard_of,
+    slabs_of,
+    split,
+)
 from ..he.parameters import SEARCH
+from . import lwe
+from .table import HEAD_BYTES, MAX_CHUNK_BYTES, TableLayout, chunk_bytes, pack
 
 Scores = npt.NDArray[np.float32]
 
 # standard deviation on a cosine; neighbours closer than this may change places
-SCORE_NOISE = 2.0**-9
-PASSAGE_NOISE = 2.0**-12  # on a byte scaled to [-0.5, 0.5): 8 deviations to the next byte
+SCORE_NOISE = 2.0**-11
 # largest error of the arithmetic alone, noise not counted; measured 2.5e-4 at 1000 passages
 SCORE_ERROR = 5e-4
-PASSAGE_HEAD = 6  # length (2 bytes) and CRC-32 (4 bytes)
-PASSAGE_BYTES = SEARCH.slots - PASSAGE_HEAD  # 2042: a passage and the name of its file
-MAX_PASSAGES = 2 * SEARCH.slots  # 32 KB of the keeper's memory for each
+# The hint times a ternary secret: words of 2^31 by a secret of norm 26, a deviation of 15 x 2^31.
+# A thirty-second of it leaves the modulus of the cipher room for 8.5 deviations; how the two
+# factors share it was measured: the hint's rounding and the cipher's noise are alike there.
+HINT_FACTOR, SECRET_FACTOR = 2.0, 2.0**-6
+HINT_UNIT = 2.0**31
+# On a product of hint and secret so scaled: 2^20 of a word, and 2^25 would change a symbol. It
+# stands below the cipher's own noise: what an asker may learn of the table is bounded by the
+# budget alone.
+PASSAGE_NOISE = 2.0**-16
+MAX_PASSAGES = 1 << 18  # 4 KB of the keepers' memory for each, at 384 dimensions
 KEY_PART_BYTES = (SEARCH.rotation_keys_bytes(len(ROTATIONS)), SEARCH.public_key_bytes)
+CALL_S = 60.0  # for a product, waiting for the worker included
+WAITING = 4  # requests that wait for one worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What both halves must agree on. Counts of ciphertexts follow from it, never from a message.
+    """What both halves must agree on. Every size on the wire follows from it, never from a message.
 
     Raises:
         ProtocolError: a library that this table of parameters cannot hold.
@@ -45,25 +65,58 @@ class Shape:
 
     dimension: int  # of an embedding
     passages: int
+    chunk_bytes: int  # of every passage in the table
+    labels: int = 0  # of a classifier; 0 where there is none
 
     def __post_init__(self) -> None:
-        if not 1 <= self.dimension <= SEARCH.slots or not 1 <= self.passages <= MAX_PASSAGES:
+        if (
+            not 1 <= self.dimension <= SEARCH.slots
+            or not 0 <= self.labels <= SEARCH.slots
+            or not 1 <= self.passages <= MAX_PASSAGES
+            or not HEAD_BYTES <= self.chunk_bytes <= MAX_CHUNK_BYTES
+        ):
             raise ProtocolError(
-                f"a library of {self.passages} passages in {self.dimension} dimensions, "
-                f"at most {MAX_PASSAGES} in {SEARCH.slots}; split the folder"
+                f"a library of {self.passages} passages of {self.chunk_bytes} bytes in "
+                f"{self.dimension} dimensions, at most {MAX_PASSAGES} of {MAX_CHUNK_BYTES} in "
+                f"{SEARCH.slots}; split the folder"
             )
 
     @property
-    def choice_parts(self) -> int:
-        """Ciphertexts of one choice, and of one answer with scores: one for every 2048 passages."""
-        return -(-self.passages // SEARCH.slots)
+    def layout(self) -> TableLayout:
+        """Where the passages stand in their table."""
+        return TableLayout(self.passages, self.chunk_bytes)
+
+    @property
+    def question_parts(self) -> tuple[int, ...]:
+        """Bytes of a question: a ciphertext for each block of the embedding."""
+        return len(blocks_of(self.dimension, SEARCH.slots)) * (SEARCH.seeded_bytes,)
+
+    @property
+    def answer_parts(self) -> tuple[int, ...]:
+        """Bytes of an answer with scores: 32 KB for every 4096 passages, in one piece."""
+        return (slabs_of(self.passages, SEARCH) * SEARCH.answer_bytes,)
+
+    @property
+    def label_parts(self) -> tuple[int, ...]:
+        """Bytes of an answer with a score for each label."""
+        return (slabs_of(self.labels, SEARCH) * SEARCH.answer_bytes,)
+
+    @property
+    def choice_parts(self) -> tuple[int, ...]:
+        """Bytes of one choice: the query, and its secret encrypted."""
+        return 4 * self.layout.columns, SEARCH.seeded_bytes
+
+    @property
+    def column_parts(self) -> tuple[int, ...]:
+        """Bytes of one answer with a column: as it was scanned, and what takes its mask off."""
+        rows = self.layout.rows
+        return 4 * rows, slabs_of(rows, SEARCH) * SEARCH.answer_bytes
 
     @property
     def largest_budget(self) -> int:
         """Most questions that one account may be granted.
 
-        As many answers as dimensions give the embeddings away by linear algebra, and an asker who
-        departs from the protocol can put a second question into the imaginary parts. So: less than
+        As many answers as dimensions give the embeddings away by linear algebra. So: less than
         half the dimension.
 
         Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus
@@ -71,46 +124,6 @@ class Shape:
         embedding (6 bits a dimension). Against such an asker the budget is a brake, not a bound.
         """
         return (self.dimension - 1) // 2
-
-
-def passage_column(text: bytes) -> npt.NDArray[np.uint8]:
-    """Length, checksum, text and random filling: one column, [2048] bytes.
-
-    Raises:
-        DataError: longer than `PASSAGE_BYTES`.
-    """
-    if len(text) > PASSAGE_BYTES:
-        raise DataError(f"a passage of {len(text)} bytes, at most {PASSAGE_BYTES}; split it")
-    head = len(text).to_bytes(2, "big") + zlib.crc32(text).to_bytes(4, "big")
-    return np.frombuffer(head + text + os.urandom(PASSAGE_BYTES - len(text)), np.uint8)
-
-
-def passage_matrices(passages: Sequence[bytes]) -> list[npt.NDArray[np.float32]]:
-    """Columns of numbers in [-0.5, 0.5), 2048 passages to a matrix [2048, <= 2048]."""
-    columns = np.stack([passage_column(text) for text in passages], axis=1).astype(np.float32)
-    centred: npt.NDArray[np.float32] = (columns + np.float32(0.5)) / np.float32(256) - np.float32(
-        0.5
-    )
-    return [
-        centred[:, start : start + SEARCH.slots] for start in range(0, len(passages), SEARCH.slots)
-    ]
-
-
-def passage_text(column: npt.NDArray[np.float64]) -> bytes:
-    """The passage out of its decrypted column.
-
-    Raises:
-        ProtocolError: length or checksum do not fit; the keeper answered something else.
-    """
-    values = np.clip(np.floor((column + 0.5) * 256), 0, 255).astype(np.uint8).tobytes()
-    length, check = int.from_bytes(values[:2], "big"), int.from_bytes(values[2:PASSAGE_HEAD], "big")
-    text = values[PASSAGE_HEAD : PASSAGE_HEAD + length]
-    if length > PASSAGE_BYTES or zlib.crc32(text) != check:
-        raise ProtocolError(
-            "the answer is not a passage of this library; its host was not told, and asking again "
-            "would tell it"
-        )
-    return text
 
 
 def unit(vector: Scores) -> npt.NDArray[np.float64]:
@@ -132,61 +145,101 @@ def unit(vector: Scores) -> npt.NDArray[np.float64]:
     return direction
 
 
-def _exactly(parts: Sequence[bytes], count: int, size: int) -> None:
-    if len(parts) != count or any(len(part) != size for part in parts):
+def exactly(parts: Sequence[bytes], sizes: Sequence[int]) -> None:
+    """Raise ProtocolError unless `parts` have these sizes."""
+    if [len(part) for part in parts] != list(sizes):
         raise ProtocolError(
-            f"ciphertexts of {[len(part) for part in parts]} bytes, expected {count} of {size}; "
-            f"update both sides"
+            f"parts of {[len(part) for part in parts]} bytes, expected {list(sizes)}; update both "
+            f"sides"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PassageTable:
+    """What a keeper reads passages from: a table and its hint, in memory or in .npy files."""
+
+    table: lwe.Table | Path  # [rows, columns]
+    hint: npt.NDArray[np.int32] | Path  # [rows, lwe.DIMENSION]
+    layout: TableLayout
+
+    @staticmethod
+    def of(passages: Sequence[bytes]) -> "PassageTable":
+        """In memory, of a few passages.
+
+        Raises:
+            DataError: a passage that is too long.
+        """
+        chunks = [pack(passage) for passage in passages]
+        layout = TableLayout(len(chunks), chunk_bytes(chunks))
+        table = layout.build(chunks)
+        return PassageTable(table, lwe.hint(table), layout)
 
 
 class PirServer:
     """The host's half: embeddings and passages in clear, questions and choices never.
 
+    Each of `workers` processes (or of as many as there are parts to share) holds its part of the
+    encoded matrices, and all of them work on one question; the table is scanned in the calling
+    thread.
+
     Args:
-        embeddings: [passages, dimension], rows of length 1.
+        embeddings: [passages, dimension], rows of length 1; in memory or in an .npy file.
+        labels: [labels, dimension], rows of at most length 1: a linear classifier's, if any.
         noisy: False leaves answers bare. Hazard: only for tests that show what bare answers give
         away.
 
     Raises:
-        ProtocolError: more passages or dimensions than the table holds.
-        DataError: a passage that is too long.
+        ProtocolError: more passages or dimensions than the table of parameters holds.
+        CryptoError: a passage table of other passages.
     """
 
     def __init__(
         self,
-        embeddings: npt.NDArray[np.float32],
-        passages: Sequence[bytes],
+        embeddings: npt.NDArray[np.float32] | Path,
+        passages: PassageTable,
         *,
+        labels: npt.NDArray[np.float32] | None = None,
         workers: int = 1,
         noisy: bool = True,
     ) -> None:
-        self.shape = Shape(dimension=embeddings.shape[1], passages=len(passages))
-        if len(embeddings) != len(passages):
-            raise CryptoError(
-                f"{len(embeddings)} embeddings for {len(passages)} passages; embed them again"
-            )
         matrices = {
-            "scores": ([embeddings], SCORE_NOISE if noisy else 0.0),
-            "passage": (passage_matrices(passages), PASSAGE_NOISE if noisy else 0.0),
+            "scores": PlainMatrix(embeddings, SCORE_NOISE if noisy else 0.0),
+            "hint": PlainMatrix(
+                passages.hint, PASSAGE_NOISE if noisy else 0.0, HINT_FACTOR / HINT_UNIT
+            ),
         }
-        self.workers = WorkerPool(Multiplier, SEARCH.name, matrices, size=workers)
+        if labels is not None:
+            matrices["labels"] = PlainMatrix(labels, SCORE_NOISE if noisy else 0.0)
+        rows, dimension = matrices["scores"].open().shape
+        self.shape = Shape(
+            dimension=dimension,
+            passages=rows,
+            chunk_bytes=passages.layout.chunk_bytes,
+            labels=0 if labels is None else len(labels),
+        )
+        table = passages.table
+        self.table: lwe.Table = np.load(table, mmap_mode="r") if isinstance(table, Path) else table
+        if passages.layout.passages != rows or self.table.shape != passages.layout.shape:
+            raise CryptoError(f"{rows} embeddings for other passages; build the index again")
+        # of each matrix, its number for `shard_of`, and how many slabs it has
+        self._slabs = {
+            name: (number, slabs_of(len(matrix.open()), SEARCH))
+            for number, (name, matrix) in enumerate(matrices.items())
+        }
+        workers = min(workers, sum(slabs for _, slabs in self._slabs.values()))
+        self.workers = [
+            Worker(Multiplier, SEARCH.name, matrices, shard, workers) for shard in range(workers)
+        ]
+        self._turns = [threading.Lock() for _ in self.workers]
+        self._threads = ThreadPoolExecutor(WAITING * workers, "library")
 
     def start(self) -> None:
-        """Encode the matrices now.
+        """Encode the matrices now, in all workers at once.
 
         Raises:
             WorkerError: it took too long or did not fit the memory.
         """
-        self.workers.start()
-
-    def check_sizes(self, keys: Sequence[bytes]) -> None:
-        """Raise ProtocolError unless `keys` have the sizes of public keys."""
-        if tuple(map(len, keys)) != KEY_PART_BYTES:
-            found = [len(key) for key in keys]
-            raise ProtocolError(
-                f"keys of {found} bytes, expected {list(KEY_PART_BYTES)}; update both sides"
-            )
+        list(self._threads.map(Worker.start, self.workers))
 
     def check_keys(self, keys: Sequence[bytes]) -> None:
         """Let SEAL read an asker's public keys once.
@@ -195,39 +248,97 @@ class PirServer:
             ProtocolError: wrong sizes or refused by SEAL.
             WorkerError: they crashed the worker.
         """
-        self.check_sizes(keys)
-        self.workers.call("check", *keys)
+        exactly(keys, KEY_PART_BYTES)
+        self._call(0, "check", *keys)
 
     def check_question(self, parts: Sequence[bytes]) -> None:
         """Raise ProtocolError unless `parts` has the size of a question."""
-        _exactly(parts, 1, SEARCH.seeded_bytes)
+        exactly(parts, self.shape.question_parts)
 
     def check_choice(self, parts: Sequence[bytes]) -> None:
         """Raise ProtocolError unless `parts` has the size of a choice."""
-        _exactly(parts, self.shape.choice_parts, SEARCH.seeded_bytes)
+        exactly(parts, self.shape.choice_parts)
 
     def score(self, keys: Sequence[bytes], question: Sequence[bytes]) -> list[bytes]:
         """Encrypted scores of all passages, for the key that `keys` belong to.
 
         Raises:
             ProtocolError: bytes of another size or that SEAL refuses.
-            WorkerError: the bytes crashed the worker, or it was too slow.
+            WorkerError: the bytes crashed a worker, or it was too slow.
         """
         self.check_question(question)
-        return self.workers.call("product", b"scores", *keys, *question)
+        return [self._begin("scores", keys, question)()]
+
+    def classify(self, keys: Sequence[bytes], question: Sequence[bytes]) -> list[bytes]:
+        """Encrypted scores of all labels.
+
+        Raises:
+            ProtocolError: no classifier here; or as `score`.
+            WorkerError: as `score`.
+        """
+        self.check_question(question)
+        if not self.shape.labels:
+            raise ProtocolError("this library has no classifier; its manifest names no labels")
+        return [self._begin("labels", keys, question)()]
 
     def read(self, keys: Sequence[bytes], choice: Sequence[bytes]) -> list[bytes]:
-        """One encrypted passage; which one, only the asker knows.
+        """One column of the table, masked, and what takes the mask off, encrypted; which one, only
+        the asker knows.
 
         Raises:
             ProtocolError, WorkerError: as `score`.
         """
         self.check_choice(choice)
-        return self.workers.call("product", b"passage", *keys, *choice)
+        query, secret = choice
+        begun = self._begin("hint", keys, [secret])
+        words = np.frombuffer(query, "<u4").astype(np.uint32)
+        column = lwe.scan(self.table, words).astype("<u4").tobytes()
+        return [column, begun()]
 
     def close(self) -> None:
         """End the workers."""
-        self.workers.close()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
+            worker.close()
+
+    def _begin(
+        self, name: str, keys: Sequence[bytes], vectors: Sequence[bytes]
+    ) -> Callable[[], bytes]:
+        number, slabs = self._slabs[name]
+        places = [shard_of(number, slab, len(self.workers)) for slab in range(slabs)]
+        calls = {
+            shard: self._threads.submit(
+                self._call, shard, "product", name.encode(), *keys, *vectors
+            )
+            for shard in set(places)
+        }
+
+        def end() -> bytes:
+            parts = {shard: iter(call.result()) for shard, call in calls.items()}
+            return b"".join(next(parts[shard]) for shard in places)
+
+        return end
+
+    def _call(self, shard: int, *told: Any) -> list[bytes]:
+        turn = self._turns[shard]
+        if not turn.acquire(timeout=CALL_S):
+            raise WorkerError(f"no crypto worker was free within {CALL_S:g} s; ask again later")
+        try:
+            return self.workers[shard].call(*told, deadline_s=CALL_S)
+        finally:
+            turn.release()
+
+
+@dataclass(frozen=True, slots=True)
+class PassageChoice:
+    """What a choice is hidden under, made before there is anything to choose from."""
+
+    mask: lwe.Mask
+    secret: bytes  # the mask's, encrypted
+
+    def of(self, column: int) -> list[bytes]:
+        """The parts of the choice of `column`: one addition, whatever it is."""
+        return [self.mask.query(column).astype("<u4").tobytes(), self.secret]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +384,18 @@ class PirClient:
                 f"a question of shape {direction.shape}, expected "
                 f"({self.shape.dimension},); embed it again"
             )
-        return self._worker.call("encrypt", direction.tobytes())
+        pieces = split(direction, SEARCH.slots)
+        return self._worker.call("encrypt", *(piece.tobytes() for piece in pieces))
+
+    def prepare(self, count: int) -> tuple[PassageChoice, ...]:
+        """Masks for `count` choices, made before the question is sent; no more than there are
+        passages.
+        """
+        count = min(count, self.shape.passages)
+        masks = [lwe.mask(self.shape.layout.columns) for _ in range(count)]
+        secrets_ = [(SECRET_FACTOR * mask.secret).astype(np.float64).tobytes() for mask in masks]
+        sealed = self._worker.call("encrypt", *secrets_)
+        return tuple(PassageChoice(mask, part) for mask, part in zip(masks, sealed, strict=True))
 
     def scores(self, answer: Sequence[bytes]) -> Scores:
         """Open scores, [passages]: cosines with an error of `SCORE_ERROR` and noise of deviation
@@ -281,15 +403,18 @@ class PirClient:
 
         Raises:
             ProtocolError: not an answer to this question.
-            WorkerError: the host's bytes crashed our worker; the key is gone, begin a new session.
+            WorkerError: our worker ended; the key is gone, begin a new session.
         """
-        _exactly(answer, self.shape.choice_parts, SEARCH.ciphertext_bytes)
-        parts = self._worker.call("decrypt", *answer)
-        # it read the host's bytes: not trusted more than they
-        _exactly(parts, self.shape.choice_parts, 8 * SEARCH.slots)
-        values = np.concatenate([np.frombuffer(part, np.float64) for part in parts])[
-            : self.shape.passages
-        ]
+        exactly(answer, self.shape.answer_parts)
+        return self._cosines(answer[0], self.shape.passages)
+
+    def labels(self, answer: Sequence[bytes]) -> Scores:
+        """Open the scores of labels, [labels]; error, noise and errors raised as `scores`."""
+        exactly(answer, self.shape.label_parts)
+        return self._cosines(answer[0], self.shape.labels)
+
+    def _cosines(self, part: bytes, count: int) -> Scores:
+        values = self._opened(part)[:count]
         if not np.isfinite(values).all() or np.abs(values).max() > 1 + 16 * SCORE_NOISE:
             raise ProtocolError(
                 "the answer opens to numbers that are no cosines: its host, or the line, is broken "
@@ -298,61 +423,53 @@ class PirClient:
             )
         return values.astype(np.float32)
 
-    def choose(self, answer: Sequence[bytes], count: int) -> Opened:
-        """The next `count` choices after an answer with scores; never raises for what the answer is
-        or opens to.
+    def choose(self, answer: Sequence[bytes], prepared: Sequence[PassageChoice]) -> Opened:
+        """As many choices as were prepared, after an answer with scores; never raises for what the
+        answer is or opens to.
 
-        Decoys are encrypted before the answer is touched, and leave instead of choices where it is
-        of no use: also an answer that ends our worker, and the key with it, changes nothing that
-        the host sees. The work is the same as well: where the scores are of no use, as many choices
-        are sorted out and encrypted, by chance, and thrown away. Encrypting them takes ten
-        milliseconds, which a host can tell.
+        Where it is of no use, also where it ends our worker, passages are chosen by chance, and
+        nothing of what the host sees is different: choices were masked before the answer was
+        touched, and what is left to do is an addition each. The work is the same as well: numbers
+        drawn by chance are sorted where there are no scores.
         """
-        count = min(count, self.shape.passages)
-        chance = tuple(secrets.SystemRandom().sample(range(self.shape.passages), count))
-        decoys = tuple(self.choice(index) for index in chance)
         fault: CryptoError | WorkerError | None = None
         try:
             scores = self.scores(answer)
-        except WorkerError as error:  # by its bytes, which the host knows: no secret
-            return Opened(decoys, chance, None, error)
-        except CryptoError as error:
-            fault, scores = error, np.random.default_rng().random(self.shape.passages, np.float32)
-        best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[:count])
-        try:
-            choices = tuple(self.choice(index) for index in best)
         except (CryptoError, WorkerError) as error:
-            fault = fault or error
-        return (
-            Opened(decoys, chance, None, fault)
-            if fault is not None
-            else Opened(choices, best, scores, None)
+            fault = error
+            scores = np.random.default_rng(secrets.randbits(128)).random(
+                self.shape.passages, np.float32
+            )
+        best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[: len(prepared)])
+        column_of = self.shape.layout.column_of
+        choices = tuple(
+            each.of(column_of(index)) for each, index in zip(prepared, best, strict=True)
         )
+        return Opened(choices, best, None if fault else scores, fault)
 
-    def choice(self, index: int) -> list[bytes]:
-        """Encrypt the choice of passage `index`.
-
-        Raises:
-            CryptoError: no such passage.
-        """
-        if not 0 <= index < self.shape.passages:
-            raise CryptoError(f"passage {index} does not exist, there are {self.shape.passages}")
-        whole = np.zeros(self.shape.passages)
-        whole[index] = 1.0
-        blocks = np.split(whole, range(SEARCH.slots, self.shape.passages, SEARCH.slots))
-        return self._worker.call("encrypt", *(block.tobytes() for block in blocks))
-
-    def passage(self, answer: Sequence[bytes]) -> bytes:
-        """Open the passage that was chosen.
+    def passage(self, answer: Sequence[bytes], index: int) -> bytes:
+        """Open the passage `index` out of the column that was chosen.
 
         Raises:
             ProtocolError, WorkerError: as `scores`.
         """
-        _exactly(answer, 1, SEARCH.ciphertext_bytes)
-        column = self._worker.call("decrypt", *answer)
-        _exactly(column, 1, 8 * SEARCH.slots)
-        return passage_text(np.frombuffer(column[0], np.float64))
+        exactly(answer, self.shape.column_parts)
+        layout = self.shape.layout
+        product = self._opened(answer[1])[: layout.rows]
+        if not np.isfinite(product).all() or np.abs(product).max() > 8:
+            raise ProtocolError("the answer opens to numbers that take no mask off a passage")
+        masked = product * (HINT_UNIT / HINT_FACTOR / SECRET_FACTOR)
+        words = np.frombuffer(answer[0], "<u4").astype(np.uint32)
+        return layout.read(lwe.symbols(words, masked), index)
 
     def close(self) -> None:
         """End the worker, and with it the key."""
         self._worker.close()
+
+    def _opened(self, part: bytes) -> npt.NDArray[np.float64]:
+        size = SEARCH.answer_bytes
+        answers = [part[start : start + size] for start in range(0, len(part), size)]
+        opened = self._worker.call("decrypt", *answers)
+        # it read the host's bytes: not trusted more than they
+        exactly(opened, [16 * SEARCH.slots] * len(answers))
+        return np.concatenate([np.frombuffer(each, np.float64) for each in opened])

@@ -24,6 +24,7 @@ from ...core.assistant.model_pool import LoadedModel, ModelPool, ModelProfile
 from ...core.assistant.tools import NoTools
 from ...core.config import ServerConfig
 from ...core.server import app, auth, connections
+from ...crypto.pir.search import Shape
 from ...federation.monitor.page import Page
 from ...federation.monitor.run_status import RunStatus
 from ...private_search import host
@@ -246,7 +247,7 @@ def library() -> Iterator[int]:
     """A library's host on a free port, of which no passage is ever asked."""
     loop, ready = asyncio.new_event_loop(), threading.Event()
     crypto_worker = mock.Mock()
-    crypto_worker.manifest.shape.choice_parts = 1
+    crypto_worker.manifest.shape = Shape(dimension=24, passages=4, chunk_bytes=64)
     with socket.create_server((HOST, 0)) as claimed:
         serving = loop.create_task(host.serve(crypto_worker, claimed, ready=ready.set))
 

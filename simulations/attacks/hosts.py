@@ -26,7 +26,7 @@ from aiohttp import web
 
 from ...core.errors import ConfigError, CryptoError, QuietchoirError, WorkerError
 from ...crypto.identity.keys import Identity, PublicIdentity
-from ...crypto.pir.search import Opened, PirClient, PirServer
+from ...crypto.pir.search import Opened, PassageChoice, PassageTable, PirClient, PirServer
 from ...private_search import commands, messages
 from ...private_search.budget import QueryBudget
 from ...private_search.client import PROBE_COSINE, LibraryAddress, SearchSession
@@ -90,7 +90,7 @@ class Other(WordVectors):
 def index() -> Index:
     """What the host serves."""
     vectors = WordVectors().embed([*TEXTS, PROBE])
-    return Index(tuple(Passage("notes.md", text) for text in TEXTS), vectors[:-1], vectors[-1])
+    return Index.of([Passage("notes.md", text) for text in TEXTS], vectors[:-1], vectors[-1])
 
 
 # A bit of the question, chosen by the host: does it lie near the topic? A row of 30 in that
@@ -100,9 +100,9 @@ def index() -> Index:
 @functools.cache
 def server() -> PirServer:
     """A host's arithmetic with the loud row; its process ends with ours."""
-    rows = index().embeddings.copy()
+    rows = WordVectors().embed(TEXTS)
     rows[0] = 30 * WordVectors().embed([TOPIC])[0]
-    return PirServer(rows, [passage.encode() for passage in index().passages])
+    return PirServer(rows, PassageTable.of([text.encode() for text in TEXTS]))
 
 
 def quiet() -> str:
@@ -112,21 +112,27 @@ def quiet() -> str:
     return min(words, key=lambda word: abs(float(WordVectors().embed([word])[0] @ loud)))
 
 
-def careless(asker: PirClient, answer: Sequence[bytes], count: int) -> Opened:
+def careless(
+    asker: PirClient, answer: Sequence[bytes], prepared: Sequence[PassageChoice]
+) -> Opened:
     """How choices were made before: the same messages, but encrypted anew only where the scores
     are of use.
     """
-    decoys = tuple(asker.choice(number) for number in range(count))
+    column_of = asker.shape.layout.column_of
     try:
         scores = asker.scores(answer)
     except (CryptoError, WorkerError) as error:
-        return Opened(decoys, tuple(range(count)), None, error)
-    best = tuple(int(number) for number in np.argsort(-scores)[:count])
-    return Opened(tuple(asker.choice(number) for number in best), best, scores, None)
+        chance = tuple(range(len(prepared)))
+        decoys = tuple(each.of(column_of(at)) for at, each in enumerate(prepared))
+        return Opened(decoys, chance, None, error)
+    best = tuple(int(number) for number in np.argsort(-scores)[: len(prepared)])
+    anew = asker.prepare(len(prepared))
+    choices = tuple(each.of(column_of(at)) for at, each in zip(best, anew, strict=True))
+    return Opened(choices, best, scores, None)
 
 
 def steps_before_the_next_message(
-    choose: Callable[[PirClient, Sequence[bytes], int], Opened], question: str
+    choose: Callable[[PirClient, Sequence[bytes], Sequence[PassageChoice]], Opened], question: str
 ) -> int:
     """What an asker's worker does between an answer and the choices, in calls of some
     milliseconds each.
@@ -134,6 +140,7 @@ def steps_before_the_next_message(
     asker = PirClient(server().shape)
     try:
         answer = server().score(asker.keys(), asker.question(WordVectors().embed([question])[0]))
+        prepared = asker.prepare(CHOICES)
         worker, calls = asker._worker, 0
         before = worker.call
 
@@ -143,13 +150,15 @@ def steps_before_the_next_message(
             return before(*arguments, **options)
 
         worker.call = counted  # type: ignore[method-assign]
-        choose(asker, answer, CHOICES)
+        choose(asker, answer, prepared)
         return calls
     finally:
         asker.close()
 
 
-def chosen_bit(choose: Callable[[PirClient, Sequence[bytes], int], Opened]) -> Result:
+def chosen_bit(
+    choose: Callable[[PirClient, Sequence[bytes], Sequence[PassageChoice]], Opened],
+) -> Result:
     """Does the time until the next message tell a question about the topic from another?"""
     near, far = (steps_before_the_next_message(choose, question) for question in (TOPIC, quiet()))
     return Result(

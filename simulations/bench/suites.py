@@ -32,6 +32,8 @@ SUITES: Mapping[str, str] = {
     "deployment engine; and faults",
     "retrieval": "documents found by words, by meaning and by both, on the FAQs of Python and "
     "Debian; and how fast among 100,000 passages",
+    "search": "a private question among 1,000 to 100,000 passages: host, asker, bytes, recall; "
+    "beside TenSEAL's product",
     "assistant": "the right tool, a question before an action, and injections; trains one adapter",
     "confidence": "calls that are carried out unasked: how many are right; part of the suite above",
     "silence": "talk that adapters answer with a call, with and without the router; second "

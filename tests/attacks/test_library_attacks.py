@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,24 @@ from quietchoir.core.errors import (
     QuietchoirError,
     WorkerError,
 )
+from quietchoir.crypto.he.ckks import Asker, Multiplier, PlainMatrix
 from quietchoir.crypto.he.parameters import SEARCH
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.crypto.pir.search import PirClient, PirServer
+from quietchoir.crypto.pir import lwe
+from quietchoir.crypto.pir.search import (
+    HINT_FACTOR,
+    HINT_UNIT,
+    PASSAGE_NOISE,
+    SCORE_NOISE,
+    SECRET_FACTOR,
+    PassageTable,
+    PirClient,
+    PirServer,
+)
 from quietchoir.private_search import host
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import LibraryAddress, ask
+from quietchoir.private_search.index import Passage
 from quietchoir.private_search.messages import (
     ReplyKind,
     RequestKind,
@@ -33,7 +46,7 @@ from quietchoir.private_search.messages import (
     decode_request,
     refuse,
 )
-from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index, pir_server
 
 HOST, ASKER = Identity.generate(), Identity.generate()
 ABOUT, OTHER = (
@@ -113,11 +126,10 @@ def loud(topic: str) -> PirServer:
     """Embeddings so long in one direction that the score leaves its range if the question is
     about `topic`.
     """
-    index = fake_index()
     direction = FakeEmbedder().embed([topic])[0]
-    rows = index.embeddings.copy()
+    rows = np.array(fake_index().embeddings)
     rows[0] = 30 * direction
-    return PirServer(rows, [passage.encode() for passage in index.passages])
+    return pir_server(rows, [Passage("notes.md", text).encode() for text in TEXTS])
 
 
 async def test_scores_beyond_their_range_stop_nobody(service, monkeypatch):
@@ -170,7 +182,7 @@ def naive(server: PirServer, question: str) -> list[str]:
         sent.append("QUESTION")
         answer = server.score(keys, questioner.question(FakeEmbedder().embed([question])[0]))
         with contextlib.suppress(ProtocolError):
-            questioner.choice(int(questioner.scores(answer).argmax()))
+            questioner.scores(answer)
             sent.append("CHOICE")
     finally:
         questioner.close()
@@ -180,11 +192,9 @@ def naive(server: PirServer, question: str) -> list[str]:
 SPOILED: dict[str, Answers] = {
     "noise in a ciphertext's place": lambda parts: [os.urandom(len(part)) for part in parts],
     "zeros": lambda parts: [bytes(len(part)) for part in parts],
-    "a flipped bit in the head": lambda parts: [
-        bytes([*part[:20], part[20] ^ 1, *part[21:]]) for part in parts
-    ],
-    "a flipped bit in the numbers": lambda parts: [
-        bytes([*part[:9000], part[9000] ^ 64, *part[9001:]]) for part in parts
+    "numbers in another order": lambda parts: [part[::-1] for part in parts],
+    "a flipped bit in every number": lambda parts: [
+        bytes(each ^ (64 * (at % 4 == 3)) for at, each in enumerate(part)) for part in parts
     ],
     "no part": lambda _: [],
     "a part too many": lambda parts: [*parts, b"x"],
@@ -222,7 +232,8 @@ async def test_an_answer_that_ends_the_askers_worker_is_followed_by_decoys(servi
     monkeypatch.setattr(PirClient, "scores", crash)
     assert isinstance(await asked(service), WorkerError)
     assert kinds(service) == HONEST
-    assert {sizes for kind, sizes in service.seen if kind == "CHOICE"} == {(SEARCH.seeded_bytes,)}
+    sizes = {sizes for kind, sizes in service.seen if kind == "CHOICE"}
+    assert sizes == {service.manifest.shape.choice_parts}
 
 
 @pytest.mark.parametrize(
@@ -267,14 +278,99 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(service, monke
     assert isinstance(await asked(service), MessageError)
 
 
+class Recorder:
+    """Writes down which operation of SEAL's evaluator is called on which of the host's numbers."""
+
+    def __init__(self, evaluator: Any, own: Sequence[Any], told: list[tuple[Any, ...]]) -> None:
+        self._evaluator, self._told = evaluator, told
+        self._own = {id(plain): number for number, plain in enumerate(own)}
+
+    def __getattr__(self, name: str) -> Any:
+        work = getattr(self._evaluator, name)
+
+        def call(*arguments: Any) -> Any:
+            seen = [self._own[id(each)] for each in arguments if id(each) in self._own]
+            self._told.append((name, *seen))
+            return work(*arguments)
+
+        return call
+
+
+class Watched(np.ndarray):
+    """A table that writes down which part of it is read."""
+
+    told: list[tuple[Any, ...]]
+
+    def __getitem__(self, key: Any) -> Any:
+        self.told.append((str(key),))
+        return np.asarray(super().__getitem__(key))
+
+
+def host_view(question: str, passage: int) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """Everything that a host's arithmetic does for one question and one choice, step by step, and
+    the sizes of what came and went.
+    """
+    rows = FakeEmbedder().embed(list(TEXTS))
+    texts = PassageTable.of([text.encode() for text in TEXTS])
+    told: list[tuple[Any, ...]] = []
+    matrices = {
+        "scores": PlainMatrix(rows, SCORE_NOISE),
+        "hint": PlainMatrix(texts.hint, PASSAGE_NOISE, HINT_FACTOR / HINT_UNIT),
+    }
+    multiplier, asker = Multiplier(SEARCH.name, matrices), Asker(SEARCH.name)
+    own = [
+        plain
+        for _, slabs in multiplier._slabs.values()
+        for slab in slabs
+        for block in slab
+        for plain in block
+    ]
+    multiplier._evaluator = Recorder(multiplier._evaluator, own, told)
+    keys = asker.public_keys()
+    vector = FakeEmbedder().embed([question])[0].astype(np.float64)
+    asked = asker.encrypt(vector.tobytes())[0]
+    answer = multiplier.product(b"scores", *keys, asked)
+    layout = texts.layout
+    mask = lwe.mask(layout.columns)
+    secret = asker.encrypt((SECRET_FACTOR * mask.secret.astype(np.float64)).tobytes())[0]
+    product = multiplier.product(b"hint", *keys, secret)
+    assert isinstance(texts.table, np.ndarray)
+    watched = texts.table.view(Watched)
+    watched.told = told
+    column = lwe.scan(watched, mask.query(layout.column_of(passage)))
+    masked = np.frombuffer(asker.decrypt(*product)[0], np.float64)[: layout.rows]
+    unmasked = lwe.symbols(column, masked * (HINT_UNIT / HINT_FACTOR / SECRET_FACTOR))
+    assert layout.read(unmasked, passage) == TEXTS[passage].encode()
+    return told, [len(asked), len(answer[0]), len(secret), len(product[0]), column.nbytes]
+
+
+def test_two_questions_are_the_same_steps_over_the_same_numbers_in_the_same_order() -> None:
+    """What the host could count, time or trace: every operation, and each part of its own data that
+    it touches. The unprotected arm reads a column in clear, and its trace is the passage's number.
+    """
+    (first, sizes), (second, again) = host_view(ABOUT, 2), host_view(OTHER, 4)
+    assert first == second and sizes == again
+    products = [step for step in first if step[0] == "multiply_plain"]
+    assert len(products) > 1000 and len({step[1] for step in products}) == len(products)
+    traces = []
+    for passage in (2, 4):
+        whole = PassageTable.of([text.encode() for text in TEXTS]).table
+        assert isinstance(whole, np.ndarray)
+        table = whole.view(Watched)
+        table.told = []
+        table[:, passage]
+        traces.append(table.told)
+    assert traces[0] != traces[1]
+
+
 def test_choices_are_as_many_as_asked_for_and_never_more_than_there_are_passages():
-    questioner = PirClient(
-        PirServer(fake_index().embeddings, [text.encode() for text in TEXTS]).shape
-    )
+    server = pir_server(FakeEmbedder().embed(list(TEXTS)), [text.encode() for text in TEXTS])
+    questioner = PirClient(server.shape)
     try:
         for count in (1, 3, 99):
-            opened = questioner.choose([b"nothing"], count)
+            opened = questioner.choose([b"nothing"], questioner.prepare(count))
             assert len(opened.choices) == len(set(opened.picked)) == min(count, len(TEXTS))
             assert opened.fault is not None and opened.scores is None
     finally:
         questioner.close()
+        server.close()

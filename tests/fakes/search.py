@@ -6,10 +6,12 @@ import os
 import signal
 import time
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from quietchoir.crypto.pir.search import PassageTable, PirServer
 from quietchoir.private_search.index import PROBE, Index, Passage
 
 DIMENSION = 24
@@ -53,7 +55,14 @@ TEXTS = (
 def fake_index(texts: tuple[str, ...] = TEXTS, embedder: FakeEmbedder | None = None) -> Index:
     """Passages and vectors, made up in memory."""
     vectors = (embedder or FakeEmbedder()).embed([*texts, PROBE])
-    return Index(tuple(Passage("notes.md", text) for text in texts), vectors[:-1], vectors[-1])
+    return Index.of([Passage("notes.md", text) for text in texts], vectors[:-1], vectors[-1])
+
+
+def pir_server(
+    rows: npt.NDArray[np.float32], texts: Sequence[bytes], *, noisy: bool = True, workers: int = 1
+) -> PirServer:
+    """Embeddings and passages, served from memory."""
+    return PirServer(rows, PassageTable.of(texts), noisy=noisy, workers=workers)
 
 
 def unit_rows(rows: int, dimension: int, seed: int = 0) -> npt.NDArray[np.float32]:

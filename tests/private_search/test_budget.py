@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from quietchoir.core.errors import BudgetError, ConfigError, MessageError, QuietchoirError
+from quietchoir.core.errors import (
+    AuthenticationError,
+    BudgetError,
+    ConfigError,
+    MessageError,
+    QuietchoirError,
+)
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.messages import RequestKind
@@ -39,6 +45,15 @@ def test_strangers_share_one_account_so_that_new_identities_win_nothing(path):
         budget.charge(Identity.generate().public, RequestKind.QUESTION, 1)
     budget.charge(ANN, RequestKind.QUESTION, 1)
     assert budget.left(ANN, RequestKind.QUESTION) == 1
+
+
+def test_where_strangers_get_nothing_those_listed_are_answered_alone(path):
+    budget = QueryBudget(path, limit=2, listed=frozenset({ANN.raw.hex()}), strangers=False)
+    with pytest.raises(AuthenticationError, match="library key"):
+        budget.charge(BOB, RequestKind.KEYS, 1)
+    assert not path.exists()
+    budget.charge(ANN, RequestKind.KEYS, 1)
+    assert budget.left(ANN, RequestKind.KEYS) == 1
 
 
 def test_a_replay_is_refused_also_after_a_restart_and_changes_nothing(path):

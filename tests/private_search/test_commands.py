@@ -39,7 +39,9 @@ def folder(tmp_path):
     made = tmp_path / "texts"
     made.mkdir()
     for number, text in enumerate(TEXTS):
-        (made / f"{number}.txt").write_text(text)
+        kind = made / ("house" if number < 2 else "world")
+        kind.mkdir(exist_ok=True)
+        (kind / f"{number}.txt").write_text(text)
     return made
 
 
@@ -61,7 +63,8 @@ def test_two_processes_one_private_question(folder, tmp_path, capsys):
         "--port",
         "0",
         "--max-queries",
-        "2",
+        "3",
+        "--classify",
         "--json",
     ]
     with subprocess.Popen(
@@ -74,18 +77,32 @@ def test_two_processes_one_private_question(folder, tmp_path, capsys):
             parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder()
         )
         commands.run_ask(
-            parsed("ask", ready["address"], "Which strings has a cello?"), FakeEmbedder()
+            parsed("ask", ready["address"], "Which strings has a cello?", "--explain"),
+            FakeEmbedder(),
         )
+        words = "tomatoes want sun and water"
+        commands.run_classify(parsed("classify", ready["address"], words, "--json"), FakeEmbedder())
+        commands.run_status(parsed("status", ready["address"], "--json"))
         with pytest.raises(Exception, match="used up"):
             commands.run_ask(parsed("ask", ready["address"], "A third one?"), FakeEmbedder())
         child.send_signal(signal.SIGINT)
         _, complaints = child.communicate(timeout=60)
     assert child.returncode == 130 and complaints == ""
     first, second = capsys.readouterr().out.split("\n", 1)
+    labels, status = map(json.loads, second.splitlines()[-2:])
+    assert [each["label"] for each in labels["labels"]] == ["house", "world"]
+    assert labels["labels"][0]["score"] > labels["labels"][1]["score"]
+    assert status["labels"] == ["house", "world"]
+    assert status["passages"] == len(TEXTS) and status["questions"] == 3
+    assert status["title"] == "texts" and status["break_even"] == 1
     answer = json.loads(first)
-    assert answer["found"][0]["text"] == TEXTS[2] and answer["found"][0]["source"] == "2.txt"
+    assert answer["found"][0]["text"] == TEXTS[2] and answer["found"][0]["source"] == "world/2.txt"
     assert {"bytes_up", "bytes_down", "seconds", "passages"} < set(answer)
     assert TEXTS[2] in second and "ciphertext only" in second and "kB up" in second
+    assert "cheaper from question 1 on" in second
+    # what a question is said to cost is what it cost, but for heads, signatures and the manifest
+    said = answer["session_bytes"] + answer["question_bytes"]
+    assert 0 < answer["bytes_up"] + answer["bytes_down"] - said < 3000
 
 
 def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
@@ -109,6 +126,14 @@ def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
         commands.run_serve(
             parsed("serve", folder, "--port", 0, "--max-queries", 12), FakeEmbedder()
         )
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.txt").write_text("a text")
+    with pytest.raises(DataError, match="one folder a label"):
+        commands.run_serve(parsed("serve", tmp_path / "flat", "--classify"))
+    with pytest.raises(ConfigError, match="answers nobody"):
+        commands.run_serve(parsed("serve", folder, "--listed-only"))
+    with pytest.raises(ConfigError, match="--workers 65"):
+        commands.run_serve(parsed("serve", folder, "--workers", 65))
     with pytest.raises(ConfigError, match="ask something"):
         commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", " "), FakeEmbedder())
     with pytest.raises(ConfigError, match="not a certificate"):

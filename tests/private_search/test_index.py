@@ -1,10 +1,12 @@
 """A folder of text becomes passages."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import DataError
-from quietchoir.crypto.pir.search import PASSAGE_BYTES
+from quietchoir.core.errors import ConfigError, DataError
+from quietchoir.crypto.pir.table import PASSAGE_BYTES
 from quietchoir.private_search import index
 from quietchoir.private_search.index import PASSAGE_WORDS, Passage
 from quietchoir.tests.fakes.search import FakeEmbedder
@@ -84,7 +86,99 @@ def test_folders_that_cannot_be_shared_are_a_sentence(tmp_path, monkeypatch):
 
 def test_the_index_holds_a_unit_row_for_each_passage_and_the_probe(tmp_path):
     (tmp_path / "a.txt").write_text("one two\n\n" + "three " * 150)
-    built = index.build(tmp_path, FakeEmbedder())
-    assert built.embeddings.shape == (len(built.passages), FakeEmbedder().dimension)
-    assert np.allclose(np.linalg.norm(built.embeddings, axis=1), 1, atol=1e-5)
+    built = index.build(index.read_folder(tmp_path), FakeEmbedder(), tmp_path / "room")
+    assert built.rows().shape == (built.passages, FakeEmbedder().dimension)
+    assert np.allclose(np.linalg.norm(built.rows(), axis=1), 1, atol=1e-5)
     assert np.array_equal(built.probe, FakeEmbedder().embed([index.PROBE])[0])
+
+
+class Counted(FakeEmbedder):
+    """Keeps what it was asked to embed; stops after so many texts."""
+
+    def __init__(self, stop_after: float = float("inf")) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.stop_after = stop_after
+
+    def embed(self, texts):
+        if len(self.texts) + len(texts) > self.stop_after:
+            raise KeyboardInterrupt
+        self.texts += texts
+        return super().embed(texts)
+
+
+def passages(count, first=0):
+    return [Passage("a.md", f"word{number} and more") for number in range(first, first + count)]
+
+
+def arrays(built):
+    return [np.load(path) for path in files(built)]
+
+
+def files(built) -> list[Path]:
+    return [built.embeddings, built.table.table, built.table.hint]
+
+
+def test_an_index_is_opened_again_as_it_was_and_a_change_gives_another_edition(tmp_path):
+    first = index.build(passages(100), Counted(), tmp_path)
+    again = Counted()
+    assert index.build(passages(100), again, tmp_path).edition == first.edition
+    assert again.texts == [index.PROBE]
+    before = arrays(first)
+    changed, embedder = passages(100)[:99] + passages(1, 500), Counted()
+    second = index.build(changed, embedder, tmp_path)
+    assert embedder.texts == [index.PROBE, "word500 and more"]  # one text is new
+    assert second.edition != first.edition and second.passages == 100
+    assert np.array_equal(arrays(second)[0][:99], before[0][:99])
+    assert not files(first)[0].exists() and len(list(tmp_path.glob("*.npy"))) == 3
+    # what is no longer served has left no vector behind either
+    store = index.VectorFile(next(tmp_path.glob("*.vectors")), 24)
+    assert len(store.found) == 100
+    vectors = FakeEmbedder().embed([each.text for each in changed])
+    in_memory = index.Index.of(changed, vectors, second.probe)
+    tables = in_memory.table.table, in_memory.table.hint
+    for found, expected in zip(arrays(second)[1:], tables, strict=True):
+        assert isinstance(expected, np.ndarray) and np.array_equal(found, expected)
+    assert second.text_bytes == in_memory.text_bytes
+
+
+def test_a_build_that_was_stopped_goes_on_and_embeds_nothing_twice(tmp_path):
+    told: list[tuple[int, int]] = []
+    stopped = Counted(stop_after=1 + index.AT_ONCE)
+    with pytest.raises(KeyboardInterrupt):
+        index.build(passages(200), stopped, tmp_path, lambda *now: told.append(now))
+    assert not (tmp_path / index.HEAD).exists() and told == [(0, 200), (64, 200)]
+    store = next(tmp_path.glob("*.vectors"))
+    store.write_bytes(store.read_bytes()[:-5])  # the disk was full in the middle of a record
+    went_on = Counted()
+    built = index.build(passages(200), went_on, tmp_path)
+    assert len(went_on.texts) == 1 + 200 - index.AT_ONCE + 1
+    assert np.array_equal(
+        arrays(built)[0], FakeEmbedder().embed([each.text for each in passages(200)])
+    )
+
+
+@pytest.mark.parametrize("spoil", ["head", "cut", "gone"])
+def test_a_damaged_index_is_built_anew(tmp_path, spoil):
+    first = index.build(passages(70), Counted(), tmp_path)
+    if spoil == "head":
+        (tmp_path / index.HEAD).write_bytes(b"{")
+    elif spoil == "cut":
+        files(first)[1].write_bytes(files(first)[1].read_bytes()[:50])
+    else:
+        files(first)[0].unlink()
+    again = Counted()
+    second = index.build(passages(70), again, tmp_path)
+    assert second.edition != first.edition and again.texts == [index.PROBE]
+    assert arrays(second)[0].shape == (70, 24)
+
+
+def test_one_folder_is_served_by_one_process(tmp_path):
+    with (
+        index.held(tmp_path),
+        pytest.raises(ConfigError, match="another process"),
+        index.held(tmp_path),
+    ):
+        pass
+    with index.held(tmp_path):
+        pass
