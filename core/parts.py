@@ -25,6 +25,7 @@ EXTRAS = {
     ),
     "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "uvicorn"),
     "documents": ("sqlcipher3", "mammoth", "openpyxl", "pypdf", "markdown_it"),
+    "plugins": ("icalendar", "PIL", "pint", "recurring_ical_events", "trafilatura"),
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),

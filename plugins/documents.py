@@ -22,7 +22,7 @@ from .host import BUILTIN
 from .running import Plugin, plugin_folder
 from .sandbox.probe import probe
 
-KINDS = ("csv", "docx", "htm", "html", "markdown", "md", "pdf", "pptx", "text", "tsv", "txt")
+KINDS = ("csv", "docx", "htm", "html", "markdown", "md", "odt", "pdf", "pptx", "text", "tsv", "txt")
 SUFFIXES = frozenset(f".{kind}" for kind in (*KINDS, "xhtml", "xlsx"))  # of what is read
 MAX_BYTES = 64 << 20  # of one document
 PART_BYTES = 600 << 10  # of it in one call: a line that a plugin reads is at most 1 MiB

@@ -8,8 +8,8 @@ refuses the whole plugin.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -30,13 +30,40 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-# Pure-Python packages of this installation that a plugin may run on, each with what it stands on.
-PACKAGES = {
-    "mammoth": ("mammoth", "cobble"),
-    "markdown-it-py": ("markdown-it-py", "mdurl"),
-    "openpyxl": ("openpyxl", "et-xmlfile"),
-    "pypdf": ("pypdf",),
+DATES = ("python-dateutil", "six", "tzdata")
+# Packages of this installation that a plugin may run on, each with what it stands on, by the extra
+# that brings them.
+EXTRAS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "documents": {
+        "mammoth": ("mammoth", "cobble"),
+        "markdown-it-py": ("markdown-it-py", "mdurl"),
+        "openpyxl": ("openpyxl", "et-xmlfile"),
+        "pypdf": ("pypdf",),
+    },
+    "plugins": {
+        "icalendar": ("icalendar", *DATES, "typing_extensions"),
+        "numpy": ("numpy",),
+        "pillow": ("pillow",),
+        "pint": ("pint", "flexcache", "flexparser", "platformdirs", "typing_extensions"),
+        "pytest": ("pytest", "iniconfig", "packaging", "pluggy", "pygments"),
+        "recurring-ical-events": ("recurring-ical-events", "x-wr-timezone", "click"),
+        "ruff": ("ruff",),
+        "trafilatura": (
+            *("trafilatura", "courlan", "babel", "tld", "htmldate", "dateparser", *DATES, "pytz"),
+            *(
+                "tzlocal",
+                "regex",
+                "justext",
+                "lxml",
+                "lxml-html-clean",
+                "charset-normalizer",
+                "urllib3",
+                "certifi",
+            ),
+        ),
+    },
 }
+PACKAGES = {name: needs for packages in EXTRAS.values() for name, needs in packages.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +79,7 @@ class Permissions:
     hosts: tuple[str, ...] = ()  # names of hosts that its owner fills in, of the own network too
     # that this node's model writes for it in an hour, prompts included
     model_tokens: int = 0
+    optional: tuple[str, ...] = ()  # of the names above, those that its owner may leave unfilled
     # sees the arguments of its own calls, never the conversation
     private_data: Literal["none", "args"] = "args"
 
@@ -85,12 +113,35 @@ class Permissions:
             "environment": self.environment,
             "hosts": self.hosts,
         }
+        named = (*self.folders, *self.write_folders, *self.environment, *self.hosts)
+        if unknown := [name for name in self.optional if name not in named]:
+            raise ValueError(
+                f"permissions.optional names {unknown[0]!r}, which is no folder, variable or host "
+                f"that it asks for"
+            )
         for kind, names in asked.items():
             for name in names:
                 if not FILE_NAME.fullmatch(name):
                     raise ValueError(
                         f"permissions.{kind} names {name!r}; a plain file name is expected"
                     )
+
+    def filled(self, names: Collection[str]) -> "Permissions":
+        """What is asked once its owner has filled in `names`: without what may be left out and
+        was.
+        """
+
+        def kept(asked: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(one for one in asked if one in names or one not in self.optional)
+
+        return replace(
+            self,
+            folders=kept(self.folders),
+            write_folders=kept(self.write_folders),
+            environment=kept(self.environment),
+            hosts=kept(self.hosts),
+            optional=(),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +278,8 @@ class Head:
             found.append(f"send to and receive from what you name as {', '.join(asked.hosts)}")
         if asked.model_tokens:
             found.append(f"have the model write, up to {asked.model_tokens} tokens an hour")
+        if asked.optional:
+            found.append(f"of these only if you name it: {', '.join(asked.optional)}")
         online = asked.network or asked.hosts
         return [
             *found,

@@ -286,8 +286,6 @@ class Plugin:
         files |= {
             f"{CONFIG}/{name}": self._config(name) for name in self.manifest.head.permissions.config
         }
-        if wanted := self.manifest.head.runtime.packages:
-            files[f"{KIT}/packages.zip"] = packages.archive(wanted)
         head = self.manifest.head
         module = "bundle." + head.entry.removesuffix(".py").replace("/", ".")
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
@@ -298,14 +296,14 @@ class Plugin:
             from .broker import trusted
 
             files[TRUSTED] = trusted()
-        asked, usual = head.permissions, head.limits.folder_mb << 20
+        asked, usual = head.permissions.filled(settings.folders), head.limits.folder_mb << 20
         folders = {f"{DATA}/{name}": settings.folders[name] for name in asked.folders}
         writable = {
             f"{DATA}/{name}": (settings.folders[name], settings.quotas.get(name, usual))
             for name in asked.write_folders
         }
-        if head.content:
-            folders[FILES] = self._program(head.content)
+        if head.content or head.runtime.packages:
+            folders[FILES] = self._program(self._runs_on)
         return SandboxPolicy(
             interpreter=self._runs_on,
             files=files,
@@ -319,10 +317,17 @@ class Plugin:
             hosts=settings.hosts,
         )
 
-    def _program(self, content: str) -> Path:
-        """The folder that a wrapped server runs on; read through once."""
+    def _program(self, runs_on: Interpreter) -> Path:
+        """The folder that a wrapped server, or the packages that a bundle asks for, lie in; read
+        through once.
+        """
         if self._content is None:
-            self._content = store.find(content, interpreter.unprivileged_user())
+            head, user = self.manifest.head, interpreter.unprivileged_user()
+            self._content = (
+                store.find(head.content, user)
+                if head.content
+                else packages.folder(head.runtime.packages, runs_on, user)
+            )
         return self._content
 
     def _settings(self) -> PluginSettings:
@@ -339,6 +344,8 @@ class Plugin:
             filled = grants.read(self.folder)
         except ConfigError as error:
             raise ToolError(f"{error}; mend it, or fill it in anew") from None
+        asked = asked.filled({*filled.folders, *filled.environment, *filled.hosts})
+        places = (*asked.folders, *asked.write_folders)
         for kind, names, values in (
             ("--read", asked.folders, filled.folders),
             ("--write", asked.write_folders, filled.folders),

@@ -25,6 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MODULES = {
     "llama_cpp_python": "llama_cpp",
     "markdown_it_py": "markdown_it",
+    "pillow": "PIL",
     "pyap2": "pyap",
     "python_stdnum": "stdnum",
 }  # where a module is not called as its distribution

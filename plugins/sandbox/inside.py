@@ -33,8 +33,8 @@ def main(limits: str, module: str, *words: str) -> None:
         os.execv(module, [module, *words])
     # A bundle is a package called `bundle`, so its files may import each other relatively or by
     # bare name.
-    # Packages that it asked for come as one zip file, if any.
-    sys.path[:0] = ["/quietchoir", "/plugin", "/plugin/bundle", "/quietchoir/packages.zip"]
+    # Packages that it asked for lie in one folder, if any.
+    sys.path[:0] = ["/quietchoir", "/plugin", "/plugin/bundle", "/plugin/files"]
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

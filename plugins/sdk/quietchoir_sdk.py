@@ -44,9 +44,11 @@ SCHEMA_TYPES = {
     dict: "object",
 }
 CONFIG_VARIABLE = "QUIETCHOIR_CONFIG"  # folder of the files that the owner handed to this plugin
+PAGE_CHARACTERS = 3000  # some 750 tokens of English: a third of the smallest context
 STORAGE_VARIABLE = "QUIETCHOIR_STORAGE"  # "DESCRIPTOR:BYTES" of the storage that the host opened
 HOSTS_VARIABLE = "QUIETCHOIR_HOSTS"  # JSON: what the owner filled in for `permissions.hosts`
 FOLDERS_VARIABLE = "QUIETCHOIR_FOLDERS"  # where the owner's folders are seen
+DATA = Path(os.environ.get(FOLDERS_VARIABLE, "/data"))
 MAX_BODY = 8 << 20  # bytes of one answer of `fetch`
 
 
@@ -216,6 +218,7 @@ class Server:
         self.out: TextIO = sys.stdout
         self.later: list[str] = []  # what came while a tool waited for the host
         self.asked = 0
+        self.name = "PUBLISHER/NAME"  # once it serves
         self.loop: Any = None  # an asyncio.Runner, once a tool needs one
 
     def add(
@@ -235,7 +238,7 @@ class Server:
     ) -> None:
         """Answer requests until the input ends. What the plugin prints goes to standard error."""
         self.lines, self.out = iter(lines or sys.stdin), out or sys.stdout
-        identity = {"name": name, "version": version}
+        self.name, identity = name, {"name": name, "version": version}
         kept, sys.stdout = sys.stdout, sys.stderr  # a stray print() must not break the protocol
         try:
             for line in self.coming():
@@ -422,7 +425,7 @@ def config(name: str) -> Any:
 
 def folder(name: str) -> Path:
     """Where the owner's folder `name` is seen: one of `permissions.folders` or `write_folders`."""
-    return Path(os.environ.get(FOLDERS_VARIABLE, "/data")) / name
+    return DATA / name
 
 
 def hosts(name: str) -> list[str]:
@@ -516,6 +519,65 @@ def fetch(
     if len(body) > most_bytes:
         raise ToolFailure(f"{url}: an answer of more than {most_bytes} bytes")
     return HostResponse(answer.status, answer.headers, body)
+
+
+def paged(lines: Sequence[str], page: int = 1, characters: int = PAGE_CHARACTERS) -> str:
+    """One page of a long answer, so that it fits a small model's context; lines that are longer
+    than a page are cut into several. The last line says how many pages there are.
+
+    Raises:
+        ToolFailure: there is no such page.
+    """
+    pages: list[list[str]] = [[]]
+    room = characters
+    for line in lines:
+        for start in range(0, max(1, len(line)), characters):
+            part = line[start : start + characters]
+            if len(part) + 1 > room and pages[-1]:
+                pages.append([])
+                room = characters
+            pages[-1].append(part)
+            room -= len(part) + 1
+    if not 1 <= page <= len(pages):
+        raise ToolFailure(f"there is no page {page}; there are {len(pages)}")
+    text = "\n".join(pages[page - 1])
+    if len(pages) == 1:
+        return text
+    more = f"; ask for page {page + 1}" if page < len(pages) else ""
+    return f"{text}\n(page {page} of {len(pages)}{more})"
+
+
+def granted_folders() -> dict[str, Path]:
+    """The folders that the owner shows to this plugin, by name. ToolFailure: there is none."""
+    found = {path.name: path for path in sorted(DATA.iterdir())} if DATA.is_dir() else {}
+    if not found:
+        raise ToolFailure(
+            f"no folder is granted to this plugin; its owner can: quietchoir plugin grant "
+            f"{SERVER.name} --read NAME=FOLDER"
+        )
+    return found
+
+
+def granted_path(path: str) -> Path:
+    """Where a path of a granted folder lies, links followed; it begins with the folder's name,
+    which may be left out where there is only one.
+
+    Raises:
+        ToolFailure: nothing is there, or it leads out of what was granted.
+    """
+    known = granted_folders()
+    words = path.strip().strip("/")
+    if words.split("/")[0] not in known:
+        if len(known) > 1:
+            raise ToolFailure(f"{path[:100]!r}: a path begins with one of: {', '.join(known)}")
+        words = f"{next(iter(known))}/{words}"
+    try:
+        found = (DATA / words).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):  # also a NUL in it, and links in a circle
+        raise ToolFailure(f"{path[:200]!r}: there is no such file") from None
+    if not any(found.is_relative_to(folder) for folder in known.values()):
+        raise ToolFailure(f"{path[:200]!r} leads out of the folders that are granted")
+    return found
 
 
 class Storage:

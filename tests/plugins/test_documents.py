@@ -17,6 +17,13 @@ from quietchoir.plugins.documents import DocumentParser
 from quietchoir.plugins.sandbox.probe import SandboxReport
 from quietchoir.tests.fakes.retrieval import docx, pdf, pptx, zipped
 
+# nine lines that unfold to a billion words
+ENTITIES = (
+    "<!DOCTYPE x [<!ENTITY e0 'words'>"
+    + "".join(f"<!ENTITY e{n} '{f'&e{n - 1};' * 10}'>" for n in range(1, 10))
+    + "]><x>&e9;</x>"
+)
+
 
 @pytest_asyncio.fixture
 async def parser(
@@ -36,6 +43,29 @@ def xlsx() -> bytes:
     book.create_sheet("Empty")
     book.save(packed)
     return packed.getvalue()
+
+
+def odt() -> bytes:
+    """With a sentence that was struck out, and a remark."""
+    open_, kinds = "urn:oasis:names:tc:opendocument:xmlns", ("office", "text", "table")
+    names = " ".join(f'xmlns:{kind}="{open_}:{kind}:1.0"' for kind in kinds)
+    cells = "".join(
+        f"<table:table-cell><text:p>{words}</text:p></table:table-cell>"
+        for words in ("milk", "1.50<text:s/>euro")
+    )
+    return zipped(
+        {
+            "mimetype": "application/vnd.oasis.opendocument.text",
+            "content.xml": f"<office:document-content {names}><office:body><office:text>"
+            "<text:tracked-changes><text:p>struck out</text:p></text:tracked-changes>"
+            '<text:h text:outline-level="2">Lease</text:h>'
+            "<text:p>The <text:span>rent<office:annotation><text:p>why?</text:p>"
+            "</office:annotation></text:span> is<text:s/>due.</text:p>"
+            f"<table:table><table:table-row>{cells}</table:table-row></table:table>"
+            "<text:list><text:list-item><text:p>in a list</text:p></text:list-item></text:list>"
+            "</office:text></office:body></office:document-content>",
+        }
+    )
 
 
 async def test_every_format_is_read_with_its_pages_lines_and_headings(parser):
@@ -73,6 +103,12 @@ async def test_every_format_is_read_with_its_pages_lines_and_headings(parser):
         TextBlock("Lease", 0, 1, 1, 1),
         TextBlock("The rent is due.", 0, 2, 2),
         TextBlock("The cat may stay.", 0, 3, 3),
+    ]
+    assert await read("a.odt", odt()) == [
+        TextBlock("Lease", 0, 1, 1, 2),
+        TextBlock("The rent is due.", 0, 2, 2),
+        TextBlock("milk | 1.50 euro", 0, 3, 3),
+        TextBlock("in a list", 0, 4, 4),
     ]
     assert await read("a.pptx", pptx(("Plan", "start in May"), ("End", "stop in June"))) == [
         TextBlock("Plan", 1, 1, 1, 1),
@@ -135,6 +171,8 @@ def locked_pdf() -> bytes:
         ("a.pdf", pdf([]), "1 pages without any text"),
         ("a.xlsx", zipped({"xl/workbook.xml": "<not closed"}), "damaged, or no xlsx"),
         ("a.docx", zipped({"word/document.xml": " " * (600 << 20)}), "unpacks to 600 MB"),
+        ("a.odt", docx("Lease"), "named .odt, but its bytes are a .docx; rename it"),
+        ("a.odt", zipped({"content.xml": ENTITIES}), "damaged, or no odt"),
     ],
 )
 async def test_what_is_no_such_document_is_told_and_the_next_one_is_read(parser, name, data, told):

@@ -1,12 +1,12 @@
 """Documents into blocks of text that know where they stood.
 
 Knows file formats, through libraries that read them: pypdf, mammoth (docx), openpyxl, markdown-it,
-and Python's own for HTML, CSV and the XML of slides. Knows nothing of who asks or of what becomes
-of the text.
+and Python's own for HTML, CSV and the XML of slides and of OpenDocument. Knows nothing of who asks
+or of what becomes of the text.
 Always: what a file is called and what its bytes are must agree; positions count from one.
 
     page   PDF: the page; slides: the slide; workbooks: the sheet; else 0
-    line   PDF: of the page's text; text, Markdown, HTML, CSV: of the file; docx, slides: the
+    line   PDF: of the page's text; text, Markdown, HTML, CSV: of the file; docx, odt, slides: the
            paragraph; workbooks: the row
 """
 
@@ -24,11 +24,18 @@ from xml.etree import ElementTree
 
 UNPACKED_BYTES = 512 << 20  # of an office file; a zip that unpacks to more is not opened
 MAX_CELLS = 2_000_000  # of a workbook
-OFFICE = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
+OFFICE = {
+    "docx": "word/document.xml",
+    "odt": "content.xml",
+    "pptx": "ppt/presentation.xml",
+    "xlsx": "xl/workbook.xml",
+}
 EDGE, MIN_PAGES = 2, 3  # lines at a page's edge that may be its header, and pages that show it
 NUMBER = re.compile(r"\d{1,9}")
 DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 SLIDES = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
+OPEN = "{urn:oasis:names:tc:opendocument:xmlns:%s:1.0}"
+ODT, TEXT, TABLE = OPEN % "office", OPEN % "text", OPEN % "table"
 RELATED = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 SIGNS = {
     b"%PDF-": "a PDF",
@@ -343,6 +350,48 @@ def of_slide(slide: ElementTree.Element, number: int) -> Iterator[Block]:
                 yield Block(words, number, line, line, 1 if title else 0)
 
 
+def odt(data: bytes) -> Iterator[Block]:
+    """OpenDocument texts: headings, paragraphs and rows of tables, numbered; without what was
+    struck out and without remarks.
+
+    Source: OpenDocument 1.3, part 3, 5 (text) and 9 (tables).
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        body = ElementTree.fromstring(archive.read("content.xml")).find(f".//{ODT}text")
+    waiting, line = list(reversed(body)) if body is not None else [], 0
+    while waiting:
+        part = waiting.pop()
+        if part.tag == f"{TABLE}table-row":
+            words = " | ".join(filter(None, map(of_odt, part)))
+        elif part.tag in (f"{TEXT}h", f"{TEXT}p"):
+            words = of_odt(part)
+        else:
+            if part.tag != f"{TEXT}tracked-changes":
+                waiting += reversed(part)
+            continue
+        if words:
+            line += 1
+            level = part.get(f"{TEXT}outline-level", "1") if part.tag == f"{TEXT}h" else "0"
+            yield Block(words, 0, line, line, min(6, int(level)))
+
+
+def of_odt(part: ElementTree.Element) -> str:
+    """The words of a part."""
+    found, waiting = list[str](), list[ElementTree.Element | str]([part])
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif one.tag in (f"{TEXT}s", f"{TEXT}tab", f"{TEXT}line-break"):
+            found.append(" ")
+        elif one.tag != f"{ODT}annotation":
+            inner = [(child, child.tail or "") for child in reversed(one)]
+            waiting += [each for child, tail in inner for each in (tail, child)]
+            between = " " if one.tag == f"{TEXT}p" else ""  # paragraphs of one cell
+            found.append(between + (one.text or ""))
+    return " ".join("".join(found).split())
+
+
 def xlsx(data: bytes) -> Iterator[Block]:
     """Workbooks: a row is a block, its cells under the names of the first row."""
     from openpyxl import load_workbook
@@ -398,6 +447,7 @@ FORMATS: dict[str, Callable[[bytes], Iterator[Block]]] = {
     "docx": docx,
     "html": html,
     "md": markdown,
+    "odt": odt,
     "pdf": pdf,
     "pptx": pptx,
     "txt": text,
