@@ -15,6 +15,7 @@ Source: RFC 9110 (7.6.1, 9.3.6), RFC 9112 (3.2), RFC 9209.
 
 import asyncio
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -29,7 +30,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ..core import log
-from ..core.errors import ToolError
+from ..core.errors import PluginError, ToolError
 from . import endpoints
 from .audit import Outcome, ProxyConnection
 from .endpoints import Address, Endpoint
@@ -59,6 +60,8 @@ HOP_BY_HOP = frozenset(
 BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 Resolve = Callable[[Endpoint], Awaitable[Sequence[str]]]
 logger = log.get("plugins")
+UNHEARD = logging.getLogger("aiohttp.server.broker")  # malformed requests are the plugin's business
+UNHEARD.setLevel(logging.CRITICAL)
 
 
 class RequestRefused(Exception):
@@ -181,13 +184,15 @@ class Broker:
     ) -> None:
         self.plugin, self.granted, self.budget = plugin, frozenset(granted), budget
         self._tell, self._resolve = tell, resolve
+        self._ended: asyncio.Future[str] | None = None  # why its plugin must be ended
 
     async def serve(self, channel: socket.socket) -> None:
         """Take the socket that listens inside out of `channel`, and answer on it until cancelled.
 
         Raises:
             OSError: there is none: the sandbox ended before it was ready.
-            ToolError: it floods its network, and must be ended.
+            ToolError: it must be ended: it floods its network, or what it does there cannot be
+            logged.
         """
         with channel:
             listening = await received(channel)
@@ -206,27 +211,31 @@ class Broker:
             server = web.Server(
                 answer,
                 access_log=None,
+                logger=UNHEARD,
                 keepalive_timeout=IDLE_S,
                 lingering_time=0,
                 auto_decompress=False,
             )
 
-            flooded = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            ended = self._ended = loop.create_future()
 
             def admit() -> asyncio.BaseProtocol:
                 if not self.budget.arrive():
-                    flooded.set()
-                few = len(server.connections) < MAX_CONNECTIONS and not flooded.is_set()
+                    self._end(f"it opened more than {MAX_ARRIVALS} connections in a minute")
+                few = len(server.connections) < MAX_CONNECTIONS and not ended.done()
                 return server() if few else Turned()
 
-            loop = asyncio.get_running_loop()
             accepting = await loop.create_server(admit, sock=listening, backlog=MAX_CONNECTIONS)
             try:
-                await flooded.wait()
-                raise ToolError(f"it opened more than {MAX_ARRIVALS} connections in a minute")
+                raise ToolError(await ended)
             finally:
                 accepting.close()
                 await server.shutdown(0)
+
+    def _end(self, reason: str) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(reason)
 
     async def _answer(self, request: web.BaseRequest, session: ClientSession) -> web.StreamResponse:
         exchange, begun = ProxyExchange(self.budget), time.monotonic()
@@ -282,17 +291,19 @@ class Broker:
         return answer
 
     def _log(self, exchange: ProxyExchange, seconds: float, outcome: Outcome) -> None:
-        self._tell(
-            ProxyConnection(
-                plugin=self.plugin,
-                host=exchange.wanted.host,
-                port=exchange.wanted.port,
-                sent_bytes=exchange.sent,
-                received_bytes=exchange.received,
-                seconds=round(seconds, 4),
-                outcome=outcome,
-            )
+        row = ProxyConnection(
+            plugin=self.plugin,
+            host=exchange.wanted.host,
+            port=exchange.wanted.port,
+            sent_bytes=exchange.sent,
+            received_bytes=exchange.received,
+            seconds=round(seconds, 4),
+            outcome=outcome,
         )
+        try:
+            self._tell(row)
+        except PluginError as error:
+            self._end(str(error))
 
     async def _addresses(self, wanted: Endpoint) -> list[str]:
         """What may be dialled: checked, not resolved again. Raises: RequestRefused: see above."""

@@ -353,10 +353,10 @@ class Plugin:
             ("--host", asked.hosts, filled.hosts),
         ):
             if missing := [name for name in names if name not in values]:
+                which = "FOLDER" if ".dev-" in self.folder.name else self.manifest.id
                 raise ToolError(
                     f"plugin {self.manifest.id} asks for {missing[0]}; fill it in: quietchoir "
-                    f"plugin grant {self.manifest.id} {kind} {missing[0]}=… (of one that is being "
-                    f"written its folder in place of the id)"
+                    f"plugin grant {which} {kind} {missing[0]}=…"
                 )
         folders = {name: Path(filled.folders[name]) for name in places}
         user = interpreter.unprivileged_user()

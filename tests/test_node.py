@@ -22,7 +22,7 @@ from quietchoir.core.assistant.events import ApprovalEvent, ChatRequest, Text, T
 from quietchoir.core.config import Config, EngineConfig, PowerConfig, ServerConfig
 from quietchoir.core.engine.conversations import FOLDER
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.errors import ConfigError, ModelNotFoundError
+from quietchoir.core.errors import ConfigError, ModelNotFoundError, RequestError
 from quietchoir.core.hardware.discovery import core_list
 from quietchoir.core.hardware.power import Allowance, Power
 from quietchoir.core.history.remains import forgotten_at
@@ -206,6 +206,17 @@ async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
         elif isinstance(event, ToolResultEvent):
             results.append(event.result.text)
     assert ["lamp" in text for text in results] == [True]
+
+
+async def test_the_model_writes_for_a_plugin_within_its_tokens(node: Node) -> None:
+    messages = [{"role": "user", "content": "Name three colours."}]
+    written = await node.write_text(messages, 6, 1000)
+    assert written.text and not written.whole
+    prompt = written.tokens - 6
+    assert 0 < prompt < 100
+    assert (await node.write_text(messages, 6, prompt + 2)).tokens == prompt + 2
+    with pytest.raises(RequestError, match=f"the messages have {prompt} tokens; 1 too many"):
+        await node.write_text(messages, 6, prompt)
 
 
 async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_turns(

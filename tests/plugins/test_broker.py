@@ -18,12 +18,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from quietchoir.core.errors import ToolError
+from quietchoir.core.errors import PluginError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import audit, broker, endpoints
 from quietchoir.plugins.audit import ProxyConnection
 from quietchoir.plugins.broker import Broker, TrafficBudget
 from quietchoir.plugins.endpoints import Endpoint
+from quietchoir.plugins.sandbox import watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
 from .conftest import hostile, unconfined, write_bundle
@@ -106,6 +107,7 @@ async def start() -> AsyncIterator[Callable[..., Any]]:
             *granted: str,
             names: dict[str, Sequence[str]] | None = None,
             budget: TrafficBudget | None = None,
+            tell: Callable[[ProxyConnection], None] | None = None,
         ) -> Inside:
             answers = {name: list(of) for name, of in (names or {}).items()}
             listening, (ours, theirs) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
@@ -116,7 +118,9 @@ async def start() -> AsyncIterator[Callable[..., Any]]:
                 return [answers[wanted.host].pop(0)]
 
             ends = [endpoints.parse(one, private=True) for one in granted]
-            made = Broker("a/b", ends, budget or TrafficBudget(64 << 20), found.log.append, resolve)
+            made = Broker(
+                "a/b", ends, budget or TrafficBudget(64 << 20), tell or found.log.append, resolve
+            )
             with theirs, listening:
                 socket.send_fds(theirs, [b"."], [listening.fileno()])
             serving = asyncio.create_task(made.serve(ours))
@@ -335,6 +339,19 @@ async def test_connections_beyond_the_limit_are_closed_and_a_flood_ends_the_netw
         await inside.serving
 
 
+async def test_what_cannot_be_logged_ends_the_network(
+    start: Callable[..., Any], sites: Sites
+) -> None:
+    def full(row: ProxyConnection) -> None:
+        raise PluginError("the disk is full")
+
+    there = f"127.0.0.1:{sites.granted}"
+    inside = await start(there, tell=full)
+    await inside.ask(f"GET http://{there}/", f"Host: {there}")
+    with pytest.raises(ToolError, match="the disk is full"):
+        await inside.serving
+
+
 @pytest.mark.parametrize("limit", ["IDLE_S", "TOTAL_S"])
 async def test_a_tunnel_that_says_nothing_or_takes_too_long_is_ended(
     start: Callable[..., Any], sites: Sites, monkeypatch: pytest.MonkeyPatch, limit: str
@@ -415,6 +432,43 @@ async def test_a_plugin_reaches_its_host_and_nothing_beside_it(
     assert [row["outcome"] for row in connections] == ["ok", "ok", "ok", "refused", "refused"]
     assert "hello" not in (tmp_path / "plugins/audit.jsonl").read_text()
     assert audit.verify(tmp_path / "plugins/audit.jsonl")[0] == len(rows)
+
+
+async def test_what_waits_in_connections_is_counted(
+    sandbox: SandboxReport,
+    hosts: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = socket.create_server(("127.0.0.1", 0), backlog=64)  # whom nobody reads
+    there = f"127.0.0.1:{server.getsockname()[1]}"
+    body = f"""
+    held, sent = [socket.create_connection(("127.0.0.1", 3128)) for _ in range(16)], 0
+    for one in held:
+        one.sendall(b"CONNECT {there} HTTP/1.1\\r\\nHost: {there}\\r\\n\\r\\n")
+        assert b" 200 " in one.recv(1000)
+        one.setblocking(False)
+    for _ in range(50):
+        for one in held:
+            try:
+                sent += one.send(bytes(1 << 20))
+            except BlockingIOError:
+                pass
+        time.sleep(0.01)
+    time.sleep(1)
+    return str(sent)
+    """
+    filled_in(tmp_path, there)
+    small = ONLINE | {"limits": {"memory_mb": 32, "scratch_mb": 2}}
+    bundle = write_bundle(tmp_path / "plugin", hostile(body), **small)
+    try:
+        with monkeypatch.context() as patch:  # the control arm: nobody counts what waits
+            patch.setattr(watchdog, "queued_bytes", lambda pids: 0)
+            assert int((await (await hosts(bundle)).call(ToolCall("attack"))).text) > 16 << 20
+        with pytest.raises(ToolError, match="its processes held"):
+            await (await hosts(bundle)).call(ToolCall("attack"))
+    finally:
+        server.close()
 
 
 async def test_without_the_permission_there_is_no_socket_and_without_a_sandbox_the_decoy_answers(
