@@ -85,6 +85,7 @@ from .federation.membership import roster
 from .federation.monitor.event_printer import sentence
 from .federation.monitor.member_status import MemberStatus
 from .plugins.host import PluginHost
+from .plugins.market import NodeMarket
 from .plugins.sampling import Written
 
 if TYPE_CHECKING:
@@ -677,6 +678,7 @@ class Node:
                 default_path=self.path_of(self.pool.default),
                 remove=self.pool.remove,
             ),
+            plugins=NodeMarket(self.plugins, self.config.plugins),
             destinations=lambda: self.destinations,
             forgotten=self.forgotten,
             memberships=MemberStatus(self.home, self.config, self.told_by_member),

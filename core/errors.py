@@ -40,6 +40,7 @@
     ├── ApprovalError                  an answer to a question that nobody asks (any more)
     └── PluginError                    other people's code
         ├── ManifestError              a manifest that asks for what does not exist
+        ├── RegistryError              a registry, or a release in it, that is not to be believed
         ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
         └── ToolError                  a call that failed, timed out or was killed
 
@@ -199,6 +200,10 @@ class PluginError(QuietchoirError):
 
 class ManifestError(PluginError):
     """A manifest that cannot be accepted."""
+
+
+class RegistryError(PluginError):
+    """A registry or a release in it is not to be believed; what is installed is as it was."""
 
 
 class SandboxUnavailableError(PluginError):

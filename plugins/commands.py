@@ -1,5 +1,6 @@
-"""The verbs of `quietchoir plugin`: those of an owner (list, run, install, grant, wrap, remove) and
-those of an author (new, dev, test, pack).
+"""The verbs of `quietchoir plugin`: those of an owner (list, run, search, show, install, update,
+pin, verify, grant, wrap, remove) and those of an author (new, dev, test, pack).
+`registry/commands.py` has those of registries and licences.
 """
 
 import argparse
@@ -7,6 +8,7 @@ import asyncio
 import dataclasses
 import difflib
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,14 @@ from ..core.screen import one_line, typed
 
 if TYPE_CHECKING:
     from .manifest import Manifest
+    from .registry.client import Release
 
 
 def register(verbs: Any) -> None:
     """Add this folder's verbs."""
-    plugin = verbs.add_parser("plugin", help="plugins: list, run, install, wrap, write one")
+    from .registry import commands as registry_commands
+
+    plugin = verbs.add_parser("plugin", help="plugins: find, install, update, wrap, write, publish")
     actions = plugin.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
         "list", help="installed plugins, what they may do, and whether they can be confined here"
@@ -43,8 +48,10 @@ def register(verbs: Any) -> None:
         help="hand a file to the plugin, for example home.json=FILE",
     )
     run.set_defaults(run=run_once)
-    install = actions.add_parser("install", help="let a plugin in: a folder, or what pack wrote")
-    install.add_argument("source", type=Path, metavar="FOLDER|FILE")
+    install = actions.add_parser(
+        "install", help="let a plugin in: one of a registry, a folder, or what pack wrote"
+    )
+    install.add_argument("source", metavar="ID[@VERSION]|FOLDER|FILE")
     install.set_defaults(run=install_one)
     grant = actions.add_parser(
         "grant", help="fill in what a plugin asks its owner for: folders, hosts, variables"
@@ -58,6 +65,8 @@ def register(verbs: Any) -> None:
     ):
         grant.add_argument(option, action="append", default=[], metavar=f"NAME={value}", help=words)
     grant.set_defaults(run=grant_one)
+    _register_market(actions, install)
+    registry_commands.register(actions)
     remove = actions.add_parser("remove", help="take an installed plugin away")
     remove.add_argument("id", metavar="ID")
     remove.add_argument("--forget", action="store_true", help="its storage and settings too")
@@ -114,19 +123,52 @@ def register(verbs: Any) -> None:
     dev.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
 
 
+def _register_market(actions: Any, install: argparse.ArgumentParser) -> None:
+    search = actions.add_parser("search", help="plugins by words, in the registries you trust")
+    search.add_argument("words", nargs="*", metavar="WORD")
+    search.set_defaults(run=search_all)
+    about = actions.add_parser("show", help="a plugin of a registry: permissions, reviews, price")
+    about.add_argument("id", metavar="ID[@VERSION]")
+    about.set_defaults(run=show_one)
+    update = actions.add_parser(
+        "update", help="newer versions of what came from a registry: shows what is new, and asks"
+    )
+    update.add_argument("ids", nargs="*", metavar="ID", help="default: all that are not pinned")
+    update.add_argument("--look", action="store_true", help="change nothing: what is new, revoked")
+    update.add_argument(
+        "--yes", action="store_true", help="ask nothing; what wants to use more stays as it is"
+    )
+    update.set_defaults(run=update_all)
+    pin = actions.add_parser("pin", help="let update leave a plugin at its version")
+    pin.add_argument("id", metavar="ID")
+    pin.add_argument("--off", action="store_true", help="no longer")
+    pin.set_defaults(run=pin_one)
+    verify = actions.add_parser(
+        "verify", help="installed plugins against what their registries signed and logged"
+    )
+    verify.set_defaults(run=verify_all)
+    for parser in (about, install):
+        parser.add_argument("--registry", default="", metavar="NAME", help="where two have it")
+
+
 def show(chosen: argparse.Namespace) -> int:
     """Print installed plugins and the sandbox's state."""
     from ..core import config
     from . import installing
     from .host import available
+    from .registry import lock
     from .sandbox.probe import probe
 
     plugins = config.load(chosen.config).plugins
     let_in = installing.installed()
     found = available((*plugins.folders, *let_in))
+    origins = lock.origins(found.manifests) if let_in else {}
     for plugin_id, terms in sorted(found.manifests.items()):
         state = "enabled" if plugin_id in plugins.enabled else "not enabled"
-        state = "installed" if found.folders[plugin_id] in let_in else state
+        if found.folders[plugin_id] in let_in:
+            origin = origins.get(plugin_id)
+            state = f"installed from {origin.registry}" if origin else "installed"
+            state = one_line(lock.halted(terms)) or state
         print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools")
         print(f"    {one_line(terms.head.description)}")
         print(f"    may use: {'; '.join(terms.head.asks())}")
@@ -164,7 +206,8 @@ def run_once(chosen: argparse.Namespace) -> int:
     async def once() -> int:
         try:
             await host.start()
-            if chosen.tool not in {tool.name for tool in host.tools()} and host.report.available:
+            runs = host.report.available and host.plugins[chosen.id].disabled is None
+            if runs and chosen.tool not in {tool.name for tool in host.tools()}:
                 known = [tool.name for tool in host.tools()]
                 near = difflib.get_close_matches(chosen.tool, known, n=3) or known[:3]
                 raise ToolError(
@@ -196,10 +239,17 @@ def install_one(chosen: argparse.Namespace) -> int:
     import tempfile
 
     from . import installing
+    from .manifest import ID
 
     known = others(chosen)
+    if ID.fullmatch(chosen.source.partition("@")[0]):
+        if Path(chosen.source).exists():
+            raise ConfigError(
+                f"{chosen.source} is here, and the name of a plugin: write ./{chosen.source} for it"
+            )
+        return install_listed(chosen, known)
     with tempfile.TemporaryDirectory() as folder:
-        terms = installing.open_bundle(chosen.source, Path(folder))
+        terms = installing.open_bundle(Path(chosen.source), Path(folder))
         if not agreed(terms, known.get(terms.id), chosen.yes):
             return 1
         left = installing.left_over(terms)
@@ -209,6 +259,132 @@ def install_one(chosen: argparse.Namespace) -> int:
         print(f"{', '.join(map(one_line, left))} of the one before: set aside, not given to it")
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
     return 0
+
+
+def install_listed(chosen: argparse.Namespace, known: "dict[str, Manifest]") -> int:
+    """One of a registry: its reviews first, then as any other."""
+    from . import installing, market
+
+    plugin_id, _, version = chosen.source.partition("@")
+    proposal = market.propose(plugin_id, version, known, chosen.registry)
+    describe(proposal.release)
+    if not agreed(proposal.terms, proposal.before, chosen.yes):
+        return 1
+    left = [] if proposal.same_author else installing.left_over(proposal.terms)
+    same = bool(left) and (chosen.same or succeeds(plugin_id, left, chosen.yes))
+    market.install(proposal, known, same=same)
+    if left and not same:
+        print(f"{', '.join(map(one_line, left))} of the one before: set aside, not given to it")
+    print(f"installed {plugin_id}; try: quietchoir plugin run {plugin_id} TOOL")
+    return 0
+
+
+def describe(release: "Release") -> None:
+    """Who stands for a release, and what they looked at."""
+    said = release.listing
+    print(f"{said.id} {said.version} of {release.registry}, sha256 {release.sha256}")
+    print(f"price: {one_line(said.price) or 'free'}; licence {one_line(said.licence)}")
+    commit = f", made from commit {one_line(said.commit)}" if said.commit else ""
+    print(f"signed by its author, key {said.author_key}{commit}")
+    names = {key: name for name, key in release.policy.reviewers.items()}
+    for one in release.reviews:
+        when = time.strftime("%Y-%m-%d", time.gmtime(one.at))
+        who = one_line(names.get(one.key, "somebody who is no reviewer any more"))
+        print(f"{one.verdict} by {who}, {when}: checked {', '.join(one.checked) or 'nothing'}")
+        if one.commit or one.notes:
+            print(f"  commit {one_line(one.commit) or 'none'}; {one_line(one.notes)}")
+        print(f"  the scan found: {'; '.join(map(one_line, one.found)) or 'nothing'}")
+        print(f"  it looks for: {one_line(one.scanned)}")
+    print(f"reviews: {release.shortfall or 'enough'}")
+
+
+def search_all(chosen: argparse.Namespace) -> int:
+    """Print what is offered."""
+    from . import market
+
+    rows = market.search(chosen.words)
+    for row in rows:
+        asks = ", ".join(map(str, row.get("sensitive", ())))
+        price = f", {row['price']}" if row.get("price") else ""
+        print(f"{row['id']} {row['version']}  {row['registry']}{one_line(price)}")
+        print(f"    {one_line(str(row.get('description', '')))}")
+        print(f"    asks for: {asks or 'nothing that takes a second reviewer'}")
+    if not rows:
+        print("nothing with these words")
+    return 0
+
+
+def show_one(chosen: argparse.Namespace) -> int:
+    """Print one release; nothing is installed."""
+    from . import market
+
+    plugin_id, _, version = chosen.id.partition("@")
+    release = market.find(plugin_id, version, chosen.registry)
+    describe(release)
+    print(one_line(release.listing.description))
+    print(f"may use: {'; '.join(map(one_line, release.listing.asks))}")
+    for tool in release.listing.tools:
+        print(f"  {one_line(tool)}")
+    return 0
+
+
+def update_all(chosen: argparse.Namespace) -> int:
+    """Look what is new; show what each newer version wants; install those that its owner wants."""
+    from . import market
+    from .registry import lock
+
+    known = others(chosen)
+    for name, why in market.look().items():
+        if why:
+            print(f"{name}: {one_line(why)}")
+    for plugin_id in lock.origins(known):
+        if why := lock.halted(known[plugin_id]):
+            print(f"{plugin_id}: {one_line(why)}; it does not run")
+    newer = market.outdated(known)
+    if unknown := [one for one in chosen.ids if one not in newer]:
+        print(f"nothing newer for {', '.join(map(one_line, unknown))}, or pinned")
+    for plugin_id in (one for one in newer if not chosen.ids or one in chosen.ids):
+        before = known[plugin_id].head.version
+        if chosen.look:
+            print(f"{plugin_id}: {before} is here, {newer[plugin_id]} is there")
+            continue
+        proposal = market.propose(plugin_id, newer[plugin_id], known)
+        describe(proposal.release)
+        if chosen.yes and proposal.new:
+            print(f"{plugin_id} stays at {before}: {'; '.join(map(one_line, proposal.new))}")
+        elif agreed(proposal.terms, proposal.before, chosen.yes):
+            market.install(proposal, known)
+            known[plugin_id] = proposal.terms
+            print(f"{plugin_id}: {newer[plugin_id]} is installed")
+    return 0
+
+
+def pin_one(chosen: argparse.Namespace) -> int:
+    """Hold a plugin at its version."""
+    from .registry import lock
+
+    known = others(chosen)
+    if chosen.id not in lock.origins(known):
+        raise ConfigError(f"{chosen.id!r} did not come from a registry, so nothing updates it")
+    lock.pin(chosen.id, stays=not chosen.off)
+    print(f"{chosen.id}: {'updated again' if chosen.off else 'stays as it is'}")
+    return 0
+
+
+def verify_all(chosen: argparse.Namespace) -> int:
+    """Say what is wrong; exit status 1 if anything is."""
+    from . import market
+    from .registry import lock
+
+    known = others(chosen)
+    wrong = market.verify(known)
+    for row in wrong:
+        print(one_line(row))
+    if not wrong:
+        print(
+            f"{len(lock.origins(known))} plugins of registries are as they were signed and logged"
+        )
+    return 1 if wrong else 0
 
 
 def succeeds(plugin_id: str, left: list[str], yes: bool) -> bool:
@@ -227,9 +403,9 @@ def succeeds(plugin_id: str, left: list[str], yes: bool) -> bool:
 
 def remove_one(chosen: argparse.Namespace) -> int:
     """Take one away."""
-    from . import installing
+    from . import market
 
-    installing.remove(chosen.id, forget=chosen.forget)
+    market.remove(chosen.id, forget=chosen.forget)
     print(f"removed {chosen.id}")
     return 0
 
@@ -318,22 +494,14 @@ def others(chosen: argparse.Namespace) -> dict[str, "Manifest"]:
 
 def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
     """Show what a plugin asks for, and what is new in it; whether the owner lets it in."""
+    from . import installing
+
     print(f"{terms.id} {terms.head.version}: {one_line(terms.head.description)}")
     print(f"may use: {'; '.join(terms.head.asks())}")
     for tool in terms.tools:
         print(f"  {tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
     if before is not None:
-        new = [ask for ask in terms.head.asks() if ask not in before.head.asks()]
-        was = {tool.name: tool for tool in before.tools}
-        for tool in terms.tools:
-            if tool.name not in was:
-                new.append(f"the tool {tool.name}")
-            elif tool.effect != was[tool.name].effect:
-                new.append(f"{tool.name} is {tool.effect}, was {was[tool.name].effect}")
-            elif tool != was[tool.name]:
-                new.append(f"{tool.name} says something else of itself")
-        if terms.tools == before.tools and terms.head.tools_digest != before.head.tools_digest:
-            new.append("titles, icons or the like of its tools")
+        new = installing.differences(terms, before)
         print(f"version {before.head.version} is here; new: {'; '.join(new) or 'nothing it asks'}")
     try:
         return yes or typed("Let it in? [y/N] ").strip().lower() in ("y", "yes")

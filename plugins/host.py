@@ -23,6 +23,7 @@ from . import installing, manifest
 from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest
+from .registry import lock
 from .running import IDLE_S, Plugin
 from .sampling import Write
 from .sandbox.probe import SandboxReport, probe
@@ -104,10 +105,25 @@ class PluginHost:
                     )
                 self._owners[tool.name] = plugin
             self.plugins[plugin_id] = plugin
+        await self.look()
         if self.plugins:
             self.report = await asyncio.to_thread(probe)
             if not self.report.available:
                 logger.error("no plugin will run: %s; %s", self.report.reason, self.report.advice)
+
+    async def look(self) -> list[str]:
+        """Stop the plugins that their registries revoked, and paid ones without a licence, as far
+        as this node knows. Returns: the ids of those that this look stopped.
+        """
+        stopped = []
+        for plugin_id, plugin in self.plugins.items():
+            if plugin.disabled is None and not plugin_id.startswith(f"{PUBLISHER}/"):
+                plugin.disabled = lock.halted(plugin.manifest) or None
+                if plugin.disabled is not None:
+                    logger.error("plugin %s does not run: %s", plugin_id, plugin.disabled)
+                    await plugin.stop()
+                    stopped.append(plugin_id)
+        return stopped
 
     async def stop(self) -> None:
         """End all plugins."""
@@ -153,6 +169,8 @@ class PluginHost:
             )
         if not self.report.available:
             raise SandboxUnavailableError(f"{self.report.reason}; {self.report.advice}")
+        if plugin.manifest.head.license.kind == "paid" and plugin.disabled is None:
+            plugin.disabled = lock.halted(plugin.manifest) or None  # a licence ends while we run
         longest = self.config.call_timeout_s
         outcome: Outcome = "failed"
         began, text = time.monotonic(), ""

@@ -6,6 +6,7 @@ given to no other of its id unasked; a packed one is the same bytes each time; n
 outside of its own folder, nor more than it says.
 """
 
+import ctypes
 import hashlib
 import io
 import json
@@ -101,6 +102,41 @@ def open_bundle(source: Path, into: Path) -> Manifest:
     return skills.read(into)
 
 
+def unpack(archive: bytes) -> Manifest:
+    """The plugin in an archive that a registry has. Raises: ManifestError: as `open_bundle`; or it
+    is not what `pack` makes of its files, and so holds more than them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        packed, into = Path(folder) / "plugin.zip", Path(folder) / "bundle"
+        packed.write_bytes(archive)
+        terms = open_bundle(packed, into)
+    if pack(terms) != archive:
+        raise ManifestError(
+            f"{terms.id}: the archive is not what `plugin pack` makes of its files; it is refused"
+        )
+    return terms
+
+
+def differences(terms: Manifest, before: Manifest) -> list[str]:
+    """What is new in a plugin for its owner, in words: what it may use, and what its tools say."""
+    new = [ask for ask in terms.head.asks() if ask not in before.head.asks()]
+    was = {tool.name: tool for tool in before.tools}
+    for tool in terms.tools:
+        if tool.name not in was:
+            new.append(f"the tool {tool.name}")
+        elif tool.effect != was[tool.name].effect:
+            new.append(f"{tool.name} is {tool.effect}, was {was[tool.name].effect}")
+        elif tool != was[tool.name]:
+            new.append(f"{tool.name} says something else of itself")
+    if terms.tools == before.tools and terms.head.tools_digest != before.head.tools_digest:
+        new.append("titles, icons or the like of its tools")
+    if terms.head.author_key != before.head.author_key:
+        new.append("another author's key")
+    if terms.head.license != before.head.license:
+        new.append(f"licence {terms.head.license.spdx} {terms.head.license.price or 'free'}")
+    return new
+
+
 def install(terms: Manifest, host: Mapping[str, Manifest], *, same: bool = False) -> Path:
     """Copy a plugin in; the one that was there under its id makes room.
 
@@ -152,13 +188,34 @@ def place(
             set_aside(plugin_folder(terms.id))
         if settings is not None:
             (plugin_folder(terms.id) / SETTINGS).unlink(missing_ok=True)  # never the old one's
-        if target.exists():
-            target.rename(Path(made) / "old")
-        fresh.rename(target)
+        swap(fresh, target)
     if settings is not None:
         fill_in(plugin_folder(terms.id), settings)
     forget_content(replaced)
     return target
+
+
+def swap(fresh: Path, target: Path) -> None:
+    """Put one folder in another's place, and the other in its own. In one step where the kernel
+    can, so that not even a power cut leaves nothing there; else the old one goes back if it fails.
+    """
+    if not target.exists():
+        fresh.rename(target)
+    elif not exchange(fresh, target):
+        old = fresh.with_name("old")
+        target.rename(old)
+        try:
+            fresh.rename(target)
+        except BaseException:  # Ctrl-C too
+            old.rename(target)
+            raise
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Whether the kernel exchanged two names; nothing changed if not."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swaps = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and not call(here, os.fsencode(one), here, os.fsencode(other), swaps)
 
 
 def left_over(terms: Manifest) -> list[str]:

@@ -196,7 +196,18 @@ class Licence:
     """Under what terms it comes."""
 
     spdx: str
-    kind: Literal["free"] = "free"
+    kind: Literal["free", "paid"] = "free"
+    price: str = ""  # in words, of a paid one: "12 EUR a year"
+    shop: str = ""  # where its licence is sold
+    vendor_key: str = ""  # Ed25519, 64 hexadecimal digits: who signs licences
+
+    def __post_init__(self) -> None:
+        sold = bool(self.price) and bool(DIGEST.fullmatch(self.vendor_key))
+        if (self.kind == "paid") != sold or (self.kind == "free" and self.price + self.vendor_key):
+            raise ValueError(
+                f"license is {self.kind}; a paid plugin has a price and a vendor_key of 64 "
+                f"hexadecimal digits, a free one has neither"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +231,7 @@ class Head:
     description: str
     license: Licence
     tools_digest: str  # SHA-256 of the tools, as `digest` computes it
+    author_key: str = ""  # Ed25519, 64 hexadecimal digits; a registry wants it to be the author's
     entry: str = ""  # a Python file of the bundle; or else:
     # a wrapped server (`plugin wrap`): what runs inside, and the folder that it runs on
     command: tuple[str, ...] = ()
@@ -240,6 +252,8 @@ class Head:
             raise ValueError(
                 f"version is {self.version!r}; expected three numbers, for example 1.0.0"
             )
+        if self.author_key and not DIGEST.fullmatch(self.author_key):
+            raise ValueError(f"author_key is {self.author_key!r}; expected 64 hexadecimal digits")
         if self.command:
             if self.entry or not all(self.command[:1]):
                 raise ValueError("a manifest has an entry or a command, not both and not neither")

@@ -36,7 +36,7 @@ ASIDE = re.compile(r"  # (?:noqa|type: ignore|fmt:)|  // (?:clang-format|NOLINT)
 FLOORS = {
     "core": set[str](),
     "crypto": {"core"},
-    "plugins": {"core"},
+    "plugins": {"core", "crypto"},
     "federation": {"core", "crypto"},
     "private_search": {"core", "crypto"},
     "simulations": {"core", "crypto", "federation", "private_search", "plugins", "node"},

@@ -37,6 +37,7 @@ from .node_api import Api, count_responses
 from .ollama_api import OllamaApi
 from .openai import OpenAI
 from .openapi import OpenApi
+from .plugins_api import OwnersPlugins, PluginsApi
 from .responses_api import ResponsesApi
 
 logger = log.get("server")
@@ -58,6 +59,7 @@ class Parts:
     history: HistoryStore | None = None  # None: nothing is kept
     documents: OwnersDocuments | None = None  # collections and memory
     models: OwnersModels | None = None  # what is on this disk, and how more comes
+    plugins: OwnersPlugins | None = None  # installed ones, and registries that have more
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
     # takes away what else holds a forgotten conversation; returns adapters that it deleted
@@ -105,6 +107,8 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         models = ModelsApi(parts.models)
         app.on_shutdown.append(models.stop)
         app.add_routes(models.routes())
+    if parts.plugins is not None:
+        app.add_routes(PluginsApi(parts.plugins).routes())
     app.add_routes(OpenApi().routes())
     app.add_routes(pages.Pages().routes())
     return app

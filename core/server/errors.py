@@ -21,11 +21,13 @@ from ..errors import (
     DocumentError,
     EngineError,
     LicenceError,
+    ManifestError,
     MissingPartError,
     ModelError,
     ModelNotFoundError,
     OverloadedError,
     QuietchoirError,
+    RegistryError,
     RequestError,
     ToolCallCutError,
     UnknownConversationError,
@@ -83,6 +85,8 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", code="not_installed")
         case ConfigError() | AuthenticationError():  # a locked collection, a wrong passphrase
             return 409, shape(message, "invalid_request_error", code="not_open")
+        case RegistryError() | ManifestError():  # a plugin that is refused; nothing was changed
+            return 409, shape(message, "invalid_request_error", code="not_trusted")
         case OverloadedError():
             return 503, shape(message, "overloaded_error", code="overloaded")
         case AccessDenied(status=401):

@@ -39,6 +39,7 @@ from ...plugins.sandbox import interpreter, watchdog
 from ...plugins.sandbox.probe import probe
 from ...plugins.sandbox.watchdog import Bounds
 from ..attacks import escapes
+from . import market
 from .figures import Figure, Keep
 
 ECHO = """
@@ -401,6 +402,9 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
             report["mcp"] = await third_party(scratch, tell)
 
     asyncio.run(parts())
+    tell("a registry of many plugins")
+    with tempfile.TemporaryDirectory() as folder:
+        report["market"] = market.measure(Path(folder), 20 if quick else 1000, 2 if quick else 5)
     return report
 
 
@@ -424,6 +428,13 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("escapes.tried", "", "attempts to get out of the sandbox", at_least=60),
         Figure("escapes.open", "", "of them, successful", at_most=0),
         Figure("escapes.controls_failed", "", "that show nothing", at_most=0),
+        Figure("market.plugins", "", "plugins in a registry, each by an author of its own"),
+        Figure("market.install_s", "s", "trust it and install one, over HTTP", at_most=2),
+        Figure("market.metadata_kb", "kB", "of metadata that came for it", at_most=200),
+        Figure("market.another_s", "s", "install a second one"),
+        Figure("market.search_s", "s", "search all of them"),
+        Figure("market.index_kb", "kB", "of index that came for it"),
+        Figure("market.file_s", "s", "the peer: the same archive, from a file"),
         Figure("mcp.servers_tried", "", "servers of other people that are installed here"),
     )
     tried = report["mcp"]["servers_tried"]

@@ -19,6 +19,7 @@ from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.server.embeddings import Source
 from quietchoir.core.server.federation_api import Memberships
 from quietchoir.core.server.models_api import OwnersModels
+from quietchoir.core.server.plugins_api import OwnersPlugins
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
 TOKEN = "a-token-of-the-tests-" + "x" * 30
@@ -36,6 +37,7 @@ class Served:
     history: HistoryStore | None = None
     documents: OwnersDocuments | None = None
     models: OwnersModels | None = None
+    plugins: OwnersPlugins | None = None
     memberships: Memberships | None = None
     destinations: dict[str, str] = field(default_factory=dict)
     tokenizer: WordTokenizer = field(default_factory=WordTokenizer)
@@ -74,6 +76,7 @@ class Served:
                 history=self.history,
                 documents=self.documents,
                 models=self.models,
+                plugins=self.plugins,
                 memberships=self.memberships,
                 destinations=lambda: self.destinations,
             ),

@@ -13,6 +13,7 @@ import {
 } from "./history.js";
 import { Models } from "./models.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
+import { Plugins } from "./plugins.js";
 import { Help, Settings, SHORTCUTS } from "./settings.js";
 import { choose as chooseLanguage, speak, t } from "./texts.js";
 
@@ -353,6 +354,7 @@ function App() {
     settings: html`<${Settings} settings=${settings} adapters=${adapters} onChange=${set}
       onClose=${() => setPanel("")} />`,
     model: html`<${Models} onClose=${() => setPanel("")} />`,
+    plugin: html`<${Plugins} onClose=${() => setPanel("")} />`,
     federation: html`<${Federations} onClose=${() => setPanel("")} />`,
     help: html`<${Help} onLanguage=${speakIn} onClose=${() => setPanel("")} />`,
   };

@@ -34,6 +34,7 @@ const ICONS = {
   federation:
     "M12 4.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M5.5 15.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4" +
     "M18.5 15.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M11 8.5l-4.5 7m6.5-7 4.5 7m-10 2h9",
+  plugin: "M9 4v4M15 4v4M6 8h12v4a6 6 0 0 1-12 0zM12 18v3",
   model: "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
   help: "M9 9a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.2-1.5 2.4m0 3v.5",
 };
@@ -112,7 +113,7 @@ export function Header({
       </label>`}
       ${consent} ${history} ${panel("settings")} ${documents}
       <${Tools} tools=${tools} />
-      ${panel("federation")} ${panel("model")} ${panel("help")}
+      ${panel("plugin")} ${panel("federation")} ${panel("model")} ${panel("help")}
       <${ThemeButton} />
       <${Round} icon="fresh" title=${t("fresh")} onClick=${onFresh} disabled=${empty} />
     </div>

@@ -1,0 +1,1 @@
+"""Registries of plugins: whoever runs one, and whoever installs from one."""

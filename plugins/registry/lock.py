@@ -1,0 +1,149 @@
+"""Where installed plugins came from, which of them stay at their version, and which may not run.
+
+Knows one file, by the SHA-256 of packed plugins. Knows nothing of networks: what was revoked is
+what the last look brought.
+Always: an origin is of exactly these bytes, so an installation that was interrupted leaves no
+plugin with another's origin; a plugin of no registry has none.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from ...core import paths, tables
+from ...core.errors import ConfigError, RegistryError
+from .. import installing
+from ..manifest import Manifest
+from .listing import REVOCATIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who published one packed plugin."""
+
+    id: str
+    version: str
+    registry: str
+    author_key: str
+    reviewers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockFile:
+    """The file's content."""
+
+    origins: dict[str, Origin] = field(default_factory=dict)  # by the archive's SHA-256
+    pinned: tuple[str, ...] = ()  # ids that `update` leaves as they are
+
+
+def registries() -> Path:
+    """Where the registries that this node trusts are remembered."""
+    return paths.home() / "registries"
+
+
+def path() -> Path:
+    """Where the file lies."""
+    return paths.home() / "plugins" / "plugins.lock"
+
+
+def read() -> LockFile:
+    """What it says. Raises: ConfigError: it cannot be read."""
+    try:
+        return tables.fill(LockFile, json.loads(path().read_bytes()), f"{path()}: ")
+    except FileNotFoundError:
+        return LockFile()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path()}: cannot be read ({error}); restore it or move it away"
+        ) from None
+
+
+def write(content: LockFile) -> None:
+    """Say something else."""
+    paths.private_folder(path().parent)
+    whole = {
+        "origins": {digest: asdict(origin) for digest, origin in content.origins.items()},
+        "pinned": sorted(content.pinned),
+    }
+    paths.write_atomically(path(), json.dumps(whole, indent=1).encode() + b"\n", mode=0o600)
+
+
+def record(digest: str, origin: Origin) -> None:
+    """Remember where an archive came from, before it is installed; what is there stays known."""
+    held = read()
+    write(replace(held, origins={**held.origins, digest: origin}))
+
+
+def prune(plugin_id: str, digest: str = "") -> None:
+    """Forget the other archives of a plugin, once `digest` is installed or it is removed."""
+    held = read()
+    kept = {
+        key: origin
+        for key, origin in held.origins.items()
+        if origin.id != plugin_id or key == digest
+    }
+    pinned = tuple(one for one in held.pinned if one != plugin_id or digest)
+    if (kept, pinned) != (held.origins, held.pinned):
+        write(LockFile(origins=kept, pinned=pinned))
+
+
+def pin(plugin_id: str, *, stays: bool) -> None:
+    """Let `update` leave a plugin at its version, or no longer."""
+    held = read()
+    write(replace(held, pinned=tuple({*held.pinned} - {plugin_id}) + (plugin_id,) * stays))
+
+
+def origin_of(terms: Manifest) -> Origin | None:
+    """Where exactly these bytes came from, if from a registry."""
+    return read().origins.get(installing.digest_of(installing.pack(terms)))
+
+
+def revoked(origin: Origin) -> str:
+    """Why its registry stopped a plugin; empty if it did not.
+
+    Raises:
+        RegistryError: what the registry revoked was brought and cannot be read.
+    """
+    held = registries() / origin.registry / "targets" / REVOCATIONS
+    try:
+        rows = json.loads(held.read_bytes())["revocations"]
+        for row in rows:
+            if row["id"] == origin.id and (
+                not row["versions"] or origin.version in row["versions"]
+            ):
+                return f"revoked by {origin.registry}: {row['reason']}"
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RegistryError(
+            f"{held}: cannot be read ({error}); run: plugin update --look"
+        ) from None
+    return ""
+
+
+def halted(terms: Manifest) -> str:
+    """Why an installed plugin may not run now: revoked, or without the licence that it is sold
+    under. Empty if it may. What cannot be read says so, and stops it.
+    """
+    try:
+        origin = origin_of(terms)
+        if origin is not None and (why := revoked(origin)):
+            return why
+        if terms.head.license.kind == "free":
+            return ""
+        from . import licences  # with it the libraries of signatures, which free ones do without
+
+        return licences.missing(terms)
+    except (ConfigError, RegistryError) as error:
+        return str(error)
+
+
+def origins(manifests: Mapping[str, Manifest]) -> dict[str, Origin]:
+    """Of all plugins that came from a registry."""
+    known = read().origins
+    found = {}
+    for plugin_id, terms in manifests.items():
+        if origin := known.get(installing.digest_of(installing.pack(terms))):
+            found[plugin_id] = origin
+    return found

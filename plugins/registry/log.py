@@ -1,0 +1,89 @@
+"""The transparency log: every decision of a registry, in order, and who made it.
+
+Knows lines, keys and hashes. Knows nothing of plugins.
+Always: lines are only added; each holds the hash of the one before and is signed by whoever acted,
+so a changed, removed or reordered line is found without anybody's help, and a log that a client saw
+is the beginning of every later one or of a fork, which it refuses.
+
+Not covered: what somebody decides and never writes down. Two clients that were shown two logs find
+out when they compare heads.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+
+from ...core.errors import RegistryError
+from . import keys
+
+KIND = "log entry"
+START = "0" * 64
+# What an entry is worth to whoever signed it; GOVERNANCE.md says why.
+CREDIT = {"add": 3, "review": 2, "revoke": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a log went when somebody saw it."""
+
+    count: int
+    digest: str
+
+
+def line(signer: CryptoSigner, before: Head, what: str, at: int, **facts: Any) -> bytes:
+    """One more line, after a log with this head."""
+    said = {name: value for name, value in facts.items() if value not in ("", None, [])}
+    row = {"number": before.count + 1, "at": at, "what": what, "before": before.digest, **said}
+    return json.dumps(keys.signed(signer, KIND, row), sort_keys=True).encode() + b"\n"
+
+
+def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], Head]:
+    """All entries, each checked, and the head.
+
+    Raises:
+        RegistryError: the first line that is unsigned, or does not follow from the one before.
+    """
+    entries = list[dict[str, Any]]()
+    head = Head(0, START)
+    for written in content.split(b"\n")[:-1]:
+        number = len(entries) + 1
+        try:
+            row = json.loads(written)
+            follows = row.get("before") == head.digest and row.get("number") == number
+        except (ValueError, AttributeError, RecursionError):
+            follows = False
+        if not follows:
+            raise RegistryError(
+                f"{where}: line {number} does not follow from the one before; the log was changed"
+            )
+        keys.signer_of(KIND, row)
+        entries.append(row)
+        head = Head(number, hashlib.sha256(written).hexdigest())
+    if content and not content.endswith(b"\n"):
+        raise RegistryError(f"{where}: ends in the middle of a line; the log was cut")
+    return entries, head
+
+
+def extends(content: bytes, seen: Head) -> bool:
+    """Whether a checked log goes on from the one that had this head."""
+    lines = content.split(b"\n")[:-1]
+    if not seen.count:
+        return True
+    if len(lines) < seen.count:
+        return False
+    return hashlib.sha256(lines[seen.count - 1]).hexdigest() == seen.digest
+
+
+def credit(entries: Sequence[dict[str, Any]]) -> Counter[str]:
+    """What each key has done, by `CREDIT`; a release or a review counts once."""
+    names = ("key", "what", "id", "version")
+    done = {tuple(str(row.get(name)) for name in names) for row in entries}
+    counts = Counter[str]()
+    for key, what, _, _ in done:
+        counts[key] += CREDIT.get(what, 0)
+    return +counts
