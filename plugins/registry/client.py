@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets
+from tuf.api.metadata import Delegations, Metadata, Root, Snapshot, TargetFile, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from ...core import paths, tables
@@ -347,14 +347,8 @@ class RegistryClient:
         plugin.
         """
         author = plugin_id.partition("/")[0]
-        role, group = f"author.{author}", f"authors-{listing.group(author)}"
-        snapshot = Metadata[Snapshot].from_file(str(self.metadata / "snapshot.json")).signed
-        if not ID.fullmatch(plugin_id) or f"{role}.json" not in snapshot.meta:
-            return {}  # nobody, or somebody who has published nothing yet
-        # No release is called so: the walk reads, and checks, the author's whole role.
-        self._updater.get_targetinfo(listing.path_of(plugin_id, "none"))
-        delegator = Metadata[Targets].from_file(str(self.metadata / f"{group}.json")).signed
-        if delegator.delegations is None or role not in (delegator.delegations.roles or {}):
+        role = f"author.{author}"
+        if not ID.fullmatch(plugin_id) or self._delegations(author) is None:
             return {}
         entries = Metadata[Targets].from_file(str(self.metadata / f"{role}.json")).signed.targets
         found = {}
@@ -391,14 +385,22 @@ class RegistryClient:
 
     def author_keys(self, author: str) -> list[str]:
         """The keys that speak for an author, as the registry's owners signed them."""
-        path = self.metadata / f"authors-{listing.group(author)}.json"
-        delegations = Metadata[Targets].from_file(str(path)).signed.delegations
-        role = (
-            (delegations.roles or {}).get(f"author.{author}") if delegations is not None else None
-        )
-        if delegations is None or role is None:
+        found = self._delegations(author)
+        if found is None:
             return []
-        return [keys.shown(delegations.keys[keyid]) for keyid in role.keyids]
+        return [keys.shown(found.keys[keyid]) for keyid in found.roles[f"author.{author}"].keyids]
+
+    def _delegations(self, author: str) -> Delegations | None:
+        """Who speaks for the authors of this one's group; None: nobody published in this name."""
+        role = f"author.{author}"
+        snapshot = Metadata[Snapshot].from_file(str(self.metadata / "snapshot.json")).signed
+        if f"{role}.json" not in snapshot.meta:
+            return None
+        # No release is called so: the walk reads, and checks, the author's whole role.
+        self._updater.get_targetinfo(listing.path_of(f"{author}/none", "none"))
+        path = self.metadata / f"authors-{listing.group(author)}.json"
+        found = Metadata[Targets].from_file(str(path)).signed.delegations
+        return found if found is not None and role in (found.roles or {}) else None
 
     def archive(self, release: Release) -> bytes:
         """Its bytes, checked against what its author signed. Raises: RegistryError: others."""
