@@ -13,8 +13,8 @@ from .. import installing
 from . import client, listing, log
 from .client import ABOUT, RegistryClient, root_digest
 from .listing import INDEX, LOG
-from .log import Head
-from .repository import Repository, dumped
+from .log import LogHead
+from .repository import PluginRepository, dumped
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class AuditReport:
     wrong: list[str]
     releases: int
     authors: int
-    head: Head
+    head: LogHead
     credit: Counter[str]
     names: dict[str, str]  # public key → author, or reviewer
 
@@ -44,10 +44,10 @@ def audit(folder: Path) -> AuditReport:
         (trust / "root.json").write_bytes((folder / "metadata" / "1.root.json").read_bytes())
         with client.opened("audit", folder=trust) as registry:
             registry.refresh()
-            return checked(registry, Repository(folder, drafts=False))
+            return checked(registry, PluginRepository(folder, drafts=False))
 
 
-def checked(registry: RegistryClient, repository: Repository) -> AuditReport:
+def checked(registry: RegistryClient, repository: PluginRepository) -> AuditReport:
     """Every release, its reviews and the log against each other."""
     entries, head = log.read(registry.file(LOG), LOG)
     added = {

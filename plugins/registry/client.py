@@ -37,7 +37,7 @@ from ..manifest import ID
 from . import keys, listing, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
 from .lock import registries
-from .log import Head
+from .log import LogHead
 from .review import Review, ReviewPolicy
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
@@ -386,7 +386,7 @@ class RegistryClient:
     def author_keys(self, author: str) -> list[str]:
         """The keys that speak for an author, as the registry's owners signed them."""
         found = self._delegations(author)
-        if found is None:
+        if found is None or found.roles is None:
             return []
         return [keys.shown(found.keys[keyid]) for keyid in found.roles[f"author.{author}"].keyids]
 
@@ -407,7 +407,7 @@ class RegistryClient:
         with understood(self.name):
             return self._bytes(release.target)
 
-    def log(self) -> tuple[list[dict[str, Any]], Head]:
+    def log(self) -> tuple[list[dict[str, Any]], LogHead]:
         """All decisions, checked, and remembered as the beginning of whatever comes later.
 
         Raises:
@@ -417,7 +417,7 @@ class RegistryClient:
         entries, head = log.read(content, f"{self.name}: {LOG}")
         kept = self.folder / HEAD
         if kept.exists():
-            seen = Head(**json.loads(kept.read_bytes()))
+            seen = LogHead(**json.loads(kept.read_bytes()))
             if not log.extends(content, seen):
                 raise RegistryError(
                     f"{self.name}: its log does not go on from the {seen.count} entries seen once; "

@@ -209,9 +209,9 @@ def forget_one(chosen: argparse.Namespace) -> int:
 
 def tell(folder: Path) -> None:
     """What a draft still waits for."""
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    if waiting := Repository(folder).waiting():
+    if waiting := PluginRepository(folder).waiting():
         print(
             f"drafted; {'; '.join(waiting)}. Other holders: plugin registry sign {folder} --key …"
         )
@@ -221,9 +221,9 @@ def tell(folder: Path) -> None:
 
 def init_one(chosen: argparse.Namespace) -> int:
     """Begin one."""
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    Repository.init(
+    PluginRepository.init(
         chosen.folder,
         root=signers(chosen.root_key),
         targets=signers(chosen.targets_key),
@@ -237,16 +237,18 @@ def init_one(chosen: argparse.Namespace) -> int:
 def admit_one(chosen: argparse.Namespace) -> int:
     """An author, or an author's next key."""
     from . import keys
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    Repository(chosen.folder).admit(chosen.author, keys.public(chosen.public), signers(chosen.key))
+    PluginRepository(chosen.folder).admit(
+        chosen.author, keys.public(chosen.public), signers(chosen.key)
+    )
     tell(chosen.folder)
     return 0
 
 
 def policy_one(chosen: argparse.Namespace) -> int:
     """The rules."""
-    from .repository import Repository
+    from .repository import PluginRepository
     from .review import ReviewPolicy
 
     pairs = [one.partition("=") for one in chosen.reviewer]
@@ -259,16 +261,16 @@ def policy_one(chosen: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    Repository(chosen.folder).set_policy(rules, signers(chosen.key))
+    PluginRepository(chosen.folder).set_policy(rules, signers(chosen.key))
     tell(chosen.folder)
     return 0
 
 
 def revoke_one(chosen: argparse.Namespace) -> int:
     """Stop a plugin."""
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    held = Repository(chosen.folder)
+    held = PluginRepository(chosen.folder)
     held.revoke(chosen.id, chosen.version, chosen.reason, signers(chosen.key))
     tell(chosen.folder)
     return 0
@@ -277,10 +279,10 @@ def revoke_one(chosen: argparse.Namespace) -> int:
 def rotate_one(chosen: argparse.Namespace) -> int:
     """Other keys."""
     from . import keys
-    from .repository import Repository
+    from .repository import PluginRepository
 
     fresh = [keys.public(one) for one in chosen.public]
-    held = Repository(chosen.folder)
+    held = PluginRepository(chosen.folder)
     held.rotate(chosen.role, fresh, signers(chosen.key), chosen.threshold)
     tell(chosen.folder)
     return 0
@@ -288,9 +290,9 @@ def rotate_one(chosen: argparse.Namespace) -> int:
 
 def sign_all(chosen: argparse.Namespace) -> int:
     """A holder's part."""
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    Repository(chosen.folder).sign(signers(chosen.key))
+    PluginRepository(chosen.folder).sign(signers(chosen.key))
     tell(chosen.folder)
     return 0
 
@@ -298,9 +300,9 @@ def sign_all(chosen: argparse.Namespace) -> int:
 def publish_one(chosen: argparse.Namespace) -> int:
     """Show the drafts."""
     from .client import root_digest
-    from .repository import Repository
+    from .repository import PluginRepository
 
-    Repository(chosen.folder).publish(signers(chosen.key)[0])
+    PluginRepository(chosen.folder).publish(signers(chosen.key)[0])
     print(f"published; nodes trust it with: --root-sha256 {root_digest(chosen.folder)}")
     return 0
 
@@ -340,11 +342,11 @@ def add_one(chosen: argparse.Namespace) -> int:
 
     from .. import installing
     from . import scan
-    from .repository import Repository
+    from .repository import PluginRepository
 
     with tempfile.TemporaryDirectory() as folder:
         terms = installing.open_bundle(chosen.plugin, Path(folder))
-    said = Repository(chosen.folder).add(terms, signers(chosen.key)[0], chosen.commit)
+    said = PluginRepository(chosen.folder).add(terms, signers(chosen.key)[0], chosen.commit)
     print(f"{said.id} {said.version} is drafted; may use: {'; '.join(said.asks)}")
     for finding in scan.scan(terms):
         print(f"a reviewer will see: {one_line(finding)}")
@@ -355,10 +357,10 @@ def add_one(chosen: argparse.Namespace) -> int:
 
 def review_one(chosen: argparse.Namespace) -> int:
     """A review."""
-    from .repository import Repository
+    from .repository import PluginRepository
 
     plugin_id, _, version = chosen.release.partition("@")
-    made = Repository(chosen.folder).review(
+    made = PluginRepository(chosen.folder).review(
         plugin_id,
         version,
         signers(chosen.key)[0],

@@ -131,7 +131,7 @@ def missing(terms: Manifest, now: float | None = None) -> str:
     return refusal(terms, token, mine, passed(time.time() if now is None else now))
 
 
-def refusal(terms: Manifest, token: LicenceToken, node: str, now: "Clock") -> str:
+def refusal(terms: Manifest, token: LicenceToken, node: str, now: "NodeClock") -> str:
     """Why a genuine token does not do; empty if it does."""
     head = terms.head
     if token.key != head.license.vendor_key:
@@ -152,14 +152,14 @@ def refusal(terms: Manifest, token: LicenceToken, node: str, now: "Clock") -> st
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class NodeClock:
     """Now, and how far behind the latest time that was seen."""
 
     seconds: float
     set_back: int = 0
 
 
-def passed(now: float) -> Clock:
+def passed(now: float) -> NodeClock:
     """The time, held against the latest one that this node wrote down; it is written down."""
     path = folder() / "clock.json"
     try:
@@ -167,11 +167,11 @@ def passed(now: float) -> Clock:
     except (OSError, ValueError, TypeError, KeyError):
         latest = 0.0
     if now < latest - SLACK_S:
-        return Clock(now, int(latest - now))
+        return NodeClock(now, int(latest - now))
     if now > latest + 60:
         paths.private_folder(folder())
         paths.write_atomically(path, json.dumps({"latest": int(now)}).encode(), mode=0o600)
-    return Clock(now)
+    return NodeClock(now)
 
 
 def told(token: LicenceToken) -> dict[str, object]:

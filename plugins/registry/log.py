@@ -28,28 +28,28 @@ CREDIT = {"add": 3, "review": 2, "revoke": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LogHead:
     """How far a log went when somebody saw it."""
 
     count: int
     digest: str
 
 
-def line(signer: CryptoSigner, before: Head, what: str, at: int, **facts: Any) -> bytes:
+def line(signer: CryptoSigner, before: LogHead, what: str, at: int, **facts: Any) -> bytes:
     """One more line, after a log with this head."""
     said = {name: value for name, value in facts.items() if value not in ("", None, [])}
     row = {"number": before.count + 1, "at": at, "what": what, "before": before.digest, **said}
     return json.dumps(keys.signed(signer, KIND, row), sort_keys=True).encode() + b"\n"
 
 
-def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], Head]:
+def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], LogHead]:
     """All entries, each checked, and the head.
 
     Raises:
         RegistryError: the first line that is unsigned, or does not follow from the one before.
     """
     entries = list[dict[str, Any]]()
-    head = Head(0, START)
+    head = LogHead(0, START)
     for written in content.split(b"\n")[:-1]:
         number = len(entries) + 1
         try:
@@ -63,13 +63,13 @@ def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], Head]:
             )
         keys.signer_of(KIND, row)
         entries.append(row)
-        head = Head(number, hashlib.sha256(written).hexdigest())
+        head = LogHead(number, hashlib.sha256(written).hexdigest())
     if content and not content.endswith(b"\n"):
         raise RegistryError(f"{where}: ends in the middle of a line; the log was cut")
     return entries, head
 
 
-def extends(content: bytes, seen: Head) -> bool:
+def extends(content: bytes, seen: LogHead) -> bool:
     """Whether a checked log goes on from the one that had this head."""
     lines = content.split(b"\n")[:-1]
     if not seen.count:

@@ -51,7 +51,7 @@ from .. import installing, manifest
 from ..manifest import ID, Manifest
 from . import keys, listing, log, names, review, scan
 from .listing import GROUPS, INDEX, LOG, POLICY, REVOCATIONS, Listing
-from .log import Head
+from .log import LogHead
 from .review import Review, ReviewPolicy
 
 RECORDS = "records"
@@ -60,7 +60,7 @@ LONG_DAYS = 365  # all others
 COMPACT = JSONSerializer(compact=True)
 
 
-class Repository:
+class PluginRepository:
     """A registry's folder.
 
     Args:
@@ -90,7 +90,7 @@ class Repository:
         online: CryptoSigner,
         thresholds: tuple[int, int] = (0, 0),
         now: datetime | None = None,
-    ) -> "Repository":
+    ) -> "PluginRepository":
         """A new registry, as a draft: `publish` makes it one that clients can trust.
 
         Args:
@@ -600,9 +600,9 @@ class Repository:
             before = b""
         last = before.rstrip(b"\n").rpartition(b"\n")[2]
         head = (
-            Head(before.count(b"\n"), hashlib.sha256(last).hexdigest())
+            LogHead(before.count(b"\n"), hashlib.sha256(last).hexdigest())
             if last
-            else Head(0, log.START)
+            else LogHead(0, log.START)
         )
         more = log.line(signer, head, what, self._seconds(), **facts)
         paths.write_atomically(path, before + more, durable=False)

@@ -16,7 +16,7 @@ from .. import manifest
 from ..manifest import FILE
 from . import keys
 from .client import root_digest
-from .repository import Repository
+from .repository import PluginRepository
 from .review import ReviewPolicy
 
 NOTES = "made by plugin registry seed: a machine looked, no person did"
@@ -37,7 +37,7 @@ def build(folder: Path, key_folder: Path, others: Sequence[Path], builtin: Path)
         for name in ("root-1", "root-2", "targets-1", "targets-2", "online", "review-1", "review-2")
     }
     offline = [made["targets-1"], made["targets-2"]]
-    registry = Repository.init(
+    registry = PluginRepository.init(
         folder,
         root=[made["root-1"], made["root-2"]],
         targets=offline,

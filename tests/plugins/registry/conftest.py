@@ -15,7 +15,7 @@ from securesystemslib.signer import CryptoSigner
 
 from quietchoir.plugins import manifest, market
 from quietchoir.plugins.registry import client, keys
-from quietchoir.plugins.registry.repository import Repository
+from quietchoir.plugins.registry.repository import PluginRepository
 from quietchoir.plugins.registry.review import CHECKS, ReviewPolicy
 from quietchoir.tests.plugins.conftest import ATTACK, hostile, write_bundle
 
@@ -35,9 +35,9 @@ class World:
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     root: str = ""  # the digest that nodes trust it by
 
-    def repository(self) -> Repository:
+    def repository(self) -> PluginRepository:
         """As it lies there now."""
-        return Repository(self.folder, self.now)
+        return PluginRepository(self.folder, self.now)
 
     def keys(self, *names: str) -> list[CryptoSigner]:
         """Some of them."""
@@ -81,7 +81,7 @@ def founded(folder: Path, scratch: Path, now: datetime | None = None) -> World:
     made = {name: CryptoSigner.generate_ed25519() for name in NAMES}
     world = World(folder, scratch, made, now or datetime.now(UTC))
     offline = world.keys("targets-1", "targets-2")
-    held = Repository.init(
+    held = PluginRepository.init(
         folder,
         root=world.keys("root-1", "root-2", "root-3"),
         targets=offline,

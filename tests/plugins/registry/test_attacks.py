@@ -229,7 +229,7 @@ def test_an_archive_that_is_more_than_its_files_is_refused(world: World, node: L
 
 @contextmanager
 def server(
-    folder: Path, answer: Callable[[http.server.BaseHTTPRequestHandler, bytes], None]
+    folder: Path, answer: Callable[[http.server.BaseHTTPRequestHandler, bytes], object]
 ) -> Iterator[str]:
     """Serves a folder; `answer` writes the body of timestamp.json."""
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from quietchoir.plugins import manifest, market
 from quietchoir.plugins.host import PluginHost
 from quietchoir.plugins.registry import audit, client, keys, licences, lock, log, names, scan
 from quietchoir.plugins.registry.client import opened
-from quietchoir.plugins.registry.repository import Repository
+from quietchoir.plugins.registry.repository import PluginRepository
 from quietchoir.plugins.registry.review import ReviewPolicy
 from quietchoir.plugins.running import plugin_folder
 from quietchoir.plugins.sandbox.probe import SandboxReport
@@ -63,7 +64,7 @@ def test_the_commands_found_a_registry_publish_install_update_and_revoke(
     assert "1/2" not in registry("sign", *offline[2:])
     registry("admit", "ann", "--public", made["ann"][1], *offline)
 
-    def release(version: str, reviewers: tuple[str, ...], **changes: object) -> str:
+    def release(version: str, reviewers: tuple[str, ...], **changes: Any) -> str:
         where = write_bundle(
             tmp_path / version, hostile("return 'x'"), id="ann/counter", version=version, **changes
         )
@@ -348,12 +349,12 @@ def test_a_paid_plugin_runs_with_a_licence_for_this_node_and_these_days(world: W
     )
     assert "costs 12 EUR and no licence of it is here; sold at https://a.test" in lock.halted(terms)
     mine = licences.node_key(make=True)
-    good = {
+    good: dict[str, Any] = {
         **{"plugin": "ann/sold", "first": "1.0.0", "below": "2.0.0", "node": mine},
         **{"begins": now, "ends": now + 10 * licences.DAY_S, "grace_days": 5},
     }
 
-    def after(days: float = 0, signer: str = "ann", **changes: object) -> str:
+    def after(days: float = 0, signer: str = "ann", **changes: Any) -> str:
         licences.place(licences.issue(world.signers[signer], **{**good, **changes}))
         return licences.missing(terms, now + days * licences.DAY_S)
 
@@ -362,7 +363,7 @@ def test_a_paid_plugin_runs_with_a_licence_for_this_node_and_these_days(world: W
         terms,
         licences.decode(licences.issue(vendor, **{**good, "plugin": "ann/other"})),
         mine,
-        licences.Clock(now),
+        licences.NodeClock(now),
     )
     for changes, message in (
         ({"signer": "bob"}, "another vendor's"),
@@ -370,7 +371,7 @@ def test_a_paid_plugin_runs_with_a_licence_for_this_node_and_these_days(world: W
         ({"below": "1.2.0"}, "is for 1.0.0 to below 1.2.0"),
         ({"begins": now + 5 * licences.DAY_S}, "not good yet"),
     ):
-        assert message in after(**changes)  # type: ignore[arg-type]
+        assert message in after(**changes)
     assert after(14) == ""  # within the days of grace
     assert "ended; renew it" in after(16)
     assert "set back by 15 days" in after(2)  # it was the 16th day here once
@@ -440,15 +441,15 @@ def test_a_broken_publication_shows_nothing_and_is_finished_by_the_next(
     held = world.repository()
     held.add(world.bundle("ann/counter", "1.1.0"), world.signers["ann"])
     held.review("ann/counter", "1.1.0", world.signers["rita"], verdict="approve")
-    write = Repository._write
+    write = PluginRepository._write
 
-    def cut(self: Repository, name: str, metadata: object) -> None:
+    def cut(self: PluginRepository, name: str, metadata: object) -> None:
         if name == "timestamp.json":
             raise KeyboardInterrupt
         write(self, name, metadata)  # type: ignore[arg-type]
 
     with monkeypatch.context() as broken:
-        broken.setattr(Repository, "_write", cut)
+        broken.setattr(PluginRepository, "_write", cut)
         with pytest.raises(KeyboardInterrupt):
             held.publish(world.signers["online"])
     assert market.find("ann/counter").listing.version == "1.0.0"
