@@ -195,6 +195,48 @@ def test_the_owner_fills_in_what_is_asked_for_and_nothing_else(
     assert (2 << 20) < filled.quotas["out"] < (2 << 20) + 4 * 4096
 
 
+SERVER = """
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    result = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "writes"}}
+    if asked["method"] == "tools/list":
+        result = {"tools": [{"name": "note", "inputSchema": {"type": "object"}}]}
+    elif asked["method"] == "tools/call":
+        with open(sys.argv[1] + "/new.txt", "w") as file:
+            file.write(os.environ["HTTPS_PROXY"])
+        result = {"content": [{"type": "text", "text": os.environ["QUIETCHOIR_HOSTS"]}]}
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+
+
+def test_a_wrapped_server_writes_and_connects_where_its_owner_says(
+    sandbox: SandboxReport,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "server.py").write_text(SERVER)
+    out = place / "out"
+    words = ["--write", str(out), "--host", "api.example.org", "--yes"]
+    server = ["--", "python3", str(tmp_path / "code" / "server.py"), str(out)]
+    assert main(["plugin", "wrap", "--id", "local/writes", *words, *server]) == 0
+    said = capsys.readouterr().out
+    assert f"reads, changes and deletes in out: {out}" in said
+    assert "connects to wrapped: api.example.org:443" in said
+    assert main(["plugin", "run", "local/writes", "note"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"wrapped": ["api.example.org:443"]}
+    assert (out / "new.txt").read_text() == "http://127.0.0.1:3128"
+    for word, reason in ((["--host", "*"], "too broad"), (["--write", "/etc"], "too broad")):
+        assert main(["plugin", "wrap", "--id", "local/other", *word, *server]) == 2
+        assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("permissions", "reason"),
     [
