@@ -125,7 +125,7 @@ class Engine:
         self.scheduler = Scheduler(
             pool,
             SchedulerLimits(
-                max_running=config.max_running,
+                max_running=running_at_once(config, choice),
                 max_waiting=config.max_waiting,
                 queue_timeout_s=config.queue_timeout_s,
                 share_prefixes=config.share_prefixes and self.backend.paged,
@@ -471,6 +471,15 @@ class Engine:
             )
 
 
+def running_at_once(config: EngineConfig, choice: BackendChoice) -> int:
+    """How many requests run together: where each has a state beside the cache, no more than half
+    of the cache's memory holds.
+    """
+    if not choice.sequence_bytes:
+        return config.max_running
+    return max(1, min(config.max_running, config.kv_bytes // 2 // choice.sequence_bytes))
+
+
 def planned(
     weights: ServedModel, config: EngineConfig, choice: BackendChoice
 ) -> tuple[BlockPool, int]:
@@ -486,12 +495,16 @@ def planned(
     """
     context = min(config.context, weights.context_length)
     longest = -(-context // BLOCK_TOKENS)
-    if config.kv_bytes < choice.block_bytes:
+    running = running_at_once(config, choice)
+    room = config.kv_bytes - running * choice.sequence_bytes
+    if room < choice.block_bytes:
         raise ConfigError(
             f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values, which takes "
-            f"{choice.block_bytes} for this model; raise it"
+            f"{choice.block_bytes} for this model"
+            + (f" beside {choice.sequence_bytes} of a request" if choice.sequence_bytes else "")
+            + "; raise it"
         )
-    blocks = min(config.kv_bytes // choice.block_bytes, config.max_running * longest)
+    blocks = min(room // choice.block_bytes, running * longest)
     context = min(context, blocks * BLOCK_TOKENS)
     choice.check(blocks, context)
     cache_limit = max(config.kept_bytes // choice.block_bytes, longest)

@@ -43,6 +43,7 @@ LIMITS = {
 }
 MAX_EXPERTS = 4096
 MOST_POSITIONS = 1 << 16  # of a table
+MOST_TAPS = 16  # rows that a convolution sees: as many as a block of the cache holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ class Architecture:
     embedding_scale: float = 1.0
     # a norm after attention and one after the MLP, before each is added back (Gemma 3)
     post_norms: bool = False
-    # by layer: a row sees itself and window - 1 earlier ones, 0 = all; () = all everywhere
+    # by layer: a row sees itself and window - 1 earlier ones, 0 = all, -n = those of its own run of
+    # n, counted from the first row (Llama 4); () = all everywhere
     windows: tuple[int, ...] = ()
     # by layer, 0.0 = no rope there (SmolLM3); () = rope_theta everywhere
     rope_bases: tuple[float, ...] = ()
@@ -127,18 +129,93 @@ class Architecture:
     value_dim: int = 0  # numbers of a head's value, where keys have more
     # rows of a table of which each position adds one to the embedding; 0 = no table (GPT-2)
     positions: int = 0
+    # by layer, whether it has a short convolution in the place of attention; () = none has (LFM2)
+    convolutions: tuple[bool, ...] = ()
+    conv_kernel: int = 0  # rows that one sees, its own included
+    # by layer, whether it has a gated delta net in the place of attention, whose convolution sees
+    # `conv_kernel` rows; () = none has (Qwen3-Next). Its heads of keys, each of which serves some
+    # of values; `delta_tiled`: value head i is served by i modulo their number (else, by the i-th
+    # of as many parts), as GGUF files of Qwen3.5 have them
+    deltas: tuple[bool, ...] = ()
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    delta_key_dim: int = 0  # numbers of a head
+    delta_value_dim: int = 0
+    delta_tiled: bool = False
+    attention_gate: bool = False  # what attention gives passes a gate of each row (Qwen3-Next)
+    # heads' scores fall with the distance by slopes that begin with this one's power of 2; 0.0 = no
+    # such slopes (ALiBi: BLOOM, MPT)
+    alibi: float = 0.0
+    embedding_norm: bool = False  # a norm over the width behind the embedding (BLOOM)
+    # `qk_norm` is in layers alone that rope turns (Llama 4)
+    rope_norms: bool = False
+    # queries of layers that rope does not turn grow by so much of the logarithm of how often
+    # `temperature_floor` positions went by; 0.0 = they do not (Llama 4)
+    temperature: float = 0.0
+    temperature_floor: int = 0
+    # a row's share scales what its expert is given, not what it gives (Llama 4)
+    expert_inputs: bool = False
+
+    def is_convolution(self, layer: int) -> bool:
+        """Whether this layer has a short convolution in the place of attention."""
+        return bool(self.convolutions) and self.convolutions[layer]
+
+    def is_delta(self, layer: int) -> bool:
+        """Whether this layer has a gated delta net in the place of attention."""
+        return bool(self.deltas) and self.deltas[layer]
+
+    def attends(self, layer: int) -> bool:
+        """Whether this layer has attention."""
+        return not (self.is_convolution(layer) or self.is_delta(layer))
+
+    @property
+    def attending(self) -> int:
+        """How many layers have attention."""
+        return sum(map(self.attends, range(self.num_layers)))
+
+    @property
+    def delta_width(self) -> int:
+        """Numbers of a row that a delta net's convolution sees: queries, keys, values."""
+        keys = self.delta_key_heads * self.delta_key_dim
+        return 2 * keys + self.delta_value_heads * self.delta_value_dim
+
+    @property
+    def delta_state(self) -> int:
+        """Numbers that one layer with a delta net remembers of a sequence: the rows that its
+        convolution will see, then each value head's matrix.
+        """
+        matrices = self.delta_value_heads * self.delta_key_dim * self.delta_value_dim
+        return (self.conv_kernel - 1) * self.delta_width + matrices
 
     def window(self, layer: int) -> int:
-        """How many rows a row of this layer sees, itself included; 0 = all before it."""
+        """How many rows a row of this layer sees, itself included; 0 = all before it, -n = of its
+        own run of n.
+        """
         return self.windows[layer] if self.windows else 0
 
     def rope_base(self, layer: int) -> float:
         """The base of this layer's rope; 0.0 = its rows are not turned."""
         return self.rope_bases[layer] if self.rope_bases else self.rope_theta
 
+    def grows(self, layer: int) -> bool:
+        """Whether this layer's queries grow with their position."""
+        return bool(self.temperature) and not self.rope_base(layer)
+
     def scale(self) -> float:
         """What q·k is multiplied by before the softmax."""
         return self.attention_scale or self.head_dim**-0.5
+
+    def slopes(self) -> NDArray[np.float32]:
+        """By how much a score of each head falls with each token of distance, [H]; empty = not.
+
+        Source: Press et al. 2021 (ALiBi), with its rule for other numbers of heads than powers of
+        2.
+        """
+        if not self.alibi:
+            return np.empty(0, np.float32)
+        heads, whole = np.arange(self.num_heads), 1 << (self.num_heads.bit_length() - 1)
+        powers = np.where(heads < whole, heads + 1.0, heads - whole + 0.5)
+        return np.exp2(-self.alibi / whole * powers).astype(np.float32)
 
     @property
     def turned(self) -> int:
@@ -193,11 +270,18 @@ class Architecture:
         return self.value_dim or self.head_dim
 
     @property
+    def unadapted(self) -> str:
+        """What its layers have that no adapter of ours changes; "" = nothing."""
+        if self.deltas:
+            return "layers with gated delta nets"
+        return "latent attention" if self.latent_size else ""
+
+    @property
     def projections(self) -> tuple[str, ...]:
         """Those that each layer has once and adapters change: not what the experts of a mixture
-        have, nor what makes latent attention.
+        have, nor anything of a model that has what is `unadapted`.
         """
-        if self.latent_size:
+        if self.unadapted:
             return ()
         own = () if self.num_experts else self.mlp_projections
         return (*ATTENTION_PROJECTIONS, *own)
@@ -215,15 +299,19 @@ class Architecture:
         """Whether this layer has experts."""
         return bool(self.num_experts) and not (self.dense_layers and self.dense_layers[layer])
 
+    def has_projection(self, layer: int, name: str) -> bool:
+        """Whether this layer has one of `projections`: attention's where it attends."""
+        return self.attends(layer) or name not in ATTENTION_PROJECTIONS
+
     def projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one projection of a layer, for example of "self_attn.q_proj".
 
         Raises:
             ModelError: the projection of a mixture's feed-forward: there are many.
         """
-        if self.latent_size:
+        if self.unadapted:
             raise ModelError(
-                f"this {self.family} model has latent attention, whose matrices no adapter of ours "
+                f"this {self.family} model has {self.unadapted}, whose matrices no adapter of ours "
                 f"changes; use the model as it is, or one of another family"
             )
         if name not in self.projections and not self.num_experts:
@@ -233,9 +321,13 @@ class Architecture:
                 f"{self.num_experts} experts of this {self.family} model have a {name} each, and "
                 f"adapters change what all rows share; name q_proj, k_proj, v_proj or o_proj"
             )
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         if name in MLP_PROJECTIONS:
             return self.expert_projection(name)
+        return self.attention_projection(name)
+
+    def attention_projection(self, name: str) -> tuple[int, int]:
+        """Rows and columns of one of `ATTENTION_PROJECTIONS`, where a layer attends."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return {
             "self_attn.q_proj": (queries, self.hidden_size),
             "self_attn.k_proj": (keys, self.hidden_size),
@@ -268,29 +360,59 @@ class Architecture:
         kinds = ("weight", "bias") if self.norm_biases else ("weight",)
         width = (1, self.hidden_size)
         norms = {f"{name}.{kind}": width for name in self.norms() for kind in kinds}
+        matrices = self.mixer_shapes(layer)
+        if not self.is_mixture(layer):
+            size = self.dense_size if self.num_experts else self.intermediate_size
+            matrices |= {
+                f"{name}.weight": self.mlp_shape(name, size) for name in self.mlp_projections
+            }
+        biases = {f"{name}.bias": (1, matrices[f"{name}.weight"][0]) for name in self.biases}
+        mixture = self.mixture_shapes() if self.is_mixture(layer) else {}
+        return norms | matrices | mixture | biases
+
+    def mixer_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
+        """What a layer has through which its rows see earlier ones."""
+        if self.is_convolution(layer):
+            width = self.hidden_size
+            return {
+                "conv.in_proj.weight": (3 * width, width),
+                "conv.out_proj.weight": (width, width),
+                "conv.kernel.weight": (1, self.conv_kernel * width),  # the earliest row's first
+            }
+        if self.is_delta(layer):
+            return self.delta_shapes()
         shares = {"q": self.num_heads, "k": self.num_kv_heads} if self.wide_qk_norm else {}
         heads = {
             f"self_attn.{letter}_norm.weight": (1, self.head_dim * shares.get(letter, 1))
             for letter in "qk"
-            if self.qk_norm
+            if self.qk_norm and (self.rope_base(layer) or not self.rope_norms)
         }
         sinks = {"self_attn.sinks.weight": (1, self.num_heads)} if self.sinks else {}
-        matrices = {f"{name}.weight": self.projection(name) for name in self.projections}
-        if self.latent_size:
-            matrices = self.latent_shapes()
-            if not self.num_experts:
-                matrices |= {
-                    f"{name}.weight": self.mlp_shape(name, self.intermediate_size)
-                    for name in self.mlp_projections
-                }
-        if not self.is_mixture(layer) and self.num_experts:
-            matrices |= {
-                f"{name}.weight": self.mlp_shape(name, self.dense_size)
-                for name in self.mlp_projections
-            }
-        biases = {f"{name}.bias": (1, matrices[f"{name}.weight"][0]) for name in self.biases}
-        mixture = self.mixture_shapes() if self.is_mixture(layer) else {}
-        return norms | heads | sinks | matrices | mixture | biases
+        plain = {
+            f"{name}.weight": self.attention_projection(name) for name in ATTENTION_PROJECTIONS
+        }
+        gate = {"self_attn.out_gate.weight": plain["self_attn.q_proj.weight"]}
+        plain |= gate if self.attention_gate else {}
+        return heads | sinks | (self.latent_shapes() if self.latent_size else plain)
+
+    def delta_shapes(self) -> dict[str, tuple[int, int]]:
+        """What a gated delta net has: `in_proj` makes queries, keys and values, `gate` what closes
+        its output, `beta` how far each value head learns a row, `alpha` how far it forgets.
+        """
+        width, heads = self.hidden_size, self.delta_value_heads
+        values = heads * self.delta_value_dim
+        return {
+            "linear_attn.in_proj.weight": (self.delta_width, width),
+            "linear_attn.gate.weight": (values, width),
+            "linear_attn.beta.weight": (heads, width),
+            "linear_attn.alpha.weight": (heads, width),
+            "linear_attn.out_proj.weight": (width, values),
+            # the earliest row's first
+            "linear_attn.kernel.weight": (1, self.conv_kernel * self.delta_width),
+            "linear_attn.decay.weight": (1, heads),
+            "linear_attn.decay_bias.weight": (1, heads),
+            "linear_attn.gain.weight": (1, self.delta_value_dim),
+        }
 
     def latent_shapes(self) -> dict[str, tuple[int, int]]:
         """What latent attention has: `q_down` and `kv_down` make the latents (the shared key's
@@ -345,6 +467,9 @@ class Architecture:
             "model.norm.weight": (1, self.hidden_size),
             "lm_head.weight": (self.vocab_size, self.hidden_size),
         }
+        for kind in ("weight", "bias") if self.norm_biases else ("weight",):
+            if self.embedding_norm:
+                ends[f"model.embed_norm.{kind}"] = (1, self.hidden_size)
         if self.positions:
             ends["model.embed_positions.weight"] = (self.positions, self.hidden_size)
         if self.norm_biases:
@@ -373,7 +498,10 @@ class Architecture:
         )
         if not all(math.isfinite(number) and number > 0 for number in numbers) or not all(
             0 <= number < math.inf
-            for number in (self.attention_scale, self.attention_softcap, self.logit_softcap)
+            for number in (
+                *(self.attention_scale, self.attention_softcap, self.logit_softcap),
+                *(self.alibi, self.temperature, self.temperature_floor),
+            )
         ):
             raise ValueError(f"norm_eps {self.norm_eps} or another factor is not a positive number")
         if self.positions and not self.context_length <= self.positions <= MOST_POSITIONS:
@@ -421,13 +549,40 @@ class Architecture:
             raise ValueError("it has norms behind what stands side by side")
         by_layer = [
             len(one)
-            for one in (self.windows, self.rope_bases, self.rope_stretched, self.dense_layers)
+            for one in (
+                *(self.windows, self.rope_bases, self.rope_stretched),
+                *(self.dense_layers, self.convolutions, self.deltas),
+            )
         ]
-        if min(self.windows, default=0) < 0 or any(n not in (0, self.num_layers) for n in by_layer):
+        if any(n not in (0, self.num_layers) for n in by_layer):
             raise ValueError(
                 f"windows or ropes of {by_layer[0]} and {max(by_layer[1:])} layers, "
                 f"there are {self.num_layers}"
             )
+        self.validate_mixers()
+
+    def validate_mixers(self) -> None:
+        """The same for what only models have whose layers do not all attend.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        others = bool(self.convolutions or self.deltas)
+        if others != (2 <= self.conv_kernel <= MOST_TAPS) or not self.attending:
+            raise ValueError(
+                f"its convolutions see {self.conv_kernel} rows, expected 2 to {MOST_TAPS}, or no "
+                f"layer of it attends"
+            )
+        if others and (self.biases or self.parallel or self.latent_size):
+            raise ValueError("it has convolutions beside what none of them is known to have")
+        sizes = (self.delta_key_heads, self.delta_key_dim)
+        values = (self.delta_value_heads, self.delta_value_dim)
+        if self.deltas and (
+            not all(0 < size <= LIMITS["head_dim"] for size in (*sizes, *values))
+            or self.delta_value_heads % self.delta_key_heads
+            or self.convolutions
+        ):
+            raise ValueError(f"its delta nets have keys {sizes} and values {values}")
 
     def validate_mixture(self) -> None:
         """The same for what only mixtures have.

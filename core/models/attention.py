@@ -6,6 +6,7 @@ Always: a row sees itself and earlier rows of its own sequence, nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -19,11 +20,12 @@ class ScoreRule:
 
     softcap: float = 0.0  # c * tanh(score / c); 0.0 = as they are
     sinks: Tensor | None = None  # [H]: a score of each head that takes part and mixes nothing
+    slopes: Tensor | None = None  # [H]: by how much a score falls with each token of distance
 
     @property
     def plain(self) -> bool:
         """Whether nothing does."""
-        return not self.softcap and self.sinks is None
+        return not self.softcap and self.sinks is None and self.slopes is None
 
 
 SOFTMAX_ALONE = ScoreRule()
@@ -43,6 +45,22 @@ class Attention(Protocol):
         ...
 
 
+class RowMemory(Protocol):
+    """What a forward pass asks of an attention where a layer convolves."""
+
+    def recent(self, layer: int, rows: Tensor, count: int) -> Tensor:
+        """The last `count` rows of its sequence for each of rows [N, D], itself last and zeros
+        before the first, [N, count, D].
+        """
+        ...
+
+    def sequences(self, layer: int) -> "list[tuple[slice, dict[str, Tensor]]]":
+        """Each sequence's rows in the step, and what this layer remembers of it, by name: empty
+        before its first row; whoever computes writes it anew.
+        """
+        ...
+
+
 class PackedAttention:
     """Causal attention for whole sequences that stand one behind the other, without a cache.
     Works under autograd.
@@ -53,6 +71,7 @@ class PackedAttention:
         if min(lengths) < 1:
             raise ValueError(f"sequence lengths must be positive, got {min(lengths)}")
         self.windows, self.count, self.longest = windows, len(lengths), max(lengths)
+        self.lengths = tuple(lengths)
         # Right-padded: a causal row never sees the padding behind it, so no mask is needed.
         self.place = torch.cat(
             [torch.arange(length) + number * self.longest for number, length in enumerate(lengths)]
@@ -66,6 +85,20 @@ class PackedAttention:
         mixed = masked_attention(self.spread(q), self.spread(k), self.spread(v), mask, rule)
         flat = mixed.transpose(1, 2).reshape(self.count * self.longest, *q.shape[1:])
         return flat if len(q) == len(flat) else flat.index_select(0, self.place.to(q.device))
+
+    def sequences(self, layer: int) -> "list[tuple[slice, dict[str, Tensor]]]":  # noqa: ARG002
+        """As `RowMemory.sequences`; nothing is remembered."""
+        ends = list(accumulate(self.lengths))
+        starts = (0, *ends[:-1])
+        return [(slice(start, end), {}) for start, end in zip(starts, ends, strict=True)]
+
+    def recent(self, layer: int, rows: Tensor, count: int) -> Tensor:  # noqa: ARG002
+        """As `RowMemory.recent`."""
+        position = torch.cat([torch.arange(length) for length in self.lengths])
+        back = torch.arange(count - 1, -1, -1)
+        place = (torch.arange(len(rows))[:, None] - back).clamp_min_(0).to(rows.device)
+        there = (position[:, None] >= back).to(rows.device)
+        return rows[place] * there[..., None]
 
     def spread(self, rows: Tensor) -> Tensor:
         """[N, heads, hd] -> [B, heads, L, hd]."""
@@ -102,6 +135,10 @@ def masked_attention(
     scores = (wide @ k[:, :, None].transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if rule.softcap:
         scores = rule.softcap * (scores / rule.softcap).tanh()
+    if rule.slopes is not None:
+        # as far from the last one: what a row's scores have in common is in none of its shares
+        distance = torch.arange(seen - 1, -1, -1, device=q.device)
+        scores = scores - rule.slopes.view(1, groups, -1, 1, 1) * distance
     scores = scores.masked_fill(~mask, -torch.inf)
     if rule.sinks is not None:
         sinks = rule.sinks.float().view(1, groups, -1, 1, 1)
@@ -112,11 +149,14 @@ def masked_attention(
 
 
 def window_mask(length: int, window: int, device: torch.device | None = None) -> Tensor | None:
-    """Who sees whom, bool [length, length]: row r sees rows r - window + 1 to r; None where
-    plain causality says it all.
+    """Who sees whom, bool [length, length], as `Architecture.window` has it; None where plain
+    causality says it all.
     """
-    if not 0 < window < length:
+    if not 0 < abs(window) < length:
         return None
+    if window < 0:
+        run = torch.arange(length, device=device) // -window
+        return (run[:, None] == run).tril_()
     return torch.ones(length, length, dtype=torch.bool, device=device).tril_().triu_(1 - window)
 
 

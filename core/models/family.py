@@ -53,6 +53,7 @@ GGUF_ENDS: Mapping[str, str] = {
     "model.norm": "output_norm",
     "lm_head": "output",
     "model.embed_positions": "position_embd",
+    "model.embed_norm": "token_embd_norm",
 }
 HF_ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -121,6 +122,14 @@ class Family:
     def gguf_yarn(self) -> dict[str, Any]:
         """What YaRN's rule says in this family and has no place in a GGUF file."""
         return {}
+
+    def gguf_kv_heads(self, settings: GgufSettings, heads: int) -> int:
+        """Heads of keys and values; as many as those of queries where a file does not say.
+
+        Raises:
+            ValueError: as `from_gguf`.
+        """
+        return settings.size("attention.head_count_kv", heads)
 
     def hf_unpacked(
         self,
@@ -295,6 +304,12 @@ def dense_first(layers: int, first: int, size: int) -> dict[str, Any]:
     if not first:
         return {}
     return {"dense_layers": tuple(layer < first for layer in range(layers)), "dense_size": size}
+
+
+def ones_of(names: Iterable[str], size: int) -> dict[str, QuantTensor]:
+    """Weights of norms that stand in no file."""
+    row = np.ones((1, size), np.float32)
+    return dict.fromkeys(names, QuantTensor("F32", row.shape, row.view(np.uint8)))
 
 
 def layer_windows(window: int, inside: list[bool]) -> tuple[int, ...]:

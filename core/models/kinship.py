@@ -44,8 +44,9 @@ def distance(one: Weights, other: Weights) -> float:
     layers = one.architecture.num_layers
     for layer in sorted({0, layers // 2, layers - 1}):
         for projection in SAMPLED:
-            if projection not in one.architecture.projections:
-                continue  # a mixture's experts have their own
+            own = one.architecture
+            if projection not in own.projections or not own.has_projection(layer, projection):
+                continue  # a mixture's experts have their own, and some layers do not attend
             name = f"model.layers.{layer}.{projection}.weight"
             rows = min(ROWS, one.tensors[name].shape[0])
             mine, theirs = (

@@ -9,13 +9,14 @@ Always: module names are Hugging Face's, so that PEFT's names fit; nothing here 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .architecture import PROJECTIONS, Architecture
-from .attention import Attention, ScoreRule, check_windows
+from .attention import Attention, RowMemory, ScoreRule, check_windows
 from .quant.tensor import QuantTensor
 from .weights import Weights
 
@@ -27,6 +28,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "gelu": functional.gelu,
     "relu2": lambda x: functional.relu(x).square(),
+    "relu": functional.relu,
 }
 CLAMP, STEEPNESS = 7.0, 1.702  # of gpt-oss's gate
 
@@ -138,19 +140,26 @@ class SelfAttention(nn.Module):
         )
         make.biases(self, architecture, own, "self_attn.")
         self.wide_norm = architecture.wide_qk_norm
-        self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
-        self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
+        normed = architecture.qk_norm and "self_attn.q_norm" in own
+        self.q_norm = make.norm(own["self_attn.q_norm"]) if normed else None
+        self.k_norm = make.norm(own["self_attn.k_norm"]) if normed else None
+        self.growing = architecture.grows(layer)
         # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
         # rest of it here.
         self.q_scale = architecture.attention_scale * self.head_dim**0.5 or 1.0
         sinks = make.vector(own["self_attn.sinks"]) if architecture.sinks else None
         self.register_parameter("sinks", sinks)
-        self.rule = ScoreRule(architecture.attention_softcap, sinks)
+        slopes = torch.from_numpy(architecture.slopes()) if architecture.alibi else None
+        self.rule = ScoreRule(architecture.attention_softcap, sinks, slopes)
         self.norm_last = architecture.qk_norm_last
+        gated = architecture.attention_gate
+        self.out_gate = make.linear(own["self_attn.out_gate"]) if gated else None
 
     def queries(self, x: Tensor, rope: CosSin | None) -> Tensor:
         """[N, D] -> [N, H, hd], ready for attention."""
         q = self._turned("q", x, self.q_norm, rope)
+        if self.growing and rope is not None:
+            q = q * rope[1]
         return q if self.q_scale == 1.0 else q * self.q_scale
 
     def keys(self, x: Tensor, rope: CosSin | None) -> Tensor:
@@ -168,7 +177,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
         q, k, v = self.queries(x, rope), self.keys(x, rope), self.values(x)
-        return self.out(self.mixed(attention, q, k, v))
+        mixed = self.mixed(attention, q, k, v)
+        if self.out_gate is not None:
+            mixed = mixed * self.out_gate(x).sigmoid().view(mixed.shape)
+        return self.out(mixed)
 
     def mixed(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What queries [N, H, hd] see of keys and values [N, KV, hd], [N, H, hd]."""
@@ -237,6 +249,136 @@ class LatentAttention(SelfAttention):
     def out(self, mixed: Tensor) -> Tensor:
         """As `SelfAttention.out`."""
         return super().out(mixed.view(len(mixed), self.heads, -1)[..., : self.value_size])
+
+
+class ShortConvolution(nn.Module):
+    """What stands in the place of attention in LFM2: each row's numbers, let through by a gate,
+    are summed over the last few rows by weights of their own, and pass a second gate.
+
+    Source: Liquid AI 2025 (LFM2), as transformers' `models/lfm2` computes it.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
+    ) -> None:
+        super().__init__()
+        self.layer, self.taps = layer, architecture.conv_kernel
+        self.in_proj = make.linear(own["conv.in_proj"])
+        self.out_proj = make.linear(own["conv.out_proj"])
+        self.kernel = make.vector(own["conv.kernel"])
+
+    def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:  # noqa: ARG002
+        """[N, D] -> [N, D]."""
+        memory = row_memory(attention)
+        opened, gate, rows = self.in_proj(x).chunk(3, dim=-1)
+        seen = memory.recent(self.layer, opened * rows, self.taps)  # [N, taps, D]
+        out: Tensor = self.out_proj(gate * (seen * self.kernel.view(self.taps, -1)).sum(1))
+        return out
+
+
+class GatedDeltaNet(nn.Module):
+    """What stands in the place of attention in Qwen3-Next: each value head keeps a matrix of keys
+    by values, forgets a part of it with every row, and corrects by the row's value what the
+    matrix gives for its key.
+
+    Source: Yang et al. 2024 (Gated Delta Networks), equation 10, as transformers'
+    `models/qwen3_next` computes it row by row.
+    """
+
+    in_proj: nn.Module
+    gate: nn.Module
+    beta: nn.Module
+    alpha: nn.Module
+    out_proj: nn.Module
+    kernel: Tensor
+    decay: Tensor
+    decay_bias: Tensor
+
+    def __init__(
+        self,
+        layer: int,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
+    ) -> None:
+        super().__init__()
+        self.layer, self.architecture = layer, architecture
+        for name in ("in_proj", "gate", "beta", "alpha", "out_proj"):
+            setattr(self, name, make.linear(own[f"linear_attn.{name}"]))
+        self.norm = make.norm(own["linear_attn.gain"])
+        for name in ("kernel", "decay", "decay_bias"):
+            self.register_parameter(name, make.vector(own[f"linear_attn.{name}"]))
+
+    def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:  # noqa: ARG002
+        """[N, D] -> [N, D]."""
+        memory, own = row_memory(attention), self.architecture
+        rows = self.in_proj(x).float()
+        learn = self.beta(x).float().sigmoid()
+        keep = (self.decay * functional.softplus(self.alpha(x).float() + self.decay_bias)).exp()
+        out = rows.new_empty(len(x), own.delta_value_heads, own.delta_value_dim)
+        for part, state in memory.sequences(self.layer):
+            seen = self._convolved(rows[part], state)
+            out[part] = self._remembered(seen, learn[part], keep[part], state)
+        gate = functional.silu(self.gate(x).float()).view(out.shape)
+        made: Tensor = self.out_proj((self.norm(out) * gate).flatten(1).to(x.dtype))
+        return made
+
+    def _convolved(self, rows: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """[n, W] of one sequence -> [n, W]; its last rows are remembered."""
+        taps = self.architecture.conv_kernel
+        before = state.get("rows", rows.new_zeros(taps - 1, rows.shape[1]))
+        whole = torch.cat([before, rows])
+        state["rows"] = whole[len(rows) :].clone()
+        summed = (whole.unfold(0, taps, 1) * self.kernel.view(taps, -1).T).sum(-1)
+        return functional.silu(summed)
+
+    def _remembered(
+        self, rows: Tensor, learn: Tensor, keep: Tensor, state: dict[str, Tensor]
+    ) -> Tensor:
+        """[n, W] of one sequence, [n, heads] twice -> [n, heads, value numbers]; the matrices after
+        its last row are remembered.
+        """
+        own = self.architecture
+        keys, heads = own.delta_key_heads * own.delta_key_dim, own.delta_value_heads
+        q, k, v = torch.split(rows, [keys, keys, rows.shape[1] - 2 * keys], dim=1)
+        served = torch.arange(heads)
+        groups = heads // own.delta_key_heads
+        served = served % own.delta_key_heads if own.delta_tiled else served // groups
+        q, k = (
+            unit_length(one.view(len(rows), own.delta_key_heads, -1))[:, served] for one in (q, k)
+        )
+        q, v = q * own.delta_key_dim**-0.5, v.view(len(rows), heads, -1)
+        matrix = state.get("matrix", v.new_zeros(heads, own.delta_key_dim, own.delta_value_dim))
+        out = torch.empty_like(v)
+        for row in range(len(rows)):
+            matrix = matrix * keep[row, :, None, None]
+            missing = (v[row] - (matrix * k[row, :, :, None]).sum(1)) * learn[row, :, None]
+            matrix = matrix + k[row, :, :, None] * missing[:, None]
+            out[row] = (matrix * q[row, :, :, None]).sum(1)
+        state["matrix"] = matrix
+        return out
+
+
+def unit_length(heads: Tensor) -> Tensor:
+    """Each head [..., size] divided by its length."""
+    return heads * (heads.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def row_memory(attention: Attention) -> RowMemory:
+    """The attention, as one that remembers rows.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not hasattr(attention, "recent"):
+        raise ValueError(
+            "this model's layers remember rows, and the attention it was given keeps none"
+        )
+    return cast(RowMemory, attention)
 
 
 class FeedForward(nn.Module):
@@ -339,16 +481,19 @@ class ExpertFeedForward(nn.Module):
         """[N, D] -> [N, D]."""
         shares, chosen = self.routed(x)
         out = self.beside(x)
+        before = self.architecture.expert_inputs
         for expert in sorted(set(chosen.flatten().tolist())):
             rows, place = (chosen == expert).nonzero(as_tuple=True)
             share = shares[rows, place, None].to(x.dtype)
-            out = out.index_add(0, rows, self.experts[expert](x[rows]) * share)
+            one = self.experts[expert]
+            made = one(x[rows] * share) if before else one(x[rows]) * share
+            out = out.index_add(0, rows, made)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it
-    adds as well, OLMo 2 that alone.
+    """Attention or a convolution, then feed-forward, each on a normed copy and added back; Gemma
+    norms what it adds as well, OLMo 2 that alone.
     """
 
     input_layernorm: RMSNorm
@@ -370,7 +515,12 @@ class DecoderLayer(nn.Module):
         for name in architecture.norms():
             setattr(self, name, make.wide_norm(own, name))
         attention = LatentAttention if architecture.latent_size else SelfAttention
-        self.self_attn = attention(layer, architecture, own, make)
+        if architecture.is_convolution(layer):
+            self.conv = ShortConvolution(layer, architecture, own, make)
+        elif architecture.is_delta(layer):
+            self.linear_attn = GatedDeltaNet(layer, architecture, own, make)
+        else:
+            self.self_attn = attention(layer, architecture, own, make)
         mlp = ExpertFeedForward if architecture.is_mixture(layer) else FeedForward
         self.mlp = mlp(architecture, own, make)
 
@@ -394,9 +544,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        added = self.attention_residual(
-            self.self_attn(self.attention_input(x), rope[self.layer], attention)
-        )
+        found = [self._modules.get(name) for name in ("conv", "linear_attn", "self_attn")]
+        mixer = next(one for one in found if one is not None)
+        added = self.attention_residual(mixer(self.attention_input(x), rope[self.layer], attention))
         return self.with_mlp(x, added)
 
     def with_mlp(self, x: Tensor, added: Tensor) -> Tensor:
@@ -427,6 +577,16 @@ class Decoder(nn.Module):
             if name.startswith("model.norm.")
         }
         self.norm = make.wide_norm(ends, "model.norm")
+        first = {
+            name.removesuffix(".weight"): blocks
+            for name, blocks in weights.tensors.items()
+            if name.startswith("model.embed_norm.")
+        }
+        self.embed_norm = (
+            make.wide_norm(first, "model.embed_norm")
+            if weights.architecture.embedding_norm
+            else None
+        )
         self.embed_positions = (
             Embedding(weights.tensors["model.embed_positions.weight"], make.dtype)
             if weights.architecture.positions
@@ -483,7 +643,10 @@ class Transformer(nn.Module):
         """Token ids [N] -> rows [N, D]."""
         out: Tensor = self.model.embed_tokens(tokens)
         scale = self.architecture.embedding_scale
-        return out if scale == 1.0 else out * scale
+        out = out if scale == 1.0 else out * scale
+        if self.model.embed_norm is not None:
+            out = self.model.embed_norm(out)
+        return out
 
     def layers_forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Through the layers that are present, [N, D] -> [N, D]; positions [N] count from 0 in
@@ -521,7 +684,21 @@ class Transformer(nn.Module):
             if magnitude != 1.0:
                 cosine, sine = cosine * magnitude, sine * magnitude
             made[self.ropes[layer]] = cosine.to(dtype), sine.to(dtype)
-        return tuple(made.get(rope) for rope in self.ropes)
+        growth = self._growth(positions).to(dtype) if self.architecture.temperature else None
+        return tuple(
+            made.get(rope)
+            if growth is None or not self.architecture.grows(layer)
+            else (growth[..., :0], growth)
+            for layer, rope in enumerate(self.ropes)
+        )
+
+    def _growth(self, positions: Tensor) -> Tensor:
+        """What queries of layers without rope are multiplied by, [N, 1, 1]: it stands where their
+        sines would, and there are no cosines.
+        """
+        own = self.architecture
+        passed = ((positions.float() + 1) / own.temperature_floor).floor()
+        return (1 + own.temperature * passed.log1p())[:, None, None]
 
     def _kinds(self) -> dict[int, int]:
         """Number of each kind of rope, and the first layer that has it; layers without rope are

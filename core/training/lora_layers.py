@@ -148,8 +148,10 @@ def lora_linear(module: nn.Module, others: Tensor | None = None) -> Callable[[Te
 
 def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBatch) -> Tensor:
     """The last layer where only answers are read: keys and values of all rows, everything else
-    of M rows, [M, D].
+    of M rows, [M, D]. A layer that does not attend reads all rows.
     """
+    if "self_attn" not in layer._modules:
+        return cast(Tensor, layer(x, rope, batch))[batch.answer_rows]
     wanted, block, cos_sin = batch.answer_rows, layer.self_attn, rope[layer.layer]
     normed = layer.attention_input(x)
     q = block.queries(normed[wanted], cos_sin and (cos_sin[0][wanted], cos_sin[1][wanted]))

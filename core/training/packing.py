@@ -131,6 +131,13 @@ class PackedBatch:
             .index_select(0, self.home)
         )
 
+    def recent(self, layer: int, rows: Tensor, count: int) -> Tensor:  # noqa: ARG002
+        """As `attention.RowMemory.recent`, inside each example."""
+        back = torch.arange(count - 1, -1, -1)
+        there = self.positions[:, None] >= back
+        seen = self.place[torch.where(there, self.home[:, None] - back, self.home[:, None])]
+        return rows[seen] * there[..., None]
+
     def spread(self, rows: Tensor) -> Tensor:
         """[N, heads, hd] -> [B, heads, L, hd]."""
         padded = rows.index_select(0, self.place).view(self.count, self.longest, *rows.shape[1:])

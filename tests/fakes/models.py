@@ -70,6 +70,23 @@ ROUTED = {
     "routed_scaling_factor": 1.5,
     "first_k_dense_replace": 2,
 }
+DELTA = {
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+}
+LLAMA4 = {
+    "head_dim": 32,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 80,
+}
+CONVOLVED = {
+    "block_multiple_of": 8,
+    "layer_types": ["full_attention" if layer in (2, 5) else "conv" for layer in range(8)],
+}
 # Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
 # than the tests' texts.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -357,6 +374,42 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2Config", {**LATENT, **ROUTED, "q_lora_rank": None}),
     "minicpm3": ("MiniCPM3Config", {**LATENT, "q_lora_rank": 48, "tie_word_embeddings": True}),
+    "opt": ("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "bloom": ("BloomConfig", {}),
+    # so many heads that their slopes follow the second rule
+    "mpt": ("MptConfig", {"hidden_size": 96, "num_attention_heads": 6, "max_seq_len": 512}),
+    "llama4": (
+        "Llama4TextConfig",
+        {**LLAMA4, "attention_chunk_size": 9, "floor_scale": 8, "attn_scale": 0.5},
+    ),
+    "llama4-step": (
+        "Llama4TextConfig",
+        {**LLAMA4, "interleave_moe_layer_step": 2, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "qwen3next": (
+        "Qwen3NextConfig",
+        {
+            **DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+        },
+    ),
+    "qwen35": ("Qwen3_5TextConfig", DELTA),
+    "lfm2": ("Lfm2Config", CONVOLVED),
+    "lfm2moe": (
+        "Lfm2MoeConfig",
+        {
+            **CONVOLVED,
+            "conv_L_cache": 4,
+            "moe_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_dense_layers": 1,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "phi3-long": (
         "Phi3Config",
         {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
@@ -365,7 +418,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 # whose folders hold norms less 1
-LESS_ONE = ("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig")
+LESS_ONE = (
+    *("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig"),
+    *("Qwen3NextConfig", "Qwen3_5TextConfig"),
+)
 # whose norms are LayerNorms
 CENTRED = (
     "falcon",
@@ -373,6 +429,8 @@ CENTRED = (
     "starcoder",
     "olmo",
     "gptneox",
+    "bloom",
+    "mpt",
     "cohere2",
     "command-r",
     "starcoder2",
@@ -403,7 +461,7 @@ def make_model(name: str, **changes: Any) -> Any:
             else:
                 parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.uniform_(-0.3, 0.3)
         model.get_input_embeddings().weight.normal_(0, 0.3)
     return model
@@ -428,6 +486,10 @@ def byte_level(size: int) -> tuple[list[str], list[int]]:
 
 def inner_size(config: Any) -> int:
     """Width of the feed-forward."""
+    if config.model_type in ("bloom", "mpt"):
+        return 4 * int(config.hidden_size)
+    if config.model_type == "llama4_text":
+        return int(config.intermediate_size_mlp)
     for key in ("ffn_hidden_size", "n_inner", "intermediate_size"):
         if hasattr(config, key):
             return getattr(config, key) or 4 * config.hidden_size
@@ -439,7 +501,7 @@ def key_heads(config: Any) -> int:
     small = config.model_type == "falcon" and not config.new_decoder_architecture
     if small or config.model_type == "gpt_bigcode":
         return 1
-    if config.model_type == "gpt2":
+    if config.model_type in ("gpt2", "bloom", "mpt"):
         return int(config.num_attention_heads)
     return int(getattr(config, "num_kv_heads", 0) or config.num_key_value_heads)
 
@@ -479,6 +541,10 @@ class GgufWriter:
             "cohere": "command-r",
             "phi": "phi2",
             "hunyuan_v1_dense": "hunyuan-dense",
+            "lfm2_moe": "lfm2moe",
+            "llama4_text": "llama4",
+            "qwen3_next": "qwen3next",
+            "qwen3_5_text": "qwen35",
         }.get(self.config.model_type, self.config.model_type)
         self.writer = gguf.GGUFWriter(path, self.family)
         kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == self.family)
@@ -515,14 +581,20 @@ class GgufWriter:
         # the dense ones of Granite 4 call theirs otherwise
         dense = config.model_type == "granitemoehybrid"
         ffn = config.shared_intermediate_size if dense else inner_size(config)
+        if self.family == "lfm2":  # which works it out of the config's
+            ffn = self.model.model.layers[0].feed_forward.w1.out_features
         writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
         one = config.model_type == "deepseek_v3"
-        writer.add_head_count_kv(1 if one else key_heads(config))
+        kept: int | list[int] = 1 if one else key_heads(config)
+        if self.family.startswith("lfm2"):
+            kept = [key_heads(config) * (kind != "conv") for kind in config.layer_types]
+            writer.add_shortconv_l_cache(config.conv_L_cache)
+        writer.add_head_count_kv(kept)
         if self.family == "olmo":
             writer.add_layer_norm_eps(1e-5)
         for key in ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"):
-            if hasattr(config, key):
+            if hasattr(config, key) and not self.family.startswith("lfm2"):
                 writer.add_layer_norm_eps(getattr(config, key))
         if hasattr(config, "rms_norm_eps") and self.family not in CENTRED:
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -546,6 +618,16 @@ class GgufWriter:
             writer.add_sliding_window_pattern(
                 [kind == "sliding_attention" for kind in config.layer_types]
             )
+        if self.family in ("qwen3next", "qwen35"):
+            values = config.linear_num_value_heads
+            writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+            writer.add_ssm_state_size(config.linear_key_head_dim)
+            writer.add_ssm_group_count(config.linear_num_key_heads)
+            writer.add_ssm_time_step_rank(values)
+            writer.add_ssm_inner_size(config.linear_value_head_dim * values)
+            writer.add_full_attention_interval(4)
+        if self.family == "mpt":
+            writer.add_max_alibi_bias(8.0)
         if self.family in ("cohere2", "command-r"):
             writer.add_logit_scale(config.logit_scale)
             writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
@@ -602,11 +684,16 @@ class GgufWriter:
         if self.family == "ernie4_5-moe":
             writer.add_interleave_moe_layer_step(config.moe_layer_interval)
             writer.add_leading_dense_block_count(config.moe_layer_start_index)
-        if self.family == "minimax-m2":
+        if self.family == "llama4":
+            writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+        if self.family == "lfm2moe":
+            writer.add_leading_dense_block_count(config.num_dense_layers)
+            writer.add_expert_weights_scale(config.routed_scaling_factor)
+        if self.family in ("minimax-m2", "lfm2moe"):
             writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         if self.family not in ("llama", "olmoe", "granitemoe"):
             writer.add_expert_feed_forward_length(width)
-        if self.family == "qwen2moe":
+        if self.family in ("qwen2moe", "qwen3next"):
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
         if self.family in ("glm4moe", "dots1", "deepseek2"):
             writer.add_expert_shared_count(config.n_shared_experts)
@@ -659,8 +746,16 @@ class GgufWriter:
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
+        if self.family in ("qwen3next", "qwen35"):
+            if name.endswith("norm.weight") and "linear_attn" not in name:
+                tensor = tensor + 1
+            if "linear_attn." in name:
+                self.delta(name, tensor)
+                return
         if self.family in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
             tensor = tensor + 1
+        if self.family == "bloom":
+            name = name.removeprefix("transformer.")
         if ".experts." in name:
             self.experts(name, tensor)
             return
@@ -683,6 +778,9 @@ class GgufWriter:
             heads = tensor.view(-1, 3, self.head_dim, *tensor.shape[1:])
             tensor = heads.transpose(0, 1).reshape(tensor.shape)
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        if self.family.startswith("lfm2"):
+            name = name.replace(".expert_bias", ".expert_bias.bias")
+            tensor = tensor.squeeze(1) if "conv.conv" in name else tensor
         if ".gate.moe_statics." in name:
             name, tensor = name.replace(".gate.moe_statics.", ".moe_statics."), tensor.squeeze()
         name = name.replace("sparse_moe.router.weight", "sparse_moe.router.layer.weight")
@@ -703,6 +801,46 @@ class GgufWriter:
                 f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form
             )
 
+    def delta(self, name: str, tensor: Tensor) -> None:
+        """A delta net's: Qwen3.5's heads of values take turns among heads of keys."""
+        config = self.config
+        keys, size = config.linear_num_key_heads, config.linear_value_head_dim
+        rest = 2 * keys * config.linear_key_head_dim
+        module, _, leaf = name.partition(".linear_attn.")
+
+        def tiled(part: Tensor, each: int) -> Tensor:
+            heads = part.view(keys, -1, each, *part.shape[1:])
+            return heads.transpose(0, 1).reshape(part.shape)
+
+        if self.family == "qwen35":
+            if leaf.startswith(("in_proj_qkv", "conv1d")):
+                tensor = torch.cat([tensor[:rest], tiled(tensor[rest:], size)])
+            elif leaf.startswith("in_proj_z"):
+                tensor = tiled(tensor, size)
+            elif leaf.startswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")):
+                tensor = tiled(tensor, 1)
+            elif leaf.startswith("out_proj"):
+                tensor = tiled(tensor.T.contiguous(), size).T
+        if leaf == "A_log":
+            tensor = -tensor.exp()
+        if leaf.startswith("conv1d"):
+            tensor = tensor.squeeze(1)
+        made = {f"{module}.linear_attn.{leaf}": tensor}
+        if leaf.startswith("in_proj_qkvz"):
+            heads, key = tensor.view(keys, -1, tensor.shape[1]), config.linear_key_head_dim
+            ends = [key, key, (heads.shape[1] - 2 * key) // 2, (heads.shape[1] - 2 * key) // 2]
+            q, k, v, z = (part.flatten(0, 1) for part in heads.split(ends, dim=1))
+            layer = name.split(".")[2]
+            made = {f"blk.{layer}.attn_qkv.weight": torch.cat([q, k, v])}
+            made[f"blk.{layer}.attn_gate.weight"] = z
+        for own, values in made.items():
+            inner, _, suffix = own.replace("dt_bias", "dt_proj.bias").rpartition(".")
+            found = self.names.get_name(inner) or inner
+            theirs = f"{found}.{suffix}"
+            if leaf == "A_log":
+                theirs = self.names.get_name(own)
+            self.writer.add_tensor(theirs, values.contiguous().numpy())
+
     def apart(self, name: str, tensor: Tensor) -> None:
         """Each head's own numbers of keys, turned on their side, and its values."""
         config, layer = self.config, name.split(".")[2]
@@ -718,6 +856,7 @@ class GgufWriter:
             self.turning_experts(layer, kind, tensor)
             return
         kinds = ("gate", "up") if kind == "gate_up_proj" else ("down",)
+        tensor = tensor.transpose(1, 2) if self.family == "llama4" else tensor
         for own, values in zip(kinds, tensor.chunk(len(kinds), dim=1), strict=True):
             self.writer.add_tensor(
                 f"blk.{layer}.ffn_{own}_exps.weight", values.contiguous().numpy()

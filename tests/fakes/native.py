@@ -181,6 +181,12 @@ class RoundedAttention:
     def __init__(self, rows: int, windows: tuple[int, ...], kv_type: str) -> None:
         self.windows, self.plain, self.kv_type = windows, packed_attention([rows], windows), kv_type
 
+    def recent(self, layer: int, rows: Tensor, count: int) -> Tensor:
+        return self.plain.recent(layer, stored(rows, "bf16"), count)
+
+    def sequences(self, layer: int) -> list[tuple[slice, dict[str, Tensor]]]:
+        return self.plain.sequences(layer)
+
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
     ) -> Tensor:

@@ -31,6 +31,8 @@ class BackendChoice:
 
     block_bytes: int  # of its cache; see `Backend`
     build: Callable[[int, int], Backend]  # blocks of the cache, longest sequence in tokens
+    # what one sequence's layers remember of it beside the cache, while it runs
+    sequence_bytes: int = 0
     exactness: str = ""  # of the compiled kernels, as the owner set them; "": others serve
     slower: str = ""  # by how much than the compiled kernels would be, and why; "": it is not
     # of the same: raises ConfigError for what `build` would refuse
@@ -67,7 +69,8 @@ def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
         return runner
 
     size = network.block_bytes(weights.architecture, config.kv_type)
-    return BackendChoice(size, build, exactness)
+    remembered = network.state_bytes(weights.architecture)
+    return BackendChoice(size, build, sequence_bytes=remembered, exactness=exactness)
 
 
 def _refuse_native_settings(config: EngineConfig, reason: str) -> None:
@@ -92,7 +95,10 @@ def _torch(weights: Weights, reason: str) -> BackendChoice:
         return TorchRunner(weights, blocks)
 
     dtype = cache_dtype(weights, None)
-    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build, slower=slower)
+    size, remembered = kv_cache.block_bytes(weights.architecture, dtype), 0
+    if weights.architecture.deltas:
+        remembered = network.state_bytes(weights.architecture)
+    return BackendChoice(size, build, sequence_bytes=remembered, slower=slower)
 
 
 def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoice:

@@ -52,6 +52,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what i
     "attention.max_alibi_bias": (0.0,),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), (0.0, 1.0)),
 }
+MAY_LACK = ("lm_head", "model.embed_positions", "model.embed_norm")
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 # What else comes as GGUF, by `general.type` or, where older files have none, by
@@ -127,7 +128,7 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
         hidden_size=width,
         intermediate_size=ffn or settings.size("feed_forward_length"),
         num_heads=heads,
-        num_kv_heads=settings.size("attention.head_count_kv", heads),
+        num_kv_heads=family.gguf_kv_heads(settings, heads),
         head_dim=head_dim,
         vocab_size=len(settings.file.value("tokenizer.ggml.tokens", list)),
         rope_theta=theta,
@@ -300,7 +301,7 @@ def ends(tensors: TensorMap) -> dict[str, str]:
     return {
         ours: theirs
         for ours, theirs in GGUF_ENDS.items()
-        if ours not in ("lm_head", "model.embed_positions") or f"{theirs}.weight" in tensors.left
+        if ours not in MAY_LACK or f"{theirs}.weight" in tensors.left
     }
 
 

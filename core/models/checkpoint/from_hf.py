@@ -167,11 +167,12 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
         tensors.drop_layers("model.layers.", architecture.num_layers)
     named: dict[str, QuantTensor] = {}
     for layer in range(architecture.num_layers):
+        own = architecture.layer_shapes(layer)
         for theirs, parts in family.hf_fused.items():
             apart = f"model.layers.{layer}.{parts[0]}.weight" in tensors.left
             if apart:  # some of this family hold them fused, some do not
                 continue
-            expected = [architecture.projection(part) for part in parts]
+            expected = [own[f"{part}.weight"] for part in parts]
             split = tensors.split(f"model.layers.{layer}.{theirs}.weight", expected)
             named |= {
                 f"model.layers.{layer}.{part}.weight": blocks

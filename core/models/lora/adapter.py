@@ -115,7 +115,10 @@ class Adapter:
                 expected = (self.shape.rank, columns)
             elif vector_of(name):
                 expected = (rows,)
-            if layer >= architecture.num_layers or tuple(tensor.shape) != expected:
+            there = layer < architecture.num_layers and (
+                architecture.has_projection(layer, projection)
+            )
+            if not there or tuple(tensor.shape) != expected:
                 raise ModelFileError(
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it "
                     f"was trained on"

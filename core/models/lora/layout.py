@@ -57,19 +57,25 @@ class AdapterShape:
         LoRA, in layout order.
 
         Raises:
-            ValueError: more upper layers than the model has.
+            ValueError: more upper layers than the model has, or none of the targets in them.
         """
         if self.upper_layers > architecture.num_layers:
             raise ValueError(
                 f"upper_layers is {self.upper_layers}, "
                 f"the model has {architecture.num_layers} layers"
             )
-        return {
+        found = {
             f"model.layers.{layer}.{name}": architecture.projection(name)
             for layer in range(architecture.num_layers - self.upper_layers, architecture.num_layers)
             for name in PROJECTIONS
-            if name.split(".")[1] in self.targets
+            if name.split(".")[1] in self.targets and architecture.has_projection(layer, name)
         }
+        if not found:
+            raise ValueError(
+                f"the upper {self.upper_layers} layers have none of {', '.join(self.targets)}; "
+                f"name others, or more layers"
+            )
+        return found
 
 
 def a_name(module: str) -> str:

@@ -62,14 +62,14 @@ def test_a_model_that_computes_something_else_is_called_wrong(
 
 
 def test_the_suite_counts_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = tuple(one for one in FAMILIES if one.title in ("Llama 2, 3", "OPT", "Baichuan"))
+    few = tuple(one for one in FAMILIES if one.title in ("Llama 2, 3", "Apertus", "Baichuan"))
     monkeypatch.setattr(families, "FAMILIES", few)
     monkeypatch.setattr(families, "slower", lambda report, **_: None)
     told: list[str] = []
     report, rows = suites.run("families", quick=False, tell=told.append)
     assert report["families"] == {"native": 1, "transformers": 1, "refused": 1, "wrong": 0}
     assert report["exact"] is True and "never run" in report["said"]["Baichuan"]
-    assert "| transformers | 1 | OPT |" in "".join(told)
+    assert "| transformers | 1 | Apertus |" in "".join(told)
     assert [row.key for row in rows][:4] == [f"families.{state}" for state in STATES]
     assert table({"A": "native"}).count("\n") == 5
 

@@ -57,9 +57,11 @@ ONLY: Mapping[str, object] = {
     "residual_scale": 1.0,
     "logit_scale": 1.0,
     **dict.fromkeys(("attention_softcap", "logit_softcap"), 0.0),
-    **dict.fromkeys(("rope_stretched", "dense_layers"), ()),
+    **dict.fromkeys(("rope_stretched", "dense_layers", "convolutions"), ()),
     **dict.fromkeys(("sinks", "qk_norm_last", "layer_norms", "parallel", "head_bias"), False),
+    "rope_norms": False,
     "gated": True,
+    **dict.fromkeys(("alibi", "temperature"), 0.0),
 }
 
 

@@ -47,6 +47,7 @@ ACTIVATIONS = (
     "gelu",
     "relu2",
     "swiglu_oai",
+    "relu",
 )  # in the order of `Activation`, run.h
 HEAD = -1  # as a layer's number
 # In the order of `Vector`, model.cpp.
@@ -56,7 +57,9 @@ ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINA
 RARE = BIASES + len(PROJECTIONS)
 ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RARE, RARE + 5)
 ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE = range(RARE + 5, RARE + 8)
-QUERY_DOWN_NORM, LATENT_NORM, POSITIONS, EXPERT_BIASES = range(RARE + 8, RARE + 12)
+QUERY_DOWN_NORM, LATENT_NORM, POSITIONS, CONV_KERNEL, SLOPES = range(RARE + 8, RARE + 13)
+EMBEDDING_NORM, EMBEDDING_NORM_BIAS, DELTA_KERNEL, DECAY = range(RARE + 13, RARE + 17)
+DECAY_BIAS, DELTA_GAIN, EXPERT_BIASES = range(RARE + 17, RARE + 20)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -69,12 +72,34 @@ SIZES = (
 MIXTURE = ("num_experts", "experts_per_token", "expert_norm")
 FACTORS = ("norm_eps", "embedding_scale", "attention_scale", "residual_scale", "logit_scale")
 # what only some families have, at the end of `Shape`
-LATE_FACTORS = ("attention_softcap", "logit_softcap", "expert_scale")
+LATE_FACTORS = ("attention_softcap", "logit_softcap", "expert_scale", "temperature")
 LATE_SIZES = ("dense_size", "shared_size", "sigmoid_routing", "expert_groups", "groups_per_token")
 LATE_FLAGS = ("centred_norms", "parallel", "ungated", "norms_behind_rope")
-LAST_SIZES = ("latent_size", "query_rank", "value_dim", "positions")
-# as roles, of latent attention alone
-QUERY_DOWN, LATENT = -1, -2
+LAST_SIZES = (
+    *("latent_size", "query_rank", "value_dim", "positions", "conv_kernel"),
+    *("temperature_floor", "expert_inputs", "attention_gate"),
+    *("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim", "delta_tiled"),
+)
+# of the whole model, where it has them
+ENDS = {
+    FINAL_NORM_BIAS: "model.norm.bias",
+    HEAD_BIAS: "lm_head.bias",
+    EMBEDDING_NORM: "model.embed_norm.weight",
+    EMBEDDING_NORM_BIAS: "model.embed_norm.bias",
+}
+# as roles, of latent attention or of a convolution alone
+QUERY_DOWN, LATENT, CONV_IN, CONV_OUT = -1, -2, -3, -4
+# of a gated delta net, and of attention that has a gate
+DELTA = {
+    "linear_attn.in_proj": -5,
+    "linear_attn.gate": -6,
+    "linear_attn.beta": -7,
+    "linear_attn.alpha": -8,
+    "linear_attn.out_proj": -9,
+}
+OUT_GATE = -10
+# what stands in the place of attention, in the order of `Mixer`, run.h
+ATTENTION, CONVOLUTION, DELTA_NET = range(3)
 KV_TYPES = ("bf16", "q8", "q4")  # in the order of `KvType`, run.h
 PRECISIONS = ("fast", "balanced", "exact")
 # of the logits near a row's largest, where they are more than the head's own
@@ -109,6 +134,7 @@ class NetworkStep(Structure):
         *((name, c_void_p) for name in ("span", "tokens", "tables")),
         ("table_length", c_int32),
         ("adapters", c_void_p),
+        ("states", c_void_p),
         ("logits", c_void_p),
     )
 
@@ -142,6 +168,10 @@ class Network:
         self._raw = weights.tensors["model.embed_tokens.weight"].memory
         self._precision, self.kv_type = precision, KV_TYPES.index(kv_type)
         self.cache = _cache(architecture, blocks, kv_type)
+        # its part of layers that attend, [blocks, those layers, kv heads, bytes / 2]
+        own = (architecture.attending, architecture.num_kv_heads)
+        kv = self.cache[:, : kv_bytes(architecture, kv_type) // 2]
+        self.kv = kv.reshape(blocks, *own, head_bytes(architecture, kv_type) // 2)
         ropes, tables = _ropes(architecture)
         shape = NetworkShape(
             *(getattr(architecture, name) for name in SIZES),
@@ -161,12 +191,13 @@ class Network:
         frequencies = _floats([number for radians, _ in tables for number in radians])
         magnitudes = _floats([magnitude for _, magnitude in tables])
         windows = np.array([architecture.window(layer) for layer in layers], np.int32)
+        mixers = np.array([_mixer(architecture, layer) for layer in layers], np.int32)
         names = library.instruction_set().encode()
         self._handle: int | None = self._library.quietchoir_model_new(
             names,
             byref(shape),
             threads,
-            *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes)),
+            *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes, mixers)),
         )
         if not self._handle:
             raise EngineError(f"the native engine refuses this model: {self._problem()}")
@@ -267,9 +298,11 @@ class Network:
                 if name.startswith(f"model.layers.{layer}.")
             )
         self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
-        for which, name in ((FINAL_NORM_BIAS, "model.norm.bias"), (HEAD_BIAS, "lm_head.bias")):
+        for which, name in ENDS.items():
             if name in tensors:
                 self._vector(HEAD, which, tensors[name])
+        if weights.architecture.alibi:
+            self._numbers(HEAD, SLOPES, weights.architecture.slopes())
         if weights.architecture.positions:
             table = tensors["model.embed_positions.weight"]
             rows = table.dequantize().numpy() if table.quant_type != "F32" else table.memory
@@ -354,6 +387,14 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
         and architecture.num_heads * (architecture.head_dim - architecture.turned) % 16
     ):
         return "heads' own numbers of keys are no multiple of 16"
+    widths = [architecture.hidden_size, architecture.num_heads * architecture.head_dim]
+    if architecture.deltas:
+        widths.append(architecture.delta_value_heads * architecture.delta_value_dim)
+    if architecture.conv_kernel and any(width % 32 for width in widths):
+        return f"beside convolutions the widths {widths} are no multiples of 32"
+    sizes = (architecture.delta_key_dim, architecture.delta_value_dim)
+    if architecture.deltas and (any(size % 16 for size in sizes) or max(sizes) > LARGEST_HEAD):
+        return f"its delta nets' heads of {sizes} are no multiples of 16 up to {LARGEST_HEAD}"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
@@ -382,7 +423,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     kinds: Mapping[str, tuple[object, tuple[object, ...]]] = {
         "problem": (c_char_p, ()),
         "takes": (c_bool, (c_int, c_int)),
-        "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 5)),
+        "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 6)),
         "model_free": (None, (c_void_p,)),
         "model_dense": (c_bool, (c_void_p, c_int)),
         "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
@@ -422,6 +463,12 @@ def late(architecture: Architecture) -> dict[str, float]:
 def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     """The name inside a layer of each matrix, and what the library calls it."""
     roles = {name: PROJECTIONS.index(name) for name in ATTENTION_PROJECTIONS}
+    if architecture.attention_gate:
+        roles["self_attn.out_gate"] = OUT_GATE
+    if architecture.is_delta(layer):
+        roles = dict(DELTA)
+    if architecture.is_convolution(layer):
+        roles = {"conv.in_proj": CONV_IN, "conv.out_proj": CONV_OUT}
     if architecture.latent_size:
         roles["self_attn.kv_down"] = LATENT
     if architecture.query_rank:
@@ -444,7 +491,8 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
     found: dict[int, str] = {}
     if architecture.pre_norms:
         found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
-    if architecture.qk_norm:
+    there = architecture.layer_shapes(layer)
+    if "self_attn.q_norm.weight" in there:
         found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
     if architecture.post_norms:
         found |= {
@@ -453,7 +501,6 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
         }
     if architecture.norm_biases:
         found |= {ATTENTION_NORM_BIAS: "input_layernorm.bias", MLP_NORM_BIAS: f"{before}.bias"}
-    there = architecture.layer_shapes(layer)
     rare = {
         SINKS: "self_attn.sinks.weight",
         ROUTER_BIAS: "mlp.gate.bias",
@@ -461,12 +508,24 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
         SHARED_GATE: "mlp.shared_expert_gate.weight",
         QUERY_DOWN_NORM: "self_attn.q_down_norm.weight",
         LATENT_NORM: "self_attn.kv_down_norm.weight",
+        CONV_KERNEL: "conv.kernel.weight",
+        DELTA_KERNEL: "linear_attn.kernel.weight",
+        DECAY: "linear_attn.decay.weight",
+        DECAY_BIAS: "linear_attn.decay_bias.weight",
+        DELTA_GAIN: "linear_attn.gain.weight",
     }
     return (
         found
         | {which: name for which, name in rare.items() if name in there}
         | {BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases}
     )
+
+
+def _mixer(architecture: Architecture, layer: int) -> int:
+    """What a layer has through which its rows see earlier ones."""
+    if architecture.is_delta(layer):
+        return DELTA_NET
+    return CONVOLUTION if architecture.is_convolution(layer) else ATTENTION
 
 
 def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:
@@ -503,13 +562,12 @@ def terms(precision: str, architecture: Architecture, layer: int, role: int) -> 
 
 
 def _cache(architecture: Architecture, blocks: int, kv_type: str) -> NDArray[np.uint16]:
-    """Zeros [blocks, layers, kv heads, bytes / 2], 64-byte aligned, taken page by page as used.
+    """Zeros [blocks, bytes / 2], 64-byte aligned, taken page by page as used.
 
     A block's layers stand together, so what was never used costs nothing even where the system's
     pages are of 2 MB.
     """
-    one = head_bytes(architecture, kv_type) // 2
-    shape = (blocks, architecture.num_layers, architecture.num_kv_heads, one)
+    shape = (blocks, block_bytes(architecture, kv_type) // 2)
     count = math.prod(shape)
     room = np.zeros(count + 32, np.uint16)
     skip = -room.ctypes.data % 64 // 2
@@ -517,9 +575,22 @@ def _cache(architecture: Architecture, blocks: int, kv_type: str) -> NDArray[np.
 
 
 def block_bytes(architecture: Architecture, kv_type: str = "bf16") -> int:
-    """Memory of one block over all layers, keys and values."""
-    each = head_bytes(architecture, kv_type)
-    return each * architecture.num_kv_heads * architecture.num_layers
+    """Memory of one block over all layers: keys and values, then the rows of convolutions
+    (`lay_out_block`, model.cpp).
+    """
+    rows = 2 * BLOCK_TOKENS * architecture.hidden_size
+    return kv_bytes(architecture, kv_type) + sum(architecture.convolutions) * rows
+
+
+def kv_bytes(architecture: Architecture, kv_type: str) -> int:
+    """The same of layers that attend alone."""
+    each = head_bytes(architecture, kv_type) * architecture.num_kv_heads
+    return each * architecture.attending
+
+
+def state_bytes(architecture: Architecture) -> int:
+    """What all layers remember of one sequence beside the cache."""
+    return 4 * architecture.delta_state * sum(architecture.deltas)
 
 
 def head_bytes(architecture: Architecture, kv_type: str) -> int:

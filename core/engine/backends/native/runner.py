@@ -18,8 +18,9 @@ from ...adapters import LoadedAdapter
 from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Batch
 from ..backend import label, unlabel
+from ..states import SequenceStates
 from . import library
-from .network import Network, NetworkStep, block_bytes, scale_bytes, unsupported
+from .network import Network, NetworkStep, block_bytes, scale_bytes, state_bytes, unsupported
 
 # of saved keys and values; another one cannot be read
 LAYOUTS = {"bf16": "bfloat16", "q8": "8-bit groups of 64", "q4": "4-bit groups of 64"}
@@ -41,7 +42,6 @@ class NativeRunner:
 
     deterministic = True
     owns_threads = True
-    paged = True
 
     def __init__(
         self,
@@ -63,14 +63,21 @@ class NativeRunner:
         Raises:
             EngineError: `supports` has a reason against this model.
         """
-        self.vocabulary = weights.architecture.vocab_size
-        self.block_bytes = block_bytes(weights.architecture, kv_type)
+        own = weights.architecture
+        self.vocabulary = own.vocab_size
+        self.block_bytes = block_bytes(own, kv_type)
         self.network = Network(weights, blocks, threads or core_count(), kv_type, precision)
-        _, layers, heads, _ = self.network.cache.shape
-        inner = f"{layers}x{heads}x{weights.architecture.head_dim}"
+        self.paged = not own.deltas
+        numbers = state_bytes(own) // 4
+        self._states = SequenceStates[NDArray[np.float32]](
+            lambda: np.zeros(numbers, np.float32), lambda state: state.fill(0)
+        )
+        convolve = sum(own.convolutions)
+        inner = f"{own.attending}x{own.num_kv_heads}x{own.head_dim}"
+        inner += f" and {convolve} rows of {own.hidden_size}" if convolve else ""
         self.layout = f"native {LAYOUTS[kv_type]} by block {inner}"
         # what says of itself whether it is a number: all of bf16, of integers their scales
-        floats = None if kv_type == "bf16" else scale_bytes(weights.architecture, kv_type) // 2
+        floats = None if kv_type == "bf16" else scale_bytes(own, kv_type) // 2
         self._floats = slice(floats)
         # by digest, the least recently used first
         self._adapters: OrderedDict[str, int] = OrderedDict()
@@ -96,6 +103,8 @@ class NativeRunner:
             tokens += span.tokens
             tables += blocks
             wanted += int(span.sampled)
+        states = [] if self.paged else self._states.begin(batch.spans)
+        addresses = np.array([state.ctypes.data for state in states] or [0], np.uintp)
         adapters = self._packed([span.sequence.adapter for span in batch.spans])
         # one array: three would cost three times as long
         numbers = np.array((*spans, *tokens, *tables), np.int32)
@@ -111,9 +120,12 @@ class NativeRunner:
                 tables=at + 4 * (len(spans) + len(tokens)),
                 table_length=len(tables),
                 adapters=adapters.ctypes.data,
+                states=addresses.ctypes.data if states else None,
                 logits=logits.ctypes.data,
             )
         )
+        if states:
+            self._states.end(batch.spans)
         return logits
 
     def read_cache(self, blocks: Items[int]) -> bytes:
@@ -131,7 +143,10 @@ class NativeRunner:
         found = np.frombuffer(
             unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16
         ).reshape(shape)
-        if np.any((found[..., self._floats] & 0x7F80) == 0x7F80):
+        _, *heads = self.network.kv.shape
+        kv, rows = np.split(found, [int(np.prod(heads))], axis=1)
+        kv = kv.reshape(len(blocks), *heads)[..., self._floats]
+        if any(np.any((part & 0x7F80) == 0x7F80) for part in (kv, rows)):
             raise CacheError(
                 "saved keys and values hold numbers that are not finite; the file is "
                 "damaged, delete it"

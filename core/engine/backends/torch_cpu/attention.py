@@ -17,6 +17,8 @@ from ....models.attention import SOFTMAX_ALONE, ScoreRule, masked_attention
 from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Span
 
+LayerStates = dict[int, dict[str, Tensor]]  # what a sequence's layers remember, by their number
+
 
 class Stored(Protocol):
     """What attention asks of a cache; see `kvcache.KeyValueCache`."""
@@ -26,6 +28,14 @@ class Stored(Protocol):
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None: ...
 
     def read(self, layer: int, table: Tensor, length: int) -> tuple[Tensor, Tensor]: ...
+
+
+class StoredRows(Protocol):
+    """The same where layers convolve."""
+
+    def write_rows(self, layer: int, places: Tensor, rows: Tensor) -> None: ...
+
+    def read_rows(self, layer: int, places: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Singles:
 
     def within(self, window: int) -> Tensor | None:
         """The mask of a layer whose rows see `window` tokens; 0 = all."""
-        if not 0 < window < self.length:
+        if not 0 < abs(window) < self.length:
             return self.mask
         position = torch.arange(self.length)
         stop = (
@@ -50,7 +60,8 @@ class Singles:
             if self.mask is None
             else self.mask.sum(-1, keepdim=True)
         )
-        return (position < stop) & (position >= stop - window)
+        first = stop - window if window > 0 else (stop - 1) // -window * -window
+        return (position < stop) & (position >= first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +77,13 @@ class Chunk:
 
     def within(self, window: int) -> Tensor | None:
         """As `Singles.within`."""
-        if not 0 < window < self.length:
+        if not 0 < abs(window) < self.length:
             return self.mask
         rows = self.stop - self.start
         offset = self.length - rows  # the first row's own position
+        if window < 0:
+            run = torch.arange(self.length) // -window
+            return (run[offset:, None] == run).tril_(offset)
         return (
             torch.ones(rows, self.length, dtype=torch.bool).tril(offset).triu(offset - window + 1)
         )
@@ -78,12 +92,22 @@ class Chunk:
 class PagedAttention:
     """What `Transformer.layers_forward` calls in each layer; made anew for each step."""
 
-    def __init__(self, cache: Stored, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
-        """`windows`: the architecture's."""
-        self.cache, self.windows = cache, windows
+    def __init__(
+        self,
+        cache: Stored,
+        spans: Items[Span],
+        windows: tuple[int, ...] = (),
+        states: Items[LayerStates] = (),
+    ) -> None:
+        """`windows`: the architecture's; `states`: of each span's sequence, where it has one."""
+        self.states = states or [{} for _ in spans]
+        self.cache, self.windows, self.spans = cache, windows, tuple(spans)
         # by group and window: layers of one window share them
         self.masks: dict[tuple[int, int], Tensor | None] = {}
         self.places = torch.cat([_places(span) for span in spans])  # [N]
+        self.positions = torch.cat(
+            [torch.arange(span.start, span.start + span.count) for span in spans]
+        )  # [N]
         alike: dict[int, list[tuple[int, Span]]] = defaultdict(list)
         self.chunks: list[Chunk] = []
         row = 0
@@ -115,6 +139,23 @@ class PagedAttention:
                 layer, narrow[chunk.start : chunk.stop], chunk, rule
             )
         return out.to(q.dtype)
+
+    def sequences(self, layer: int) -> list[tuple[slice, dict[str, Tensor]]]:
+        """As `RowMemory.sequences`."""
+        found, row = [], 0
+        for span, own in zip(self.spans, self.states, strict=True):
+            found.append((slice(row, row + span.count), own.setdefault(layer, {})))
+            row += span.count
+        return found
+
+    def recent(self, layer: int, rows: Tensor, count: int) -> Tensor:
+        """As `RowMemory.recent`; rows come back as the cache holds them."""
+        cache: StoredRows = self.cache  # type: ignore[assignment]  # of a model that convolves
+        cache.write_rows(layer, self.places, rows)
+        back = torch.arange(count - 1, -1, -1)
+        places = torch.cat([_places_before(span, back) for span in self.spans])
+        there = self.positions[:, None] >= back
+        return (cache.read_rows(layer, places) * there[..., None]).to(rows.dtype)
 
     def _one_row_each(self, layer: int, q: Tensor, group: Singles, rule: ScoreRule) -> Tensor:
         """[B, H, hd] -> [B, H, hd]."""
@@ -148,6 +189,15 @@ class PagedAttention:
 def _places(span: Span) -> Tensor:
     """Where the span's keys and values go: block * block tokens + offset, [count]."""
     position = torch.arange(span.start, span.start + span.count)
+    blocks = torch.tensor(span.sequence.block_table)
+    return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+
+
+def _places_before(span: Span, back: Tensor) -> Tensor:
+    """Where rows stand that are so many tokens before each of the span's, [count, len(back)]; the
+    sequence's first where there are none.
+    """
+    position = (torch.arange(span.start, span.start + span.count)[:, None] - back).clamp_min_(0)
     blocks = torch.tensor(span.sequence.block_table)
     return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
 

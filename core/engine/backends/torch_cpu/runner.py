@@ -17,7 +17,8 @@ from ....models.weights import Weights
 from ...adapters import LoadedAdapter
 from ...scheduler import Batch, Span
 from ..backend import is_exact
-from .attention import PagedAttention
+from ..states import SequenceStates
+from .attention import LayerStates, PagedAttention
 from .kernels import copy_fits, linear_for
 from .kv_cache import KeyValueCache, block_bytes
 from .lora import AdapterRows, Rows, adapt
@@ -28,7 +29,6 @@ class TorchRunner:
 
     deterministic = False  # with quantised weights, few and many rows take different kernels
     owns_threads = False
-    paged = True
 
     def __init__(self, weights: Weights, blocks: int, compute: torch.dtype | None = None) -> None:
         """Pack the weights and reserve the cache.
@@ -42,6 +42,8 @@ class TorchRunner:
         dtype = cache_dtype(weights, compute)
         self.block_bytes = block_bytes(weights.architecture, dtype)
         self.cache = KeyValueCache(weights.architecture, blocks, dtype)
+        self.states = SequenceStates[LayerStates](dict, dict.clear)
+        self.paged = not weights.architecture.deltas
         self.adapter_rows = AdapterRows()
         adapt(self.transformer, self.adapter_rows)
 
@@ -53,11 +55,14 @@ class TorchRunner:
         tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
         # [N]
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
-        attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows)
+        states = [] if self.paged else self.states.begin(spans)
+        attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows, states)
         with self.adapter_rows.use(rows_by_adapter(spans)):
             x = self.transformer.layers_forward(
                 self.transformer.embed(tokens), positions, attention
             )  # [N, D]
+        if not self.paged:
+            self.states.end(spans)
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
     def read_cache(self, blocks: Items[int]) -> bytes:

@@ -58,10 +58,11 @@ struct AttentionScratch {
   float* total;            // [queries] sum of exp(score - top) of the chunk
   int32_t* from;           // [queries] first token a query sees
   int32_t* to;             // [queries] one behind the last
+  float* slope;            // [queries] by how much a score falls with each token of distance
   OnlineSoftmax* softmax;  // [queries] over all chunks so far
 
   static size_t bytes(int queries, int head_size) {
-    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 4) * 4 + sizeof(OnlineSoftmax) +
+    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 5) * 4 + sizeof(OnlineSoftmax) +
                                           QuantisedQueries::bytes(head_size)),
                        64);
   }
@@ -73,6 +74,7 @@ struct AttentionScratch {
     score = p, p += size_t(queries) * CHUNK;
     top = p, p += queries;
     total = p, p += queries;
+    slope = p, p += queries;
     from = (int32_t*)p, p += queries;
     to = (int32_t*)p;
     integers = (uint8_t*)(to + queries);
@@ -177,8 +179,9 @@ struct HeadCache {
   size_t block_stride, bytes;  // from block to block, and of one block
   int type, size;              // KvType, head size
 
-  HeadCache(const Cache& cache, int layer, int head, int head_size)
-      : memory(cache.memory + layer * cache.layer + head * cache.one(head_size)),
+  // `before`: bytes before the layer's part of a block
+  HeadCache(const Cache& cache, size_t before, int head, int head_size)
+      : memory(cache.memory + before + head * cache.one(head_size)),
         block_stride(cache.block),
         bytes(cache.one(head_size)),
         type(cache.type),
@@ -186,12 +189,22 @@ struct HeadCache {
   const uint8_t* at(int block) const { return memory + size_t(block) * block_stride; }
 };
 
+// Lowers scores of tokens from `first` on by their distance from the token at `position`.
+inline void slope_scores(float* score, int tokens, int first, int position, float slope) {
+  static constexpr float STEPS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int t = 0; t < tokens; t += 16) {
+    const F distance = sub(set(float(position - first - t)), load(STEPS));
+    store(score + t, sub(load(score + t), mul(set(slope), distance)));
+  }
+}
+
 // From scores to weights, of every query.
 inline void weigh(const AttentionScratch& s, int queries, int first, int tokens, int end,
                   float softcap) {
   for (int q = 0; q < queries; q++) {
     float* score = s.score + size_t(q) * CHUNK;
     if (softcap) cap_scores(score, tokens, softcap);
+    if (s.slope[q] != 0) slope_scores(score, tokens, first, s.to[q] - 1, s.slope[q]);
     if (s.from[q] > first || s.to[q] < end) hide(score, first, tokens, s.from[q], s.to[q]);
     s.top[q] = softmax_chunk(score, tokens, s.total[q]);
   }

@@ -119,6 +119,15 @@ inline void prepare_pair(const Mixture& m, int pair, const float* x, int columns
     keep_row(x, padded(columns), panels.at(t / MR), t % MR);
 }
 
+// What a pair's row is multiplied by before its expert sees it.
+inline float input_share(const Run& run, int pair) {
+  const Mixture& m = run.mixture;
+  const int taken = run.model->shape.experts_per_token, row = m.row[pair];
+  for (int i = row * taken; i < (row + 1) * taken; i++)
+    if (m.place[i] == pair) return m.shares[i];
+  return 0.f;  // every pair has its place
+}
+
 inline const Matrix& expert_matrix(const Layer& layer, const ExpertRows& of, Role role) {
   return layer.experts[of.expert * EXPERT_ROLES + role - GATE];
 }
@@ -251,6 +260,10 @@ inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream
       norm_stream_row(shape, x, layer.mlp_norm, layer.mlp_norm_bias, width, own.scratch);
     else memcpy(own.scratch, x, size_t(width) * 4);
     for (int k = width; k < padded(width); k++) own.scratch[k] = 0;
+    if (shape.expert_inputs) {
+      const float share = input_share(run, pair);
+      for (int k = 0; k < width; k++) own.scratch[k] *= share;
+    }
     prepare_pair(m, pair, own.scratch, width, expert_matrix(layer, of, GATE),
                  expert_matrix(layer, of, UP));
   }
@@ -272,7 +285,8 @@ inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream
       F sum = zero();
       for (int i = row * taken; i < (row + 1) * taken; i++)
         if (k < width)
-          sum = fma(load(m.out + size_t(m.place[i]) * padded(width) + k), set(m.shares[i]), sum);
+          sum = fma(load(m.out + size_t(m.place[i]) * padded(width) + k),
+                    set(shape.expert_inputs ? 1.f : m.shares[i]), sum);
       float* x = stream.x + size_t(row) * padded(width) + k;
       store(x, fma(sum, set(shape.residual_scale), load(x)));
     }

@@ -23,6 +23,7 @@ struct Step {
   const int32_t* tables;  // block numbers
   int32_t table_length;   // of `tables`
   const OwnedAdapter* const* adapters;  // [spans], null where there is none
+  float* const* states;                 // [spans], see delta.h; null: no layer remembers anything
   float* logits;                        // [wanted][vocabulary]
 };
 
@@ -39,8 +40,8 @@ QC_EXPORT quietchoir::OwnedModel* quietchoir_model_new(const char* set,
                                                        const quietchoir::Shape* shape, int threads,
                                                        uint8_t* cache, const float* frequencies,
                                                        const float* magnitudes,
-                                                       const int32_t* windows,
-                                                       const int32_t* ropes);
+                                                       const int32_t* windows, const int32_t* ropes,
+                                                       const int32_t* mixers);
 QC_EXPORT void quietchoir_model_free(quietchoir::OwnedModel* model);
 QC_EXPORT bool quietchoir_takes(int kind, int columns);
 QC_EXPORT bool quietchoir_model_dense(quietchoir::OwnedModel* model, int layer);

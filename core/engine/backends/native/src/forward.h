@@ -6,6 +6,8 @@
 // wrote.
 #pragma once
 #include "attention.h"
+#include "convolution.h"
+#include "delta.h"
 #include "experts.h"
 #include "latent.h"
 #include "product.h"
@@ -36,6 +38,9 @@ inline void embed(const Run& run, int member) {
                x);
     if (shape.embedding_scale != 1.f)
       for (int k = 0; k < shape.hidden_size; k++) x[k] *= shape.embedding_scale;
+    if (model.embedding_norm)
+      norm_stream_row(shape, x, model.embedding_norm, model.embedding_norm_bias, shape.hidden_size,
+                      x);
     const Span& span = run.span[run.row_span[row]];
     const int at = span.position + row - span.row;
     if (model.positions) {
@@ -43,7 +48,8 @@ inline void embed(const Run& run, int member) {
       for (int k = 0; k < shape.hidden_size; k++) x[k] += added[k];
     }
     pad_row(run.x, row, shape.hidden_size);
-    pad_row(run.mixed, row, shape.num_heads * shape.head_dim);
+    for (int k = shape.num_heads * shape.head_dim; k < mixed_width(shape); k++)
+      run.mixed[size_t(row) * mixed_width(shape) + k] = 0;
     const float position = float(at);
     for (int rope = 0; rope < shape.ropes; rope++) {
       float* cos_sin = run.cos_sin + (size_t(rope) * run.rows + row) * shape.head_dim;
@@ -88,6 +94,14 @@ inline void norm_all_heads(const Run& run, int layer, int member) {
   team_barrier(*run.team);
 }
 
+// What a query at this position is multiplied by where rope does not turn it.
+// Source: Nakanishi 2025 (scalable softmax), as transformers' `models/llama4` has it.
+inline float growth_at(const Shape& shape, int position) {
+  if (!shape.temperature) return 1.f;
+  const int passed = (position + 1) / shape.temperature_floor;
+  return 1.f + shape.temperature * log1pf(float(passed));
+}
+
 // Rope of all queries and keys; keys and values into the cache.
 inline void rope_and_write_kv(const Run& run, int layer, int member) {
   const Model& model = *run.model;
@@ -110,14 +124,14 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
         own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * size;
     for (int h = head * group; h < (head + 1) * group; h++)
       rope_head(qkv + size_t(h) * size, size, query_norm, shape, cos_sin, half,
-                shape.attention_scale);
+                shape.attention_scale * (cos_sin ? 1.f : growth_at(shape, position)));
     float* key = qkv + size_t(shape.num_heads + head) * size;
     rope_head(key, size, key_norm, shape, cos_sin, half, 1.f);
     if (model.cache.type != KV_BF16) {
       for (int h = head * group; h < (head + 1) * group; h++) rotate(qkv + size_t(h) * size, size);
       rotate(key, size);
     }
-    uint8_t* at = model.cache.memory + layer * model.cache.layer +
+    uint8_t* at = model.cache.memory + own.cache +
                   size_t(span.table[position / BLOCK]) * model.cache.block +
                   head * model.cache.one(size);
     write_kv(at, model.cache.type, position % BLOCK, size, key,
@@ -129,7 +143,7 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
 inline float* mixed_at(const Run& run, const AttentionTask& task, int head, int q) {
   const Shape& shape = run.model->shape;
   const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
-  return run.mixed + size_t(task.row + q / group) * padded(shape.num_heads * size) +
+  return run.mixed + size_t(task.row + q / group) * mixed_width(shape) +
          size_t(head * group + q % group) * size;
 }
 
@@ -159,9 +173,13 @@ inline void gather(const Run& run, const AttentionTask& task, int head, int wind
     const float* q = run.qkv + size_t(task.row + r) * stride + size_t(head) * group * size;
     memcpy(s.query + size_t(r) * group * size, q, size_t(group) * size * 4);
     const int end = span.position + task.row + r - span.row + 1;
+    const int start = window < 0               ? (end - 1) / -window * -window
+                      : window && end > window ? end - window
+                                               : 0;
+    const float* slopes = run.model->slopes;
     for (int h = 0; h < group; h++) {
-      s.from[r * group + h] = window && end > window ? end - window : 0;
-      s.to[r * group + h] = end;
+      s.from[r * group + h] = start, s.to[r * group + h] = end;
+      s.slope[r * group + h] = slopes ? slopes[head * group + h] : 0.f;
     }
   }
 }
@@ -195,7 +213,7 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
   const AttentionScratch s(own.attention, run.task_queries, size);
   gather(run, task, head, window, s);
   const int begin = s.from[0], end = s.to[queries - 1];
-  const HeadCache cache(model.cache, layer, head, size);
+  const HeadCache cache(model.cache, model.layers[layer].cache, head, size);
   if (cache.type != KV_BF16) quantise_queries(s, queries, cache);
   for (int q = 0; q < queries; q++) s.softmax[q] = {mixed_at(run, task, head, q), NOTHING, 0};
   const int from = int(int64_t(task.chunks) * split / task.splits),
@@ -324,6 +342,30 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
   product(run, source, x, parts, 3, {STORE, run.qkv, stride, 1.f});
   team_barrier(*run.team);
+  if (!shape.attention_gate) return;
+  const Source again =
+      plain_source(stream.x, padded(shape.hidden_size), stream.rows, shape.hidden_size,
+                   l.attention_norm, l.attention_norm_bias, l.out_gate, l.out_gate);
+  const Prepared rows = prepare(run, again, own, member);
+  const Part gate{&l.out_gate, nullptr, 0};
+  const size_t width = padded(shape.num_heads * shape.head_dim);
+  product(run, again, rows, &gate, 1, {STORE, run.gates, width, 1.f});
+  team_barrier(*run.team);
+}
+
+// What attention gave, through each row's gate.
+inline void close_attention(const Run& run, int member) {
+  const Shape& shape = run.model->shape;
+  const int heads = shape.num_heads * shape.head_dim;
+  int from, to;
+  share(run, run.rows, member, from, to);
+  for (int row = from; row < to; row++) {
+    float* mixed = run.mixed + size_t(row) * mixed_width(shape);
+    const float* gate = run.gates + size_t(row) * padded(heads);
+    for (int k = 0; k < heads; k += 16)
+      store(mixed + k, mul(load(mixed + k), sigmoid(load(gate + k))));
+  }
+  team_barrier(*run.team);
 }
 
 // The first half of the feed-forward that all rows go through, if this layer has one.
@@ -357,7 +399,7 @@ inline void feed_forward(const Run& run, int layer, const Stream& stream, const 
 // Leaves only the rows whose logits are wanted; nobody will look at the others again.
 inline Stream gather_output_rows(const Run& run, const Stream& all, int member) {
   const Shape& shape = run.model->shape;
-  const size_t width = padded(shape.hidden_size), mixed = padded(shape.num_heads * shape.head_dim);
+  const size_t width = padded(shape.hidden_size), mixed = mixed_width(shape);
   Stream out{run.output, run.output + run.wanted * width, run.wanted, run.output_adapter};
   int from, to;
   share(run, run.wanted, member, from, to);
@@ -367,6 +409,21 @@ inline Stream gather_output_rows(const Run& run, const Stream& all, int member) 
   }
   team_barrier(*run.team);
   return out;
+}
+
+// What attention or what stands in its place gives, added to the stream.
+inline void add_mixed(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
+                      int member) {
+  static constexpr Role OUT[1] = {OUTPUT};
+  const Layer& l = run.model->layers[layer];
+  const bool attends = l.mixer == ATTENDS;
+  const Matrix& out = attends ? l.matrix[OUTPUT] : l.mixer == CONVOLVES ? l.conv_out : l.delta_out;
+  Source source =
+      attends ? source_of(stream, stream.mixed, out.columns, nullptr, nullptr, layer, 1, OUT, l)
+              : plain_source(stream.mixed, 0, stream.rows, out.columns, nullptr, nullptr, out, out);
+  source.stride = mixed_width(run.model->shape);
+  add_product(run, source, {&out, attends ? l.bias[OUTPUT] : nullptr, 0}, l.post_attention_norm,
+              stream, own, member);
 }
 
 constexpr float NEAR_TOP =
@@ -410,7 +467,7 @@ inline void refine_logits(const Run& run, const Source& source, const Part& head
 inline void forward(Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int mixed = shape.num_heads * shape.head_dim, inner = widest_inner(shape),
+  const int mixed = mixed_width(shape), inner = widest_inner(shape),
             most = inner > shape.intermediate_size ? inner : shape.intermediate_size,
             widest = mixed > most ? mixed : most;
   const ThreadScratch own(run, member, widest > shape.hidden_size ? widest : shape.hidden_size);
@@ -419,23 +476,28 @@ inline void forward(Run& run, int member) {
   team_barrier(*run.team);
   for (int layer = 0; layer < shape.num_layers; layer++) {
     const Layer& l = model.layers[layer];
-    static constexpr Role OUT[1] = {OUTPUT};
-    if (shape.latent_size) latent_queries_keys_values(run, layer, stream, own, member);
-    else queries_keys_values(run, layer, stream, own, member);
-    rope_and_write_kv(run, layer, member);
+    if (l.mixer == CONVOLVES) {
+      open_rows(run, layer, stream, own, member);
+    } else if (l.mixer == DELTA_NET) {
+      delta_inputs(run, layer, stream, own, member);
+    } else {
+      if (shape.latent_size) latent_queries_keys_values(run, layer, stream, own, member);
+      else queries_keys_values(run, layer, stream, own, member);
+      rope_and_write_kv(run, layer, member);
+    }
     team_barrier(*run.team);
     const bool last = layer == shape.num_layers - 1;
-    if (last && !run.wanted) return;
-    attend(run, layer, own);
+    if (last && !run.wanted && l.mixer != DELTA_NET) return;
+    if (l.mixer == CONVOLVES) convolve(run, layer, member);
+    else if (l.mixer == DELTA_NET) remember(run, layer, member);
+    else attend(run, layer, own);
     team_barrier(*run.team);
+    if (last && !run.wanted) return;
+    if (l.mixer == ATTENDS && shape.attention_gate) close_attention(run, member);
     if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
     if (shape.parallel) open_gates(run, layer, stream, own, member);
     if (shape.latent_size) join_values(run, stream, member);
-    Source source = source_of(stream, stream.mixed, l.matrix[OUTPUT].columns, nullptr, nullptr,
-                              layer, 1, OUT, l);
-    source.stride = padded(mixed);
-    add_product(run, source, {&l.matrix[OUTPUT], l.bias[OUTPUT], 0}, l.post_attention_norm, stream,
-                own, member);
+    add_mixed(run, layer, stream, own, member);
     if (!shape.parallel) open_gates(run, layer, stream, own, member);
     feed_forward(run, layer, stream, own, member);
   }

@@ -12,15 +12,6 @@ namespace {
 
 using namespace quietchoir;
 
-// Rows for matrices that no adapter changes.
-inline Source low_source(const float* x, size_t stride, int rows, int columns, const float* norm,
-                         const float* norm_bias, const Matrix& a, const Matrix& b) {
-  const bool quantised = wants_integers(a) || wants_integers(b),
-             dense = !wants_integers(a) || !wants_integers(b);
-  const int terms = a.terms > b.terms ? a.terms : b.terms;
-  return {x, stride, rows, columns, norm, norm_bias, nullptr, -1, 0, {}, quantised, dense, terms};
-}
-
 // A row's queries, keys and values from their parts.
 inline void join_heads(const Run& run, int row, int first) {
   const Shape& s = run.model->shape;
@@ -46,8 +37,8 @@ inline void latent_queries_keys_values(const Run& run, int layer, const Stream& 
   const int first = s.query_rank ? s.query_rank : s.num_heads * s.head_dim;
   const Matrix& queries = s.query_rank ? l.query_down : l.matrix[QUERY];
   {
-    const Source source = low_source(stream.x, padded(s.hidden_size), stream.rows, s.hidden_size,
-                                     l.attention_norm, l.attention_norm_bias, queries, l.latent);
+    const Source source = plain_source(stream.x, padded(s.hidden_size), stream.rows, s.hidden_size,
+                                       l.attention_norm, l.attention_norm_bias, queries, l.latent);
     const Prepared x = prepare(run, source, own, member);
     const Part parts[2] = {{&queries, nullptr, 0}, {&l.latent, nullptr, 0}};
     product(run, source, x, parts, 2, {STORE, run.low, low, 1.f});
@@ -56,14 +47,14 @@ inline void latent_queries_keys_values(const Run& run, int layer, const Stream& 
   if (s.query_rank) {
     const Matrix& up = l.matrix[QUERY];
     const Source source =
-        low_source(run.low, low, stream.rows, s.query_rank, l.query_down_norm, nullptr, up, up);
+        plain_source(run.low, low, stream.rows, s.query_rank, l.query_down_norm, nullptr, up, up);
     const Prepared x = prepare(run, source, own, member);
     const Part part{&up, nullptr, 0};
     product(run, source, x, &part, 1, {STORE, run.qkv, stride, 1.f});
     team_barrier(*run.team);
   }
-  const Source source = low_source(run.low + first, low, stream.rows, s.latent_size, l.latent_norm,
-                                   nullptr, l.matrix[KEY], l.matrix[VALUE]);
+  const Source source = plain_source(run.low + first, low, stream.rows, s.latent_size,
+                                     l.latent_norm, nullptr, l.matrix[KEY], l.matrix[VALUE]);
   const Prepared x = prepare(run, source, own, member);
   const Part parts[2] = {{&l.matrix[KEY], nullptr, 0}, {&l.matrix[VALUE], nullptr, 0}};
   product(run, source, x, parts, 2, {STORE, run.heads, size_t(heads_width(s)), 1.f});

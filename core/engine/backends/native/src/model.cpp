@@ -55,6 +55,8 @@ bool check(const Shape& s) {
   if (s.positions < 0 || s.positions > (1 << 16) ||
       int64_t(s.positions) * s.hidden_size > INT32_MAX)
     return complain("%d positions", s.positions), false;
+  if (s.temperature != 0 && s.temperature_floor < 1)
+    return complain("queries grow every %d positions", s.temperature_floor), false;
   const int own = own_key_size(s);
   if (s.latent_size < 0 || s.latent_size > s.hidden_size || s.latent_size % 16 ||
       s.query_rank < 0 || s.query_rank > s.hidden_size || s.query_rank % 16 || s.value_dim < 0 ||
@@ -63,6 +65,21 @@ bool check(const Shape& s) {
     return complain("latents of %d and %d, values of %d of %d numbers", s.latent_size, s.query_rank,
                     s.value_dim, s.head_dim),
            false;
+  if (s.conv_kernel && (s.conv_kernel < 2 || s.conv_kernel > MOST_TAPS || s.hidden_size % 32 ||
+                        s.latent_size || s.parallel || s.num_heads * s.head_dim % 32))
+    return complain("convolutions of %d rows of width %d, beside %d heads of %d", s.conv_kernel,
+                    s.hidden_size, s.num_heads, s.head_dim),
+           false;
+  const int delta[] = {s.delta_key_heads, s.delta_value_heads, s.delta_key_dim, s.delta_value_dim};
+  for (int size : delta)
+    if (size < 0 || size > 1024 || (s.delta_value_heads && !size))
+      return complain("a delta net of sizes %d, %d, %d, %d", delta[0], delta[1], delta[2],
+                      delta[3]),
+             false;
+  if (s.delta_value_heads &&
+      (s.delta_value_heads % s.delta_key_heads || s.delta_key_dim % 16 || s.delta_value_dim % 16 ||
+       s.delta_key_dim > 256 || s.delta_value_dim > 256 || delta_values(s) % 32 || !s.conv_kernel))
+    return complain("a delta net of heads of %d and %d", s.delta_key_dim, s.delta_value_dim), false;
   if (s.expert_groups < 0 || s.expert_groups > s.num_experts ||
       (s.expert_groups > 1 &&
        (s.num_experts % s.expert_groups || s.groups_per_token < 1 ||
@@ -99,6 +116,22 @@ bool is_layer(const OwnedModel& model, int layer) {
   return false;
 }
 
+// Where each layer's part of a block begins: first those that attend, then those that convolve; and
+// where that of a delta net begins in a sequence's state.
+void lay_out_block(OwnedModel& model) {
+  const Shape& s = model.shape;
+  const size_t heads = model.cache.one(s.head_dim) * s.num_kv_heads,
+               rows = size_t(BLOCK) * s.hidden_size * 2;
+  model.cache.block = 0;
+  for (const Mixer mixer : {ATTENDS, CONVOLVES})
+    for (Layer& layer : model.owned_layers)
+      if (layer.mixer == mixer)
+        layer.cache = model.cache.block, model.cache.block += mixer == ATTENDS ? heads : rows;
+  size_t state = 0;
+  for (Layer& layer : model.owned_layers)
+    if (layer.mixer == DELTA_NET) layer.cache = state, state += delta_state(s);
+}
+
 }  // namespace
 
 bool pack_matrix(Team& team, Arena& arena, Matrix& matrix, int kind, int rows, int columns,
@@ -122,13 +155,13 @@ using namespace quietchoir;
 
 QC_EXPORT const char* quietchoir_problem() { return problem; }
 
-// Returns null after a complaint. `cache` stays the caller's: layers * blocks * kv heads *
-// Cache::one bytes, zero at first. `frequencies` [ropes][rope_dim / 2] and
-// `magnitudes` [ropes]; `windows` and `ropes` name one for each layer.
+// Returns null after a complaint. `cache` stays the caller's: blocks * what `lay_out_block` counts,
+// zero at first. `frequencies` [ropes][rope_dim / 2] and `magnitudes` [ropes]; `windows`, `ropes`
+// and `mixers` name one for each layer.
 QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads,
                                            uint8_t* cache, const float* frequencies,
                                            const float* magnitudes, const int32_t* windows,
-                                           const int32_t* ropes) {
+                                           const int32_t* ropes, const int32_t* mixers) {
   try {
     const Table* table = find_table(set);
     if (!table)
@@ -144,9 +177,14 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
       model->experts.assign(shape->num_layers,
                             std::vector<Matrix>(size_t(shape->num_experts) * EXPERT_ROLES));
     for (int layer = 0; layer < shape->num_layers; layer++) {
-      if (ropes[layer] < -1 || ropes[layer] >= shape->ropes || windows[layer] < 0)
+      if (ropes[layer] < -1 || ropes[layer] >= shape->ropes)
         return complain("layer %d has rope %d and window %d", layer, ropes[layer], windows[layer]),
                nullptr;
+      if (mixers[layer] < 0 || mixers[layer] >= MIXERS ||
+          (mixers[layer] != ATTENDS && !shape->conv_kernel) ||
+          (mixers[layer] == DELTA_NET && !shape->delta_value_heads))
+        return complain("layer %d has mixer %d", layer, mixers[layer]), nullptr;
+      model->layers[layer].mixer = mixers[layer];
       model->layers[layer].window = windows[layer], model->layers[layer].rope = ropes[layer];
       if (shape->num_experts) model->layers[layer].experts = model->experts[layer].data();
     }
@@ -155,8 +193,7 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
       model->magnitudes = model->keep(magnitudes, shape->ropes);
     }
     model->cache.memory = cache, model->cache.type = shape->kv_type;
-    model->cache.layer = model->cache.one(shape->head_dim) * shape->num_kv_heads;
-    model->cache.block = model->cache.layer * shape->num_layers;
+    lay_out_block(*model);
     model->team.reset(team_new(threads));
     return model.release();
   } catch (const std::exception& error) { return complain("%s", error.what()), nullptr; }
@@ -188,6 +225,25 @@ QC_EXPORT bool quietchoir_model_dense(OwnedModel* model, int layer) {
 }
 
 constexpr int QUERY_DOWN = -1, LATENT = -2;  // roles that only latent attention has
+constexpr int CONV_IN = -3, CONV_OUT = -4;   // or only a convolution
+constexpr int DELTA_IN = -5, DELTA_GATE = -6, DELTA_BETA = -7, DELTA_ALPHA = -8, DELTA_OUT = -9;
+constexpr int OUT_GATE = -10;
+
+// The same of a gated delta net, or of attention's gate. Null: of neither.
+static Matrix* find_rare_matrix(const Shape& s, Layer& layer, int role, int& rows, int& columns) {
+  columns = s.hidden_size;
+  if (layer.mixer == ATTENDS && role == OUT_GATE && s.attention_gate)
+    return rows = s.num_heads * s.head_dim, &layer.out_gate;
+  if (layer.mixer != DELTA_NET) return nullptr;
+  switch (role) {
+    case DELTA_IN: return rows = delta_width(s), &layer.delta_in;
+    case DELTA_GATE: return rows = delta_values(s), &layer.delta_gate;
+    case DELTA_BETA: return rows = s.delta_value_heads, &layer.delta_beta;
+    case DELTA_ALPHA: return rows = s.delta_value_heads, &layer.delta_alpha;
+    case DELTA_OUT: return rows = s.hidden_size, columns = delta_values(s), &layer.delta_out;
+  }
+  return nullptr;
+}
 
 // Where `role` of `layer` belongs, and its size: the head where layer is -1; behind the roles of a
 // layer its router, then the three matrices of each expert. Null after a complaint.
@@ -199,8 +255,15 @@ static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, in
     return rows = s.query_rank, columns = s.hidden_size, &model.layers[layer].query_down;
   if (role == LATENT && s.latent_size)
     return rows = s.latent_size + s.rope_dim, columns = s.hidden_size, &model.layers[layer].latent;
+  if (role <= DELTA_IN)
+    if (Matrix* found = find_rare_matrix(s, model.layers[layer], role, rows, columns)) return found;
+  if (role == CONV_IN && model.layers[layer].mixer == CONVOLVES)
+    return rows = 3 * s.hidden_size, columns = s.hidden_size, &model.layers[layer].conv_in;
+  if (role == CONV_OUT && model.layers[layer].mixer == CONVOLVES)
+    return rows = s.hidden_size, columns = s.hidden_size, &model.layers[layer].conv_out;
   const int expert = role - ROLES - 1, shared = shared_width(s, model.layers[layer]);
   if (role < 0 || expert >= s.num_experts * EXPERT_ROLES ||
+      (role < GATE && model.layers[layer].mixer != ATTENDS) ||
       (role >= GATE && role < ROLES && !shared) ||
       (role >= ROLES && !model.layers[layer].experts) || (role == GATE && s.ungated))
     return complain("matrix %d of layer %d", role, layer), nullptr;
@@ -276,6 +339,14 @@ enum Vector {
   QUERY_DOWN_NORM,
   LATENT_NORM,
   POSITIONS,
+  CONV_KERNEL,
+  SLOPES,
+  EMBEDDING_NORM,
+  EMBEDDING_NORM_BIAS,
+  DELTA_KERNEL,
+  DECAY,
+  DECAY_BIAS,
+  DELTA_GAIN,
   EXPERT_BIASES,
   VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
@@ -290,12 +361,18 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     case QUERY_NORM: return s.head_dim * (s.wide_norms ? s.num_heads : 1);
     case KEY_NORM: return s.head_dim * (s.wide_norms ? s.num_kv_heads : 1);
     case HEAD_BIAS: return s.vocab_size;
+    case SLOPES:
     case SINKS: return s.num_heads;
     case ROUTER_BIAS:
     case ROUTING_BIAS: return s.num_experts;
     case QUERY_DOWN_NORM: return s.query_rank;
     case LATENT_NORM: return s.latent_size;
     case POSITIONS: return s.positions * s.hidden_size;
+    case CONV_KERNEL: return layer.mixer == CONVOLVES ? s.conv_kernel * s.hidden_size : 0;
+    case DELTA_KERNEL: return layer.mixer == DELTA_NET ? s.conv_kernel * delta_width(s) : 0;
+    case DECAY:
+    case DECAY_BIAS: return s.delta_value_heads;
+    case DELTA_GAIN: return s.delta_value_dim;
     case BIASES + GATE:
     case BIASES + UP: return shared_width(s, layer);
   }
@@ -309,6 +386,14 @@ static const float** place_of(OwnedModel& model, Layer& layer, int which) {
   if (which == FINAL_NORM_BIAS) return &model.final_norm_bias;
   if (which == HEAD_BIAS) return &model.head_bias;
   if (which == POSITIONS) return &model.positions;
+  if (which == CONV_KERNEL) return &layer.conv_kernel;
+  if (which == DELTA_KERNEL) return &layer.delta_kernel;
+  if (which == DECAY) return &layer.decay;
+  if (which == DECAY_BIAS) return &layer.decay_bias;
+  if (which == DELTA_GAIN) return &layer.delta_gain;
+  if (which == SLOPES) return &model.slopes;
+  if (which == EMBEDDING_NORM) return &model.embedding_norm;
+  if (which == EMBEDDING_NORM_BIAS) return &model.embedding_norm_bias;
   if (which >= EXPERT_BIASES) return &layer.expert_bias[which - EXPERT_BIASES];
   if (which >= BIASES && which < BIASES + ROLES) return &layer.bias[which - BIASES];
   const float** const first[] = {&layer.attention_norm,      &layer.mlp_norm,
@@ -331,8 +416,9 @@ QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, 
                                        int count) {
   try {
     if (which < 0 || which >= VECTORS) return complain("vector %d is unknown", which), false;
-    const bool whole =
-        which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS || which == POSITIONS;
+    const bool whole = which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS ||
+                       which == POSITIONS || which == SLOPES || which == EMBEDDING_NORM ||
+                       which == EMBEDDING_NORM_BIAS;
     if (!whole && !is_layer(*model, layer)) return false;
     Layer& l = model->layers[whole ? 0 : layer];
     const int expected = numbers_of(*model, l, which);
@@ -358,10 +444,16 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
     const Layer& l = model->layers[layer];
     bool whole = (l.attention_norm || l.post_attention_norm) && (l.mlp_norm || l.post_mlp_norm);
     const bool shared = shared_width(model->shape, l);
-    for (int role = 0; role < (shared ? ROLES : GATE); role++)
+    for (int role = l.mixer != ATTENDS ? GATE : QUERY; role < (shared ? ROLES : GATE); role++)
       whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated));
     if (model->shape.latent_size) whole = whole && l.latent.data && l.latent_norm;
     if (model->shape.query_rank) whole = whole && l.query_down.data && l.query_down_norm;
+    if (l.mixer == CONVOLVES) whole = whole && l.conv_in.data && l.conv_out.data && l.conv_kernel;
+    if (l.mixer == DELTA_NET)
+      whole = whole && l.delta_in.data && l.delta_gate.data && l.delta_beta.data &&
+              l.delta_alpha.data && l.delta_out.data && l.delta_kernel && l.decay && l.decay_bias &&
+              l.delta_gain;
+    if (l.mixer == ATTENDS && model->shape.attention_gate) whole = whole && l.out_gate.data;
     if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
     for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
       whole = whole && l.experts[i].data;
@@ -389,8 +481,10 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
   try {
     const Shape& s = adapter->model->shape;
     if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES || rank < 1 ||
-        rank > 1024 || s.latent_size || columns != columns_of(s, role) ||
-        rows != rows_of(s, role) || (s.num_experts && role >= GATE))
+        rank > 1024 || s.latent_size ||
+        (role < GATE && adapter->model->layers[layer].mixer != ATTENDS) ||
+        columns != columns_of(s, role) || rows != rows_of(s, role) ||
+        (s.num_experts && role >= GATE))
       return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns,
                       role, layer),
              false;

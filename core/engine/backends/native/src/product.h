@@ -47,6 +47,15 @@ struct Source {
   int terms;              // the most that one of them wants
 };
 
+// Rows for matrices that no adapter changes.
+inline Source plain_source(const float* x, size_t stride, int rows, int columns, const float* norm,
+                           const float* norm_bias, const Matrix& a, const Matrix& b) {
+  const bool quantised = wants_integers(a) || wants_integers(b),
+             dense = !wants_integers(a) || !wants_integers(b);
+  const int terms = a.terms > b.terms ? a.terms : b.terms;
+  return {x, stride, rows, columns, norm, norm_bias, nullptr, -1, 0, {}, quantised, dense, terms};
+}
+
 // The same, prepared.
 struct Prepared {
   Panels panels;
@@ -236,6 +245,7 @@ inline F gate(F x, int activation) {
     const F above = largest_of(x, zero());
     return add(mul(above, above), sub(x, x));  // the larger of 0 and what is no number may be 0
   }
+  if (activation == RELU) return add(largest_of(x, zero()), sub(x, x));
   F inner = x;
   if (activation == GELU) {  // the tanh form: 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2 / pi) (x
                              // + 0.044715 x^3)
@@ -256,6 +266,8 @@ inline F gated(F a, F b, int activation) {
   // clamps hide what is no number
   return add(mul(add(near, set(1.f)), open), add(sub(a, a), sub(b, b)));
 }
+
+inline F sigmoid(F x) { return div(set(1.f), add(set(1.f), exponential(sub(zero(), x)))); }
 
 enum Epilogue { STORE, ADD, LOGITS };
 

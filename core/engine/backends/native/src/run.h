@@ -11,15 +11,18 @@ namespace quietchoir {
 
 constexpr int BLOCK =
     16;  // tokens of one block of the cache; `BLOCK_TOKENS` in Python, which a test compares
-constexpr int CHUNK = 128;  // tokens that attention takes at a time
+constexpr int CHUNK = 128;        // tokens that attention takes at a time
+constexpr int MOST_TAPS = BLOCK;  // rows that a convolution sees at most
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
 constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
-enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, ACTIVATIONS };
+enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, RELU, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                            "gate_proj", "up_proj", "down_proj"};
-constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu", "gelu_tanh", "gelu", "relu2",
-                                                       "swiglu_oai"};
+constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu",  "gelu_tanh",  "gelu",
+                                                       "relu2", "swiglu_oai", "relu"};
+
+enum Mixer : int32_t { ATTENDS, CONVOLVES, DELTA_NET, MIXERS };  // what a layer has
 
 // What the caller says of a model; `model_new` checks it.
 struct Shape {
@@ -35,6 +38,7 @@ struct Shape {
   // Below, 0 is what Llama does.
   float attention_softcap, logit_softcap;   // c * tanh(x / c)
   float expert_scale;                       // of a row's shares; 0: 1
+  float temperature;                        // by which queries without rope grow, see `growth_at`
   int32_t dense_size;                       // feed-forward width of layers without experts
   int32_t shared_size;                      // of one for all rows beside the experts
   int32_t sigmoid_routing;                  // scores are sigmoids, each for itself
@@ -46,8 +50,14 @@ struct Shape {
   int32_t latent_size, query_rank;          // latent attention, see latent.h; 0: none
   int32_t value_dim;                        // numbers of a head's value; 0: as of its key
   int32_t positions;                        // rows of a table, one of which a position adds
-  int32_t kv_type;                          // KvType
-  int32_t head_terms;                       // of the largest logits, where more than the head's own
+  int32_t conv_kernel;                      // rows that a convolution sees; 0: there is none
+  int32_t temperature_floor;                // positions until they grow
+  int32_t expert_inputs;                    // shares scale what experts are given
+  int32_t attention_gate;                   // what attention gives passes a gate of each row
+  int32_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim;  // see delta.h
+  int32_t delta_tiled;  // value head i is served by i modulo the key heads
+  int32_t kv_type;      // KvType
+  int32_t head_terms;   // of the largest logits, where more than the head's own
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -68,7 +78,7 @@ struct Layer {
   const float* key_norm;             // the same
   const float* post_attention_norm;  // of what attention adds to the stream; null: none
   const float* post_mlp_norm;        // of what the feed-forward adds; null: none
-  int32_t window;                    // tokens a row sees, itself included; 0: all
+  int32_t window;                    // tokens a row sees, itself included; 0: all; -n: of its run
   int32_t rope;                      // which table of frequencies; -1: none
   const float* attention_norm_bias;  // of LayerNorms; null: none
   const float* mlp_norm_bias;
@@ -80,7 +90,27 @@ struct Layer {
   Matrix query_down, latent;               // of latent attention
   const float* query_down_norm;
   const float* latent_norm;
+  int32_t mixer;             // Mixer
+  Matrix out_gate;           // of attention, where it has one
+  Matrix conv_in, conv_out;  // of a convolution
+  const float* conv_kernel;  // [conv_kernel][hidden_size], the earliest row's first
+  Matrix delta_in, delta_gate, delta_beta, delta_alpha, delta_out;
+  const float* delta_kernel;        // [conv_kernel][delta width], the earliest row's first
+  const float *decay, *decay_bias;  // [value heads]
+  const float* delta_gain;          // [value size]
+  size_t cache;  // bytes before this layer's part of a block, or numbers of a sequence's state
 };
+
+// Numbers of a row that a delta net's convolution sees; rows of its four inputs side by side, each
+// to a multiple of STRIP; and numbers that one layer remembers of a sequence.
+QC_INLINE int delta_width(const Shape& s) {
+  return 2 * s.delta_key_heads * s.delta_key_dim + s.delta_value_heads * s.delta_value_dim;
+}
+QC_INLINE int delta_values(const Shape& s) { return s.delta_value_heads * s.delta_value_dim; }
+QC_INLINE size_t delta_state(const Shape& s) {
+  return size_t(s.conv_kernel - 1) * delta_width(s) +
+         size_t(s.delta_value_heads) * s.delta_key_dim * s.delta_value_dim;
+}
 
 // Numbers of a head's value, and of its key that are its own in latent attention.
 QC_INLINE int value_size(const Shape& s) { return s.value_dim ? s.value_dim : s.head_dim; }
@@ -111,7 +141,9 @@ QC_INLINE size_t kv_scale_bytes(int type, int head_size) {
   return size_t(kv_groups(head_size)) * BLOCK * 2 * (type == KV_Q4 ? 4 : 2);
 }
 
-// The cache, [blocks][layers][kv heads], each a block of keys, then one of values. In bf16:
+// The cache, [blocks]: of layers that attend [layers][kv heads], each a block of keys, then one of
+// values; behind them of layers that convolve [layers][16 tokens][hidden size], in bf16. Keys and
+// values in bf16:
 //   keys    [head size / 2][16 tokens][2]: two neighbours of a token's key beside each other
 //   values  [16 tokens / 2][head size][2]: two neighbouring tokens beside each other
 // As integers, of 8 bits with a bias of 128, of 4 from the group's least number on:
@@ -124,8 +156,8 @@ QC_INLINE size_t kv_scale_bytes(int type, int head_size) {
 // across lanes.
 struct Cache {
   uint8_t* memory;
-  size_t block, layer;  // strides, in bytes
-  int32_t type;         // KvType
+  size_t block;  // bytes from one to the next
+  int32_t type;  // KvType
 
   // Keys and values of a block and head.
   QC_INLINE static size_t one(int type, int head_size) {
@@ -139,7 +171,8 @@ struct Cache {
 
 // Some tokens of one sequence.
 struct Span {
-  int32_t row;  // its first, in the step
+  float* state;  // what its layers remember, or null
+  int32_t row;   // its first, in the step
   int32_t rows;
   int32_t position;        // of its first token
   int32_t wanted;          // how many of its last rows shall have logits
@@ -163,10 +196,13 @@ struct Model {
   const float* final_norm_bias;  // null: none
   const float* head_bias;        // null: none
   const float* positions;        // [positions][hidden_size]; null: none
-  const float* frequencies;      // [ropes][rope_dim / 2], radians a position
-  const float* magnitudes;       // [ropes], of cosines and sines
-  const uint8_t* embedding;      // the file's own rows
-  size_t embedding_row;          // bytes
+  const float* slopes;           // [num_heads], by which scores fall with distance; null: none
+  const float* embedding_norm;   // null: none
+  const float* embedding_norm_bias;
+  const float* frequencies;  // [ropes][rope_dim / 2], radians a position
+  const float* magnitudes;   // [ropes], of cosines and sines
+  const uint8_t* embedding;  // the file's own rows
+  size_t embedding_row;      // bytes
   int32_t embedding_kind;
   int32_t terms;  // the most that one of its matrices wants
   Cache cache;
@@ -213,6 +249,9 @@ struct Run {
   float *x, *qkv, *mixed, *gated, *added,
       *cos_sin;             // [rows] each; cos_sin: [ropes][rows][head size] cosines, then sines
   float *low, *heads;       // [rows] each, of latent attention: see latent.h
+  float* conv;              // [rows], see convolution.h
+  float *delta, *seen;      // [rows], see delta.h
+  float* gates;             // [rows][heads], of attention that has any
   float* output;            // [wanted][width]
   float* partials;          // partial attention
   uint8_t* panels;          // shared
@@ -224,6 +263,20 @@ struct Run {
 };
 
 QC_INLINE int padded(int n) { return (n + 31) / 32 * 32; }
+
+// Width of a row's `delta`: what its four matrices make, each to a multiple of STRIP.
+QC_INLINE int strips_of(int n) { return (n + STRIP - 1) / STRIP * STRIP; }
+QC_INLINE int delta_inputs_width(const Shape& s) {
+  return strips_of(delta_width(s)) + strips_of(delta_values(s)) +
+         2 * strips_of(s.delta_value_heads);
+}
+
+// Width of a row's `mixed`: what attention or a convolution gives.
+QC_INLINE int mixed_width(const Shape& s) {
+  const int heads = s.num_heads * s.head_dim, rows = s.conv_kernel ? s.hidden_size : 0,
+            values = delta_values(s), most = heads > rows ? heads : rows;
+  return padded(most > values ? most : values);
+}
 
 // Widths of a row's `low` and `heads`.
 QC_INLINE int low_width(const Shape& s) {

@@ -33,6 +33,8 @@ bool check_span(const OwnedModel& model, const Step& step, int number) {
       return complain("span %d: block %d of %d", number, step.tables[table + i],
                       model.shape.blocks),
              false;
+  if (model.shape.delta_value_heads && (!step.states || !step.states[number]))
+    return complain("span %d: nothing that its layers remember", number), false;
   if (step.adapters[number] && step.adapters[number]->model != &model)
     return complain("span %d: an adapter of another model", number), false;
   return true;
@@ -71,7 +73,8 @@ struct Plan {
     for (int i = 0; i < step.spans; i++) {
       const int32_t* said = step.span + i * 5;
       const Adapter* own = step.adapters[i];
-      spans.push_back({row, said[0], said[1], said[2], step.tables + said[3], own});
+      spans.push_back({step.states ? step.states[i] : nullptr, row, said[0], said[1], said[2],
+                       step.tables + said[3], own});
       if (own && own->rank > rank) rank = own->rank;
       row_span.insert(row_span.end(), said[0], i);
       adapter.insert(adapter.end(), said[0], own);
@@ -144,9 +147,9 @@ void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns,
 
 size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, uint8_t* memory) {
   const Shape& s = model.shape;
-  const size_t rows = step.rows, width = padded(s.hidden_size),
-               mixed = padded(s.num_heads * s.head_dim), inner = padded(widest_inner(s)),
-               own = padded(s.intermediate_size), ffn = own > inner ? own : inner;
+  const size_t rows = step.rows, width = padded(s.hidden_size), mixed = mixed_width(s),
+               inner = padded(widest_inner(s)), own = padded(s.intermediate_size),
+               ffn = own > inner ? own : inner;
   const int columns =
       int(width > mixed ? (width > ffn ? width : ffn) : (mixed > ffn ? mixed : ffn));
   bool post_norms = false;
@@ -161,6 +164,12 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   lay_out_mixture(run.mixture, model, step.rows, columns, cut);
   run.low = cut.take<float>(s.latent_size ? rows * low_width(s) : 0);
   run.heads = cut.take<float>(s.latent_size ? rows * heads_width(s) : 0);
+  run.conv =
+      cut.take<float>(s.conv_kernel && !s.delta_value_heads ? rows * padded(3 * s.hidden_size) : 0);
+  const bool deltas = s.delta_value_heads > 0;
+  run.delta = cut.take<float>(deltas ? rows * delta_inputs_width(s) : 0);
+  run.seen = cut.take<float>(deltas ? rows * padded(delta_width(s)) : 0);
+  run.gates = cut.take<float>(s.attention_gate ? rows * padded(s.num_heads * s.head_dim) : 0);
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
   run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns, model.terms));

@@ -145,9 +145,10 @@ struct Player {
     shape.kv_type = n[16];
     const size_t heads = size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads;
     cache = static_cast<uint8_t*>(calloc(heads, Cache::one(shape.kv_type, shape.head_dim)));
+    const std::vector<int32_t> mixers(shape.num_layers, ATTENDS);
     model = quietchoir_model_new(table->name, &shape, n[0], cache, r.array[1].as<float>(),
                                  r.array[2].as<float>(), r.array[3].as<int32_t>(),
-                                 r.array[4].as<int32_t>());
+                                 r.array[4].as<int32_t>(), mixers.data());
     if (!model) stop("model");
   }
 
@@ -169,6 +170,7 @@ struct Player {
                     r.array[2].as<int32_t>(),
                     r.array[2].count<int32_t>(),
                     named.data(),
+                    nullptr,
                     logits};
     if (quietchoir_forward(model, &step) == bool(r.n[1])) stop(r.n[1] ? "a bad step ran" : "step");
     if (!r.n[1]) out.insert(out.end(), logits, logits + size);

@@ -27,8 +27,27 @@ TOKENS = (torch.arange(60) * 37 % 259).tolist()
 BOUND = 3e-2
 
 
+SETS = library.instruction_sets() if library.available() is None else ("none",)
+# what only some of these do, and no other test does on every set
+RARE = ("lfm2moe", "qwen3next", "llama4", "mpt", "opt")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_kernels_compute_what_the_plain_pass_computes(name: str, tmp_path: Path) -> None:
+    compare(name, tmp_path)
+
+
+@pytest.mark.parametrize("instructions", SETS[1:])
+@pytest.mark.parametrize("name", RARE)
+def test_other_instruction_sets_compute_the_same(
+    name: str, instructions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, instructions)
+    compare(name, tmp_path)
+
+
+def compare(name: str, tmp_path: Path) -> None:
+    """A whole text's logits with the plain pass, and in pieces and company with themselves."""
     make_model(name).save_pretrained(tmp_path)
     architecture = from_hf.read_architecture(tmp_path)
     weights = Weights(
