@@ -127,8 +127,8 @@ format: setup
 debug: setup  ## the kernels with -O1 -g and sanitizers, played by check.cpp, kept in build/debug
 	$(BIN)/python -m quietchoir.tests.core.engine.backends.native.debug build/debug $(ARGS)
 
-# The engines that `bench engine` compares with; one of them is compiled here, for about ten
-# minutes.
+# The engines and the server that `bench engine` and `bench serve` compare with; one of them is
+# compiled here, for about ten minutes.
 $(VENV)/peers: $(VENV)/ready
 	$(BIN)/pip install --progress-bar on --no-deps --require-hashes -r constraints-peers.txt
 	@touch $@

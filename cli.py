@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import __version__
-from .core import log, parts, screen
+from . import __version__, manual
+from .core import log, parts, paths, screen
 from .core.errors import QuietchoirError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -64,7 +64,26 @@ def parser() -> argparse.ArgumentParser:
         simulation_commands,
     ):
         folder.register(verbs)
+    completing = verbs.add_parser(
+        "completion", help="print a script that completes this command line in a shell"
+    )
+    completing.add_argument("shell", choices=manual.SHELLS, help="which one")
+    completing.set_defaults(run=lambda chosen: print(manual.completion(parser(), chosen.shell)))
+    paging = verbs.add_parser("manual", help="write pages for man, one of each command")
+    paging.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="for example ~/.local/share/man/man1; pages there are replaced",
+    )  # fmt: skip
+    paging.set_defaults(run=write_manual)
     return top
+
+
+def write_manual(arguments: argparse.Namespace) -> None:
+    """Write them. Raises: QuietchoirError: the folder cannot be written to."""
+    made = manual.pages(parser(), __version__)
+    for name, page in made.items():
+        paths.write_atomically(arguments.out / name, page.encode(), durable=False)
+    print(f"{arguments.out}: {len(made)} pages; man quietchoir shows the first")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -818,10 +818,10 @@ class ModelParts:
     @property
     def bytes(self) -> int:
         """Of memory: weights and cache."""
-        held = self.weights.bytes if isinstance(self.weights, TransformersModel) else 0
+        held = self.engine.weight_bytes
         if isinstance(self.weights, Weights):
             blocks = {id(one): one.memory.size for one in self.weights.tensors.values()}
-            held = sum(blocks.values())
+            held += sum(blocks.values())
         return held + self.engine.scheduler.pool.total * self.engine.backend.block_bytes
 
     def facts(self, path: Path) -> ModelFacts:
@@ -945,9 +945,12 @@ class Membership:
             logger.exception("the federation's member broke; the assistant goes on without it")
 
     def tell(self, event: FederationEvent) -> None:
-        """What a reader of the log wants to know, and the last of it for the page."""
-        if words := sentence(event):
-            self.latest = {"at": time.time(), "words": words}
+        """What a reader of the log wants to know, and the last of it for the page, which has its
+        own words for most kinds of events.
+        """
+        if words := sentence(event, serving=True):
+            told = {key: value for key, value in event.table().items() if value == value}  # no NaN
+            self.latest = {**told, "at": time.time(), "words": words}
         if isinstance(event, AdoptedEvent):
             logger.warning(
                 "a finished adapter came: %s; choose it on the page or with: quietchoir adapter "
@@ -959,7 +962,7 @@ class Membership:
         elif isinstance(event, PersonalEvent):
             logger.warning("%s", event.words)
         elif isinstance(event, WithheldEvent | ConsentedEvent | RestingEvent):
-            logger.warning("%s", sentence(event))
+            logger.warning("%s", sentence(event, serving=True))
         else:
             logger.info("federation: %s", event.name)
 

@@ -127,7 +127,7 @@ def refresh(upgrade: bool, wheels: Sequence[Path]) -> None:
         "utf-8",
     )
     PEERS.write_text(
-        "# What `bench engine` compares with. "
+        "# What `bench engine` and `bench serve` compare with. "
         "Written by: make tested-set\n" + PEERS.read_text("utf-8"),
         "utf-8",
     )

@@ -156,6 +156,9 @@ class ServerConfig:
     head_timeout_s: float = 10.0  # a connection that has not said by then what it wants is closed
     body_timeout_s: float = 60.0  # a body that has not come by then is refused
     write_timeout_s: float = 30.0  # a client that takes nothing of its answer for so long is let go
+    # of all clients together, as many more in a burst; beyond them requests are refused with 429;
+    # 0: no limit
+    max_requests_per_s: float = 0.0
     drain_s: float = 30.0  # answers that run at SIGTERM get so long; Ctrl-C ends at once
     # PEM, with its chain: HTTPS. Beyond this machine there must be one
     certificate: Path | None = None
@@ -172,7 +175,7 @@ class ServerConfig:
         at_least(1, max_body_bytes=self.max_body_bytes, max_connections=self.max_connections)
         above(0, head_timeout_s=self.head_timeout_s, body_timeout_s=self.body_timeout_s)
         above(0, write_timeout_s=self.write_timeout_s)
-        at_least(0, drain_s=self.drain_s)
+        at_least(0, drain_s=self.drain_s, max_requests_per_s=self.max_requests_per_s)
         if self.key is not None and self.certificate is None:
             raise ValueError("key is there and certificate is not; give both, or neither")
 

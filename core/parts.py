@@ -29,7 +29,7 @@ EXTRAS = {
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),
-    "peers": ("llama_cpp", "openvino_genai", "openvino"),
+    "peers": ("llama_cpp", "openvino_genai", "openvino", "xllamacpp"),
     "dev": ("triton",),
 }
 STANDS_ON = {"federation": ("train",)}  # members train

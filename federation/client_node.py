@@ -88,7 +88,8 @@ class ClientOptions:
     # folder with train.jsonl and, if there is one, test.jsonl; None: what of this node's history
     # its owner consents to
     data: Path | None
-    patient: bool = False  # while nothing may train, wait for consent instead of refusing
+    # of a node that serves: while nothing may train, wait for consent instead of refusing
+    patient: bool = False
     home: Path
     once: bool = False  # leave after the first finished adapter
     rehearse: int = 0  # values of a pretended adapter; 0: train in earnest
@@ -333,10 +334,11 @@ class ClientNode:
                 f"This node has the finished adapter{self.adopted and ' '}{self.adopted[:12]} "
                 f"and waits for another run."
             )
+        advice = "; `join --once` leaves with the adapter, `join --wait S` gives up after so long"
         return (
             "This node waits for a run to begin or go on, or, if it is over, for its adapter, "
-            "which the coordinator hands out when it is started again; `join --once` leaves with "
-            "the adapter, `join --wait S` gives up after so long."
+            "which the coordinator hands out when it is started again"
+            f"{'' if self.options.patient else advice}."
         )
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:

@@ -57,7 +57,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "c.gguf").rename(theirs / "blobs" / f"sha256-{digest}")
     kind = "application/vnd.ollama.image.model"
     layers = [{"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}]
-    manifest.write_text(json.dumps({"layers": layers}))
+    for tag in (manifest, manifest.with_name("latest")):
+        tag.write_text(json.dumps({"layers": layers}))
     return folder
 
 
@@ -156,6 +157,12 @@ async def test_installed_and_loaded_models_are_told_by_both_protocols(
     assert status == 200 and told["details"]["family"] == "qwen2"
     async with client.get("/api/models") as response:
         here = {model["name"]: model for model in (await response.json())["installed"]}
+    for name in (FOREIGN, "ollama:tiny", "ollama:tiny:latest", "ollama%3Atiny:latest"):
+        async with client.get(f"/v1/models/{name}") as response:
+            assert response.status == 200, name
+    ask = {"messages": HELLO, "max_tokens": 2}
+    status, told = await post(client, "/v1/chat/completions", model="ollama:tiny:latest", **ask)
+    assert status == 200 and told["model"] == "ollama:tiny"
     assert here["tiny-b"]["loaded"] and here[FOREIGN]["origin"] == "Ollama"
     async with client.delete("/api/models/tiny-b") as response:
         assert response.status == 400

@@ -118,6 +118,7 @@ class Engine:
             choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
         self.adapters = AdapterRegistry(weights, choice.projections)
         self.exactness = choice.exactness
+        self.weight_bytes = choice.weight_bytes  # beside the weights' own blocks
         self.slower = choice.slower  # what its owner is told; "": these are the fastest kernels
         # tokens of one request, answer included
         pool, self.context = planned(weights, config, choice)

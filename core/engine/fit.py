@@ -12,6 +12,7 @@ Source: the bound is the roofline's, S. Williams, A. Waterman and D. Patterson, 
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,9 @@ import numpy.typing as npt
 
 from .. import parts
 from ..config import EngineConfig
-from ..errors import QuietchoirError
+from ..errors import QuietchoirError, UnsupportedModelError
 from ..hardware import discovery
-from ..models import weights
+from ..models import transformers_model, weights
 from ..models.architecture import Architecture
 from ..models.checkpoint import from_gguf
 from ..models.files import gguf
@@ -166,10 +167,17 @@ def needs_of_installed(model: InstalledModel) -> ModelNeeds:
 
 
 def needs_of(path: Path) -> ModelNeeds:
-    """The same of a file or folder."""
+    """The same of a file or folder; of one that transformers computes, what its numbers take there,
+    which is more than its file where that holds them in fewer bits.
+    """
     try:
         return needs_of_path(path)
-    except (OSError, QuietchoirError):
+    except (OSError, QuietchoirError) as error:
+        if isinstance(error, UnsupportedModelError):
+            with suppress(OSError, QuietchoirError), parts.wanted("a model of this family"):
+                numbers = transformers_model.numbers_of(weights.model_at(path))
+                size = numbers * discovery.float_bytes(numbers)
+                return ModelNeeds(weight_bytes=size, read_bytes=size, cache_bytes=0, context=0)
         files = [*path.glob("*.safetensors"), *path.glob("*.gguf")] if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files)
         return ModelNeeds(weight_bytes=size, read_bytes=size, cache_bytes=0, context=0)

@@ -108,6 +108,14 @@ def memory_sizes(root: Path = Path("/")) -> tuple[int, int]:
     return total, free
 
 
+def float_bytes(numbers: int) -> int:
+    """Of each of so many numbers where a library keeps them plain: 4, float32, if all together then
+    take no more than half of the memory that is free, else 2.
+    """
+    _, free = memory_sizes()
+    return 4 if not free or 4 * numbers <= free // 2 else 2
+
+
 def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
     """Which of FEATURES this CPU and its kernel offer."""
     found = set()

@@ -397,6 +397,9 @@ def name_lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     for locale in pkgutil.iter_modules(texts.__path__):
         words = importlib.import_module(f"{texts.__name__}.{locale.name}").Provider.word_list
         common |= {word.casefold() for word in words}
+    # "German" is a first name in one language, and a language in most sentences
+    for language in people.Provider.language_names:
+        common |= {word.casefold() for word in WORD.findall(language)}
     for locale in pkgutil.iter_modules(people.__path__):
         provider = importlib.import_module(f"{people.__name__}.{locale.name}").Provider
         for key in dir(provider):

@@ -250,7 +250,8 @@ class HistoryStore:
         began: float | None = None,
     ) -> None:
         """Keep a conversation as it stands now. Turns that were said otherwise before, or that are
-        not among these, go on as a branch of it, with the examples that were made of them.
+        not among these, go on as a branch of it, with the examples that were made of them; but what
+        a client has cut off its beginning stays where it is, before what it still says.
 
         Args:
             source: who said what is new in it; all who ever did limit what it may train.
@@ -265,7 +266,6 @@ class HistoryStore:
         check_name(source, "source")
         opening = next((one.content for one in messages if one.role == "user"), "")
         title = " ".join(opening.split())[:TITLE_CHARACTERS]
-        rows = [(conversation, place, written(one)) for place, one in enumerate(messages)]
         with self.step():
             if began is not None and self.began(conversation) != began:
                 raise DataError(f"conversation {conversation} was forgotten while it was answered")
@@ -276,6 +276,8 @@ class HistoryStore:
                     conversation,
                 )
             ]
+            if cut := cut_off(before, messages):
+                messages = [*before[:cut], *from_first_question(messages)]
             if turn := first_left_out(before, messages):
                 former = self._copy(conversation, len(before))
                 self.connection.execute(
@@ -292,6 +294,7 @@ class HistoryStore:
                 # what was said otherwise before is gone, and so is what was noted of it
                 self.connection.execute("DELETE FROM notes WHERE conversation = ?", (conversation,))
             self.connection.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
+            rows = [(conversation, place, written(one)) for place, one in enumerate(messages)]
             self.connection.executemany("INSERT INTO turns VALUES (?, ?, ?)", rows)
             self.connection.executemany(
                 "INSERT OR IGNORE INTO uses VALUES (?, ?)",
@@ -870,6 +873,24 @@ def first_left_out(before: Sequence[Message], now: Sequence[Message]) -> int:
         if not same or ((there[2] or not words) and not there[2].startswith(calls)):
             return turn + 1
     return 0
+
+
+def cut_off(before: Sequence[Message], now: Sequence[Message]) -> int:
+    """How many messages of the beginning a client does not send any more, all that followed them
+    being said still; 0: it sends the beginning, or says something else.
+    """
+    if not first_left_out(before, now):
+        return 0
+    asked = [place for place, one in enumerate(before) if one.role == "user"]
+    return next((place for place in asked[1:] if not first_left_out(before[place:], now)), 0)
+
+
+def from_first_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """Without what stands before the user's first message: instructions, or notes of what was cut
+    off.
+    """
+    asked = (place for place, one in enumerate(messages) if one.role == "user")
+    return messages[next(asked, len(messages)) :]
 
 
 def text_of(answer: Message) -> str:

@@ -169,7 +169,7 @@ def of_folder(folder: Path, reason: str) -> TransformersModel:
     config = config_of(path, family, values)
     decoder = config.get_text_config(decoder=True)
     vocabulary = size(path, "vocab_size", getattr(decoder, "vocab_size", None))
-    parameters = sum(map(numbers_in, tensor_files(folder)))
+    parameters = numbers_of(folder)
     refuse_sizes(path, decoder)
     refuse_crowds(path, decoder, parameters)
     return TransformersModel(
@@ -184,6 +184,24 @@ def of_folder(folder: Path, reason: str) -> TransformersModel:
         digest=digest_of(folder),
         sampling=generation_config.from_hf(folder / GENERATION, optional_json(folder / GENERATION)),
     )
+
+
+def numbers_of(path: Path) -> int:
+    """How many numbers a folder or a GGUF file holds; only heads are read.
+
+    Raises:
+        ModelFileError: it is none.
+    """
+    if not path.is_dir():
+        return numbers_held(gguf.read(path))
+    from .files.hf_folder import tensor_files
+
+    return sum(map(numbers_in, tensor_files(path)))
+
+
+def numbers_held(file: gguf.GgufFile) -> int:
+    """The same of a GGUF file that was read."""
+    return sum(rows.shape[0] * rows.shape[1] for rows in file.tensors.values())
 
 
 def numbers_in(file: Path) -> int:
@@ -376,7 +394,7 @@ def of_gguf(file: gguf.GgufFile, reason: str) -> TransformersModel:
             f"{file.path}: a {family:.40} model does not continue texts; choose another"
         )
     decoder = config.get_text_config(decoder=True)
-    parameters = sum(rows.shape[0] * rows.shape[1] for rows in file.tensors.values())
+    parameters = numbers_held(file)
     refuse_sizes(file.path, decoder)
     refuse_crowds(file.path, decoder, parameters)
     if lost := sorted(unheeded(file, family, decoder)):

@@ -34,6 +34,7 @@ from ..engine.sampling.logprobs import TokenLogprobs
 from ..errors import ModelNotFoundError
 from ..history.recorder import recorded
 from ..history.store import HistoryStore
+from ..models.hub.elsewhere import plain_name
 from .requests import Body
 
 IGNORED = web.RequestKey("ignored", tuple[str, ...])  # fields that change nothing here
@@ -66,6 +67,7 @@ class Answering:
             ModelNotFoundError: it names none that is here. ModelError: it cannot be loaded.
             OverloadedError: there is no room for it now.
         """
+        body = by_plain_name(body)
         async with self._model(body) as (model, loading_s):
             asked = [message.content for message in body.ask.messages if message.role == "user"]
             adapter = await model.profile.adapters.choose(body.model, asked)
@@ -78,6 +80,7 @@ class Answering:
     @asynccontextmanager
     async def complete(self, body: Body) -> AsyncIterator[PendingAnswer]:
         """Go on after a text. Raises: as `chat`."""
+        body = by_plain_name(body)
         async with self._model(body) as (model, loading_s):
             ask = asked_of(model, body, await model.profile.adapters.resolve(body.model))
             several = drafts(ask, body.n)
@@ -112,6 +115,7 @@ class Answering:
         Raises:
             ModelNotFoundError: nothing answers to it.
         """
+        name = plain_name(name)
         model = await self.pool.model_of(name)
         profile = self.pool.profiles.get(model)
         if profile is not None:
@@ -127,6 +131,11 @@ class Answering:
         profiles = self.pool.profiles
         whole = profiles.get(name) or profiles.get(name.rpartition(":")[0])
         return whole.slower if whole else ""
+
+
+def by_plain_name(body: Body) -> Body:
+    """The same, its model as this node calls it: Ollama's may come with `:latest`."""
+    return dataclasses.replace(body, model=None if body.model is None else plain_name(body.model))
 
 
 def asked_of(model: LoadedModel, body: Body, adapter: str | None) -> ChatRequest:

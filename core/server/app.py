@@ -77,6 +77,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         count_responses(parts.metrics),
         refusals.answer_errors,
         guard,
+        connections.limit_rate(config.max_requests_per_s),
         connections.read_bodies(config.body_timeout_s),
     ]
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)

@@ -232,6 +232,31 @@ def refuse_expectations(handle: Handling) -> Handling:
     return refuse
 
 
+def limit_rate(per_s: float) -> Middleware:
+    """Middleware behind the guard that refuses what comes faster, after a burst of as many as a
+    second allows (one at least). Args: per_s: requests; 0: no limit.
+    """
+    most = max(1.0, per_s)
+    left, since = most, 0.0
+
+    @web.middleware
+    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal left, since
+        if per_s:
+            now = asyncio.get_running_loop().time()
+            left, since = min(most, left + per_s * (now - since)), now
+            if left < 1:
+                raise AccessDenied(
+                    429,
+                    f"more than {per_s:g} requests a second came (server.max_requests_per_s); ask "
+                    f"again later",
+                )
+            left -= 1
+        return await handler(request)
+
+    return limit
+
+
 def read_bodies(timeout_s: float) -> Middleware:
     """Middleware that reads a body, behind the guard and where a route wants it; handlers find
     it read.

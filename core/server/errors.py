@@ -128,7 +128,7 @@ def response(error: Exception, path: str = "") -> web.Response:
     """
     status, body = describe(error)
     headers: dict[str, str] = {}
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..assistant.adapters import AdapterSwitch
-from ..assistant.approvals import Approvals
+from ..assistant.approvals import REMEMBER, Approvals
 from ..assistant.tools import Tools
 from ..metrics import CONTENT_TYPE, NodeMetrics
 from .errors import BadRequest, parse_json
@@ -104,7 +104,8 @@ class Api:
 
     @described(shaped(tools=many(OBJECT)))
     async def list_tools(self, _request: web.Request) -> web.Response:
-        """Tools that the assistant may call now."""
+        """Tools that the assistant may call now; `remember` where a conversation uses memory."""
+        remembers = self.documents and self.approvals.rule(REMEMBER) != "never"
         infos = [
             {
                 "name": info.name,
@@ -112,9 +113,10 @@ class Api:
                 "schema": dict(info.schema),
                 "plugin": info.plugin_id,
                 "effect": info.effect,
-                "rule": self.approvals.rule(info),
+                # each fact is shown before it is kept, whatever the rules allow
+                "rule": "ask" if info is REMEMBER else self.approvals.rule(info),
             }
-            for info in self.tools.tools()
+            for info in (*self.tools.tools(), *([REMEMBER] if remembers else ()))
         ]
         return web.json_response({"tools": infos})
 

@@ -52,7 +52,7 @@ class OpenAI:
         """What the application mounts."""
         return [
             web.get(spelled("models"), self.list_models),
-            web.get(spelled("models/{model}"), self.show_model),
+            web.get(spelled("models/{model:.+?}"), self.show_model),
             web.post(spelled("chat/completions"), self.chat),
             web.post(spelled("completions"), self.complete),
             *(web.route("*", spelled(path), self.elsewhere) for path in NOT_HERE),

@@ -1,7 +1,8 @@
-"""The verbs `federation status` and `federation audit`.
+"""The verbs `federation status | audit`, of a coordinator's run, and `pause | resume`, of this
+node's part.
 
 Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb;
-both only read.
+the first two only read.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
@@ -27,6 +28,50 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     audit.add_argument("state", type=Path, metavar="STATE", help="as given to `coordinate --state`")
     audit.add_argument("--lines", action="store_true", help="also print every line")
     audit.set_defaults(run=check_audit)
+    for name, paused, words in (
+        ("pause", True, "train and send nothing in a federation, from now on and after a restart"),
+        ("resume", False, "take part again"),
+    ):
+        action = actions.add_parser(name, help=words)
+        action.add_argument(
+            "federation", nargs="?", metavar="NAME", help="default: the only one of this node"
+        )
+        action.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+        action.set_defaults(run=set_pause, paused=paused)
+
+
+def set_pause(arguments: Namespace) -> None:
+    """As the node's page does it; a member that runs notices by itself.
+
+    Raises:
+        ConfigError: not one federation that this node is a member of.
+    """
+    from ...core.errors import ConfigError
+    from ..client_node import default_home
+    from ..membership import consent
+    from ..monitor.member_status import memberships
+
+    joined = memberships(arguments.home or default_home())
+    wanted = arguments.federation
+    meant = [
+        (file, policy)
+        for file, policy in joined
+        if wanted is None or policy.name == wanted or policy.federation.hex().startswith(wanted)
+    ]
+    if len(meant) != 1:
+        known = ", ".join(f"{one.name} ({one.federation.hex()[:8]})" for _, one in joined)
+        raise ConfigError(
+            f"federation {wanted or '(none named)'}: this node is a member of {known or 'none'}; "
+            f"name one of them, or join one with: quietchoir serve --federation FILE"
+        )
+    [(file, policy)] = meant
+    consent.pause(file.parent, arguments.paused)
+    print(
+        f"{policy.name}: paused; nothing more is trained or sent, what has begun to leave leaves "
+        f"whole; quietchoir federation resume {policy.name} takes part again"
+        if arguments.paused
+        else f"{policy.name}: this node takes part again, once it runs as a member"
+    )
 
 
 def show_status(arguments: Namespace) -> None:

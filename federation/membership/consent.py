@@ -91,4 +91,7 @@ def why_paused(folder: Path) -> str:
     """Why this node takes no part now; "": its owner has not paused it."""
     if not (folder / PAUSED).exists():
         return ""
-    return "its owner has paused it; resume it on the node's page (quietchoir serve)"
+    return (
+        "its owner has paused it; resume it on the node's page, or with: quietchoir federation "
+        "resume"
+    )

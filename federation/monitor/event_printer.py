@@ -27,6 +27,8 @@ REHEARSED = {
     "staying": "the rehearsal is over; {names} do not know it yet: staying {seconds} s for them",
     "undelivered": "{names} cannot be told now that the rehearsal is over: {reason}",
 }
+# A node that serves ends for other reasons, and `join` has its own flags.
+SERVING = {"stays": "this node stays for the next run"}
 
 
 def printer(json_lines: bool, *, rehearsal: bool = False) -> Callable[[FederationEvent], None]:
@@ -49,8 +51,14 @@ def printer(json_lines: bool, *, rehearsal: bool = False) -> Callable[[Federatio
     return print_event
 
 
-def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
-    """An event for people; None for those that only programs want."""
+def sentence(
+    event: FederationEvent, *, rehearsal: bool = False, serving: bool = False
+) -> str | None:  # fmt: skip
+    """An event for people; None for those that only programs want.
+
+    Args:
+        serving: it is told by a node that serves, not by `join`.
+    """
     if isinstance(event, RoundEvent) and event.name == "round":
         entry = event.entry
         loss = entry["loss"]
@@ -95,6 +103,7 @@ def sentence(event: FederationEvent, *, rehearsal: bool = False) -> str | None:
         "with its first adapter",
         "personal": "{words}",
         **(REHEARSED if rehearsal else {}),
+        **(SERVING if serving else {}),
     }
     if event.name not in sentences or (isinstance(event, DisconnectedEvent) and event.again):
         return None

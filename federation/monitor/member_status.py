@@ -28,6 +28,19 @@ MOST_ROUNDS = 100
 Row = dict[str, Any]
 
 
+def memberships(home: Path) -> list[tuple[Path, Policy]]:
+    """The federation files that the node of this home accepted. One that is damaged is left to its
+    member to tell.
+    """
+    found = []
+    for file in sorted((home / "federations").glob(f"*/{roster.FILE}")):
+        try:
+            found.append((file, roster.read(file).policy))
+        except QuietchoirError:
+            continue
+    return found
+
+
 class MemberStatus:
     """The memberships in a home.
 
@@ -42,25 +55,13 @@ class MemberStatus:
         self.home, self.config, self.latest = home, config, latest
         self.lent: dict[str, LentHistory] = {}
 
-    def policies(self) -> list[tuple[Path, Policy]]:
-        """The federation files that this node accepted. One that is damaged is left to its member
-        to tell.
-        """
-        found = []
-        for file in sorted((self.home / "federations").glob(f"*/{roster.FILE}")):
-            try:
-                found.append((file, roster.read(file).policy))
-            except QuietchoirError:
-                continue
-        return found
-
     def federations(self) -> Sequence[Row]:
         """Every membership, as JSON's types.
 
         Raises:
             FederationError, ConfigError: a member's database is damaged.
         """
-        return [self.row(file, policy) for file, policy in self.policies()]
+        return [self.row(file, policy) for file, policy in memberships(self.home)]
 
     def row(self, file: Path, policy: Policy) -> Row:
         """One of them."""
@@ -122,7 +123,7 @@ class MemberStatus:
 
     def found(self, federation: str) -> tuple[Path, Policy]:
         """One by its id. Raises: DataError: not a member of it."""
-        for file, policy in self.policies():
+        for file, policy in memberships(self.home):
             if policy.federation.hex() == federation:
                 return file, policy
         raise DataError(

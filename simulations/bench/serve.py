@@ -4,19 +4,23 @@ on the same file.
 Knows the servers' command lines and what a client sees of an answer. Knows nothing of engines; the
 suite `engine` measures those.
 Always: both servers are asked the same fresh conversations over the same route, in turn within each
-repeat; an answer that fails, or ends without its usage, ends the run. Without `llama-server` the
-peer's rows say so, and nothing is compared.
+repeat; an answer that fails, or ends without its usage, ends the run. The file is in Q4_0, for
+which llama.cpp has its fastest kernels. The peer is `llama-server`, where its owner compiled one,
+else that of the package `xllamacpp`, whose kernels stop at AVX2: then a second node that is held to
+AVX2 is compared as well. Without either its row says so, and nothing is compared.
 """
 
 import asyncio
+import dataclasses
+import importlib.util
 import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +30,15 @@ import numpy as np
 import psutil
 
 from ...core.config import EngineConfig
+from ...core.engine.backends.native import library
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
 from ...core.engine.sampling.params import SamplingParams
 from ...core.errors import QuietchoirError
-from ...core.models import weights
+from ...core.hardware.power import EnergyMeter
+from ...core.models import to_gguf, weights
 from ...core.models.hub import catalog
+from ...core.models.quant.tensor import QuantTensor, plain
 from ...core.paths import HOME_VARIABLE, MODELS_VARIABLE, models, private_folder
 from ..cluster import HOST, free_port
 from ..processes import ProcessGroup
@@ -43,7 +50,14 @@ CLIENTS = (1, 8, 32)
 MOST = max(CLIENTS)
 SEED = 1
 START_S = 300.0  # for a model to load on a busy machine
-PEER = "llama-server"
+FILE_TYPE = "Q4_0"
+AVX2, HELD = "avx2", "ours_avx2"  # a node that is held to it
+PEER, PACKAGE = "llama-server", "xllamacpp"
+NO_PEER = (
+    f"neither {PEER} on PATH nor the package {PACKAGE} (`make bench` installs it): nothing is "
+    f"compared"
+)
+NOT_MEASURABLE = "not measurable here: neither RAPL nor NVML nor a battery tells"
 WORDS = (
     "a", "garden", "wall", "river", "clock", "engine", "letter", "winter", "baker", "sailor",
     "harbour", "lantern", "bridge", "forest", "teacher", "violin", "mountain", "kitchen",
@@ -72,6 +86,7 @@ class Crowd:
     seconds: float = 0.0  # from the first question to the last answer's end
     processor_s: float = 0.0  # of the server's processes meanwhile
     loop_s: float = 0.0  # of its main thread alone, which for ours is the event loop's
+    joules: float | None = None  # of the machine meanwhile; None: not measurable here
     tokens: int = 0  # of all answers, as the server counted them
     first_s: list[float] = field(default_factory=list)  # from a question to its first text
 
@@ -108,35 +123,35 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     Raises:
         QuietchoirError: a server did not start, or an answer did not come whole.
     """
-    scale, model = QUICK if quick else ServeScale(), catalog.find(MODEL)
-    peer = shutil.which(PEER)
+    scale, meter = QUICK if quick else ServeScale(), EnergyMeter()
     report: dict[str, Any] = {
         "what": f"answers of up to {scale.tokens} tokens to fresh conversations, streamed over "
-        f"/v1/chat/completions, {scale.answers} for each client",
+        f"/v1/chat/completions, {scale.answers} for each client; {MODEL} in {FILE_TYPE}",
         "seed": SEED,
         "repeats": {"crowds": scale.repeats},
         "clock": "seconds on the wall for speeds and first tokens, clients on the same machine; "
         "processor seconds of the server for overhead and idleness",
         "spread": {},
     }
-    if peer is None:
-        report["llamacpp"] = {"missing": f"{PEER} is not on PATH: nothing is compared"}
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quietchoir-bench-")))
-        group = stack.enter_context(ProcessGroup(scratch / "logs"))
-        tell("loading a node")
-        home = private_folder(scratch / "home")
-        (home / "config.toml").write_text(f"[engine]\nmax_running = {MOST}\n", "utf-8")
-        servers = [start_node(group, home)]
-        tell(f"a node that nobody asks, for {scale.idle_s:g} s")
-        report["idle"] = idle(servers[0], scale.idle_s)
-        keep(report)
-        if peer:
+    if not meter.sources:
+        report["joules_per_token"] = {"missing": NOT_MEASURABLE}
+    with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
+        scratch = Path(folder)
+        tell(f"writing the model in {FILE_TYPE}")
+        model = scratch / f"{MODEL}-{FILE_TYPE.lower()}.gguf"
+        write_again(catalog.find(MODEL), model)
+        with ProcessGroup(scratch / "logs") as group:
+            tell("loading a node")
+            servers = [start_node(group, new_home(scratch / "ours"), "--model", str(model))]
+            tell(f"a node that nobody asks, for {scale.idle_s:g} s")
+            report["idle"] = idle(servers[0], scale.idle_s)
+            keep(report)
             tell("loading llama.cpp's server")
-            servers.append(start_peer(group, peer, model))
-        ask_in_turn(servers, scale, report, tell, keep)
-    tell("the engine alone, in this process")
-    report |= {f"{part}_ms_per_token": 1000 * spent for part, spent in alone(model, scale).items()}
+            servers += start_peers(group, scratch, model, report)
+            ask_in_turn(servers, scale, report, meter, tell, keep)
+        tell("the engine alone, in this process")
+        spent = alone(model, scale)
+    report |= {f"{part}_ms_per_token": 1000 * seconds for part, seconds in spent.items()}
     report["overhead"] = (
         report["loop_ms_per_token"][str(MOST)]["ours"]
         + report["prompt_text_ms_per_token"]
@@ -146,11 +161,30 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     return report
 
 
-def start_node(group: ProcessGroup, home: Path) -> ServerUnderTest:
+def write_again(source: Path, model: Path) -> None:
+    """The same model's numbers in blocks of the file type: rounded twice, which is no slower."""
+    loaded, plain_of = weights.load(source), dict[int, QuantTensor]()
+    for blocks in loaded.tensors.values():  # a head that is the embedding stays its object
+        if id(blocks) not in plain_of:
+            plain_of[id(blocks)] = plain(blocks.dequantize())
+    tensors = {name: plain_of[id(blocks)] for name, blocks in loaded.tensors.items()}
+    to_gguf.save(dataclasses.replace(loaded, tensors=tensors), model, FILE_TYPE)
+
+
+def new_home(folder: Path) -> Path:
+    """A node's, which answers as many at once as there are clients at most."""
+    home = private_folder(folder)
+    (home / "config.toml").write_text(f"[engine]\nmax_running = {MOST}\n", "utf-8")
+    return home
+
+
+def start_node(
+    group: ProcessGroup, home: Path, *flags: str, **environment: str
+) -> ServerUnderTest:  # fmt: skip
     """A node in this home, with this machine's models."""
     child = group.start(
-        "node", "serve", "--port", "0",
-        **{HOME_VARIABLE: str(home), MODELS_VARIABLE: str(models())},
+        home.name, "serve", "--port", "0", *flags,
+        **{HOME_VARIABLE: str(home), MODELS_VARIABLE: str(models())}, **environment,
     )  # fmt: skip
     line = child.wait_for(lambda text: text.startswith("serving on "), START_S)
     url, _, token = line.removeprefix("serving on ").partition("#token=")
@@ -160,21 +194,57 @@ def start_node(group: ProcessGroup, home: Path) -> ServerUnderTest:
     )
 
 
-def start_peer(group: ProcessGroup, command: str, model: Path) -> ServerUnderTest:
-    """llama.cpp's server: a slot a client, a cache that holds all of them, all cores."""
+def start_peers(
+    group: ProcessGroup, scratch: Path, model: Path, report: dict[str, Any]
+) -> list[ServerUnderTest]:  # fmt: skip
+    """llama.cpp's server, and where its package stops at AVX2 a node that is held to it; what is
+    told of the peer goes into the report. Nobody: it cannot be had here.
+    """
+    peer, report["llamacpp"] = start_peer(group, model)
+    if peer is None:
+        return []
+    build = report["llamacpp"]["build"]
+    if PACKAGE not in build or "AVX512" in build or not wider_than_avx2():
+        return [peer]
+    home, held_to = new_home(scratch / HELD), {library.VARIABLE: AVX2}
+    held = start_node(group, home, "--model", str(model), **held_to)
+    return [dataclasses.replace(held, name=HELD), peer]
+
+
+def wider_than_avx2() -> bool:
+    """Do the compiled kernels use more of this processor than llama.cpp's package does?"""
+    return library.available() is None and library.instruction_set().startswith("avx512")
+
+
+def start_peer(
+    group: ProcessGroup, model: Path
+) -> tuple[ServerUnderTest | None, dict[str, str]]:  # fmt: skip
+    """llama.cpp's server, and what is told of it: a slot a client over one cache that holds all of
+    them, all cores. None: it cannot be had here.
+    """
     port, cores = free_port(), str(len(os.sched_getaffinity(0)))
-    child = group.start_other(
-        "llamacpp",
-        [
-            command, "--model", str(model), "--host", HOST, "--port", str(port), "--jinja",
-            "--threads", cores, "--parallel", str(MOST), "--ctx-size", str(512 * MOST),
-        ],
-    )  # fmt: skip
+    compiled = shutil.which(PEER)
+    if compiled:
+        command = [
+            compiled, "--model", str(model), "--host", HOST, "--port", str(port), "--jinja",
+            "--threads", cores, "--parallel", str(MOST), "--kv-unified", "--cache-ram", "0",
+            "--ctx-size", str(512 * MOST),
+        ]  # fmt: skip
+    elif importlib.util.find_spec(PACKAGE):
+        command = [
+            sys.executable, "-m", "quietchoir.simulations.bench.peers.llama_server", str(model),
+            "--port", str(port), "--slots", str(MOST), "--threads", cores,
+        ]  # fmt: skip
+    else:
+        return None, {"missing": NO_PEER}
+    child = group.start_other("llamacpp", command)
     server = ServerUnderTest(
         "llamacpp", f"http://{HOST}:{port}/", "", {}, psutil.Process(child.process.pid)
     )
     asyncio.run(until_healthy(server))
-    return server
+    if compiled:
+        return server, {"build": f"{PEER} of this machine"}
+    return server, {"build": child.wait_for(lambda text: text.startswith("llama.cpp "), START_S)}
 
 
 async def until_healthy(server: ServerUnderTest) -> None:
@@ -189,7 +259,7 @@ async def until_healthy(server: ServerUnderTest) -> None:
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.1)
-    raise QuietchoirError(f"{PEER} was not ready within {START_S:g} s")
+    raise QuietchoirError(f"llama.cpp's server was not ready within {START_S:g} s")
 
 
 def idle(server: ServerUnderTest, seconds: float) -> dict[str, float]:
@@ -205,6 +275,7 @@ def ask_in_turn(
     servers: Sequence[ServerUnderTest],
     scale: ServeScale,
     report: dict[str, Any],
+    meter: EnergyMeter,
     tell: Callable[[str], None],
     keep: Keep,
 ) -> None:
@@ -220,7 +291,10 @@ def ask_in_turn(
             answers = scale.answers * (4 if count == 1 else 1)
             questions = [[question(draws) for _ in range(answers)] for _ in range(count)]
             for server in servers:
+                before = meter.joules()
                 crowd = asyncio.run(ask(server, questions, scale.tokens))
+                if before is not None:
+                    crowd.joules = (meter.joules() or before) - before
                 if repeat:
                     found.setdefault((count, server.name), []).append(crowd)
         if repeat:
@@ -240,11 +314,16 @@ def tabulate(found: dict[tuple[int, str], list[Crowd]], report: dict[str, Any]) 
         put(report, f"processor_ms_per_token.{count}.{name}", spent)
         loop = Sample(tuple(1000 * crowd.loop_s / crowd.tokens for crowd in crowds))
         put(report, f"loop_ms_per_token.{count}.{name}", loop)
+        if all(crowd.joules is not None for crowd in crowds):
+            energy = Sample(tuple((crowd.joules or 0.0) / crowd.tokens for crowd in crowds))
+            put(report, f"joules_per_token.{count}.{name}", energy)
         first = [1000 * seconds for crowd in crowds for seconds in crowd.first_s]
         place = report.setdefault("ttft_ms", {}).setdefault(str(count), {})
         place[name] = {f"p{share}": float(np.percentile(first, share)) for share in (50, 99)}
-        if name != "ours":
+        if name == "llamacpp":
             put(report, f"ratio.{count}", speeds[count, "ours"].over(speeds[count, name]))
+            if (count, HELD) in speeds:
+                put(report, f"ratio_avx2.{count}", speeds[count, HELD].over(speeds[count, name]))
 
 
 def question(draws: random.Random) -> str:
@@ -368,13 +447,15 @@ def answered(engine: Engine, prompts: Sequence[tuple[int, ...]], tokens: int) ->
 
 def figures(report: dict[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
-    names = [name for name in ("ours", "llamacpp") if name in report["tokens_per_s"]["1"]]
+    names = [name for name in ("ours", HELD, "llamacpp") if name in report["tokens_per_s"]["1"]]
     for count in CLIENTS:
         for name in names:
             yield Figure(f"tokens_per_s.{count}.{name}", "tokens/s", f"{count} clients: {name}")
         if "llamacpp" in names:
             aim = 2.0 if count > 1 else None
             yield Figure(f"ratio.{count}", "×", f"{count} clients: ours over", at_least=aim)
+            if HELD in names:
+                yield Figure(f"ratio_avx2.{count}", "×", f"{count} clients: ours in AVX2 over")
         for share in ("p50", "p99"):
             for name in names:
                 theirs = report["ttft_ms"][str(count)].get("llamacpp", {}).get(share)
@@ -396,5 +477,14 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("overhead", "", "  these three, over the engine alone", at_most=0.05)
     yield Figure("idle.cpu_percent", "%", "a core, when nobody asks", at_most=0.5)
     yield Figure("idle.rss_mb", "MB", "resident then")
-    if "llamacpp" in report:
-        yield Figure("llamacpp.missing", "", "llama.cpp")
+    if "missing" in report["joules_per_token"]:
+        yield Figure("joules_per_token.missing", "", "joules a token")
+    else:
+        for count in CLIENTS:
+            for name in names:
+                yield Figure(
+                    f"joules_per_token.{count}.{name}",
+                    "J",
+                    f"of the whole machine a token, {count} clients: {name}",
+                )
+    yield Figure(f"llamacpp.{next(iter(report['llamacpp']))}", "", "llama.cpp's server")

@@ -160,6 +160,41 @@ async def test_what_the_node_refuses_is_shown(tab: Tab) -> None:
         await tab.until("document.querySelector('.notice')?.innerText.includes('another model')")
 
 
+DROP = """
+for (const kind of ["dragover", "drop"]) {
+  const dataTransfer = new DataTransfer();
+  for (const [name, text] of %s) dataTransfer.items.add(new File([text], name));
+  document.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
+  if (kind === "dragover") window.shown = document.querySelector(".drop-here") !== null;
+}
+"""
+
+
+async def test_files_that_are_dropped_can_be_cited_in_this_conversation(
+    tab: Tab, tmp_path: Path
+) -> None:
+    node = kept(Served(engine_saying(["In the shed."]), FakeTools(names=())), tmp_path)
+    assert node.documents is not None
+    collections, told = node.documents.collections, "document.querySelector('.files p').innerText"
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await tab.until("document.querySelector('.files button')")
+        files = [["rake.txt", "the rake is in the shed"], ["<b>.txt", "the hose too"]]
+        await tab.run(DROP % json.dumps(files))
+        await tab.until(f"{told}.startsWith('rake.txt, <b>.txt: ')")
+        assert "in the collection dropped." in await tab.run(told)
+        assert set(collections.store("dropped").documents()) == {"rake.txt", "<b>.txt"}
+        assert not await tab.run("document.querySelector('.drop-here, .files b') !== null")
+        await tab.until("document.querySelector('.documents input')?.checked")
+        await say(tab, "where is the rake?")
+        assert await answered(tab, 1) == "In the shed."
+        await tab.until("document.querySelector('.citations')?.innerText.includes('rake.txt')")
+        assert tab.problems == []
+        await tab.run(DROP % json.dumps([["none.txt", "\0"]]))
+        await tab.until(f"{told}.includes('its bytes are no text')")
+    collections.close()
+
+
 async def test_a_citation_opens_its_passage_as_text_and_a_fact_is_kept_after_a_yes(
     tab: Tab, tmp_path: Path
 ) -> None:

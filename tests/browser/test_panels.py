@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from quietchoir.core.assistant.approvals import REMEMBER
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.errors import OverloadedError
 from quietchoir.core.models.hub.client import HubClient
 from quietchoir.core.server.embeddings import Source
 from quietchoir.core.server.models_api import OwnersModels
@@ -304,6 +306,7 @@ class Choir:
 
     def __init__(self) -> None:
         self.paused = False
+        self.event: dict[str, Any] = {}  # what its member told last, beside the words
 
     def federations(self) -> list[dict[str, Any]]:
         stages = {"train": 300, "advertise": 700, "mask": 640_000, "unmask": 9_000}
@@ -318,7 +321,7 @@ class Choir:
                 "members": 4,
                 "coordinator": "192.0.2.7:8790",
                 "paused": self.paused,
-                "latest": {"at": 1.8e9, "words": "round 2: training"},
+                "latest": {**self.event, "at": 1.8e9, "words": "round 2: training"},
                 "privacy": {"epsilon": 0.4182, "budget": 3.0, "delta": 1e-5},
                 "bytes": 1_300_000,
                 "rounds": [told | {"round": 2}, told | {"round": 1}],
@@ -516,7 +519,13 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
     axe = (Path(__file__).parent / "vendor" / "axe.js").read_text("utf-8")
     data = ["quietchoir", "smollm2", "hello there", "papers", "choir", "HassTurnOn", "python"]
     data += ["acts in the house", "quietchoir/household", ANSWER, "Good", "morning", "English"]
-    data += ["Deutsch", "remember", "trained together · home-1", json.dumps(SHOWN)]
+    data += [
+        "Deutsch",
+        REMEMBER.name,
+        REMEMBER.description,
+        "trained together · home-1",
+        json.dumps(SHOWN),
+    ]
     async with node.running() as served:
         await tab.send("Emulation.setDeviceMetricsOverride", width=390, height=780,
                        deviceScaleFactor=1, mobile=True)  # fmt: skip
@@ -575,7 +584,10 @@ async def test_every_state_of_the_page_is_sound_for_screen_readers_and_says_only
 async def test_the_page_speaks_german_where_the_browser_does_and_where_it_is_chosen(
     tab: Tab, tmp_path: Path
 ) -> None:
-    node = kept(Served(engine_saying(["Guten Morgen."]), FakeTools()), tmp_path)
+    engine = engine_saying(["Guten Morgen."])
+    node = kept(Served(engine, FakeTools()), tmp_path)
+    node.memberships = choir = Choir()
+    choir.event = {"event": "train", "round": 2}
     async with node.running() as served:
         agent = await tab.run("navigator.userAgent")
         await tab.send(
@@ -586,13 +598,23 @@ async def test_the_page_speaks_german_where_the_browser_does_and_where_it_is_cho
         await answered(tab, 1)
         assert await tab.run("document.documentElement.lang") == "de"
         assert "1 Token in " in await tab.run("document.querySelector('.body footer').innerText")
+        await click(tab, "Föderationen")
+        panel = "document.querySelector('dialog').innerText"
+        await tab.until(f"{panel}.includes('Runde 2: wird trainiert.')")
+        await click(tab, "Schließen")
+        engine.refuse = OverloadedError("the queue is full; try again later")
+        await say(tab, "was ist rot?")
+        await tab.until("document.querySelector('.error')?.innerText.includes('keinen Platz')")
+        said = await tab.run("document.querySelector('.error').innerText")
+        assert said.startswith("Der Knoten hat gerade keinen Platz dafür")
+        assert "the queue is full" in said  # the node's own word stays
         await tab.press("A", "KeyA", alt_shift=True)
         await choose(tab, "dialog select", "en")
         await tab.until("document.querySelector('h2').innerText === 'Language and shortcuts'")
-        assert await tab.run(BUBBLES) == ["Hallo"]  # nothing was lost by it
+        assert await tab.run(BUBBLES) == ["Hallo", "was ist rot?"]  # nothing was lost by it
         await tab.run("location.reload()")
         await tab.until("document.querySelector('#composer')?.placeholder.startsWith('Ask')")
-        assert tab.problems == []
+        assert [one for one in tab.problems if "503" not in one] == []
     assert node.history is not None
     node.history.close()
 

@@ -60,6 +60,8 @@ A node at `http://127.0.0.1:8765` with its token (the file `token` in the node's
   client sends as the bearer token; other programs: a header `Authorization: Bearer TOKEN`.
 - `model`: `default` (the active adapter, where a request is for it), the name of any chat model
   that the node has (`/v1/models` lists them; no adapter), `MODEL:ADAPTER`.
+- `keep_alive` of `/api/chat` and `/api/generate` says how long the chat model stays loaded behind
+  the request; the embedding model is everybody's and stays, so `/api/embed` names it as ignored.
 
 What came of it is written by `python -m quietchoir.tests.clients.matrix` from a run of the clients
 themselves, in an environment of their own (`make clients`, `constraints-clients.txt`), against a

@@ -39,6 +39,7 @@ class BackendChoice:
     check: Callable[[int, int], object] = lambda blocks, context: None
     # what adapters change, where the weights themselves do not tell
     projections: Mapping[str, QuantTensor] | None = None
+    weight_bytes: int = 0  # of a network that is held beside the weights' own blocks
 
 
 def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
@@ -115,6 +116,7 @@ def _transformers(model: TransformersModel, config: EngineConfig) -> BackendChoi
         lambda blocks, context: runner,
         slower=told,
         projections=runner.network.projections(),
+        weight_bytes=runner.network.bytes,
     )
 
 

@@ -274,7 +274,7 @@ def put_by_hand(taken: set[str]) -> Iterator[InstalledModel]:
 
 def find_installed(name: str) -> InstalledModel | None:
     """The model of this name, if it is on this disk."""
-    plain = name.removesuffix(":latest") if name.startswith(elsewhere.OLLAMA) else name
+    plain = elsewhere.plain_name(name)
     return next((model for model in installed() if model.name == plain), None)
 
 
@@ -319,7 +319,7 @@ def model_name(model: str) -> str:
     folder's whole name.
     """
     if model.startswith((elsewhere.OLLAMA, elsewhere.LM_STUDIO)):
-        return model.removesuffix(":latest")
+        return elsewhere.plain_name(model)
     if "/" not in model and model not in (".", ".."):
         return model
     path = Path(model).expanduser()

@@ -23,6 +23,7 @@ OLLAMA, LM_STUDIO = "ollama:", "lmstudio:"
 WEIGHTS = "application/vnd.ollama.image.model"
 ADAPTER = "application/vnd.ollama.image.adapter"
 LICENCE = "application/vnd.ollama.image.license"
+TAGGED = re.compile(r"^(ollama:.+?):latest(?=:|$)")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 REGISTRY, LIBRARY, LATEST = "registry.ollama.ai", "library", "latest"
 LARGEST_MANIFEST = 1 << 20  # bytes
@@ -48,8 +49,13 @@ def models() -> Iterator[ForeignModel]:
 
 def find(name: str) -> ForeignModel | None:
     """The one of this name; Ollama's `:latest` may be left out."""
-    plain = name.removesuffix(f":{LATEST}") if name.startswith(OLLAMA) else name
+    plain = plain_name(name)
     return next((model for model in models() if model.name == plain), None)
+
+
+def plain_name(name: str) -> str:
+    """A name, perhaps with an adapter behind it, without the tag `:latest` of Ollama's models."""
+    return TAGGED.sub(r"\1", name)
 
 
 def ollama() -> Iterator[ForeignModel]:

@@ -1,7 +1,7 @@
 // The node's API: token, requests, and one answer as a stream of events.
 // Knows nothing of what is on screen.
 
-import { t } from "./texts.js";
+import { known, t } from "./texts.js";
 
 const KEY = "token";
 export const MAX_TOKENS = 512; // of an answer, where its owner says nothing
@@ -27,6 +27,9 @@ export class Refusal extends Error {
   }
 }
 
+/** What the node refused, in the reader's language as far as its code has a text. */
+const refused = ({ message, code }) => known(`refusal.${code}`, message, { said: message });
+
 /** A browser says "Failed to fetch" whatever happened: say what can be done. */
 function lost(error, words) {
   return error.name === "AbortError" ? error : new Refusal(0, words);
@@ -34,14 +37,15 @@ function lost(error, words) {
 
 async function request(path, options = {}) {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` };
-  if (options.body) headers["Content-Type"] = "application/json";
+  if (typeof options.body === "string") headers["Content-Type"] = "application/json";
   const response = await fetch(path, { ...options, headers }).catch((error) => {
     throw lost(error, t("node.gone"));
   });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
-    const words = body.error?.message ?? t("node.status", { status: `${response.status}` });
-    throw new Refusal(response.status, words);
+    const { status } = response;
+    const words = body.error ? refused(body.error) : t("node.status", { status: `${status}` });
+    throw new Refusal(status, words);
   }
   return response;
 }
@@ -51,6 +55,9 @@ export const post = async (path, body) =>
   (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
 export const put = async (path, body) =>
   (await request(path, { method: "PUT", body: JSON.stringify(body) })).json();
+/** A file's bytes, as they are. */
+export const putFile = async (path, file) =>
+  (await request(path, { method: "PUT", body: file })).json();
 export const del = async (path) => (await request(path, { method: "DELETE" })).json();
 
 /**
@@ -85,7 +92,7 @@ export async function* ask(messages, conversation, settings, signal) {
       const data = event.slice(6);
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Refusal(500, chunk.error.message);
+      if (chunk.error) throw new Refusal(500, refused(chunk.error));
       yield chunk;
     }
   }

@@ -4,7 +4,7 @@ import {
   html, render, useEffect, useLayoutEffect, useRef, useState,
 } from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
-import { Citations, Collections, Memory, propose } from "./documents.js";
+import { Citations, Collections, Files, Memory, propose } from "./documents.js";
 import { Federations } from "./federation.js";
 import { Consent, Verdict } from "./feedback.js";
 import {
@@ -350,6 +350,12 @@ function App() {
   const active = adapters.adapters.find(({ id }) => id === adapters.active);
   const taught = { model: status?.model, adapter: active && adapterName(active) };
   const name = status && (active ? t("model.taught", taught) : status.model);
+  // `remember` is the node's own, and of every house
+  const inHouse = adapters.active && tools.some(({ plugin }) => plugin);
+  const collections = settings.collections ?? [];
+  const cite = (one) =>
+    collections.includes(one) || set({ ...settings, collections: [...collections, one] });
+  const files = status?.documents && html`<${Files} chosen=${collections} onTaken=${cite} />`;
   const panels = {
     settings: html`<${Settings} settings=${settings} adapters=${adapters} onChange=${set}
       onClose=${() => setPanel("")} />`,
@@ -365,8 +371,8 @@ function App() {
       html`<${History} current=${conversation} onOpen=${goOn}
         onDeleted=${(root) => root === kept.root && fresh()} />`}
       documents=${status?.documents &&
-      html`<${Collections} chosen=${settings.collections ?? []}
-          onChoose=${(collections) => set({ ...settings, collections })} />
+      html`<${Collections} chosen=${collections}
+          onChoose=${(wanted) => set({ ...settings, collections: wanted })} />
         <${Memory} proposed=${proposed} />`}
       consent=${kept.there &&
       html`<${Consent} destinations=${kept.destinations} consent=${kept.consent}
@@ -376,7 +382,7 @@ function App() {
         onScroll=${scrolled}>
         ${messages?.length === 0 &&
         html`<${Welcome} model=${name} onAsk=${send}
-          suggestions=${suggestions(tools.length && adapters.active ? "house" : "plain")} />`}
+          suggestions=${suggestions(inHouse ? "house" : "plain")} />`}
         ${messages?.map(
           (message, index) =>
             html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
@@ -388,7 +394,7 @@ function App() {
         <div class="end" />
       </div>
       ${notice && html`<p class="notice" role="alert">${notice}</p>`}
-      ${messages && html`<${Composer} busy=${busy} onAsk=${send} onStop=${stop} />`}
+      ${messages && html`<${Composer} busy=${busy} files=${files} onAsk=${send} onStop=${stop} />`}
     </main>
     ${panels[panel]}
   `;

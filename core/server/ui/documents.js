@@ -1,10 +1,66 @@
-// Documents and memory: which collections an answer may cite, what it cites, what is remembered.
+// Documents and memory: which collections an answer may cite, files that come into them, what an
+// answer cites, what is remembered.
 // Knows the node's addresses for them. Whatever a document says stands here as text, never as HTML.
 
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
-import { del, get, post, put } from "./api.js";
-import { Menu } from "./parts.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { del, get, post, put, putFile } from "./api.js";
+import { Menu, Round } from "./parts.js";
 import { t } from "./texts.js";
+
+const DROPPED = "dropped"; // the collection for files where a conversation has chosen none
+
+/** Files for answers to cite: dropped anywhere on the page, or picked. */
+export function Files({ chosen, onTaken }) {
+  const [over, setOver] = useState(false);
+  const [told, setTold] = useState("");
+  const picker = useRef(null);
+  const take = async (files) => {
+    const collection = chosen[0] ?? DROPPED;
+    const there = `/api/collections/${encodeURIComponent(collection)}/documents`;
+    let [file, count] = ["", 0];
+    try {
+      const { collections } = await get("/api/collections");
+      const exists = collections.some(({ name }) => name === collection);
+      if (!exists) await post("/api/collections", { name: collection });
+      for (const one of files) {
+        file = one.name;
+        setTold(t("drop.reading", { file }));
+        count += (await putFile(`${there}/${encodeURIComponent(file)}`, one)).passages;
+      }
+      const names = files.map(({ name }) => name).join(", ");
+      setTold(t("drop.done", { files: names, count, collection }));
+      onTaken(collection);
+    } catch (error) {
+      setTold(t("drop.failed", { file: file || collection, said: error.message }));
+    }
+  };
+  // on the whole page, with what is drawn: it must know which collections are chosen now
+  useEffect(() => {
+    const dragged = (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault(); // the browser would open the file in the page's place
+      setOver(event.type === "dragover");
+      if (event.type === "drop") take([...event.dataTransfer.files]);
+    };
+    const left = ({ relatedTarget }) => relatedTarget || setOver(false);
+    for (const kind of ["dragover", "drop"]) document.addEventListener(kind, dragged);
+    document.addEventListener("dragleave", left);
+    return () => {
+      for (const kind of ["dragover", "drop"]) document.removeEventListener(kind, dragged);
+      document.removeEventListener("dragleave", left);
+    };
+  });
+  const picked = ({ target }) => {
+    take([...target.files]);
+    target.value = ""; // the same file may be picked again
+  };
+  return html`<div class="files">
+    <p class="faint" role="status">${told}</p>
+    ${over && html`<p class="drop-here">${t("drop.here")}</p>`}
+    <input ref=${picker} type="file" multiple hidden onChange=${picked} />
+    <${Round} icon="clip" title=${t("drop.pick")} onClick=${() => picker.current.click()} />
+  </div>`;
+}
 
 /** Collections to choose from; nothing where the node has none. */
 export function Collections({ chosen, onChoose }) {
@@ -15,7 +71,7 @@ export function Collections({ chosen, onChoose }) {
       .catch(() => setThere([]));
   useEffect(() => {
     look();
-  }, []);
+  }, [chosen.length]); // one may have come with a file
   if (!there.length) return null;
   const flip = (name) =>
     onChoose(chosen.includes(name) ? chosen.filter((one) => one !== name) : [...chosen, name]);

@@ -33,6 +33,9 @@ export function Federations({ onClose }) {
   <//>`;
 }
 
+/** What its member told last; most kinds of events have a text, the others come in words. */
+const told = ({ words, event, ...values }) => known(`federation.event.${event}`, words, values);
+
 function NoMember() {
   const command = html`<code>quietchoir serve --federation federation.toml</code>`;
   return html`<p>${t("federation.none")}</p>
@@ -46,7 +49,7 @@ function Federation({ federation: one, onPause }) {
   return html`<section aria-label=${one.name}>
     <h3>${one.name}</h3>
     <p role="status">
-      ${one.paused ? t("federation.paused") : one.latest ? one.latest.words : t("federation.away")}
+      ${one.paused ? t("federation.paused") : one.latest ? told(one.latest) : t("federation.away")}
     </p>
     <div class="choices">
       <button onClick=${() => onPause(!one.paused)}>

@@ -23,6 +23,7 @@ const ICONS = {
   again: "M4 12a8 8 0 1 1 2.5 5.8M4 19v-5h5",
   fresh: "M12 5v14M5 12h14",
   tool: "M14.5 6.5a4 4 0 0 0-5.3 5.1L4 16.8 7.2 20l5.2-5.2a4 4 0 0 0 5.1-5.3L15 12l-3-3z",
+  clip: "M8 12.5 13.5 7a2.8 2.8 0 0 1 4 4l-7.5 7.5a4.6 4.6 0 0 1-6.5-6.5L11 4.5",
   cross: "M6 6l12 12M18 6 6 18",
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
   up: "M7 10v10H4V10zm0 0 4-7a2 2 0 0 1 2 2v4h6l-1.5 11H7",
@@ -130,7 +131,7 @@ function Tools({ tools }) {
     <ul>
       ${tools.map(
         (tool) => html`<li><b>${tool.name}</b><span>${tool.description}</span>
-          <span>${touches(tool)}; ${tool.plugin}</span></li>`,
+          <span>${[touches(tool), tool.plugin].filter(Boolean).join("; ")}</span></li>`,
       )}
     </ul>
   <//>`;
@@ -334,6 +335,18 @@ function ToolCard({ call, tool, waiting, onApprove }) {
   </div>`;
 }
 
+/** How the node ends a question before an action, and the text for it. */
+const ENDS = [
+  [", with nothing named, so it may mean everything. Shall I?", "approval.everything"],
+  [". Shall I?", "approval.shall"],
+];
+
+/** The node's question, with its end in the reader's language; what is asked stays as it said. */
+function asked(question) {
+  const [end, key] = ENDS.find(([one]) => question.endsWith(one)) ?? [];
+  return end ? question.slice(0, -end.length) + t(key) : question;
+}
+
 /** The question before an action; nothing is done until somebody says yes. */
 function Approval({ approval, onApprove }) {
   const [said, setSaid] = useState(false);
@@ -342,7 +355,7 @@ function Approval({ approval, onApprove }) {
     onApprove(approval.id, approved, remember);
   };
   return html`<div class="approval" role="group" aria-label=${t("approval.label")}>
-    <p>${approval.question}</p>
+    <p>${asked(approval.question)}</p>
     ${approval.effect === "outside" && html`<p class="faint">${t("approval.outside")}</p>`}
     <div class="choices">
       <button class="yes" disabled=${said} onClick=${() => answer(true, false)}>${t("yes")}</button>
@@ -355,7 +368,7 @@ function Approval({ approval, onApprove }) {
   </div>`;
 }
 
-export function Composer({ busy, onAsk, onStop }) {
+export function Composer({ busy, files, onAsk, onStop }) {
   const [text, setText] = useState("");
   const field = useRef(null);
   useEffect(() => {
@@ -375,6 +388,7 @@ export function Composer({ busy, onAsk, onStop }) {
   };
   return html`<div class="composer">
     <div class="box">
+      ${files}
       <textarea id="composer" ref=${field} rows="1" placeholder=${t("composer")}
         aria-label=${t("composer.label")} value=${text}
         onInput=${(event) => setText(event.target.value)} onKeyDown=${key} />

@@ -38,8 +38,15 @@ function template(key, values) {
 export const t = (key, values = {}) =>
   template(key, values).replace(/\{(\w+)\}/g, (_, name) => told(values[name]));
 
-/** A text of a key that the node gave, or what the node said where there is none. */
-export const known = (key, otherwise) => (Object.hasOwn(words, key) ? t(key) : otherwise);
+/**
+ * A text of a key that the node gave, or what the node said where there is none, or where the text
+ * wants something that the node did not give.
+ */
+export function known(key, otherwise, values = {}) {
+  if (!Object.hasOwn(words, key)) return otherwise;
+  const wanted = JSON.stringify(words[key]).matchAll(/\{(\w+)\}/g);
+  return [...wanted].every(([, name]) => name in values) ? t(key, values) : otherwise;
+}
 
 /** A text with elements in it: a list of strings and of what was given. */
 export const rich = (key, values) =>

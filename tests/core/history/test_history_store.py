@@ -403,7 +403,7 @@ CALLED = [Message("user", "lamp on"), Message("assistant", "", (LAMP,)), Message
     [
         (said("a", "b", "c", "d"), said("a", "other"), 1),  # edited: what followed is left out
         (said("a", "b", "c", "", "e", "f"), said("a", "b", "other", "d"), 2),  # c was stopped
-        (said("a", "b", "c", "d"), said("c", "d", "e", "f"), 1),  # its client cut the past
+        (said("a", "b", "c", "d"), said("c", "x", "e", "f"), 1),  # cut, and said otherwise
         (said("a", "b", "c", "d"), said("a", "b"), 2),
         ([*CALLED, *said("x", "y")[1:]], [CALLED[0], Message("assistant", "y", (OFF,))], 1),
         (CALLED, [CALLED[0], Message("assistant", "")], 1),
@@ -439,6 +439,23 @@ def test_turns_that_are_not_said_any_more_go_on_as_a_branch_with_their_examples(
         assert len(store.branches("talk")) == 2  # said again, nothing is left out
         store.forget_conversation("talk")
         assert [one.id for one in store.conversations()] == ["evening"] and not store.examples()
+
+
+def test_a_client_that_cuts_its_past_adds_to_the_conversation_and_makes_no_branch(
+    store: HistoryStore,
+) -> None:
+    whole = [word for turn in range(12) for word in (f"question {turn}", f"answer {turn}")]
+    for turn in range(2, 13):  # of ever longer talk, the last two turns are sent
+        now = [Message("system", f"notes {turn}"), *said(*whole[2 * turn - 4 : 2 * turn])]
+        store.keep("window", now, source="mailbot")
+        if turn == 3:
+            store.approve("window")
+    assert store.messages("window") == (Message("system", "notes 2"), *said(*whole))
+    assert store.branches("window") == ["window"]
+    [kept] = store.examples("window")
+    assert (kept.turn, kept.answer) == (3, "answer 2")
+    store.keep("window", said("question 11", "another answer"), source="mailbot")
+    assert len(store.branches("window")) == 2  # said otherwise is not cut
 
 
 def test_what_holds_for_a_conversation_holds_for_its_branches(store: HistoryStore) -> None:

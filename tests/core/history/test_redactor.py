@@ -19,6 +19,7 @@ def redactor() -> Redactor:
         ("call Mary Smith at +49 30 901820", "call [NAME_1] at [PHONE_1]"),
         ("ring (212) 555-2368 now", "ring [PHONE_1] now"),
         ("add milk to Grace's list", "add milk to [NAME_1]'s list"),
+        ("German Smith called", "[NAME_1] called"),
         ("ask Dr. Lovelace, or Jürgen Müller", "ask Dr. [NAME_1], or [NAME_2]"),
         ("My name is Mary Brandt. Say ok.", "My name is [NAME_1]. Say ok."),
         ("ask John F. Kennedy. Then go", "ask [NAME_1]. Then go"),
@@ -47,6 +48,7 @@ def test_what_names_somebody_is_taken_out(redactor: Redactor, text: str, shown: 
     [
         "Will you turn on the Reading Lamp in the Living Room?",
         "May I have 3 eggs",
+        "Please answer in German, and translate it into Georgian",
         "set the timer to 1 hour 15 minutes and 30 seconds",
         "is the Kitchen Window open in the Guest Room on the First Floor?",
         "set brightness to 50 percent",

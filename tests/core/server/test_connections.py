@@ -184,3 +184,15 @@ async def test_a_client_that_closes_its_half_has_left() -> None:
             writer.write_eof()
             assert await rest(reader) == b""
             await until(lambda: engine.generations[0].finish_reason == "cancelled")
+
+
+async def test_requests_beyond_the_owners_rate_are_refused_with_when_to_come_again() -> None:
+    async with Served(engine_saying(["ok"])).running(max_requests_per_s=0.001) as served:
+        assert (await served.get("/api/status"))[0] == 200
+        async with served.session.get("/api/status") as response:
+            told = (await response.json())["error"]["message"]
+            assert (response.status, response.headers["Retry-After"]) == (429, "2")
+            assert "more than 0.001 requests a second came (server.max_requests_per_s)" in told
+    for rate in (0.0, 1e6):
+        async with Served(engine_saying(["ok"])).running(max_requests_per_s=rate) as served:
+            assert [(await served.get("/api/status"))[0] for _ in range(20)] == [200] * 20

@@ -13,9 +13,11 @@ from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, HistoryConfig
 from quietchoir.core.errors import DataError, QuietchoirError
 from quietchoir.core.history.store import HistoryStore
-from quietchoir.federation.client_node import destination_of
+from quietchoir.federation.client_node import ClientOptions, destination_of
+from quietchoir.federation.events import StaysEvent, TrainedEvent, WorkEvent
 from quietchoir.federation.membership import consent, founding, ownership, roster
 from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.monitor.event_printer import sentence
 from quietchoir.federation.monitor.member_status import MemberStatus
 from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec.policy import (
@@ -30,6 +32,7 @@ from quietchoir.federation.store.member import open_member
 from quietchoir.federation.store.sent_messages import SentMessages
 from quietchoir.federation.transport.node import rested
 from quietchoir.federation.wire.messages import RoundId, Task
+from quietchoir.node import Membership
 from quietchoir.simulations.inprocess import InProcessLink
 from quietchoir.tests.fakes.federation import DIGEST, clients, coordinator, house
 from quietchoir.tests.fakes.training import CHATTER
@@ -167,3 +170,30 @@ def test_a_pause_keeps_a_member_away_until_it_is_taken_back_whichever_process_ru
     status.pause(id, False)
     assert rested(why, Leave(), told.append) and len(told) == 1  # type: ignore[arg-type]
     assert not status.federations()[0]["paused"]
+
+
+def test_a_pause_in_the_terminal_is_that_of_the_page(
+    joined: tuple[Path, Policy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, policy = joined
+    for words in (["choir"], [], [policy.federation.hex()[:8]]):
+        assert cli.main(["federation", "pause", *words]) == 0
+        assert status_of(home).federations()[0]["paused"]
+        assert "choir: paused" in capsys.readouterr().out
+        assert cli.main(["federation", "resume", *words]) == 0
+        assert not status_of(home).federations()[0]["paused"]
+    assert cli.main(["federation", "pause", "another"]) == 2
+    assert "this node is a member of choir" in capsys.readouterr().err
+    assert not status_of(home).federations()[0]["paused"]
+
+
+def test_a_node_that_serves_is_not_told_of_flags_of_join(tmp_path: Path) -> None:
+    membership = Membership(ClientOptions(file=tmp_path, data=None, home=tmp_path), Config())
+    membership.tell(StaysEvent())
+    assert membership.latest["words"] == "this node stays for the next run"
+    assert membership.latest["event"] == "stays" and "--once" in str(sentence(StaysEvent()))
+    membership.tell(WorkEvent(stage="train", round=2, attempt=1))
+    told = membership.latest
+    assert (told["words"], told["event"], told["round"]) == ("round 2: training", "train", 2)
+    membership.tell(TrainedEvent(round=2, loss=float("nan"), tokens=9))
+    json.dumps(membership.latest, allow_nan=False)  # what the page can read

@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ....errors import ModelFileError
-from ....hardware.discovery import memory_sizes
+from ....hardware.discovery import float_bytes, memory_sizes
 from ....models.files.hf_folder import named_tensors, tensor_files
 from ....models.lora.adapter import MODULE
 from ....models.quant.tensor import QuantTensor, plain
@@ -36,6 +36,7 @@ CACHES = ("past_key_values", "cache_params")  # what a forward pass calls its ca
 # Bytes of tables, as of positions and of who sees whom, that a small model may take beside its
 # numbers: GPT-Neo's of 8 layers and 2048 positions take 32 MiB.
 TABLES = 128 << 20
+DTYPES = {4: torch.float32, 2: torch.bfloat16}  # by the bytes of a number
 
 
 class TransformersNetwork:
@@ -54,6 +55,11 @@ class TransformersNetwork:
         self._adapter: LoadedAdapter | None = None  # of the step that is made
         self._watched = False  # whether products are looked at: once an adapter is used
         self.takes = {name for name in ("position_ids", "logits_to_keep") if name in taken}
+
+    @property
+    def bytes(self) -> int:
+        """What its numbers and tables take, as they were loaded."""
+        return sum(one.nbytes for one in (*self.model.parameters(), *self.model.buffers()))
 
     @torch.inference_mode()
     def step(
@@ -149,7 +155,7 @@ def load(model: TransformersModel) -> PreTrainedModel:
             built, told = whole.from_pretrained(
                 **source_of(model),
                 config=model.config,
-                dtype=compute_dtype(model.parameters),
+                dtype=DTYPES[float_bytes(model.parameters)],
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -224,12 +230,6 @@ def check_sizes(model: TransformersModel, whole: type[PreTrainedModel]) -> None:
             f"{model.parameters:,} numbers, expected at most {most:,} and half of the memory that "
             f"is free ({free:,}); get the model again"
         )
-
-
-def compute_dtype(numbers: int) -> torch.dtype:
-    """float32 if that takes no more than half of the memory that is free."""
-    _, free = memory_sizes()
-    return torch.float32 if not free or 4 * numbers <= free // 2 else torch.bfloat16
 
 
 @contextmanager

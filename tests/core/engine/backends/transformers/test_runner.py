@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine import fit
 from quietchoir.core.engine.backends.transformers.runner import Abilities, TransformersRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
@@ -307,3 +308,13 @@ def test_saved_conversations_are_refused_with_a_sentence(plain: Path, tmp_path: 
     assert engine.conversations.save_latest(tmp_path / "folder", 4) == 0
     with pytest.raises(CacheError, match="one state for each conversation"):
         engine.backend.write_cache([0], b"")
+
+
+def test_memory_is_counted_as_transformers_takes_it_and_not_as_the_file(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    with torch.inference_mode():
+        write_model(family("BLOOM"), tmp_path).to(torch.bfloat16).save_pretrained(tmp_path)
+    held = (tmp_path / "model.safetensors").stat().st_size
+    need = fit.needs_of(tmp_path).weight_bytes
+    assert need == 4 * served(tmp_path).parameters > 1.8 * held
+    assert need <= engine_of(served(tmp_path)).weight_bytes < 1.2 * need  # and its tables
