@@ -30,7 +30,7 @@ from .core.assistant.context import ContextWindow, Message
 from .core.assistant.idle import IdleThread
 from .core.assistant.model_pool import LoadedModel, ModelFacts, ModelPool, ModelProfile
 from .core.assistant.passages import PassageRanker
-from .core.assistant.router import GENERAL, Router, Vectors, read_route, save_route
+from .core.assistant.router import Route, Router, read_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.assistant.tools import ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
@@ -68,7 +68,6 @@ from .core.server.embeddings import Source
 from .core.server.models_api import OwnersModels
 from .core.toolcall import ToolCall, parse_all
 from .core.trace import Trace
-from .core.training.household.talk import general_requests
 from .documents import FolderWatcher, NodeDocuments
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import ClientOptions, destination_of, join
@@ -96,7 +95,6 @@ if TYPE_CHECKING:
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
 SMALL = 1_000_000_000  # a model of fewer weights chooses better among few tools
-GENERAL_REQUESTS = 192  # that stand for what is no adapter's
 JOULES = {"joules": "energy that this machine has used since the node's start"}
 POWER_GAUGES = {
     "on_battery": "1 if this machine's battery runs it",
@@ -178,12 +176,12 @@ class RegistryStore:
         """Remember the choice."""
         self.registry.activate(id or "")
 
-    def route(self, id: str, width: int) -> "Vectors | None":
+    def route(self, id: str, embedding: str) -> Route | None:
         """What an adapter is for, as far as this node's own examples tell; a personal one is for
         what its shared one is for.
         """
         card = self.registry.card(id)
-        return read_route(self.registry.folder / (card.parent if card.personal else id), width)
+        return read_route(self.registry.folder / (card.parent if card.personal else id), embedding)
 
 
 def spared(allowance: Allowance) -> str:
@@ -398,6 +396,8 @@ class Node:
             call_timeout_s=self.config.plugins.call_timeout_s,
             prompt_of=adapters.prompt_of,
             calibration_of=calibrations.find,
+            is_named=adapters.names,
+            wishes_of=adapters.wishes,
             config=self.config.tools,
             window=window,
             documents=self.documents.collections,
@@ -599,15 +599,10 @@ class Node:
         """One over this node's embedding model; None, said in the log: there is none."""
         try:
             embedder = self.embedders.load(catalog.find(self.config.embedding.model))
-            folder = paths.private_folder(self.home / GENERAL)
-            general = read_route(folder, embedder.width)
-            if general is None:
-                save_route(folder, general_requests(GENERAL_REQUESTS), embedder.embed)
-                general = read_route(folder, embedder.width)
         except QuietchoirError as error:
             logger.info("the active adapter answers everything: %s", error)
             return None
-        return None if general is None else Router(embedder.embed, general)
+        return Router(embedder.embed, embedder.identity)
 
     def open_history(self) -> None:
         """Keep conversations from now on, if their owner wants that."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import log, paths
-from ..core.assistant.router import note_route
+from ..core.assistant.router import RouteExample, note_route, route_example
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
 from ..core.hardware.power import Power
@@ -25,6 +25,7 @@ from ..core.history.store import FILE as HISTORY_FILE
 from ..core.history.store import HistoryStore
 from ..core.history.training_set import TrainingSet, training_set
 from ..core.prompt import PromptFormat
+from ..core.training.household.talk import general_requests
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import Identity
@@ -192,7 +193,7 @@ def join(
             leave=leave,
             on_event=on_event,
             resting=away,
-            requests=lambda: requests_of(options, policy, lent),
+            route_examples=lambda: route_examples_of(options, policy, lent),
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(options.home, keys.identity, learner)
@@ -277,7 +278,8 @@ class ClientNode:
     leave: threading.Event
     on_event: OnEvent
     resting: Callable[[], str] = str  # why nothing may train now
-    requests: Callable[[], list[str]] = list  # of the examples that it trains on
+    # what the examples that it trains on say of requests
+    route_examples: Callable[[], list[RouteExample]] = list
     personalization_worker: PersonalizationWorker | None = (
         None  # makes personal adapters, if the owner wants that
     )
@@ -411,7 +413,8 @@ class ClientNode:
         of the federation's.
         """
         try:
-            note_route(Registry(self.options.home).path(adapter), self.requests())
+            folder = Registry(self.options.home).path(adapter)
+            note_route(folder, self.route_examples(), general_requests())
         except QuietchoirError as error:
             logger.warning(
                 "adapter %s will answer everything while it is active: %s", adapter[:12], error
@@ -510,14 +513,17 @@ def examples_of(
     return Examples(found.train, found.test)
 
 
-def requests_of(options: ClientOptions, policy: Policy, lent: LentHistory | None) -> list[str]:
-    """What the examples of a node ask.
+def route_examples_of(
+    options: ClientOptions, policy: Policy, lent: LentHistory | None
+) -> list[RouteExample]:
+    """What the examples of a node ask, and what of it is its adapter's to answer.
 
     Raises:
         DataError: as `examples_of`.
     """
     found = examples_of(options, policy, lent)
-    return [] if found is None else [example.request for example in found.train]
+    told = () if found is None else found.train
+    return [route_example(example.messages, policy.prompt) for example in told]
 
 
 def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:

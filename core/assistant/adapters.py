@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from .. import log
 from ..errors import ModelNotFoundError, QuietchoirError
 from ..prompt import AS_IT_COMES, PromptFormat
-from .router import Router, Vectors
+from ..toolcall import ToolCall
+from .router import Route, Router
 
 if TYPE_CHECKING:
     from ..models.lora.adapter import Adapter  # with torch, which a node that serves does without
@@ -60,8 +61,11 @@ class AdapterStore(Protocol):
         """Remember the choice for the next start."""
         ...
 
-    def route(self, id: str, width: int) -> Vectors | None:
-        """What an adapter is for: centroids [K, width] of requests; None: nobody knows.
+    def route(self, id: str, embedding: str) -> Route | None:
+        """What an adapter is for; None: nobody knows.
+
+        Args:
+            embedding: the identity of the model that requests are looked at with.
 
         Raises:
             DataError: what was kept is damaged, or of another embedding model.
@@ -87,7 +91,7 @@ class NoAdapters:
     def activate(self, id: str | None) -> None:
         """Nothing to remember."""
 
-    def route(self, id: str, width: int) -> None:
+    def route(self, id: str, embedding: str) -> None:
         """Nobody knows."""
 
 
@@ -132,7 +136,7 @@ class AdapterSwitch:
         self.shelf = shelf
         self.store = store
         self._router = router
-        self._routes: tuple[float, str, Mapping[str, Vectors]] = (0.0, "", {})
+        self._routes: tuple[float, str, Mapping[str, Route]] = (0.0, "", {})
         self.active: str | None = None
         self._chosen: str | None = None  # in the store, when this switch last looked
         self._prompts: dict[str, PromptFormat] = {}  # of those that were ever held
@@ -219,14 +223,27 @@ class AdapterSwitch:
 
     def _route(self, active: str, requests: Sequence[str]) -> str | None:
         router = self._router()
-        routes = {} if router is None else self._routes_of(active, router.general.shape[1])
+        routes = {} if router is None else self._routes_of(active, router.identity)
         if router is None or active not in routes:
             return active
         choice = router.choose(requests, routes)
-        logger.debug("adapter %s, ahead by %.3f", choice.adapter or "none", choice.lead)
+        logger.debug("adapter %s, by %.2f in log-odds", choice.adapter or "none", choice.lead)
         return choice.adapter
 
-    def _routes_of(self, active: str, width: int) -> Mapping[str, Vectors]:
+    def names(self, adapter: str | None, said: Sequence[str], calls: Sequence[ToolCall]) -> bool:
+        """Whether what was said names what an adapter would call for it, as far as its examples
+        tell; of an adapter that no request was routed to, nothing is known.
+        """
+        route = None if adapter is None else self._routes[2].get(adapter)
+        return route is None or route.names(said, calls)
+
+    def wishes(self, adapter: str | None, text: str) -> Sequence[str]:
+        """What of one sentence an adapter is asked one after the other, under the same terms."""
+        route = None if adapter is None else self._routes[2].get(adapter)
+        router = None if route is None else self._router()
+        return (text,) if route is None or router is None else route.wishes(text, router.embed)
+
+    def _routes_of(self, active: str, embedding: str) -> Mapping[str, Route]:
         """Routes of the active adapter, and of the last one of every other federation."""
         at, of, routes = self._routes
         if of == active and time.monotonic() - at < ROUTES_S:
@@ -236,7 +253,7 @@ class AdapterSwitch:
         routes = {}
         for id in (active, *last.values()):
             try:
-                if (route := self.store.route(id, width)) is not None:
+                if (route := self.store.route(id, embedding)) is not None:
                     routes[id] = route
             except QuietchoirError as error:
                 logger.warning("an adapter's route is left out: %s", error)

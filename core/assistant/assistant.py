@@ -60,6 +60,7 @@ from .events import (
     ToolResultEvent,
     ToolsListedEvent,
 )
+from .thoughts import CLOSING, OPENING, ThoughtReader, without_thoughts
 from .tool_prompt import TemplateEncoder, ToolPrompt
 from .tool_ranking import ToolRanking
 from .tools import ToolInfo, ToolResult, Tools
@@ -121,13 +122,17 @@ class Turn:
     form: CallFormat  # in which this model writes calls
     constraint: Constraint | None  # what holds for the next generation
     foreign: bool  # text that neither owner nor model wrote stands in the conversation
+    reads_foreign: bool  # it stands before the model now: calls of one answer are written together
     citations: tuple[Citation, ...] = ()  # passages of documents that it is shown
     question: str = ""  # the newest one, as its user wrote it
     calls: list[ToolCall] = field(default_factory=list)  # of the last generation
+    made: list[ToolCall] = field(default_factory=list)  # of all of them
     repeats: bool = False  # they are those of the generation before
     said: str = ""  # beside them
     told: bool = False  # what of the conversation the model is not shown
     probability: float | None = None  # of these calls together
+    wishes: Sequence[str] = ()  # of the same sentence, that wait for the first one's call
+    unnamed: bool = False  # what was said names nothing of what the adapter would have called
     reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -151,6 +156,8 @@ class Assistant:
         call_timeout_s: float = 10.0,
         prompt_of: Callable[[str], PromptFormat] = lambda _: AS_IT_COMES,
         calibration_of: Callable[[str | None], Calibration | None] = lambda _: None,
+        is_named: Callable[[str | None, Sequence[str], Sequence[ToolCall]], bool] = lambda *_: True,
+        wishes_of: Callable[[str | None, str], Sequence[str]] = lambda _, text: (text,),
         config: ToolsConfig | None = None,
         ranking: ToolRanking | None = None,
         window: ContextWindow | None = None,
@@ -166,6 +173,9 @@ class Assistant:
             prompt_of: how an adapter that the engine holds was trained to be asked.
             calibration_of: which calls of an adapter are right, as measured on held-out examples;
                 None: not measured, so it is never sure.
+            is_named: whether what was said, the request last, names what an adapter of tool calls
+                would call; where not, it is talk, and the plain model's to answer.
+            wishes_of: what of one sentence an adapter of single calls is asked one after the other.
             window: fits conversations; None: by their words alone.
             documents: searches collections; None: there are none.
             facts: what the owner had the assistant keep.
@@ -180,6 +190,8 @@ class Assistant:
         self.call_timeout_s = call_timeout_s
         self.prompt_of = prompt_of
         self.calibration_of = calibration_of
+        self.is_named = is_named
+        self.wishes_of = wishes_of
         self.config = config or ToolsConfig()
         self.approvals = approvals or Approvals(self.config)
         self.ranking = ranking or ToolRanking()
@@ -203,7 +215,12 @@ class Assistant:
             RequestError: it can never run as it is. OverloadedError: it could later.
             ToolCallCutError: the token limit cut a call. EngineError: it broke half-way.
         """
-        turn = await self._begin(ask)
+        if CLOSING in self.tokenizer.template.source:
+            ask = replace(ask, messages=tuple(map(without_thoughts, ask.messages)))
+        wishes = await self._wishes(ask)
+        first = replace(ask.messages[-1], content=wishes[0])
+        turn = await self._begin(replace(ask, messages=(*ask.messages[:-1], first)))
+        turn.wishes = wishes[1:]
         if ask.collections:
             yield Cited(turn.citations)
         left_open = ask.tool_choice in (None, ANY_TOOL)  # else its asker named the one
@@ -212,17 +229,22 @@ class Assistant:
         for number in range(1, self.config.steps + 1):
             if number > 1:
                 last = number == self.config.steps or turn.repeats
+                parted = "\n" if turn.wishes else "\n\n" if turn.said.strip() else ""
                 self._go_on(turn, last=last)
                 yield LoopStepEvent(number, last)
-                if turn.said.strip():
-                    yield Text("\n\n")
+                if parted:
+                    yield Text(parted)
             async with aclosing(self._generate(turn)) as pieces:
                 async for piece in pieces:
                     yield piece
-            # They were written together: what the first brings says nothing of the second.
-            foreign = turn.foreign
+            if turn.unnamed and number == 1:
+                turn = await self._as_talk(ask, turn)
+                yield LoopStepEvent(number + 1, last=True)
+                async with aclosing(self._generate(turn)) as pieces:
+                    async for piece in pieces:
+                        yield piece
             for call in turn.calls:
-                async with aclosing(self._act(turn, call, foreign=foreign)) as events:
+                async with aclosing(self._act(turn, call)) as events:
                     async for event in events:
                         yield event
             if self._ended(turn):
@@ -265,6 +287,11 @@ class Assistant:
         if ask.use_memory and not self._prompt_format(ask).ends_with_call:
             messages = with_facts(messages, await asyncio.to_thread(self.facts))
         listed = await self._listed(ask, known, form)
+        foreign = (
+            bool(citations)
+            or (tainted and not self._is_shown_own(ask))
+            or any(message.foreign or message.role == "tool" for message in messages)
+        )
         return Turn(
             ask=ask,
             messages=list(messages),
@@ -272,9 +299,8 @@ class Assistant:
             listed=listed,
             form=form,
             constraint=self._constraint(ask, known, form, listed),
-            foreign=bool(citations)
-            or (tainted and not self._is_shown_own(ask))
-            or any(message.foreign or message.role == "tool" for message in messages),
+            foreign=foreign,
+            reads_foreign=foreign,
             citations=citations,
             question=question,
         )
@@ -289,12 +315,38 @@ class Assistant:
 
     def _go_on(self, turn: Turn, *, last: bool) -> None:
         """Prepare the next generation; the last one cannot call."""
+        if turn.wishes:
+            self._next_wish(turn)
+            return
+        turn.reads_foreign = turn.foreign
         turn.constraint = None if last else self._constraint(turn.ask, turn.known, turn.form)
         if last:
             turn.known, turn.listed = {}, ()
         elif turn.ask.tool_choice is not None:
             turn.ask = replace(turn.ask, tool_choice=None)  # it was called; now it may answer
             turn.constraint = self._constraint(turn.ask, turn.known, turn.form)
+
+    async def _wishes(self, ask: ChatRequest) -> Sequence[str]:
+        """The newest request, cut into what its adapter is asked one after the other: one that
+        learned to answer a request behind the call before it.
+        """
+        prompt, text = self._prompt_format(ask), ask.messages[-1].content
+        follows = prompt.ends_with_call and prompt.turns == "follow_up" and self.config.steps > 1
+        free = ask.tool_choice is None and ask.caller_tools is None and ask.parallel_tool_calls
+        if not follows or not free or ask.messages[-1].role != "user" or ask.collections:
+            return (text,)
+        return await asyncio.to_thread(self.wishes_of, ask.adapter, text)
+
+    def _next_wish(self, turn: Turn) -> None:
+        """Ask for the next one behind the calls of the one before, as second requests were learned;
+        it is shown nothing that a tool said.
+        """
+        head = [message for message in turn.messages if message.role == "system"]
+        before = next(one for one in reversed(turn.messages) if one.role == "user")
+        called = Message("assistant", "", tuple(turn.calls))
+        turn.question, *rest = turn.wishes
+        turn.messages = [*head, before, called, Message("user", turn.question)]
+        turn.wishes = rest
 
     def _ended(self, turn: Turn) -> bool:
         """Whether the answer is whole: nothing was called, or the results are the caller's or the
@@ -310,7 +362,7 @@ class Assistant:
             turn.reason = "length"
             return True
         # an adapter of calls has learned nothing else to say: the tool's sentence answers
-        return self._prompt_format(turn.ask).ends_with_call
+        return self._prompt_format(turn.ask).ends_with_call and not turn.wishes
 
     async def _generate(self, turn: Turn) -> AsyncGenerator[LeftOut | Text, None]:
         """One generation: its text as it comes; its calls, text and counts into the turn.
@@ -341,39 +393,65 @@ class Assistant:
             yield prompt.left_out
         buffer = ToolCallBuffer(turn.known, partial(self._is_meant, turn))
         turn.said = ""
+        thoughts = self._thoughts(prompt.tokens)
+        if thoughts is not None and thoughts.thinks:
+            yield Text(f"{OPENING}\n", thought=True)  # which the prompt has, and readers look for
         async with aclosing(self._stream(ask, params, prompt.tokens)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     end = event
-                elif (out := self._shown(turn, buffer.push(event))) is not None:
-                    yield out
+                    break
+                for piece in (event,) if thoughts is None else thoughts.push(event):
+                    if (out := self._told(turn, buffer, piece)) is not None:
+                        yield out
+        for piece in () if thoughts is None else thoughts.finish():
+            if (out := self._told(turn, buffer, piece)) is not None:
+                yield out
         self._check_whole(turn, buffer, end)
         if (out := self._shown(turn, buffer.finish())) is not None:
             yield out
         most = MOST_CALLS if ask.parallel_tool_calls else 1
         calls = [replace(call, id=new_id()) for call in buffer.calls[:most]]
         turn.calls, turn.repeats = calls, calls == turn.calls
+        if turn.calls and not self._is_named(turn):
+            turn.calls, turn.unnamed = [], True
+        if turn.repeats and turn.made and self._prompt_format(ask).ends_with_call:
+            turn.calls = []  # its second wish was the first one
         turn.probability = math.exp(buffer.call_logprob) if self._is_weighed(turn) else None
         turn.reason, turn.prompt_tokens = end.reason, end.prompt_tokens
         turn.completion_tokens += end.completion_tokens
         if turn.calls:
             turn.messages.append(Message("assistant", turn.said, tuple(turn.calls)))
-            self.approvals.called(ask.conversation, turn.calls, foreign=turn.foreign)
+            turn.made += turn.calls
+            self.approvals.called(ask.conversation, turn.made, foreign=turn.reads_foreign)
 
-    async def _act(
-        self, turn: Turn, call: ToolCall, *, foreign: bool
-    ) -> AsyncGenerator[Event, None]:
-        """One call: told, allowed or not, carried out, and its result put before the model.
+    def _is_named(self, turn: Turn) -> bool:
+        """Whether what was said names what an adapter of tool calls would have the node call."""
+        ask = turn.ask
+        if ask.tool_choice or ask.caller_tools is not None:
+            return True
+        if ask.adapter is None or not self._prompt_format(ask).ends_with_call:
+            return True
+        shown = [message.content for message in turn.messages if message.role == "user"]
+        return self.is_named(ask.adapter, [*shown[:-1], turn.question], turn.calls)
 
-        Args:
-            foreign: text of others stood before the model when it wrote the call.
-        """
+    async def _as_talk(self, ask: ChatRequest, turn: Turn) -> Turn:
+        """The same answer, begun again by the plain model, which calls nothing for it."""
+        found = await self._begin(replace(ask, adapter=None, use_tools=False))
+        found.completion_tokens = turn.completion_tokens
+        return found
+
+    async def _act(self, turn: Turn, call: ToolCall) -> AsyncGenerator[Event, None]:
+        """One call: told, allowed or not, carried out, and its result put before the model."""
         tool = turn.known[call.name]
         yield ToolCallEvent(call.id, call, tool.plugin_id, turn.probability)
         if turn.ask.caller_tools is not None:
             return
         verdict = self.approvals.verdict(
-            tool, turn.ask.conversation, confident=self._is_sure(turn, tool), foreign=foreign
+            tool,
+            turn.ask.conversation,
+            confident=self._is_sure(turn, tool),
+            foreign=turn.reads_foreign,
         )
         if tool is REMEMBER and verdict == "allow":
             verdict = "ask"
@@ -623,6 +701,21 @@ class Assistant:
         head = [m.content for m in turn.messages if m.role == "system" and m not in asked]
         given = [*(m.content for m in read), *head, *(m.name for m in read if m.name)]
         return not is_quoted(call, written, list(dict.fromkeys(given)))
+
+    def _thoughts(self, prompt: Sequence[int]) -> ThoughtReader | None:
+        """What tells thoughts from the answer; None: this model has no mark for them."""
+        if CLOSING not in self.tokenizer.template.source:
+            return None
+        end = b"".join(map(self.tokenizer.spell, prompt[-len(OPENING) :]))
+        return ThoughtReader(begun=end.decode("utf-8", "replace").rstrip().endswith(OPENING))
+
+    def _told(self, turn: Turn, buffer: ToolCallBuffer, piece: Text) -> Text | None:
+        """What of a piece is told; of what is no thought, calls are read."""
+        if not piece.thought:
+            return self._shown(turn, buffer.push(piece))
+        return (
+            piece if turn.ask.sampling_params.logprobs is not None else replace(piece, logprobs=())
+        )
 
     @staticmethod
     def _shown(turn: Turn, out: Text) -> Text | None:

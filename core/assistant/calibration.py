@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import re
+import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -31,7 +32,8 @@ from .. import log, paths, tables
 from ..config import ToolsConfig
 from ..errors import ConfigError, DataError, ToolCallCutError
 from ..prompt import AS_IT_COMES, PromptFormat
-from ..toolcall import ToolCall
+from ..toolcall import ToolCall, parse_all
+from .approvals import Approvals
 from .context import Message
 from .events import ChatRequest, Event, ToolCallEvent
 from .tools import ToolInfo
@@ -49,6 +51,11 @@ Told = tuple[str, str, str]  # tools, a field of `Wording`, and one of what it h
 
 class Replying(Protocol):
     """The part of an assistant that is measured."""
+
+    @property
+    def approvals(self) -> Approvals:
+        """What it remembers of conversations."""
+        ...
 
     def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation."""
@@ -160,14 +167,22 @@ async def weigh(
     """Ask an assistant that may do nothing (`MEASURED`), and note what it would have called.
 
     Args:
-        examples: conversations, each with the calls that are right; none: no call is.
+        examples: conversations, each with the calls that are right; none: no call is. An answer
+            before the request that is calls counts as made here, of its user's words alone, as it
+            is where the adapter serves.
         tool_choice: as in `ChatRequest`; None: the model calls of itself. One call is demanded.
     """
     found = []
-    for messages, expected in examples:
+    for said, expected in examples:
         calls: list[ToolCallEvent] = []
+        messages = tuple(map(as_called, said))
+        conversation = f"measured-{secrets.token_hex(8)}"
+        for message in messages:
+            if message.calls:
+                assistant.approvals.called(conversation, message.calls, foreign=False)
         ask = ChatRequest(
-            messages=tuple(messages),
+            messages=messages,
+            conversation=conversation,
             adapter=adapter,
             tool_choice=tool_choice,
             parallel_tool_calls=tool_choice is None,
@@ -181,11 +196,18 @@ async def weigh(
                         break  # what it says to a refusal is of no interest
         except ToolCallCutError:
             pass
-        said = tuple(message.content for message in messages if message.role == "user")
+        assistant.approvals.forget(conversation)
+        asked = tuple(message.content for message in messages if message.role == "user")
         probability = min((call.probability or 0.0 for call in calls), default=0.0)
         called = tuple(call.call for call in calls)
-        found.append(WeighedCall(said, called, tuple(expected), probability))
+        found.append(WeighedCall(asked, called, tuple(expected), probability))
     return found
+
+
+def as_called(message: Message) -> Message:
+    """A message of an example, in which calls stand as text."""
+    calls = parse_all(message.content) if message.role == "assistant" else ()
+    return Message("assistant", "", calls) if calls else message
 
 
 def calibrate(

@@ -45,6 +45,7 @@ class Text:
 
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()  # of its tokens, where the ask wants logprobs
+    thought: bool = False  # a reasoning model thinks it, marks and all, before it answers
 
 
 @dataclass(frozen=True, slots=True)

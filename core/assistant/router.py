@@ -1,18 +1,27 @@
-"""Which adapter a request is for, if any: the one whose examples lie nearest to it.
+"""Which adapter a request is for, if any: a small classifier an adapter, made of its own examples.
 
-Knows unit vectors of requests, and centroids. Knows nothing of models, adapters' weights or HTTP.
-Always: a request that lies nearer to general talk than to any adapter's examples is the plain
-model's; the same requests give the same choice. An adapter's centroids are made of examples that
-this node holds, lie in its home and are never sent.
+Knows unit vectors of requests, and weights for them. Knows nothing of models, adapters' weights or
+HTTP.
+Always: a request that no adapter's classifier takes for its own is the plain model's; the same
+requests give the same choice. A classifier is made of examples that this node holds, lies in its
+home, holds for that adapter and that embedding model alone, and is never sent.
 
-The margin and the number of centroids were chosen on made-up households that no test sees
-(`quietchoir bench assistant` measures them on others).
+A classifier is a logistic regression over the sentence's embedding, with a second set of weights
+for what is said right after a request that the adapter answered: "and the kitchen too" is a command
+there and nothing elsewhere. Its thresholds follow from examples that it did not learn from, talk by
+whole clusters, so that what judges it is of kinds that it never saw.
+
 Source: Jang et al. 2023, "Exploring the Benefits of Training Expert Language Models over
 Instruction Tuning", arXiv 2302.03202: an expert is chosen by the embedding of its training
-examples.
+examples. Larson et al. 2019, "An Evaluation Dataset for Intent Classification and Out-of-Scope
+Prediction": what is for nobody has to be learned, a distance alone does not tell it.
+Not covered: talk of a kind that neither the node nor the adapter's examples know; what it is worth
+is printed by `quietchoir bench silence`, on talk and tasks that nothing here was chosen on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,74 +33,261 @@ from safetensors.numpy import save
 from .. import config, paths
 from ..errors import DataError, ModelNotFoundError
 from ..models.hub import catalog
+from ..prompt import PromptFormat
+from ..toolcall import ToolCall, parse_all
+from .calibration import wording
 
 Vectors = npt.NDArray[np.float32]  # [N, D], of length one
 Embed = Callable[[Sequence[str]], Vectors]
 FILE = "route.safetensors"  # in an adapter's folder
+TENSORS, TOLD = ("weights", "thresholds"), "told"
 EMBEDDING = "minilm-l6-v2"  # of the catalog
-PLAIN = ""  # in an adapter's place: the plain model
-GENERAL = "general-route"  # the folder of what is nobody's, in the node's home
-CENTROIDS = 16
-STEPS = 20  # of k-means
-MOST_TEXTS = 256  # of an adapter's examples that are embedded: 16 a centroid
-# How much nearer to general talk a request must lie to be nobody's. Below 0 more commands reach the
-# adapter, and more talk; the adapter may have been taught to leave talk alone.
-MARGIN = 0.0
-# What the request before was, this one is, unless it is otherwise by more than this.
-HYSTERESIS = 0.05
+LOOKED_BACK = 3  # requests of a conversation that are looked at, the last among them
+MOST_EXAMPLES = 512  # of an adapter's, evenly from all
+DECAY = 1e-3  # of the weights, a row: what keeps 385 of them from learning rows by heart
+STEPS = 300  # of gradient descent; more change nothing
+FOLDS = 5  # of which each judges what the others taught
+CLUSTERS = 20  # of talk; a fold holds some of them whole
+NEAR = 0.75  # cosine; general talk that lies so near to an example is the adapter's own matter
+# What held-out examples must show at the threshold: at most so much of the talk passes, and at most
+# so many of the adapter's own requests do not, which counts more where both cannot be had.
+MOST_CALLED = 0.02
+MOST_LOST = 0.02
+KMEANS_STEPS = 20
+# What may stand between two wishes, in the languages in which we could check it.
+JOINT = re.compile(
+    r"\s*,?\s+(?:(?:and|und|et|y|e|en)(?:\s+(?:then|also|after that|dann|danach|auch|puis|aussi))?"
+    r"|then|as well as|dann|danach|sowie|puis)\s+|\s*,\s+",
+    re.IGNORECASE,
+)
+MOST_JOINTS = 4  # of a sentence that are tried
+
+
+@dataclass(frozen=True, slots=True)
+class RouteExample:
+    """One request of an adapter's examples, or of talk."""
+
+    text: str
+    wanted: bool = True  # the adapter's to answer
+    follows: bool = False  # said right after one that it answered
+    implied: tuple[str, ...] = ()  # what its right calls hold that nobody said, with their tool
+    values: tuple[str, ...] = ()  # texts that its right calls hold
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """What an adapter is for."""
+
+    weights: Vectors  # [2, D + 1], the bias last: of any request; added where it follows
+    thresholds: Vectors  # [2], log-odds: of a request by itself; of one that follows
+    implied: frozenset[str] = frozenset()  # what calls may hold that nobody said, with their tool
+    joined: frozenset[str] = frozenset()  # names that hold a joint: the "salt and pepper lamp"
+
+    def lead(self, vector: Vectors, *, follows: bool) -> float:
+        """By how much, in log-odds, a request [D] is the adapter's; below zero it is not.
+
+        Args:
+            follows: the adapter answered the request before it.
+        """
+        return float(log_odds(self.weights, vector[None], np.array([follows]))[0]) - float(
+            self.thresholds[int(follows)]
+        )
+
+    def wishes(self, text: str, embed: Embed) -> Sequence[str]:
+        """The two wishes of one sentence, in their order, or the sentence: it is cut where both
+        sides are the adapter's, the second as what follows the first, and never within a name.
+        """
+        names = [
+            found.span()
+            for name in self.joined
+            for found in re.finditer(re.escape(name), text, re.IGNORECASE)
+        ]
+        cuts = [
+            (text[: cut.start()].strip(), text[cut.end() :].strip())
+            for cut in JOINT.finditer(text)
+            if not any(start <= cut.start() < end for start, end in names)
+        ]
+        cuts = [cut for cut in cuts if all(cut)][:MOST_JOINTS]
+        if not cuts:
+            return (text,)
+        vectors = embed([side for cut in cuts for side in cut])
+        leads = [
+            min(
+                self.lead(vectors[2 * place], follows=False),
+                self.lead(vectors[2 * place + 1], follows=True),
+            )
+            for place in range(len(cuts))
+        ]
+        likeliest = max(range(len(cuts)), key=leads.__getitem__)
+        return cuts[likeliest] if leads[likeliest] > 0 else (text,)
+
+    def names(self, said: Sequence[str], calls: Sequence[ToolCall]) -> bool:
+        """Whether what was said, the request last, names all that its calls hold, but for what
+        right calls of those tools hold unsaid (`domain: light`): a model that has learned to call
+        makes a lamp of a grandfather.
+        """
+        return implied_by(said, calls) <= self.implied
 
 
 @dataclass(frozen=True, slots=True)
 class RouteChoice:
-    """Who answers, and by how much it is nearer than the next."""
+    """Who answers, and by how much it is its request."""
 
     adapter: str | None  # None: the plain model
-    lead: float  # in cosine
+    lead: float  # in log-odds, of the adapter that is nearest to it; below zero: the plain model's
 
 
 class Router:
     """Chooses among adapters by the requests themselves.
 
     Args:
-        general: centroids of requests that are nobody's, [K, D]: the plain model's side.
+        identity: of the embedding model; a route of another one says nothing.
     """
 
-    def __init__(self, embed: Embed, general: Vectors) -> None:
+    def __init__(self, embed: Embed, identity: str) -> None:
         self.embed = embed
-        self.general = general
+        self.identity = identity
 
-    def choose(self, requests: Sequence[str], routes: Mapping[str, Vectors]) -> RouteChoice:
+    def choose(self, requests: Sequence[str], routes: Mapping[str, Route]) -> RouteChoice:
         """The adapter for the last of a conversation's `requests`.
 
         Args:
-            requests: what was asked, the last two count; the one before holds its choice.
-            routes: each adapter's centroids.
+            requests: what was asked; who answers one decides how the next is looked at.
+            routes: by adapter, one at least.
         """
-        last = requests[-2:]
-        near = self.nearness(self.embed(last), routes)
         choice = RouteChoice(None, 0.0)
-        for place in range(len(last)):
-            scores = {name: float(row[place]) for name, row in near.items()}
-            if place:
-                scores[choice.adapter or PLAIN] += HYSTERESIS
-            best, second = sorted(scores, key=lambda name: -scores[name])[:2]
-            choice = RouteChoice(best or None, scores[best] - scores[second])
+        for vector in self.embed(requests[-LOOKED_BACK:]):
+            leads = {
+                name: route.lead(vector, follows=name == choice.adapter)
+                for name, route in routes.items()
+            }
+            nearest = max(leads, key=lambda name: leads[name])
+            choice = RouteChoice(nearest if leads[nearest] > 0 else None, leads[nearest])
         return choice
 
-    def nearness(self, vectors: Vectors, routes: Mapping[str, Vectors]) -> Mapping[str, Vectors]:
-        """Each side's nearest centroid to each request, in cosine [N]; `PLAIN` is nobody's."""
-        sides = {name: (vectors @ route.T).max(1) for name, route in routes.items()}
-        return {**sides, PLAIN: (vectors @ self.general.T).max(1) + MARGIN}
+
+def route_example(messages: Sequence[Mapping[str, str]], prompt: PromptFormat) -> RouteExample:
+    """What an example teaches a router.
+
+    Args:
+        messages: its conversation, the answer last.
+        prompt: how its adapter is asked; of one of tool calls, a text is what it says to requests
+            that are not its own.
+    """
+    *past, request, answer = messages
+    asked = [place for place, one in enumerate(past) if one["role"] == "user"]
+    before = past[asked[-1] + 1 :] if asked else []
+
+    def own(answer: Mapping[str, str]) -> bool:
+        return not prompt.ends_with_call or bool(parse_all(answer["content"]))
+
+    follows = any(one["role"] == "assistant" and own(one) for one in before)
+    said = [one["content"] for one in (*past, request) if one["role"] == "user"]
+    calls = parse_all(answer["content"])
+    values = [one for call in calls for one in call.arguments.values() if isinstance(one, str)]
+    implied = tuple(sorted(implied_by(said, calls)))
+    return RouteExample(request["content"], own(answer), follows, implied, tuple(values))
 
 
-def centroids(vectors: Vectors, count: int = CENTROIDS) -> Vectors:
+def implied_by(said: Sequence[str], calls: Sequence[ToolCall]) -> frozenset[str]:
+    """What calls hold that was not said, each with its tool."""
+    return frozenset(
+        f"{call.name}: {one}" for call in calls for one in wording(said, [call]).implied
+    )
+
+
+def fit_route(examples: Sequence[RouteExample], general: Sequence[str], embed: Embed) -> Route:
+    """A classifier of an adapter's requests.
+
+    Args:
+        examples: the adapter's; one at least is wanted.
+        general: talk that is nobody's, one at least.
+    """
+    spread = np.linspace(0, len(examples) - 1, min(MOST_EXAMPLES, len(examples))).astype(int)
+    chosen = [examples[place] for place in dict.fromkeys(spread.tolist())]
+    chosen += [one for one in examples if one.wanted][:1]
+    vectors, talk = embed([one.text for one in chosen]), embed(general)
+    wanted = np.array([one.wanted for one in chosen])
+    talk = talk[(talk @ vectors[wanted].T).max(1) < NEAR] if len(talk) else talk
+    alone = ~np.array([one.follows for one in chosen])
+    held = folds(np.concatenate([vectors, talk]), np.append(wanted, np.zeros(len(talk), bool)))
+    held, held_talk, nobody = held[: len(chosen)], held[len(chosen) :], np.zeros(len(talk), bool)
+    # whatever means something by itself may be said after another request as well
+    parts = [
+        (vectors, wanted, ~alone, held),
+        (vectors[alone], wanted[alone], np.ones(alone.sum(), bool), held[alone]),
+        (talk, nobody, nobody, held_talk),
+        (talk, nobody, ~nobody, held_talk),
+    ]
+    rows, own, follows, fold = (np.concatenate(column) for column in zip(*parts, strict=True))
+    judged = np.empty(len(rows))
+    for number in range(FOLDS):
+        asked, kept = fold == number, fold != number
+        weights = fitted(rows[kept], own[kept], follows[kept])
+        judged[asked] = log_odds(weights, rows[asked], follows[asked])
+    found = [
+        threshold(judged[own & (follows == after)], judged[~own & (follows == after)])
+        for after in (False, True)
+    ]
+    implied = frozenset(one for example in examples for one in example.implied)
+    values = {one for example in examples for one in example.values}
+    joined = frozenset(one for one in values if JOINT.search(one))
+    return Route(fitted(rows, own, follows), np.array(found, np.float32), implied, joined)
+
+
+def log_odds(weights: Vectors, vectors: Vectors, follows: npt.NDArray[np.bool_]) -> Vectors:
+    """[N], of requests [N, D] each alone or after one that the adapter answered."""
+    used = weights[0] + follows[:, None] * weights[1]  # [N, D + 1]
+    return np.asarray((vectors * used[:, :-1]).sum(1) + used[:, -1], np.float32)
+
+
+def fitted(vectors: Vectors, own: npt.NDArray[np.bool_], follows: npt.NDArray[np.bool_]) -> Vectors:
+    """Weights [2, D + 1] of the regression, in which both sides weigh the same.
+
+    Source: Nesterov 2004, "Introductory Lectures on Convex Optimization", section 2.2.1 (the
+    constant-step scheme; a row's square is 4 at most, so the slope changes by no more than 1).
+    """
+    count, width = len(vectors), vectors.shape[1] + 1
+    first = np.concatenate([vectors, np.ones((count, 1), np.float32)], 1)
+    rows = np.concatenate([first, first * follows[:, None]], 1)  # [N, 2 (D + 1)]
+    share = np.where(own, 0.5 / max(1, own.sum()), 0.5 / max(1, (~own).sum())).astype(np.float32)
+    smooth, root = 1 + DECAY, DECAY**0.5
+    momentum = (smooth**0.5 - root) / (smooth**0.5 + root)
+    weights = ahead = np.zeros(2 * width, np.float32)
+    for _ in range(STEPS):
+        chance = 1 / (1 + np.exp(-np.clip(rows @ ahead, -30, 30)))
+        before, weights = (
+            weights,
+            ahead - (rows.T @ (share * (chance - own)) + DECAY * ahead) / smooth,
+        )
+        ahead = weights + momentum * (weights - before)
+    return np.asarray(weights.reshape(2, width), np.float32)
+
+
+def folds(vectors: Vectors, own: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Which fold each row is held out in: what is wanted in turn, talk by whole clusters."""
+    found = np.arange(len(vectors)) % FOLDS
+    talk = vectors[~own]
+    if len(talk):
+        found[~own] = (talk @ centroids(talk, CLUSTERS).T).argmax(1) % FOLDS
+    return found
+
+
+def threshold(own: Vectors, talk: Vectors) -> float:
+    """Where held-out requests part, by their log-odds; in the middle, if nothing lies between."""
+    lost = float(np.quantile(own, MOST_LOST)) if len(own) else 0.0
+    called = float(np.quantile(talk, 1 - MOST_CALLED)) if len(talk) else lost
+    return lost if lost <= called else (lost + called) / 2
+
+
+def centroids(vectors: Vectors, count: int) -> Vectors:
     """At most `count` directions that the vectors gather around: k-means on the sphere, begun at
     vectors evenly spread over their order; [K, D].
 
     Source: Dhillon and Modha 2001, "Concept Decompositions for Large Sparse Text Data".
     """
     found = vectors[np.linspace(0, len(vectors) - 1, min(count, len(vectors))).astype(int)]
-    for _ in range(STEPS):
+    for _ in range(KMEANS_STEPS):
         nearest = (vectors @ found.T).argmax(1)
         sums = np.stack([vectors[nearest == place].sum(0) for place in range(len(found))])
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -99,21 +295,26 @@ def centroids(vectors: Vectors, count: int = CENTROIDS) -> Vectors:
     return np.asarray(found, np.float32)
 
 
-def save_route(folder: Path, requests: Sequence[str], embed: Embed) -> None:
-    """Remember what an adapter, or the plain model, is for.
+def save_route(folder: Path, route: Route, identity: str) -> None:
+    """Remember what the adapter in `folder` is for.
 
-    Hazard: of few requests a centroid is nearly the embedding of one, from which words of it can be
-    guessed: it stays on this node, and is made anew when one of them is forgotten.
+    Args:
+        identity: of the embedding model.
+
+    Hazard: of few requests the weights are nearly the embedding of one, from which words of it can
+    be guessed, and what calls imply stands there in clear: both stay on this node, and
+    are made anew when one of them is forgotten.
 
     Raises:
         QuietchoirError: the disk refused.
     """
-    spread = np.linspace(0, len(requests) - 1, min(MOST_TEXTS, len(requests))).astype(int)
-    route = centroids(embed([requests[place] for place in dict.fromkeys(spread.tolist())]))
-    paths.write_atomically(folder / FILE, save({"centroids": route}), mode=0o600)
+    tensors = dict(zip(TENSORS, (route.weights, route.thresholds), strict=True))
+    told = json.dumps({"implied": sorted(route.implied), "joined": sorted(route.joined)})
+    said = {"adapter": folder.name, "embedding": identity, TOLD: told}
+    paths.write_atomically(folder / FILE, save(tensors, said), mode=0o600)
 
 
-def note_route(folder: Path, requests: Sequence[str]) -> None:
+def note_route(folder: Path, examples: Iterable[RouteExample], general: Sequence[str]) -> None:
     """As `save_route`, with this node's embedding model; without one, or without requests, nothing
     is remembered, what was is dropped, and the adapter answers whatever it is active for.
 
@@ -125,29 +326,44 @@ def note_route(folder: Path, requests: Sequence[str]) -> None:
         model = catalog.find(config.load().embedding.model)
     except ModelNotFoundError:
         return
-    if requests:
+    known = list(examples)
+    if any(one.wanted for one in known):
         from ..engine.embedder import SentenceEmbedder
 
-        save_route(folder, requests, SentenceEmbedder.load(model).embed)
+        embedder = SentenceEmbedder.load(model)
+        save_route(folder, fit_route(known, general, embedder.embed), embedder.identity)
 
 
-def read_route(folder: Path, width: int) -> Vectors | None:
-    """Centroids [K, width]; None: nothing is known of what it is for.
+def read_route(folder: Path, identity: str) -> Route | None:
+    """What the adapter in `folder` is for; None: nothing is known of it.
+
+    Args:
+        identity: of the embedding model that requests are looked at with.
 
     Raises:
-        DataError: the file is damaged, or of another embedding model.
+        DataError: the file is damaged, of another adapter, another embedding model or an earlier
+            version.
     """
     path = folder / FILE
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="np") as file:
-            found = np.asarray(file.get_tensor("centroids"), np.float32)
-    except (OSError, SafetensorError) as error:
+            said = file.metadata() or {}
+            told = json.loads(said.pop(TOLD, "{}"))
+            implied, joined = (
+                frozenset(map(str, told.get(key, ()))) for key in ("implied", "joined")
+            )
+            if said != {"adapter": folder.name, "embedding": identity}:
+                raise DataError(
+                    f"{path}: of another adapter, of another embedding model or of an earlier "
+                    f"version; delete it, and the adapter's next version brings a new one"
+                )
+            found = [np.asarray(file.get_tensor(name), np.float32) for name in TENSORS]
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it") from error
-    if found.ndim != 2 or found.shape[1] != width or not np.isfinite(found).all():
-        raise DataError(
-            f"{path}: holds {found.shape}, expected rows of {width}: it is of another embedding "
-            f"model; delete it"
-        )
-    return found
+    weights, thresholds = found
+    shapes = (weights.shape[:-1], thresholds.shape)
+    if shapes != ((2,), (2,)) or not all(np.isfinite(one).all() for one in found):
+        raise DataError(f"{path}: damaged; delete it")
+    return Route(weights, thresholds, implied, joined)

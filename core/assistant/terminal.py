@@ -30,10 +30,14 @@ from .events import (
 
 Read = Callable[[str], str]
 Write = Callable[[str], None]
-HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
+BLOCK = '"""'
+HELP = (
+    "/new begins afresh, /retry asks again, /quit ends, Ctrl-C stops an answer\n"
+    f"{BLOCK} begins and ends a text of several lines\n"
+)
 JUDGING = "/up, /down: a good or a bad answer; /correct TEXT: what it should have been\n"
 VERDICTS = {"up": "up", "down": "down", "correct": "corrected"}
-PROMPT = "\n> "
+PROMPT, MORE = "\n> ", ". "
 CHOICES = " [y]es, [n]o, [a]lways in this conversation: "
 ONCE = " [y]es, [n]o: "  # what reaches outside is asked each time
 
@@ -82,7 +86,8 @@ class TerminalChat:
         self.messages: list[Message] = []
 
     async def say(self, text: str) -> None:
-        """ChatRequest, and write the answer as it comes.
+        """ChatRequest, and write the answer as it comes. What was said until it is stopped stays in
+        the conversation, so that the next question may be about it.
 
         Raises:
             EngineError: the answer failed; the question is not kept.
@@ -96,7 +101,7 @@ class TerminalChat:
                 async for event in events:
                     self.show(event)
                     if isinstance(event, Text):
-                        said.append(event.text)
+                        said += [] if event.thought else [event.text]
                     elif isinstance(event, ToolCallEvent):
                         call = replace(event.call, id=event.id)
                         called = replace(called, calls=(*called.calls, call))
@@ -104,8 +109,10 @@ class TerminalChat:
                         brought.append(Message("tool", event.result.text, (), event.id))
                     elif isinstance(event, ApprovalEvent):
                         await self.decide(event)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt):
             self.write(" (stopped)\n")
+            if said and not called.calls:  # a call without its result would be half an exchange
+                self.messages = [*asked, Message("assistant", "".join(said))]
             raise
         self.write("\n")
         tools = [called, *brought] if called.calls else []
@@ -136,6 +143,15 @@ class TerminalChat:
         except QuietchoirError as error:
             told = str(error)
         self.write(f"{one_line(told)}\n")
+
+    def take_back(self) -> str:
+        """Take the newest question back, with its answer; "": there is none."""
+        asked = [place for place, one in enumerate(self.messages) if one.role == "user"]
+        if not asked:
+            return ""
+        question = self.messages[asked[-1]].content
+        self.messages = self.messages[: asked[-1]]
+        return question
 
     def renew(self) -> None:
         """Forget what was said; what is kept stays."""
@@ -186,20 +202,38 @@ def converse(
     write(HELP + JUDGING * (feedback is not None))
     while True:
         try:
-            said = read(PROMPT).strip()
+            said = typed(read)
         except (EOFError, KeyboardInterrupt):
             write("\n")
             return
         if said == "/quit":
             return
+        if said == "/retry" and not (said := conversation.take_back()):
+            write("nothing was asked yet\n")
         if said == "/new":
             conversation.renew()
         elif said.split(" ")[0].removeprefix("/") in VERDICTS:
             runner.run(conversation.judge(said))
-        elif said.startswith("/"):
+        elif said.startswith("/") and "\n" not in said:
             write(HELP)
         elif said:
             answer(conversation, runner, said)
+
+
+def typed(read: Read) -> str:
+    """A line, or, between marks, several.
+
+    Raises:
+        EOFError, KeyboardInterrupt: from `read`; what was begun is given up.
+    """
+    said = read(PROMPT).strip()
+    if not said.startswith(BLOCK):
+        return said
+    lines = [said.removeprefix(BLOCK)]
+    while not lines[-1].rstrip().endswith(BLOCK):
+        lines.append(read(MORE))
+    lines[-1] = lines[-1].rstrip().removesuffix(BLOCK)
+    return "\n".join(lines).strip()
 
 
 def answer(conversation: TerminalChat, runner: asyncio.Runner, line: str) -> None:

@@ -123,6 +123,15 @@ class KeptExample:
     at: float  # seconds since 1970
     consent: str  # what holds for it
 
+    @property
+    def as_said(self) -> list[dict[str, str]]:
+        """Roles and texts, the answer last."""
+        said = [
+            {"role": one.role, "content": render_all(one.calls) if one.calls else one.content}
+            for one in self.messages
+        ]
+        return [*said, {"role": "assistant", "content": self.answer}]
+
     def may_train(self, destination: str) -> bool:
         """Is it for `destination`? What may train a federation may train its owner's adapter."""
         return self.consent != NEVER and destination in (self.consent, PERSONAL)
@@ -754,10 +763,10 @@ class HistoryStore:
             )
         )
 
-    def requests_of(self, adapter: str) -> list[str]:
-        """What the examples ask that an adapter was trained on and that are still here."""
+    def learned_by(self, adapter: str) -> list[KeptExample]:
+        """The examples that an adapter was trained on and that are still here."""
         ids = {id for (id,) in self._rows("SELECT example FROM trained WHERE adapter = ?", adapter)}
-        return [one.messages[-1].content for one in self.examples() if one.id in ids]
+        return [one for one in self.examples() if one.id in ids]
 
     def drop_marks(self, adapter: str) -> None:
         """An adapter is gone: nothing needs to be told of it any more."""

@@ -8,8 +8,9 @@ and left as it is; mode 0600. Of a locked file every page is encrypted and authe
 too: text, words of the index, vectors, names of files. What is deleted is written over with zeros,
 in the log as well.
 
-Not covered: the file's name, size and times; the memory of a running program; copies and backups;
-what a disk that writes elsewhere (SSD, copy-on-write) keeps of blocks that were written over.
+Not covered: the file's name, size and times; the memory of a running program, in which pages lie in
+clear; copies and backups; what a disk that writes elsewhere (SSD, copy-on-write) keeps of blocks
+that were written over.
 
 Source: zetetic.net/sqlcipher/design (AES-256-CBC, HMAC-SHA512 a page, PBKDF2 at 256,000 steps).
 """
@@ -30,6 +31,7 @@ Passphrase = Callable[[Path], str]  # asked only for a file that is locked
 BUSY_S = 10.0
 COMPANIONS = ("", "-wal", "-shm", "-journal")
 WAL_HEADER = 32  # bytes
+CACHE_BYTES = 48 << 20  # of pages in memory, at most
 CHECKED_BYTES = 64 << 20  # a file up to this size is read whole when it is opened
 DAMAGED = (
     "damaged; your documents are not. Put back a copy, or remove it and add the documents again"
@@ -155,6 +157,9 @@ class PrivateDatabase:
             self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.execute("PRAGMA secure_delete = ON")
             self.connection.execute("PRAGMA foreign_keys = ON")
+            # SQLCipher's own 2 MB would read, and of a locked file decrypt, an index anew for each
+            # question; taken as it is needed
+            self.connection.execute(f"PRAGMA cache_size = -{CACHE_BYTES >> 10}")
             (found,) = self.connection.execute("PRAGMA user_version").fetchone()
         if found != version:
             raise RetrievalError(

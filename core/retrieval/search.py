@@ -5,12 +5,15 @@ Always: a question is never read as a query language; vectors are compared only 
 same model; a collection without vectors is searched by words.
 
 Source: Robertson, Zaragoza, "The probabilistic relevance framework: BM25 and beyond", 2009 (as FTS5
-computes it); Cormack, Clarke, Büttcher, "Reciprocal rank fusion", SIGIR 2009.
+computes it); Cormack, Clarke, Büttcher, "Reciprocal rank fusion", SIGIR 2009; Jégou, Chum,
+"Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening", ECCV
+2012 (short vectors first, whole ones for those that are near).
 """
 
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy.typing as npt
 from .indexing import Embedder
 from .store import CollectionStore, RetrievedPassage
 
+Vectors = npt.NDArray[np.float32]
 Way = Literal["hybrid", "words", "meaning"]
 DEPTH = 100  # ranks of either list that are fused
 # What a rank is worth is 1 / (FUSION + rank), times its list's share. Cormack's 60 and equal shares
@@ -26,7 +30,13 @@ DEPTH = 100  # ranks of either list that are fused
 # (simulations/LOG.md, 2026-11-30).
 FUSION = 10
 SHARES = {"words": 0.3, "meaning": 0.7}
+# Of many vectors, those axes along which they differ most tell which few are worth comparing whole.
+SKETCHED = 8192  # vectors; fewer are compared whole at once
+SKETCH = 96  # axes
+CANDIDATES = 10 * DEPTH  # that are compared whole
+SAMPLE = 4096  # vectors that the axes are found from
 MOST_WORDS = 24  # of a question that are looked up
+MOST_MATCHES = 4096  # words of which it is remembered how many chunks hold them
 # Of all chunks. Beside meaning, words that are in more than so many add nothing but time; alone,
 # leaving them out would cost a tenth of the recall (simulations/LOG.md, 2026-11-30).
 COMMON = 0.2
@@ -43,6 +53,29 @@ STOP_WORDS = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorIndex:
+    """The vectors of one state of a collection's file."""
+
+    ids: npt.NDArray[np.int64]  # of chunks, [N]
+    vectors: Vectors  # [N, D], of length one
+    sketch: tuple[Vectors, Vectors] | None  # [N, SKETCH], and the axes [D, SKETCH]
+    matches: dict[str, int] = field(default_factory=dict)  # chunks that hold a word, once asked for
+
+    def nearest(self, query: Vectors) -> list[int]:
+        """At most DEPTH chunks by the cosine of their vectors with `query` [D], the best first."""
+        places, vectors = np.arange(len(self.ids)), self.vectors
+        if self.sketch is not None:
+            short, axes = self.sketch
+            places = best(short @ (query @ axes), CANDIDATES)
+            vectors = vectors[places]
+        scores = vectors @ query
+        found = best(scores, DEPTH)
+        return [
+            int(id) for id in self.ids[places[found[np.argsort(-scores[found], kind="stable")]]]
+        ]
+
+
 class Search:
     """One collection, searched. Vectors are read once and kept while nobody changes the file.
 
@@ -53,8 +86,7 @@ class Search:
         self.store = store
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
-        self._ids: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._vectors: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._index = VectorIndex(np.empty(0, np.int64), np.empty((0, 0), np.float32), None)
 
     def find(
         self, question: str, most: int = 8, embedder: Embedder | None = None, way: Way = "hybrid"
@@ -83,29 +115,48 @@ class Search:
         """
         words = telling_words(question)
         if rare and len(words) > 1:
-            chunks = len(self.read()[0])  # those that have a vector
-            rarer = [word for word in words if 0 < self.store.matches(word) <= COMMON * chunks]
+            index = self.read()
+            most = COMMON * len(index.ids)  # of those that have a vector
+            rarer = [word for word in words if 0 < self.matches(word, index) <= most]
             words = rarer or words
         return self.store.by_words(" OR ".join(words), DEPTH) if words else []
 
     def by_meaning(self, question: str, embedder: Embedder) -> list[int]:
         """Chunks by the cosine of their vectors with the question's, the best first."""
-        ids, vectors = self.read()
-        if not len(ids):
-            return []
-        scores = vectors @ embedder.embed([question], "query")[0]  # [N]; both have length one
-        count = min(DEPTH, len(scores))
-        best = np.argpartition(-scores, count - 1)[:count]
-        return [int(id) for id in ids[best[np.argsort(-scores[best], kind="stable")]]]
+        index = self.read()
+        return index.nearest(embedder.embed([question], "query")[0]) if len(index.ids) else []
 
-    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def matches(self, word: str, index: VectorIndex) -> int:
+        """How many chunks hold a word."""
+        if (found := index.matches.get(word)) is None:
+            if len(index.matches) >= MOST_MATCHES:
+                index.matches.clear()
+            found = index.matches[word] = self.store.matches(word)
+        return found
+
+    def read(self) -> VectorIndex:
         """The vectors as the file has them now."""
         with self._lock:
             version = self.store.database.version()
             if version != self._seen:
-                self._ids, self._vectors = self.store.vectors()
-                self._seen = version
-            return self._ids, self._vectors
+                ids, vectors = self.store.vectors()
+                sketch = sketched(vectors) if len(ids) >= SKETCHED else None
+                self._index, self._seen = VectorIndex(ids, vectors, sketch), version
+            return self._index
+
+
+def best(scores: Vectors, count: int) -> npt.NDArray[np.int64]:
+    """Places of the `count` highest scores [N], or of all, in no order."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    return np.argpartition(-scores, count - 1)[:count]
+
+
+def sketched(vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """Vectors [N, D] along the axes of most of their sum of squares: [N, SKETCH] and the axes."""
+    sample = vectors[:: max(1, len(vectors) // SAMPLE)]
+    axes = np.linalg.eigh(sample.T @ sample)[1][:, -SKETCH:]
+    return vectors @ axes, axes
 
 
 def telling_words(question: str) -> list[str]:

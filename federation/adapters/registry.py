@@ -338,12 +338,15 @@ class Registry:
         Raises:
             QuietchoirError: the disk refused, or the embedding model is damaged; the route is gone.
         """
-        from ...core.assistant.router import FILE, note_route
+        from ...core.assistant.router import FILE, note_route, route_example
+        from ...core.training.household.talk import general_requests
 
         for name, at in store.forgotten_since().items():
             route = self.folder / name / FILE
             if route.exists() and route.stat().st_mtime <= at:
-                note_route(route.parent, store.requests_of(name))
+                prompt = self.card(name).prompt
+                learned = [route_example(one.as_said, prompt) for one in store.learned_by(name)]
+                note_route(route.parent, learned, general_requests())
 
     def list(self) -> Names:
         """Names of all adapters, in alphabetical order."""

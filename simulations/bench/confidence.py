@@ -41,8 +41,10 @@ from ...core.models.lora.adapter import Adapter, assemble
 from ...core.models.weights import Weights
 from ...core.prompt import AS_IT_COMES, HOUSEHOLD
 from ...core.toolcall import ToolCall, parse_all
-from ...core.training.dataset import Beside, household_examples, make_homes
+from ...core.training.dataset import HELD_OUT as UNSEEN
+from ...core.training.dataset import Beside, HomeData, household_examples, make_homes
 from ...core.training.examples import Example, encode_jsonl
+from ...core.training.household.dialogue import dialogues, split_wordings
 from ...core.training.own_answers import own_answers
 from ...core.training.trainer import Trainer
 from ...plugins import manifest
@@ -57,6 +59,7 @@ KEPT = "bench"  # in the node's home: what was trained here, by what it was trai
 HOME = "home"  # the adapter that is trained here
 LR = 1e-2
 HELD_OUT = 150  # requests of each household, of templates that no training saw
+SECOND = 40  # second requests of each household, of wordings that no training saw
 OTHER = 240  # requests to tools that no training saw
 AT_ONCE = 8
 DIVISIONS = 40  # into halves; a single one is right or wrong by a handful of calls
@@ -114,23 +117,16 @@ def home_task(
     """One adapter of everybody's examples, as `data build home` makes them: how sure it may be, and
     what it makes of small talk.
     """
-    scenario = load(SCENARIO)
-    people = scenario.population
-    homes = make_homes(
-        households=people.households, train=people.train, test=HELD_OUT, seed=scenario.seed
-    )
-    beside = Beside.usual(people.train, answers=partial(own_answers, model))
-    examples = [
-        one
-        for index, home in enumerate(homes)
-        for one in household_examples(home, beside, [scenario.seed, 1 << 20, index])
-    ]
-    engine.adapters.load(HOME, home_adapter(model, examples, tell))
+    homes = scenario_homes()
+    examples = [one for several in examples_of(homes, model) for one in several]
+    engine.adapters.load(HOME, kept_adapter(model, examples, tell))
     tools = household_tools()
     tell("held-out requests, and small talk")
     held_out = [asked_for(request.example()) for home in homes for request in home.test]
     weighed = asyncio.run(weigh_all(engine, model, tools, held_out, HOME))
     found["confirm"] |= judged(weighed, tools)
+    second = asyncio.run(weigh_all(engine, model, tools, second_requests(homes), HOME))
+    found["confirm"]["second"] = judged([*weighed, *second], tools, lambda one: len(one.said) > 1)
     talk: list[Asked] = [((Message("user", text),), ()) for text in tool_set.TALK]
     answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
     calibration = calibrate(weighed, by_name(tools))
@@ -140,7 +136,25 @@ def home_task(
     }
 
 
-def home_adapter(
+def scenario_homes() -> list[HomeData]:
+    """The households of the scenario."""
+    scenario = load(SCENARIO)
+    people = scenario.population
+    return make_homes(
+        households=people.households, train=people.train, test=HELD_OUT, seed=scenario.seed
+    )
+
+
+def examples_of(homes: Sequence[HomeData], model: Weights) -> list[list[Example]]:
+    """What each household learns from, as `data build home` makes it."""
+    beside = Beside.usual(len(homes[0].train), answers=partial(own_answers, model))
+    seed = load(SCENARIO).seed
+    return [
+        household_examples(home, beside, [seed, 1 << 20, index]) for index, home in enumerate(homes)
+    ]
+
+
+def kept_adapter(
     model: Weights, examples: Sequence[Example], tell: Callable[[str], None]
 ) -> Adapter:
     """An adapter trained on all of them; read back where the very same was trained before."""
@@ -196,24 +210,34 @@ async def at_once(made: Iterable[Any]) -> list[Any]:
     return await asyncio.gather(*map(one, made))
 
 
-def judged(weighed: Sequence[WeighedCall], tools: Sequence[ToolInfo]) -> dict[str, Any]:
-    """What one half calibrates and does with the other, over many ways to halve them."""
+def judged(
+    weighed: Sequence[WeighedCall],
+    tools: Sequence[ToolInfo],
+    counts: Callable[[WeighedCall], bool] = lambda _: True,
+) -> dict[str, Any]:
+    """What one half calibrates and does with the other, over many ways to halve them.
+
+    Args:
+        counts: which of the other half is judged.
+    """
     rng, half = np.random.default_rng(SEED), len(weighed) // 2
     ours: list[list[WeighedCall]] = []
     alone: list[list[WeighedCall]] = []
+    judged_each = 0.0
     for _ in range(DIVISIONS):
         mixed = [weighed[place] for place in rng.permutation(len(weighed))]
-        first, rest = mixed[:half], mixed[half:]
+        first, rest = mixed[:half], [one for one in mixed[half:] if counts(one)]
+        judged_each += len(rest) / DIVISIONS
         ours.append(unasked(calibrate(first, by_name(tools)), rest, tools))
         likely = sure_ones(one for one in first if one.calls)
         alone.append([one for one in rest if likely and one.probability >= likely[-1].probability])
-    judged_each = len(weighed) - half
+    counted = [one for one in weighed if counts(one)]
     return {
         **shares(ours, judged_each),
         "by_probability_alone": shares(alone, judged_each),
-        "accuracy": sum(one.right for one in weighed) / len(weighed),
+        "accuracy": sum(one.right for one in counted) / len(counted),
         "calibrated_on": half,
-        "judged": judged_each,
+        "judged": round(judged_each),
         "divisions": DIVISIONS,
     }
 
@@ -234,7 +258,7 @@ def unasked(
     ]
 
 
-def shares(found: Sequence[Sequence[WeighedCall]], judged_each: int) -> dict[str, Any]:
+def shares(found: Sequence[Sequence[WeighedCall]], judged_each: float) -> dict[str, Any]:
     """Of these the right ones, over all divisions and in the worst of them, and how many of all
     they are; in how many divisions there were none.
     """
@@ -259,6 +283,25 @@ def asked_for(example: Example) -> Asked:
     return (Message("user", example.request),), parse_all(example.answer)
 
 
+def second_requests(homes: Sequence[HomeData]) -> list[Asked]:
+    """Requests that lean on one before them, of wordings that no training saw."""
+    seed = load(SCENARIO).seed
+    _, unseen = split_wordings(UNSEEN, np.random.default_rng([seed, 1 << 20]))
+    rng = np.random.default_rng([seed, 1 << 21])
+    return [
+        (
+            (
+                Message("user", one.first.text),
+                Message("assistant", "", (one.first.call,)),
+                Message("user", one.text),
+            ),
+            (one.call,),
+        )
+        for home in homes
+        for one in dialogues(home.household, home.test, unseen, SECOND, rng)
+    ]
+
+
 def household_tools() -> list[ToolInfo]:
     """The shipped household's, from its manifest."""
     terms = manifest.read(Path(BUILTIN) / "household")
@@ -271,8 +314,13 @@ def household_tools() -> list[ToolInfo]:
 def figures(report: dict[str, Any]) -> list[Figure]:
     """Rows of the table; without a call that is sure there is no share of right ones to judge."""
     rows = []
-    for place, task in (("confirm", "home task"), ("confirm.other", "tools no training saw")):
-        found = report["confirm"] if place == "confirm" else report["confirm"]["other"]
+    for place, task in (
+        ("confirm", "home task"),
+        ("confirm.second", "second requests"),
+        ("confirm.other", "tools no training saw"),
+    ):
+        part = place.removeprefix("confirm").strip(".")
+        found = report["confirm"].get(part, {}) if part else report["confirm"]
         if "coverage" not in found:
             continue
         aim = 0.95 if found["precision_unasked"] != "none" else None

@@ -31,7 +31,7 @@ from ...core.errors import ConfigError
 from ...core.models.hub import catalog
 from ...core.retrieval.chunking import DocumentChunk
 from ...core.retrieval.indexing import update
-from ...core.retrieval.search import Search, Way
+from ...core.retrieval.search import DEPTH, Search, Way
 from ...core.retrieval.store import CollectionStore, DocumentEntry
 from ...plugins.documents import parsing
 from .figures import Figure, Keep, nobody
@@ -152,6 +152,8 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     yield Figure("many.query_ms", "ms", "a question among many passages, one thread", at_most=50)
     yield Figure("many.words_ms", "ms", "of it, by words")
     yield Figure("many.scan_ms", "ms", "of it, by comparing vectors")
+    yield Figure("many.sketch_recall", "", "of the 100 nearest vectors, those that are found",
+                 at_least=0.99)  # fmt: skip
     yield Figure("many.embed_ms", "ms", "of it, the question's own vector")
     yield Figure("many.read_s", "s", "vectors read from the file, once")
     yield Figure("many.file_mb", "MB", "the file")
@@ -358,6 +360,9 @@ def among_many(
             before = clock()
             part_of(question)
             times[name].append(clock() - before)
+    report["many"]["sketch_recall"] = statistics.fmean(
+        sketch_recall(search, embedder.embed([question], "query")[0]) for question in questions
+    )
     times["scan_ms"] = [
         max(0.0, both - embedded)
         for both, embedded in zip(times["scan_ms"], times["embed_ms"], strict=True)
@@ -365,3 +370,12 @@ def among_many(
     for name, seconds in times.items():
         put(report, f"many.{name}", Sample(tuple(seconds)), 1000)
     store.close()
+
+
+def sketch_recall(search: Search, query: np.ndarray) -> float:
+    """Of the vectors that are nearest to a question, those that the index finds; of copies any."""
+    index = search.read()
+    scores = index.vectors @ query
+    last = np.sort(scores)[-DEPTH:][0]
+    found = np.isin(index.ids, index.nearest(query))
+    return float((scores[found] >= last).mean())

@@ -1,141 +1,307 @@
-"""Does an adapter know when to be silent? Small talk, requests beyond the home, second requests,
-two wishes in one sentence.
+"""The suite `silence`: does an adapter know when to be silent? Small talk, requests beyond what it
+can, second requests, two wishes in one sentence.
 
-Two adapters learn the home task: one from single commands alone, one from what `data build home`
-makes by default, with talk, second requests and double ones among them. Each is asked with and
-without the router. Talk is that of `tool_set.py`, commands are of templates and the rest of
-wordings that no training and no router saw.
+Three tasks, each with its adapter asked alone, behind the router, and as a node serves it (a call
+that nothing said names is not begun, two wishes in one sentence are asked one after the other): the
+households whose examples taught the home's adapter, by wordings that it did not learn; a household
+that it never saw, with other rooms and devices; and requests to eight services (`tool_set.py`),
+which share neither tool nor word with a home. A node's router knows the examples of that one node,
+as it does where it serves.
 
-Knows training, the engine and the router. Knows nothing of HTTP or tools.
+Knows training, the engine and the router. Knows nothing of HTTP.
 Always: accuracy is exact match of the whole answer; talk counts as answered with a call if what the
-model writes greedily begins as one; all arms are asked the same, in the one way that adapters of
-the home task are asked.
+model writes greedily is one; all arms are asked the same. Talk is that of `tool_set.py`, written
+apart from all that is learned, and the first sentences of conversations of the PyPI package
+chatterbot-corpus, where it is installed; beyond the services is what a home is told.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core.assistant.router import EMBEDDING, Router, centroids
+from ...core.assistant.router import EMBEDDING, Embed, Router, fit_route, route_example
 from ...core.config import EngineConfig
+from ...core.engine.embedder import SentenceEmbedder
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
 from ...core.engine.sampling.params import SamplingParams
 from ...core.models import weights
 from ...core.models.hub import catalog
-from ...core.models.lora.adapter import AdapterShape, assemble
 from ...core.models.weights import Weights
 from ...core.prompt import HOUSEHOLD
-from ...core.toolcall import render
-from ...core.training.dataset import HELD_OUT, Beside, HomeData, household_examples, make_homes
-from ...core.training.evaluate import exact
+from ...core.toolcall import parse_all, render_all
+from ...core.training.dataset import HELD_OUT, HomeData, make_homes
 from ...core.training.examples import Example
-from ...core.training.household.dialogue import (
-    DoubleRequest,
-    HomeDialogue,
-    dialogues,
-    doubles,
-    split_wordings,
-)
-from ...core.training.household.home import HomeRequest
-from ...core.training.household.talk import general_requests
+from ...core.training.household.dialogue import dialogues, doubles, split_wordings
+from ...core.training.household.talk import general_requests, talk_requests
 from ...core.training.own_answers import own_answers
-from ...core.training.trainer import Hyperparameters, Trainer
 from . import tool_set
+from .confidence import examples_of, kept_adapter, scenario_homes
 from .figures import Figure, Keep
 
-MODEL = "smollm2-135m-instruct"
-SEED = 7  # no default of ours was chosen on these households
-OPENING = '{"name"'  # how a call begins
-GENERAL = 192  # requests that are the plain model's, for the router
-# What is told of each kind of talk, by itself and right after a command.
-CALLED = {"talk": "small_talk_called", "beyond": "beyond_home_called"}
+MODEL = EngineConfig().model
+SEED = 7  # of the household that no adapter saw; no default of ours was chosen on it
+ANSWER_TOKENS = 96
+OPENING = '{"name"'  # how a call begins; serving holds what follows to the tool's schema
+CORPUS = "chatterbot_corpus"
 AFTER = "_after_command"
+# What is told of each kind of talk, by itself and right after a command.
+SILENT = {
+    "talk": "talk",
+    "corpus": "first sentences of a package's conversations",
+    "beyond": "requests beyond the task",
+}
+ARMS = {
+    "alone": "the adapter alone",
+    "routed": "behind the router",
+    "served": "as a node serves it",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """How much is learned and asked."""
 
-    households: int
-    train: int
-    test: int
-    asked: int | None  # of each kind of talk; None: all
-    epochs: int
+    homes: int  # of those that taught the adapter
+    asked: int | None  # of each kind; None: all
+    learned: int | None  # examples; None: all
 
 
-WHOLE = Size(households=3, train=150, test=60, asked=None, epochs=6)
-QUICK = Size(households=1, train=12, test=6, asked=4, epochs=1)
+WHOLE = Size(homes=2, asked=60, learned=None)
+QUICK = Size(homes=1, asked=3, learned=12)
 
 
-@dataclass(frozen=True, slots=True)
-class Exam:
-    """What everybody is asked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilenceTask:
+    """One adapter's task on one node."""
 
-    single: list[HomeRequest]
-    second: list[HomeDialogue]
-    double: list[DoubleRequest]
-    talk: dict[str, Sequence[str]]  # by kind
+    own: Sequence[Example]  # the node's examples, of which its router is made
+    wanted: Mapping[str, Sequence[Example]]  # held out, by kind; the answers are right
+    silent: Mapping[str, Sequence[str]]  # talk, by kind
+    before: Sequence[Example] = field(default=())  # commands that talk is said right after
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
-    """Train both adapters, ask all arms."""
+    """Each adapter is trained, or read where the very same was trained before, and asked."""
     size = QUICK if quick else WHOLE
     model = weights.load(catalog.find(MODEL))
-    homes = make_homes(households=size.households, train=size.train, test=size.test, seed=SEED)
-    exam = exam_of(homes, size)
-    plain = [request.example() for data in homes for request in data.train]
+    embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
+    homes = scenario_homes()
     tell(f"own answers of {MODEL} to talk")
-    beside = Beside.usual(size.train, answers=partial(own_answers, model))
-    mixed = [
-        one
-        for index, data in enumerate(homes)
-        for one in household_examples(data, beside, [SEED, 1 << 20, index])
-    ]
+    taught = examples_of(homes, model)
+    learned = [one for several in taught for one in several]
+    services, theirs = services_task(model, size)
+    known = [
+        home_task(home, own, size, index)
+        for index, (home, own) in enumerate(zip(homes, taught, strict=True))
+    ][: size.homes]
+    [stranger] = make_homes(households=1, train=150, test=60, seed=SEED)
+    [own] = examples_of([stranger], model)
+    tasks = {
+        "home": (learned, known),
+        "other_home": (learned, [home_task(stranger, own, size, SEED)]),
+        "services": (theirs, [services]),
+    }
     report: dict[str, Any] = {
-        "what": f"{MODEL}, {len(plain)} commands; the taught one also {beside.talk} times talk, "
-        f"{beside.follow_ups} second requests and {beside.doubles} double ones a household; "
-        f"{size.epochs} epochs",
+        "what": f"{MODEL}; an adapter of {len(learned)} examples of homes, one of {len(theirs)} of "
+        f"services",
         "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
-        "asked": {"commands": len(exam.single), "second": len(exam.second),
-                  "double": len(exam.double),
-                  **{kind: len(talk) for kind, talk in exam.talk.items()}},
-        "examples": {"adapter": len(plain), "taught": len(mixed)},
     }  # fmt: skip
-    routed = routes(homes, exam)
-    report["routed"] = {what: share(goes) for what, goes in routed.items()}
-    keep(report)
-    trainer = Trainer(model, AdapterShape())
-    for name, learned in (("adapter", plain), ("taught", mixed)):
-        tell(f"training: {name}, {len(learned)} examples")
-        flat = trained(trainer, learned, size)
-        hits = asked(trainer, flat, [one.example() for one in exam.single])
-        report.setdefault("commands", {}).update(
-            {name: share(hits), f"{name}_routed": share(both_of(hits, routed["commands"]))}
-        )
-        for kind, texts in exam.talk.items():
-            for where, before in (("", []), (AFTER, exam.single)):
-                called = calls(model, flat, texts, before)
-                kept = both_of(called, routed[kind + where])
-                report.setdefault(CALLED[kind] + where, {}).update(
-                    {name: share(called), f"{name}_routed": share(kept)}
-                )
-        second = share(asked(trainer, flat, [one.example(HOUSEHOLD.system) for one in exam.second]))
-        double = share(asked(trainer, flat, [one.example(HOUSEHOLD.system) for one in exam.double]))
-        report.setdefault("double", {})[name] = double
-        report.setdefault("multi_turn", {})[name] = second
+    for name, (examples, nodes) in tasks.items():
+        adapter = kept_adapter(model, examples[: size.learned], tell)
+        tell(f"{name}: what is said to the adapter and to the router")
+        engine = Engine(model, EngineConfig(max_waiting=4096, queue_timeout_s=3600.0))
+        engine.adapters.load("own", adapter)
+        engine.start()
+        try:
+            found = [judged(task, partial(answers, engine, model), embed) for task in nodes]
+        finally:
+            engine.stop()
+        report[name] = {
+            what: {arm: share([hit for one in found for hit in one[what][arm]]) for arm in hits}
+            for what, hits in found[0].items()
+        }
+        single = report[name]["single"]
+        report[name]["cost"] = single["alone"] - single["served"]
         keep(report)
-    report["multi_turn"]["gap"] = report["commands"]["taught"] - report["multi_turn"]["taught"]
-    report["cost"] = report["commands"]["adapter"] - report["commands"]["taught_routed"]
     return report
 
 
-def both_of(one: Sequence[bool], other: Sequence[bool]) -> list[bool]:
-    """Where both hold."""
-    return [left and right for left, right in zip(one, other, strict=True)]
+def home_task(data: HomeData, own: Sequence[Example], size: Size, stream: int) -> SilenceTask:
+    """What is said in one household: of templates and wordings that are held out."""
+    # as `household_examples` divides
+    _, unseen = split_wordings(HELD_OUT, np.random.default_rng([1, 1 << 20]))
+    rng = np.random.default_rng([SEED, stream])
+    requests = data.test[: size.asked]
+    count = max(3, len(requests) // 3)
+    second = dialogues(data.household, data.test, unseen, count, rng)
+    double = doubles(data.household, data.test, unseen, count, rng)
+    single = [request.example() for request in requests]
+    return SilenceTask(
+        own=own,
+        wanted={
+            "single": single,
+            "second": [one.example(HOUSEHOLD.system) for one in second],
+            "double": [one.example(HOUSEHOLD.system) for one in double],
+        },
+        silent=silences(tool_set.BEYOND, size),
+        before=single,
+    )
+
+
+def services_task(model: Weights, size: Size) -> tuple[SilenceTask, list[Example]]:
+    """Requests to services, and what their adapter learns from: other ways to ask, and talk."""
+    rng = np.random.default_rng(SEED)
+    learned = [service_example(one) for one in tool_set.drawn(240, seed=3, held_out=False)]
+    talk = [one.text for one in talk_requests(108, rng) if one.kind == "talk"]
+    said = [
+        conversation(text, learned[place] if place % 2 else None) for place, text in enumerate(talk)
+    ]
+    own = [
+        *learned,
+        *(
+            Example((*head, {"role": "assistant", "content": answer}))
+            for head, answer in zip(said, own_answers(model, talk, SEED), strict=True)
+            if answer
+        ),
+    ]
+    asked = tool_set.drawn(64, seed=4, held_out=True)[: size.asked]
+    [home] = make_homes(households=1, train=1, test=60, seed=SEED)
+    task = SilenceTask(
+        own=own,
+        wanted={"single": [service_example(one) for one in asked]},
+        silent=silences([one.text for one in home.test], size),
+        before=[service_example(one) for one in asked],
+    )
+    return task, own
+
+
+def service_example(task: tool_set.ToolTask) -> Example:
+    """A request to a service, in the form in which adapters of calls are asked."""
+    said = (("system", HOUSEHOLD.system), ("user", task.said[-1]),
+            ("assistant", render_all(task.calls)))  # fmt: skip
+    return Example(tuple({"role": role, "content": content} for role, content in said))
+
+
+def silences(beyond: Sequence[str], size: Size) -> dict[str, Sequence[str]]:
+    """What is no command, by kind."""
+    kinds = {"talk": tool_set.TALK, "corpus": corpus(4 * 60), "beyond": beyond}
+    return {kind: texts[: size.asked and 4 * size.asked] for kind, texts in kinds.items() if texts}
+
+
+def corpus(most: int) -> list[str]:
+    """First sentences of English conversations that others wrote, evenly from all of them; none,
+    where the package is not installed.
+    """
+    import yaml
+
+    found = importlib.util.find_spec(CORPUS)
+    if found is None or found.origin is None:
+        return []
+    said: list[str] = []
+    for file in sorted((Path(found.origin).parent / "data" / "english").glob("*.yml")):
+        said += [
+            " ".join(str(turns[0]).split())
+            for turns in yaml.safe_load(file.read_text("utf-8"))["conversations"]
+            if turns
+        ]
+    said = list(dict.fromkeys(said))
+    return said[:: max(1, len(said) // most)][:most]
+
+
+Answers = Callable[[Sequence[Sequence[Mapping[str, str]]], int], list[str]]
+
+
+def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[str, list[bool]]]:
+    """By kind, what is right of what is wanted, and what of talk is answered with a call, of each
+    arm; and what the router lets through.
+    """
+    own = [route_example(one.messages, HOUSEHOLD) for one in task.own]
+    router = Router(embed, "")
+    route = fit_route(own, general_requests(), embed)
+    found: dict[str, dict[str, list[bool]]] = {}
+
+    def ask(said: Sequence[Sequence[Mapping[str, str]]], right: Sequence[str] | None) -> Any:
+        """What counts of the answers, alone, behind the router, and as served."""
+        alone, goes, served = [], [], []
+        written = answers(said, ANSWER_TOKENS)
+        for place, (text, cut) in enumerate(zip(written, parted(said, written), strict=True)):
+            users = [one["content"] for one in said[place] if one["role"] == "user"]
+            alone.append(text.startswith(OPENING) if right is None else text == right[place])
+            goes.append(router.choose(users, {"own": route}).adapter == "own")
+            hit = cut.startswith(OPENING) if right is None else cut == right[place]
+            served.append(hit and goes[-1] and route.names(users, parse_all(cut)))
+        return arms(alone, goes, served)
+
+    def parted(said: Sequence[Sequence[Mapping[str, str]]], written: Sequence[str]) -> list[str]:
+        """The same answers where a sentence of two wishes is asked one after the other."""
+        wishes = [route.wishes(one[-1]["content"], embed) for one in said]
+        cut = [place for place, several in enumerate(wishes) if len(several) > 1]
+        heads = [[*said[place][:-1], user(wishes[place][0])] for place in cut]
+        firsts = answers(heads, ANSWER_TOKENS)
+        behind = [
+            [said[place][0], user(wishes[place][0]), {"role": "assistant", "content": first},
+             user(wishes[place][1])]
+            for place, first in zip(cut, firsts, strict=True)
+        ]  # fmt: skip
+        found = list(written)
+        for place, first, second in zip(cut, firsts, answers(behind, ANSWER_TOKENS), strict=True):
+            found[place] = first if second == first else f"{first}\n{second}"
+        return found
+
+    for kind, examples in task.wanted.items():
+        found[kind] = ask([one.messages[:-1] for one in examples], [one.answer for one in examples])
+    for kind, texts in task.silent.items():
+        for where, before in (("", ()), (AFTER, task.before)):
+            said = [
+                conversation(text, before[place % len(before)] if before else None)
+                for place, text in enumerate(texts)
+            ]
+            found[kind + where] = ask(said, None)
+    return found
+
+
+def conversation(text: str, before: Example | None) -> list[Mapping[str, str]]:
+    """A request, alone or right after a command."""
+    head = before.messages if before else ({"role": "system", "content": HOUSEHOLD.system},)
+    return [*head, {"role": "user", "content": text}]
+
+
+def user(text: str) -> dict[str, str]:
+    """A user's message."""
+    return {"role": "user", "content": text}
+
+
+def arms(
+    hits: Sequence[bool], goes: Sequence[bool], served: Sequence[bool]
+) -> dict[str, list[bool]]:
+    """What holds of the adapter alone, behind the router, and as served; and what the router gives
+    to the adapter.
+    """
+    routed = [hit and gone for hit, gone in zip(hits, goes, strict=True)]
+    return {"alone": list(hits), "routed": routed, "served": list(served), "to_adapter": list(goes)}
+
+
+def answers(
+    engine: Engine, model: Weights, said: Sequence[Sequence[Mapping[str, str]]], most: int
+) -> list[str]:
+    """What the adapter writes, greedily, in the engine that serves."""
+    running = [
+        engine.submit(
+            GenerationRequest(
+                prompt=tuple(model.tokenizer.encode_chat(list(one))),
+                sampling_params=SamplingParams(max_tokens=most),
+                adapter="own",
+            )
+        )
+        for one in said
+    ]
+    return [one.text().strip() for one in running]
 
 
 def share(found: Sequence[bool]) -> float:
@@ -143,141 +309,46 @@ def share(found: Sequence[bool]) -> float:
     return sum(found) / max(1, len(found))
 
 
-def exam_of(homes: Sequence[HomeData], size: Size) -> Exam:
-    """Commands, second and double requests of what is held out, and talk."""
-    # as `household_examples` divides
-    _, unseen = split_wordings(HELD_OUT, np.random.default_rng([SEED, 1 << 20]))
-    rng = np.random.default_rng([SEED, 1 << 21])
-    count = max(4, size.test // 3)
-    return Exam(
-        [request for data in homes for request in data.test],
-        [one for data in homes for one in dialogues(data.household, data.test, unseen, count, rng)],
-        [one for data in homes for one in doubles(data.household, data.test, unseen, count, rng)],
-        {"talk": tool_set.TALK[: size.asked], "beyond": tool_set.BEYOND[: size.asked]},
-    )
-
-
-def routes(homes: Sequence[HomeData], exam: Exam) -> dict[str, list[bool]]:
-    """Which requests the router gives to an adapter of the homes' commands, by kind."""
-    from ...core.engine.embedder import SentenceEmbedder
-
-    embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
-    router = Router(embed, centroids(embed(general_requests(GENERAL))))
-    home = centroids(embed([request.text for data in homes for request in data.train]))
-
-    def goes(*requests: str) -> bool:
-        return router.choose(requests, {"home": home}).adapter == "home"
-
-    found = {
-        "commands": [goes(one.text) for one in exam.single],
-        "second": [goes(one.first.text, one.text) for one in exam.second],
-        "double": [goes(one.text) for one in exam.double],
-    }
-    for kind, texts in exam.talk.items():
-        found[kind] = [goes(text) for text in texts]
-        found[kind + AFTER] = [
-            goes(before.text, text) for text, before in zip(texts, exam.single, strict=False)
-        ]
-    return found
-
-
-def trained(trainer: Trainer, examples: Sequence[Example], size: Size) -> Any:
-    """A flat B."""
-    import torch
-
-    prepared = trainer.prepare(examples)
-    numbers = Hyperparameters(epochs=size.epochs)
-    return trainer.train(torch.zeros(trainer.size), prepared, numbers, seed=SEED).flat_b
-
-
-def asked(trainer: Trainer, flat: Any, examples: Sequence[Example]) -> list[bool]:
-    """Which answers are right, to the last token."""
-    prepared = trainer.prepare(examples)
-    trainer.upper.set(trainer.checked(flat))
-    return exact(trainer.upper, prepared, trainer.weights.tensors["lm_head.weight"])
-
-
-def calls(
-    model: Weights, flat: Any, texts: Sequence[str], before: Sequence[HomeRequest]
-) -> list[bool]:
-    """Which of these an adapter answers with a call, in the engine that serves it.
-
-    Args:
-        before: the command that each is said right after; none: it is said by itself.
-    """
-    limits = EngineConfig(
-        kv_bytes=64 << 20, max_waiting=max(64, len(texts)), queue_timeout_s=3600.0
-    )
-    engine = Engine(model, limits)
-    shape = AdapterShape()
-    engine.adapters.load("home", assemble(shape, model.architecture, model.digest, flat))
-    engine.start()
-    try:
-        generations = []
-        for place, text in enumerate(texts):
-            said = [("system", HOUSEHOLD.system)]
-            for one in before[place : place + 1]:
-                said += [("user", one.text), ("assistant", render(one.call))]
-            chat = [{"role": role, "content": content} for role, content in (*said, ("user", text))]
-            generations.append(
-                engine.submit(
-                    GenerationRequest(
-                        prompt=tuple(model.tokenizer.encode_chat(chat)),
-                        sampling_params=SamplingParams(max_tokens=8),
-                        adapter="home",
-                    )
-                )
-            )
-        return [one.text().lstrip().startswith(OPENING) for one in generations]
-    finally:
-        engine.stop()
-
-
-def figures(_report: dict[str, Any]) -> Sequence[Figure]:
+def figures(report: dict[str, Any]) -> Sequence[Figure]:
     """The table."""
-    told = {
-        "adapter": "by an adapter that learned commands alone",
-        "adapter_routed": "the same behind the router",
-        "taught": "by one of the default data",
-        "taught_routed": "the same behind the router",
-    }
-    called = {"talk": "talk", "beyond": "requests beyond the home"}
-    return [
-        *(
+    rows = []
+    for task, words in (
+        ("home", "homes that taught it"),
+        ("other_home", "a home that it never saw"),
+        ("services", "eight services"),
+    ):
+        found = report[task]
+        for kind, what in SILENT.items():
+            for where, when in (("", ""), (AFTER, " right after a command")):
+                if kind + where not in found:
+                    continue
+                rows += [
+                    Figure(
+                        f"{task}.{kind}{where}.{arm}", "of 1",
+                        f"{words}: {what}{when} answered with a call, {by}",
+                        at_most=0.03 if (kind, arm) == ("talk", "served") else None,
+                    )
+                    for arm, by in ARMS.items()
+                ]  # fmt: skip
+                rows.append(Figure(f"{task}.{kind}{where}.to_adapter", "of 1", "of it to the "
+                                   "adapter"))  # fmt: skip
+        for kind, what in (
+            ("single", "commands"),
+            ("second", "second requests (and the attic too)"),
+            ("double", "two wishes in one sentence, as two calls"),
+        ):
+            if kind in found:
+                rows += [
+                    Figure(f"{task}.{kind}.{arm}", "of 1", f"{words}: {what} exactly right, {by}")
+                    for arm, by in ARMS.items()
+                ]
+                rows.append(Figure(f"{task}.{kind}.to_adapter", "of 1", "of them to the adapter"))
+        rows.append(
             Figure(
-                f"{CALLED[kind]}{where}.{arm}", "of 1",
-                f"held-out {what}{words} answered with a call, {by}",
-                at_most=0.03 if (kind, arm) == ("talk", "taught_routed") else None,
+                f"{task}.cost",
+                "of 1",
+                f"{words}: commands that router and check lose",
+                at_most=0.02,
             )
-            for kind, what in called.items()
-            for where, words in (("", ""), (AFTER, " right after a command"))
-            for arm, by in told.items()
-        ),
-        *(
-            Figure(f"commands.{arm}", "of 1", f"held-out commands answered exactly, {by}")
-            for arm, by in told.items()
-        ),
-        Figure("cost", "of 1", "commands that are lost by it: the adapter alone, less the last row",
-               at_most=0.02),
-        *(
-            Figure(f"{place}.{arm}", "of 1", f"{words} answered exactly, {told[arm]}")
-            for place, words in (
-                ("multi_turn", "second requests (and the attic too)"),
-                ("double", "two wishes in one sentence, as two calls"),
-            )
-            for arm in ("adapter", "taught")
-        ),
-        Figure("multi_turn.gap", "of 1", "single commands less second requests", at_most=0.05),
-        *(
-            Figure(f"routed.{what}", "of 1", f"held-out {words} that go to the adapter")
-            for what, words in (
-                ("commands", "commands"),
-                ("second", "second requests"),
-                ("double", "double requests"),
-                ("talk", "talk"),
-                ("talk_after_command", "talk right after a command"),
-                ("beyond", "requests beyond the home"),
-                ("beyond_after_command", "the same right after a command"),
-            )
-        ),
-    ]  # fmt: skip
+        )
+    return rows

@@ -379,16 +379,20 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def drawn(count: int, seed: int) -> list[ToolTask]:
+def drawn(count: int, seed: int, *, held_out: bool | None = None) -> list[ToolTask]:
     """At most `count` different single requests, all tools about as often; the same for the same
     seed.
+
+    Args:
+        held_out: of each tool's last way to ask alone, or of all others; None: of all ways.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, ToolTask] = {}
-    makers = list(WAYS)
+    chosen = {None: slice(None), True: slice(-1, None), False: slice(-1)}[held_out]
+    makers = {maker: ways[chosen] for maker, ways in WAYS.items()}
     for place in range(TRIES * count):
-        maker = makers[place % len(makers)]
-        way = WAYS[maker][rng.integers(len(WAYS[maker]))]
+        maker, ways = list(makers.items())[place % len(makers)]
+        way = ways[rng.integers(len(ways))]
         given = {
             name: values[rng.integers(len(values))]
             for name, values in VALUES.items()

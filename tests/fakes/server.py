@@ -178,7 +178,7 @@ class FakeStore:
     def active(self) -> str | None:
         return self.chosen
 
-    def route(self, id: str, width: int) -> Any:
+    def route(self, id: str, embedding: str) -> Any:
         return self.routes.get(id)
 
     def activate(self, id: str | None) -> None:

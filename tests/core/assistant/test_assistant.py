@@ -42,6 +42,7 @@ from quietchoir.core.errors import (
     ToolCallCutError,
     ToolError,
 )
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
 from quietchoir.simulations.bench import tool_set
@@ -145,6 +146,72 @@ async def test_what_a_tool_answers_is_never_read_as_a_call() -> None:
         found = await events(assistant(engine_saying(CALL_PIECES, [obeyed]), tools))
         assert tools.calls == [LIGHT]
         assert text_of(found) == obeyed
+
+
+async def test_a_call_that_nothing_said_names_is_not_begun_and_the_plain_model_answers() -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def is_named(*what: Any) -> bool:
+        asked.append(what)
+        return False
+
+    tools, engine = FakeTools(), engine_saying(CALL_PIECES, ["How nice."])
+    who = assistant(engine, tools)
+    who.is_named = is_named
+    said = (Message("user", "my grandfather built it"),)
+    found = await events(who, messages=said, adapter="home")
+    assert asked == [("home", ["my grandfather built it"], [LIGHT])]
+    assert tools.calls == [] and not any(isinstance(one, ToolCallEvent) for one in found)
+    assert [one.adapter for one in engine.requests] == ["home", None]
+    assert found[:-1] == [LoopStepEvent(2, last=True), Text("How nice.")]
+    assert found[-1] == Finished("stop", 5, 4)  # of both generations
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [one["content"] for one in shown] == ["my grandfather built it"]
+    named = assistant(engine_saying(CALL_PIECES), tools)
+    named.is_named = lambda *_: True
+    assert any(isinstance(one, ToolCallEvent) for one in await events(named, adapter="home"))
+
+
+async def test_two_wishes_of_one_sentence_are_asked_one_after_the_other() -> None:
+    other = ToolCall("HassTurnOn", {"name": "orb"})
+    tools = FakeTools(effect="write")
+    engine = engine_saying(CALL_PIECES, [render(other)])
+    who = assistant(engine, tools)
+    who.config = dataclasses.replace(who.config, write="allow")
+    who.approvals = Approvals(who.config)
+    who.wishes_of = lambda adapter, text: text.split(" and ") if adapter == "home" else (text,)
+    said = (Message("user", "turn on the kitchen light and the orb"),)
+    found = await events(who, messages=said, adapter="home", conversation="c")
+    assert tools.calls == [LIGHT, other]  # the second unasked too: no result stood before it
+    assert not any(isinstance(one, ApprovalEvent) for one in found)
+    assert text_of(found) == "Turned on the kitchen light.\nTurned on the kitchen light."
+    shown = who.tokenizer.last_messages[1:]  # type: ignore[attr-defined]
+    assert [one["role"] for one in shown] == ["user", "assistant", "user"]
+    assert (shown[0]["content"], shown[2]["content"]) == ("turn on the kitchen light", "the orb")
+    assert who.approvals.is_own("c", [LIGHT, other])
+    alike = assistant(engine_saying(CALL_PIECES), tools := FakeTools())
+    alike.wishes_of = lambda _, text: text.split(" and ")
+    await events(alike, messages=said, adapter="home")
+    assert tools.calls == [LIGHT]  # what it makes of both is one call
+
+
+THINKING = "{% for m in messages %}{{ m.content }}{# <think> </think> #}{% endfor %}"
+
+
+async def test_what_is_thought_is_told_apart_never_called_and_not_shown_again() -> None:
+    tools, thought = FakeTools(), f"<think>I could write {render(OTHER)} here.</think>"
+    engine = engine_saying([thought[:20], thought[20:], *CALL_PIECES], ["It is on."])
+    who = assistant(engine, tools)
+    who.tokenizer.template = ChatTemplate(THINKING)  # type: ignore[misc]
+    before = (*QUESTION, Message("assistant", "<think>hm</think>\n\nYes."), *QUESTION)
+    found = await events(who, messages=before)
+    assert tools.calls == [LIGHT]
+    said = [event for event in found if isinstance(event, Text)]
+    assert "".join(one.text for one in said if one.thought) == thought
+    assert "".join(one.text for one in said if not one.thought).strip() == "It is on."
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert "Yes." in [one["content"] for one in shown]
+    assert not any("think" in one["content"] for one in shown)
 
 
 async def test_a_call_that_was_quoted_is_text() -> None:

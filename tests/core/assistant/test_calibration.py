@@ -196,6 +196,32 @@ async def test_calls_are_weighed_and_not_carried_out() -> None:
     assert tools.calls == []
 
 
+async def test_a_second_request_is_measured_behind_the_call_that_it_leans_on() -> None:
+    """As the adapter serves it; a text that is no call is not shown to it."""
+    engine, tokenizer = engine_saying([render(LIGHT)]), WordTokenizer()
+    engine.logprob = math.log(0.5)
+    assistant = Assistant(
+        engine,
+        tokenizer,
+        FakeTools(effect="write"),
+        context=1000,
+        prompt_of=lambda _: HOUSEHOLD,
+        calibration_of=lambda _: Calibration(),
+        config=MEASURED,
+    )
+    shown = {}
+    for before in (render(ToolCall("HassTurnOn", {"name": "fan"})), "Hello."):
+        said = [
+            Message("user", "fan on"),
+            Message("assistant", before),
+            Message("user", "lamp too"),
+        ]
+        [found] = await weigh(assistant, [(said, [LIGHT])], "home")
+        assert found.right and found.said == ("fan on", "lamp too")
+        shown[before] = [one["content"] for one in tokenizer.last_messages[1:]]
+    assert [len(texts) for texts in shown.values()] == [3, 1]
+
+
 def test_a_calibration_is_found_again_by_its_adapter_on_its_model_alone(tmp_path: Path) -> None:
     known = Calibrations(tmp_path, "m")
     assert known.find("a") is None and known.find(None) is None

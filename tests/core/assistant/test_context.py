@@ -111,13 +111,62 @@ def test_many_tool_results_of_one_turn_fit_and_no_exchange_is_cut_in_two() -> No
     messages = [QUESTION, *(message for step in steps for message in step)]
     found, _ = shown(messages, 200)
     assert found[0]["content"] == QUESTION.content
-    assert found[-1]["content"] == steps[-1][1].content  # the newest step is there
+    assert found[-1]["content"].endswith(steps[-1][1].content)  # the newest step is there
     assert FACT in text(found)
     roles = [message["role"] for message in found[1:]]
     assert roles == ["assistant", "tool"] * (len(roles) // 2)
     for call, result in zip(found[1::2], found[2::2], strict=True):
         number = call["tool_calls"][0]["function"]["arguments"]["page"]
-        assert result["content"] == steps[number][1].content
+        *told, own = result["content"].split("\n")  # a line each on steps before it
+        assert own == steps[number][1].content
+        for line in told:
+            before, _, said = line.removeprefix(f"{GAP} look_up: page ").partition(" → ")
+            assert int(before) < number and said == steps[int(before)][1].content
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_45_small_results_of_one_turn_are_all_told_and_stay_what_tools_said(together: bool) -> None:
+    """The calls alone, as a template writes them, would take more than there is."""
+    calls = [ToolCall("price", {"item": f"item {n}"}, f"c{n}") for n in range(45)]
+    results = [Message("tool", f"{n}.50 EUR", (), f"c{n}", "price") for n in range(45)]
+    said = (
+        [Message("assistant", "I look.", tuple(calls)), *results]
+        if together
+        else [
+            one
+            for call, result in zip(calls, results, strict=True)
+            for one in (Message("assistant", "", (call,)), result)
+        ]
+    )
+    tokenizer = SpelledCalls()
+    question = Message("user", "What do they cost?")
+    window = ContextWindow(tokenizer.encode)
+    whole = len(tokenizer.encode_chat([one.for_template() for one in (question, *said)]))
+    budget = 600
+    assert whole > budget
+    prompt = window.fit([SYSTEM, question, *said], tokenizer, budget)
+    assert len(prompt.tokens) <= budget and prompt.left_out is not None
+    found = tokenizer.last_messages
+    assert [one["role"] for one in found[:2]] == ["system", "user"]
+    assert [one["role"] for one in found[2:]] == ["assistant", "tool"] * (len(found[2:]) // 2)
+    told = "\n".join(one["content"] for one in found if one["role"] == "tool")
+    for number in range(45):
+        assert f"{number}.50 EUR" in told
+    assert not any("EUR" in one["content"] for one in found if one["role"] != "tool")
+
+
+def test_a_call_that_is_too_long_by_itself_keeps_the_ends_of_its_values() -> None:
+    written = " ".join(f"line{n}" for n in range(400))
+    call = ToolCall("write", {"path": "a.txt", "text": written}, "c1")
+    turn = [Message("assistant", "", (call,)), Message("tool", "ok", (), "c1", "write")]
+    tokenizer = SpelledCalls()
+    window = ContextWindow(tokenizer.encode)
+    window.fit([QUESTION, *turn], tokenizer, 200)
+    [shown] = [one for one in tokenizer.last_messages if one["role"] == "assistant"]
+    arguments = shown["tool_calls"][0]["function"]["arguments"]
+    assert arguments["path"] == "a.txt" and GAP in arguments["text"]
+    assert arguments["text"].startswith("line0 ") and arguments["text"].endswith("line399")
+    assert tokenizer.last_messages[-1]["content"].startswith("ok")
 
 
 def test_a_huge_tool_result_is_excerpted_for_the_question() -> None:
@@ -161,7 +210,7 @@ def test_the_refusal_names_what_was_too_long_and_what_to_do() -> None:
     with pytest.raises(RequestError, match=r"system message takes 95 tokens of the 100.*raise eng"):
         context.fit([Message("system", "x " * 95), QUESTION], tokenizer, 100)
     tokenizer = SpelledCalls()
-    calls = tuple(ToolCall("look_up", {f"k{n}": f"v{n} " * 9}) for n in range(20))
+    calls = (ToolCall("look_up", {f"k{n}": f"v{n} " * 9 for n in range(20)}),)
     with pytest.raises(RequestError, match=r"newest message takes \d+ tokens in its shortest form"):
         context.fit(
             [QUESTION, Message("assistant", "", calls), Message("tool", "done")], tokenizer, 100

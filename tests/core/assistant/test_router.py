@@ -1,5 +1,6 @@
 """A request is answered by the adapter whose examples lie nearest, or by none."""
 
+import dataclasses
 import logging
 import zlib
 from collections.abc import Sequence
@@ -11,20 +12,39 @@ import pytest
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.router import (
     FILE,
-    HYSTERESIS,
+    Route,
+    RouteExample,
     Router,
     Vectors,
     centroids,
+    fit_route,
     read_route,
+    route_example,
     save_route,
 )
 from quietchoir.core.errors import DataError
+from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD
+from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.tests.fakes.server import FakeShelf, FakeStore
 
-WIDTH = 256
-HOME = ["turn on the lamp", "turn off the fan", "open the blind", "set the lamp to 40 percent"]
-BANK = ["what is the balance of my account", "transfer money to my account", "close the account"]
-TALK = ["why is the sky blue", "tell me a story", "hello, how are you", "what is a rainbow"]
+WIDTH = 64
+THINGS = ("lamp", "fan", "blind", "heater", "radio", "oven")
+HOME = [f"{verb} the {thing}" for verb in ("turn on", "turn off", "open") for thing in THINGS]
+HOME_EXAMPLES = [
+    *map(RouteExample, HOME),
+    *(RouteExample(f"and the {thing} too", follows=True) for thing in THINGS),
+    *(RouteExample(f"I like the {thing}", wanted=False) for thing in THINGS),
+]
+BANK = [
+    f"{verb} my {account} account"
+    for verb in ("close", "transfer money to", "what is on")
+    for account in ("new", "old", "savings", "joint", "shared")
+]
+TALK = [
+    f"{ask} {what}"
+    for ask in ("why is there", "tell me a story about", "what is", "explain", "who likes")
+    for what in ("the sky", "a rainbow", "the sea", "bread", "an owl", "music")
+]
 
 
 def embed(texts: Sequence[str]) -> Vectors:
@@ -38,39 +58,106 @@ def embed(texts: Sequence[str]) -> Vectors:
 
 @pytest.fixture
 def router() -> Router:
-    return Router(embed, centroids(embed(TALK)))
+    return Router(embed, "words")
 
 
-ROUTES = {"home": centroids(embed(HOME)), "bank": centroids(embed(BANK))}
+ROUTES = {
+    "home": dataclasses.replace(
+        fit_route(HOME_EXAMPLES, TALK, embed), implied=frozenset({"HassTurnOn: domain light"})
+    ),
+    "bank": fit_route(list(map(RouteExample, BANK)), TALK, embed),
+}
 
 
 @pytest.mark.parametrize(
     ("request_text", "adapter"),
     [
-        ("turn on the fan", "home"),
-        ("transfer money", "bank"),
-        ("why is the sea blue", None),
+        ("turn on the fan please", "home"),
+        ("transfer money to my account", "bank"),
+        ("why is there bread", None),
         ("tell me a story about the lamp", None),
+        ("I like the lamp", None),  # said so by an example that the adapter is silent to
     ],
 )
 def test_a_request_is_for_whom_it_is_nearest_to(
     router: Router, request_text: str, adapter: str | None
 ) -> None:
     choice = router.choose([request_text], ROUTES)
-    assert choice.adapter == adapter and choice.lead > 0
+    assert choice.adapter == adapter and (choice.lead > 0) == bool(adapter)
 
 
-def test_a_request_that_says_little_is_for_whom_the_one_before_was(router: Router) -> None:
-    little = "what lamp"
-    near = router.nearness(embed([little]), ROUTES)
-    gap = abs(float(near["home"][0] - near[""][0]))
-    assert gap < HYSTERESIS  # else this would say nothing
-    assert router.choose(["turn on the fan", little], ROUTES).adapter == "home"
-    assert router.choose(["why is the sky blue", little], ROUTES).adapter is None
+def test_what_leans_on_a_command_is_one_rather_behind_it(router: Router) -> None:
+    second = "and the lamp too"
+    alone, behind = router.choose([second], ROUTES), router.choose(["open the fan", second], ROUTES)
+    assert behind.adapter == "home" and behind.lead > alone.lead
+    assert router.choose(["turn on the fan", second], ROUTES).adapter == "home"
+    assert router.choose(["turn on the fan", second, "and the radio too"], ROUTES).adapter == "home"
 
 
 def test_talk_after_a_command_is_still_talk(router: Router) -> None:
-    assert router.choose(["turn on the fan", "tell me a story"], ROUTES).adapter is None
+    assert router.choose(["turn on the fan", "tell me a story about bread"], ROUTES).adapter is None
+
+
+def test_an_example_tells_what_is_its_adapters_to_answer_and_what_it_follows() -> None:
+    call = render(ToolCall("HassTurnOn", {"name": "lamp"}))
+
+    def said(*texts: str) -> list[dict[str, str]]:
+        roles = ("user", "assistant") * len(texts)
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+    head = [{"role": "system", "content": "s"}]
+    plain = route_example([*head, *said("lamp", call)], HOUSEHOLD)
+    assert plain == RouteExample("lamp", values=("lamp",))
+    after = route_example(said("lamp", call, "thanks", "You are welcome."), HOUSEHOLD)
+    assert after == RouteExample("thanks", wanted=False, follows=True)
+    assert not route_example(said("hello", "Hi.", "lamp", call), HOUSEHOLD).follows
+    mine = route_example(said("hello", "Hi.", "and you?", "Well."), AS_IT_COMES)
+    assert mine == RouteExample("and you?", follows=True)  # an adapter of talk answers all of it
+
+
+def test_what_a_call_holds_unsaid_is_named_only_if_right_calls_of_that_tool_hold_it_too() -> None:
+    lights = ToolCall("HassTurnOn", {"domain": "light", "area": "attic"})
+    said = [
+        {"role": "user", "content": "attic lit"},
+        {"role": "assistant", "content": render(lights)},
+    ]
+    example = route_example(said, HOUSEHOLD)
+    unsaid = ("HassTurnOn: domain light",)
+    assert example == RouteExample("attic lit", implied=unsaid, values=("attic", "light"))
+    route = fit_route([example], TALK, embed)
+
+    def names(text: str, name: str = "HassTurnOn", **arguments: str) -> bool:
+        return route.names(text.split("|"), [ToolCall(name, arguments)])
+
+    assert names("kitchen please", domain="light", area="kitchen")
+    assert names("the kitchen|and bright", domain="light", area="kitchen")
+    assert not names("my grandfather built it", domain="light", area="kitchen")
+    assert not names("kitchen please", "HassTurnOff", domain="light", area="kitchen")
+    assert not names("kitchen please", domain="fan", area="kitchen")
+
+
+@pytest.mark.parametrize(
+    ("text", "wishes"),
+    [
+        ("turn on the lamp and open the blind", ["turn on the lamp", "open the blind"]),
+        ("turn on the lamp, then and the fan too", ["turn on the lamp", "and the fan too"]),
+        ("turn on the salt and pepper lamp", None),  # a name
+        ("turn on the lamp and tell me a story about bread", None),
+        ("turn on the lamp", None),
+        ("and ", None),
+    ],
+)
+def test_a_sentence_of_two_wishes_is_cut_between_them_and_in_no_name(
+    text: str, wishes: list[str] | None
+) -> None:
+    route = dataclasses.replace(ROUTES["home"], joined=frozenset({"salt and pepper lamp"}))
+    assert list(route.wishes(text, embed)) == (wishes or [text])
+
+
+def test_an_adapter_of_few_examples_has_a_route_and_so_has_one_without_talk() -> None:
+    for examples, talk in (([RouteExample("where is Mary?")], TALK), (HOME_EXAMPLES, [HOME[0]])):
+        route = fit_route(examples, talk, embed)
+        assert np.isfinite(route.weights).all() and np.isfinite(route.thresholds).all()
 
 
 def test_centroids_are_few_of_length_one_and_the_same_again() -> None:
@@ -81,20 +168,30 @@ def test_centroids_are_few_of_length_one_and_the_same_again() -> None:
     assert len(centroids(vectors[:3], 5)) == 3
 
 
-def test_a_route_lies_in_its_folder_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    assert read_route(tmp_path, WIDTH) is None
-    save_route(tmp_path, HOME, embed)
-    found = read_route(tmp_path, WIDTH)
-    assert found is not None and np.allclose(found, centroids(embed(HOME)))
-    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+def test_a_route_holds_for_its_adapter_and_its_embedding_model_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    assert read_route(folder, "words") is None
+    save_route(folder, ROUTES["home"], "words")
+    found = read_route(folder, "words")
+    assert found is not None and np.array_equal(found.weights, ROUTES["home"].weights)
+    assert np.array_equal(found.thresholds, ROUTES["home"].thresholds)
+    assert found.implied == ROUTES["home"].implied
+    assert (folder / FILE).stat().st_mode & 0o777 == 0o600
     with pytest.raises(DataError, match="of another embedding model"):
-        read_route(tmp_path, 12)
-    (tmp_path / FILE).write_bytes(b"{}")
+        read_route(folder, "other words")
+    folder.rename(tmp_path / "other")
+    with pytest.raises(DataError, match="of another adapter"):
+        read_route(tmp_path / "other", "words")
+    endless = Route(np.full((2, 3), np.nan, np.float32), np.zeros(2, np.float32))
+    save_route(folder, endless, "words")
     with pytest.raises(DataError, match="damaged"):
-        read_route(tmp_path, WIDTH)
+        read_route(folder, "words")
+    (folder / FILE).write_bytes(b"{}")
+    with pytest.raises(DataError, match="damaged"):
+        read_route(folder, "words")
 
 
-async def switch(router: Router | None, **routes: Vectors) -> AdapterSwitch:
+async def switch(router: Router | None, **routes: Route) -> AdapterSwitch:
     """With two adapters of two federations, the first active."""
     store = FakeStore(
         ("home", "bank"), chosen="home", called={"home": "homes", "bank": "banks"}, routes=routes
@@ -109,20 +206,20 @@ async def test_the_active_adapter_answers_what_it_is_for_and_another_its_own(
 ) -> None:
     adapters = await switch(router, **ROUTES)
     assert await adapters.choose(None, ["turn on the fan"]) == "home"
-    assert await adapters.choose("default", ["transfer money"]) == "bank"
-    assert await adapters.choose(None, ["why is the sky blue"]) is None
+    assert await adapters.choose("default", [BANK[0]]) == "bank"
+    assert await adapters.choose(None, [TALK[0]]) is None
     assert adapters.active == "home"  # a choice changes nothing of what is active
 
 
 async def test_a_request_that_names_its_model_is_answered_by_that_one(router: Router) -> None:
     adapters = await switch(router, **ROUTES)
-    assert await adapters.choose("smollm2:home", ["why is the sky blue"]) == "home"
+    assert await adapters.choose("smollm2:home", [TALK[0]]) == "home"
     assert await adapters.choose("smollm2", ["turn on the fan"]) is None
 
 
 async def test_without_knowledge_the_active_adapter_answers_everything(router: Router) -> None:
     for made in (await switch(None, **ROUTES), await switch(router, bank=ROUTES["bank"])):
-        assert await made.choose(None, ["why is the sky blue"]) == "home"
+        assert await made.choose(None, [TALK[0]]) == "home"
     plain = await switch(router, **ROUTES)
     await plain.activate(None)
     assert await plain.choose(None, ["turn on the fan"]) is None
@@ -133,10 +230,10 @@ async def test_a_damaged_route_is_told_and_its_adapter_answers(
 ) -> None:
     adapters = await switch(router)
 
-    def damaged(id: str, width: int) -> None:
+    def damaged(id: str, embedding: str) -> None:
         raise DataError(f"{id} is damaged; delete it")
 
     monkeypatch.setattr(adapters.store, "route", damaged)
     with caplog.at_level(logging.WARNING):
-        assert await adapters.choose(None, ["why is the sky blue"]) == "home"
+        assert await adapters.choose(None, [TALK[0]]) == "home"
     assert "home is damaged; delete it" in caplog.text

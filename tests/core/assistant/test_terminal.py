@@ -131,11 +131,39 @@ def test_the_end_of_the_input_is_no_yes() -> None:
 
 @pytest.mark.parametrize("failure", [EngineError("the queue is full"), KeyboardInterrupt()])
 def test_an_answer_that_fails_or_is_stopped_ends_alone(failure: BaseException) -> None:
+    """What was said until it was stopped stays, for the next question to be about."""
     speaker = Speaker(Text("Well"), failure)
     written = talk(speaker, "hello", "again")
     assert len(speaker.asked) == 2
-    assert [message.content for message in speaker.asked[1]] == ["again"]
+    kept = ["hello", "Well"] if isinstance(failure, KeyboardInterrupt) else []
+    assert [message.content for message in speaker.asked[1]] == [*kept, "again"]
     assert str(failure) in written
+
+
+def test_a_stopped_call_leaves_no_half_of_an_exchange() -> None:
+    speaker = Speaker(Text("I turn it on."), ToolCallEvent("1", CALL), KeyboardInterrupt())
+    talk(speaker, "turn on the lamp", "again")
+    assert [message.content for message in speaker.asked[1]] == ["again"]
+
+
+def test_what_is_pasted_between_marks_is_one_question() -> None:
+    speaker = Speaker(Text("Yes."), Finished("stop", 1, 1))
+    talk(speaker, '"""Is this right?', "", "  /new", 'two lines"""', '"""one"""', '"""never ended')
+    asked = [messages[-1].content for messages in speaker.asked]
+    assert asked == ["Is this right?\n\n  /new\ntwo lines", "one"]
+
+
+def test_retry_asks_the_newest_question_again_without_its_answer() -> None:
+    speaker = Speaker(Text("Yes."), Finished("stop", 1, 1))
+    assert "nothing was asked yet" in talk(speaker, "/retry", "first", "second", "/retry")
+    said = [[message.content for message in messages] for messages in speaker.asked]
+    assert said[1] == said[2] == ["first", "Yes.", "second"]
+
+
+def test_thoughts_are_shown_and_are_no_part_of_the_answer() -> None:
+    speaker = Speaker(Text("<think>so</think>", thought=True), Text("Yes."), Finished("stop", 1, 1))
+    assert "<think>so</think>Yes." in talk(speaker, "hello", "again")
+    assert [message.content for message in speaker.asked[1]] == ["hello", "Yes.", "again"]
 
 
 def test_an_unknown_command_is_not_sent_to_anybody() -> None:

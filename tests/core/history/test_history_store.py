@@ -243,8 +243,8 @@ def test_adapters_that_learned_what_was_forgotten_are_marked(
     assert store.marks() == {"shared": 1} == marks_in(tmp_path)
     assert list(store.forgotten_since()) == ["shared"]
     assert store.forgotten_since()["shared"] <= time.time()
-    assert store.requests_of("shared") == store.requests_of("other")
-    assert len(store.requests_of("shared")) == 1
+    assert store.learned_by("shared") == store.learned_by("other")
+    assert len(store.learned_by("shared")) == 1
     store.note_adapter("next", FED)  # what follows on it has learned it too
     assert store.marks() == {"next": 1, "shared": 1}
     store.drop_marks("shared")

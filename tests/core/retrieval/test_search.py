@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.retrieval.chunking import DocumentChunk
-from quietchoir.core.retrieval.search import FUSION, Search, fused, telling_words
+from quietchoir.core.retrieval.search import (
+    DEPTH,
+    FUSION,
+    Search,
+    VectorIndex,
+    fused,
+    sketched,
+    telling_words,
+)
 from quietchoir.core.retrieval.store import CollectionStore, DocumentEntry
 from quietchoir.tests.fakes.retrieval import WordEmbedder
 
@@ -78,4 +87,36 @@ def test_beside_meaning_words_of_many_passages_are_left_out_and_alone_they_count
     assert search.store.passages([leaking])[0].text == "the boiler leaks"
     assert len(search.by_words("does the boiler leak?")) == 3
     assert len(search.by_words("boiler", rare=True)) == 3  # all it has
+    search.store.close()
+
+
+def test_among_many_vectors_short_ones_say_which_are_worth_comparing():
+    rng = np.random.default_rng(3)
+    wide = rng.normal(size=(6000, 40)) @ rng.normal(size=(40, 128)) + rng.normal(size=(6000, 128))
+    vectors = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+    ids = np.arange(6000) + 7
+    whole = VectorIndex(ids, vectors, None)
+    short = VectorIndex(ids, vectors, sketched(vectors))
+    for query in vectors[:10]:
+        nearest = whole.nearest(query)
+        assert nearest == [int(id) for id in ids[np.argsort(-(vectors @ query))[:DEPTH]]]
+        found = short.nearest(query)
+        assert found[0] == nearest[0] and len(set(found) & set(nearest)) >= 0.98 * DEPTH
+
+
+def test_how_many_passages_hold_a_word_is_asked_once_until_the_file_changes(tmp_path, monkeypatch):
+    search = Search(filled(tmp_path / "one.collection"))
+    asked, count = [], search.store.matches
+
+    def matches(word):
+        asked.append(word)
+        return count(word)
+
+    monkeypatch.setattr(search.store, "matches", matches)
+    for _ in range(2):
+        search.by_words("rent boiler", rare=True)
+    assert sorted(asked) == ['"boiler"', '"rent"']
+    search.store.remove("/home/ann/notes.txt")
+    search.by_words("rent boiler", rare=True)
+    assert len(asked) == 4
     search.store.close()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from quietchoir.core import paths
 from quietchoir.core.assistant import calibration, router
 from quietchoir.core.assistant.calibration import Calibration, Calibrations
 from quietchoir.core.assistant.context import Message
-from quietchoir.core.assistant.router import Vectors, save_route
+from quietchoir.core.assistant.router import Route, RouteExample, save_route
 from quietchoir.core.errors import FederationError, IntegrityError, RequestError
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.models.architecture import Architecture
@@ -186,7 +187,7 @@ def test_what_a_node_found_out_stays_private_and_goes_with_its_adapter(
     name = registry.put(adapter(1.0), Card.unsigned(content_hash(adapter(1.0)), "mine", DIGEST))
     known = Calibrations(registry.folder, DIGEST)
     known.put(name, Calibration(threshold=0.9, examples=20, model=DIGEST))
-    save_route(registry.folder / name, ["turn on the lamp"], ones)
+    save_route(registry.folder / name, ROUTE, "words")
     card = make_card(home.policy, name, {}, home.coordinator)
     card = dataclasses.replace(card, prompt=AS_IT_COMES).signed(home.coordinator)
     assert registry.put(adapter(1.0), card) == name and registry.card(name).signer
@@ -216,7 +217,7 @@ def test_a_card_that_asks_an_adapter_otherwise_ends_what_was_measured_of_it(
     known = Calibrations(registry.folder, DIGEST, lambda id: registry.card(id).prompt)
     measured = Calibration(threshold=0.9, examples=20, model=DIGEST)
     known.put(name, measured)
-    save_route(registry.folder / name, ["turn on the lamp"], ones)
+    save_route(registry.folder / name, ROUTE, "words")
     card = make_card(home.policy, name, {}, home.coordinator)
     card = dataclasses.replace(card, prompt=PromptFormat(system=system)).signed(home.coordinator)
     registry.put(one, card)
@@ -229,9 +230,7 @@ def test_a_card_that_asks_an_adapter_otherwise_ends_what_was_measured_of_it(
     assert known.find(name) is not None
 
 
-def ones(texts: Sequence[str]) -> Vectors:
-    """Every text is the same."""
-    return np.ones((len(texts), 1), np.float32)
+ROUTE = Route(np.ones((2, 2), np.float32), np.zeros(2, np.float32))
 
 
 def test_a_route_is_made_anew_when_an_example_in_it_is_forgotten(
@@ -239,14 +238,16 @@ def test_a_route_is_made_anew_when_an_example_in_it_is_forgotten(
 ) -> None:
     registry, made = Registry(tmp_path), list[list[str]]()
     for name in ("learned", "other"):
-        save_route(registry.folder / name, ["where is Mary?"], ones)
+        save_route(registry.folder / name, ROUTE, "words")
         os.utime(registry.folder / name / router.FILE, (0, 0))
 
-    def note(folder: Path, requests: Sequence[str]) -> None:
-        made.append(list(requests))
-        save_route(folder, requests, ones)
+    def note(folder: Path, examples: Sequence[RouteExample], general: Sequence[str]) -> None:
+        made.append([one.text for one in examples])
+        assert len(general) > 100
+        save_route(folder, ROUTE, "words")
 
     monkeypatch.setattr(router, "note_route", note)
+    monkeypatch.setattr(registry, "card", lambda _: SimpleNamespace(prompt=AS_IT_COMES))
     with closing(HistoryStore(tmp_path)) as store:
         for text in ("where is Mary?", "where is the key?"):
             name = text.split()[-1].strip("?")
@@ -264,7 +265,7 @@ def test_a_route_is_made_anew_when_an_example_in_it_is_forgotten(
 def test_without_an_embedding_model_a_route_that_holds_what_was_forgotten_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_route(tmp_path, ["where is Mary?"], ones)
+    save_route(tmp_path, ROUTE, "words")
     monkeypatch.setenv(paths.MODELS_VARIABLE, str(tmp_path / "none"))
-    router.note_route(tmp_path, ["where is the key?"])
+    router.note_route(tmp_path, [RouteExample("where is the key?")], ["hello"])
     assert not (tmp_path / router.FILE).exists()

@@ -1,0 +1,60 @@
+"""Thoughts of a reasoning model and its answer are told apart, however the pieces fall."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import Text
+from quietchoir.core.assistant.thoughts import ThoughtReader, without_thoughts
+
+
+def read(text: str, cuts: list[int], *, begun: bool = False) -> tuple[str, str]:
+    """What is thought and what is said of a text that comes in pieces."""
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    reader = ThoughtReader(begun=begun)
+    found = [
+        piece for start, end in pairwise(places) for piece in reader.push(Text(text[start:end]))
+    ]
+    found += reader.finish()
+    assert "".join(piece.text for piece in found) == text
+    return tuple(
+        "".join(piece.text for piece in found if piece.thought is thought)
+        for thought in (True, False)
+    )  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "thought"),
+    [
+        ("<think>\nIs it?\n</think>\n\nIt is.", False, "<think>\nIs it?\n</think>"),
+        ("\n<think></think>It is.", False, "\n<think></think>"),
+        ("so </thin, and so</think>It is.", True, "so </thin, and so</think>"),
+        ("It is. <think>no</think>", False, ""),
+        ("<thinking>It is.", False, ""),
+        ("<think>never ended </thi", False, "<think>never ended </thi"),
+        ("<thi", False, ""),
+        ("", False, ""),
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 99), max_size=12))
+def test_what_is_thought_ends_at_its_mark(
+    text: str, begun: bool, thought: str, cuts: list[int]
+) -> None:
+    assert read(text, cuts, begun=begun) == (thought, text[len(thought) :])
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("<think>\nhm\n</think>\n\nYes.", "Yes."),
+        ("hm</think>Yes.", "Yes."),  # the prompt had the opening mark
+        ("Yes.", "Yes."),
+        ("<think>never ended", "<think>never ended"),
+    ],
+)
+def test_past_thoughts_do_not_go_back_to_the_model(said: str, shown: str) -> None:
+    assert without_thoughts(Message("assistant", said)).content == shown
+    assert without_thoughts(Message("user", said)).content == said
