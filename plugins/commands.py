@@ -562,9 +562,9 @@ def tested(folder: Path) -> "Manifest":
         ManifestError: it offers something else.
     """
     from ..core.errors import ManifestError
-    from . import installing, manifest
+    from . import installing, manifest, skills
 
-    terms = manifest.read(folder)
+    terms = skills.read(folder)
     tools, _ = asyncio.run(installing.live(terms, installing.trial_folder(terms.id, folder)))
     if manifest.digest(tools) != terms.head.tools_digest:
         raise ManifestError(

@@ -19,7 +19,7 @@ from ..core.assistant.tools import ToolInfo, ToolResult
 from ..core.config import PluginsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
-from . import installing, manifest
+from . import installing, manifest, skills
 from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest
@@ -223,7 +223,7 @@ def available(bundles: Sequence[Path] = ()) -> Available:
     builtin = sorted(path.parent for path in BUILTIN.glob(f"*/{manifest.FILE}"))
     for folder in dict.fromkeys((*builtin, *bundles)):
         try:
-            terms = manifest.read(folder)
+            terms = skills.read(folder)
         except ManifestError as error:
             refused[folder] = error
             continue

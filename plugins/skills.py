@@ -20,9 +20,9 @@ from .manifest import FILE, Manifest
 
 TEXT = "SKILL.md"
 SERVER = Path(__file__).with_name("sdk") / "skill_server.py"
-SERVES = "server.py"
+SERVES, PUBLISHER = "server.py", "skills"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")  # an id holds it; the format allows 64
-MAX_DESCRIPTION = 1024
+MAX_DESCRIPTION, MAX_FRONT = 1024, 16 << 10
 FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 RUNS = (".py", ".sh")
 
@@ -64,7 +64,7 @@ def terms_of(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     tools = tools_of(name, clean, files)
     return {
         "schema": manifest.SCHEMA,
-        "id": f"skills/{name}",
+        "id": f"{PUBLISHER}/{name}",
         "version": version if manifest.VERSION.fullmatch(version) else "0.0.0",
         "kind": "skill",
         "description": clean,
@@ -81,11 +81,14 @@ def front_of(content: bytes, path: Path) -> dict[str, Any]:
 
     try:
         found = FRONT.match(content.decode("utf-8"))
-        front = yaml.safe_load(found[1]) if found else None
+        front = yaml.safe_load(found[1]) if found and len(found[1]) <= MAX_FRONT else None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ManifestError(f"{path}: its front matter is not YAML: {error}") from None
     if not isinstance(front, dict):
-        raise ManifestError(f"{path}: expected name and description between two lines of ---")
+        raise ManifestError(
+            f"{path}: expected name and description between two lines of ---, in at most "
+            f"{MAX_FRONT} characters"
+        )
     return front
 
 

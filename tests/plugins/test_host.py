@@ -213,9 +213,7 @@ async def test_an_answer_loses_what_a_reader_cannot_see(
 
 async def test_what_the_owner_enabled_must_exist(hosts: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"'tests/hostil'; installed are: quietchoir/documents, quietchoir/household, "
-        r"tests/hostile",
+        ConfigError, match=r"'tests/hostil'; installed are: .*quietchoir/household, .*tests/hostile"
     ):
         await hosts(write_bundle(tmp_path / "plugin", "pass"), enabled=("tests/hostil",))
 

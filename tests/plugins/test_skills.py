@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quietchoir.cli import main
 from quietchoir.core.config import PluginsConfig
 from quietchoir.core.errors import ManifestError
 from quietchoir.core.toolcall import ToolCall
@@ -87,6 +88,7 @@ async def test_a_skill_is_installed_read_on_demand_and_run_confined(
         (lambda text: text.replace("description:", "about:"), "expected a description"),
         (lambda text: text.replace("Counts", "Counts\u200b"), "hidden characters"),
         (lambda text: text.replace("---", "***"), "between two lines of ---"),
+        (lambda text: text.replace("license:", f"x: {'y' * 20_000}\nlicense:"), "at most 16384"),
         (lambda text: text.replace("license: Apache-2.0", "license: ["), "not YAML"),
         (
             lambda text: text.replace("metadata:", "x: !!python/object:os.system {}\nmetadata:"),
@@ -100,6 +102,18 @@ def test_a_skill_that_does_not_say_what_it_is_is_refused(
     (folder / "SKILL.md").write_text(change(SKILL))
     with pytest.raises(ManifestError, match=reason):
         skills.read(folder)
+
+
+def test_a_skill_is_packed_and_named_in_the_configuration_like_any_plugin(
+    sandbox: SandboxReport, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    assert "skills/word-count" in available([folder]).manifests
+    packed = tmp_path / "skill.zip"
+    assert main(["plugin", "pack", str(folder), "--out", str(packed)]) == 0
+    (tmp_path / "open").mkdir()
+    again = installing.open_bundle(packed, tmp_path / "open")
+    assert again.files == skills.read(folder).files
 
 
 def test_a_folder_with_a_manifest_is_what_its_manifest_says(folder: Path) -> None:
