@@ -45,6 +45,10 @@ PLAYED = frozenset(
     ]
 )
 READ_PIXELS = 4000  # of the longer side of a picture whose words are read
+# Debian finds these through links in /etc, which is not seen here; ffmpeg stands on them
+ALTERNATIVES = [
+    found for name in ("blas", "lapack") for found in Path("/usr/lib").glob(f"*/{name}")
+]
 MAX_S = 8  # the node waits 10 s for a call by default
 TOLD = ("Make", "Model", "DateTime", "Software", "Artist", "Copyright", "ImageDescription")
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -139,7 +143,13 @@ def run(words: Sequence[str]) -> bytes:
             capture_output=True,
             stdin=subprocess.DEVNULL,
             timeout=MAX_S,
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_THREAD_LIMIT": "1"},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "OMP_THREAD_LIMIT": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "LD_LIBRARY_PATH": ":".join(map(str, ALTERNATIVES)),
+            },
         )
     except subprocess.TimeoutExpired:
         raise ToolFailure(f"still at work after {MAX_S} s, and stopped") from None
