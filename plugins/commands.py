@@ -294,7 +294,8 @@ def describe(release: "Release") -> None:
         if one.commit or one.notes:
             print(f"  commit {one_line(one.commit) or 'none'}; {one_line(one.notes)}")
         print(f"  the scan found: {'; '.join(map(one_line, one.found)) or 'nothing'}")
-        print(f"  it looks for: {one_line(one.scanned)}")
+    for scanned in dict.fromkeys(one.scanned for one in release.reviews):
+        print(f"the scan looks for: {one_line(scanned)}")
     print(f"reviews: {release.shortfall or 'enough'}")
 
 
@@ -341,6 +342,8 @@ def update_all(chosen: argparse.Namespace) -> int:
         if why := lock.halted(known[plugin_id]):
             print(f"{plugin_id}: {one_line(why)}; it does not run")
     newer = market.outdated(known)
+    if not newer and not chosen.ids:
+        print("nothing newer")
     if unknown := [one for one in chosen.ids if one not in newer]:
         print(f"nothing newer for {', '.join(map(one_line, unknown))}, or pinned")
     for plugin_id in (one for one in newer if not chosen.ids or one in chosen.ids):

@@ -29,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from tuf.api import exceptions as tuf
 from tuf.api.metadata import Delegations, Metadata, Root, Snapshot, TargetFile, Targets
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from ...core import paths, tables
@@ -337,9 +338,15 @@ class RegistryClient:
         wanted = [word.casefold() for word in words]
         found = []
         for row in self.rows(INDEX, "plugins"):
-            text = f"{row.get('id')} {row.get('description')}".casefold()
-            if all(word in text for word in wanted):
-                found.append({**row, "registry": self.name})
+            if not ID.fullmatch(f"{row.get('id')}") or not listing.is_version(row.get("version")):
+                raise RegistryError(f"{self.name}: its index names what is no plugin")
+            said = {
+                name: f"{row.get(name, '')}" for name in ("id", "version", "description", "price")
+            }
+            if all(word in f"{said['id']} {said['description']}".casefold() for word in wanted):
+                asks = row.get("sensitive", [])
+                kinds = [f"{kind}" for kind in asks] if isinstance(asks, list) else []
+                found.append({**said, "sensitive": kinds, "registry": self.name})
         return found
 
     def releases(self, plugin_id: str) -> dict[str, TargetFile]:
@@ -354,7 +361,7 @@ class RegistryClient:
         found = {}
         for path, target in entries.items():
             version = path.rpartition("/")[2].removesuffix(".zip")
-            if path == listing.path_of(plugin_id, version):
+            if listing.is_version(version) and path == listing.path_of(plugin_id, version):
                 found[version] = target
         return found
 
@@ -466,5 +473,8 @@ def root_digest(folder: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; first: plugin registry publish") from None
-    Metadata[Root].from_bytes(content)
+    try:
+        Metadata[Root].from_bytes(content)
+    except DeserializationError as error:
+        raise ConfigError(f"{path}: no root file ({error}); restore the registry") from None
     return hashlib.sha256(content).hexdigest()

@@ -19,7 +19,7 @@ from securesystemslib.signer import CryptoSigner
 
 from ...core import paths, tables
 from ...core.errors import ConfigError, RegistryError
-from ..manifest import ID, VERSION, Manifest
+from ..manifest import DIGEST, ID, VERSION, Manifest
 from . import keys
 from .listing import order
 
@@ -50,6 +50,10 @@ class LicenceToken:
             raise ValueError("versions are three numbers, for example 1.0.0")
         if not 0 <= self.grace_days <= 90:
             raise ValueError("a grace period is 0 to 90 days")
+        if not 0 <= self.begins < self.ends < 1 << 37:
+            raise ValueError("it ends after it begins, in seconds since 1970")
+        if not DIGEST.fullmatch(self.node):
+            raise ValueError("node is the 64 hexadecimal digits of `plugin licence node`")
 
 
 def folder() -> Path:

@@ -20,7 +20,7 @@ POLICY, REVOCATIONS, INDEX, LOG = "policy.json", "revocations.json", "index.json
 GROUPS = "0123456789abcdef"  # roles that authors are divided among, by the digest of their names
 # What a plugin may be granted without a second reviewer; anything else, of versions to come too, is
 # sensitive.
-HARMLESS = frozenset({"config", "storage_bytes", "private_data"})
+HARMLESS = frozenset({"config", "optional", "storage_bytes", "private_data"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Listing:
     commit: str = ""  # of the source that the archive was made from
 
     def __post_init__(self) -> None:
-        if not ID.fullmatch(self.id) or not VERSION.fullmatch(self.version):
+        if not ID.fullmatch(self.id) or not is_version(self.version):
             raise ValueError(f"{self.id!r} {self.version!r} is no plugin's name and version")
         for text in (self.description, *self.asks, *self.tools, self.price, self.shop, self.commit):
             if legible(text) != text:
@@ -97,6 +97,16 @@ def agree(one: Listing, other: Listing) -> bool:
     """
     mine = dataclasses.replace(one, asks=other.asks, sensitive=other.sensitive)
     return mine == other
+
+
+def is_version(text: object) -> bool:
+    """Three numbers that can be compared."""
+    return (
+        isinstance(text, str)
+        and text.isascii()
+        and len(text) <= 32
+        and VERSION.fullmatch(text) is not None
+    )
 
 
 def order(version: str) -> tuple[int, ...]:

@@ -6,8 +6,10 @@ Always: an origin is of exactly these bytes, so an installation that was interru
 plugin with another's origin; a plugin of no registry has none.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -69,29 +71,37 @@ def write(content: LockFile) -> None:
     paths.write_atomically(path(), json.dumps(whole, indent=1).encode() + b"\n", mode=0o600)
 
 
+@contextmanager
+def changing() -> Iterator[LockFile]:
+    """What it says, to this process alone until it has said something else."""
+    with (paths.private_folder(path().parent) / ".plugins.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield read()
+
+
 def record(digest: str, origin: Origin) -> None:
     """Remember where an archive came from, before it is installed; what is there stays known."""
-    held = read()
-    write(replace(held, origins={**held.origins, digest: origin}))
+    with changing() as held:
+        write(replace(held, origins={**held.origins, digest: origin}))
 
 
 def prune(plugin_id: str, digest: str = "") -> None:
     """Forget the other archives of a plugin, once `digest` is installed or it is removed."""
-    held = read()
-    kept = {
-        key: origin
-        for key, origin in held.origins.items()
-        if origin.id != plugin_id or key == digest
-    }
-    pinned = tuple(one for one in held.pinned if one != plugin_id or digest)
-    if (kept, pinned) != (held.origins, held.pinned):
-        write(LockFile(origins=kept, pinned=pinned))
+    with changing() as held:
+        kept = {
+            key: origin
+            for key, origin in held.origins.items()
+            if origin.id != plugin_id or key == digest
+        }
+        pinned = tuple(one for one in held.pinned if one != plugin_id or digest)
+        if (kept, pinned) != (held.origins, held.pinned):
+            write(LockFile(origins=kept, pinned=pinned))
 
 
 def pin(plugin_id: str, *, stays: bool) -> None:
     """Let `update` leave a plugin at its version, or no longer."""
-    held = read()
-    write(replace(held, pinned=tuple({*held.pinned} - {plugin_id}) + (plugin_id,) * stays))
+    with changing() as held:
+        write(replace(held, pinned=tuple({*held.pinned} - {plugin_id}) + (plugin_id,) * stays))
 
 
 def origin_of(terms: Manifest) -> Origin | None:

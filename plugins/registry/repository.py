@@ -14,8 +14,9 @@ Always: what is changed is a draft until `publish`, which refuses a role below i
 release that lacks reviews; a client sees all of it or nothing of it, as `timestamp.json` is written
 last; versions only grow.
 
-Not covered: a stolen online key can hold news back until `timestamp` expires, and rewrite index and
-log; it can neither bring a release nor a review nor take a revocation back.
+Not covered: a stolen online key can hold news back until `timestamp` expires, drop a reviewer's
+rejection, and rewrite index and log; it can neither bring a release nor an approval nor take a
+revocation back.
 Source: the TUF specification 1.0.31; PEP 458 for dividing metadata.
 """
 
@@ -72,6 +73,8 @@ class PluginRepository:
         self.folder = folder
         self.metadata, self.targets = folder / "metadata", folder / "targets"
         self.draft = folder / "draft"
+        if not self.draft.is_dir() and not self.metadata.is_dir():
+            raise ConfigError(f"{folder}: no registry; plugin registry init makes one")
         self.now = now or datetime.now(UTC)
         self._roles: dict[str, Metadata[Any]] = {}
         self._published: dict[str, int] = {}
@@ -101,6 +104,7 @@ class PluginRepository:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: not empty; name a new folder")
+        paths.make_folder(folder / "draft")
         for role, signers, threshold in zip(
             ("root", "targets"), (root, targets), thresholds, strict=True
         ):
@@ -428,8 +432,10 @@ class PluginRepository:
             published = self._read(role, self._published[role]) if role in self._published else None
             old = published.signed.targets if published is not None else {}
             for path, entry in self.role(role).signed.targets.items():
-                if path in old:
+                if path in old and old[path].hashes == entry.hashes:
                     continue
+                if path in old:
+                    raise RegistryError(f"{path} was published with other bytes; it is refused")
                 said = listing.read(entry.custom, path)
                 if path != listing.path_of(said.id, said.version) or role != author_role(said.id):
                     raise RegistryError(f"{role} holds {path}, which is another's; it is refused")
@@ -457,7 +463,7 @@ class PluginRepository:
         snapshot.sign(online)
         self._write(f"{version}.snapshot.json", snapshot)
         found = self.metadata / "timestamp.json"
-        before = Metadata[Timestamp].from_file(str(found)).signed.version if found.exists() else 0
+        before = loaded(found).signed.version if found.exists() else 0
         timestamp = Metadata(
             Timestamp(
                 before + 1, expires=self._expiry("timestamp"), snapshot_meta=MetaFile(version)
@@ -621,7 +627,7 @@ class PluginRepository:
             if drafts and not path.name.startswith(".")
         }
         if (self.metadata / "timestamp.json").exists():
-            timestamp = Metadata[Timestamp].from_file(str(self.metadata / "timestamp.json"))
+            timestamp = loaded(self.metadata / "timestamp.json")
             self._published["snapshot"] = timestamp.signed.snapshot_meta.version
             meta = self._snapshot().signed.meta
             for name, entry in meta.items():

@@ -18,6 +18,7 @@ from . import keys
 from .listing import Listing
 
 KIND = "review"
+END_OF_TIME = 1 << 37  # seconds since 1970 that a calendar can show
 # The checklist: docs/review-checklist.md says what each of them asks.
 CHECKS = ("source", "commit", "permissions", "tools", "data", "start", "scan")
 
@@ -38,6 +39,10 @@ class Review:
     scanned: str = ""  # what the automatic scan looked for
     found: tuple[str, ...] = ()  # by it
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < END_OF_TIME:
+            raise ValueError(f"at is {self.at}; expected seconds since 1970")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

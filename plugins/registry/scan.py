@@ -36,8 +36,8 @@ COMPILED = {
     b"PK\x03\x04": "an archive (zip)",
     b"\x1f\x8b": "an archive (gzip)",
 }
-OPAQUE = re.compile(r"\S{2000}")
-PADDING = re.compile(rb"(.)\1{65535}", re.DOTALL)
+OPAQUE = re.compile(r"(?<!\S)\S{2000}")  # from a word's beginning: one look at each letter
+BLOCK = 32 << 10  # bytes; a run of twice as many holds a whole one
 SPEAKS = re.compile(
     r"<\s*(?:important|system)\b|\b(?:ignore|forget)\b.{0,40}\b(?:instruction|previous|above)|"
     r"\bdo not (?:tell|mention|show)\b|\bwithout (?:telling|asking) the (?:user|owner)\b",
@@ -58,13 +58,26 @@ def scan(terms: Manifest) -> list[str]:
         kind = next((kind for magic, kind in COMPILED.items() if content.startswith(magic)), "")
         if kind or name.endswith((".pyc", ".so")):
             found.append(f"{name}: {kind or 'machine code'}, which nobody can read")
-        if PADDING.search(content):
+        if padded(content):
             found.append(f"{name}: 64 KiB of one byte in a row")
         if name.endswith(".py"):
             found += [f"{name}:{said}" for said in of_source(content, networked=networked)]
         elif name != FILE and not kind and OPAQUE.search(content.decode("utf-8", "replace")):
             found.append(f"{name}: a text of 2,000 letters without a space")
     return found
+
+
+def padded(content: bytes) -> bool:
+    """Whether one byte fills a block."""
+    blocks = (content[at : at + BLOCK] for at in range(0, len(content) - BLOCK + 1, BLOCK))
+    return any(block.count(block[0]) == BLOCK for block in blocks)
+
+
+def dotted(called: ast.expr) -> str:
+    """`os.system`, of a name or one of a module's; anything longer is none of those we look for."""
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+        return f"{called.value.id}.{called.attr}"
+    return called.id if isinstance(called, ast.Name) else ""
 
 
 def of_source(content: bytes, *, networked: bool) -> Iterator[str]:
@@ -93,7 +106,7 @@ def of_source(content: bytes, *, networked: bool) -> Iterator[str]:
                 if module in NETWORK and not networked:
                     yield f"{line}: imports {module} without permissions.network"
         elif isinstance(node, ast.Call):
-            called = ast.unparse(node.func) if not isinstance(node.func, ast.Call) else ""
+            called = dotted(node.func)
             if called in MAKES_CODE or called in STARTS or called.startswith("os.exec"):
                 yield f"{line}: calls {called}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):

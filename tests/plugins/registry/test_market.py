@@ -15,7 +15,17 @@ from quietchoir.core.config import PluginsConfig
 from quietchoir.core.errors import ConfigError, ManifestError, RegistryError, ToolError
 from quietchoir.plugins import manifest, market
 from quietchoir.plugins.host import PluginHost
-from quietchoir.plugins.registry import audit, client, keys, licences, lock, log, names, scan
+from quietchoir.plugins.registry import (
+    audit,
+    client,
+    keys,
+    licences,
+    listing,
+    lock,
+    log,
+    names,
+    scan,
+)
 from quietchoir.plugins.registry.client import opened
 from quietchoir.plugins.registry.repository import PluginRepository
 from quietchoir.plugins.registry.review import ReviewPolicy
@@ -86,7 +96,7 @@ def test_the_commands_found_a_registry_publish_install_update_and_revoke(
     shown = capsys.readouterr().out
     assert "approve by rita" in shown and "checked source, tools" in shown
     assert "commit abc123" in shown and "read it all" in shown
-    assert "imports subprocess" in shown and "it looks for: Python files" in shown
+    assert "imports subprocess" in shown and "the scan looks for: Python files" in shown
 
     with pytest.raises(
         RegistryError, match=r"1 of 2 reviews approve of it, as it asks for folders"
@@ -456,3 +466,35 @@ def test_a_broken_publication_shows_nothing_and_is_finished_by_the_next(
     world.repository().publish(world.signers["online"])
     assert market.find("ann/counter").listing.version == "1.1.0"
     assert json.dumps(audit.audit(world.folder).wrong) == "[]"
+
+
+def test_what_an_author_signs_cannot_break_who_reads_it(world: World) -> None:
+    """Versions that are none, listings of another shape, and an index of nonsense."""
+    held = world.repository()
+    path = listing.path_of("ann/counter", "1.0.0")
+    good = held.role("author.ann").signed.targets[path]
+    for version in ("9" * 5000 + ".0.0", "١.٠.٠", "latest"):
+        fake = held.role("author.ann").signed
+        fake.targets[f"{listing.path_of('ann/counter', '1')[:-5]}{version}.zip"] = good
+    held.change("author.ann")
+    held._keep(world.keys("ann"))
+    held._require_reviewed = lambda: None  # type: ignore[method-assign]
+    held.index = lambda: [{"id": "../x", "version": "1"}]  # type: ignore[method-assign]
+    held.publish(world.signers["online"])
+    assert market.find("ann/counter").listing.version == "1.0.0"
+    with pytest.raises(RegistryError, match="its index names what is no plugin"):
+        market.search([])
+    with pytest.raises(RegistryError, match="is no plugin's name and version"):
+        listing.read({"id": "ann/x", "version": "9" * 40, "description": "", "author_key": ""}, "x")
+
+
+def test_the_scan_reads_in_one_pass_whatever_stands_there() -> None:
+    """Words just too short, bytes in runs just too short: it would take an hour otherwise."""
+    hostile_text = ("a" * 1999 + " ") * 2000
+    assert scan.OPAQUE.search(hostile_text) is None
+    assert not scan.padded(b"\0" * 32767 + b"\1" * 32767)
+    assert list(scan.of_source(b"x = a" + b".b()" * 3000, networked=False)) in (
+        [],
+        ["1: no Python that can be read (RecursionError)"],
+        ["1: no Python that can be read (MemoryError)"],
+    )
