@@ -364,7 +364,10 @@ def permissions(terms: Manifest) -> list[dict[str, str]]:
         for field in dataclasses.fields(granted)
         if getattr(granted, field.name) != getattr(nothing, field.name)
     ]
-    rows += list(dataclasses.asdict(terms.head.limits).items())
+    idle = {"folder_mb"} if not granted.write_folders else set[str]()
+    idle |= set() if granted.network or granted.hosts else {"network_mb"}
+    limits = dataclasses.asdict(terms.head.limits)
+    rows += [(kind, value) for kind, value in limits.items() if kind not in idle]
     return [
         {
             "kind": kind,

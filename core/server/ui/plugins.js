@@ -90,7 +90,7 @@ function NoRegistry() {
 
 /** What it may use, in the reader's words; a kind that this page does not know is named. */
 const may = ({ kind, value }) =>
-  known(`plugin.may.${kind}`, "") ? t(`plugin.may.${kind}`, { value }) : `${kind}: ${value}`;
+  known(`plugin.may.${kind}`, `${kind}: ${value}`, { value });
 
 const Permissions = ({ rows }) => html`<ul class="permissions">
   ${rows.map((row) => html`<li key=${row.kind}>${may(row)}</li>`)}
@@ -102,7 +102,7 @@ function Installed({ plugin, newer, onUpdate, onRemove }) {
     plugin.version,
     plugin.registry && t("plugin.from", { registry: plugin.registry }),
     plugin.pinned && t("plugin.pinned"),
-    !plugin.runs && !plugin.stopped && t("plugin.idle"),
+    !plugin.runs && !plugin.stopped && t(plugin.removable ? "plugin.idle" : "plugin.off"),
   ];
   return html`<li>
     <div><b>${plugin.id}</b><span>${about.filter(Boolean).join(" · ")}</span>
