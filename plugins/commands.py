@@ -415,6 +415,7 @@ def remove_one(chosen: argparse.Namespace) -> int:
 
 def grant_one(chosen: argparse.Namespace) -> int:
     """Write what the owner fills in for a plugin, beside what is there; say what it holds then."""
+    from ..core import config
     from . import grants, installing, skills
     from .running import plugin_folder
     from .sandbox import interpreter
@@ -437,6 +438,9 @@ def grant_one(chosen: argparse.Namespace) -> int:
         installing.fill_in(folder, settings)
     for line in grants.told(terms, settings):
         print(one_line(line))
+    on = config.load(chosen.config).plugins.enabled
+    if chosen.id in known and chosen.id not in on and not (installing.root() / chosen.id).is_dir():
+        print(f"it is off; to let it answer, add {chosen.id} to [plugins] enabled in config.toml")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from quietchoir import cli
 from quietchoir.core.errors import ManifestError, SandboxUnavailableError
 from quietchoir.plugins import installing, manifest
 from quietchoir.plugins.builtin.calculator import arithmetic
@@ -416,6 +417,22 @@ def test_a_long_answer_comes_in_pages_that_hold_all_of_it():
     assert quietchoir_sdk.paged(["short"]) == "short"
     with pytest.raises(quietchoir_sdk.ToolFailure, match="there is no page 0"):
         quietchoir_sdk.paged(lines, 0)
+
+
+def test_a_grant_is_told_and_that_the_plugin_is_still_off(
+    shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path))
+    granted = shown / "granted"
+    granted.mkdir()
+    words = ["plugin", "grant", "quietchoir/files", "--read", f"documents={granted}"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert f"reads in documents: {granted}" in said and "reads in projects: ?" in said
+    assert "it is off; to let it answer, add quietchoir/files to [plugins] enabled" in said
+    (tmp_path / "config.toml").write_text('[plugins]\nenabled = ["quietchoir/files"]\n')
+    assert cli.main(words) == 0
+    assert "it is off" not in capsys.readouterr().out
 
 
 def test_what_may_be_left_unfilled_is_of_what_is_asked_for():
