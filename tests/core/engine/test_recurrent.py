@@ -96,9 +96,9 @@ class Start:
         return Engine(self.weights, own, backend=runner)
 
 
-def weights_of(shape: Architecture) -> Weights:
+def weights_of(shape: Architecture, kind: str = "F32") -> Weights:
     """Random ones; delta nets forget a part, as trained ones do."""
-    made = random_weights(shape)
+    made = random_weights(shape, kind)
     tensors = {
         name: float_blocks(-0.3 * blocks.dequantize().abs())
         if name.endswith("linear_attn.decay.weight")
@@ -226,6 +226,21 @@ def test_who_gives_way_for_want_of_memory_ends_with_the_same_text(start: Start) 
     scarce = start(blocks=8, share_prefixes=False)
     assert generate(scarce, [asked(prompt, 40) for prompt in prompts]) == plenty
     assert scarce.stats().preemptions > 0
+
+
+@NOT_COMPILED
+@pytest.mark.parametrize("kv_type", ["bf16", "q8", "q4"])
+@pytest.mark.parametrize("shape", [CONVOLVING, FORGETTING], ids=["convolutions", "delta-nets"])
+def test_quantised_matrices_and_keys_stand_beside_them(shape: Architecture, kv_type: str) -> None:
+    """Their rows and states stay bfloat16 and float32, on any number of threads."""
+    weights = weights_of(shape, "Q8_0")
+    wanted = Oracle(weights, kv_type).logits(list(PROMPT))
+    found = []
+    for threads in (1, 3):
+        runner = NativeRunner(weights, 6, threads=threads, kv_type=kv_type, precision="exact")
+        found.append(runner.forward(step(whole(sequence(list(PROMPT), range(5))))))
+    assert np.array_equal(*found)
+    assert (torch.from_numpy(found[0]) - wanted).abs().max() < 3e-2 * wanted.std()
 
 
 def test_a_state_goes_on_from_where_it_stands_or_not_at_all() -> None:
