@@ -198,6 +198,11 @@ def test_granted_files_are_listed_read_and_searched(ask: Ask, shown: Path):
     (papers / "(a+)+$.txt").write_text("a" * 50_000 + "!")  # what a pattern would not end on
     assert ask("files", "files_list")[0] == "documents/\ndownloads/"
     assert ask("files", "files_list", folder="documents")[0].startswith("documents/house/\n")
+    odd = os.fsencode(papers / "house") + b"/a\nb\xff.txt"
+    Path(os.fsdecode(odd)).write_text("odd name")
+    listed = ask("files", "files_list", folder="documents/house")[0].splitlines()
+    assert listed[0].startswith(r"documents/house/a\nb\xff.txt (8 bytes") and len(listed) == 2
+    assert r"a\nb\xff.txt:1: odd name" in ask("files", "files_search", text="odd name")[0]
     read = ask("files", "files_read", path="documents/house/lease.txt")
     assert read == ("The rent is due.\nThe cat may stay.", True)
     found = ask("files", "files_search", text="CAT may")

@@ -23,8 +23,9 @@ WINDOW = 80  # characters beside what was found
 
 
 def name_of(path: Path) -> str:
-    """As it is told: below the granted folders, odd bytes written out."""
-    return os.fsencode(path.relative_to(DATA)).decode("utf-8", "backslashreplace")
+    """As it is told: below the granted folders, on one line, odd bytes written out."""
+    told = os.fsencode(path.relative_to(DATA)).decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in told)
 
 
 def content(path: Path) -> bytes:

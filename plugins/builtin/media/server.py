@@ -56,8 +56,9 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
 def name_of(path: Path) -> str:
-    """As it is told, odd bytes written out."""
-    return os.fsencode(path.relative_to(DATA)).decode("utf-8", "backslashreplace")
+    """As it is told: below the granted folders, on one line, odd bytes written out."""
+    told = os.fsencode(path.relative_to(DATA)).decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in told)
 
 
 def file_of(path: str) -> Path:
