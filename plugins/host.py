@@ -65,6 +65,7 @@ class PluginHost:
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None
+        self._news: tuple[tuple[str, int], ...] = ()  # of registries, as far as they were looked at
 
     async def start(self) -> None:
         """Read the manifests and try the sandbox; no plugin starts before it is called.
@@ -105,6 +106,7 @@ class PluginHost:
                     )
                 self._owners[tool.name] = plugin
             self.plugins[plugin_id] = plugin
+        self._news = lock.news()
         await self.look()
         if self.plugins:
             self.report = await asyncio.to_thread(probe)
@@ -169,6 +171,9 @@ class PluginHost:
             )
         if not self.report.available:
             raise SandboxUnavailableError(f"{self.report.reason}; {self.report.advice}")
+        if self._news != (news := lock.news()):
+            self._news = news
+            await self.look()  # another program of its owner's looked
         if plugin.manifest.head.license.kind == "paid" and plugin.disabled is None:
             plugin.disabled = lock.halted(plugin.manifest) or None  # a licence ends while we run
         longest = self.config.call_timeout_s

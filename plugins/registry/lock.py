@@ -9,7 +9,7 @@ plugin with another's origin; a plugin of no registry has none.
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -130,6 +130,15 @@ def revoked(origin: Origin) -> str:
             f"{held}: cannot be read ({error}); run: plugin update --look"
         ) from None
     return ""
+
+
+def news() -> tuple[tuple[str, int], ...]:
+    """Another value whenever a look, of this process or another, brought other revocations."""
+    found = []
+    for held in sorted(registries().glob(f"*/targets/{REVOCATIONS}")):
+        with suppress(FileNotFoundError):  # replaced in this moment
+            found.append((str(held), held.stat().st_mtime_ns))
+    return tuple(found)
 
 
 def halted(terms: Manifest) -> str:

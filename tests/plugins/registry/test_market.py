@@ -13,6 +13,7 @@ import pytest
 
 from quietchoir.core.config import PluginsConfig
 from quietchoir.core.errors import ConfigError, ManifestError, RegistryError, ToolError
+from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import manifest, market
 from quietchoir.plugins.host import PluginHost
 from quietchoir.plugins.registry import (
@@ -135,7 +136,9 @@ def test_the_commands_found_a_registry_publish_install_update_and_revoke(
     assert "credit" in registry("verify") and not installed()
 
 
-def test_a_node_stops_a_revoked_plugin_when_it_looks_and_when_it_starts(world: World) -> None:
+def test_a_node_stops_a_revoked_plugin_when_somebody_looks_and_when_it_starts(
+    sandbox: SandboxReport, world: World
+) -> None:
     import asyncio
 
     install("ann/counter")
@@ -149,10 +152,11 @@ def test_a_node_stops_a_revoked_plugin_when_it_looks_and_when_it_starts(world: W
         held.revoke("ann/counter", [], "it phones home", offline)
         held.publish(world.signers["online"])
         assert await host.look() == []  # no look of ours asks a server
-        assert market.look() == {"main": ""}
-        assert await host.look() == ["ann/counter"]
+        assert (await host.call(ToolCall("counter"))).text == "1.0.0"
+        assert market.look() == {"main": ""}  # as another program of its owner's would
         with pytest.raises(ToolError, match="it phones home"):
-            await host.plugins["ann/counter"].call("attack", {}, 5)
+            await host.call(ToolCall("counter"))
+        assert not [tool for tool in host.tools() if tool.plugin_id == "ann/counter"]
         await host.stop()
         again = PluginHost(PluginsConfig(enabled=()))
         await again.start()

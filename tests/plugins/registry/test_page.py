@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from quietchoir.core.config import PluginsConfig
@@ -34,6 +35,10 @@ async def told(served: Served, path: str, **body: Any) -> Any:
 
 
 async def test_the_page_finds_shows_and_installs_a_plugin(world: World, served: Served) -> None:
+    _, api = await served.get("/openapi.json")
+    assert {"/api/plugins/offer", "/api/plugins/install", "/api/plugins/look"} <= set(api["paths"])
+    async with aiohttp.ClientSession(served.server.url) as stranger:  # without the token
+        assert (await stranger.post("/api/plugins/look", json={})).status == 401
     _, there = await served.get("/api/plugins")
     assert there["registries"] == [{"name": "main"}]
     (teapot,) = [one for one in there["installed"] if one["removable"]]
