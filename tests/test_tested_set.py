@@ -28,6 +28,7 @@ MODULES = {
     "pillow": "PIL",
     "pyap2": "pyap",
     "python_stdnum": "stdnum",
+    "pyyaml": "yaml",
 }  # where a module is not called as its distribution
 # comes with another that is asked for
 BROUGHT = {"openvino": "openvino_genai"}
