@@ -15,7 +15,8 @@ from ..core.errors import DataError
 Vectors = npt.NDArray[np.float32]
 
 MAX_LABELS = 64
-RIDGE = 0.01  # of the mean square of a direction, added to each: few texts, many dimensions
+LARGEST = 0.5  # other texts may score more, and the cipher holds numbers below 4
+RIDGE = 0.1  # of the mean square of a direction, added to each: few texts, many dimensions
 HELD_OUT = 5  # every so many-th text judges a head that was fitted without it
 
 
@@ -24,7 +25,7 @@ class Classifier:
     """A head, and how often it is right."""
 
     labels: tuple[str, ...]
-    weights: Vectors  # [labels, dimension], the longest row of length 1
+    weights: Vectors  # [labels, dimension]; its own texts score at most `LARGEST`
     accuracy: float  # on texts that were left out
 
 
@@ -48,8 +49,8 @@ def fit(sources: Sequence[str], embeddings: Vectors) -> Classifier:
         tried = _solve(vectors[~judged], right[~judged], len(labels))
         accuracy = float(((vectors[judged] @ tried.T).argmax(axis=1) == right[judged]).mean())
     head = _solve(vectors, right, len(labels))
-    longest = float(np.linalg.norm(head, axis=1).max())
-    return Classifier(labels, (head / longest).astype(np.float32), accuracy)
+    largest = float(np.abs(vectors @ head.T).max())
+    return Classifier(labels, (head * (LARGEST / largest)).astype(np.float32), accuracy)
 
 
 def labels_of(sources: Sequence[str]) -> tuple[str, ...]:

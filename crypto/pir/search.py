@@ -51,6 +51,7 @@ HINT_UNIT = 2.0**31
 PASSAGE_NOISE = 2.0**-16
 MAX_PASSAGES = 1 << 18  # 4 KB of the keepers' memory for each, at 384 dimensions
 KEY_PART_BYTES = (SEARCH.rotation_keys_bytes(len(ROTATIONS)), SEARCH.public_key_bytes)
+LARGEST_LABEL = 3.0  # a score of a label; the cipher holds numbers below 4
 CALL_S = 60.0  # for a product, waiting for the worker included
 WAITING = 4  # requests that wait for one worker
 
@@ -184,7 +185,8 @@ class PirServer:
 
     Args:
         embeddings: [passages, dimension], rows of length 1; in memory or in an .npy file.
-        labels: [labels, dimension], rows of at most length 1: a linear classifier's, if any.
+        labels: [labels, dimension], a linear classifier's, if any; scores of at most
+        `LARGEST_LABEL`.
         noisy: False leaves answers bare. Hazard: only for tests that show what bare answers give
         away.
 
@@ -406,16 +408,16 @@ class PirClient:
             WorkerError: our worker ended; the key is gone, begin a new session.
         """
         exactly(answer, self.shape.answer_parts)
-        return self._cosines(answer[0], self.shape.passages)
+        return self._scores(answer[0], self.shape.passages, 1.0)
 
     def labels(self, answer: Sequence[bytes]) -> Scores:
         """Open the scores of labels, [labels]; error, noise and errors raised as `scores`."""
         exactly(answer, self.shape.label_parts)
-        return self._cosines(answer[0], self.shape.labels)
+        return self._scores(answer[0], self.shape.labels, LARGEST_LABEL)
 
-    def _cosines(self, part: bytes, count: int) -> Scores:
+    def _scores(self, part: bytes, count: int, largest: float) -> Scores:
         values = self._opened(part)[:count]
-        if not np.isfinite(values).all() or np.abs(values).max() > 1 + 16 * SCORE_NOISE:
+        if not np.isfinite(values).all() or np.abs(values).max() > largest + 16 * SCORE_NOISE:
             raise ProtocolError(
                 "the answer opens to numbers that are no cosines: its host, or the line, is broken "
                 "or hostile. The host "
