@@ -62,6 +62,11 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         "conversations that you consented to (quietchoir data consent)",
     )
     serving.add_argument(
+        "--reranker",
+        metavar="PATH",
+        help="folder or GGUF file of a model behind /v1/rerank (default: embedding.reranker)",
+    )
+    serving.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
@@ -91,6 +96,12 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
             "--precision",
             choices=("fast", "balanced", "exact"),
             help="of the compiled kernels (default: engine.precision)",
+        )
+        verb.add_argument(
+            "--draft-model",
+            metavar="NAME",
+            help="a smaller model of the same vocabulary, which guesses ahead (default: "
+            "engine.draft_model)",
         )
         verb.add_argument(
             "--home-file",
@@ -245,8 +256,11 @@ def configured(arguments: Namespace) -> "Config":
         if (value := getattr(arguments, key, None)) is not None
     }
     engine = {
-        key: value for key in ("model", "precision") if (value := getattr(arguments, key, None))
+        key: value
+        for key in ("model", "precision", "draft_model")
+        if (value := getattr(arguments, key, None))
     }
+    embedding = {"reranker": said} if (said := getattr(arguments, "reranker", None)) else {}
     power = {"profile": profile} if (profile := getattr(arguments, "power", None)) else {}
     training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
     for flag in ("home_file", "federation", "data", "certificate", "key"):
@@ -257,6 +271,7 @@ def configured(arguments: Namespace) -> "Config":
         chosen,
         server=dataclasses.replace(chosen.server, **server),
         engine=dataclasses.replace(chosen.engine, **engine),
+        embedding=dataclasses.replace(chosen.embedding, **embedding),
         power=dataclasses.replace(chosen.power, **power),
         training=dataclasses.replace(chosen.training, **training),
     )

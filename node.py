@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
@@ -36,9 +36,11 @@ from .core.assistant.tools import ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
 from .core.engine import fit
 from .core.engine.conversations import FOLDER
+from .core.engine.draft_model import MOST_ANSWERS
 from .core.engine.embedder import SentenceEmbedder
 from .core.engine.engine import Engine, EngineStats, StepTimes
 from .core.engine.request import GenerationRequest, Timing
+from .core.engine.reranker import CrossEncoder
 from .core.engine.sampling.params import SamplingParams
 from .core.errors import (
     EngineError,
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
         Adapter,  # with torch, which a node that serves does without
     )
 
+M = TypeVar("M")
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
 SMALL = 1_000_000_000  # a model of fewer weights chooses better among few tools
@@ -258,7 +261,9 @@ class Node:
         self.history: HistoryStore | None = None
         self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
         self.members: dict[str, Membership] = {}  # by the federation's id
-        self.embedders = SharedEmbedder(config.engine.threads)
+        threads = config.engine.threads
+        self.embedders = SharedModel(partial(SentenceEmbedder.load, threads=threads))
+        self.rerankers = SharedModel(partial(CrossEncoder.load, threads=threads))
         self.routes_requests = config.adapters.route
         self._router: Router | None = None
 
@@ -331,8 +336,13 @@ class Node:
         Raises:
             ModelNotFoundError: it is not on this disk.
         """
-        needs = fit.needs_of(self.path_of(name))
-        return needs.weight_bytes + fit.laid_out(needs, self.config.engine)[1]
+        engine, needs = self.config.engine, fit.needs_of(self.path_of(name))
+        context, cache = fit.laid_out(needs, engine)
+        if name != self.pool.default or not engine.draft_model:
+            return needs.weight_bytes + cache
+        draft = fit.needs_of(catalog.find(engine.draft_model))
+        kept = MOST_ANSWERS * min(context, draft.context) * draft.cache_bytes
+        return needs.weight_bytes + cache + draft.weight_bytes + kept
 
     async def load_model(self, name: str, profile: ModelProfile | None) -> LoadedModel:
         """Everything that answers for one model.
@@ -371,7 +381,7 @@ class Node:
         recommended = catalog.sampling(self.config.engine.model if default else name).over(
             served.sampling
         )
-        engine = await asyncio.to_thread(self.made_engine, served)
+        engine = await asyncio.to_thread(self.made_engine, served, default=default)
         engine.admit(self.allowance.of(self.config.engine.max_running))
         engine.start()
         stack.push_async_callback(asyncio.to_thread, engine.stop)
@@ -417,12 +427,16 @@ class Node:
             sampling=self.config.sampling.over(recommended).over(UNSAID),
         )
 
-    def made_engine(self, served: ServedModel) -> Engine:
-        """The engine, whose requests are measured, and whose steps are traced if that is wanted."""
-        if self.trace is None:
-            return Engine(served, self.config.engine, observe=self.observe)
-        watch = partial(traced, self.trace)
-        return Engine(served, self.config.engine, observe=self.observe, watch=watch)
+    def made_engine(self, served: ServedModel, *, default: bool) -> Engine:
+        """The engine, whose requests are measured, and whose steps are traced if that is wanted;
+        the default model's guesses with `engine.draft_model`.
+        """
+        more: dict[str, Any] = {"observe": self.observe}
+        if self.trace is not None:
+            more["watch"] = partial(traced, self.trace)
+        if default and (smaller := self.config.engine.draft_model):
+            more["draft"] = transformers_model.load(catalog.find(smaller))
+        return Engine(served, self.config.engine, **more)
 
     async def unload_model(self, name: str, held: AsyncExitStack) -> None:
         """Stop everything of one model, and drop it: its memory goes with it."""
@@ -648,6 +662,11 @@ class Node:
         self.open_history()
         chosen = self.config.embedding.model
         embedding = Source(model_name(chosen), lambda: catalog.find(chosen), self.embedders.load)
+        scoring = self.config.embedding.reranker
+        reranker = None
+        if scoring:
+            name = model_name(scoring)
+            reranker = Source(name, lambda: catalog.find(scoring), self.rerankers.load)
         parts = Parts(
             pool=self.pool,
             tools=self.tools,
@@ -656,6 +675,7 @@ class Node:
             stats=self.stats,
             metrics=self.metrics,
             embedding=embedding,
+            reranker=reranker,
             history=self.history,
             documents=OwnersDocuments(
                 self.documents.collections,
@@ -817,6 +837,8 @@ class ModelParts:
         if isinstance(self.weights, Weights):
             blocks = {id(one): one.memory.size for one in self.weights.tensors.values()}
             held += sum(blocks.values())
+        if self.engine.draft is not None:
+            held += self.engine.draft.bytes
         return held + self.engine.scheduler.pool.total * self.engine.backend.block_bytes
 
     def facts(self, path: Path) -> ModelFacts:
@@ -873,18 +895,18 @@ def facts_of(own: ServedModel, path: Path) -> ModelFacts:
     )
 
 
-class SharedEmbedder:
-    """The embedding model, read once for all who ask, in whatever thread."""
+class SharedModel(Generic[M]):
+    """An embedding model or a reranker, read once for all who ask, in whatever thread."""
 
-    def __init__(self, threads: int) -> None:
-        """`threads`: that share a batch of texts; 0: one a core."""
-        self.threads = threads
+    def __init__(self, read: Callable[[Path], M]) -> None:
+        """`read`: of a folder or file."""
         self.told = ""  # why there is none, if that was said already
-        self._found: SentenceEmbedder | None = None
+        self._read = read
+        self._found: M | None = None
         self._reading = threading.Lock()
 
-    def load(self, folder: Path) -> SentenceEmbedder:
-        """The embedding model of a folder.
+    def load(self, path: Path) -> M:
+        """The model that lies there.
 
         Raises:
             ModelError: not usable. MissingPartError: only torch could run it here, and torch is
@@ -892,7 +914,7 @@ class SharedEmbedder:
         """
         with self._reading:
             if self._found is None:
-                self._found = SentenceEmbedder.load(folder, self.threads)
+                self._found = self._read(path)
             return self._found
 
 

@@ -54,8 +54,12 @@ class EngineConfig:
     queue_timeout_s: float = 30.0  # a waiting request fails after this
     # so many stay computed on disk while the node is down; they lie there in clear
     keep_conversations: int = 0
-    # tokens guessed from what was said before and checked in one step, at most; 0: none
+    # tokens guessed, from what was said before or by draft_model, and checked in one step, at most;
+    # 0: none
     drafts: int = 8
+    # a smaller model of the same vocabulary, a name or a path, that guesses further tokens where
+    # that pays; "": none. Texts stay the same
+    draft_model: str = ""
     # requests that begin alike share the cache; who shares the node can time that (engine README)
     share_prefixes: bool = True
 
@@ -127,8 +131,12 @@ SAMPLING_RANGES = {
 class EmbeddingConfig:
     """The model behind meanings: documents, long conversations, /v1/embeddings, the router."""
 
-    # a catalog name or a folder; another one makes collections embed anew at their next update
+    # a catalog name, a folder or a GGUF file; another one makes collections embed anew at their
+    # next update
     model: str = "minilm-l6-v2"
+    # the model behind /v1/rerank, which reads a question and a text together: a folder or a GGUF
+    # file; "": none
+    reranker: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

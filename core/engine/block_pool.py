@@ -32,6 +32,9 @@ class BlockPool:
         self.block_tokens = block_tokens
         # blocks that the prefix cache can find; they stay cached when their last owner goes
         self.known: set[int] = set()
+        # whose part of windowed layers was given back, so that they can be gone on from only where
+        # no window reaches them
+        self.hollow: set[int] = set()
         # a cached block is given away: nobody may find it any more
         self.on_evict: Callable[[int], None] = lambda _: None
         self._free = list(range(blocks - 1, -1, -1))
@@ -73,6 +76,7 @@ class BlockPool:
         ):
             self.evict(next(iter(self._cached)))
         taken = [self._free.pop() for _ in range(blocks)]
+        self.hollow.difference_update(taken)
         for block in taken:
             self._ref_counts[block] = 1
         return taken

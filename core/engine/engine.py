@@ -27,6 +27,7 @@ from .backends.backend import Backend
 from .backends.select import BackendChoice, select
 from .backends.threads import compute_alone, compute_with
 from .block_pool import BLOCK_TOKENS, BlockPool
+from .draft_model import DraftModel
 from .output import OutputProcessor
 from .prompt_cache import PromptCache
 from .request import Generation, GenerationRequest, TextDelta, Timing, Wakeups
@@ -100,15 +101,18 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[Timing], None] = lambda _: None,
         watch: Callable[[StepTimes], None] = lambda _: None,
+        draft: ServedModel | DraftModel | None = None,
     ) -> None:
         """Pack the weights (seconds) unless a `backend` is given.
 
         Args:
+            draft: a smaller model of the same vocabulary, which guesses ahead.
             observe: hears of each request that ended, watch: of each step; in the engine's thread,
                 which waits for them.
 
         Raises:
-            ConfigError: the cache's memory is too small for one block.
+            ConfigError: the cache's memory is too small for one block, or `draft` has another
+                vocabulary.
         """
         self._weights, self._threads, self._clock = weights, config.threads, clock
         self._observe, self._watch = observe, watch
@@ -133,7 +137,11 @@ class Engine:
                 drafts=config.drafts if self.backend.paged else 0,
             ),
             deterministic=self.backend.deterministic,
+            window=0 if self.backend.windows is None else self.backend.windows.tokens,
         )
+        if draft is not None and not isinstance(draft, DraftModel):
+            draft = DraftModel.load(draft, weights, config, self.context, clock)
+        self.draft = draft if self.scheduler.limits.drafts else None
         self._grammars = Grammars(weights.tokenizer)
         self.conversations = PromptCache(
             self.scheduler, self.backend, weights, self.adapters, self._between_steps
@@ -228,6 +236,8 @@ class Engine:
         while self._jobs:
             self._jobs.popleft()()
         begun_s = self._clock()
+        if self.draft is not None:
+            self._guess(self.draft)
         with self._changed:
             self._sweep()
             batch = self.scheduler.plan()
@@ -250,6 +260,8 @@ class Engine:
         drawn_s = self._clock()
         with self._wakeups.together(), self._changed:
             runs = self.scheduler.commit(batch, tokens)
+            if self.backend.windows is not None and (behind := self.scheduler.left_behind()):
+                self.backend.windows.release(behind)
             self._count(batch, runs, self._clock() - started_s)
             if logger.isEnabledFor(DEBUG):
                 self._trace(batch, runs, self._clock() - started_s)
@@ -265,6 +277,21 @@ class Engine:
                 answers=len(runs),
             )
         )
+
+    def _guess(self, draft: DraftModel) -> None:
+        """Have the small model guess where that may pay; one that fails is asked no more."""
+        scheduler = self.scheduler
+        try:
+            answering = scheduler.without_drafts()
+            draft.guess(
+                answering,
+                len(scheduler.running),
+                scheduler.limits.drafts,
+                scheduler.speculation_cost,
+            )
+        except Exception:
+            logger.exception("engine.draft_model failed; answers go on without its guesses")
+            self.draft = None
 
     def _run(self) -> None:
         """The thread."""
@@ -426,6 +453,8 @@ class Engine:
         last delta.
         """
         self.scheduler.finish(sequence)
+        if self.draft is not None:
+            self.draft.forget(sequence)
         generation = self._outputs.pop(sequence).generation
         if last is not None and generation.finish_reason is None:
             generation.deliver(last, error)

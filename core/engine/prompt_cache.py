@@ -107,6 +107,7 @@ class PromptCache:
         """
         prefixes, size = self.scheduler.prefixes, self.scheduler.pool.block_tokens
         found = prefixes.follow(prefixes.root(adapter), tokens, len(tokens) // size)
+        found = self.scheduler.usable(found)
         if not found:
             raise CacheError(
                 f"the cache holds nothing of these {len(tokens)} tokens; save right "
@@ -116,10 +117,12 @@ class PromptCache:
 
     def latest(self, most: int) -> list[SavedConversation]:
         """The `most` latest conversations, the oldest of them first."""
-        leaves = list(self.scheduler.prefixes.leaves())
-        return [
-            self._of(leaf.path(), adapter) for adapter, leaf in leaves[max(0, len(leaves) - most) :]
+        leaves = [
+            (adapter, path)
+            for adapter, leaf in self.scheduler.prefixes.leaves()
+            if (path := self.scheduler.usable(leaf.path()))
         ]
+        return [self._of(path, adapter) for adapter, path in leaves[max(0, len(leaves) - most) :]]
 
     def put_back(self, conversation: SavedConversation) -> None:
         """Let requests that begin with these tokens find them in the cache.
@@ -159,6 +162,9 @@ class PromptCache:
         except BaseException:
             pool.release(blocks)
             raise
+        if self.scheduler.window:  # what none saw from its end on was given back before
+            seen = self.scheduler.first_seen(count)
+            pool.hollow.update(blocks[self.scheduler.kept_blocks : seen])
         parent = prefixes.root(conversation.adapter)
         for place, block in enumerate(blocks):
             parent = prefixes.add(parent, tokens[place * size : (place + 1) * size], block)

@@ -18,6 +18,8 @@ from .sampling.speculation import SpeculationCost
 from .sampling.state import LogitRow
 from .sequence import Sequence
 
+KEPT_WINDOWS = 2  # so that whoever goes on from a place within them finds one window whole
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
@@ -91,10 +93,21 @@ class Scheduler:
     """First come, first served, as far as blocks go; preempted sequences are recomputed."""
 
     def __init__(
-        self, pool: BlockPool, limits: SchedulerLimits, *, deterministic: bool = False
+        self,
+        pool: BlockPool,
+        limits: SchedulerLimits,
+        *,
+        deterministic: bool = False,
+        window: int = 0,
     ) -> None:
-        """`deterministic`: see `Backend`."""
+        """
+        Args:
+            deterministic: see `Backend`.
+            window: see `LayerWindows.tokens`; 0: every layer sees everything.
+        """
         self.pool = pool
+        self.window = window
+        self.kept_blocks = pool.needed(KEPT_WINDOWS * window)  # at a sequence's beginning
         self.prefixes = PrefixCache(pool)
         self.speculation_cost = SpeculationCost()
         self.deterministic = deterministic
@@ -169,6 +182,9 @@ class Scheduler:
         for span in batch.spans:
             run = _accepted(span, [next(chosen) for _ in range(span.sampled)])
             sequence = span.sequence
+            if sequence.guesses and span.drafts:
+                sequence.trust.learn(len(span.drafts), len(run) - 1)
+            sequence.guesses = ()
             sequence.num_computed_tokens += (
                 span.count - span.sampled + len(run) if run else span.count
             )
@@ -181,6 +197,40 @@ class Scheduler:
                 self._publish(sequence)
                 self._trim(sequence)
         return runs
+
+    def left_behind(self) -> list[int]:
+        """Blocks that no windowed layer sees any more, each once: they are hollow from now on. One
+        that others share stays whole, they may go on from an earlier place; so do the first two
+        windows, where conversations that begin alike part.
+        """
+        if not self.window:
+            return []
+        found = []
+        for sequence in self.running:
+            last = max(0, sequence.num_computed_tokens - self.window) // self.pool.block_tokens
+            first = max(sequence.hollow_blocks, self.kept_blocks)
+            for block in sequence.block_table[first:last]:
+                if self.pool.ref_count(block) == 1 and block not in self.pool.hollow:
+                    self.pool.hollow.add(block)
+                    found.append(block)
+            sequence.hollow_blocks = max(sequence.hollow_blocks, last)
+        return found
+
+    def first_seen(self, blocks: int) -> int:
+        """Of so many blocks, the first that a windowed layer still sees from their end on."""
+        if not self.window:
+            return blocks
+        return max(0, blocks * self.pool.block_tokens - self.window) // self.pool.block_tokens
+
+    def usable(self, found: list[PrefixNode]) -> list[PrefixNode]:
+        """As many of these known blocks, one behind the other, as can be gone on from."""
+        deepest, kept = 0, 0
+        for place, node in enumerate(found):
+            if node.block in self.pool.hollow:
+                deepest = node.depth
+            if deepest <= self.first_seen(node.depth):
+                kept = place + 1
+        return found[:kept]
 
     def invalidate(self, sequence: Sequence) -> None:
         """Let nobody else find what this sequence wrote."""
@@ -249,10 +299,7 @@ class Scheduler:
         """The last token and what may follow it, as far as there is room that nobody else needs
         for its own last token.
         """
-        wanted = sequence.request.sampling_params.speculate
-        if wanted is None:
-            wanted = not self._apart(sequence)
-        drafts = sequence.propose(self.limits.drafts, cost) if wanted else ()
+        drafts = sequence.guesses or self._looked_up(sequence, cost)
         known = len(sequence.tokens)
         more = self.pool.needed(known + len(drafts)) - len(sequence.block_table)
         if more > 0 and more + len(self.running) <= self.pool.free:
@@ -265,6 +312,29 @@ class Scheduler:
             sampled=1 + len(drafts),
             drafts=drafts,
         )
+
+    def _looked_up(self, sequence: Sequence, cost: float) -> tuple[int, ...]:
+        may = self._may_guess(sequence)
+        return sequence.propose(self.limits.drafts, cost) if may else ()
+
+    def _may_guess(self, sequence: Sequence) -> bool:
+        wanted = sequence.request.sampling_params.speculate
+        return not self._apart(sequence) if wanted is None else wanted
+
+    def without_drafts(self) -> list[Sequence]:
+        """Those for whom nothing is guessed from what was said: a small model may. None where
+        somebody reads a prompt.
+        """
+        if any(sequence.remaining != 1 for sequence in self.running):
+            return []
+        cost = self.speculation_cost.of_row(len(self.running)) if self.running else 1.0
+        return [
+            sequence
+            for sequence in self.running
+            if self._may_guess(sequence)
+            and not sequence.sampling.formed
+            and not self._looked_up(sequence, cost)
+        ]
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for the sequence's last token; False if the sequence itself had to give way."""
@@ -335,8 +405,10 @@ class Scheduler:
         if not self.limits.share_prefixes or self._apart(sequence):
             return []
         start = sequence.prefix or self.prefixes.root(sequence.adapter_digest)
-        return self.prefixes.follow(
-            start, sequence.tokens, (len(sequence.tokens) - 1) // self.pool.block_tokens
+        return self.usable(
+            self.prefixes.follow(
+                start, sequence.tokens, (len(sequence.tokens) - 1) // self.pool.block_tokens
+            )
         )
 
     def _reuse(self, sequence: Sequence) -> None:
@@ -371,7 +443,10 @@ class Scheduler:
                 sequence.tokens[at * size : (at + 1) * size],
                 sequence.block_table[at],
             )
-            if prefix.block != sequence.block_table[at] and self._apart(sequence):
+            # a hollow one in the place of its own would take away what it still sees
+            if prefix.block != sequence.block_table[at] and (
+                self._apart(sequence) or prefix.block in self.pool.hollow
+            ):
                 return
             self._exchange(sequence, prefix)
             sequence.prefix = prefix
@@ -396,7 +471,7 @@ class Scheduler:
         self.pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.prefix = None
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.hollow_blocks = 0
 
 
 def _accepted(span: Span, chosen: list[int | None]) -> list[int | None]:

@@ -9,6 +9,7 @@ from .adapters import LoadedAdapter
 from .prefix_cache import PrefixNode
 from .request import GenerationRequest
 from .sampling.grammar import LazyMatcher, Matcher
+from .sampling.speculation import DraftTrust
 from .sampling.state import SamplingState
 
 
@@ -40,7 +41,10 @@ class Sequence:
         self.block_table: list[int] = []  # the numbers of its blocks, in the order of its tokens
         # the last of its blocks that others can find; None while it holds no blocks
         self.prefix: PrefixNode | None = None
+        self.hollow_blocks = 0  # of the first ones, that all windows have left behind
         self.started = False  # it has run at least once
+        self.guesses: tuple[int, ...] = ()  # a small model's, for its next step
+        self.trust = DraftTrust()  # in that model
 
     @property
     def adapter_digest(self) -> str:

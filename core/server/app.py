@@ -29,7 +29,7 @@ from . import errors as refusals
 from . import static as pages
 from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
-from .embeddings import Embeddings, Source
+from .embeddings import EmbeddingModel, Embeddings, Source
 from .federation_api import FederationApi, Memberships
 from .history import HistoryApi, nothing_kept
 from .models_api import ModelsApi, OwnersModels
@@ -38,6 +38,7 @@ from .ollama_api import OllamaApi
 from .openai import OpenAI
 from .openapi import OpenApi
 from .plugins_api import OwnersPlugins, PluginsApi
+from .rerank import Rerank, RerankModel
 from .responses_api import ResponsesApi
 
 logger = log.get("server")
@@ -55,7 +56,8 @@ class Parts:
     token: str
     stats: Callable[[], Mapping[str, Any]] = dict
     metrics: NodeMetrics = field(default_factory=NodeMetrics)
-    embedding: Source | None = None  # the model behind /v1/embeddings
+    embedding: Source[EmbeddingModel] | None = None  # the model behind /v1/embeddings
+    reranker: Source[RerankModel] | None = None  # and behind /v1/rerank
     history: HistoryStore | None = None  # None: nothing is kept
     documents: OwnersDocuments | None = None  # collections and memory
     models: OwnersModels | None = None  # what is on this disk, and how more comes
@@ -88,6 +90,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     app.add_routes(ResponsesApi(answering).routes())
     app.add_routes(OpenAI(answering, embeddings, int(time.time())).routes())
     app.add_routes(embeddings.routes())
+    app.add_routes(Rerank(parts.reranker).routes())
     api = Api(
         answering.adapters,
         parts.tools,

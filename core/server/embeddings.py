@@ -10,7 +10,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from .openapi import OBJECT, TEXT, described, many, shaped
 from .paths import spelled
 from .schemas import Record, either, listed, named, number, only, text
 
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
 MOST_TEXTS = 2048  # as OpenAI's
 BODY = Record(
     {
@@ -52,26 +54,23 @@ class EmbeddingModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where an embedding model comes from."""
+class Source(Generic[M_co]):
+    """Where a model comes from."""
 
     name: str
     find: Callable[[], Path]  # raises ModelNotFoundError with the command that brings it
-    read: Callable[[Path], EmbeddingModel]  # raises ModelError
+    read: Callable[[Path], M_co]  # raises ModelError
 
 
-class Embeddings:
-    """The handler, around a model that is read at the first question."""
+class OnDemand(Generic[M]):
+    """A model that is read at the first question."""
 
-    def __init__(self, source: Source | None) -> None:
+    def __init__(self, source: Source[M] | None, missing: str) -> None:
+        """`missing`: what is said where there is no source."""
         self.name = source.name if source else ""
-        self._source = source
-        self._found: EmbeddingModel | None = None
+        self._source, self._missing = source, missing
+        self._found: M | None = None
         self._reading = asyncio.Lock()
-
-    def routes(self) -> list[web.RouteDef]:
-        """What the application mounts."""
-        return [web.post(spelled("embeddings"), self.embed)]
 
     async def here(self) -> bool:
         """Is the model on this disk?"""
@@ -79,6 +78,41 @@ class Embeddings:
             return self._source is not None and bool(await asyncio.to_thread(self._source.find))
         except ModelError:
             return False
+
+    async def get(self, asked: str | None, does: str) -> M:
+        """The model, read by now.
+
+        Args:
+            asked: how the request names it.
+            does: what it would have to do, for the sentence that refuses another's name.
+
+        Raises:
+            ModelNotFoundError: there is none, or none of this name; it says how to get one.
+        """
+        if asked not in (None, "default", self.name):
+            raise ModelNotFoundError(f"{asked[:80]!r} {does} here; {self.name or 'no model'} does")
+        if self._source is None:
+            raise ModelNotFoundError(self._missing)
+        async with self._reading:
+            if self._found is None:
+                self._found = await asyncio.to_thread(self._read, self._source)
+            return self._found
+
+    def _read(self, source: Source[M]) -> M:
+        return source.read(source.find())
+
+
+class Embeddings:
+    """The handler, around a model that is read at the first question."""
+
+    def __init__(self, source: Source[EmbeddingModel] | None) -> None:
+        self.model = OnDemand(source, "this node was started without an embedding model")
+        self.name = self.model.name
+        self.here = self.model.here
+
+    def routes(self) -> list[web.RouteDef]:
+        """What the application mounts."""
+        return [web.post(spelled("embeddings"), self.embed)]
 
     @described(shaped(object=TEXT, data=many(OBJECT), model=TEXT, usage=OBJECT), BODY)
     async def embed(self, request: web.Request) -> web.Response:
@@ -112,11 +146,7 @@ class Embeddings:
             ModelNotFoundError: there is no such model.
             BadRequest: a text is too long, or the vectors have not so many dimensions.
         """
-        if model not in (None, "default", self.name):
-            raise ModelNotFoundError(
-                f"{model[:80]!r} makes no embeddings here; {self.name or 'no model'} does"
-            )
-        embedder = await self._embedder()
+        embedder = await self.model.get(model, "makes no embeddings")
         texts = [given] if isinstance(given, str) else list(given)
         if dimensions not in (None, embedder.width):
             raise BadRequest(
@@ -134,18 +164,6 @@ class Embeddings:
                     where,
                 )
         return await asyncio.to_thread(embedder.embed, texts), counts
-
-    async def _embedder(self) -> EmbeddingModel:
-        """Raises: ModelNotFoundError: there is none; the message says how to get one."""
-        if self._source is None:
-            raise ModelNotFoundError("this node was started without an embedding model")
-        async with self._reading:
-            if self._found is None:
-                self._found = await asyncio.to_thread(self._read, self._source)
-            return self._found
-
-    def _read(self, source: Source) -> EmbeddingModel:
-        return source.read(source.find())
 
 
 def packed(vector: npt.NDArray[np.float32]) -> str:

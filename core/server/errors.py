@@ -41,7 +41,7 @@ FLAT = re.compile(r"/api/(chat|generate|embed|embeddings|tags|ps|show|version)/*
 MAX_NESTING = 200  # values one inside the other in a body
 NOWHERE = (
     "nothing is at this path; here are /v1/chat/completions, /v1/completions, "
-    "/v1/embeddings "
+    "/v1/embeddings, /v1/rerank "
     "and /v1/models"
 )
 logger = log.get("server")

@@ -25,12 +25,11 @@ NOT_HERE = (
     "fine_tuning/{rest:.*}",
     "assistants{rest:(?:/.*)?}",
     "threads{rest:(?:/.*)?}",
-    "rerank",
 )
 INSTEAD = (
     "this node reads and writes text; it answers conversations at /v1/chat/completions and "
     "/v1/responses, goes on after texts at /v1/completions, embeds them at "
-    "/v1/embeddings, lists /v1/models"
+    "/v1/embeddings, scores them at /v1/rerank, lists /v1/models"
 )
 
 

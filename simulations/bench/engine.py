@@ -29,7 +29,7 @@ from ...core.engine.perplexity import perplexity
 from ...core.errors import ConfigError
 from ...core.models import weights
 from ...core.models.hub import catalog
-from . import random_model
+from . import random_model, speculation
 from .contest import Contender, EndedError, Found, Order, in_turn
 from .exactness import WINDOW, distances
 from .figures import Figure, Keep, nobody
@@ -61,6 +61,8 @@ class EngineScale:
     large_tokens: int = 16  # at 1B, where prompts take most of the time, all three are smaller
     large_prompt: int = 16
     large_prefill: int = 256
+    deep: int = 280  # layers of the default model's that make 1B
+    guided: int = 96  # tokens of an answer with a draft model
     repeats: int = 5
     cold_repeats: int = 3
     long_repeats: int = 2
@@ -73,6 +75,8 @@ QUICK = EngineScale(
     long=600,
     exact=64,
     large_tokens=3,
+    deep=32,
+    guided=8,
     repeats=1,
     cold_repeats=1,
     large=random_model.TINY,
@@ -118,6 +122,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         model = catalog.find(MODEL)
         compare("", files(model, Path(scratch), peers, report), scale, report, tell, keep)
         adapters(model, scale, report, tell)
+        balanced(model, scale, report, tell)
         long_contexts(model, scale, report, tell)
         keep(report)
         tell("logits of each precision, of each type of cache and of llama.cpp beside float32")
@@ -129,6 +134,8 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         # without a compiler a round of questions takes minutes at this size
         compare("large", read, scale, report, tell, keep)
         bandwidth(large, scale, report)
+        keep(report)
+        guided(model, large, Path(scratch), scale, report, tell)
         keep(report)
     tell("perplexity of the fast path and of float32 over the same blocks")
     report["perplexity"] = perplexities(model, quick)
@@ -304,6 +311,53 @@ def adapters(
         put(report, f"adapters.{key}", Sample(lost))
 
 
+def balanced(
+    model: Path, scale: EngineScale, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """What precision "balanced" costs at batch 8, as the fraction of speed lost."""
+    tell("precision balanced beside fast")
+    order: Order = {
+        **{"what": "decode", "batch": 8},
+        **{"tokens": scale.tokens, "prompt": scale.prompt},
+    }
+    engines = [contender(name, model) for name in ("ours", "balanced")]
+    with ExitStack() as stack:
+        for engine in engines:
+            stack.callback(engine.close)
+            engine.start()
+        found = in_turn(engines, {"b8": order}, 2 * scale.repeats)
+    share = found["balanced"]["b8"].over(found["ours"]["b8"])
+    put(report, "balanced.b8", Sample(tuple(1 - one for one in share.seconds)))
+
+
+def guided(
+    model: Path,
+    large: Path,
+    scratch: Path,
+    scale: EngineScale,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
+) -> None:
+    """What a draft model wins at batch 1 on prose."""
+    prose = documentation(weights.load(model))
+    prompts = [prose[at : at + scale.prompt] for at in range(0, 40 * scale.prompt, scale.prompt)]
+    found = speculation.measure(
+        model,
+        scratch,
+        large,
+        layers=scale.deep,
+        tokens=scale.guided,
+        repeats=scale.repeats,
+        prompts=prompts,
+        tell=tell,
+    )
+    for name, figure in found.items():
+        if isinstance(figure, Sample):
+            put(report, f"speculation.{name}", figure)
+        else:
+            report["speculation"][name] = figure
+
+
 def long_contexts(
     model: Path, scale: EngineScale, report: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
@@ -450,6 +504,10 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     yield from exact_figures(report)
     yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
     yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)
+    if "balanced" in report:
+        yield Figure("balanced.b8", "", "precision balanced at b8: speed lost", at_most=0.03)
+    if "speculation" in report:
+        yield from speculation_figures()
     yield Figure("perplexity.worse_percent", "%", "perplexity over that of float32", at_most=0.5)
 
 
@@ -463,6 +521,16 @@ def long_figures(report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(f"{prefix}decode_8k", "tokens/s", "  answer after it")
         aim = 0.7 if name == "long" else None
         yield Figure(f"{prefix}share", "×", "  prompt, of its speed at 512", at_least=aim)
+
+
+def speculation_figures() -> Iterator[Figure]:
+    """Rows of the table about a draft model."""
+    told = "about 1B that says what the default model says"
+    yield Figure("speculation.b1", "×", f"{told}: with a draft model, greedily", at_least=1.5)
+    yield Figure("speculation.b1_right", "", "  share of guesses that were right")
+    yield Figure("speculation.sampled", "×", "  drawn at temperature 0.8")
+    yield Figure("speculation.sampled_right", "", "  share of guesses that were right")
+    yield Figure("speculation.stranger", "×", "  with random weights, which agree with no guess")
 
 
 def exact_figures(report: dict[str, Any]) -> Iterator[Figure]:

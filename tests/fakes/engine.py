@@ -117,6 +117,7 @@ class FakeModel:
     deterministic = False
     owns_threads = False
     paged = True
+    windows = None
     block_bytes = TINY_BLOCK_BYTES  # as if it held float32
 
     def __init__(self, blocks: int = 64) -> None:

@@ -33,7 +33,8 @@ class Served:
     engine: FakeEngine
     tools: FakeTools = field(default_factory=FakeTools)
     store: FakeStore = field(default_factory=FakeStore)
-    embedding: Source | None = None
+    embedding: Source[Any] | None = None
+    reranker: Source[Any] | None = None
     history: HistoryStore | None = None
     documents: OwnersDocuments | None = None
     models: OwnersModels | None = None
@@ -73,6 +74,7 @@ class Served:
                 approvals=self.assistant.approvals,
                 token=TOKEN,
                 embedding=self.embedding,
+                reranker=self.reranker,
                 history=self.history,
                 documents=self.documents,
                 models=self.models,

@@ -280,9 +280,12 @@ class RecordedEncoder:
     def quietchoir_encoder_complete(self, _: int) -> bool:
         return True
 
-    def quietchoir_encode(self, _: int, texts: int, lengths: int, tokens: int, _out: int) -> bool:
+    def quietchoir_encode(
+        self, _: int, texts: int, lengths: int, seconds: int, tokens: int, _out: int
+    ) -> bool:
         said = taken(lengths, 4 * texts)
-        self.tape.add(ENCODE, (), said, taken(tokens, 4 * int(said.view(np.int32).sum())))
+        held = taken(tokens, 4 * int(said.view(np.int32).sum()))
+        self.tape.add(ENCODE, (), said, taken(seconds, 4 * texts), held)
         return True
 
     def quietchoir_encoder_free(self, _: int) -> None:

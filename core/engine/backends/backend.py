@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class LayerWindows(Protocol):
+    """Layers whose rows see the latest tokens alone, and their part of the cache."""
+
+    tokens: int  # that a row sees in one of them at most, itself included
+
+    def release(self, blocks: Items[int]) -> None:
+        """Give back what they hold of these blocks; nobody looks at it again."""
+        ...
+
+
 class Backend(Protocol):
     """One model on one kind of hardware, with a paged cache of keys and values."""
 
@@ -30,6 +40,13 @@ class Backend(Protocol):
     # memory that a sequence's one state takes, which drafts would spoil
     paged: bool
     block_bytes: int  # of the cache, one block over all layers, keys and values
+
+    @property
+    def windows(self) -> "LayerWindows | None":
+        """Of layers that do not see everything; None: there are none, or their memory stays
+        theirs.
+        """
+        ...
 
     def forward(self, batch: Batch) -> "Tensor | NDArray[np.float32]":
         """Run the batch's tokens and write their keys and values.
@@ -94,6 +111,12 @@ def unlabel(layout: str, data: bytes, size: int) -> memoryview:
 class Encoder(Protocol):
     """Whoever computes the vectors of whole texts."""
 
-    def encode(self, texts: Items[Items[int]], /) -> NDArray[np.float32]:
-        """One vector a text, not scaled to length one, [N, D]; each text has a token at least."""
+    def encode(
+        self, texts: Items[Items[int]], seconds: Items[int] | None = None, /
+    ) -> NDArray[np.float32]:
+        """One vector a text, not scaled to length one, [N, D]; each text has a token at least.
+
+        Args:
+            seconds: of pairs, where the second text begins, its length where there is none.
+        """
         ...

@@ -55,11 +55,22 @@ class SamplingState:
         self.penalties = Penalties(params, prompt)
         self.lookup = PromptLookup()
         self._prompt_length = len(prompt)
+        self._accepted = 0  # tokens of the answer
 
     @property
     def matcher(self) -> Matcher | None:
         """The grammar that the next token must fit; None: it is free."""
         return None if self._matcher is None else self._matcher.inside
+
+    @property
+    def left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.params.limit - self._accepted
+
+    @property
+    def formed(self) -> bool:
+        """It has a grammar, whether it stands inside it or not."""
+        return self._matcher is not None
 
     @property
     def complete(self) -> bool:
@@ -89,6 +100,7 @@ class SamplingState:
     def accept(self, token: int) -> None:
         """The answer goes on with `token`; `failure` says if it cannot go on after it."""
         self.penalties.add(token)
+        self._accepted += 1
         if self.temperature > 0:
             self.rng.take(1)
         if self._matcher is not None:
@@ -101,7 +113,7 @@ class SamplingState:
             most: at most so many.
             cost: of checking one more, as a share of what a token costs.
         """
-        most = min(most, self._prompt_length + self.params.limit - len(tokens) - 1)
+        most = min(most, self.left - 1)
         if most < 1 or cost >= 1:
             return ()
         if self._matcher is not None and (forced := self._matcher.forced(most)):

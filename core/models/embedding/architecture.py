@@ -4,6 +4,7 @@ Knows numbers and names. Knows nothing of files, families by name or of who comp
 Always: one description serves every family; what is not said is BERT's.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -73,14 +74,45 @@ class EncoderArchitecture:
         return self.reaches[layer] if self.reaches else 0
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ScoreHead:
+    """From a text's vector to one number: out · norm(activation(dense · vector))."""
+
+    out: NDArray[np.float32]  # [D]
+    out_bias: float = 0.0
+    dense: NDArray[np.float32] | None = None  # [D, D]; None: the vector goes to `out` as it is
+    dense_bias: NDArray[np.float32] | None = None  # [D]
+    activation: str = "tanh"  # or "gelu"
+    norm: NDArray[np.float32] | None = None  # [D], of mean and deviation, without a bias
+    norm_eps: float = 1e-5
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logit of each vector, [N, D] -> [N]."""
+        x = vectors.astype(np.float64)
+        if self.dense is not None:
+            x = x @ self.dense.T + (0.0 if self.dense_bias is None else self.dense_bias)
+            x = np.tanh(x) if self.activation == "tanh" else x * (1 + erf(x / math.sqrt(2))) / 2
+        if self.norm is not None:
+            off = x - x.mean(-1, keepdims=True)
+            x = off / np.sqrt((off**2).mean(-1, keepdims=True) + self.norm_eps) * self.norm
+        found: NDArray[np.float32] = (x @ self.out + self.out_bias).astype(np.float32)
+        return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderWeights:
     """One encoder. Tensors by our names: "embedding", "positions", "embedding_norm", "final_norm",
-    and "layers.N." with PROJECTIONS, NORMS and HEAD_NORMS; each with ".weight", many with ".bias".
+    "shift" (added to every token), "second_shift" (to those of a pair's second text), "head" (of a
+    model that also writes, where it is not its embedding), and "layers.N." with PROJECTIONS, NORMS
+    and HEAD_NORMS; each with ".weight", many with ".bias".
     """
 
     architecture: EncoderArchitecture
     tensors: Mapping[str, QuantTensor] = field(repr=False)
+    head: ScoreHead | None = None  # of one that scores pairs
+
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def numbers(blocks: QuantTensor) -> NDArray[np.float32]:

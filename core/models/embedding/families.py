@@ -10,18 +10,19 @@ Source: the models' classes in transformers; the tests compare with them.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
+from numpy.typing import NDArray
 
 from ...errors import ModelFileError, ModelNotFoundError
 from ..files.lfs_pointer import refuse_pointer
 from ..files.settings import HfSettings
 from ..quant.tensor import QuantTensor
-from .architecture import HEAD_NORMS, EncoderArchitecture, EncoderWeights, numbers, plain
+from .architecture import HEAD_NORMS, EncoderArchitecture, EncoderWeights, ScoreHead, numbers, plain
 from .folder import advice, read_json
 
 PLAIN = ("F32", "F16", "BF16")
@@ -41,6 +42,12 @@ class EncoderFamily:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()  # before every name, in some folders
     unit_norms: bool = False  # the file holds norms less 1
+    # rows of positions that no token has, the first ones
+    unused_positions: Callable[[HfSettings], int] = lambda _: 0
+    # of what scores pairs: the matrix before the last and what follows it, and the last
+    dense: str = ""
+    dense_norm: str = ""
+    out: str = "classifier"
 
 
 def read(folder: Path) -> EncoderWeights:
@@ -60,9 +67,60 @@ def read(folder: Path) -> EncoderWeights:
             f"{path}: model_type is {kind!r:.40}, only {', '.join(map(repr, FAMILIES))} are "
             f"supported; choose another embedding model"
         )
-    architecture = read_architecture(family, HfSettings(path, config, {}, str(kind)))
-    found = read_tensors(folder / "model.safetensors", family)
-    return EncoderWeights(architecture, named(folder, family, architecture, found))
+    settings = HfSettings(path, config, {}, str(kind))
+    architecture = read_architecture(family, settings)
+    file = folder / "model.safetensors"
+    found = read_tensors(file, family)
+    if (unused := family.unused_positions(settings)) and (
+        rows := found.get(name := f"{family.ends['positions']}.weight")
+    ):
+        found[name] = rows.part(min(unused, rows.shape[0]), rows.shape[0])
+    tensors = named(file, family, architecture, found)
+    return EncoderWeights(architecture, tensors, read_head(file, family, architecture, found))
+
+
+def read_head(
+    path: Path,
+    family: EncoderFamily,
+    architecture: EncoderArchitecture,
+    found: Mapping[str, QuantTensor | None],
+) -> ScoreHead | None:
+    """What makes a pair's score of its vector; None: the file scores nothing.
+
+    Raises:
+        ModelFileError: it has several labels, or parts of other shapes.
+    """
+    width = architecture.hidden_size
+
+    def part(name: str, rows: int) -> NDArray[np.float32] | None:
+        if name not in found:
+            return None
+        blocks = found[name]
+        if blocks is None or blocks.shape != (rows, width):
+            shape = None if blocks is None else blocks.shape
+            raise ModelFileError(f"{path}: {name} is {shape}, expected {(rows, width)}; {advice()}")
+        return numbers(blocks)
+
+    last = found.get(f"{family.out}.weight")
+    if last is None:
+        return None
+    if last.shape[0] != 1:
+        raise ModelFileError(
+            f"{path}: it tells {last.shape[0]} labels apart, a model that scores pairs has one; "
+            f"choose another"
+        )
+    out, bias = part(f"{family.out}.weight", 1), found.get(f"{family.out}.bias")
+    dense_bias, norm = part(f"{family.dense}.bias", 1), part(f"{family.dense_norm}.weight", 1)
+    assert out is not None  # it was looked at above
+    return ScoreHead(
+        out=out[0],
+        out_bias=0.0 if bias is None else float(numbers(bias)[0, 0]),
+        dense=part(f"{family.dense}.weight", width),
+        dense_bias=None if dense_bias is None else dense_bias[0],
+        activation="gelu" if family.dense_norm else "tanh",
+        norm=None if norm is None else norm[0],
+        norm_eps=architecture.norm_eps,
+    )
 
 
 def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchitecture:
@@ -119,7 +177,7 @@ def read_tensors(path: Path, family: EncoderFamily) -> dict[str, QuantTensor | N
 
 
 def named(
-    folder: Path,
+    path: Path,
     family: EncoderFamily,
     architecture: EncoderArchitecture,
     found: Mapping[str, QuantTensor | None],
@@ -129,7 +187,6 @@ def named(
     Raises:
         ModelFileError: one is missing or of another shape.
     """
-    path = folder / "model.safetensors"
     width, layers = architecture.hidden_size, range(architecture.num_layers)
     names = dict(family.ends)
     for layer in layers:
@@ -181,11 +238,12 @@ def named(
         (theirs := f"{family.ends['token_types']}.weight") in found
     ):
         kinds = found[theirs]
-        kinds = fit(theirs, (kinds.shape[0] if kinds else 1, width))
-        # of the first kind: these are single texts, never pairs
-        tensors["positions.weight"] = plain(
-            numbers(tensors["positions.weight"]) + numbers(kinds)[:1]
-        )
+        shifts = numbers(fit(theirs, (kinds.shape[0] if kinds else 1, width)))
+        tensors["shift.weight"] = plain(shifts[:1])
+        if len(shifts) > 1:
+            tensors["second_shift.weight"] = plain(shifts[1:2] - shifts[:1])
+    if (head := found.get("lm_head.weight")) is not None and head.shape == shapes["embedding"]:
+        tensors["head.weight"] = head
     if family.unit_norms:
         for name in [name for name in tensors if name.endswith("norm.weight")]:
             tensors[name] = plain(numbers(tensors[name]) + np.float32(1))
@@ -257,11 +315,29 @@ def bert(config: HfSettings) -> dict[str, Any]:
     if config.get("position_embedding_type") not in (None, "absolute"):
         raise refused(config, "position_embedding_type", "absolute")
     return {
+        "max_positions": config.size("max_position_embeddings") - roberta_offset(config),
         "norm_eps": config.real("layer_norm_eps"),
         "activation": activation(config, "hidden_act"),
         "learned_positions": True,
         "norm_sums": True,
+        "pooling": "first" if scores_pairs(config) else "mean",
     }
+
+
+def roberta_offset(config: HfSettings) -> int:
+    """RoBERTa, 2019, and XLM-R count positions from behind the padding token's number on."""
+    if config.model_type == "bert":
+        return 0
+    padding = config.get("pad_token_id")
+    return 1 + (padding if isinstance(padding, int) and padding >= 0 else 1)
+
+
+def scores_pairs(config: HfSettings) -> bool:
+    """Whether a folder says that its model has labels."""
+    classes = config.get("architectures")
+    return isinstance(classes, list) and any(
+        str(one).endswith("ForSequenceClassification") for one in classes
+    )
 
 
 def modernbert(config: HfSettings) -> dict[str, Any]:
@@ -271,12 +347,28 @@ def modernbert(config: HfSettings) -> dict[str, Any]:
     wide = theta(config, FULL, "global_rope_theta", 160_000.0)
     near = theta(config, SLIDING, "local_rope_theta", 10_000.0)
     reach = config.size("local_attention", 128) // 2
+    first = scores_pairs(config) and config.get("classifier_pooling") != "mean"
+    if scores_pairs(config) and config.get("classifier_activation") not in (None, "gelu"):
+        raise refused(config, "classifier_activation", "gelu")
     return {
+        "pooling": "first" if first else "mean",
         "norm_eps": config.real("norm_eps"),
         "activation": activation(config, "hidden_activation"),
         "gated": True,
         "thetas": tuple(near if one else wide for one in sliding),
         "reaches": tuple(reach if one else 0 for one in sliding),
+    }
+
+
+def nomic_bert(config: HfSettings) -> dict[str, Any]:
+    """nomic-embed-text, 2024: BERT's order with rope and gates."""
+    layers = config.size("num_hidden_layers")
+    return {
+        "norm_eps": config.real("layer_norm_eps"),
+        "activation": activation(config, "hidden_act"),
+        "gated": True,
+        "norm_sums": True,
+        "thetas": (theta(config, FULL, "rope_theta", 1000.0),) * layers,
     }
 
 
@@ -331,28 +423,35 @@ DECODER_NAMES = {
     "attention_norm": "input_layernorm",
 }
 DECODER_ENDS = {"embedding": "embed_tokens", "final_norm": "norm"}
+BERT = EncoderFamily(
+    traits=bert,
+    layer="encoder.layer.{}.",
+    names={
+        "q_proj": "attention.self.query",
+        "k_proj": "attention.self.key",
+        "v_proj": "attention.self.value",
+        "o_proj": "attention.output.dense",
+        "up_proj": "intermediate.dense",
+        "down_proj": "output.dense",
+        "post_attention_norm": "attention.output.LayerNorm",
+        "post_mlp_norm": "output.LayerNorm",
+    },
+    ends={
+        "embedding": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "token_types": "embeddings.token_type_embeddings",
+        "embedding_norm": "embeddings.LayerNorm",
+    },
+    prefixes=("bert.", "roberta."),
+    dense="pooler.dense",
+)
+ROBERTA = replace(
+    BERT, unused_positions=roberta_offset, dense="classifier.dense", out="classifier.out_proj"
+)
 FAMILIES: Mapping[str, EncoderFamily] = {
-    "bert": EncoderFamily(
-        traits=bert,
-        layer="encoder.layer.{}.",
-        names={
-            "q_proj": "attention.self.query",
-            "k_proj": "attention.self.key",
-            "v_proj": "attention.self.value",
-            "o_proj": "attention.output.dense",
-            "up_proj": "intermediate.dense",
-            "down_proj": "output.dense",
-            "post_attention_norm": "attention.output.LayerNorm",
-            "post_mlp_norm": "output.LayerNorm",
-        },
-        ends={
-            "embedding": "embeddings.word_embeddings",
-            "positions": "embeddings.position_embeddings",
-            "token_types": "embeddings.token_type_embeddings",
-            "embedding_norm": "embeddings.LayerNorm",
-        },
-        prefixes=("bert.",),
-    ),
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
     "modernbert": EncoderFamily(
         traits=modernbert,
         layer="layers.{}.",
@@ -369,6 +468,27 @@ FAMILIES: Mapping[str, EncoderFamily] = {
         },
         fused={"attn.Wqkv": ("q_proj", "k_proj", "v_proj"), "mlp.Wi": ("gate_proj", "up_proj")},
         prefixes=("model.",),
+        dense="head.dense",
+        dense_norm="head.norm",
+    ),
+    "nomic_bert": EncoderFamily(
+        traits=nomic_bert,
+        layer="encoder.layers.{}.",
+        names={
+            "o_proj": "attn.out_proj",
+            "gate_proj": "mlp.fc12",
+            "up_proj": "mlp.fc11",
+            "down_proj": "mlp.fc2",
+            "post_attention_norm": "norm1",
+            "post_mlp_norm": "norm2",
+        },
+        ends={
+            "embedding": "embeddings.word_embeddings",
+            "token_types": "embeddings.token_type_embeddings",
+            "embedding_norm": "emb_ln",
+        },
+        fused={"attn.Wqkv": ("q_proj", "k_proj", "v_proj")},
+        prefixes=("bert.",),
     ),
     "qwen3": EncoderFamily(
         traits=qwen3,
@@ -376,6 +496,7 @@ FAMILIES: Mapping[str, EncoderFamily] = {
         names=DECODER_NAMES | {"mlp_norm": "post_attention_layernorm"},
         ends=DECODER_ENDS,
         prefixes=("model.",),
+        out="score",
     ),
     "gemma3_text": EncoderFamily(
         traits=gemma3,

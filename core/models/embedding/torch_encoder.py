@@ -31,19 +31,29 @@ class TorchEncoder:
         self.architecture = weights.architecture
         self._tensors = {name: each.dequantize() for name, each in weights.tensors.items()}
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """One vector a text, not scaled to length one, [N, D]; each text has a token at least."""
+    def encode(
+        self, texts: Sequence[Sequence[int]], seconds: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """See `engine.backends.backend.Encoder.encode`."""
+        begins = [len(tokens) for tokens in texts] if seconds is None else seconds
         with torch.inference_mode():
-            rows = [self._pool(self._forward(torch.tensor(tokens))) for tokens in texts]
+            rows = [
+                self._pool(self._forward(torch.tensor(tokens), second))
+                for tokens, second in zip(texts, begins, strict=True)
+            ]
             found: NDArray[np.float32] = torch.stack(rows).numpy()
         return found
 
-    def _forward(self, tokens: Tensor) -> Tensor:
+    def _forward(self, tokens: Tensor, second: int) -> Tensor:
         """Every token's last row, [L, D]."""
         own = self.architecture
         x = self._tensors["embedding.weight"][tokens] * own.embedding_scale
         if own.learned_positions:
             x = x + self._tensors["positions.weight"][: len(tokens)]
+        if (shift := self._tensors.get("shift.weight")) is not None:
+            x = x + shift
+        if (shift := self._tensors.get("second_shift.weight")) is not None:
+            x[second:] += shift
         x = self._norm("embedding_norm", x)
         for layer in range(own.num_layers):
             name = f"layers.{layer}"

@@ -20,6 +20,7 @@ CLIENTS = 32  # most that are answered at once
 SETTINGS: dict[str, dict[str, Any]] = {
     "ours": {},
     "no_compiler": {},
+    "balanced": {"precision": "balanced"},
     "long": {"context": 8192},
     "long_q8": {"context": 8192, "kv_type": "q8"},
     "long_q4": {"context": 8192, "kv_type": "q4"},

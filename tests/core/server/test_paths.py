@@ -129,7 +129,7 @@ class Lengths:
         return np.array([[len(text), 0.5] for text in texts], np.float32)
 
 
-def there(reads: list[Path]) -> Source:
+def there(reads: list[Path]) -> Source[Lengths]:
     def read(folder: Path) -> Lengths:
         reads.append(folder)
         return Lengths()

@@ -33,6 +33,7 @@ class CudaRunner:
     deterministic = False
     owns_threads = False
     paged = True
+    windows = None
 
     def __init__(
         self,

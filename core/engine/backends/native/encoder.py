@@ -44,8 +44,10 @@ SIZES = (
 )
 POOLINGS = ("mean", "first", "last")  # as encoder_run.h counts them
 # the vectors outside layers, as encoder.cpp counts them
-ENDS = ("embedding_norm.weight", "embedding_norm.bias", "final_norm.weight", "final_norm.bias")
-POSITIONS = len(ENDS)
+ENDS = (
+    *("embedding_norm.weight", "embedding_norm.bias", "final_norm.weight", "final_norm.bias"),
+    *("positions.weight", "shift.weight", "second_shift.weight"),
+)
 OUTSIDE = -1  # instead of a layer
 GROUP = 32  # columns of a block of 8 bits
 BATCH_TOKENS = (
@@ -64,8 +66,10 @@ class EncoderShape(Structure):
     )
 
 
-class NativeEncoder:
+class NativeEncoder(library.LibraryObject):
     """An encoder in the library; its batches run one after another, whoever asks."""
+
+    what = "encoder"
 
     def __init__(self, weights: EncoderWeights, threads: int = 0, *, exact: bool = False) -> None:
         """Pack the weights.
@@ -117,8 +121,10 @@ class NativeEncoder:
             self.close()
             raise
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """One vector a text, not scaled to length one, [N, D]; each text has a token at least.
+    def encode(
+        self, texts: Sequence[Sequence[int]], seconds: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """See `backend.Encoder.encode`.
 
         Raises:
             EngineError: a token that does not exist, a text that is too long or empty, or a closed
@@ -127,6 +133,9 @@ class NativeEncoder:
         if self._handle is None:
             raise EngineError("the encoder was closed; make a new one")
         out = np.empty((len(texts), self.architecture.hidden_size), np.float32)
+        begins = np.array(
+            [len(tokens) for tokens in texts] if seconds is None else seconds, np.int32
+        )
         start = 0
         while start < len(texts):
             stop, held = start + 1, len(texts[start])
@@ -139,6 +148,7 @@ class NativeEncoder:
                 self._handle,
                 len(lengths),
                 lengths.ctypes.data,
+                begins[start:stop].ctypes.data,
                 tokens.ctypes.data,
                 out[start:stop].ctypes.data,
             ):
@@ -151,10 +161,6 @@ class NativeEncoder:
         handle, self._handle = self._handle, None
         if handle:
             self._library.quietchoir_encoder_free(handle)
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self.close()
 
     def _pack(self, weights: EncoderWeights, exact: bool) -> None:
         tensors, own = weights.tensors, weights.architecture
@@ -171,8 +177,8 @@ class NativeEncoder:
                 self._raw.strides[0],
             )
         )
-        for which, name in enumerate((*ENDS, "positions.weight")):
-            if name in tensors and (which != POSITIONS or own.learned_positions):
+        for which, name in enumerate(ENDS):
+            if name in tensors and (name != "positions.weight" or own.learned_positions):
                 self._vector(OUTSIDE, which, tensors[name])
         for layer in range(own.num_layers):
             for role, name in enumerate(PROJECTIONS):
@@ -213,14 +219,6 @@ class NativeEncoder:
             )
         )
 
-    def _check(self, worked: bool) -> None:
-        if not worked:
-            raise EngineError(f"the native engine cannot pack this encoder: {self._problem()}")
-
-    def _problem(self) -> str:
-        text: bytes = self._library.quietchoir_problem()
-        return text.decode("utf-8", "replace")
-
 
 def unsupported(architecture: EncoderArchitecture) -> str | None:
     """Why the library cannot run an encoder of these sizes; None if it can."""
@@ -249,17 +247,13 @@ def eight_bits(matrix: QuantTensor) -> QuantTensor:
 
 def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """Say what each function takes and returns."""
-    kinds = {
-        "problem": (c_char_p, ()),
+    kinds: library.Functions = {
         "encoder_new": (c_void_p, (c_char_p, POINTER(EncoderShape), c_int, *[c_void_p] * 3)),
         "encoder_free": (None, (c_void_p,)),
         "encoder_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
         "encoder_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
         "encoder_vector": (c_bool, (c_void_p, c_int, c_int, c_void_p, c_int)),
         "encoder_complete": (c_bool, (c_void_p,)),
-        "encode": (c_bool, (c_void_p, c_int, *[c_void_p] * 3)),
+        "encode": (c_bool, (c_void_p, c_int, *[c_void_p] * 4)),
     }
-    for name, (returns, takes) in kinds.items():
-        function = getattr(loaded, f"quietchoir_{name}")
-        function.restype, function.argtypes = returns, takes
-    return loaded
+    return library.declare(loaded, kinds)

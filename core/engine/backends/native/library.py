@@ -5,21 +5,22 @@ tensors or threads.
 Always: a library that was made from other sources than those beside it is not loaded; whoever asks
 gets the reason, with what to do, instead.
 
-`QUIETCHOIR_NATIVE` = `off`, `avx512`, `avxvnni`, `avx2`, `neon`, `plain` forces a path, for tests
-and measurements.
+`QUIETCHOIR_NATIVE` = `off`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon`, `plain`
+forces a path, for tests and measurements.
 """
 
 import ctypes
 import os
+from collections.abc import Mapping
 from functools import cache
 
-from ....errors import ConfigError
+from ....errors import ConfigError, EngineError
 from . import sources
 
 VARIABLE = "QUIETCHOIR_NATIVE"
 OFF = "off"
 # in this order, the first that runs here
-INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neondot", "neon", "plain")
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avxvnni", "avx2", "neondot", "neon", "plain")
 # the numbers of `Kind` in src/matrix.h, as `facts` says
 KINDS = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
@@ -100,6 +101,41 @@ def forced() -> str | None:
             f"{VARIABLE}={word} is unknown; known: {', '.join((OFF, *INSTRUCTION_SETS))}"
         )
     return word or None
+
+
+Functions = Mapping[str, tuple[object, tuple[object, ...]]]  # what each returns and takes
+
+
+def declare(loaded: ctypes.CDLL, functions: Functions) -> ctypes.CDLL:
+    """Say what functions take and return; without it a pointer would be cut to 32 bits."""
+    for name, (returns, takes) in {**functions, "problem": (ctypes.c_char_p, ())}.items():
+        function = getattr(loaded, f"quietchoir_{name}")
+        function.restype, function.argtypes = returns, takes
+    return loaded
+
+
+class LibraryObject:
+    """What is built inside the library by calls that it may refuse, and freed once."""
+
+    what = ""  # it is called in a refusal
+    _library: ctypes.CDLL
+    _handle: int | None
+
+    def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+    def _check(self, worked: bool) -> None:
+        if not worked:
+            raise EngineError(f"the native engine cannot pack this {self.what}: {self._problem()}")
+
+    def _problem(self) -> str:
+        text: bytes = self._library.quietchoir_problem()
+        return text.decode("utf-8", "replace")
 
 
 @cache

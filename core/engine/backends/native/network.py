@@ -9,8 +9,10 @@ once and never copied whole.
 
 import ctypes
 import math
+import mmap
 import sys
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from ctypes import (
     POINTER,
     Structure,
@@ -139,8 +141,10 @@ class NetworkStep(Structure):
     )
 
 
-class Network:
+class Network(library.LibraryObject):
     """A model that the library has packed; its steps run one after another, whoever asks."""
+
+    what = "model"
 
     def __init__(
         self,
@@ -277,10 +281,6 @@ class Network:
         if handle:
             self._library.quietchoir_model_free(handle)
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self.close()
-
     def _pack(self, weights: Weights) -> None:
         tensors = weights.tensors
         for layer in range(weights.architecture.num_layers):
@@ -364,14 +364,6 @@ class Network:
             rows = [tensors[f"model.layers.{layer}.{name}.bias"].vector() for name in names]
             self._numbers(layer, EXPERT_BIASES + place, np.concatenate(rows))
 
-    def _check(self, worked: bool) -> None:
-        if not worked:
-            raise EngineError(f"the native engine cannot pack this model: {self._problem()}")
-
-    def _problem(self) -> str:
-        text: bytes = self._library.quietchoir_problem()
-        return text.decode("utf-8", "replace")
-
 
 def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) -> str | None:
     """Why the library cannot run a model of these sizes and matrices; None if it can."""
@@ -419,9 +411,8 @@ def runs(memory: Iterable[NDArray[np.uint8]]) -> list[tuple[int, int]]:
 
 
 def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """Say what each function takes and returns; without it a pointer would be cut to 32 bits."""
-    kinds: Mapping[str, tuple[object, tuple[object, ...]]] = {
-        "problem": (c_char_p, ()),
+    """Say what each function takes and returns."""
+    kinds: library.Functions = {
         "takes": (c_bool, (c_int, c_int)),
         "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 6)),
         "model_free": (None, (c_void_p,)),
@@ -438,10 +429,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "release_pages": (c_bool, (c_void_p, c_size_t)),
         "forward": (c_bool, (c_void_p, POINTER(NetworkStep))),
     }
-    for name, (returns, takes) in kinds.items():
-        function = getattr(loaded, f"quietchoir_{name}")
-        function.restype, function.argtypes = returns, takes
-    return loaded
+    return library.declare(loaded, kinds)
 
 
 def late(architecture: Architecture) -> dict[str, float]:
@@ -562,16 +550,64 @@ def terms(precision: str, architecture: Architecture, layer: int, role: int) -> 
 
 
 def _cache(architecture: Architecture, blocks: int, kv_type: str) -> NDArray[np.uint16]:
-    """Zeros [blocks, bytes / 2], 64-byte aligned, taken page by page as used.
+    """Zeros [blocks, bytes / 2], from a page's begin on, taken page by page as used.
 
     A block's layers stand together, so what was never used costs nothing even where the system's
     pages are of 2 MB.
     """
     shape = (blocks, block_bytes(architecture, kv_type) // 2)
     count = math.prod(shape)
-    room = np.zeros(count + 32, np.uint16)
-    skip = -room.ctypes.data % 64 // 2
+    room = np.zeros(count + mmap.PAGESIZE // 2, np.uint16)
+    skip = -room.ctypes.data % mmap.PAGESIZE // 2
     return room[skip : skip + count].reshape(shape)
+
+
+class CacheWindows:
+    """See `backend.LayerWindows`: whole pages go back to the system, and are zeros when they are
+    written to again.
+    """
+
+    def __init__(
+        self, tokens: int, cache: NDArray[np.uint16], parts: Items[tuple[int, int]]
+    ) -> None:
+        """`parts`: bytes of a block that layers with a window have, first and behind the last."""
+        self.tokens = tokens
+        self._cache = cache
+        self._parts: list[tuple[int, int]] = []  # those side by side as one
+        for first, last in parts:
+            if self._parts and self._parts[-1][1] == first:
+                first = self._parts.pop()[0]
+            self._parts.append((first, last))
+        self._advise = ctypes.CDLL(None).madvise
+        self._advise.argtypes = (c_void_p, c_size_t, c_int)
+
+    def release(self, blocks: Items[int]) -> None:
+        """See `backend.LayerWindows.release`."""
+        for block in blocks:
+            start = self._cache[block].ctypes.data
+            for first, last in self._parts:
+                begin = -(-(start + first) // mmap.PAGESIZE) * mmap.PAGESIZE
+                end = (start + last) // mmap.PAGESIZE * mmap.PAGESIZE
+                if begin < end:
+                    self._advise(begin, end - begin, mmap.MADV_DONTNEED)
+
+
+def windows_of(
+    architecture: Architecture, cache: NDArray[np.uint16], kv_type: str
+) -> CacheWindows | None:
+    """The layers with a window; None where there are none, or on a system that takes no page
+    back so.
+    """
+    each = head_bytes(architecture, kv_type) * architecture.num_kv_heads
+    layers = [at for at in range(architecture.num_layers) if architecture.attends(at)]
+    parts = {
+        (place * each, (place + 1) * each): architecture.window(layer)
+        for place, layer in enumerate(layers)
+        if architecture.window(layer)
+    }
+    if not parts or sys.platform != "linux":
+        return None
+    return CacheWindows(max(parts.values()), cache, list(parts))
 
 
 def block_bytes(architecture: Architecture, kv_type: str = "bf16") -> int:

@@ -20,7 +20,15 @@ from ...scheduler import Batch
 from ..backend import label, unlabel
 from ..states import SequenceStates
 from . import library
-from .network import Network, NetworkStep, block_bytes, scale_bytes, state_bytes, unsupported
+from .network import (
+    Network,
+    NetworkStep,
+    block_bytes,
+    scale_bytes,
+    state_bytes,
+    unsupported,
+    windows_of,
+)
 
 # of saved keys and values; another one cannot be read
 LAYOUTS = {"bf16": "bfloat16", "q8": "8-bit groups of 64", "q4": "4-bit groups of 64"}
@@ -68,6 +76,7 @@ class NativeRunner:
         self.block_bytes = block_bytes(own, kv_type)
         self.network = Network(weights, blocks, threads or core_count(), kv_type, precision)
         self.paged = not own.deltas
+        self.windows = windows_of(own, self.network.cache, kv_type) if self.paged else None
         numbers = state_bytes(own) // 4
         self._states = SequenceStates[NDArray[np.float32]](
             lambda: np.zeros(numbers, np.float32), lambda state: state.fill(0)

@@ -29,6 +29,7 @@ class TorchRunner:
 
     deterministic = False  # with quantised weights, few and many rows take different kernels
     owns_threads = False
+    windows = None
 
     def __init__(self, weights: Weights, blocks: int, compute: torch.dtype | None = None) -> None:
         """Pack the weights and reserve the cache.

@@ -60,6 +60,7 @@ class TransformersRunner:
     deterministic = False  # rows side by side and alone take different products
     owns_threads = False
     paged = False
+    windows = None
 
     def __init__(
         self, model: TransformersModel, *, kept_bytes: int = 64 << 20, share: bool = True

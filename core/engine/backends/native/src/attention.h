@@ -11,6 +11,15 @@ namespace {
 
 using namespace quietchoir;
 
+#ifndef QUIETCHOIR_PAIRS
+constexpr bool PAIRS = false;
+inline void store_bf16(uint16_t* p, F x) {
+  float lanes[16];
+  store(lanes, x);
+  for (int i = 0; i < 16; i++) p[i] = to_bf16(lanes[i]);
+}
+#endif
+
 constexpr int CHUNK_BLOCKS = CHUNK / BLOCK;
 constexpr float NOTHING = -1e30f;  // the score of a token that a row does not see
 
@@ -80,63 +89,85 @@ struct AttentionScratch {
     integers = (uint8_t*)(to + queries);
   }
 
+  // Queries in bf16, [queries][head size], where the others' integers would stand.
+  uint16_t* narrow() const { return (uint16_t*)integers; }
+
   QuantisedQueries quantised(int first, int rows, int head_size) const {
     return {integers + size_t(first) * QuantisedQueries::bytes(head_size), rows, head_size};
   }
 };
 
-// Scores of H queries with the 16 tokens of one block. Two sums each, whatever H: they are added in
-// the same order.
-template <int H>
-void score_block(const float* query, int size, const uint16_t* keys, float* score) {
+// Scores of H queries with the 16 tokens of one block: queries in float, or in bf16 where a set
+// multiplies pairs of those. The same sums in the same order, whatever H.
+template <class X, int H>
+void score_block(const X* query, int size, const uint16_t* keys, float* score) {
   F acc[H], other[H];
   for (int h = 0; h < H; h++) acc[h] = other[h] = zero();
   for (int d = 0; d < size; d += 2) {
-    F even, odd;
-    load_pairs(keys + d * BLOCK, even, odd);
-    for (int h = 0; h < H; h++) {
-      acc[h] = fma(even, set(query[h * size + d]), acc[h]);
-      other[h] = fma(odd, set(query[h * size + d + 1]), other[h]);
+    if constexpr (sizeof(X) == 2) {
+      const I both = load_words((const int32_t*)(keys + d * BLOCK));
+      for (int h = 0; h < H; h++) acc[h] = dot_pairs(acc[h], both, query + h * size + d);
+    } else {
+      F even, odd;
+      load_pairs(keys + d * BLOCK, even, odd);
+      for (int h = 0; h < H; h++) {
+        acc[h] = fma(even, set(query[h * size + d]), acc[h]);
+        other[h] = fma(odd, set(query[h * size + d + 1]), other[h]);
+      }
     }
   }
   for (int h = 0; h < H; h++) store(score + h * CHUNK, add(acc[h], other[h]));
 }
 
-// Adds `tokens` weighted values to 16 * V numbers of H queries' sums. `values` points at those
-// numbers.
-template <int H, int V>
-void mix_values(const float* weight, const uint16_t* const* values, size_t at, int tokens, int size,
+// `tokens` weighted values, 16 * V numbers of them, to H queries' rows. `values` points at those
+// numbers. What stands behind the last token may hold anything, also what is not a number.
+template <class X, int H, int V>
+void mix_values(const X* weight, const uint16_t* const* values, size_t at, int tokens, int size,
                 float* out) {
+  constexpr int APART = CHUNK * 4 / sizeof(X);  // weights stand where the scores stood
   F acc[H][V];
   for (int h = 0; h < H; h++)
-    for (int v = 0; v < V; v++) acc[h][v] = load(out + h * size + v * 16);
+    for (int v = 0; v < V; v++) acc[h][v] = zero();
   for (int t = 0; t < tokens; t += 2) {
     const uint16_t* p = values[t / BLOCK] + at + size_t(t % BLOCK) * size;
-    F even[V], odd[V];
-    for (int v = 0; v < V; v++) load_pairs(p + v * 32, even[v], odd[v]);
-    const bool both =
-        t + 1 <
-        tokens;  // else the neighbour is not ours: it may hold anything, also what is not a number
-    for (int h = 0; h < H; h++) {
-      const F w = set(weight[h * CHUNK + t]);
-      for (int v = 0; v < V; v++) acc[h][v] = fma(even[v], w, acc[h][v]);
-    }
-    if (both)
+    if constexpr (sizeof(X) == 2) {
+      I both[V];
+      for (int v = 0; v < V; v++) both[v] = load_words((const int32_t*)(p + v * 32));
+      if (t + 1 == tokens)
+        for (int v = 0; v < V; v++) both[v] = bits<0, 16>(both[v]);
+      for (int h = 0; h < H; h++)
+        for (int v = 0; v < V; v++)
+          acc[h][v] = dot_pairs(acc[h][v], both[v], weight + h * APART + t);
+    } else {
+      F even[V], odd[V];
+      for (int v = 0; v < V; v++) load_pairs(p + v * 32, even[v], odd[v]);
       for (int h = 0; h < H; h++) {
-        const F w = set(weight[h * CHUNK + t + 1]);
-        for (int v = 0; v < V; v++) acc[h][v] = fma(odd[v], w, acc[h][v]);
+        const F w = set(weight[h * APART + t]);
+        for (int v = 0; v < V; v++) acc[h][v] = fma(even[v], w, acc[h][v]);
       }
+      if (t + 1 < tokens)
+        for (int h = 0; h < H; h++) {
+          const F w = set(weight[h * APART + t + 1]);
+          for (int v = 0; v < V; v++) acc[h][v] = fma(odd[v], w, acc[h][v]);
+        }
+    }
   }
   for (int h = 0; h < H; h++)
     for (int v = 0; v < V; v++) store(out + h * size + v * 16, acc[h][v]);
 }
 
-using Score = void (*)(const float*, int, const uint16_t*, float*);
-using Mix = void (*)(const float*, const uint16_t* const*, size_t, int, int, float*);
-constexpr Score SCORE[8] = {score_block<1>, score_block<2>, score_block<3>, score_block<4>,
-                            score_block<5>, score_block<6>, score_block<7>, score_block<8>};
-#define QC_MIX(H) {mix_values<H, 1>, mix_values<H, 2>, mix_values<H, 3>, mix_values<H, 4>}
-constexpr Mix MIX[4][4] = {QC_MIX(1), QC_MIX(2), QC_MIX(3), QC_MIX(4)};
+// Kernels for queries and weights of one type, by how many queries and vectors.
+template <class X>
+struct Kernels {
+  using Score = void (*)(const X*, int, const uint16_t*, float*);
+  using Mix = void (*)(const X*, const uint16_t* const*, size_t, int, int, float*);
+  static constexpr Score SCORE[8] = {score_block<X, 1>, score_block<X, 2>, score_block<X, 3>,
+                                     score_block<X, 4>, score_block<X, 5>, score_block<X, 6>,
+                                     score_block<X, 7>, score_block<X, 8>};
+#define QC_MIX(H) \
+  {mix_values<X, H, 1>, mix_values<X, H, 2>, mix_values<X, H, 3>, mix_values<X, H, 4>}
+  static constexpr Mix MIX[4][4] = {QC_MIX(1), QC_MIX(2), QC_MIX(3), QC_MIX(4)};
+};
 constexpr int SCORE_MR = MR;
 constexpr int MIX_MR = MR < 4 ? MR : 4;
 
@@ -165,6 +196,11 @@ inline float softmax_chunk(float* score, int tokens, float& total) {
   return top;
 }
 
+// Rounds a row of weights to bf16, in its own place.
+inline void round_row(float* row, int tokens) {
+  for (int t = 0; t < tokens; t += 16) store_bf16((uint16_t*)row + t, load(row + t));
+}
+
 inline void fetch_block(const uint8_t* block, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) prefetch(block + line);
 }
@@ -178,14 +214,16 @@ struct HeadCache {
   const uint8_t* memory;
   size_t block_stride, bytes;  // from block to block, and of one block
   int type, size;              // KvType, head size
+  bool pairs;                  // queries and weights are rounded to bf16, as keys and values are
 
   // `before`: bytes before the layer's part of a block
-  HeadCache(const Cache& cache, size_t before, int head, int head_size)
+  HeadCache(const Cache& cache, size_t before, int head, int head_size, bool exact)
       : memory(cache.memory + before + head * cache.one(head_size)),
         block_stride(cache.block),
         bytes(cache.one(head_size)),
         type(cache.type),
-        size(head_size) {}
+        size(head_size),
+        pairs(PAIRS && !exact && type == KV_BF16) {}
   const uint8_t* at(int block) const { return memory + size_t(block) * block_stride; }
 };
 
@@ -230,8 +268,11 @@ inline void attend_quantised(const AttentionScratch& s, int queries, const HeadC
                 size, s.out + size_t(q) * size);
 }
 
-inline void attend_floats(const AttentionScratch& s, int queries, const HeadCache& cache,
-                          const int32_t* blocks, int first, int end, float softcap) {
+// `attend_chunk` beside keys and values in bf16, with queries and weights in X.
+template <class X>
+void attend_plain(const AttentionScratch& s, const X* query, int queries, const HeadCache& cache,
+                  const int32_t* blocks, int first, int end, float softcap) {
+  using K = Kernels<X>;
   const int tokens = end - first, size = cache.size;
   const uint16_t* values[CHUNK_BLOCKS];
   for (int b = 0; b * BLOCK < tokens; b++) {
@@ -239,17 +280,19 @@ inline void attend_floats(const AttentionScratch& s, int queries, const HeadCach
     values[b] = keys + size_t(BLOCK) * size;
     for (int q = 0; q < queries; q += SCORE_MR) {
       const int h = queries - q < SCORE_MR ? queries - q : SCORE_MR;
-      SCORE[h - 1](s.query + size_t(q) * size, size, keys, s.score + size_t(q) * CHUNK + b * BLOCK);
+      K::SCORE[h - 1](query + size_t(q) * size, size, keys,
+                      s.score + size_t(q) * CHUNK + b * BLOCK);
     }
   }
   weigh(s, queries, first, tokens, end, softcap);
-  memset(s.out, 0, size_t(queries) * size * 4);
+  if constexpr (sizeof(X) == 2)
+    for (int q = 0; q < queries; q++) round_row(s.score + size_t(q) * CHUNK, tokens);
   for (int q = 0; q < queries; q += MIX_MR) {
     const int h = queries - q < MIX_MR ? queries - q : MIX_MR;
     for (int d = 0; d < size; d += 64) {
       const int v = size - d < 64 ? (size - d) / 16 : 4;
-      MIX[h - 1][v - 1](s.score + size_t(q) * CHUNK, values, size_t(d) * 2, tokens, size,
-                        s.out + size_t(q) * size + d);
+      K::MIX[h - 1][v - 1]((const X*)(s.score + size_t(q) * CHUNK), values, size_t(d) * 2, tokens,
+                           size, s.out + size_t(q) * size + d);
     }
   }
 }
@@ -259,12 +302,22 @@ inline void attend_floats(const AttentionScratch& s, int queries, const HeadCach
 inline void attend_chunk(const AttentionScratch& s, int queries, const HeadCache& cache,
                          const int32_t* table, int begin, int end, float softcap) {
   const int32_t* blocks = table + begin / BLOCK;
-  // Blocks lie anywhere, so the processor foresees none; with few queries their memory is all there
-  // is to wait for.
-  if (queries <= SCORE_MR)
-    for (int b = begin / BLOCK; b * BLOCK < end; b++) fetch_block(cache.at(table[b]), cache.bytes);
-  (cache.type == KV_BF16 ? attend_floats : attend_quantised)(s, queries, cache, blocks,
-                                                             begin / BLOCK * BLOCK, end, softcap);
+  const int first = begin / BLOCK * BLOCK;
+  if (cache.type != KV_BF16)
+    return attend_quantised(s, queries, cache, blocks, first, end, softcap);
+  if constexpr (PAIRS)
+    if (cache.pairs)
+      return attend_plain(s, s.narrow(), queries, cache, blocks, first, end, softcap);
+  attend_plain(s, (const float*)s.query, queries, cache, blocks, first, end, softcap);
+}
+
+// Asks for the blocks of one chunk, as far as they hold tokens of [begin, end): they lie anywhere,
+// so the processor foresees none.
+inline void fetch_chunk(const HeadCache& cache, const int32_t* table, int chunk, int begin,
+                        int end) {
+  const int from = chunk * CHUNK > begin ? chunk * CHUNK : begin,
+            to = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
+  for (int b = from / BLOCK; b * BLOCK < to; b++) fetch_block(cache.at(table[b]), cache.bytes);
 }
 
 // Writes one token's key and value into its place; `block` is the block's place for this head.

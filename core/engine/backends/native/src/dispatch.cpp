@@ -41,6 +41,11 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
 }
+bool has_avx512bf16() {
+  unsigned eax, ebx, ecx, edx;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+         eax >> 5 & 1;  // leaf 7.1, EAX bit 5
+}
 #endif
 
 #if defined(__aarch64__)
@@ -65,6 +70,7 @@ struct Choice {
 // Best first.
 const Choice CHOICES[] = {
 #if defined(__x86_64__)
+    {&table_avx512bf16, has_avx512bf16},
     {&table_avx512, has_avx512},
     {&table_avxvnni, has_avxvnni},
     {&table_avx2, has_avx2},

@@ -5,7 +5,8 @@
 namespace quietchoir {
 
 // One for each translation unit forward_*.cpp that this architecture compiles.
-extern const Table table_avx512;  // AVX-512 F, BW, DQ, VL and VNNI
+extern const Table table_avx512bf16;  // AVX-512 F, BW, DQ, VL, VNNI and BF16
+extern const Table table_avx512;      // the same without BF16
 extern const Table
     table_avxvnni;  // AVX2 with the VNNI instructions of newer processors without AVX-512
 extern const Table table_avx2;     // AVX2, FMA, F16C

@@ -32,6 +32,7 @@ enum EncoderVector {
   LAST_NORM_BIAS,
   POSITIONS,
   EMBEDDING_SHIFT,
+  SECOND_SHIFT,
   ENCODER_VECTORS
 };
 
@@ -77,26 +78,15 @@ struct Batch {
   std::vector<int32_t> row_text;
   int rows = 0, blocks = 0, longest = 0;
 
-  Batch(int count, const int32_t* lengths) {
+  Batch(int count, const int32_t* lengths, const int32_t* seconds) {
     for (int i = 0; i < count; i++) {
-      texts.push_back({rows, lengths[i], blocks});
+      texts.push_back({rows, lengths[i], seconds[i], blocks});
       row_text.insert(row_text.end(), lengths[i], i);
       for (int r = 0; r < lengths[i]; r += TASK_ROWS)
         tasks.push_back({i, r, lengths[i] - r < TASK_ROWS ? lengths[i] - r : TASK_ROWS});
       rows += lengths[i], blocks += (lengths[i] + LANES - 1) / LANES;
       if (lengths[i] > longest) longest = lengths[i];
     }
-  }
-};
-
-struct Cutter {  // takes pieces of one block of memory; run once without memory to learn the size
-  uint8_t* memory;
-  size_t used = 0;
-  template <class T>
-  T* take(size_t count) {
-    T* out = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
-    used += to_multiple(count * sizeof(T), 64);
-    return out;
   }
 };
 
@@ -121,16 +111,6 @@ size_t lay_out(EncoderRun& run, const OwnedEncoder& encoder, int longest, uint8_
       (widest + size_t(encoder.table->mr) * to_multiple(longest, LANES)) * sizeof(float), 64);
   run.thread_scratch = cut.take<uint8_t>(run.thread_scratch_bytes * team_size(*encoder.team));
   return cut.used;
-}
-
-struct Call {
-  const Table* table;
-  EncoderRun* run;
-};
-
-void run_share(void* argument, int member) {
-  const Call& call = *static_cast<Call*>(argument);
-  call.table->encode(*call.run, member);
 }
 
 }  // namespace
@@ -185,11 +165,7 @@ QC_EXPORT bool quietchoir_encoder_matrix(OwnedEncoder* encoder, int layer, int r
 // The embedding's raw rows; they stay the caller's.
 QC_EXPORT bool quietchoir_encoder_embedding(OwnedEncoder* encoder, int kind, const uint8_t* raw,
                                             size_t row_bytes) {
-  const Layout layout = layout_of(kind);
-  const int width = encoder->shape.hidden_size;
-  if (!layout.columns || width % layout.columns ||
-      row_bytes < size_t(width) / layout.columns * layout.raw)
-    return complain("an embedding of kind %d with rows of %zu bytes", kind, row_bytes), false;
+  if (!check_rows(kind, encoder->shape.hidden_size, row_bytes)) return false;
   encoder->embedding = raw, encoder->embedding_row = row_bytes, encoder->embedding_kind = kind;
   return true;
 }
@@ -208,7 +184,8 @@ QC_EXPORT bool quietchoir_encoder_vector(OwnedEncoder* encoder, int layer, int w
                                 &encoder->final_norm.weight,
                                 &encoder->final_norm.bias,
                                 &encoder->position,
-                                &encoder->embedding_shift};
+                                &encoder->embedding_shift,
+                                &encoder->second_shift};
       place = places[which];
       if (which == POSITIONS) expected = s.positions * s.hidden_size;
     } else if (layer >= 0 && layer < s.num_layers && which >= 0 &&
@@ -245,9 +222,10 @@ QC_EXPORT bool quietchoir_encoder_complete(const OwnedEncoder* encoder) {
 }
 
 // Vectors of `texts` texts, [texts][width], not scaled to length one: `lengths` tokens of each, one
-// behind the other. False after a complaint; then nothing was written.
+// behind the other; of a pair, its second text begins at its token `seconds`. False after a
+// complaint; then nothing was written.
 QC_EXPORT bool quietchoir_encode(OwnedEncoder* encoder, int texts, const int32_t* lengths,
-                                 const int32_t* tokens, float* out) {
+                                 const int32_t* seconds, const int32_t* tokens, float* out) {
   try {
     const EncoderShape& s = encoder->shape;
     const int most = s.positions ? s.positions : MOST_ROWS;
@@ -256,13 +234,17 @@ QC_EXPORT bool quietchoir_encode(OwnedEncoder* encoder, int texts, const int32_t
     for (int i = 0; i < texts; i++) {
       if (lengths[i] < 1 || lengths[i] > most)
         return complain("text %d has %d tokens, at most %d", i, lengths[i], most), false;
+      if (seconds[i] < 0 || seconds[i] > lengths[i])
+        return complain("text %d has %d tokens, its second part begins at %d", i, lengths[i],
+                        seconds[i]),
+               false;
       rows += lengths[i];
     }
     if (rows > MOST_ROWS) return complain("%lld tokens at once", (long long)rows), false;
     for (int i = 0; i < rows; i++)
       if (tokens[i] < 0 || tokens[i] >= s.vocab_size)
         return complain("token %d of %d", tokens[i], s.vocab_size), false;
-    const Batch batch(texts, lengths);
+    const Batch batch(texts, lengths, seconds);
     std::lock_guard<std::mutex> lock(encoder->one_batch);
     EncoderRun run{};
     run.encoder = encoder, run.team = encoder->team.get();
@@ -272,8 +254,7 @@ QC_EXPORT bool quietchoir_encode(OwnedEncoder* encoder, int texts, const int32_t
     run.row_text = batch.row_text.data(), run.out = out;
     lay_out(run, *encoder, batch.longest,
             encoder->scratch.at_least(lay_out(run, *encoder, batch.longest, nullptr)));
-    Call call{encoder->table, &run};
-    team_run(*encoder->team, run_share, &call);
+    run_all(*encoder->team, encoder->table->encode, run);
     return true;
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }

@@ -50,12 +50,15 @@ inline void encoder_embed(const EncoderRun& run, int member, float* scratch) {
     float* x = run.x + size_t(row) * width;
     decode_row(encoder.embedding_kind,
                encoder.embedding + encoder.embedding_row * size_t(run.tokens[row]), width, x);
-    const int position = row - run.text[run.row_text[row]].row;
+    const Text& text = run.text[run.row_text[row]];
+    const int position = row - text.row;
+    const float* second = position >= text.second ? encoder.second_shift : nullptr;
     const F scale = set(shape.embedding_scale);
     for (int k = 0; k < width; k += 16) {
       F sum = mul(load(x + k), scale);
       if (encoder.position) sum = add(sum, load(encoder.position + size_t(position) * width + k));
       if (encoder.embedding_shift) sum = add(sum, load(encoder.embedding_shift + k));
+      if (second) sum = add(sum, load(second + k));
       store(x + k, sum);
     }
     if (encoder.embedding_norm.weight) {

@@ -56,6 +56,7 @@ struct Encoder {
   Norm embedding_norm, final_norm;
   const float* position;         // [positions][width], or null
   const float* embedding_shift;  // [width], added to every token, or null
+  const float* second_shift;     // [width], added to tokens of a pair's second text, or null
   const float* frequencies;      // [ropes][head size / 2], radians a position
   const uint8_t* embedding;      // the file's own rows
   size_t embedding_row;          // bytes
@@ -65,6 +66,7 @@ struct Encoder {
 // One text.
 struct Text {
   int32_t row, rows;  // in the batch
+  int32_t second;     // where a pair's second text begins, in the text; `rows`: nowhere
   int32_t block;      // its first block of keys
 };
 

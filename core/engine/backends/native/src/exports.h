@@ -95,4 +95,5 @@ QC_EXPORT bool quietchoir_encoder_vector(quietchoir::OwnedEncoder* encoder, int 
                                          const float* values, int count);
 QC_EXPORT bool quietchoir_encoder_complete(const quietchoir::OwnedEncoder* encoder);
 QC_EXPORT bool quietchoir_encode(quietchoir::OwnedEncoder* encoder, int texts,
-                                 const int32_t* lengths, const int32_t* tokens, float* out);
+                                 const int32_t* lengths, const int32_t* seconds,
+                                 const int32_t* tokens, float* out);

@@ -213,12 +213,19 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
   const AttentionScratch s(own.attention, run.task_queries, size);
   gather(run, task, head, window, s);
   const int begin = s.from[0], end = s.to[queries - 1];
-  const HeadCache cache(model.cache, model.layers[layer].cache, head, size);
+  // Beside plain numbers queries and weights stay float32, as all activations do.
+  const bool exact =
+      model.terms == MOST_TERMS || !wants_integers(model.layers[layer].matrix[OUTPUT]);
+  const HeadCache cache(model.cache, model.layers[layer].cache, head, size, exact);
   if (cache.type != KV_BF16) quantise_queries(s, queries, cache);
+  if (cache.pairs)
+    for (int i = 0; i < queries * size; i += 16) store_bf16(s.narrow() + i, load(s.query + i));
   for (int q = 0; q < queries; q++) s.softmax[q] = {mixed_at(run, task, head, q), NOTHING, 0};
   const int from = int(int64_t(task.chunks) * split / task.splits),
             to = int(int64_t(task.chunks) * (split + 1) / task.splits);
+  fetch_chunk(cache, span.table, from, begin, end);
   for (int chunk = from; chunk < to; chunk++) {
+    if (chunk + 1 < to) fetch_chunk(cache, span.table, chunk + 1, begin, end);
     const int first = chunk * CHUNK > begin ? chunk * CHUNK : begin,
               last = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
     if (first < last)

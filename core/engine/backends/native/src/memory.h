@@ -68,6 +68,19 @@ class Arena {
   size_t left = 0;
 };
 
+// Takes splits of one block of memory, 64-byte aligned; run once without memory to learn the size.
+struct Cutter {
+  uint8_t* memory;
+  size_t used = 0;
+
+  template <class T>
+  T* take(size_t count) {
+    T* out = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return out;
+  }
+};
+
 // Working memory that grows with the largest step so far. It holds anything when it is new, and
 // costs what is touched.
 class ScratchBuffer {

@@ -134,6 +134,15 @@ void lay_out_block(OwnedModel& model) {
 
 }  // namespace
 
+bool check_rows(int kind, int columns, size_t row_bytes) {
+  const Layout layout = layout_of(kind);
+  if (layout.columns && columns % layout.columns == 0 &&
+      row_bytes >= size_t(columns) / layout.columns * layout.raw)
+    return true;
+  complain("an embedding of kind %d with rows of %zu bytes", kind, row_bytes);
+  return false;
+}
+
 bool pack_matrix(Team& team, Arena& arena, Matrix& matrix, int kind, int rows, int columns,
                  const uint8_t* raw, size_t row_bytes) {
   Matrix shaped;
@@ -309,10 +318,7 @@ QC_EXPORT bool quietchoir_model_terms(OwnedModel* model, int layer, int role, in
 // The embedding's raw rows; they stay the caller's.
 QC_EXPORT bool quietchoir_model_embedding(OwnedModel* model, int kind, const uint8_t* raw,
                                           size_t row_bytes) {
-  const Layout layout = layout_of(kind);
-  if (!layout.columns || model->shape.hidden_size % layout.columns ||
-      row_bytes < size_t(model->shape.hidden_size) / layout.columns * layout.raw)
-    return complain("an embedding of kind %d with rows of %zu bytes", kind, row_bytes), false;
+  if (!check_rows(kind, model->shape.hidden_size, row_bytes)) return false;
   model->embedding = raw, model->embedding_row = row_bytes, model->embedding_kind = kind;
   return true;
 }

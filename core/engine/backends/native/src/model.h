@@ -23,6 +23,25 @@ inline float* keep(Arena& arena, const float* values, int count) {
   return copy;
 }
 
+// Lets every member of a team run its share of a step or batch.
+template <class R>
+void run_all(Team& team, void (*share)(R& run, int member), R& run) {
+  struct Call {
+    void (*share)(R& run, int member);
+    R* run;
+  } call{share, &run};
+  team_run(
+      team,
+      [](void* argument, int member) {
+        const Call& call = *static_cast<Call*>(argument);
+        call.share(*call.run, member);
+      },
+      &call);
+}
+
+// Whether raw rows of `columns` columns of an embedding can be read. False after a complaint.
+bool check_rows(int kind, int columns, size_t row_bytes);
+
 // Packs a whole matrix into an arena, all members of the team together. False after a complaint.
 bool pack_matrix(Team& team, Arena& arena, Matrix& matrix, int kind, int rows, int columns,
                  const uint8_t* raw, size_t row_bytes);

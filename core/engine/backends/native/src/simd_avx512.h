@@ -1,4 +1,4 @@
-// Sixteen lanes at a time, on AVX-512 with VNNI.
+// Sixteen lanes at a time, on AVX-512 with VNNI; with QUIETCHOIR_PAIRS, and with BF16.
 //
 // CONTRACT of every simd_*.h. All kernels are written once over these names; one translation unit
 // per instruction set includes one simd_*.h and then `forward.h`. Everything stands in an unnamed
@@ -33,6 +33,9 @@
 //                         acc[r] + sum of (w[4r+j] - 128 + WIDE_BIAS) * x[j]; the caller takes
 //                         WIDE_BIAS * sum(x) off (128 where the instruction wants unsigned bytes, 0
 //                         where it wants signed ones)
+//   with QUIETCHOIR_PAIRS, where products of bf16 pairs are one instruction:
+//   dot_pairs(acc, w, x)  acc[r] + w[2r] * x[0] + w[2r+1] * x[1]: I as bf16 pairs, and two at x
+//   store_bf16(p, F)      16 floats rounded to nearest even
 //   prefetch(p)           a hint that p is needed in about a microsecond: into the second cache,
 //                         where more can be on its way
 //
@@ -149,5 +152,17 @@ inline I dot(I acc, Bytes w, const int8_t* x) {
 inline I dot_wide(I acc, Bytes w, const int8_t* x) { return dot(acc, w, x); }
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+
+#ifdef QUIETCHOIR_PAIRS
+constexpr bool PAIRS = true;
+inline F dot_pairs(F acc, I w, const uint16_t* x) {
+  int32_t two;
+  memcpy(&two, x, 4);
+  return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(two));
+}
+inline void store_bf16(uint16_t* p, F x) {
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
 
 }  // namespace

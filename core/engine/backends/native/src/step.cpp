@@ -6,8 +6,9 @@
 namespace quietchoir {
 namespace {
 
-constexpr int TASK_QUERIES =
-    24;  // queries of one task: enough to share a block's keys, few enough for the first cache
+// Queries of one task: so many that a block's keys and values, which lie beyond the second cache,
+// are read once for long enough work; what a task holds itself stays within that cache.
+constexpr int TASK_QUERIES = 96;
 
 bool check_span(const OwnedModel& model, const Step& step, int number) {
   const int32_t* span = step.span + number * 5;
@@ -112,19 +113,6 @@ struct Plan {
   }
 };
 
-// Takes splits of one block of memory, 64-byte aligned; run once without memory to learn the size.
-struct Cutter {
-  uint8_t* memory;
-  size_t used = 0;
-
-  template <class T>
-  T* take(size_t count) {
-    T* out = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
-    used += to_multiple(count * sizeof(T), 64);
-    return out;
-  }
-};
-
 void lay_out_mixture(Mixture& m, const OwnedModel& model, int rows, int columns, Cutter& cut) {
   const Shape& s = model.shape;
   if (!s.num_experts) return;
@@ -182,16 +170,6 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   return cut.used;
 }
 
-struct Call {
-  const Table* table;
-  Run* run;
-};
-
-void run_share(void* argument, int member) {
-  const Call& call = *static_cast<Call*>(argument);
-  call.table->forward(*call.run, member);
-}
-
 }  // namespace
 }  // namespace quietchoir
 
@@ -217,8 +195,7 @@ QC_EXPORT bool quietchoir_forward(OwnedModel* model, const Step* step) {
     lay_out(run, *model, *step, plan.rank, model->scratch.at_least(bytes));
     run.partials =
         reinterpret_cast<float*>(model->partials.at_least(plan.partials * sizeof(float)));
-    Call call{model->table, &run};
-    team_run(*model->team, run_share, &call);
+    run_all(*model->team, model->table->forward, run);
     return true;
   } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }

@@ -193,7 +193,7 @@ struct Player {
     const int texts = r.array[0].count<int32_t>();
     float* vectors = static_cast<float*>(malloc(size_t(texts) * width * 4));
     if (!quietchoir_encode(encoder, texts, r.array[0].as<int32_t>(), r.array[1].as<int32_t>(),
-                           vectors))
+                           r.array[2].as<int32_t>(), vectors))
       stop("encode");
     out.insert(out.end(), vectors, vectors + size_t(texts) * width);
     free(vectors);

@@ -16,6 +16,8 @@ from quietchoir.core.engine.block_pool import BLOCK_TOKENS
 from quietchoir.core.errors import ConfigError
 from quietchoir.core.models.architecture import PROJECTIONS
 
+AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -43,7 +45,8 @@ def test_it_takes_the_best_set_of_this_processor_and_always_has_the_plain_one() 
 def test_the_sets_are_those_that_the_system_reports() -> None:
     words = set(re.findall(r"\S+", Path("/proc/cpuinfo").read_text("utf-8")))
     needs = {
-        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+        "avx512bf16": {*AVX512, "avx512_bf16"},
+        "avx512": AVX512,
         "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
         "avx2": {"avx2", "fma", "f16c"},
         "neondot": {"asimddp"},

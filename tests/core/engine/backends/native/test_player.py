@@ -27,7 +27,7 @@ from quietchoir.tests.fakes.player import (
 )
 
 # sets that fuse products with sums; plain does not
-FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}
+FUSED = {"avx512bf16", "avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}
 SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MIXED = Tiny(
     kinds=(
