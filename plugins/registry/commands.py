@@ -81,6 +81,7 @@ def _register_owner(verbs: Any) -> None:
     rotate.add_argument("role", choices=["root", "targets", "online"])
     rotate.add_argument("--public", action="append", required=True, metavar="HEX")
     rotate.add_argument("--threshold", type=int, default=0, metavar="N")
+    _verb(verbs, "renew", "sign anew what a key may sign and what expires soon", renew_all)
     _verb(verbs, "sign", "sign all drafts that a key may sign", sign_all)
     _verb(verbs, "publish", "show the drafts to everybody", publish_one)
     verify = verbs.add_parser("verify", help="check a whole registry as a client would, offline")
@@ -293,6 +294,16 @@ def sign_all(chosen: argparse.Namespace) -> int:
     from .repository import PluginRepository
 
     PluginRepository(chosen.folder).sign(signers(chosen.key))
+    tell(chosen.folder)
+    return 0
+
+
+def renew_all(chosen: argparse.Namespace) -> int:
+    """What would expire."""
+    from .repository import PluginRepository
+
+    mine = PluginRepository(chosen.folder).renew(signers(chosen.key))
+    print(f"signed anew: {', '.join(mine) or 'nothing expires within half a year'}")
     tell(chosen.folder)
     return 0
 

@@ -236,6 +236,21 @@ class PluginRepository:
         for role in self._delegated():
             self.change(role)
 
+    def renew(self, signers: Sequence[CryptoSigner]) -> list[str]:
+        """Draft anew, and sign, what these keys may sign and what would expire within half of its
+        time. Returns: those roles.
+        """
+        soon, mine = self.now + timedelta(days=LONG_DAYS // 2), []
+        for role in sorted({*self._published} - {"snapshot"}):
+            held = any(one.public_key.keyid in self._may_sign(role) for one in signers)
+            if held and self.role(role).signed.expires < soon:
+                self.change(role)
+                mine.append(role)
+        if mine:
+            self._log(signers[0], "renew", roles=mine)
+            self._keep(signers)
+        return mine
+
     # releases
 
     def add(self, terms: Manifest, signer: CryptoSigner, commit: str = "") -> Listing:

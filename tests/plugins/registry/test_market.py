@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -502,3 +503,18 @@ def test_the_scan_reads_in_one_pass_whatever_stands_there() -> None:
         ["1: no Python that can be read (RecursionError)"],
         ["1: no Python that can be read (MemoryError)"],
     )
+
+
+def test_what_expires_is_signed_anew_by_those_who_signed_it(world: World) -> None:
+    held = world.repository()
+    assert held.renew(world.keys("ann", "targets-1")) == []  # there is time
+    later = PluginRepository(world.folder, world.now + timedelta(days=200))
+    offline = world.keys("targets-1", "targets-2")
+    assert later.renew(world.keys("ann")) == ["author.ann"]
+    assert {"targets", "authors-0"} <= set(later.renew(offline))
+    assert "root" in later.renew(world.keys("root-1", "root-2"))
+    later.publish(world.signers["online"])
+    with opened("main") as registry:
+        registry.refresh()
+    install("ann/counter")
+    assert not audit.audit(world.folder).wrong
