@@ -31,7 +31,7 @@ from ..errors import (
 )
 from ..models.tokenizer.chat_template import ChatTemplate, TemplateTraits
 from ..prompt import AS_IT_COMES, PromptFormat
-from ..toolcall import ToolCall
+from ..toolcall import ToolCall, render
 from .approvals import REMEMBER, Approvals
 from .calibration import Calibration
 from .call_formats import BARE, MARKS, CallFormat, ToolCallBuffer, format_of, is_quoted
@@ -432,8 +432,12 @@ class Assistant:
             return True
         if ask.adapter is None or not self._prompt_format(ask).ends_with_call:
             return True
-        shown = [message.content for message in turn.messages if message.role == "user"]
-        return self.is_named(ask.adapter, [*shown[:-1], turn.question], turn.calls)
+        said = [
+            "\n".join([message.content, *map(render, message.calls)])
+            for message in turn.messages
+            if message.role in ("user", "assistant")
+        ]
+        return self.is_named(ask.adapter, [*said[:-1], turn.question], turn.calls)
 
     async def _as_talk(self, ask: ChatRequest, turn: Turn) -> Turn:
         """The same answer, begun again by the plain model, which calls nothing for it."""

@@ -57,7 +57,7 @@ KMEANS_STEPS = 20
 # What may stand between two wishes, in the languages in which we could check it.
 JOINT = re.compile(
     r"\s*,?\s+(?:(?:and|und|et|y|e|en)(?:\s+(?:then|also|after that|dann|danach|auch|puis|aussi))?"
-    r"|then|as well as|dann|danach|sowie|puis)\s+|\s*,\s+",
+    r"|then|as well as|dann|danach|sowie|puis)\s+",
     re.IGNORECASE,
 )
 MOST_JOINTS = 4  # of a sentence that are tried
@@ -107,7 +107,8 @@ class Route:
             for cut in JOINT.finditer(text)
             if not any(start <= cut.start() < end for start, end in names)
         ]
-        cuts = [cut for cut in cuts if all(cut)][:MOST_JOINTS]
+        # one word is no wish that another could follow
+        cuts = [cut for cut in cuts if len(cut[0].split()) > 1 and cut[1]][:MOST_JOINTS]
         if not cuts:
             return (text,)
         vectors = embed([side for cut in cuts for side in cut])
@@ -122,9 +123,9 @@ class Route:
         return cuts[likeliest] if leads[likeliest] > 0 else (text,)
 
     def names(self, said: Sequence[str], calls: Sequence[ToolCall]) -> bool:
-        """Whether what was said, the request last, names all that its calls hold, but for what
-        right calls of those tools hold unsaid (`domain: light`): a model that has learned to call
-        makes a lamp of a grandfather.
+        """Whether what was said or called, the request last, names all that its calls hold, but for
+        what right calls of those tools hold unsaid (`domain: light`): a model that has learned to
+        call makes a lamp of a grandfather.
         """
         return implied_by(said, calls) <= self.implied
 
@@ -182,7 +183,7 @@ def route_example(messages: Sequence[Mapping[str, str]], prompt: PromptFormat) -
         return not prompt.ends_with_call or bool(parse_all(answer["content"]))
 
     follows = any(one["role"] == "assistant" and own(one) for one in before)
-    said = [one["content"] for one in (*past, request) if one["role"] == "user"]
+    said = [one["content"] for one in (*past, request) if one["role"] != "system"]
     calls = parse_all(answer["content"])
     values = [one for call in calls for one in call.arguments.values() if isinstance(one, str)]
     implied = tuple(sorted(implied_by(said, calls)))

@@ -32,8 +32,8 @@ FUSION = 10
 SHARES = {"words": 0.3, "meaning": 0.7}
 # Of many vectors, those axes along which they differ most tell which few are worth comparing whole.
 SKETCHED = 8192  # vectors; fewer are compared whole at once
-SKETCH = 96  # axes
-CANDIDATES = 10 * DEPTH  # that are compared whole
+SKETCH = 128  # axes
+CANDIDATES = 30 * DEPTH  # that are compared whole
 SAMPLE = 4096  # vectors that the axes are found from
 MOST_WORDS = 24  # of a question that are looked up
 MOST_MATCHES = 4096  # words of which it is remembered how many chunks hold them

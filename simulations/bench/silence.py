@@ -235,7 +235,8 @@ def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[
             alone.append(text.startswith(OPENING) if right is None else text == right[place])
             goes.append(router.choose(users, {"own": route}).adapter == "own")
             hit = cut.startswith(OPENING) if right is None else cut == right[place]
-            served.append(hit and goes[-1] and route.names(users, parse_all(cut)))
+            heard = [one["content"] for one in said[place] if one["role"] != "system"]
+            served.append(hit and goes[-1] and route.names(heard, parse_all(cut)))
         return arms(alone, goes, served)
 
     def parted(said: Sequence[Sequence[Mapping[str, str]]], written: Sequence[str]) -> list[str]:
