@@ -49,7 +49,7 @@ ATTACKERS = 2
 Progress = Callable[[str], None]
 
 
-class Remembered:
+class MemoizedLearner:
     """A learner that is not asked twice. Hazard: only for learners whose answer follows from
     what they are given.
     """
@@ -147,7 +147,7 @@ def gather(
 
 def learner_of(
     trainer: "Trainer", train: "Sequence[Example]", test: "Sequence[Example]", recipe: Recipe
-) -> Remembered:
+) -> MemoizedLearner:
     """A household that remembers; one without examples to train on only scores, and the other
     way round.
     """
@@ -155,7 +155,7 @@ def learner_of(
     prepared = trainer.prepare(train) if train else held_out
     if prepared is None:
         raise DataError("a household needs examples to train on, or to score on")
-    return Remembered(TrainerLearner(trainer, prepared, held_out, recipe.trainer()))
+    return MemoizedLearner(TrainerLearner(trainer, prepared, held_out, recipe.trainer()))
 
 
 def victims(people: Sequence[PartyData]) -> "list[Example]":

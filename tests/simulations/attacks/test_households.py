@@ -17,7 +17,7 @@ from quietchoir.simulations.attacks.households import (
     KEPT,
     TRIGGER,
     From,
-    Remembered,
+    MemoizedLearner,
     learn_together,
     triggered,
 )
@@ -48,7 +48,7 @@ def full(value: float) -> np.ndarray:
 
 def test_the_same_question_is_worked_out_once_and_another_one_anew() -> None:
     inner = Counting()
-    asked = Remembered(inner)
+    asked = MemoizedLearner(inner)
     first = [
         asked.train(full(0), 2),
         asked.train(full(0), 2),
@@ -67,7 +67,7 @@ def test_the_same_question_is_worked_out_once_and_another_one_anew() -> None:
 
 def test_what_is_asked_again_and_again_stays_and_the_rest_is_forgotten() -> None:
     inner = Counting()
-    asked = Remembered(inner)
+    asked = MemoizedLearner(inner)
     for number in range(3 * KEPT):
         asked.train(full(0), 2)  # the round that every arm begins with
         asked.train(full(1 + number), 2)
