@@ -4,10 +4,12 @@ on the same file.
 Knows the servers' command lines and what a client sees of an answer. Knows nothing of engines; the
 suite `engine` measures those.
 Always: both servers are asked the same fresh conversations over the same route, in turn within each
-repeat; an answer that fails, or ends without its usage, ends the run. The file is in Q4_0, for
-which llama.cpp has its fastest kernels. The peer is `llama-server`, where its owner compiled one,
-else that of the package `xllamacpp`, whose kernels stop at AVX2: then a second node that is held to
-AVX2 is compared as well. Without either its row says so, and nothing is compared.
+repeat; an answer that fails, or ends without its usage, ends the run. The peer is `llama-server`,
+where its owner compiled one, else that of the package `xllamacpp`, whose kernels stop at AVX2: then
+a second node that is held to AVX2 is compared as well. Without either its row says so, and nothing
+is compared.
+Not covered: Q4_0 files, for which llama.cpp has its fastest kernels; the suite `engine` gives it
+one.
 """
 
 import asyncio
@@ -36,9 +38,8 @@ from ...core.engine.request import GenerationRequest
 from ...core.engine.sampling.params import SamplingParams
 from ...core.errors import QuietchoirError
 from ...core.hardware.power import EnergyMeter
-from ...core.models import to_gguf, weights
+from ...core.models import weights
 from ...core.models.hub import catalog
-from ...core.models.quant.tensor import QuantTensor, plain
 from ...core.paths import HOME_VARIABLE, MODELS_VARIABLE, models, private_folder
 from ..cluster import HOST, free_port
 from ..processes import ProcessGroup
@@ -50,7 +51,6 @@ CLIENTS = (1, 8, 32)
 MOST = max(CLIENTS)
 SEED = 1
 START_S = 300.0  # for a model to load on a busy machine
-FILE_TYPE = "Q4_0"
 AVX2, HELD = "avx2", "ours_avx2"  # a node that is held to it
 PEER, PACKAGE = "llama-server", "xllamacpp"
 NO_PEER = (
@@ -126,7 +126,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     scale, meter = QUICK if quick else ServeScale(), EnergyMeter()
     report: dict[str, Any] = {
         "what": f"answers of up to {scale.tokens} tokens to fresh conversations, streamed over "
-        f"/v1/chat/completions, {scale.answers} for each client; {MODEL} in {FILE_TYPE}",
+        f"/v1/chat/completions, {scale.answers} for each client",
         "seed": SEED,
         "repeats": {"crowds": scale.repeats},
         "clock": "seconds on the wall for speeds and first tokens, clients on the same machine; "
@@ -136,10 +136,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     if not meter.sources:
         report["joules_per_token"] = {"missing": NOT_MEASURABLE}
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
-        scratch = Path(folder)
-        tell(f"writing the model in {FILE_TYPE}")
-        model = scratch / f"{MODEL}-{FILE_TYPE.lower()}.gguf"
-        write_again(catalog.find(MODEL), model)
+        scratch, model = Path(folder), catalog.find(MODEL)
         with ProcessGroup(scratch / "logs") as group:
             tell("loading a node")
             servers = [start_node(group, new_home(scratch / "ours"), "--model", str(model))]
@@ -159,16 +156,6 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     ) / report["engine_ms_per_token"]
     report["exact"] = True  # every answer came whole, or the run would have ended
     return report
-
-
-def write_again(source: Path, model: Path) -> None:
-    """The same model's numbers in blocks of the file type: rounded twice, which is no slower."""
-    loaded, plain_of = weights.load(source), dict[int, QuantTensor]()
-    for blocks in loaded.tensors.values():  # a head that is the embedding stays its object
-        if id(blocks) not in plain_of:
-            plain_of[id(blocks)] = plain(blocks.dequantize())
-    tensors = {name: plain_of[id(blocks)] for name, blocks in loaded.tensors.items()}
-    to_gguf.save(dataclasses.replace(loaded, tensors=tensors), model, FILE_TYPE)
 
 
 def new_home(folder: Path) -> Path:
@@ -251,7 +238,7 @@ async def until_healthy(server: ServerUnderTest) -> None:
     """Wait until it says that its model is loaded. Raises: QuietchoirError: not in time."""
     deadline = time.monotonic() + START_S
     async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and server.process.is_running():
+        while time.monotonic() < deadline and server.process.status() != psutil.STATUS_ZOMBIE:
             try:
                 async with session.get(f"{server.url}health") as answer:
                     if answer.status == 200:

@@ -44,9 +44,9 @@ def compiled_for() -> str:
     """The instruction sets that llama.cpp says it uses."""
     import xllamacpp
 
-    told = xllamacpp.llama_print_system_info()
-    text = told.decode() if isinstance(told, bytes) else str(told)
-    return " ".join(part.split("=")[0].strip() for part in text.split("|") if "= 1" in part)
+    told = str(xllamacpp.get_system_info())
+    return " ".join(part.split("=")[0].split(":")[-1].strip()
+                    for part in told.split("|") if "= 1" in part)  # fmt: skip
 
 
 if __name__ == "__main__":
