@@ -322,7 +322,8 @@ def question(draws: random.Random) -> str:
 async def ask(server: ServerUnderTest, questions: Sequence[Sequence[str]], tokens: int) -> Crowd:
     """One client for each list of questions, all at once. Raises: QuietchoirError: a bad answer."""
     crowd = Crowd()
-    connector = aiohttp.TCPConnector(limit=0)
+    # llama.cpp's server ends connections that were used a few times, also as the next body comes
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
