@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Remembered(Generic[T]):
+class StandingState(Generic[T]):
     """One state, and after how many tokens it stands; -1: nobody knows."""
 
     state: T
@@ -36,7 +36,7 @@ class SequenceStates(Generic[T]):
             make: a state before the first token. clear: makes one of any state.
         """
         self._make, self._clear = make, clear
-        self._held: dict[Sequence, Remembered[T]] = {}
+        self._held: dict[Sequence, StandingState[T]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -65,7 +65,7 @@ class SequenceStates(Generic[T]):
     def _begun(self, span: Span) -> T:
         held = self._held.get(span.sequence)
         if held is None:
-            held = self._held[span.sequence] = Remembered(self._free(), 0)
+            held = self._held[span.sequence] = StandingState(self._free(), 0)
         elif not span.start:
             self._clear(held.state)
         held.tokens = -1  # until the step has run
