@@ -10,7 +10,7 @@ files from a folder that nobody else writes to.
 
 import hashlib
 import zlib
-from collections.abc import Sequence as Items
+from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def saved(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{ENDING}"))
 
 
-def replace_all(folder: Path, found: Items[SavedConversation]) -> None:
+def replace_all(folder: Path, found: abc.Sequence[SavedConversation]) -> None:
     """Let a folder hold these conversations and no others, in this order.
 
     Raises:

@@ -15,8 +15,8 @@ drafter-invariant speculative decoding".
 """
 
 import time
+from collections import abc
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,7 +116,7 @@ class DraftModel:
         return made
 
     def guess(
-        self, answering: Items[Sequence], count: int, most: int, cost: SpeculationCost
+        self, answering: abc.Sequence[Sequence], count: int, most: int, cost: SpeculationCost
     ) -> None:
         """Leave guesses with those answers for which they pay.
 
@@ -200,7 +200,10 @@ class DraftModel:
         return Span(own, own.num_computed_tokens, count, sampled=int(most is None))
 
     def _next(
-        self, spans: Items[Span], sequences: Items[Sequence], drafts: dict[Sequence, list[int]]
+        self,
+        spans: abc.Sequence[Span],
+        sequences: abc.Sequence[Sequence],
+        drafts: dict[Sequence, list[int]],
     ) -> list[int | None]:
         """The token that each answer would get of the small model's logits."""
         logits = self._forward(spans)  # [R, V of the small model]
@@ -218,7 +221,7 @@ class DraftModel:
             ],
         )
 
-    def _forward(self, spans: Items[Span]) -> np.ndarray:
+    def _forward(self, spans: abc.Sequence[Span]) -> np.ndarray:
         logits = np.asarray(self.backend.forward(Batch(tuple(spans))))
         for span in spans:
             span.sequence.num_computed_tokens += span.count

@@ -8,9 +8,8 @@ the engine goes on.
 
 import threading
 import time
-from collections import deque
+from collections import abc, deque
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from logging import DEBUG
@@ -359,7 +358,9 @@ class Engine:
             )
             self._end(sequence, TextDelta("", None, "error"), error)
 
-    def _count(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
+    def _count(
+        self, batch: Batch, runs: abc.Sequence[abc.Sequence[int | None]], seconds: float
+    ) -> None:
         answers, drafts = len(runs), batch.drafts
         # nobody reads a prompt, so the time is what answers and drafts took
         if batch.rows == answers + drafts:
@@ -369,7 +370,9 @@ class Engine:
         self._counts["drafted"] += drafts
         self._counts["accepted"] += sum(map(len, runs)) - answers
 
-    def _trace(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
+    def _trace(
+        self, batch: Batch, runs: abc.Sequence[abc.Sequence[int | None]], seconds: float
+    ) -> None:
         """One line of the log about a step; only counts, nothing of what was said."""
         scheduler, answers = self.scheduler, len(runs)
         logger.debug(
@@ -390,7 +393,10 @@ class Engine:
         )
 
     def _deliver(
-        self, batch: Batch, runs: Items[Items[int | None]], logprobs: Items[TokenLogprobs | None]
+        self,
+        batch: Batch,
+        runs: abc.Sequence[abc.Sequence[int | None]],
+        logprobs: abc.Sequence[TokenLogprobs | None],
     ) -> None:
         """Hand each new token to its request."""
         start = 0
@@ -404,7 +410,10 @@ class Engine:
                 self._fail([span.sequence], error)
 
     def _go_on(
-        self, sequence: Sequence, run: Items[int | None], logprobs: Items[TokenLogprobs | None]
+        self,
+        sequence: Sequence,
+        run: abc.Sequence[int | None],
+        logprobs: abc.Sequence[TokenLogprobs | None],
     ) -> None:
         """Deliver a run of tokens; what comes after the end of the answer is left out."""
         output, sampling = self._outputs[sequence], sequence.sampling
@@ -430,7 +439,7 @@ class Engine:
         if own := [block for block in sequence.block_table if pool.ref_count(block) == 1]:
             self.backend.clear_cache(own)
 
-    def _fail(self, sequences: Items[Sequence], error: BaseException) -> None:
+    def _fail(self, sequences: abc.Sequence[Sequence], error: BaseException) -> None:
         cause = (
             error
             if isinstance(error, EngineError)

@@ -5,7 +5,7 @@ that two paths over the same weights can be compared.
 """
 
 import math
-from collections.abc import Sequence as Items
+from collections import abc
 
 import torch
 
@@ -18,7 +18,7 @@ from .sequence import Sequence
 CHUNK = 128  # rows whose logits are held at a time
 
 
-def perplexity(backend: Backend, tokens: Items[int], window: int = 512) -> float:
+def perplexity(backend: Backend, tokens: abc.Sequence[int], window: int = 512) -> float:
     """exp of the mean negative log-likelihood of each token after those before it.
 
     Args:

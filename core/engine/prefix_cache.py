@@ -9,8 +9,8 @@ with the same words. Nodes that serve people who do not trust each other set `en
 = false`.
 """
 
+from collections import abc
 from collections.abc import Iterator
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from .block_pool import BlockPool
@@ -51,7 +51,7 @@ class PrefixCache:
         """Where the tokens of an adapter's requests begin; "" is the plain model."""
         return self._roots.setdefault(adapter, PrefixNode((), NO_BLOCK, 0, None))
 
-    def follow(self, start: PrefixNode, tokens: Items[int], blocks: int) -> list[PrefixNode]:
+    def follow(self, start: PrefixNode, tokens: abc.Sequence[int], blocks: int) -> list[PrefixNode]:
         """The known blocks after `start` that hold `tokens`, at most as many as make `blocks`
         from the first token on.
         """
@@ -66,7 +66,7 @@ class PrefixCache:
             start = child
         return found
 
-    def add(self, parent: PrefixNode, tokens: Items[int], block: int) -> PrefixNode:
+    def add(self, parent: PrefixNode, tokens: abc.Sequence[int], block: int) -> PrefixNode:
         """Let `block` be found by `tokens` after `parent`; an older block of the same tokens
         stays the one that is found.
         """

@@ -8,8 +8,8 @@ one copy (some 50 ms for 2,000 tokens of a 135M model); files are read and writt
 thread.
 """
 
+from collections import abc
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class PromptCache:
     adapters: AdapterRegistry
     between_steps: Callable[[Callable[[], Any]], Any]  # runs a piece of work on the engine's thread
 
-    def save(self, tokens: Items[int], path: Path, *, adapter: str | None = None) -> int:
+    def save(self, tokens: abc.Sequence[int], path: Path, *, adapter: str | None = None) -> int:
         """Write what the cache still holds of the beginning of `tokens` (prompt, answer, …) to a
         file.
 
@@ -99,7 +99,7 @@ class PromptCache:
 
     # On the engine's thread.
 
-    def copy(self, tokens: Items[int], adapter: str) -> SavedConversation:
+    def copy(self, tokens: abc.Sequence[int], adapter: str) -> SavedConversation:
         """What the cache holds of the beginning of `tokens`.
 
         Raises:
@@ -175,7 +175,7 @@ class PromptCache:
                 blocks[place] = parent.block
         pool.release(blocks)
 
-    def _of(self, path: Items[PrefixNode], adapter: str) -> SavedConversation:
+    def _of(self, path: abc.Sequence[PrefixNode], adapter: str) -> SavedConversation:
         tokens = tuple(token for prefix in path for token in prefix.tokens)
         return SavedConversation(
             self.weights.digest,

@@ -7,8 +7,7 @@ who came first is never held up by who came later, so the oldest always goes on 
 ends.
 """
 
-from collections import deque
-from collections.abc import Sequence as Items
+from collections import abc, deque
 from dataclasses import dataclass
 
 from ..errors import OverloadedError
@@ -164,7 +163,7 @@ class Scheduler:
                 budget -= spans[-1].count
         return Batch(tuple(spans))
 
-    def commit(self, batch: Batch, tokens: Items[int | None]) -> list[list[int | None]]:
+    def commit(self, batch: Batch, tokens: abc.Sequence[int | None]) -> list[list[int | None]]:
         """Write down that `batch` ran: its keys and values are cached, and each sampled sequence
         has new tokens.
 
@@ -423,7 +422,7 @@ class Scheduler:
             self._exchange(sequence, prefix)
         self._skip(sequence, found)
 
-    def _skip(self, sequence: Sequence, found: Items[PrefixNode]) -> None:
+    def _skip(self, sequence: Sequence, found: abc.Sequence[PrefixNode]) -> None:
         if found:
             sequence.prefix = found[-1]
             sequence.num_computed_tokens = found[-1].depth * self.pool.block_tokens

@@ -24,9 +24,7 @@ from ..config import ServerConfig
 from ..errors import ConfigError
 from ..history.store import HistoryStore
 from ..metrics import NodeMetrics
-from . import auth, connections
-from . import errors as refusals
-from . import static as pages
+from . import auth, connections, errors, static
 from .answering import Answering, name_ignored
 from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import EmbeddingModel, Embeddings, Source
@@ -77,13 +75,13 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     around = [
         connections.occupy,
         count_responses(parts.metrics),
-        refusals.answer_errors,
+        errors.answer_errors,
         guard,
         connections.limit_rate(config.max_requests_per_s),
         connections.read_bodies(config.body_timeout_s),
     ]
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
-    app.on_response_prepare.extend([pages.add_headers, name_ignored])
+    app.on_response_prepare.extend([static.add_headers, name_ignored])
     embeddings = Embeddings(parts.embedding)
     answering = Answering(parts.pool, parts.history)
     app.add_routes(OllamaApi(answering, embeddings, parts.describe).routes())
@@ -114,7 +112,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     if parts.plugins is not None:
         app.add_routes(PluginsApi(parts.plugins).routes())
     app.add_routes(OpenApi().routes())
-    app.add_routes(pages.Pages().routes())
+    app.add_routes(static.Pages().routes())
     return app
 
 

@@ -31,7 +31,7 @@ from ..assistant.events import (
 )
 from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
-from . import errors as refusals
+from . import errors
 from .answering import Collected, PendingAnswer, merged
 
 Endpoint = Literal["chat", "text"]
@@ -290,7 +290,7 @@ async def stream(
     except QuietchoirError as error:
         if not response.prepared:
             raise
-        await response.write(frame(refusals.event(error)))
+        await response.write(frame(errors.event(error)))
     else:
         await response.write(b"data: [DONE]\n\n")
     await response.write_eof()

@@ -21,8 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 from .. import log
 from ..config import ServerConfig
 from ..errors import OverloadedError
-from . import errors as refusals
-from . import static as pages
+from . import errors, static
 from .auth import OWNER, AccessDenied
 from .errors import BadRequest
 
@@ -139,8 +138,8 @@ class CountedConnection(web.RequestHandler):
             if status >= 500
             else f"this is not HTTP as this node reads it: {message or exc!s:.200}"
         )
-        error = refusals.shape(said, "server_error" if status >= 500 else "invalid_request_error")
-        response = web.json_response({"error": error}, status=status, headers=pages.HEADERS)
+        error = errors.shape(said, "server_error" if status >= 500 else "invalid_request_error")
+        response = web.json_response({"error": error}, status=status, headers=static.HEADERS)
         response.force_close()
         return response
 
@@ -204,7 +203,7 @@ async def occupy(request: web.Request, handler: Handler) -> web.StreamResponse:
     if not isinstance(connection, CountedConnection):
         return await handler(request)
     if connection.crowd.draining:
-        response = refusals.response(OverloadedError(ENDING), request.path)
+        response = errors.response(OverloadedError(ENDING), request.path)
         response.force_close()
         return response
     connection.begin()
@@ -222,10 +221,10 @@ def refuse_expectations(handle: Handling) -> Handling:
     async def refuse(request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Expect", "100-continue").lower() == "100-continue":
             return await handle(request)
-        error = refusals.shape(
+        error = errors.shape(
             "Expect holds something else than 100-continue; leave it out", "invalid_request_error"
         )
-        response = web.json_response({"error": error}, status=417, headers=pages.HEADERS)
+        response = web.json_response({"error": error}, status=417, headers=static.HEADERS)
         response.force_close()
         return response
 
@@ -281,7 +280,7 @@ def read_bodies(timeout_s: float) -> Middleware:
 
 def _full() -> bytes:
     """The answer where nothing can be asked."""
-    error = refusals.shape(
+    error = errors.shape(
         "all connections of this node are in use; try again later",
         "overloaded_error",
         code="overloaded",
@@ -290,7 +289,7 @@ def _full() -> bytes:
     head = (
         f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: "
         f"{len(body)}\r\n"
-        f"Retry-After: {refusals.RETRY_AFTER_S}\r\nConnection: close\r\n\r\n"
+        f"Retry-After: {errors.RETRY_AFTER_S}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
 

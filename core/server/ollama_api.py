@@ -35,8 +35,7 @@ from ..assistant.events import (
 from ..assistant.model_pool import ModelFacts
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
 from ..errors import QuietchoirError
-from . import errors as refusals
-from . import forms, messages, requests
+from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
 from .completions import answered, asked, called, citations_of, left_out, spelled_out
 from .embeddings import Embeddings
@@ -617,7 +616,7 @@ async def stream(
     except QuietchoirError as error:
         if not sent.prepared:
             raise
-        await sent.write(as_line({"error": refusals.describe(error)[1]["message"]}))
+        await sent.write(as_line({"error": errors.describe(error)[1]["message"]}))
     await sent.write_eof()
     return sent
 

@@ -9,8 +9,7 @@ Always: a client that goes away cancels its own request and nobody else's.
 
 from aiohttp import web
 
-from . import completions, requests
-from . import errors as refusals
+from . import completions, errors, requests
 from .answering import IGNORED, Answering, PendingAnswer, collected
 from .embeddings import Embeddings
 from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
@@ -61,7 +60,7 @@ class OpenAI:
         """A route of OpenAI's that this node does not have. Its clients ask again after a 5xx,
         unless they are told not to.
         """
-        error = refusals.shape(
+        error = errors.shape(
             f"{request.path[:80]} is not here: {INSTEAD}", "invalid_request_error", code="not_here"
         )
         headers = {"x-should-retry": "false"}

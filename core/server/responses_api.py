@@ -34,8 +34,7 @@ from ..assistant.events import (
 from ..assistant.tools import ToolInfo
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint
 from ..errors import QuietchoirError
-from . import errors as refusals
-from . import forms, messages, requests
+from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
 from .completions import citations_of, frame, left_out, spelled_out
 from .errors import BadRequest, parse_json
@@ -506,7 +505,7 @@ class Response:
 
     def fail(self, error: Exception) -> dict[str, Any]:
         """The last event of one that broke."""
-        said = refusals.describe(error)[1]
+        said = errors.describe(error)[1]
         self.status = "failed"
         self.beside["error"] = {"code": said["code"] or said["type"], "message": said["message"]}
         return self.event("response.failed", response=self.body)
@@ -575,7 +574,7 @@ class ResponsesApi:
 
     async def elsewhere(self, _request: web.Request) -> web.Response:
         """An earlier response."""
-        error = refusals.shape(NOTHING_KEPT, "invalid_request_error", code="not_here")
+        error = errors.shape(NOTHING_KEPT, "invalid_request_error", code="not_here")
         return web.json_response({"error": error}, status=404)
 
 

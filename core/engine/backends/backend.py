@@ -5,7 +5,7 @@ nor of torch.
 Always: who holds the cache counts it; saved bytes of one layout are never read as another's.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ class LayerWindows(Protocol):
 
     tokens: int  # that a row sees in one of them at most, itself included
 
-    def release(self, blocks: Items[int]) -> None:
+    def release(self, blocks: abc.Sequence[int]) -> None:
         """Give back what they hold of these blocks; nobody looks at it again."""
         ...
 
@@ -58,11 +58,11 @@ class Backend(Protocol):
         """
         ...
 
-    def read_cache(self, blocks: Items[int]) -> bytes:
+    def read_cache(self, blocks: abc.Sequence[int]) -> bytes:
         """What these blocks of the cache hold, under the label of its layout."""
         ...
 
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+    def write_cache(self, blocks: abc.Sequence[int], data: bytes) -> None:
         """Put what `read_cache` returned for as many blocks into these.
 
         Raises:
@@ -70,7 +70,7 @@ class Backend(Protocol):
         """
         ...
 
-    def clear_cache(self, blocks: Items[int]) -> None:
+    def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """Fill these blocks with zeros: numbers that are not finite outlive a mask."""
         ...
 
@@ -112,7 +112,7 @@ class Encoder(Protocol):
     """Whoever computes the vectors of whole texts."""
 
     def encode(
-        self, texts: Items[Items[int]], seconds: Items[int] | None = None, /
+        self, texts: abc.Sequence[abc.Sequence[int]], seconds: abc.Sequence[int] | None = None, /
     ) -> NDArray[np.float32]:
         """One vector a text, not scaled to length one, [N, D]; each text has a token at least.
 

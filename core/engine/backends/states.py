@@ -7,8 +7,8 @@ to another. Such a state stands for one place of a text alone: beginnings are no
 not checked and conversations not kept where a model has any (`Backend.paged`).
 """
 
+from collections import abc
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -41,7 +41,7 @@ class SequenceStates(Generic[T]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def begin(self, spans: Items[Span]) -> list[T]:
+    def begin(self, spans: abc.Sequence[Span]) -> list[T]:
         """The state of each span's sequence, before a step; `end` says that it ran.
 
         Raises:

@@ -8,8 +8,8 @@ Hazard: a grammar is a program that a caller wrote. `grammar_limits.py` and
 limits later fails its own request.
 """
 
+from collections import abc
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from functools import cache
 from typing import Any
 
@@ -186,7 +186,7 @@ class LazyMatcher:
 
 
 def apply_grammar_mask(
-    logits: NDArray[np.float32], spans: Items[tuple[int, Matcher, tuple[int, ...]]]
+    logits: NDArray[np.float32], spans: abc.Sequence[tuple[int, Matcher, tuple[int, ...]]]
 ) -> None:
     """Set the logits of tokens that a grammar forbids to minus infinity, in place.
 

@@ -4,8 +4,8 @@ Knows logits as the model gave them. Knows nothing of penalties, grammars or tem
 change the choice and not what is told of the model.
 """
 
+from collections import abc
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ class CapturedLogits:
     logits: NDArray[np.float32]  # [T, V]
 
 
-def capture_logits(logits: NDArray[np.float32], rows: Items[LogitRow]) -> CapturedLogits:
+def capture_logits(logits: NDArray[np.float32], rows: abc.Sequence[LogitRow]) -> CapturedLogits:
     """Copy the rows whose requests want log-probabilities."""
     wanted = [index for index, row in enumerate(rows) if row.state.params.logprobs is not None]
     return CapturedLogits({row: index for index, row in enumerate(wanted)}, logits[wanted])
@@ -50,8 +50,8 @@ def capture_logits(logits: NDArray[np.float32], rows: Items[LogitRow]) -> Captur
 
 def token_logprobs(
     captured: CapturedLogits,
-    rows: Items[LogitRow],
-    chosen: Items[int | None],
+    rows: abc.Sequence[LogitRow],
+    chosen: abc.Sequence[int | None],
     spell: Callable[[int], bytes],
 ) -> list[TokenLogprobs | None]:
     """For each row what its request wants to know of the chosen token; None where it asks

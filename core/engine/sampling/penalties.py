@@ -6,7 +6,7 @@ Source: repetition penalty: Keskar et al. 2019 (CTRL), section 4.1, over prompt 
 and frequency penalties: as OpenAI's API defines them, over the answer alone.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ Tokens = NDArray[np.int64]
 class Penalties:
     """How often each token stands in one answer, and what follows from it for the next."""
 
-    def __init__(self, params: SamplingParams, prompt: Items[int]) -> None:
+    def __init__(self, params: SamplingParams, prompt: abc.Sequence[int]) -> None:
         self._params, self._prompt = params, prompt
         self.counts: dict[int, int] = {}  # of the answer
         self._adds = bool(params.logit_bias or params.presence_penalty or params.frequency_penalty)
@@ -33,7 +33,7 @@ class Penalties:
         if self.active:
             self.counts[token] = self.counts.get(token, 0) + 1
 
-    def apply(self, logits: Numbers, ahead: Items[int]) -> None:
+    def apply(self, logits: Numbers, ahead: abc.Sequence[int]) -> None:
         """Apply the repetition penalty, then presence and frequency penalties and biases, in place.
 
         Args:
@@ -67,7 +67,7 @@ class Penalties:
         """Every token of prompt and answer, once."""
         return np.union1d(self._prompt_tokens, np.fromiter(counts, np.int64, len(counts)))
 
-    def _with(self, ahead: Items[int]) -> dict[int, int]:
+    def _with(self, ahead: abc.Sequence[int]) -> dict[int, int]:
         counts = dict(self.counts) if ahead else self.counts
         for token in ahead:
             counts[token] = counts.get(token, 0) + 1

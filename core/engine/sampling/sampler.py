@@ -7,7 +7,7 @@ is for `scheduler.commit` to find: a guess stands if it is the very token that i
 got anyway, so guessing changes no distribution.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ Exact = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 
-def sample(logits: Numbers, rows: Items[LogitRow]) -> list[int | None]:
+def sample(logits: Numbers, rows: abc.Sequence[LogitRow]) -> list[int | None]:
     """Choose one token a row; None where the best logit is no finite number or the sequence failed:
     no token can be chosen.
 
@@ -63,7 +63,7 @@ def sample(logits: Numbers, rows: Items[LogitRow]) -> list[int | None]:
     return chosen
 
 
-def draw(logits: Numbers, rows: Items[LogitRow]) -> list[int]:
+def draw(logits: Numbers, rows: abc.Sequence[LogitRow]) -> list[int]:
     """Sample rows by temperature, then top-k, then top-p of what top-k left, then min-p, by
     inverting the cumulative sum.
     """

@@ -11,7 +11,7 @@ right guesses.
 """
 
 import math
-from collections.abc import Sequence as Items
+from collections import abc
 
 LENGTH = 3  # tokens that must recur; two recur by chance, four miss names that stand in new company
 FIRST_TRUST = 0.4  # probability that a guess is right, before anything is known
@@ -34,7 +34,9 @@ class PromptLookup:
         self._after: dict[tuple[int, ...], int] = {}
         self._known = 0  # tokens that are looked at
 
-    def propose(self, tokens: Items[int], prompt: int, most: int, cost: float) -> tuple[int, ...]:
+    def propose(
+        self, tokens: abc.Sequence[int], prompt: int, most: int, cost: float
+    ) -> tuple[int, ...]:
         """What may follow `tokens`: as many as are worth their cost, at most `most`.
 
         Args:
@@ -49,7 +51,7 @@ class PromptLookup:
         at = self._after.get(tuple(tokens[-LENGTH:])) if length else None
         return () if at is None else tuple(tokens[at : at + length])
 
-    def _learn(self, tokens: Items[int], prompt: int) -> None:
+    def _learn(self, tokens: abc.Sequence[int], prompt: int) -> None:
         """Look at the tokens that have come since the last time."""
         for place in range(max(self._known, LENGTH), len(tokens)):
             before = tuple(tokens[place - LENGTH : place])

@@ -4,7 +4,7 @@ guesses.
 Knows tokens. Knows nothing of blocks, batches or text.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from dataclasses import dataclass
 from random import Random
 
@@ -46,7 +46,7 @@ class SamplingState:
     def __init__(
         self,
         params: SamplingParams,
-        prompt: Items[int],
+        prompt: abc.Sequence[int],
         matcher: Matcher | LazyMatcher | None = None,
     ) -> None:
         self.params = params
@@ -106,7 +106,7 @@ class SamplingState:
         if self._matcher is not None:
             self._matcher.accept(token)
 
-    def propose(self, tokens: Items[int], most: int, cost: float) -> tuple[int, ...]:
+    def propose(self, tokens: abc.Sequence[int], most: int, cost: float) -> tuple[int, ...]:
         """Tokens that may come after `tokens` (prompt and answer), to be checked beside the last.
 
         Args:

@@ -5,8 +5,7 @@ Always: slot 0 holds zeros, which is what rows without an adapter multiply; an a
 needs is in a slot before the step begins, and never moves while it is there.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence as Items
+from collections import OrderedDict, abc
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class AdapterSlots:
         self.rank, self.room = 0, 1  # of every stack: columns, and adapters beside slot 0
         self._slots: OrderedDict[LoadedAdapter, int] = OrderedDict()  # least recently used first
 
-    def place(self, adapters: Items[LoadedAdapter | None]) -> list[int] | None:
+    def place(self, adapters: abc.Sequence[LoadedAdapter | None]) -> list[int] | None:
         """Slots of these adapters, 0 for none; None where there is none at all.
 
         Raises:
@@ -66,7 +65,7 @@ class AdapterSlots:
         a, b = self.factors[module]
         return ((x[:, None] @ a[slots]) @ b[slots])[:, 0]
 
-    def by_run(self, module: str, x: Tensor, runs: Items[tuple[int, int]]) -> Tensor | None:
+    def by_run(self, module: str, x: Tensor, runs: abc.Sequence[tuple[int, int]]) -> Tensor | None:
         """The same for many rows, given as runs (slot, rows) behind one another: no factor is
         copied for every row.
         """
@@ -78,7 +77,7 @@ class AdapterSlots:
             [(part @ a[slot]) @ b[slot] for part, (slot, _) in zip(parts, runs, strict=True)]
         )
 
-    def _load(self, adapter: LoadedAdapter, keep: Items[LoadedAdapter]) -> None:
+    def _load(self, adapter: LoadedAdapter, keep: abc.Sequence[LoadedAdapter]) -> None:
         """Into a free slot, or that of the adapter that was used longest ago.
 
         Raises:

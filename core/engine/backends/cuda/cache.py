@@ -6,7 +6,7 @@ the block after the last one belongs to nobody and takes what padding rows write
 """
 
 import math
-from collections.abc import Sequence as Items
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -79,13 +79,13 @@ class Cache:
         return found[0], found[1]
 
 
-def layout(caches: Items[Cache]) -> str:
+def layout(caches: abc.Sequence[Cache]) -> str:
     """The name of what `read_blocks` writes: that of the whole model, wherever its layers are."""
     _, _, _, heads, tokens, size = caches[0].integers.shape
     return f"cuda int8 {sum(cache.layers for cache in caches)}x{heads}x{tokens}x{size}"
 
 
-def read_blocks(caches: Items[Cache], blocks: Items[int]) -> bytes:
+def read_blocks(caches: abc.Sequence[Cache], blocks: abc.Sequence[int]) -> bytes:
     """A labelled copy of whole blocks, integers, then scales, of every layer.
 
     Args:
@@ -105,7 +105,7 @@ def read_blocks(caches: Items[Cache], blocks: Items[int]) -> bytes:
     )
 
 
-def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
+def write_blocks(caches: abc.Sequence[Cache], blocks: abc.Sequence[int], data: bytes) -> None:
     """Put a labelled copy into these blocks.
 
     Raises:
@@ -130,7 +130,7 @@ def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
         cache.scales[:, :, table] = scales[:, start:stop].to(cache.scales.device)
 
 
-def clear_blocks(caches: Items[Cache], blocks: Items[int]) -> None:
+def clear_blocks(caches: abc.Sequence[Cache], blocks: abc.Sequence[int]) -> None:
     """Zeros in these blocks."""
     for cache in caches:
         table = torch.tensor(blocks, dtype=torch.long, device=cache.integers.device)

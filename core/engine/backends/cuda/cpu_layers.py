@@ -7,7 +7,7 @@ embedding alone; keys and values are rounded as on the device (`cache`), so a to
 depend on where the cut is.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from functools import partial
 
 import torch
@@ -65,7 +65,7 @@ class CpuLayers:
         self.adapter_rows = AdapterRows()
         adapt(self.transformer, self.adapter_rows)
 
-    def forward(self, spans: Items[Span]) -> Tensor:
+    def forward(self, spans: abc.Sequence[Span]) -> Tensor:
         """Float32 [M, D] on the processor, in the order of `spans`."""
         # Rows of one adapter stand together, so that each adapter multiplies a slice.
         ordered = sorted(spans, key=lambda span: id(span.sequence.adapter))
@@ -83,7 +83,7 @@ class CpuLayers:
         return x.float()[rows_of(spans, ordered)]
 
 
-def rows_of(spans: Items[Span], ordered: Items[Span]) -> Tensor:
+def rows_of(spans: abc.Sequence[Span], ordered: abc.Sequence[Span]) -> Tensor:
     """Where the rows of `spans` stand among those of the same spans in another order, [M]."""
     starts: dict[int, int] = {}
     stop = 0

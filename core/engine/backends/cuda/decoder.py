@@ -6,8 +6,8 @@ embedding stays where the file is mapped, because its rows are few and its memor
 keep the model's numbers also where the lowest are elsewhere.
 """
 
+from collections import abc
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,11 @@ class Linear:
     """
 
     def __init__(
-        self, names: Items[str], parts: Items[QuantTensor], device: torch.device, dtype: torch.dtype
+        self,
+        names: abc.Sequence[str],
+        parts: abc.Sequence[QuantTensor],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.dtype = dtype
         self.rows = {name: part.shape[0] for name, part in zip(names, parts, strict=True)}
@@ -140,7 +144,7 @@ class DeviceLayer:
         """`cached`: its number in the cache, which counts from the first layer on this device."""
         architecture, prefix = weights.architecture, f"model.layers.{layer}."
 
-        def linear(names: Items[str]) -> Linear:
+        def linear(names: abc.Sequence[str]) -> Linear:
             parts = [weights.tensors[f"{prefix}{name}.weight"] for name in names]
             return Linear([prefix + name for name in names], parts, place.device, place.dtype)
 
@@ -247,7 +251,7 @@ class DeviceDecoder:
         step: DeviceStep,
         cache: Cache,
         change: Change,
-        chunks: Items[PromptChunk] = (),
+        chunks: abc.Sequence[PromptChunk] = (),
     ) -> Tensor:
         """The residual stream before the first layer here, float32 [M, D] (overwritten) -> that
         after the last, [M, D].
@@ -273,7 +277,7 @@ class DeviceDecoder:
         layer: DeviceLayer,
         step: DeviceStep,
         cache: Cache,
-        chunks: Items[PromptChunk],
+        chunks: abc.Sequence[PromptChunk],
     ) -> Tensor:
         """[M, H, size] -> [M, H * size]: chunks for themselves, the other rows together."""
         if not chunks:

@@ -10,7 +10,7 @@ measured on one. Not counted: adapters (they come while the node runs; leave roo
 that writes them down.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 
 from ....hardware.placement import Needs
 from ....models.architecture import Architecture
@@ -79,7 +79,7 @@ def layer_bytes(weights: Weights, layer: int) -> int:
     return matrices + 4 * (norms + biases)
 
 
-def linear_bytes(parts: Items[QuantTensor]) -> int:
+def linear_bytes(parts: abc.Sequence[QuantTensor]) -> int:
     """One `decoder.Linear`: packed, or two bytes a weight; each tensor as torch's allocator
     rounds it.
     """

@@ -7,7 +7,7 @@ belongs to nobody; a step is made on the processor and moves once, as rows of th
 whether these are embedded tokens or lower layers' output.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from itertools import repeat
 
 import torch
@@ -107,15 +107,15 @@ class CudaRunner:
             )
         return logits.float().cpu()
 
-    def read_cache(self, blocks: Items[int]) -> bytes:
+    def read_cache(self, blocks: abc.Sequence[int]) -> bytes:
         """See `Backend.read_cache`; the same bytes wherever the cut is."""
         return read_blocks((self.cpu.cache, self.cache), blocks)
 
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+    def write_cache(self, blocks: abc.Sequence[int], data: bytes) -> None:
         """See `Backend.write_cache`."""
         write_blocks((self.cpu.cache, self.cache), blocks, data)
 
-    def clear_cache(self, blocks: Items[int]) -> None:
+    def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""
         clear_blocks((self.cpu.cache, self.cache), blocks)
 
@@ -134,14 +134,14 @@ class CudaRunner:
             return unchanged
         return lambda module, x: self.slots.by_row(module, x, slots)
 
-    def change_of_runs(self, batch: Batch, slots: Items[int] | None) -> Change:
+    def change_of_runs(self, batch: Batch, slots: abc.Sequence[int] | None) -> Change:
         """What adapters add in a step of many rows, whose spans have these slots."""
         if slots is None:
             return unchanged
         runs = [(slot, span.count) for slot, span in zip(slots, batch.spans, strict=True)]
         return lambda module, x: self.slots.by_run(module, x, runs)
 
-    def step(self, spans: Items[Span]) -> DeviceStep:
+    def step(self, spans: abc.Sequence[Span]) -> DeviceStep:
         """Where the rows of these spans stand, on the processor."""
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
         tables = torch.zeros(len(spans), self.width, dtype=torch.int32)
@@ -191,7 +191,7 @@ def fused(dtype: torch.dtype, device: torch.device) -> Ops:
     return TritonOps(dtype)
 
 
-def by_rows(batch: Batch, slots: Items[int] | None) -> Tensor | None:
+def by_rows(batch: Batch, slots: abc.Sequence[int] | None) -> Tensor | None:
     """The slot of each row, int64 [M], from those of the spans."""
     if slots is None:
         return None
@@ -213,7 +213,7 @@ def wanted_rows(batch: Batch) -> list[int]:
     return rows
 
 
-def chunks_of(spans: Items[Span]) -> list[PromptChunk]:
+def chunks_of(spans: abc.Sequence[Span]) -> list[PromptChunk]:
     """The spans of more than one row."""
     chunks, stop = list[PromptChunk](), 0
     for span in spans:

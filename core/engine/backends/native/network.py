@@ -11,8 +11,8 @@ import ctypes
 import math
 import mmap
 import sys
+from collections import abc
 from collections.abc import Iterable, Mapping
-from collections.abc import Sequence as Items
 from ctypes import (
     POINTER,
     Structure,
@@ -568,7 +568,7 @@ class CacheWindows:
     """
 
     def __init__(
-        self, tokens: int, cache: NDArray[np.uint16], parts: Items[tuple[int, int]]
+        self, tokens: int, cache: NDArray[np.uint16], parts: abc.Sequence[tuple[int, int]]
     ) -> None:
         """`parts`: bytes of a block that layers with a window have, first and behind the last."""
         self.tokens = tokens
@@ -581,7 +581,7 @@ class CacheWindows:
         self._advise = ctypes.CDLL(None).madvise
         self._advise.argtypes = (c_void_p, c_size_t, c_int)
 
-    def release(self, blocks: Items[int]) -> None:
+    def release(self, blocks: abc.Sequence[int]) -> None:
         """See `backend.LayerWindows.release`."""
         for block in blocks:
             start = self._cache[block].ctypes.data

@@ -5,8 +5,7 @@ model's insides (`network` does). Always: the same seam and the same meaning as 
 which is its readable twin.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence as Items
+from collections import OrderedDict, abc
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,11 +136,11 @@ class NativeRunner:
             self._states.end(batch.spans)
         return logits
 
-    def read_cache(self, blocks: Items[int]) -> bytes:
+    def read_cache(self, blocks: abc.Sequence[int]) -> bytes:
         """See `Backend.read_cache`."""
         return label(self.layout, self.network.cache[list(blocks)].tobytes())
 
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+    def write_cache(self, blocks: abc.Sequence[int], data: bytes) -> None:
         """See `Backend.write_cache`.
 
         Raises:
@@ -162,7 +161,7 @@ class NativeRunner:
             )
         cache[list(blocks)] = found
 
-    def clear_cache(self, blocks: Items[int]) -> None:
+    def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""
         self.network.cache[list(blocks)] = 0
 
@@ -171,7 +170,7 @@ class NativeRunner:
         self._adapters.clear()
         self.network.close()
 
-    def _packed(self, adapters: Items[LoadedAdapter | None]) -> np.ndarray:
+    def _packed(self, adapters: abc.Sequence[LoadedAdapter | None]) -> np.ndarray:
         """The library's own copy of each, 0 for none; a new one is packed, the longest unused
         ones are freed.
         """

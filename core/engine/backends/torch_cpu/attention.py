@@ -5,8 +5,7 @@ Always: a row sees exactly the tokens of its own sequence up to and including it
 layer the last `window` of them; the step's keys and values are written before any row looks.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence as Items
+from collections import abc, defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,9 +94,9 @@ class PagedAttention:
     def __init__(
         self,
         cache: Stored,
-        spans: Items[Span],
+        spans: abc.Sequence[Span],
         windows: tuple[int, ...] = (),
-        states: Items[LayerStates] = (),
+        states: abc.Sequence[LayerStates] = (),
     ) -> None:
         """`windows`: the architecture's; `states`: of each span's sequence, where it has one."""
         self.states = states or [{} for _ in spans]
@@ -208,7 +207,7 @@ def _chunk(row: int, span: Span) -> Chunk:
     return Chunk(row, row + span.count, _table([span], length), length, mask)
 
 
-def _singles(group: Items[tuple[int, Span]]) -> Singles:
+def _singles(group: abc.Sequence[tuple[int, Span]]) -> Singles:
     spans = [span for _, span in group]
     lengths = torch.tensor([span.start + 1 for span in spans])
     longest = int(lengths.max())
@@ -217,7 +216,7 @@ def _singles(group: Items[tuple[int, Span]]) -> Singles:
     return Singles(torch.tensor([row for row, _ in group]), _table(spans, longest), longest, mask)
 
 
-def _table(spans: Items[Span], length: int) -> Tensor:
+def _table(spans: abc.Sequence[Span], length: int) -> Tensor:
     """Block numbers of each span's context, [B, n]; block 0 stands where a shorter one has none,
     and is masked.
     """

@@ -6,7 +6,7 @@ poison attention.
 """
 
 import math
-from collections.abc import Sequence as Items
+from collections import abc
 
 import numpy as np
 import torch
@@ -73,13 +73,13 @@ class KeyValueCache:
 
         return gather(self.keys), gather(self.values)
 
-    def read_blocks(self, blocks: Items[int]) -> bytes:
+    def read_blocks(self, blocks: abc.Sequence[int]) -> bytes:
         """A labelled copy of whole blocks: keys [layers, n, ...], values, rows."""
         table = torch.tensor(blocks, dtype=torch.long)
         taken = torch.cat([part[:, table].flatten() for part in self._parts])
         return label(self.layout, taken.view(torch.uint8).numpy().tobytes())
 
-    def write_blocks(self, blocks: Items[int], data: bytes) -> None:
+    def write_blocks(self, blocks: abc.Sequence[int], data: bytes) -> None:
         """Put a labelled copy into these blocks.
 
         Raises:
@@ -99,7 +99,7 @@ class KeyValueCache:
         for part, own, shape in zip(self._parts, torch.split(found, sizes), shapes, strict=True):
             part[:, table] = own.view(shape)
 
-    def clear_blocks(self, blocks: Items[int]) -> None:
+    def clear_blocks(self, blocks: abc.Sequence[int]) -> None:
         """Zeros in these blocks."""
         table = torch.tensor(blocks, dtype=torch.long)
         for part in self._parts:

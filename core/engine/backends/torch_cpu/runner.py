@@ -5,7 +5,7 @@ Always: rows are flat, so chunks of prompts and single rows of answers share one
 that will be sampled reach the head, which is a third of the work.
 """
 
-from collections.abc import Sequence as Items
+from collections import abc
 from functools import partial
 from itertools import accumulate, groupby
 
@@ -66,15 +66,15 @@ class TorchRunner:
             self.states.end(spans)
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
-    def read_cache(self, blocks: Items[int]) -> bytes:
+    def read_cache(self, blocks: abc.Sequence[int]) -> bytes:
         """See `Backend.read_cache`."""
         return self.cache.read_blocks(blocks)
 
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+    def write_cache(self, blocks: abc.Sequence[int], data: bytes) -> None:
         """See `Backend.write_cache`."""
         self.cache.write_blocks(blocks, data)
 
-    def clear_cache(self, blocks: Items[int]) -> None:
+    def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""
         self.cache.clear_blocks(blocks)
 
@@ -86,7 +86,7 @@ def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
     return torch.float32 if compute is torch.float32 or is_exact(weights) else torch.bfloat16
 
 
-def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
+def rows_by_adapter(spans: abc.Sequence[Span]) -> tuple[Rows, ...]:
     """Slices of the step by adapter; rows without one are left out. Spans of one adapter stand
     side by side.
     """
@@ -99,7 +99,7 @@ def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
     return tuple(groups)
 
 
-def _wanted_rows(batch: Batch, spans: Items[Span]) -> Tensor:
+def _wanted_rows(batch: Batch, spans: abc.Sequence[Span]) -> Tensor:
     """Where the rows whose logits are wanted stand in the step, in the order of `batch.spans`,
     [batch.logit_rows].
     """

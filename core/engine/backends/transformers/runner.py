@@ -11,8 +11,8 @@ nobody finds blocks by their tokens. What is shared instead is whole states: a c
 from the longest state that holds what it begins with, its own of the last answer before all.
 """
 
+from collections import abc
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -95,15 +95,15 @@ class TransformersRunner:
                 self.running.pop(span.sequence, None)
             raise
 
-    def read_cache(self, blocks: Items[int]) -> bytes:  # noqa: ARG002
+    def read_cache(self, blocks: abc.Sequence[int]) -> bytes:  # noqa: ARG002
         """Nobody can: see `paged`."""
         raise CacheError(NOT_SAVED)
 
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:  # noqa: ARG002
+    def write_cache(self, blocks: abc.Sequence[int], data: bytes) -> None:  # noqa: ARG002
         """Nobody can: see `paged`."""
         raise CacheError(NOT_SAVED)
 
-    def clear_cache(self, blocks: Items[int]) -> None:
+    def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """Nothing is in blocks; states that are not finite are dropped by `forward`."""
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -119,7 +119,7 @@ class TransformersRunner:
                 self._forget(span.sequence)
         return torch.cat([rows[id(span)] for span in batch.spans])
 
-    def _answers(self, spans: Items[Span]) -> list[Span]:
+    def _answers(self, spans: abc.Sequence[Span]) -> list[Span]:
         """Spans that can take their step side by side: one token each, after all others."""
         if not self.abilities.rows:
             return []

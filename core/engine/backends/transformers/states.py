@@ -11,7 +11,7 @@ copied and dropped whole.
 """
 
 import copy
-from collections.abc import Sequence as Items
+from collections import abc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ def joinable(cache: Cache) -> bool:
     return all(type(layer) in JOINABLE for layer in cache.layers)
 
 
-def joined(states: Items[State]) -> Cache:
+def joined(states: abc.Sequence[State]) -> Cache:
     """One cache of B rows, each row's tokens at its end."""
     whole = copy.copy(states[0].cache)
     longest = max(len(state.tokens) for state in states)
@@ -105,7 +105,7 @@ def joined(states: Items[State]) -> Cache:
     return whole
 
 
-def join_layer(rows: Items[Any], longest: int) -> Any:
+def join_layer(rows: abc.Sequence[Any], longest: int) -> Any:
     """The layers of all rows as one."""
     made = copy.copy(rows[0])
     if isinstance(made, LinearAttentionLayer):
@@ -135,7 +135,7 @@ def copy_flags(layer: LinearAttentionLayer) -> None:
             setattr(layer, name, dict(value))
 
 
-def side_by_side(rows: Items[Tensor]) -> Tensor:
+def side_by_side(rows: abc.Sequence[Tensor]) -> Tensor:
     """Rows [1, H, n, hd] of several lengths n as one tensor [B, H, longest, hd], zeros before the
     shorter ones.
     """
