@@ -22,7 +22,7 @@ TEXT = "SKILL.md"
 SERVER = Path(__file__).with_name("sdk") / "skill_server.py"
 SERVES, PUBLISHER = "server.py", "skills"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")  # an id holds it; the format allows 64
-MAX_DESCRIPTION, MAX_FRONT = 1024, 16 << 10
+MAX_DESCRIPTION, MAX_FRONT, MAX_DEPTH = 1024, 16 << 10, 8
 FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 RUNS = (".py", ".sh")
 
@@ -50,17 +50,17 @@ def terms_of(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     """
     path = folder / TEXT
     front = front_of(files[TEXT], path)
-    name, description = front.get("name"), front.get("description")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    name, description = text_at(front, "name", path), text_at(front, "description", path)
+    if not NAME.fullmatch(name):
         raise ManifestError(
-            f"{path}: name = {name!r}; expected 1 to 39 small letters, digits and hyphens"
+            f"{path}: name = {name[:60]!r}; expected 1 to 39 small letters, digits and hyphens"
         )
-    if not isinstance(description, str) or not 0 < len(description) <= MAX_DESCRIPTION:
+    if not 0 < len(description) <= MAX_DESCRIPTION:
         raise ManifestError(f"{path}: expected a description of 1 to {MAX_DESCRIPTION} characters")
     if (clean := " ".join(description.split())) != legible(clean):
         raise ManifestError(f"{path}: hidden characters in the description; remove them")
     more = front.get("metadata")
-    version = str(more.get("version", "")) if isinstance(more, dict) else ""
+    version = text_at(more, "version", path) if isinstance(more, dict) else ""
     tools = tools_of(name, clean, files)
     return {
         "schema": manifest.SCHEMA,
@@ -69,20 +69,45 @@ def terms_of(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
         "kind": "skill",
         "description": clean,
         "entry": SERVES,
-        "license": {"spdx": str(front.get("license") or "NOASSERTION")[:80]},
+        "license": {"spdx": (text_at(front, "license", path) or "NOASSERTION")[:80]},
         "tools_digest": manifest.digest(tools),
         "tools": tools,
     }
 
 
+def text_at(table: Mapping[str, Any], key: str, path: Path) -> str:
+    """A text, empty if there is none. Raises: ManifestError: a list or a table stands there."""
+    if not isinstance(value := table.get(key, ""), str):
+        raise ManifestError(f"{path}: {key} is a {type(value).__name__}; expected a text")
+    return value
+
+
 def front_of(content: bytes, path: Path) -> dict[str, Any]:
-    """The YAML between the first two lines of dashes. Raises: ManifestError: there is none."""
+    """The YAML between the first two lines of dashes: texts, lists and tables. A scalar is its
+    text, so none can be a day that is not or a number beyond all bounds.
+
+    Raises:
+        ManifestError: there is none, or it repeats parts of itself by reference (an alias, of which
+        a few lines make a text of any length), names types, or is nested deeper than is read.
+    """
     import yaml
 
     try:
         found = FRONT.match(content.decode("utf-8"))
-        front = yaml.safe_load(found[1]) if found and len(found[1]) <= MAX_FRONT else None
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        written = found[1] if found and len(found[1]) <= MAX_FRONT else ""
+        depth = 0
+        for event in yaml.parse(written, yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise ManifestError(
+                    f"{path}: line {event.start_mark.line + 2} has an alias (*) or a tag (!); "
+                    f"write it out"
+                )
+            if depth > MAX_DEPTH:
+                raise ManifestError(f"{path}: front matter nested deeper than {MAX_DEPTH}")
+        front = yaml.load(written, yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ManifestError(f"{path}: its front matter is not YAML: {error}") from None
     if not isinstance(front, dict):
         raise ManifestError(

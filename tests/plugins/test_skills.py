@@ -30,6 +30,8 @@ Run scripts/count.py with the text; see references/why.md.
 COUNT = """import os, sys
 print(len(sys.stdin.read().split()), *sys.argv[1:], os.path.exists({decoy!r}))
 """
+# ten times the one before, forty times: none could hold what it would be, written out
+BOMB = "[" + ", ".join(["&a0 [x]", *(f"&a{n} [{f'*a{n - 1}, ' * 10}]" for n in range(1, 40))]) + "]"
 
 
 @pytest.fixture
@@ -92,8 +94,14 @@ async def test_a_skill_is_installed_read_on_demand_and_run_confined(
         (lambda text: text.replace("license: Apache-2.0", "license: ["), "not YAML"),
         (
             lambda text: text.replace("metadata:", "x: !!python/object:os.system {}\nmetadata:"),
-            "not YAML",
+            "a tag",
         ),
+        (lambda text: text.replace("license:", f"x: {'[' * 2000}\nlicense:"), "nested deeper"),
+        (lambda text: text.replace("license: Apache-2.0", f"license: {BOMB}"), "has an alias"),
+        (lambda text: text.replace("metadata:", f"x: {BOMB}\nmetadata:"), "has an alias"),
+        (lambda text: text.replace("version: 1.2.3", "version: [1]"), "version is a list"),
+        (lambda text: text.replace("name: word-count", f"name: {{a: {'b' * 9000}}}"), "is a dict"),
+        (lambda text: text.replace("Counts", '"\\ud800\\x00'), "not YAML"),
     ],
 )
 def test_a_skill_that_does_not_say_what_it_is_is_refused(
@@ -102,6 +110,14 @@ def test_a_skill_that_does_not_say_what_it_is_is_refused(
     (folder / "SKILL.md").write_text(change(SKILL))
     with pytest.raises(ManifestError, match=reason):
         skills.read(folder)
+
+
+def test_what_yaml_reads_as_a_day_or_a_number_is_the_text_that_it_was(folder: Path) -> None:
+    changed = SKILL.replace("name: word-count", "name: 2026-99-99")
+    changed = changed.replace("version: 1.2.3", "version: " + ":".join(["1"] * 7000))
+    (folder / "SKILL.md").write_text(changed)
+    terms = skills.read(folder)
+    assert (terms.id, terms.head.version) == ("skills/2026-99-99", "0.0.0")
 
 
 def test_a_skill_is_packed_and_named_in_the_configuration_like_any_plugin(
