@@ -19,10 +19,12 @@ What a tool returns is its answer: a text as it is, all else as JSON. `async def
 Source: modelcontextprotocol.io, specification 2025-11-25 and 2026-07-28.
 """
 
+import errno
 import hashlib
 import inspect
 import json
 import os
+import stat
 import struct
 import sys
 import traceback
@@ -578,6 +580,35 @@ def granted_path(path: str) -> Path:
     if not any(found.is_relative_to(folder) for folder in known.values()):
         raise ToolFailure(f"{path[:200]!r} leads out of the folders that are granted")
     return found
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of a granted folder, whole or not at all, over a plain file of its name if there
+    is one; its mode stays. On the way it has a name of its own in the same folder, that no file of
+    the owner's has and no link leads away from.
+
+    Raises:
+        OSError: no room, no right to, or a link or no plain file stands in its place.
+    """
+    mode = None
+    if os.path.lexists(path):
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode):
+            raise FileExistsError(errno.EEXIST, "a link, or no plain file, stands in its place")
+        mode = about.st_mode & 0o777
+    fresh = path.with_name(f".quietchoir-{os.urandom(8).hex()}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(fresh, flags, 0o600 if mode is not None else 0o666), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+        fresh.replace(path)
+    except FileExistsError:
+        raise  # another's: it stays
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 class Storage:

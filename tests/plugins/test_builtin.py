@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from quietchoir import cli
 from quietchoir.core.errors import ManifestError, SandboxUnavailableError
 from quietchoir.plugins import installing, manifest
 from quietchoir.plugins.builtin.calculator import arithmetic
+from quietchoir.plugins.builtin.calendar import entries
 from quietchoir.plugins.grants import PluginSettings
 from quietchoir.plugins.host import BUILTIN
 from quietchoir.plugins.running import Plugin
@@ -344,6 +345,64 @@ def test_hostile_calendars_are_named_and_the_others_are_told(ask: Ask, shown: Pa
     assert "Mon 2027-03-01 09:00 to 09:30: Standup" in said or not (folder / "work.ics").exists()
     for name in ("bombs.ics", "damaged.ics", "link.ics"):
         (folder / name).unlink()
+
+
+def test_what_is_written_destroys_nothing_beside_it_and_follows_no_link(
+    sandbox: SandboxReport, shown: Path, tmp_path: Path
+):
+    place, other = shown / "out", shown / "other.txt"
+    place.mkdir()
+    place.chmod(0o777)
+    theirs = {".letter.txt.new": "the owner's", "quietchoir.new": "his too", "letter.txt": "old"}
+    for name, text in theirs.items():
+        (place / name).write_text(text)
+        (place / name).chmod(0o666)
+    (place / "letter.txt").chmod(0o640)
+    os.chown(place / "letter.txt", *[65534 if os.geteuid() == 0 else -1] * 2)
+    other.write_text("elsewhere")
+    other.chmod(0o666)
+    (place / ".list.txt.new").symlink_to("letter.txt")
+
+    async def told(name: str, grant: str, *calls: tuple[str, Mapping[str, object]]) -> list[str]:
+        installing.fill_in(tmp_path / name, PluginSettings(folders={grant: place}))
+        plugin = Plugin(manifest.read(BUILTIN / name), tmp_path / name, {})
+        try:
+            return [(await plugin.call(*call, 30))[0] for call in calls]
+        finally:
+            await plugin.stop()
+
+    letter = {"path": "drafts/letter.txt", "text": "new", "overwrite": True}
+    draft = {"path": "drafts/list.txt", "text": "milk"}
+    said = asyncio.run(told("files", "drafts", ("files_write", letter), ("files_write", draft)))
+    assert all(one.startswith("Wrote drafts/") for one in said), said
+    add = ("calendar_add", {"title": "Visit", "start": "2027-01-05 16:00"})
+    assert "Added" in asyncio.run(told("calendar", "added", add, add))[1]
+    (place / "quietchoir.ics").unlink()
+    (place / "quietchoir.ics").symlink_to("../other.txt")
+    assert "is a link" in asyncio.run(told("calendar", "added", add))[0]
+    assert (place / "list.txt").read_text() == "milk"
+    assert (place / "letter.txt").read_text() == "new"
+    assert (place / "letter.txt").stat().st_mode & 0o777 == 0o640
+    assert {name: (place / name).read_text() for name in theirs} == theirs | {"letter.txt": "new"}
+    assert other.read_text() == "elsewhere"
+    assert {one.name for one in place.iterdir()} == {
+        *theirs, "list.txt", ".list.txt.new", "quietchoir.ics"
+    }  # fmt: skip
+
+
+def test_a_calendar_that_takes_too_long_is_named_and_the_others_are_told(tmp_path: Path):
+    folder = tmp_path / "calendars"
+    folder.mkdir()
+    many = "\n".join(event(str(number), ":20270101T000000") for number in range(2000))
+    (folder / "many.ics").write_text(CALENDAR.format(many))
+    (folder / "zfine.ics").write_text(CALENDAR.format(event("Fine", ":20270301T120000")))
+    calendars = entries.Calendars()
+    found, left_out = calendars.series([folder], "", 0.02)
+    assert not found and "many.ics: takes too long" in left_out[0]
+    assert left_out[1:] == ["zfine.ics: not read yet; ask again"]
+    found, left_out = calendars.series([folder], "", 0.02)
+    assert [name for name, _ in found] == ["zfine"] and "takes too long" in left_out[0]
+    assert len(entries.Calendars().series([folder], "", 60.0)[0]) == 2001
 
 
 def test_code_is_run_checked_formatted_and_tested(ask: Ask):

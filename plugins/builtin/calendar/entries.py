@@ -21,7 +21,8 @@ import recurring_ical_events
 
 MAX_FILES, MAX_FILE, MAX_BYTES = 5000, 4 << 20, 16 << 20
 MAX_STEPS = 200_000  # of one rule, from its first day to the last that is asked for
-SERIES_S, LOOK_S = 1.0, 6.0  # of one entry's repetitions, and of all
+# of one entry's repetitions, of reading what changed, and of a whole look, less than a call has
+SERIES_S, READ_S, LOOK_S = 1.0, 5.0, 8.0
 PER_DAY = {"SECONDLY": 86_400, "MINUTELY": 1440, "HOURLY": 24}
 DAY = dt.timedelta(days=1)
 
@@ -79,19 +80,25 @@ class Calendars:
 
     def __init__(self) -> None:
         self._read = dict[tuple[str, int, int], list[list[Any]]]()
+        self._too_long = set[tuple[str, int, int]]()
 
-    def series(self, folders: Sequence[Path], own: str) -> tuple[list[Series], list[str]]:
-        """All entries with their changes, and what was left out.
+    def series(
+        self, folders: Sequence[Path], own: str, seconds: float
+    ) -> tuple[list[Series], list[str]]:
+        """All entries with their changes, and what was left out. A file that alone takes too long
+        is left out until it changes; one that there was no time left for is read the next time.
 
         Args:
             own: a calendar as text, beside those of the folders.
+            seconds: for reading what changed.
         """
+        ends = time.monotonic() + seconds
         found, left_out = list[Series](), list[str]()
         kept, size = dict[tuple[str, int, int], list[list[Any]]](), 0
         try:
-            found += [("own", one) for one in parse(own, "own")] if own else []
-        except Unreadable as error:
-            left_out.append(str(error))
+            found += [("own", one) for one in parse(own, "own", seconds)] if own else []
+        except (Unreadable, TooLong) as error:
+            left_out.append(str(error) or "own: takes too long to read")
         for number, path in enumerate(files(folders)):
             try:
                 about = path.lstat()
@@ -102,9 +109,18 @@ class Calendars:
                 if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE:
                     raise Unreadable(f"{path.name}: a link, no plain file, or larger than 4 MB")
                 key = (str(path), about.st_mtime_ns, about.st_size)
+                if key in self._too_long:
+                    raise Unreadable(f"{path.name}: takes too long to read; split it")
                 if key not in self._read:
                     text = path.read_bytes().decode("utf-8-sig", "replace")
-                    self._read[key] = parse(text, path.name)
+                    left = ends - time.monotonic()
+                    try:
+                        self._read[key] = parse(text, path.name, left)
+                    except TooLong:
+                        if left < 0.9 * seconds:  # another had its time
+                            raise Unreadable(f"{path.name}: not read yet; ask again") from None
+                        self._too_long.add(key)
+                        raise Unreadable(f"{path.name}: takes too long to read; split it") from None
                 kept[key] = self._read[key]
                 found += [(path.stem, one) for one in kept[key]]
             except (OSError, Unreadable) as error:
@@ -113,11 +129,17 @@ class Calendars:
         return found, left_out
 
 
-def parse(text: str, name: str) -> list[list[Any]]:
-    """The entries of a file, those of one UID together. Raises: Unreadable: no calendar."""
+def parse(text: str, name: str, seconds: float) -> list[list[Any]]:
+    """The entries of a file, those of one UID together.
+
+    Raises:
+        Unreadable: no calendar.
+        TooLong: it takes longer than `seconds`.
+    """
     try:
-        calendars = icalendar.Calendar.from_ical(text, multiple=True)
-        events = [event for one in calendars for event in one.walk("VEVENT")]
+        with limited(seconds):
+            calendars = icalendar.Calendar.from_ical(text, multiple=True)
+            events = [event for one in calendars for event in one.walk("VEVENT")]
     except Exception as error:
         # the library raises what it stumbles over
         raise Unreadable(f"{name}: no calendar, or damaged ({type(error).__name__})") from None
@@ -128,9 +150,11 @@ def parse(text: str, name: str) -> list[list[Any]]:
     return list(grouped.values())
 
 
-def between(series: Sequence[Series], start: dt.datetime, end: dt.datetime) -> Found:
-    """What happens from `start` until before `end`, in order."""
-    found, ends = Found(), time.monotonic() + LOOK_S
+def between(series: Sequence[Series], start: dt.datetime, end: dt.datetime, ends: float) -> Found:
+    """What happens from `start` until before `end`, in order; looked at until `ends` on the
+    monotonic clock.
+    """
+    found = Found()
     for calendar, events in series:
         title = str(events[0].get("SUMMARY", "without a title"))[:80]
         try:

@@ -7,14 +7,29 @@ Always: no other file is changed; a refused request changes nothing.
 """
 
 import datetime as dt
+import os
+import stat
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import icalendar
-from quietchoir_sdk import DATA, Storage, ToolFailure, paged, serve, tool  # type: ignore[import-not-found]
+from quietchoir_sdk import DATA, Storage, ToolFailure, paged, serve, tool, write_whole  # type: ignore[import-not-found]
 
-from .entries import Calendars, Entry, Found, between, free, local
+from .entries import (
+    LOOK_S,
+    MAX_FILE,
+    READ_S,
+    Calendars,
+    Entry,
+    Found,
+    TooLong,
+    between,
+    free,
+    limited,
+    local,
+)
 
 MAX_DAYS, MAX_OWN, MAX_TOLD = 400, 2000, 10
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -48,11 +63,16 @@ def moment(text: str, what: str) -> tuple[dt.datetime, bool]:
 
 
 def own() -> str:
-    """The plugin's own calendar, as text. ToolFailure: its file cannot be read."""
+    """The plugin's own calendar, as text. ToolFailure: its file cannot be read, or is none."""
     if not ADDED.parent.is_dir():
         return str((storage.value or {}).get("ics", ""))
+    if not os.path.lexists(ADDED):
+        return ""
+    about = ADDED.lstat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE:
+        raise ToolFailure(f"{ADDED.name} is a link, no plain file, or larger than 4 MB")
     try:
-        return ADDED.read_text("utf-8") if ADDED.is_file() and not ADDED.is_symlink() else ""
+        return str(ADDED.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ToolFailure(f"{ADDED.name} cannot be read ({type(error).__name__})") from None
 
@@ -61,7 +81,12 @@ def own_calendar() -> Any:
     """The plugin's own calendar. ToolFailure: its file is damaged."""
     if text := own():
         try:
-            return icalendar.Calendar.from_ical(text)
+            with limited(READ_S):
+                return icalendar.Calendar.from_ical(text)
+        except TooLong:
+            raise ToolFailure(
+                f"{ADDED.name} takes too long to read; its owner must split it"
+            ) from None
         except ValueError:
             raise ToolFailure(f"{ADDED.name} is damaged; its owner must mend or move it") from None
     fresh: Any = icalendar.Calendar()
@@ -76,10 +101,8 @@ def keep(calendar: Any) -> None:
     if not ADDED.parent.is_dir():
         storage.save({"ics": content.decode()})
         return
-    fresh = ADDED.with_suffix(".new")
     try:
-        fresh.write_bytes(content)
-        fresh.replace(ADDED)
+        write_whole(ADDED, content)
     except OSError as error:
         raise ToolFailure(f"{ADDED.name} was not written ({error.strerror})") from None
 
@@ -90,9 +113,10 @@ def look(start: dt.datetime, days: int) -> Found:
         raise ToolFailure(f"days is {days}; expected 1 to {MAX_DAYS}")
     folders = sorted(DATA.iterdir()) if DATA.is_dir() else []
     theirs = [folder for folder in folders if folder != ADDED.parent]
-    series, left_out = calendars.series(theirs, own())
+    ends = time.monotonic() + LOOK_S
+    series, left_out = calendars.series(theirs, own(), READ_S)
     try:
-        found = between(series, start, start + dt.timedelta(days=days))
+        found = between(series, start, start + dt.timedelta(days=days), ends)
     except OverflowError:
         raise ToolFailure(f"{start:%Y-%m-%d} is too far away") from None
     found.left_out += left_out

@@ -14,7 +14,16 @@ from collections.abc import Iterator
 from errno import EROFS
 from pathlib import Path
 
-from quietchoir_sdk import DATA, ToolFailure, granted_folders, granted_path, paged, serve, tool  # type: ignore[import-not-found]
+from quietchoir_sdk import (  # type: ignore[import-not-found]
+    DATA,
+    ToolFailure,
+    granted_folders,
+    granted_path,
+    paged,
+    serve,
+    tool,
+    write_whole,
+)
 
 MAX_BYTES = 4 << 20  # of one file
 MAX_FILES, MAX_SEARCHED, MAX_HITS = 20_000, 64 << 20, 200  # of one search
@@ -153,10 +162,8 @@ def files_write(path: str, text: str, overwrite: bool = False) -> str:
     target: Path = granted_path(folder or "") / name
     if os.path.lexists(target) and not (overwrite and stat.S_ISREG(target.lstat().st_mode)):
         raise ToolFailure(f"{name_of(target)} is there already; choose another name, or overwrite")
-    fresh = target.with_name(f".{name[:200]}.new")
     try:
-        fresh.write_text(text, "utf-8", errors="replace")
-        fresh.replace(target)
+        write_whole(target, text.encode(errors="replace"))
     except OSError as error:
         reason = "its folder is granted to be read only" if error.errno == EROFS else error.strerror
         raise ToolFailure(f"{name_of(target)} was not written: {reason}") from None
