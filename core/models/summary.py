@@ -33,7 +33,7 @@ class Summary:
     def lines(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
         own = self.architecture
-        windows = sorted({window for window in own.windows if window})
+        windows = sorted({abs(window) for window in own.windows if window})
         shares = (
             f"{name} {count / self.parameters:.1%}" for name, count in self.quant_types.items()
         )

@@ -40,13 +40,21 @@ class Spoiler:
                 self._cache[block, first // 2 : last // 2] = 0x7FC0
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+NEAR = ["sliding_attention"]
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "num_hidden_layers": 4,
+        "layer_types": [*NEAR, *NEAR, "full_attention", *NEAR],
+        "sliding_window": WINDOW,
+    },
+    "llama4": {"attention_chunk_size": WINDOW},  # its rows see runs of so many
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def windowed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("windows")
-    near = ["sliding_attention"]
-    kinds = [*near, *near, "full_attention", *near]
-    sizes = {"num_hidden_layers": 4, "layer_types": kinds, "vocab_size": byte_tokenizer().size}
-    made = make_model("gemma3", sliding_window=WINDOW, **sizes)
+    made = make_model(request.param, vocab_size=byte_tokenizer().size, **KINDS[request.param])
     made.save_pretrained(folder)
     architecture = from_hf.read_architecture(folder)
     tensors = from_hf.name_tensors(folder, architecture)
@@ -54,14 +62,16 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def engines(gemma: Weights) -> tuple[Make, list[Spoiler]]:
+def engines(windowed: Weights) -> tuple[Make, list[Spoiler]]:
     spoilers: list[Spoiler] = []
-    block = block_bytes(gemma.architecture)
-    windowed = [at for at in range(gemma.architecture.num_layers) if gemma.architecture.window(at)]
-    assert 0 < len(windowed) < gemma.architecture.num_layers
+    block = block_bytes(windowed.architecture)
+    near = [
+        at for at in range(windowed.architecture.num_layers) if windowed.architecture.window(at)
+    ]
+    assert 0 < len(near) < windowed.architecture.num_layers
 
     def made(blocks: int = 64, *, whole: bool = False, **changes: Any) -> Engine:
-        runner = NativeRunner(gemma, blocks, threads=2)
+        runner = NativeRunner(windowed, blocks, threads=2)
         assert runner.windows is not None and runner.windows.tokens == WINDOW
         if whole:
             runner.windows = None
@@ -69,7 +79,7 @@ def engines(gemma: Weights) -> tuple[Make, list[Spoiler]]:
             spoilers.append(Spoiler(runner.windows, runner))
             runner.windows = spoilers[-1]  # type: ignore[assignment]
         settings = EngineConfig(**{"context": 220, "kv_bytes": blocks * block} | changes)
-        return Engine(gemma, settings, backend=runner, clock=lambda: 0.0)
+        return Engine(windowed, settings, backend=runner, clock=lambda: 0.0)
 
     return made, spoilers
 

@@ -74,6 +74,8 @@ def unsupported(weights: Weights) -> str | None:
     for trait, plain in ONLY.items():
         if (found := getattr(architecture, trait)) != plain:
             return f"its {trait} is {found}, which the CUDA runner does not compute"
+    if min(architecture.windows, default=0) < 0:
+        return "its rows see those of their own run alone, which the CUDA runner does not compute"
     return None
 
 

@@ -601,7 +601,8 @@ def windows_of(
     each = head_bytes(architecture, kv_type) * architecture.num_kv_heads
     layers = [at for at in range(architecture.num_layers) if architecture.attends(at)]
     parts = {
-        (place * each, (place + 1) * each): architecture.window(layer)
+        # of a run as well: no row sees further back than it is long
+        (place * each, (place + 1) * each): abs(architecture.window(layer))
         for place, layer in enumerate(layers)
         if architecture.window(layer)
     }
