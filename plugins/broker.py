@@ -16,7 +16,6 @@ Source: RFC 9110 (7.6.1, 9.3.6), RFC 9112 (3.2), RFC 9209.
 import asyncio
 import ipaddress
 import logging
-import os
 import socket
 import ssl
 import time
@@ -487,8 +486,7 @@ async def readable(channel: socket.socket) -> None:
 
 def trusted() -> bytes:
     """The certificates that this machine trusts, for a plugin's own TLS; empty if it has none."""
-    known = ssl.get_default_verify_paths()
-    for path in (os.environ.get(known.openssl_cafile_env), known.cafile, *BUNDLES):
+    for path in (ssl.get_default_verify_paths().cafile, *BUNDLES):
         if path and Path(path).is_file():
             return Path(path).read_bytes()
     return b""

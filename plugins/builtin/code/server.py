@@ -41,9 +41,10 @@ if last is not None:
 def environment(folder: Path) -> dict[str, str]:
     """Variables of what is run: one thread, for processes are few here."""
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    libraries = os.environ.get("LD_LIBRARY_PATH")
     return {
         **dict.fromkeys(threads, "1"),
-        **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+        **({} if libraries is None else {"LD_LIBRARY_PATH": libraries}),
         "HOME": str(folder),
         "LANG": "C.UTF-8",
         "PATH": f"{PACKAGES}/bin:/usr/bin:/bin",

@@ -16,7 +16,8 @@ from typing import Any
 
 from quietchoir_sdk import ToolFailure, fetch, hosts, paged, serve, tool  # type: ignore[import-not-found]
 
-ADDRESS, TOKEN = "HOME_ASSISTANT_URL", "HOME_ASSISTANT_TOKEN"
+ADDRESS = "HOME_ASSISTANT_URL"
+TOKEN = "HOME_ASSISTANT_TOKEN"
 MAX_S = 8.0  # the node waits 10 s for a call by default
 SERVICE = re.compile(r"[a-z0-9_]{1,60}\.[a-z0-9_]{1,60}")
 # Areas are not in the REST interface but in its templates.
