@@ -240,6 +240,7 @@ def install_one(chosen: argparse.Namespace) -> int:
 
     from . import installing
     from .manifest import ID
+    from .registry import lock
 
     known = others(chosen)
     if ID.fullmatch(chosen.source.partition("@")[0]):
@@ -255,6 +256,7 @@ def install_one(chosen: argparse.Namespace) -> int:
         left = installing.left_over(terms)
         same = bool(left) and (chosen.same or succeeds(terms.id, left, chosen.yes))
         installing.install(terms, known, same=same)
+        lock.prune(terms.id, installing.digest_of(installing.pack(terms)))  # it came from nobody
     if left and not same:
         print(f"{', '.join(map(one_line, left))} of the one before: set aside, not given to it")
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
@@ -448,6 +450,7 @@ def wrap_one(chosen: argparse.Namespace) -> int:
     """Write an existing server's manifest from what it says, show it, ask, and install it."""
     from . import grants, installing, wrapping
     from .grants import PluginSettings
+    from .registry import lock
     from .sandbox import interpreter
 
     words, variables = tuple(chosen.command), variables_of(chosen.env)
@@ -485,6 +488,7 @@ def wrap_one(chosen: argparse.Namespace) -> int:
         installing.forget_content(terms.head.content)
         return 1
     installing.place(terms, known, settings=settings)
+    lock.prune(terms.id)
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
     return 0
 

@@ -232,7 +232,14 @@ def available(bundles: Sequence[Path] = ()) -> Available:
         except ManifestError as error:
             refused[folder] = error
             continue
-        if folder not in builtin and terms.id.startswith(f"{PUBLISHER}/"):
+        if folder == installing.root() / folder.parent.name / folder.name and (
+            terms.id != f"{folder.parent.name}/{folder.name}"
+        ):
+            refused[folder] = ManifestError(
+                f"{folder}: calls itself {terms.id} and was installed as another; its files were "
+                f"changed, remove it"
+            )
+        elif folder not in builtin and terms.id.startswith(f"{PUBLISHER}/"):
             refused[folder] = ManifestError(
                 f"{folder}: calls itself {terms.id}, but {PUBLISHER} publishes only what comes "
                 f"with this package; its author must use a publisher's name of their own"

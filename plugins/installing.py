@@ -40,6 +40,7 @@ BROKEN = (  # what `zipfile` says of an archive that is none
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
 LONGEST = 400  # characters of a description
+MAX_ARCHIVE_BYTES = manifest.MAX_BUNDLE_BYTES + (4 << 20)  # of `pack`, names included
 SERVER = '''"""{id}: say here what it is for."""
 
 from quietchoir_sdk import serve, tool

@@ -26,7 +26,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20
 # a private folder is called after its id, so no id begins with what lies beside those folders
 ID = re.compile(r"(?!(?:installed|store)/)[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
-VERSION = re.compile(r"\d+\.\d+\.\d+")
+VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")  # three that can be compared
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")

@@ -10,8 +10,8 @@ whole the old one stays.
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..core.config import PluginsConfig
@@ -130,6 +130,8 @@ def propose(
         release = source.release(plugin_id, version)
         if why := lock.revoked(origin_of(release)):
             raise RegistryError(f"{plugin_id} {release.listing.version} is {why}")
+        if short := release.shortfall:  # before anything of it is fetched
+            raise RegistryError(f"{plugin_id} {release.listing.version} is not installed: {short}")
         terms = installing.unpack(source.archive(release))
     mine = listing.listing_of(terms, release.listing.commit)
     if not listing.agree(mine, release.listing):
@@ -137,7 +139,8 @@ def propose(
     if short := release.shortfall_of(mine):
         raise RegistryError(f"{plugin_id} {mine.version} is not installed: {short}")
     new = installing.differences(terms, before) if before is not None else []
-    same = held is not None and held.author_key == terms.head.author_key
+    whole = before is not None and lock.intact(before)
+    same = whole and held is not None and held.author_key == terms.head.author_key
     return Proposal(release, terms, before, tuple(new), same)
 
 
@@ -167,22 +170,29 @@ def install(proposal: Proposal, known: Mapping[str, Manifest], *, same: bool = F
     try:
         installing.install(proposal.terms, known, same=same or proposal.same_author)
     finally:
-        here = installing.root() / proposal.terms.id
-        lock.prune(proposal.terms.id, digest_in(here))
+        settle(proposal.terms.id)
 
 
-def digest_in(folder: Path) -> str:
-    """Of what is installed there, packed; empty if nothing is."""
-    try:
-        return installing.digest_of(installing.pack(manifest.read(folder)))
-    except ManifestError:
-        return ""
+def settle(plugin_id: str) -> None:
+    """Forget the origins of a plugin that are not those of what is installed; if that was changed,
+    they stay, so that it does not run.
+    """
+    folder = installing.root() / plugin_id
+    if not folder.exists():
+        lock.prune(plugin_id)
+        return
+    with suppress(ManifestError):
+        here = manifest.read(folder)
+        if lock.intact(here):
+            lock.prune(plugin_id, installing.digest_of(installing.pack(here)))
 
 
 def remove(plugin_id: str, *, forget: bool) -> None:
     """Take it away, and forget where it came from. Raises: ConfigError: as `installing.remove`."""
-    installing.remove(plugin_id, forget=forget)
-    lock.prune(plugin_id)
+    try:
+        installing.remove(plugin_id, forget=forget)
+    finally:
+        settle(plugin_id)
 
 
 def outdated(known: Mapping[str, Manifest]) -> dict[str, str]:
@@ -228,6 +238,8 @@ def verify(known: Mapping[str, Manifest]) -> list[str]:
                 }
         except (ConfigError, PluginError) as error:
             wrong.append(str(error))
+    for plugin_id in sorted({one.id for one in lock.read().origins.values()} - set(known)):
+        wrong.append(f"{plugin_id}: came from a registry, and is gone or cannot be read")
     for plugin_id, origin in origins.items():
         digest = installing.digest_of(installing.pack(known[plugin_id]))
         if (

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,6 +34,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from ...core import paths, tables
 from ...core.errors import ConfigError, RegistryError
+from .. import installing
 from ..manifest import ID
 from . import keys, listing, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
@@ -44,6 +45,7 @@ from .review import Review, ReviewPolicy
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
 ABOUT, HEAD = "registry.json", "log-head.json"
 PIECE = 64 << 10  # bytes read at once
+MAX_BYTES = 32 << 20  # of an index, a log, a review record, rules
 QUIET_S = 10.0  # a server that sends nothing for so long is left
 BEGINNING_S, LEAST_RATE = 5.0, 10_000  # after so long it must have sent so many bytes a second
 LIMITS = UpdaterConfig(
@@ -315,8 +317,12 @@ class RegistryClient:
             raise RegistryError(f"{self.name}: has no {path}; its owner must publish it again")
         return self._bytes(target)
 
-    def _bytes(self, target: TargetFile) -> bytes:
-        where = self.folder / "targets" / target.path.replace("/", "%2F")
+    def _bytes(self, target: TargetFile, most: int = MAX_BYTES) -> bytes:
+        if target.length > most:
+            raise RegistryError(
+                f"{self.name}: {target.path} has {target.length} bytes; at most {most} are fetched"
+            )
+        where = self._held(target)
         if self._updater.find_cached_target(target, str(where)) is None:
             fresh = where.with_name(f"{where.name}.new")
             self._updater.download_target(target, str(fresh))
@@ -324,6 +330,9 @@ class RegistryClient:
         content = where.read_bytes()
         target.verify_length_and_hashes(content)
         return content
+
+    def _held(self, target: TargetFile) -> Path:
+        return self.folder / "targets" / target.path.replace("/", "%2F")
 
     def rows(self, path: str, field: str) -> list[dict[str, Any]]:
         """A list in one of its JSON files. Raises: RegistryError: it is none."""
@@ -337,16 +346,9 @@ class RegistryClient:
         """Rows of the index in which every word stands."""
         wanted = [word.casefold() for word in words]
         found = []
-        for row in self.rows(INDEX, "plugins"):
-            if not ID.fullmatch(f"{row.get('id')}") or not listing.is_version(row.get("version")):
-                raise RegistryError(f"{self.name}: its index names what is no plugin")
-            said = {
-                name: f"{row.get(name, '')}" for name in ("id", "version", "description", "price")
-            }
-            if all(word in f"{said['id']} {said['description']}".casefold() for word in wanted):
-                asks = row.get("sensitive", [])
-                kinds = [f"{kind}" for kind in asks] if isinstance(asks, list) else []
-                found.append({**said, "sensitive": kinds, "registry": self.name})
+        for row in listing.read_index(self.rows(INDEX, "plugins"), f"{self.name}: {INDEX}"):
+            if all(word in f"{row.id} {row.description}".casefold() for word in wanted):
+                found.append({**asdict(row), "registry": self.name})
         return found
 
     def releases(self, plugin_id: str) -> dict[str, TargetFile]:
@@ -380,9 +382,15 @@ class RegistryClient:
         said = listing.read(target.custom, f"{self.name}: {target.path}")
         if (said.id, said.version) != (plugin_id, version):
             raise RegistryError(f"{self.name}: {target.path} says it is {said.id} {said.version}")
-        if said.author_key not in self.author_keys(plugin_id.partition("/")[0]):
+        known = self.author_keys(plugin_id.partition("/")[0])
+        if said.author_key not in known:
             raise RegistryError(
                 f"{self.name}: {plugin_id} names an author's key that the registry does not know"
+            )
+        if len(known) > 1:  # which of them signed is what tells an author's next release
+            raise RegistryError(
+                f"{self.name}: {len(known)} keys speak for the author of {plugin_id}; its owners "
+                f"must admit one: plugin registry admit"
             )
         path = listing.review_path(plugin_id, version)
         record = self._updater.get_targetinfo(path)
@@ -412,7 +420,11 @@ class RegistryClient:
     def archive(self, release: Release) -> bytes:
         """Its bytes, checked against what its author signed. Raises: RegistryError: others."""
         with understood(self.name):
-            return self._bytes(release.target)
+            content = self._bytes(release.target, installing.MAX_ARCHIVE_BYTES)
+            for other in (self.folder / "targets").glob("*.zip*"):  # one is kept, not all of them
+                if other != self._held(release.target):
+                    other.unlink()
+            return content
 
     def log(self) -> tuple[list[dict[str, Any]], LogHead]:
         """All decisions, checked, and remembered as the beginning of whatever comes later.

@@ -331,7 +331,7 @@ def verify_one(chosen: argparse.Namespace) -> int:
         f"{report.head.digest}"
     )
     for holder, points in report.credit.most_common():
-        print(f"credit {points:4}  {report.names.get(holder, holder[:16])}")
+        print(f"credit {points:4}  {one_line(report.names.get(holder, holder[:16]))}")
     return 1 if report.wrong else 0
 
 

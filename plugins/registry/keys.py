@@ -17,6 +17,7 @@ from securesystemslib.signer import CryptoSigner, Key, Signature, SSlibKey
 
 from ...core.errors import ConfigError, RegistryError
 from ...crypto.identity import keyfile
+from ..manifest import DIGEST
 
 KIND = "registry"  # what the key file calls itself
 KEY_BYTES = 32
@@ -45,6 +46,8 @@ def load(path: Path, passphrase: str | keyfile.Passphrase | None = None) -> Cryp
 def public(written: str) -> Key:
     """A public key as people write it: 64 hexadecimal digits. Raises: ConfigError: it is none."""
     try:
+        if not DIGEST.fullmatch(written):  # one key is written in one way
+            raise ValueError
         return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(written)))
     except ValueError:
         raise ConfigError(

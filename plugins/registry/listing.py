@@ -7,7 +7,7 @@ the archive's before anything is installed.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core import tables
@@ -21,6 +21,7 @@ GROUPS = "0123456789abcdef"  # roles that authors are divided among, by the dige
 # What a plugin may be granted without a second reviewer; anything else, of versions to come too, is
 # sensitive.
 HARMLESS = frozenset({"config", "optional", "storage_bytes", "private_data"})
+MAX_TEXT = 100_000  # characters that are said of one release
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +41,35 @@ class Listing:
     commit: str = ""  # of the source that the archive was made from
 
     def __post_init__(self) -> None:
-        if not ID.fullmatch(self.id) or not is_version(self.version):
-            raise ValueError(f"{self.id!r} {self.version!r} is no plugin's name and version")
-        for text in (self.description, *self.asks, *self.tools, self.price, self.shop, self.commit):
-            if legible(text) != text:
-                raise ValueError(f"{self.id}: holds characters that a reader does not see")
+        lists = (*self.asks, *self.sensitive, *self.tools)
+        texts = (self.description, self.licence, self.price, self.shop, self.commit, *lists)
+        require_plain(self.id, self.version, texts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRow:
+    """A plugin's newest release, as a search is told of it."""
+
+    id: str
+    version: str
+    description: str = ""
+    price: str = ""
+    sensitive: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_plain(self.id, self.version, (self.description, self.price, *self.sensitive))
+
+
+def require_plain(plugin_id: str, version: str, texts: Sequence[str]) -> None:
+    """Raise ValueError for a name or version that is none, and for texts that are too long or that
+    a reader does not see whole.
+    """
+    if not ID.fullmatch(plugin_id) or not is_version(version):
+        raise ValueError(f"{plugin_id[:80]!r} {version[:40]!r} is no plugin's name and version")
+    if sum(map(len, texts)) > MAX_TEXT:
+        raise ValueError(f"{plugin_id}: says more than {MAX_TEXT} characters of itself")
+    if any(legible(text) != text for text in texts):
+        raise ValueError(f"{plugin_id}: holds characters that a reader does not see")
 
 
 def listing_of(terms: Manifest, commit: str = "") -> Listing:
@@ -88,7 +113,19 @@ def read(custom: object, where: str) -> Listing:
     try:
         return tables.fill(Listing, custom, f"{where}: ")
     except ConfigError as error:
-        raise RegistryError(f"{error}; a newer quietchoir may know it") from None
+        raise RegistryError(f"{str(error)[:400]}; a newer quietchoir may know it") from None
+
+
+def read_index(rows: Sequence[Mapping[str, Any]], where: str) -> list[IndexRow]:
+    """The index; what a row says more is left out. Raises: RegistryError: a row is none."""
+    names = {field.name for field in dataclasses.fields(IndexRow)}
+    try:
+        return [
+            tables.fill(IndexRow, {name: row[name] for name in row if name in names}, f"{where}: ")
+            for row in rows
+        ]
+    except ConfigError as error:
+        raise RegistryError(f"{str(error)[:400]}; its owner must publish it again") from None
 
 
 def agree(one: Listing, other: Listing) -> bool:
@@ -101,12 +138,7 @@ def agree(one: Listing, other: Listing) -> bool:
 
 def is_version(text: object) -> bool:
     """Three numbers that can be compared."""
-    return (
-        isinstance(text, str)
-        and text.isascii()
-        and len(text) <= 32
-        and VERSION.fullmatch(text) is not None
-    )
+    return isinstance(text, str) and VERSION.fullmatch(text) is not None
 
 
 def order(version: str) -> tuple[int, ...]:

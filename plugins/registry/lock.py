@@ -3,7 +3,8 @@
 Knows one file, by the SHA-256 of packed plugins. Knows nothing of networks: what was revoked is
 what the last look brought.
 Always: an origin is of exactly these bytes, so an installation that was interrupted leaves no
-plugin with another's origin; a plugin of no registry has none.
+plugin with another's origin; other bytes under an id that came from a registry do not run; a plugin
+of no registry has none.
 """
 
 import fcntl
@@ -105,8 +106,22 @@ def pin(plugin_id: str, *, stays: bool) -> None:
 
 
 def origin_of(terms: Manifest) -> Origin | None:
-    """Where exactly these bytes came from, if from a registry."""
-    return read().origins.get(installing.digest_of(installing.pack(terms)))
+    """Where a plugin came from, if from a registry; also one whose files were changed since."""
+    return sought(read(), terms)[0]
+
+
+def intact(terms: Manifest) -> bool:
+    """Whether exactly these bytes came from a registry."""
+    return sought(read(), terms)[1]
+
+
+def sought(held: LockFile, terms: Manifest) -> tuple[Origin | None, bool]:
+    """Where a plugin came from, and whether it still is to the byte what came."""
+    exact = held.origins.get(installing.digest_of(installing.pack(terms)))
+    if exact is not None and (exact.id, exact.version) == (terms.id, terms.head.version):
+        return exact, True
+    mine = (one for one in reversed(held.origins.values()) if one.id == terms.id)
+    return next(mine, None), False
 
 
 def revoked(origin: Origin) -> str:
@@ -142,11 +157,16 @@ def news() -> tuple[tuple[str, int], ...]:
 
 
 def halted(terms: Manifest) -> str:
-    """Why an installed plugin may not run now: revoked, or without the licence that it is sold
-    under. Empty if it may. What cannot be read says so, and stops it.
+    """Why an installed plugin may not run now: changed, revoked, or without the licence that it is
+    sold under. Empty if it may. What cannot be read says so, and stops it.
     """
     try:
-        origin = origin_of(terms)
+        origin, whole = sought(read(), terms)
+        if origin is not None and not whole:
+            return (
+                f"its files were changed since they came from {origin.registry}; plugin install "
+                f"{terms.id} brings it again, or: plugin remove {terms.id}"
+            )
         if origin is not None and (why := revoked(origin)):
             return why
         if terms.head.license.kind == "free":
@@ -160,9 +180,6 @@ def halted(terms: Manifest) -> str:
 
 def origins(manifests: Mapping[str, Manifest]) -> dict[str, Origin]:
     """Of all plugins that came from a registry."""
-    known = read().origins
-    found = {}
-    for plugin_id, terms in manifests.items():
-        if origin := known.get(installing.digest_of(installing.pack(terms))):
-            found[plugin_id] = origin
-    return found
+    held = read()
+    found = {plugin_id: sought(held, terms)[0] for plugin_id, terms in manifests.items()}
+    return {plugin_id: origin for plugin_id, origin in found.items() if origin is not None}

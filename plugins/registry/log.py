@@ -23,6 +23,11 @@ from . import keys
 
 KIND = "log entry"
 START = "0" * 64
+# What is read of an entry, by type.
+ROW = (
+    ("at", int),
+    *((name, str) for name in ("what", "key", "id", "version", "sha256", "verdict")),
+)
 # What an entry is worth to whoever signed it; GOVERNANCE.md says why.
 CREDIT = {"add": 3, "review": 2, "revoke": 1}
 
@@ -55,6 +60,7 @@ def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], LogHead]:
         try:
             row = json.loads(written)
             follows = row.get("before") == head.digest and row.get("number") == number
+            follows = follows and all(type(row.get(name, kind())) is kind for name, kind in ROW)
         except (ValueError, AttributeError, RecursionError):
             follows = False
         if not follows:

@@ -454,6 +454,10 @@ class PluginRepository:
                 said = listing.read(entry.custom, path)
                 if path != listing.path_of(said.id, said.version) or role != author_role(said.id):
                     raise RegistryError(f"{role} holds {path}, which is another's; it is refused")
+                if entry.length > installing.MAX_ARCHIVE_BYTES:
+                    raise RegistryError(
+                        f"{path}: no plugin has {entry.length} bytes; it is refused"
+                    )
                 found = self.reviews(said.id, said.version)
                 if short := review.shortfall(rules, said, entry.hashes["sha256"], found):
                     raise RegistryError(f"{said.id} {said.version} is not published: {short}")

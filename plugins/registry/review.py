@@ -6,6 +6,7 @@ counts twice, nor an author's of their own plugin; a rejection that stands outwe
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from .listing import Listing
 KIND = "review"
 END_OF_TIME = 1 << 37  # seconds since 1970 that a calendar can show
 # The checklist: docs/review-checklist.md says what each of them asks.
+WORD = re.compile(r"[a-z-]{1,40}")
 CHECKS = ("source", "commit", "permissions", "tools", "data", "start", "scan")
 
 
@@ -43,6 +45,8 @@ class Review:
     def __post_init__(self) -> None:
         if not 0 <= self.at < END_OF_TIME:
             raise ValueError(f"at is {self.at}; expected seconds since 1970")
+        if any(not WORD.fullmatch(one) for one in self.checked):
+            raise ValueError("checked names what is on no checklist")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,7 @@ def one(row: Any, where: str) -> Review:
     try:
         found = tables.fill(Review, row, f"{where}: ")
     except (ConfigError, AttributeError, TypeError) as error:
-        raise RegistryError(f"{where}: no review ({error})") from None
+        raise RegistryError(f"{where}: no review ({str(error)[:400]})") from None
     keys.signer_of(KIND, row)
     return found
 

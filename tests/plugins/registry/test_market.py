@@ -15,8 +15,8 @@ import pytest
 from quietchoir.core.config import PluginsConfig
 from quietchoir.core.errors import ConfigError, ManifestError, RegistryError, ToolError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins import manifest, market
-from quietchoir.plugins.host import PluginHost
+from quietchoir.plugins import installing, manifest, market
+from quietchoir.plugins.host import PluginHost, available
 from quietchoir.plugins.registry import (
     audit,
     client,
@@ -29,8 +29,9 @@ from quietchoir.plugins.registry import (
     scan,
 )
 from quietchoir.plugins.registry.client import opened
+from quietchoir.plugins.registry.log import LogHead
 from quietchoir.plugins.registry.repository import PluginRepository
-from quietchoir.plugins.registry.review import ReviewPolicy
+from quietchoir.plugins.registry.review import CHECKS, ReviewPolicy
 from quietchoir.plugins.running import plugin_folder
 from quietchoir.plugins.sandbox.probe import SandboxReport
 from quietchoir.tests.plugins.conftest import ATTACK, hostile, write_bundle
@@ -390,6 +391,8 @@ def test_a_paid_plugin_runs_with_a_licence_for_this_node_and_these_days(world: W
     assert after(14) == ""  # within the days of grace
     assert "ended; renew it" in after(16)
     assert "set back by 15 days" in after(2)  # it was the 16th day here once
+    with pytest.raises(ConfigError, match="versions are three numbers"):
+        licences.decode(licences.issue(vendor, **{**good, "below": f"1.{'9' * 5000}.0"}))
     token = licences.issue(vendor, **good)
     for bad in (token[:-3] + "AAA", token[8:], "", "qcl1.e30"):
         with pytest.raises(ConfigError, match="no licence, or it was changed"):
@@ -487,7 +490,7 @@ def test_what_an_author_signs_cannot_break_who_reads_it(world: World) -> None:
     held.index = lambda: [{"id": "../x", "version": "1"}]  # type: ignore[method-assign]
     held.publish(world.signers["online"])
     assert market.find("ann/counter").listing.version == "1.0.0"
-    with pytest.raises(RegistryError, match="its index names what is no plugin"):
+    with pytest.raises(RegistryError, match="is no plugin's name and version"):
         market.search([])
     with pytest.raises(RegistryError, match="is no plugin's name and version"):
         listing.read({"id": "ann/x", "version": "9" * 40, "description": "", "author_key": ""}, "x")
@@ -518,3 +521,124 @@ def test_what_expires_is_signed_anew_by_those_who_signed_it(world: World) -> Non
         registry.refresh()
     install("ann/counter")
     assert not audit.audit(world.folder).wrong
+
+
+def test_a_changed_file_of_an_installed_plugin_stops_it_and_is_told(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("ann/counter")
+    install("bob/teapot")
+    assert market.verify(installed()) == [] and not lock.halted(installed()["ann/counter"])
+    source = installing.root() / "ann/counter/server.py"
+    source.write_text(source.read_text() + "\n# more\n")
+    held = world.repository()
+    held.revoke("ann/counter", [], "it lies", world.keys("targets-1", "targets-2"))
+    held.publish(world.signers["online"])
+    for _ in range(2):  # a look, and a try to install it again, forget nothing
+        assert market.look() == {"main": ""}
+        with pytest.raises(RegistryError, match="revoked by main: it lies"):
+            install("ann/counter")
+        assert "its files were changed since they came from main" in lock.halted(
+            installed()["ann/counter"]
+        )
+    assert any("its files were changed" in wrong for wrong in market.verify(installed()))
+    assert run("plugin", "verify") == 1 and "were changed" in capsys.readouterr().out
+    assert not lock.halted(installed()["bob/teapot"])  # the control
+    # as another plugin, which no registry knows
+    about = source.with_name(manifest.FILE)
+    about.write_text(about.read_text().replace("ann/counter", "eve/counter"))
+    assert "eve/counter" not in available(installing.installed()).manifests
+    assert any("ann/counter" in wrong and "gone" in wrong for wrong in market.verify({}))
+    market.remove("ann/counter", forget=False)
+    assert market.verify(installed()) == []
+
+
+def test_a_changed_plugin_is_mended_by_its_registry_or_replaced_by_its_owner(
+    world: World, tmp_path: Path
+) -> None:
+    install("ann/counter")
+    source = installing.root() / "ann/counter/server.py"
+    source.write_text("raise SystemExit\n")
+    assert not market.propose("ann/counter", "", installed()).same_author  # whose are its data?
+    install("ann/counter")
+    assert not lock.halted(installed()["ann/counter"]) and market.verify(installed()) == []
+    mine = write_bundle(tmp_path / "mine", hostile("return 1"), id="ann/counter", version="9.0.0")
+    assert run("plugin", "install", str(mine), "--yes") == 0  # the owner's own, of no registry
+    assert not lock.halted(installed()["ann/counter"]) and market.verify(installed()) == []
+    assert lock.origin_of(installed()["ann/counter"]) is None
+
+
+def test_an_author_with_two_keys_is_no_author(world: World) -> None:
+    """Which of them signed would not be told, and one may be another's."""
+    install("ann/counter")
+    held = world.repository()
+    offline = world.keys("targets-1", "targets-2")
+    group = held.change(f"authors-{listing.group('ann')}").signed
+    group.add_key(world.signers["stranger"].public_key, "author.ann")
+    held._keep(offline)
+    held.add(
+        world.bundle("ann/counter", "1.1.0", author_key=world.public("stranger")),
+        world.signers["stranger"],
+    )
+    held.review("ann/counter", "1.1.0", world.signers["rita"], verdict="approve", checked=CHECKS)
+    held.publish(world.signers["online"])
+    with pytest.raises(RegistryError, match="2 keys speak for the author of ann/counter"):
+        market.propose("ann/counter", "", installed())
+    assert market.find("bob/teapot").listing.version == "1.0.0"  # the control
+
+
+def test_what_no_reviewer_approves_of_is_neither_fetched_nor_kept(world: World) -> None:
+    held = world.repository()
+    held.add(world.bundle("ann/counter", "1.1.0"), world.signers["ann"])
+    held._require_reviewed = lambda: None  # type: ignore[method-assign]
+    held.publish(world.signers["online"])
+    kept = world.scratch / "home/registries/main/targets"
+    with pytest.raises(RegistryError, match="0 of 1 reviews"):
+        install("ann/counter")
+    assert not list(kept.glob("*.zip*"))
+    install("bob/teapot")
+    assert len(list(kept.glob("*.zip*"))) == 1  # the control
+    held.review("ann/counter", "1.1.0", world.signers["rita"], verdict="approve")
+    held.publish(world.signers["online"])
+    install("ann/counter")
+    assert [path.name.partition("%2F")[2] for path in kept.glob("*.zip*")] == [
+        "ann%2Fcounter%2F1.1.0.zip"
+    ]
+    for path, entry in held.role("author.ann").signed.targets.items():
+        if path.endswith("1.1.0.zip"):
+            entry.length = 300 << 20
+    with (
+        opened("main") as registry,
+        pytest.raises(RegistryError, match=r"314572800 bytes; at most \d+ are fetched"),
+    ):
+        registry.refresh()
+        registry._bytes(entry, installing.MAX_ARCHIVE_BYTES)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"version": "1.0.0"},
+        {"id": ["ann/counter"], "version": "1.0.0"},
+        {"id": "ann/counter", "version": {"a": 1}},
+        {"id": "ann/counter\x1b[2J", "version": "1.0.0"},
+        {"id": "ann/counter", "version": "1.0.0", "description": "Counts.\u202e"},
+        {"id": "ann/counter", "version": "1.0.0", "sensitive": [{"a": 1}]},
+        {"id": "ann/counter", "version": "1.0.0", "description": "x" * 200_000},
+    ],
+)
+def test_an_index_of_nonsense_is_refused_in_one_sentence(row: dict[str, Any]) -> None:
+    with pytest.raises(RegistryError) as refused:
+        listing.read_index([row], "main")
+    assert len(str(refused.value)) < 500
+    good = {"id": "ann/counter", "version": "1.0.0", "of a later version": 1}
+    assert listing.read_index([good], "main")[0].description == ""  # the control
+
+
+@pytest.mark.parametrize("said", [{"id": ["a"]}, {"sha256": {}}, {"verdict": 1}, {"at": "noon"}])
+def test_a_log_of_another_shape_is_refused(world: World, said: dict[str, Any]) -> None:
+    signer = world.signers["online"]
+    head, at = LogHead(0, log.START), said.pop("at", 1)
+    assert log.read(log.line(signer, head, "add", 1, id="ann/counter"), "log")  # the control
+    with pytest.raises(RegistryError, match="line 1 does not follow"):
+        log.read(log.line(signer, head, "add", at, **said), "log")
