@@ -434,7 +434,7 @@ def grant_one(chosen: argparse.Namespace) -> int:
         option: grants.pairs_of(option, getattr(chosen, option.removeprefix("--")))
         for option in ("--read", "--write", "--host", "--env")
     }
-    added = grants.filled(terms, given, interpreter.unprivileged_user())
+    added = grants.filled(terms, given, interpreter.unprivileged_user(), sources_of(chosen))
     settings = grants.joined(grants.read(folder), added)
     if any(added.values()):
         installing.fill_in(folder, settings)
@@ -473,7 +473,7 @@ def wrap_one(chosen: argparse.Namespace) -> int:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     for folder in changed.values():
-        grants.may_write(folder, interpreter.unprivileged_user())
+        grants.may_write(folder, interpreter.unprivileged_user(), sources_of(chosen))
     quotas = grants.quotas(changed, limits.folder_mb)
     command = wrapping.seen_words(found.command, {**folders, **changed})
     known = others(chosen)
@@ -491,6 +491,17 @@ def wrap_one(chosen: argparse.Namespace) -> int:
     lock.prune(terms.id)
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
     return 0
+
+
+def sources_of(chosen: argparse.Namespace) -> list[Path]:
+    """What the node reads because its configuration says so; the configuration itself, and a
+    plugin that is named by its folder.
+    """
+    from ..core import config
+    from . import grants
+
+    named = [Path(one) for one in (chosen.config, chosen.id) if one and Path(one).exists()]
+    return [*named, *grants.named_in(config.load(chosen.config))]
 
 
 def others(chosen: argparse.Namespace) -> dict[str, "Manifest"]:

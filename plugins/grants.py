@@ -3,22 +3,25 @@
 Knows manifests, the file that holds what was filled in, and what a folder must be like to be
 written to by others. Starts nothing.
 Always: only what the manifest asks for is filled in; a folder that a plugin may change holds
-nothing that is also in another place (no hard links), and nothing of the system's or of programs'.
+nothing that is also in another place (no hard links), nothing of the system's or of programs', and
+nothing that this node runs, or reads as its settings, models or plugins.
 
 Not covered: what is written there is foreign. A folder that other programs act on by themselves (a
 repository's hooks, a build's scripts) should be nobody's to write to but theirs.
 """
 
+import dataclasses
 import json
 import os
 import stat
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import tables
+from ..core import paths, tables
 from ..core.errors import ConfigError
 from . import endpoints, wrapping
 from .manifest import Manifest
@@ -67,13 +70,17 @@ def pairs_of(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def filled(
-    terms: Manifest, given: Mapping[str, Mapping[str, Sequence[str]]], user: int | None
+    terms: Manifest,
+    given: Mapping[str, Mapping[str, Sequence[str]]],
+    user: int | None,
+    read: Iterable[Path] = (),
 ) -> dict[str, dict[str, Any]]:
     """What `given` adds to a plugin's settings, checked.
 
     Args:
         given: option ("--read" …) → name that the manifest asks for → values.
         user: who runs the plugin; None: ourselves.
+        read: as `may_write`.
 
     Raises:
         ConfigError: a name that it does not ask for, two values where one is expected, a folder
@@ -107,7 +114,7 @@ def filled(
             folder = wrapping.shown(Path(of[0]), option)
             added["folders"][name] = str(folder)
             if option == "--write":
-                may_write(folder, user)
+                may_write(folder, user, read)
                 added["quotas"] |= quotas({name: folder}, terms.head.limits.folder_mb)
     return added
 
@@ -158,32 +165,74 @@ def checked_host(text: str) -> str:
         raise ConfigError(f"--host: {error}") from None
 
 
-def may_write(folder: Path, user: int | None) -> None:
+def may_write(folder: Path, user: int | None, read: Iterable[Path] = ()) -> None:
     """Whether a plugin of `user` may be let write to `folder`.
 
+    Args:
+        read: what else this node reads its settings or plugins from: `named_in` its configuration.
+
     Raises:
-        ConfigError: it is too broad, cannot be written to, is reached by a link, or holds a file
-        that has another name elsewhere, which would change too.
+        ConfigError: it is too broad, cannot be written to or looked through, is reached by a link,
+        holds a file that has another name elsewhere, which would change too, or is, holds or lies
+        in a folder that this node reads programs, models, settings or plugins from.
     """
     if wrapping.shown(folder, "--write") != folder:
         raise ConfigError(f"{folder}: a link leads there; name the folder itself")
+    home = Path.home().resolve()
+    for source in {one.expanduser().resolve() for one in (*read, *own_sources())}:
+        inside = folder.is_relative_to(source) and not home.is_relative_to(source)
+        if inside or source.is_relative_to(folder):
+            raise ConfigError(
+                f"{folder}: this node runs programs from, or reads models, settings or plugins in, "
+                f"{source}; what a plugin writes there would act outside of its sandbox; name a "
+                f"folder apart from it"
+            )
     if not writable(folder, user):
         who = "this user" if user is None else f"user {user}, who runs plugins for root,"
         raise ConfigError(f"{folder}: {who} may not write there; change its owner or its mode")
     waiting, count = [folder], 0
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                about, count = entry.stat(follow_symlinks=False), count + 1
-                if stat.S_ISDIR(about.st_mode):
-                    waiting.append(Path(entry.path))
-                elif stat.S_ISREG(about.st_mode) and about.st_nlink > 1:
-                    raise ConfigError(
-                        f"{entry.path}: this file has another name too (a hard link), and would "
-                        f"change there; put a copy in its place"
-                    )
-                if count > MAX_ENTRIES:
-                    raise ConfigError(f"{folder}: more than {MAX_ENTRIES} files; name another")
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    about, count = entry.stat(follow_symlinks=False), count + 1
+                    if stat.S_ISDIR(about.st_mode):
+                        waiting.append(Path(entry.path))
+                    elif stat.S_ISREG(about.st_mode) and about.st_nlink > 1:
+                        raise ConfigError(
+                            f"{entry.path}: this file has another name too (a hard link), and "
+                            f"would change there; put a copy in its place"
+                        )
+                    if count > MAX_ENTRIES:
+                        raise ConfigError(f"{folder}: more than {MAX_ENTRIES} files; name another")
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder}: cannot be looked through ({error.strerror}), so nobody "
+            f"knows what would change; mend its mode, or take it away"
+        ) from None
+
+
+def own_sources() -> Iterator[Path]:
+    """Where this node finds its home, programs, libraries and models, whatever its settings say."""
+    from ..core.models.hub.elsewhere import lm_studio_folders, ollama_folders
+
+    yield from (paths.home(), paths.models(), Path(__file__).parents[1])
+    yield from (*lm_studio_folders(), *ollama_folders())
+    yield from map(Path, (sys.prefix, sys.base_prefix, sys.executable, *sys.path))
+    for variable in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH"):
+        yield from (Path(one) for one in os.environ.get(variable, "").split(os.pathsep) if one)
+
+
+def named_in(settings: object) -> Iterator[Path]:
+    """All files and folders that a configuration names."""
+    if isinstance(settings, Path):
+        yield settings
+    elif isinstance(settings, tuple):
+        for one in settings:
+            yield from named_in(one)
+    elif dataclasses.is_dataclass(settings):
+        for held in dataclasses.fields(settings):
+            yield from named_in(getattr(settings, held.name))
 
 
 def writable(folder: Path, user: int | None) -> bool:

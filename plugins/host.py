@@ -96,6 +96,7 @@ class PluginHost:
                 self._idle_s,
                 self._audit.write,
                 self._write_text,
+                self._bundles,
             )
             for tool in terms.tools:
                 if tool.name in self._owners:

@@ -73,15 +73,18 @@ class Plugin:
         idle_s: float = IDLE_S,
         tell: Callable[[Row], None] = say,
         write: Write | None = None,
+        sources: Sequence[Path] = (),
     ) -> None:
         """
         Args:
             folder: private folder of this plugin on this node; its storage lies here, and its
             config files by default. config: files that the owner hands to it from elsewhere, by the
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
-            for it. write: this node's model; None: there is none.
+            for it. write: this node's model; None: there is none. sources: folders that plugins are
+            read from, to which none writes.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
+        self._sources = sources
         self.disabled: str | None = None
         self.connection: PluginConnection | None = None
         self._runs_on: Interpreter | None = None
@@ -368,7 +371,7 @@ class Plugin:
                 )
         for name in asked.write_folders:
             try:
-                grants.may_write(folders[name], user)
+                grants.may_write(folders[name], user, self._sources)
             except ConfigError as error:
                 raise ToolError(f"plugin {self.manifest.id}: {error}") from None
         return PluginSettings(

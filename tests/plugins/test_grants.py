@@ -5,6 +5,7 @@ first shown to work on a decoy without a sandbox.
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,42 @@ def test_what_would_change_elsewhere_too_is_not_written_to(place: Path) -> None:
     for broad in ("/", "/etc", "/tmp", str(Path.home())):
         with pytest.raises(ConfigError, match=r"too broad|is the system's"):
             grants.may_write(Path(broad), user)
+
+
+def test_what_this_node_runs_or_reads_is_no_plugins_to_change(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = 65534 if os.geteuid() == 0 else None
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    for name in ("models", "bin", "lib", "ollama", "plugins", "data"):
+        (place / name / "deep").mkdir(parents=True)
+        (place / name / "deep").chmod(0o777)
+        (place / name).chmod(0o777)
+    grants.may_write(place / "models" / "deep", user)  # an own folder, until it is named
+    monkeypatch.setenv("QUIETCHOIR_MODELS", str(place / "models"))
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{place / 'bin'}")
+    monkeypatch.syspath_prepend(str(place / "lib"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(place / "ollama"))
+    write_bundle(place / "plugins" / "deep" / "one", "", **WRITES)
+    config = place / "data" / "config.toml"
+    named = place / "plugins" / "deep" / "one"
+    config.write_text(f"[plugins]\nfolders = [{str(named)!r}]\n")
+    grant = ["--config", str(config), "plugin", "grant", "tests/hostile", "--write"]
+    for name in ("models", "models/deep", "bin", "bin/deep", "lib/deep", "ollama/deep", "data",
+                 "plugins", "plugins/deep", "plugins/deep/one"):  # fmt: skip
+        assert main([*grant, f"out={place / name}"]) == 2, name
+        assert "would act outside of its sandbox" in capsys.readouterr().err, name
+    source = Path(grants.__file__).resolve().parents[1]
+    for folder in (source, source / "plugins", Path(sys.prefix).resolve()):
+        with pytest.raises(ConfigError, match=r"would act outside|is the system's|is where|broad"):
+            grants.may_write(folder, user)
+    assert main([*grant, f"out={place / 'out'}"]) == 0
+    with pytest.raises(ConfigError, match="would act outside"):
+        grants.may_write(place / "plugins", user, [named])  # and again before each start
+    (place / "out" / "shut").mkdir(mode=0)
+    if user is None:
+        with pytest.raises(ConfigError, match="shut: cannot be looked through"):
+            grants.may_write(place / "out", user)
 
 
 def test_the_owner_fills_in_what_is_asked_for_and_nothing_else(
