@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import QuietchoirError
+from ..core.errors import QuietchoirError, RequestError
 from .audit import Outcome, Sampled
 
 INVALID, REFUSED = -32602, -1  # JSON-RPC; MCP's "user rejected"
-MAX_MESSAGES = 64
+MAX_MESSAGES, MAX_PROMPT_BYTES = 64, 64 << 10
+FRAME_TOKENS = 16  # that a template puts around a message, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class ModelAccess:
         messages, wanted = messages_of(params), params.get("maxTokens")
         if type(wanted) is not int or wanted < 1:
             raise SamplingRefused(INVALID, "maxTokens must be a whole number of at least 1")
+        size = sum(len(message["content"].encode(errors="replace")) for message in messages)
+        if size > MAX_PROMPT_BYTES:  # before it is cut into tokens, which takes a second for 1 MB
+            raise SamplingRefused(INVALID, f"{size} bytes; a prompt has at most {MAX_PROMPT_BYTES}")
         begun, tokens = time.monotonic(), 0
         outcome: Outcome = "failed"
         async with self._turn:
@@ -88,11 +92,13 @@ class ModelAccess:
                     raise SamplingRefused(
                         REFUSED, f"all {self.most_tokens} tokens of this hour are spent"
                     )
-                tokens = min(left, wanted)  # whoever gives up has used them
+                # whoever gives up has used them; a token is at least a byte
+                tokens = min(left, wanted + size + FRAME_TOKENS * len(messages))
                 written = await self._write(messages, wanted, left)
                 tokens, outcome = written.tokens, "ok"
             except QuietchoirError as error:
-                tokens = 0
+                # a prompt that is too long was cut into tokens all the same
+                tokens = min(left, 1 + size // 64) if isinstance(error, RequestError) else 0
                 raise SamplingRefused(REFUSED, str(error)) from None
             finally:
                 self._spent[int(self._clock() // 60)] += tokens

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.errors import EngineError, ToolError
+from quietchoir.core.errors import EngineError, RequestError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.audit import Sampled
 from quietchoir.plugins.sampling import ModelAccess, SamplingRefused, Written
@@ -69,7 +69,7 @@ async def test_what_is_no_texts_for_the_model_is_refused(params: dict[str, Any])
     assert refused.value.code == -32602
 
 
-async def test_an_answer_that_is_given_up_is_paid_for_and_a_broken_one_is_not() -> None:
+async def test_an_answer_given_up_is_paid_for_with_its_prompt_and_a_broken_one_is_not() -> None:
     async def never(messages: Messages, answer: int, tokens: int) -> Written:
         await asyncio.Event().wait()
         raise AssertionError
@@ -77,12 +77,24 @@ async def test_an_answer_that_is_given_up_is_paid_for_and_a_broken_one_is_not() 
     async def broken(messages: Messages, answer: int, tokens: int) -> Written:
         raise EngineError("no room")
 
-    slow = ModelAccess("a/b", 70, never, lambda row: None)
-    task = asyncio.create_task(slow.create(asked()))
+    async def long(messages: Messages, answer: int, tokens: int) -> Written:
+        raise RequestError("the messages have 9000 tokens")
+
+    slow = ModelAccess("a/b", 7000, never, lambda row: None)
+    task = asyncio.create_task(slow.create(asked("word " * 1000, maxTokens=1)))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert slow.left() == 50
+    assert slow.left() == 7000 - 5000 - 1 - 16  # of a prompt no token is less than a byte
+    too_long = ModelAccess("a/b", 2000, long, lambda row: None)
+    for size, left in ((64 << 10, 975), (62 << 10, 0)):  # cut into tokens each time: not for ever
+        with pytest.raises(SamplingRefused, match="9000 tokens"):
+            await too_long.create(asked("x" * size))
+        assert too_long.left() == left
+    with pytest.raises(SamplingRefused, match="are spent"):
+        await too_long.create(asked())
+    with pytest.raises(SamplingRefused, match="at most 65536"):  # nobody cuts that into tokens
+        await ModelAccess("a/b", 70, echo, lambda row: None).create(asked("x" * 65_537))
     failing = ModelAccess("a/b", 70, broken, lambda row: None)
     with pytest.raises(SamplingRefused, match="no room"):
         await failing.create(asked())
