@@ -6,6 +6,8 @@ the very token that its place would have got anyway. So no guess changes a text 
 Always: a guess is drawn from the small model's logits by the answer's own settings and with the
 very random number that its place is drawn with later. Where the two models agree, so do the tokens;
 greedily it is the small model's likeliest. A random number is looked at and not used up.
+Always: no text of a request ends the guessing. A token that the small model has not, and no text
+is cut into, is read as another one; where it fails, the answers of that step get no more guesses.
 By rule none for: answers with an adapter, which the small model has not, or in a grammar; more than
 MOST_ANSWERS at once, whose rows cost what guesses would save; short answers to long prompts; steps
 in which somebody's prompt is read.
@@ -24,6 +26,7 @@ import numpy as np
 from .. import log
 from ..config import EngineConfig
 from ..errors import ConfigError
+from ..models.tokenizer.vocabulary import UNUSED, Vocabulary
 from ..models.transformers_model import ServedModel
 from ..models.weights import Weights
 from .backends.backend import Backend
@@ -58,6 +61,7 @@ class DraftModel:
         backend: Backend,
         context: int,
         vocab_size: int,
+        own_size: int,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,11 +70,14 @@ class DraftModel:
             backend: with blocks for MOST_ANSWERS contexts.
             context: tokens that it reads, guesses included.
             vocab_size: of the large model; tokens beyond it are never guessed.
+            own_size: of the small one.
         """
         self.backend = backend
-        self._context, self._vocab_size, self._clock = context, vocab_size, clock
+        self._context, self._clock = context, clock
+        self._vocab_size, self._own_size = vocab_size, own_size
         self._pool = BlockPool(MOST_ANSWERS * -(-context // BLOCK_TOKENS))
         self._shadows: dict[Sequence, Shadow] = {}
+        self._given_up: set[Sequence] = set()  # those for which it failed, until they end
         self.bytes = self._pool.total * backend.block_bytes  # of memory, its weights included
 
     @classmethod
@@ -90,15 +97,7 @@ class DraftModel:
         Raises:
             ConfigError: its vocabulary is another one, or nothing here runs it with a paged cache.
         """
-        ours, theirs = (one.tokenizer.vocabulary.tokens for one in (draft, target))
-        same = min(len(ours), len(theirs))
-        if ours[:same] != theirs[:same]:
-            at = next(place for place in range(same) if ours[place] != theirs[place])
-            raise ConfigError(
-                f"engine.draft_model has another vocabulary: its token {at} is {ours[at]!r:.40}, "
-                f"the model's is {theirs[at]!r:.40}; take a smaller model of the same makers, or "
-                f'set it to ""'
-            )
+        check_same(draft.tokenizer.vocabulary, target.tokenizer.vocabulary)
         plain = replace(config, kv_type="bf16", precision="fast", kv_bytes=1 << 62)
         choice = select(draft, plain)
         context = min(context, draft.context_length)
@@ -109,7 +108,7 @@ class DraftModel:
                 'guesses; take a model that the compiled kernels run, or set it to ""'
             )
         logger.info("a smaller model guesses ahead, for up to %d answers at once", MOST_ANSWERS)
-        made = cls(backend, context, target.vocab_size, clock=clock)
+        made = cls(backend, context, target.vocab_size, draft.vocab_size, clock=clock)
         if isinstance(draft, Weights):
             blocks = {id(one): one.memory.size for one in draft.tensors.values()}
             made.bytes += sum(blocks.values())
@@ -136,7 +135,7 @@ class DraftModel:
         }
         for other in [one for one in self._shadows if one not in wanted]:
             if len(self._shadows.keys() | wanted.keys()) > MOST_ANSWERS:
-                self.forget(other)
+                self._release(other)
         drafts: dict[Sequence, list[int]] = {
             sequence: [] for sequence in wanted if self._caught_up(sequence)
         }
@@ -155,8 +154,19 @@ class DraftModel:
         for sequence, own in drafts.items():
             sequence.guesses = tuple(own)
 
+    def give_up(self, sequences: abc.Sequence[Sequence]) -> None:
+        """It failed over one of these: none of them gets further guesses, others may."""
+        for other in list(self._shadows):
+            self._release(other)
+        self._given_up.update(sequences)
+
     def forget(self, sequence: Sequence) -> None:
-        """An answer has ended, or others need its blocks."""
+        """An answer has ended."""
+        self._given_up.discard(sequence)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Of its blocks, which others need."""
         shadow = self._shadows.pop(sequence, None)
         if shadow is not None:
             self._pool.release(shadow.sequence.block_table)
@@ -165,7 +175,9 @@ class DraftModel:
         """Whether guesses of a small model are of use to an answer, by rule."""
         shadow = self._shadows.get(sequence)
         unread = len(sequence.tokens) - (shadow.sequence.num_computed_tokens if shadow else 0)
-        return sequence.adapter is None and unread <= MOST_UNREAD * sequence.sampling.left
+        if sequence.adapter is not None or sequence in self._given_up:
+            return False
+        return unread <= MOST_UNREAD * sequence.sampling.left
 
     def _room(self, sequence: Sequence, most: int) -> int:
         return min(most, self._context - len(sequence.tokens) - 1, sequence.sampling.left - 1)
@@ -184,7 +196,7 @@ class DraftModel:
             right += 1
         # the last token has to be read again: its logits are wanted
         own.num_computed_tokens = min(own.num_computed_tokens, right, len(sequence.tokens) - 1)
-        own.tokens[right:] = sequence.tokens[right:]
+        own.tokens[right:] = (min(one, self._own_size - 1) for one in sequence.tokens[right:])
         shadow.known = len(sequence.tokens)
         if own.remaining <= CHUNK // MOST_ANSWERS:
             return True
@@ -226,3 +238,31 @@ class DraftModel:
         for span in spans:
             span.sequence.num_computed_tokens += span.count
         return logits
+
+
+def check_same(ours: Vocabulary, theirs: Vocabulary) -> None:
+    """What no text is cut into may differ: files of one family are padded to different lengths.
+
+    Raises:
+        ConfigError: the small model's vocabulary is another one than the large one's.
+    """
+    if ours.spelling != theirs.spelling:
+        raise another(f"its tokens are spelled as {ours.spelling}, the model's {theirs.spelling}")
+    for at in range(max(len(ours.tokens), len(theirs.tokens))):
+        first, second = used(ours, at), used(theirs, at)
+        if first != second:
+            raise another(f"its token {at} is {first!r:.40}, the model's is {second!r:.40}")
+
+
+def used(vocabulary: Vocabulary, token: int) -> str | None:
+    """The token as it is spelled; None: no text is cut into it."""
+    there = token < len(vocabulary.tokens) and vocabulary.token_types[token] != UNUSED
+    return vocabulary.tokens[token] if there else None
+
+
+def another(found: str) -> ConfigError:
+    """The refusal of a vocabulary."""
+    return ConfigError(
+        f"engine.draft_model has another vocabulary: {found}; take a smaller model of the same "
+        f'makers, or set it to ""'
+    )

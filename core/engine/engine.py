@@ -278,10 +278,12 @@ class Engine:
         )
 
     def _guess(self, draft: DraftModel) -> None:
-        """Have the small model guess where that may pay; one that fails is asked no more."""
+        """Have the small model guess where that may pay; one that fails is asked no more for these
+        answers.
+        """
         scheduler = self.scheduler
+        answering = scheduler.without_drafts()
         try:
-            answering = scheduler.without_drafts()
             draft.guess(
                 answering,
                 len(scheduler.running),
@@ -289,8 +291,8 @@ class Engine:
                 scheduler.speculation_cost,
             )
         except Exception:
-            logger.exception("engine.draft_model failed; answers go on without its guesses")
-            self.draft = None
+            logger.exception("engine.draft_model failed; these answers go on without its guesses")
+            draft.give_up(answering)
 
     def _run(self) -> None:
         """The thread."""

@@ -16,6 +16,7 @@ from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.engine.sampling.speculation import RETRY, DraftTrust
 from quietchoir.core.errors import ConfigError
+from quietchoir.core.models.tokenizer.vocabulary import UNUSED
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import config, generate, tiny_adapter, tiny_weights
 
@@ -135,16 +136,65 @@ def test_a_model_of_another_vocabulary_is_refused(tiny: Weights) -> None:
         Engine(tiny, EngineConfig(context=64), draft=strange)
 
 
-def test_a_draft_model_that_breaks_takes_no_answer_with_it(make: Make) -> None:
+def of_size(weights: Weights, size: int, **vocabulary: Any) -> Weights:
+    """The first tokens alone."""
+    own = weights.tokenizer.vocabulary
+    parts = {"tokens": own.tokens[:size], "token_types": own.token_types[:size]} | vocabulary
+    return replace(
+        weights,
+        architecture=replace(weights.architecture, vocab_size=size),
+        tensors={
+            name: tensor.part(0, size) if tensor.shape[0] == weights.vocab_size else tensor
+            for name, tensor in weights.tensors.items()
+        },
+        tokenizer=type(weights.tokenizer)(replace(own, **parts)),
+    )
+
+
+def test_a_model_of_fewer_or_more_tokens_is_refused_unless_no_text_has_them(tiny: Weights) -> None:
+    size, own = tiny.vocab_size, tiny.tokenizer.vocabulary
+    shorter = of_size(tiny, size - 2)
+    with pytest.raises(ConfigError, match=f"its token {size - 2} is None"):
+        Engine(tiny, config(), draft=shorter)
+    with pytest.raises(ConfigError, match="the model's is None"):
+        Engine(shorter, config(), draft=tiny)
+    with pytest.raises(ConfigError, match="spelled as sentencepiece"):
+        Engine(tiny, config(), draft=of_size(tiny, size, spelling="sentencepiece"))
+    padded = of_size(tiny, size, token_types=(*own.token_types[:-2], UNUSED, UNUSED))
+    engine = Engine(padded, config(), draft=shorter)
+    rare = GenerationRequest(
+        prompt=(5, size - 1, 9),
+        sampling_params=SamplingParams(
+            max_tokens=LENGTH, speculate=True, logit_bias=((size - 2, 100.0),)
+        ),
+    )
+    whole = Engine(padded, config())
+    for request in (rare, *asked(1)):
+        # more is guessed than now and then: costs are not measured here
+        engine.scheduler.speculation_cost.learn(1, 0, 1.0)
+        before = engine.stats().drafted
+        assert generate(engine, [request]) == generate(whole, [request])
+        assert engine.stats().drafted > before
+    assert not guessing(engine)._given_up
+
+
+def test_a_draft_model_that_breaks_takes_no_answer_with_it_and_helps_the_next(make: Make) -> None:
     expected = generate(make(), asked(speculate=False))
     engine = make(tiny_weights(1))
+    draft, calls = guessing(engine), 0
+    works = draft.backend.forward
 
     def broken(_: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
         raise RuntimeError("no")
 
-    guessing(engine).backend.forward = broken  # type: ignore[method-assign, assignment]
+    draft.backend.forward = broken  # type: ignore[method-assign, assignment]
     assert generate(engine, asked()) == expected
-    assert engine.draft is None
+    assert calls == 1 and engine.stats().drafted == 0
+    draft.backend.forward = works  # type: ignore[method-assign]
+    assert generate(engine, asked()) == expected
+    assert engine.stats().drafted > LENGTH / 2 and not draft._given_up
 
 
 def test_trust_follows_what_was_right_and_lengths_follow_trust_and_cost() -> None:
