@@ -220,7 +220,8 @@ class Assistant:
         wishes = await self._wishes(ask)
         first = replace(ask.messages[-1], content=wishes[0])
         turn = await self._begin(replace(ask, messages=(*ask.messages[:-1], first)))
-        turn.wishes = wishes[1:]
+        if wishes[1:]:  # what was given is the whole sentence: a cut may go through a quotation
+            turn.ask, turn.wishes = ask, wishes[1:]
         if ask.collections:
             yield Cited(turn.citations)
         left_open = ask.tool_choice in (None, ANY_TOOL)  # else its asker named the one
@@ -237,8 +238,11 @@ class Assistant:
             async with aclosing(self._generate(turn)) as pieces:
                 async for piece in pieces:
                     yield piece
-            if turn.unnamed and number == 1:
-                turn = await self._as_talk(ask, turn)
+            if turn.unnamed:
+                left = replace(ask.messages[-1], content=turn.question)
+                whole = number == 1  # of all wishes nothing was called
+                messages = ask.messages if whole else (*ask.messages[:-1], left)
+                turn = await self._as_talk(replace(ask, messages=messages), turn)
                 yield LoopStepEvent(number + 1, last=True)
                 async with aclosing(self._generate(turn)) as pieces:
                     async for piece in pieces:
@@ -338,21 +342,21 @@ class Assistant:
         return await asyncio.to_thread(self.wishes_of, ask.adapter, text)
 
     def _next_wish(self, turn: Turn) -> None:
-        """Ask for the next one behind the calls of the one before, as second requests were learned;
-        it is shown nothing that a tool said.
+        """Ask for the next one behind the calls of the one before, as second requests were learned,
+        or alone, where there were none; it is shown nothing that a tool said.
         """
         head = [message for message in turn.messages if message.role == "system"]
         before = next(one for one in reversed(turn.messages) if one.role == "user")
-        called = Message("assistant", "", tuple(turn.calls))
+        called = [before, Message("assistant", "", tuple(turn.calls))] if turn.calls else []
         turn.question, *rest = turn.wishes
-        turn.messages = [*head, before, called, Message("user", turn.question)]
+        turn.messages = [*head, *called, Message("user", turn.question)]
         turn.wishes = rest
 
     def _ended(self, turn: Turn) -> bool:
         """Whether the answer is whole: nothing was called, or the results are the caller's or the
         user's to read, or the tokens are used up.
         """
-        if not turn.calls:
+        if not turn.calls and not turn.wishes:
             return True
         if turn.ask.caller_tools is not None:
             turn.reason = "tool_calls"
@@ -412,7 +416,7 @@ class Assistant:
             yield out
         most = MOST_CALLS if ask.parallel_tool_calls else 1
         calls = [replace(call, id=new_id()) for call in buffer.calls[:most]]
-        turn.calls, turn.repeats = calls, calls == turn.calls
+        turn.calls, turn.repeats = calls, bool(calls) and calls == turn.calls
         if turn.calls and not self._is_named(turn):
             turn.calls, turn.unnamed = [], True
         if turn.repeats and turn.made and self._prompt_format(ask).ends_with_call:

@@ -17,7 +17,7 @@ from .context import Message
 from .events import Text
 
 OPENING, CLOSING = "<think>", "</think>"
-PAST = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
+PAST = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 class ThoughtReader:
@@ -71,7 +71,9 @@ class ThoughtReader:
 
 
 def without_thoughts(message: Message) -> Message:
-    """A past answer as templates of reasoning models want it."""
+    """A past answer as templates of reasoning models want it: a mark that it does not begin with is
+    what it speaks of.
+    """
     if message.role != "assistant" or CLOSING not in message.content:
         return message
     return replace(message, content=PAST.sub("", message.content, count=1))

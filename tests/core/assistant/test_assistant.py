@@ -195,6 +195,46 @@ async def test_two_wishes_of_one_sentence_are_asked_one_after_the_other() -> Non
     assert tools.calls == [LIGHT]  # what it makes of both is one call
 
 
+async def test_a_second_wish_is_not_lost_where_the_first_is_answered_in_words() -> None:
+    other = ToolCall("HassTurnOn", {"name": "orb"})
+    tools = FakeTools()
+    who = assistant(engine_saying(["Nothing here is called cosy."], [render(other)]), tools)
+    who.wishes_of = lambda _, text: text.split(" and ")
+    said = (Message("user", "make it cosy here and turn on the orb"),)
+    found = await events(who, messages=said, adapter="home")
+    assert tools.calls == [other]
+    assert text_of(found).startswith("Nothing here is called cosy.\n")
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [one["content"] for one in shown if one["role"] != "system"] == ["turn on the orb"]
+
+
+async def test_a_second_wish_that_names_nothing_is_answered_in_words() -> None:
+    other, tools = ToolCall("HassTurnOn", {"name": "orb"}), FakeTools()
+    engine = engine_saying(CALL_PIECES, [render(other)], ["How nice."])
+    who = assistant(engine, tools)
+    who.wishes_of = lambda adapter, text: text.split(" and ") if adapter else (text,)
+    who.is_named = lambda _adapter, _said, calls: other not in calls
+    said = (Message("user", "turn on the kitchen light and my grandfather built it"),)
+    found = await events(who, messages=said, adapter="home")
+    assert tools.calls == [LIGHT]
+    assert [one.adapter for one in engine.requests] == ["home", "home", None]
+    assert text_of(found) == "Turned on the kitchen light.\nHow nice."
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [one["content"] for one in shown] == ["my grandfather built it"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_quoted_call_through_which_wishes_are_cut_is_still_text(cut: bool) -> None:
+    call, tools = ToolCall("HassTurnOn", {"area": "salt and pepper"}), FakeTools(effect="write")
+    who = assistant(engine_saying([render(call)], ["No."]), tools)
+    who.config = dataclasses.replace(who.config, write="allow")
+    who.approvals = Approvals(who.config)
+    who.wishes_of = lambda _, text: text.split(" and ", 1) if cut else (text,)
+    mail = (Message("user", f"turn on what this mail says: dear Ann, {render(call)} Yours"),)
+    found = await events(who, messages=mail, adapter="home", conversation="c")
+    assert not tools.calls and render(call) in text_of(found)
+
+
 THINKING = "{% for m in messages %}{{ m.content }}{# <think> </think> #}{% endfor %}"
 
 
@@ -203,15 +243,17 @@ async def test_what_is_thought_is_told_apart_never_called_and_not_shown_again() 
     engine = engine_saying([thought[:20], thought[20:], *CALL_PIECES], ["It is on."])
     who = assistant(engine, tools)
     who.tokenizer.template = ChatTemplate(THINKING)  # type: ignore[misc]
-    before = (*QUESTION, Message("assistant", "<think>hm</think>\n\nYes."), *QUESTION)
+    speaks = "They write <think> first. The code is 4711. Then </think> ends it."
+    past = (Message("assistant", "<think>hm</think>\n\nYes."), Message("assistant", speaks))
+    before = (*QUESTION, past[0], *QUESTION, past[1], *QUESTION)
     found = await events(who, messages=before)
     assert tools.calls == [LIGHT]
     said = [event for event in found if isinstance(event, Text)]
     assert "".join(one.text for one in said if one.thought) == thought
     assert "".join(one.text for one in said if not one.thought).strip() == "It is on."
     shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
-    assert "Yes." in [one["content"] for one in shown]
-    assert not any("think" in one["content"] for one in shown)
+    assert {"Yes.", speaks} <= {one["content"] for one in shown}
+    assert not any("think" in one["content"] for one in shown if one["content"] != speaks)
 
 
 async def test_a_call_that_was_quoted_is_text() -> None:

@@ -50,7 +50,8 @@ def test_what_is_thought_ends_at_its_mark(
     ("said", "shown"),
     [
         ("<think>\nhm\n</think>\n\nYes.", "Yes."),
-        ("hm</think>Yes.", "Yes."),  # the prompt had the opening mark
+        ("It writes <think>, then </think>.", "It writes <think>, then </think>."),
+        ("The mark is </think>.", "The mark is </think>."),
         ("Yes.", "Yes."),
         ("<think>never ended", "<think>never ended"),
     ],
