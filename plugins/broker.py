@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
 from ..core import log
@@ -282,7 +282,7 @@ class Broker:
             return exchange.answer
         # whoever asked for a tunnel is shown the reason phrase alone; Proxy-Status tells our answer
         # from that of a host
-        phrase = reason.encode("ascii", "replace").decode().replace("\n", " ")[:PHRASE]
+        phrase = phrase_of(reason)
         kind = "destination_unavailable" if status == 502 else "http_request_denied"
         answer = web.Response(status=status, reason=phrase, text=f"quietchoir: {reason}\n")
         answer.headers["Proxy-Status"] = f"quietchoir; error={kind}"
@@ -383,7 +383,7 @@ class Broker:
             kept = end_to_end(found.headers)
             exchange.receive(size_of(kept))
             answer = exchange.answer = web.StreamResponse(
-                status=found.status, reason=found.reason, headers=kept
+                status=found.status, reason=phrase_of(found.reason or ""), headers=kept
             )
             await answer.prepare(request)
             async for chunk in found.content.iter_chunked(CHUNK):
@@ -505,13 +505,19 @@ def is_ours(address: Address) -> bool:
         return False  # no way there: dialling fails too
 
 
-def end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """All headers but those of one connection."""
-    named = headers.get("Connection", "").lower().split(",")
+    named = ",".join(headers.getall("Connection", ())).lower().split(",")
     dropped = HOP_BY_HOP.union(name.strip() for name in named)
     return CIMultiDict(
         (name, value) for name, value in headers.items() if name.lower() not in dropped
     )
+
+
+def phrase_of(reason: str) -> str:
+    """A reason as it stands in an answer's first line: ASCII without control characters."""
+    shown = "".join(one if one.isascii() and one.isprintable() else "?" for one in reason)
+    return shown[:PHRASE]
 
 
 def size_of(headers: Mapping[str, str]) -> int:

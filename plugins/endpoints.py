@@ -28,6 +28,7 @@ TUNNELS = tuple(
     ipaddress.IPv6Network(one)
     for one in ("::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10")
 )
+EXAMPLES = ipaddress.IPv6Network("3fff::/20")  # RFC 9637, which older Pythons do not know
 RELAYS = ipaddress.IPv4Network("192.88.99.0/24")
 
 
@@ -114,6 +115,8 @@ def is_public(address: Address) -> bool:
     """Whether it is of the public network, whichever way it is written."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None or any(address in tunnel for tunnel in TUNNELS):
+            return False
+        if address in EXAMPLES:
             return False
         if address in NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))

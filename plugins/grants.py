@@ -190,12 +190,17 @@ def may_write(folder: Path, user: int | None, read: Iterable[Path] = ()) -> None
     if not writable(folder, user):
         who = "this user" if user is None else f"user {user}, who runs plugins for root,"
         raise ConfigError(f"{folder}: {who} may not write there; change its owner or its mode")
-    waiting, count = [folder], 0
+    waiting, count, device = [folder], 0, folder.stat().st_dev
     try:
         while waiting:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     about, count = entry.stat(follow_symlinks=False), count + 1
+                    if about.st_dev != device:
+                        raise ConfigError(
+                            f"{entry.path}: another disk is mounted there, whose room is not "
+                            f"counted; name a folder without one"
+                        )
                     if stat.S_ISDIR(about.st_mode):
                         waiting.append(Path(entry.path))
                     elif stat.S_ISREG(about.st_mode) and about.st_nlink > 1:

@@ -179,6 +179,7 @@ class Runtime:
 
     python: str = ">=3.11"
     packages: tuple[str, ...] = ()  # of PACKAGES
+    fresh: bool = False  # ended after each call: one call leaves nothing to the next
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.packages if name not in PACKAGES]:

@@ -124,6 +124,9 @@ class Plugin:
                 connection = await self._connected(deadline_s)
                 return await connection.call(tool, arguments, deadline_s)
             finally:
+                if self.manifest.head.runtime.fresh and self.connection is not None:
+                    await self.connection.close()
+                    self.connection = None
                 await self._keep()  # before the answer: what it says it did is on the disk
         finally:
             self._lock.release()

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from multidict import CIMultiDict
 
 from quietchoir.core.errors import PluginError, ToolError
 from quietchoir.core.toolcall import ToolCall
@@ -214,7 +215,7 @@ NOT_PUBLIC = (
     *("0.0.0.0", "255.255.255.255", "224.0.0.1", "192.0.2.1", "192.88.99.1", "198.18.0.1"),
     *("::1", "::", "fe80::1", "fe80::1%lo", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1"),
     *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1"),
-    *("2001:db8::1", "2002:7f00:1::1", "2001:0:7f00:1::1"),
+    *("2001:db8::1", "3fff::1", "2002:7f00:1::1", "2001:0:7f00:1::1"),
 )
 
 
@@ -228,6 +229,13 @@ async def test_a_granted_name_that_leads_to_no_public_address_is_refused(
     assert status == 403
     assert "not of the public network" in await inside.ask("GET http://api.test/", "Host: api.test")
     assert {row.outcome for row in inside.log} == {"refused"}
+
+
+def test_no_header_of_one_connection_and_no_odd_reason_is_handed_on() -> None:
+    said = CIMultiDict([("Connection", "x-one"), ("Connection", "X-Two"), ("X-Kept", "3")])
+    said.extend({"X-One": "1", "X-Two": "2"})
+    assert dict(broker.end_to_end(said)) == {"X-Kept": "3"}
+    assert broker.phrase_of("no\r\nX: y\x00é") == "no??X: y??"
 
 
 def test_public_addresses_are_public() -> None:

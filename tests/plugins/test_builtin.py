@@ -2,11 +2,13 @@
 break it.
 """
 
+import ast
 import asyncio
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -403,6 +405,36 @@ def test_a_calendar_that_takes_too_long_is_named_and_the_others_are_told(tmp_pat
     found, left_out = calendars.series([folder], "", 0.02)
     assert [name for name, _ in found] == ["zfine"] and "takes too long" in left_out[0]
     assert len(entries.Calendars().series([folder], "", 60.0)[0]) == 2001
+
+
+LEAVE = """
+for name in ("/tmp/conftest.py", "/tmp/pytest.ini", "/dev/shm/left"):
+    open(name, "w").close()
+"""
+SEE = """
+import os
+left = {"conftest.py", "left", "pytest.ini"} & {*os.listdir("/tmp"), *os.listdir("/dev/shm")}
+len(left), open("/proc/1/stat").read().rpartition(")")[2].split()[19]
+"""
+
+
+async def test_one_run_of_code_leaves_nothing_to_the_next(sandbox: SandboxReport, tmp_path: Path):
+    terms = manifest.read(BUILTIN / "code")
+    kept = replace(terms.head.runtime, fresh=False)
+    arms = {"kept": replace(terms, head=replace(terms.head, runtime=kept)), "fresh": terms}
+    seen = dict[str, list[tuple[int, str]]]()
+    for name, which in arms.items():
+        plugin = Plugin(which, tmp_path / name, {})
+        try:
+            said = [await plugin.call("code_run", {"code": one}, 30) for one in (SEE, LEAVE, SEE)]
+        finally:
+            await plugin.stop()
+        assert all(ok for _, ok in said), said
+        seen[name] = [ast.literal_eval(said[one][0]) for one in (0, 2)]
+    (_, server), later = seen["kept"]
+    assert later == (3, server)  # what a run leaves is there for the next, and so is its server
+    (_, server), (left, again) = seen["fresh"]
+    assert left == 0 and again != server
 
 
 def test_code_is_run_checked_formatted_and_tested(ask: Ask):

@@ -1,8 +1,10 @@
 """The code plugin: runs Python, checks and formats it, runs its tests, shows differences.
 
-Runs inside a sandbox: what it runs has no network, no file of its owner's, and is gone when it has
-answered. On the kit, numpy, ruff and pytest.
-Always: each run begins in an empty folder; no process of a run outlives it.
+Runs inside a sandbox: what it runs has no network and no file of its owner's. On the kit, numpy,
+ruff and pytest.
+Always: no process of a run outlives it, and nothing else of it does: what is run could change
+`/tmp` and this server's own memory, so the node ends the server after each call
+(`runtime.fresh`).
 """
 
 import difflib
