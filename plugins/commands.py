@@ -519,11 +519,11 @@ def agreed(terms: "Manifest", before: "Manifest | None", yes: bool) -> bool:
     from . import installing
 
     print(f"{terms.id} {terms.head.version}: {one_line(terms.head.description)}")
-    print(f"may use: {'; '.join(terms.head.asks())}")
+    print(f"may use: {'; '.join(map(one_line, terms.head.asks()))}")
     for tool in terms.tools:
         print(f"  {tool.name} ({tool.effect}): {one_line(tool.description)[:100]}")
     if before is not None:
-        new = installing.differences(terms, before)
+        new = [one_line(row) for row in installing.differences(terms, before)]
         print(f"version {before.head.version} is here; new: {'; '.join(new) or 'nothing it asks'}")
     try:
         return yes or typed("Let it in? [y/N] ").strip().lower() in ("y", "yes")

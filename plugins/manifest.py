@@ -203,6 +203,11 @@ class Licence:
     vendor_key: str = ""  # Ed25519, 64 hexadecimal digits: who signs licences
 
     def __post_init__(self) -> None:
+        for text in (self.spdx, self.price, self.shop):
+            if len(text) > 200 or "\n" in text or legible(text) != text:
+                raise ValueError(
+                    "license: spdx, price and shop are a line that a reader sees whole"
+                )
         sold = bool(self.price) and bool(DIGEST.fullmatch(self.vendor_key))
         if (self.kind == "paid") != sold or (self.kind == "free" and self.price + self.vendor_key):
             raise ValueError(

@@ -44,6 +44,7 @@ def look() -> dict[str, str]:
         try:
             with opened(name) as registry:
                 registry.refresh()
+                registry.chain()  # a rejection that was seen is not dropped later
             found[name] = ""
         except RegistryError as error:
             found[name] = str(error)

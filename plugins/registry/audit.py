@@ -12,7 +12,7 @@ from ...core.errors import PluginError
 from .. import installing
 from . import client, listing, log
 from .client import ABOUT, RegistryClient, root_digest
-from .listing import INDEX, LOG
+from .listing import INDEX
 from .log import LogHead
 from .repository import PluginRepository, dumped
 
@@ -49,7 +49,7 @@ def audit(folder: Path) -> AuditReport:
 
 def checked(registry: RegistryClient, repository: PluginRepository) -> AuditReport:
     """Every release, its reviews and the log against each other."""
-    entries, head = log.read(registry.file(LOG), LOG)
+    entries, head = registry.log()
     added = {
         (row.get("id"), row.get("version"), row.get("sha256")): row
         for row in entries

@@ -36,13 +36,15 @@ from ...core import paths, tables
 from ...core.errors import ConfigError, RegistryError
 from .. import installing
 from ..manifest import ID
-from . import keys, listing, log, review
+from . import keys, listing, lock, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
 from .lock import registries
 from .log import LogHead
 from .review import Review, ReviewPolicy
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
+STATE = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")  # version of targets.json, an entry of the log
+FORGOTTEN = "forgotten.json"
 ABOUT, HEAD = "registry.json", "log-head.json"
 PIECE = 64 << 10  # bytes read at once
 MAX_BYTES = 32 << 20  # of an index, a log, a review record, rules
@@ -156,8 +158,12 @@ def trusted() -> list[str]:
     return sorted(path.parent.name for path in registries().glob(f"*/{ABOUT}"))
 
 
-def trust(name: str, url: str, root_sha256: str) -> None:
+def trust(name: str, url: str, root_sha256: str, state: str = "") -> None:
     """Trust a registry from now on, if its root file is the one that the owner means.
+
+    Args:
+        state: what it must show at least, as `plugin registry publish` printed it; without it
+            whoever stole the online key can hide from a new node what is newer.
 
     Raises:
         ConfigError: a name or digest that is none, or one of this name is trusted already.
@@ -167,12 +173,15 @@ def trust(name: str, url: str, root_sha256: str) -> None:
         raise ConfigError(f"{name!r} is no name for a registry: small letters, digits and hyphens")
     if not re.fullmatch(r"[0-9a-fA-F]{64}", root_sha256):
         raise ConfigError("--root-sha256 takes the 64 hexadecimal digits of a root file's SHA-256")
+    if state and not STATE.fullmatch(state):
+        raise ConfigError("--state takes what `plugin registry publish` printed: NUMBER:DIGEST")
     if name in trusted():
         raise ConfigError(f"{name} is trusted already; first: plugin registry forget {name}")
     url = (
         url if urlsplit(url).scheme in ("http", "https") else str(Path(url).expanduser().resolve())
     )
     held = paths.private_folder(registries())
+    least = seen_before(name, root_sha256.lower())
     with tempfile.TemporaryDirectory(dir=held, prefix=".new-") as made:
         folder = Path(made) / name
         folder.mkdir(mode=0o700)
@@ -182,8 +191,33 @@ def trust(name: str, url: str, root_sha256: str) -> None:
         paths.write_atomically(folder / "root.json", content)
         with opened(name, folder=folder) as registry:
             registry.refresh()
+            version, _, entry = state.partition(":")
+            registry.require(max(least, int(version or 0)), entry)
+            registry.chain()
         shutil.rmtree(registries() / name, ignore_errors=True)  # what `forget` left
         folder.rename(registries() / name)
+
+
+def seen_before(name: str, root_sha256: str) -> int:
+    """The version of its revocations when it was forgotten; 0 if it never was.
+
+    Raises:
+        ConfigError: what is installed came from another registry of this name.
+    """
+    try:
+        before = json.loads((registries() / name / FORGOTTEN).read_bytes())
+        if before["root_sha256"] in (root_sha256, ""):
+            return int(before["version"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{registries() / name}: damaged ({error}); use another name") from None
+    if mine := sorted(one.id for one in lock.read().origins.values() if one.registry == name):
+        raise ConfigError(
+            f"{', '.join(mine)} came from another registry called {name}; use another name, or "
+            f"first: plugin remove"
+        )
+    return 0
 
 
 def root_file(name: str, url: str, root_sha256: str) -> bytes:
@@ -206,16 +240,27 @@ def root_file(name: str, url: str, root_sha256: str) -> bytes:
 
 
 def forget(name: str) -> None:
-    """Trust it no longer; what is installed from it stays, and what it revoked stays stopped.
-    Raises: ConfigError: as `folder_of`.
+    """Trust it no longer; what is installed from it stays, and what it revoked stays stopped, also
+    if it is trusted again. Raises: ConfigError: as `folder_of`.
     """
     folder = folder_of(name)
+    paths.write_atomically(folder / FORGOTTEN, json.dumps(last_seen(folder)).encode())
     (folder / ABOUT).unlink()
     for path in (folder / "metadata", folder / "root.json", folder / HEAD, folder / ".lock"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in (folder / "targets").iterdir():
         if path.name != REVOCATIONS:
             path.unlink()
+
+
+def last_seen(folder: Path) -> dict[str, Any]:
+    """What a registry may not go back behind, if it is trusted again; nothing if it is damaged."""
+    try:
+        root = json.loads((folder / ABOUT).read_bytes())["root_sha256"]
+        version = json.loads((folder / "metadata/targets.json").read_bytes())["signed"]["version"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {"root_sha256": "", "version": 0}
+    return {"root_sha256": root, "version": version}
 
 
 def folder_of(name: str) -> Path:
@@ -281,6 +326,7 @@ class RegistryClient:
         self.fetcher = fetcher or fetcher_for(self.about.url)
         (folder / "targets").mkdir(exist_ok=True)
         self.metadata.mkdir(exist_ok=True)
+        self._chained: tuple[list[dict[str, Any]], LogHead] | None = None
         self._updater = Updater(
             str(self.metadata),
             f"{base(self.about.url)}metadata/",
@@ -308,6 +354,7 @@ class RegistryClient:
             RegistryError: what is there is not to be believed; the last good state stays.
         """
         self._updater.refresh()
+        self._chained = None
         self.rows(REVOCATIONS, "revocations")  # kept beside: a start without a network reads it
 
     def file(self, path: str) -> bytes:
@@ -396,7 +443,28 @@ class RegistryClient:
         record = self._updater.get_targetinfo(path)
         reviews = review.read(self._bytes(record), path) if record is not None else []
         policy = review.policy_of(self.file(POLICY), f"{self.name}: {POLICY}")
+        about = plugin_id, version, str(target.hashes["sha256"])
+        reviews = self._with_rejections(about, reviews, policy)
         return Release(self.name, said, target, tuple(reviews), policy)
+
+    def _with_rejections(
+        self, about: tuple[str, str, str], reviews: list[Review], policy: ReviewPolicy
+    ) -> list[Review]:
+        """What the record says, and the rejections of the log in place of what it says of them: the
+        record is the online key's, which could leave one out.
+        """
+        entries, _ = self.chain()
+        rows = {row.get("key"): row for row in log.standing(entries, *about)}
+        rejected = {key: rows[key] for key in policy.reviewers.values() if key in rows}
+        kept = [
+            one
+            for one in reviews
+            if one.key not in rejected
+            or (one.id, one.version, one.sha256, one.verdict) == (*about, "reject")
+        ]
+        missing = {*rejected} - {one.key for one in kept}
+        where = f"{self.name}: {LOG}"
+        return kept + [review.logged(rejected[key], where) for key in sorted(missing)]
 
     def author_keys(self, author: str) -> list[str]:
         """The keys that speak for an author, as the registry's owners signed them."""
@@ -427,13 +495,46 @@ class RegistryClient:
             return content
 
     def log(self) -> tuple[list[dict[str, Any]], LogHead]:
-        """All decisions, checked, and remembered as the beginning of whatever comes later.
+        """All decisions, each signature checked. Raises: RegistryError: as `chain`, or a signature
+        that does not fit.
+        """
+        entries, head = self.chain()
+        for row in entries:
+            keys.signer_of(log.KIND, row)
+        return entries, head
+
+    def version(self) -> int:
+        """Of rules and revocations."""
+        path = self.metadata / "targets.json"
+        return int(Metadata[Targets].from_file(str(path)).signed.version)
+
+    def require(self, version: int, entry: str = "") -> None:
+        """Refuse what is older than a state that is known of it from elsewhere.
+
+        Args:
+            entry: SHA-256 of a line that its log must have; empty: none.
+
+        Raises:
+            RegistryError: older rules or revocations, or a log without that entry.
+        """
+        lines = {hashlib.sha256(one).hexdigest() for one in self.file(LOG).split(b"\n")}
+        if self.version() < version or (entry and entry not in lines):
+            raise RegistryError(
+                f"{self.name}: it shows an older state than is known of it, or another; somebody "
+                f"holds news back: ask its owner"
+            )
+
+    def chain(self) -> tuple[list[dict[str, Any]], LogHead]:
+        """All decisions in their order, remembered as the beginning of whatever comes later;
+        whoever relies on one checks its signature.
 
         Raises:
             RegistryError: it does not chain, or is not the one that was seen before.
         """
+        if self._chained is not None:
+            return self._chained
         content = self.file(LOG)
-        entries, head = log.read(content, f"{self.name}: {LOG}")
+        entries, head = log.chained(content, f"{self.name}: {LOG}")
         kept = self.folder / HEAD
         if kept.exists():
             seen = LogHead(**json.loads(kept.read_bytes()))
@@ -445,7 +546,8 @@ class RegistryClient:
         paths.write_atomically(
             kept, json.dumps({"count": head.count, "digest": head.digest}).encode()
         )
-        return entries, head
+        self._chained = entries, head
+        return self._chained
 
 
 @contextmanager

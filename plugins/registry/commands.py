@@ -39,6 +39,7 @@ def _register_trust(verbs: Any) -> None:
     trust.add_argument("name", metavar="NAME", help="what you call it")
     trust.add_argument("url", metavar="URL|FOLDER", help="a server, or a mirror on this disk")
     trust.add_argument("--root-sha256", required=True, metavar="DIGEST", help="its owner tells it")
+    trust.add_argument("--state", default="", metavar="N:DIGEST", help="it must show this at least")
     trust.set_defaults(run=trust_one)
     listing = verbs.add_parser("list", help="registries that this node trusts")
     listing.set_defaults(run=list_all)
@@ -180,7 +181,7 @@ def trust_one(chosen: argparse.Namespace) -> int:
     """Trust a registry."""
     from . import client
 
-    client.trust(chosen.name, chosen.url, chosen.root_sha256)
+    client.trust(chosen.name, chosen.url, chosen.root_sha256, chosen.state)
     print(f"{chosen.name} is trusted; try: quietchoir plugin search WORD")
     return 0
 
@@ -303,7 +304,7 @@ def renew_all(chosen: argparse.Namespace) -> int:
     from .repository import PluginRepository
 
     mine = PluginRepository(chosen.folder).renew(signers(chosen.key))
-    print(f"signed anew: {', '.join(mine) or 'nothing expires within half a year'}")
+    print(f"signed anew: {', '.join(mine) or 'nothing is in the second half of its time'}")
     tell(chosen.folder)
     return 0
 
@@ -313,8 +314,13 @@ def publish_one(chosen: argparse.Namespace) -> int:
     from .client import root_digest
     from .repository import PluginRepository
 
-    PluginRepository(chosen.folder).publish(signers(chosen.key)[0])
-    print(f"published; nodes trust it with: --root-sha256 {root_digest(chosen.folder)}")
+    held = PluginRepository(chosen.folder)
+    held.publish(signers(chosen.key)[0])
+    if held.ends_soon("targets"):
+        ends = held.role("targets").signed.expires
+        print(f"targets ends on {ends:%Y-%m-%d}; its holders: plugin registry renew, then publish")
+    trusted = f"--root-sha256 {root_digest(chosen.folder)} --state {held.state()}"
+    print(f"published; new nodes trust it with: {trusted}")
     return 0
 
 
@@ -338,9 +344,11 @@ def verify_one(chosen: argparse.Namespace) -> int:
 def seed_one(chosen: argparse.Namespace) -> int:
     """A registry to try, with keys of its own."""
     from . import seed
+    from .repository import PluginRepository
 
     digest = seed.build(chosen.folder, chosen.keys, chosen.plugins, BUILTIN)
-    print(f"quietchoir plugin registry trust seed {chosen.folder} --root-sha256 {digest}")
+    trusted = f"--root-sha256 {digest} --state {PluginRepository(chosen.folder).state()}"
+    print(f"quietchoir plugin registry trust seed {chosen.folder} {trusted}")
     return 0
 
 

@@ -130,7 +130,7 @@ def missing(terms: Manifest, now: float | None = None) -> str:
     try:
         token = decode(path.read_text())
         mine = node_key()
-    except ConfigError as error:
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
         return f"{path}: {error}"
     return refusal(terms, token, mine, passed(time.time() if now is None else now))
 

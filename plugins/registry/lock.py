@@ -174,7 +174,7 @@ def halted(terms: Manifest) -> str:
         from . import licences  # with it the libraries of signatures, which free ones do without
 
         return licences.missing(terms)
-    except (ConfigError, RegistryError) as error:
+    except (ConfigError, RegistryError, ValueError, OSError) as error:
         return str(error)
 
 

@@ -51,7 +51,19 @@ def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], LogHead]:
     """All entries, each checked, and the head.
 
     Raises:
-        RegistryError: the first line that is unsigned, or does not follow from the one before.
+        RegistryError: as `chained`, or a line that is unsigned.
+    """
+    entries, head = chained(content, where)
+    for row in entries:
+        keys.signer_of(KIND, row)
+    return entries, head
+
+
+def chained(content: bytes, where: str) -> tuple[list[dict[str, Any]], LogHead]:
+    """All entries, and the head; the signature of one that counts is still to be checked.
+
+    Raises:
+        RegistryError: the first line that does not follow from the one before.
     """
     entries = list[dict[str, Any]]()
     head = LogHead(0, START)
@@ -67,7 +79,6 @@ def read(content: bytes, where: str) -> tuple[list[dict[str, Any]], LogHead]:
             raise RegistryError(
                 f"{where}: line {number} does not follow from the one before; the log was changed"
             )
-        keys.signer_of(KIND, row)
         entries.append(row)
         head = LogHead(number, hashlib.sha256(written).hexdigest())
     if content and not content.endswith(b"\n"):
@@ -83,6 +94,18 @@ def extends(content: bytes, seen: LogHead) -> bool:
     if len(lines) < seen.count:
         return False
     return hashlib.sha256(lines[seen.count - 1]).hexdigest() == seen.digest
+
+
+def standing(
+    entries: Sequence[dict[str, Any]], plugin_id: str, version: str, sha256: str
+) -> list[dict[str, Any]]:
+    """The rejections of a release that whoever signed them did not take back, unchecked."""
+    latest = dict[str, dict[str, Any]]()
+    for row in entries:
+        about = (row.get("what"), row.get("id"), row.get("version"), row.get("sha256"))
+        if about == ("review", plugin_id, version, sha256):
+            latest[row.get("key", "")] = row
+    return [row for row in latest.values() if row.get("verdict") == "reject"]
 
 
 def credit(entries: Sequence[dict[str, Any]]) -> Counter[str]:

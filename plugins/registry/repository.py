@@ -14,9 +14,9 @@ Always: what is changed is a draft until `publish`, which refuses a role below i
 release that lacks reviews; a client sees all of it or nothing of it, as `timestamp.json` is written
 last; versions only grow.
 
-Not covered: a stolen online key can hold news back until `timestamp` expires, drop a reviewer's
-rejection, and rewrite index and log; it can neither bring a release nor an approval nor take a
-revocation back.
+Not covered: a stolen online key can hold news back: from a node that saw them never, from one that
+did not for as long as what it shows is not expired, from a new one unless it was told a state
+(`state`). It can neither bring a release nor an approval.
 Source: the TUF specification 1.0.31; PEP 458 for dividing metadata.
 """
 
@@ -56,7 +56,8 @@ from .log import LogHead
 from .review import Review, ReviewPolicy
 
 RECORDS = "records"
-DAYS = {"timestamp": 7, "snapshot": 30}  # until a role expires
+# Until a role expires: what the online key could show an older one of ends sooner.
+DAYS = {"timestamp": 7, "snapshot": 30, "targets": 90, "authors": 90}
 LONG_DAYS = 365  # all others
 COMPACT = JSONSerializer(compact=True)
 
@@ -138,13 +139,13 @@ class PluginRepository:
             top.roles[role].threshold = threshold or len(top.roles[role].keyids) // 2 + 1
         self._roles["root"] = Metadata(top)
         offline = {signer.public_key.keyid: signer.public_key for signer in targets}
-        self._roles["targets"] = Metadata(self._new_targets())
+        self._roles["targets"] = Metadata(self._new_targets("targets"))
         self._roles["targets"].signed.delegations = Delegations(
             keys={**offline, online.public_key.keyid: online.public_key}, roles={}
         )
         self._delegate(list(offline), top.roles["targets"].threshold, online.public_key.keyid)
         for role in self._delegated():
-            self._roles[role] = Metadata(self._new_targets())
+            self._roles[role] = Metadata(self._new_targets(role))
         for letter in GROUPS:
             self._roles[f"authors-{letter}"].signed.delegations = Delegations({}, {})
         self._put("targets", POLICY, review_rules(ReviewPolicy()))
@@ -167,8 +168,8 @@ class PluginRepository:
     def _delegated(self) -> list[str]:
         return list(self._roles["targets"].signed.delegations.roles)
 
-    def _new_targets(self) -> Targets:
-        return Targets(version=1, expires=self._expiry("targets"))
+    def _new_targets(self, role: str) -> Targets:
+        return Targets(version=1, expires=self._expiry(role))
 
     # who may speak
 
@@ -240,16 +241,21 @@ class PluginRepository:
         """Draft anew, and sign, what these keys may sign and what would expire within half of its
         time. Returns: those roles.
         """
-        soon, mine = self.now + timedelta(days=LONG_DAYS // 2), []
+        mine = []
         for role in sorted({*self._published} - {"snapshot"}):
             held = any(one.public_key.keyid in self._may_sign(role) for one in signers)
-            if held and self.role(role).signed.expires < soon:
+            if held and self.ends_soon(role):
                 self.change(role)
                 mine.append(role)
         if mine:
             self._log(signers[0], "renew", roles=mine)
             self._keep(signers)
         return mine
+
+    def ends_soon(self, role: str) -> bool:
+        """Whether half of a role's time is over."""
+        half = timedelta(days=days(role) // 2)
+        return bool(self.role(role).signed.expires < self.now + half)
 
     # releases
 
@@ -434,9 +440,8 @@ class PluginRepository:
 
     def _renew(self) -> None:
         """What the online key signs and would expire within half of its time is signed anew."""
-        soon = self.now + timedelta(days=LONG_DAYS // 2)
         for role in (*(f"reviews-{letter}" for letter in GROUPS), RECORDS):
-            if self.role(role).signed.expires < soon:
+            if self.ends_soon(role):
                 self.change(role)
 
     def _require_reviewed(self) -> None:
@@ -495,6 +500,12 @@ class PluginRepository:
 
     # what is there
 
+    def state(self) -> str:
+        """What is published, for nodes that are new: `client.RegistryClient.require`."""
+        content = self.content(self._read(RECORDS, self._published[RECORDS]).signed.targets[LOG])
+        last = content.rstrip(b"\n").rpartition(b"\n")[2]
+        return f"{self._published['targets']}:{hashlib.sha256(last).hexdigest()}"
+
     def role(self, name: str) -> Metadata[Any]:
         """A role as it stands in the draft, or else as it was published.
 
@@ -511,7 +522,7 @@ class PluginRepository:
             elif published:
                 self._roles[name] = self._read(name, published)
             elif name.startswith("author."):  # admitted, and nothing published yet
-                self._roles[name] = Metadata(self._new_targets())
+                self._roles[name] = Metadata(self._new_targets(name))
             else:
                 raise RegistryError(
                     f"{self.folder}: has no role {name}; plugin registry init makes one"
@@ -664,11 +675,15 @@ class PluginRepository:
         return self._read("root", version) if version else None
 
     def _expiry(self, role: str) -> datetime:
-        days = DAYS.get(role, LONG_DAYS)
-        return (self.now + timedelta(days=days)).replace(microsecond=0)
+        return (self.now + timedelta(days=days(role))).replace(microsecond=0)
 
     def _seconds(self) -> int:
         return int(self.now.timestamp())
+
+
+def days(role: str) -> int:
+    """How long a role's signatures hold; the groups of authors count as one role."""
+    return DAYS.get(role.partition("-")[0], LONG_DAYS)
 
 
 def loaded(path: Path) -> Metadata[Any]:

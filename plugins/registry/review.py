@@ -2,12 +2,13 @@
 
 Knows records and the rules that count them. Knows nothing of where they lie.
 Always: a record speaks of one archive by its SHA-256 and is signed by its reviewer; nobody's record
-counts twice, nor an author's of their own plugin; a rejection that stands outweighs any approval.
+counts twice, nor an author's of their own plugin; a rejection that stands, in the record or in the
+log, outweighs any approval.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from securesystemslib.signer import CryptoSigner
 
 from ...core import tables
 from ...core.errors import ConfigError, RegistryError
-from . import keys
+from . import keys, log
 from .listing import Listing
 
 KIND = "review"
@@ -93,6 +94,20 @@ def read(content: bytes, where: str) -> list[Review]:
         return [one(row, where) for row in rows]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RegistryError(f"{where}: no review record ({error})") from None
+
+
+def logged(row: Mapping[str, Any], where: str) -> Review:
+    """A rejection as its reviewer signed it into the log, where nobody drops it unseen. Raises:
+    RegistryError: its signature does not fit.
+    """
+    keys.signer_of(log.KIND, row)
+    said = {name: row.get(name) for name in ("id", "version", "sha256", "verdict", "at")}
+    notes = {"notes": "as the log has it; the record does not"}
+    try:
+        signed = {"key": row["key"], "signature": row["signature"]}
+        return tables.fill(Review, {**said, **signed, **notes}, f"{where}: ")
+    except (ConfigError, KeyError) as error:
+        raise RegistryError(f"{where}: no review ({str(error)[:400]})") from None
 
 
 def written(reviews: Sequence[Review]) -> bytes:

@@ -138,3 +138,12 @@ def test_an_unknown_effect_refuses_the_manifest() -> None:
     item = {"name": "t", "description": "d", "inputSchema": {"type": "object"}, "effect": "none"}
     with pytest.raises(ManifestError, match="expected one of read, write, outside"):
         manifest.tool_entry(item, "here")
+
+
+@pytest.mark.parametrize("text", ["MIT\nmay use: nothing", "MIT\u202e", "x" * 201])
+def test_a_licence_begins_no_line_of_its_own(tmp_path: Path, text: str) -> None:
+    write_bundle(tmp_path / "good", "", license={"spdx": "MIT"})
+    assert manifest.read(tmp_path / "good").head.license.spdx == "MIT"  # the control
+    write_bundle(tmp_path / "bad", "", license={"spdx": text})
+    with pytest.raises(ManifestError, match="a line that a reader sees whole"):
+        manifest.read(tmp_path / "bad")

@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
-from quietchoir.core.errors import ManifestError, RegistryError
+from quietchoir.core.errors import ConfigError, ManifestError, RegistryError
 from quietchoir.plugins import installing, market
-from quietchoir.plugins.registry import client, keys, listing, review
+from quietchoir.plugins.registry import client, keys, listing, lock, review
 from quietchoir.plugins.registry.client import HttpFetcher, opened
 from quietchoir.plugins.registry.repository import COMPACT
 
@@ -156,6 +157,96 @@ def test_a_stolen_online_key_makes_no_review(world: World, node: Look) -> None:
         held.publish(world.signers["online"])
         assert credulous(world.folder, "ann/counter")[0] == "1.1.0"
         refused(world, node, message)
+
+
+def republished(world: World, path: str, content: bytes, log: bytes = b"") -> None:
+    """What a thief of the online key publishes with the program itself: another review record."""
+    held = world.repository()
+    held._put(f"reviews-{path.split('/')[1]}", path, content)
+    held._keep(world.keys("online"))
+    if log:
+        (held.draft / listing.LOG).write_bytes(log)
+    held.publish(world.signers["online"])
+
+
+def test_a_stolen_online_key_drops_no_rejection_that_a_node_could_have_seen(
+    world: World, node: Look
+) -> None:
+    world.release("ann/counter", "1.1.0", "rita", "ruth")
+    held = world.repository()
+    path = listing.review_path("ann/counter", "1.1.0")
+    approved = held.reviews("ann/counter", "1.1.0")
+    before = held.content(held.role("records").signed.targets[listing.LOG])
+    state = held.state()
+    mine = world.scratch / "home/registries"
+    shutil.copytree(mine / "main", world.scratch / "asleep")
+    for plugin_id, version in (("bob/teapot", "1.0.0"), ("ann/counter", "1.1.0")):
+        held.review(plugin_id, version, world.signers["ruth"], verdict="reject", notes="it lies")
+    (decoy,) = (one for one in held.reviews("bob/teapot", "1.0.0") if one.verdict == "reject")
+    held.publish(world.signers["online"])
+    known = held.state()
+    refused(world, node, "ruth rejected it: it lies")
+    for record in (approved[:1], approved, [*approved, decoy]):
+        republished(world, path, review.written(record))
+        about = held.release("ann/counter", "1.1.0")
+        said = listing.read(about.custom, "")
+        digest = about.hashes["sha256"]
+        assert not review.shortfall(held.policy(), said, digest, record)  # who asks no log
+        refused(world, node, "ruth rejected it: as the log has it")
+    republished(world, path, review.written(approved), before)
+    refused(world, node, "its log does not go on")
+    # What is left, as GOVERNANCE.md says: whoever saw nothing of it, and was told no state.
+    shutil.copytree(world.scratch / "asleep", mine / "asleep")
+    assert market.propose("ann/counter", "", {}, "asleep")
+    client.trust("new", str(world.folder), world.root, state)
+    assert market.propose("ann/counter", "", {}, "new")
+    with pytest.raises(RegistryError, match="an older state than is known of it"):
+        client.trust("told", str(world.folder), world.root, known)
+
+
+def test_a_stolen_online_key_hides_a_revocation_from_a_new_node_that_was_told_nothing(
+    world: World, node: Look
+) -> None:
+    held = world.repository()
+    offline = world.keys("targets-1", "targets-2")
+    held.revoke("ann/counter", [], "it lies", offline)
+    held.publish(world.signers["online"])
+    known = held.state()
+    refused(world, node, "revoked by main: it lies")
+    folder = world.folder / "metadata"
+    older = Metadata[Targets].from_file(str(folder / "1.targets.json"))
+    forge(world, world.signers["online"], "targets", older)
+    refused(world, node, "an older state than this node has seen")
+    client.trust("new", str(world.folder), world.root)
+    assert market.propose("ann/counter", "", {}, "new")  # the limit: until targets.json expires
+    assert older.signed.expires - world.now.replace(tzinfo=older.signed.expires.tzinfo) < (
+        timedelta(days=91)
+    )
+    for state in (known, f"{int(known[0]) + 1}:{known[2:]}"):
+        with pytest.raises(RegistryError, match="an older state than is known of it"):
+            client.trust("told", str(world.folder), world.root, state)
+    assert client.trusted() == ["main", "new"]
+
+
+def test_a_registry_that_is_trusted_again_takes_no_revocation_back(world: World) -> None:
+    install("ann/counter")
+    world.copy("older")
+    held = world.repository()
+    held.revoke("ann/counter", [], "it lies", world.keys("targets-1", "targets-2"))
+    held.publish(world.signers["online"])
+    assert market.look() == {"main": ""}
+    world.copy("newer")
+    client.forget("main")
+    world.put_back("older")
+    assert credulous(world.folder, "ann/counter")[0] == "1.0.0"
+    with pytest.raises(RegistryError, match="an older state than is known of it"):
+        client.trust("main", str(world.folder), world.root)
+    with pytest.raises(ConfigError, match="ann/counter came from another registry called main"):
+        client.trust("main", str(world.folder), "0" * 64)
+    assert "it lies" in lock.halted(installed()["ann/counter"])
+    world.put_back("newer")
+    client.trust("main", str(world.folder), world.root)
+    assert "it lies" in lock.halted(installed()["ann/counter"])
 
 
 def test_keys_that_were_stolen_are_replaced_by_a_threshold_of_root_keys(

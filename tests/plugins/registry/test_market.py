@@ -91,8 +91,7 @@ def test_the_commands_found_a_registry_publish_install_update_and_revoke(
         return told + registry("publish", "--key", made["online"][0])
 
     said = release("1.0.0", ("rita",))
-    digest = said.split()[-1]
-    assert run("plugin", "registry", "trust", "main", folder, "--root-sha256", digest) == 0
+    assert run("plugin", "registry", "trust", "main", folder, *said.split()[-4:]) == 0
     assert run("plugin", "search", "written") == 0
     assert "ann/counter 1.0.0  main" in capsys.readouterr().out
     assert run("plugin", "install", "ann/counter", "--yes") == 0
@@ -309,7 +308,9 @@ def test_a_log_that_was_rewritten_is_refused_and_credit_follows_from_it(world: W
     held.draft.mkdir()
     (held.draft / "log.jsonl").write_bytes(b"")
     held.publish(world.signers["online"])
-    assert market.propose("ann/counter", "", {})  # a client without a memory of it sees nothing
+    client.trust("new", str(world.folder), world.root)  # whoever has no memory of it sees nothing
+    assert market.propose("ann/counter", "", {}, "new").release.registry == "new"
+    client.forget("new")
     assert "its log does not go on from" in market.verify({})[0]
     wrong = audit.audit(world.folder).wrong
     assert "ann/counter 1.0.0: the log knows nothing of it" in wrong
@@ -391,6 +392,8 @@ def test_a_paid_plugin_runs_with_a_licence_for_this_node_and_these_days(world: W
     assert after(14) == ""  # within the days of grace
     assert "ended; renew it" in after(16)
     assert "set back by 15 days" in after(2)  # it was the 16th day here once
+    (licences.folder() / "ann/sold.token").write_bytes(b"\xff")
+    assert "utf-8" in lock.halted(terms)
     with pytest.raises(ConfigError, match="versions are three numbers"):
         licences.decode(licences.issue(vendor, **{**good, "below": f"1.{'9' * 5000}.0"}))
     token = licences.issue(vendor, **good)
