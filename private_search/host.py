@@ -41,7 +41,7 @@ from .messages import (
     request_limit,
 )
 
-KEPT_KEYS = 64  # askers whose keys are held at a time, 258 KB each; the longest unused goes first
+KEPT_KEYS = 64  # askers whose keys are held at a time, 301 KB each; the longest unused goes first
 BODY_S = 60.0  # a request that has not come whole by then is refused
 AT_ONCE = 4  # requests that wait for the workers; more wait at the door
 LOG = log.get("federation.library")

@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import CryptoError, ProtocolError
-from .parameters import RingParameters, named
+from .parameters import SEED_BYTES, ZEROS, RingParameters, named
 
 Floats = npt.NDArray[np.float64]
 
 BABY_STEPS = 32  # rotations by one; two rotation keys (1 and 32) serve every matrix
 ROTATIONS = (1, BABY_STEPS)
 KEPT_KEYS = 8  # askers whose keys a multiplier keeps read
+MASK_DEVIATION = 2.0**18.5  # of a coefficient of what an encryption of zero is multiplied with
 HEADER_BYTES = 16
 # SEAL: magic, header size, major version (its minor version may differ)
 MAGIC = b"\x5e\xa1\x10\x04"
@@ -237,19 +238,36 @@ class _Ring:
                 f"sides"
             )
         words = np.frombuffer(answer, "<u4").astype("<u8") << np.uint64(table.dropped_bits)
-        body = np.minimum(words, np.uint64(self.modulus - 1)).tobytes()
+        words = np.minimum(words, np.uint64(self.modulus - 1))
+        try:
+            found = self.ciphertext(words, scale, ntt=False)
+            self.evaluator.transform_to_ntt_inplace(found)
+        except (RuntimeError, ValueError) as error:
+            raise ProtocolError(f"an answer that hides nothing: {error}") from error
+        return found
+
+    def ciphertext(self, words: npt.NDArray[np.uint64], scale: float, *, ntt: bool) -> Any:
+        """A ciphertext of these coefficients, all of them below the modulus: two polynomials."""
+        body = words.astype("<u8").tobytes()
         head = CIPHERTEXT_HEAD.pack(
-            struct.pack("<4Q", *self.level), 0, 2, table.degree, 1, scale, 1
+            struct.pack("<4Q", *self.level), ntt, 2, self.parameters.degree, 1, scale, 1
         )
         array = self._head(8 + len(body)) + struct.pack("<Q", len(words)) + body
         found = self.seal.Ciphertext()
         with _scratch() as path:
             Path(path).write_bytes(self._head(len(head) + len(array)) + head + array)
-            try:
-                found.load(self.context, path)
-                self.evaluator.transform_to_ntt_inplace(found)
-            except (RuntimeError, ValueError) as error:
-                raise ProtocolError(f"an answer that hides nothing: {error}") from error
+            found.load(self.context, path)
+        return found
+
+    def drawn(self, seed: bytes) -> list[npt.NDArray[np.uint64]]:
+        """The second polynomials of a public key, in NTT form: uniform, and nobody's choice."""
+        degree, bits = self.parameters.degree, np.uint64(64 - self.modulus.bit_length())
+        found = []
+        for number in range(ZEROS):
+            # twice as many as are needed, since those that are not below the modulus go
+            raw = hashlib.shake_256(seed + bytes([number])).digest(16 * degree)
+            words = np.frombuffer(raw, "<u8").astype(np.uint64) >> bits
+            found.append(words[words < self.modulus][:degree])
         return found
 
     def _head(self, size: int) -> bytes:
@@ -280,18 +298,31 @@ class Asker:
     def public_keys(self) -> list[bytes]:
         """Rotation keys (seeded) and public key, for `Multiplier.product`; neither opens
         anything.
+
+        The public key is Regev's: not one encryption of zero but `ZEROS`, whose second
+        polynomials are drawn from a seed, so that nobody can choose them.
         """
         ring, table = self._ring, self._ring.parameters
         # The list overload means Galois elements, not steps: 3^step mod 2N.
         rotation = self._keys.create_galois_keys(
             [pow(3, step, 2 * table.degree) for step in ROTATIONS]
         )
-        public = ring.seal.PublicKey()
-        self._keys.create_public_key(public)
-        return [
-            to_wire(rotation, table.rotation_keys_bytes(len(ROTATIONS))),
-            to_wire(public, table.public_key_bytes),
-        ]
+        seed = os.urandom(SEED_BYTES)
+        public = seed + b"".join(self._beside(drawn) for drawn in ring.drawn(seed))
+        return [to_wire(rotation, table.rotation_keys_bytes(len(ROTATIONS))), public]
+
+    def _beside(self, drawn: npt.NDArray[np.uint64]) -> bytes:
+        """The first polynomial of an encryption of zero whose second one is `drawn`: e - s drawn.
+
+        That is what a fresh encryption of zero opens to, with `drawn` taken off its second one.
+        """
+        ring, zero, plain = self._ring, self._ring.seal.Ciphertext(), self._ring.seal.Plaintext()
+        self._encryptor.encrypt_zero_symmetric(ring.level, zero)
+        words = np.concatenate([np.zeros_like(drawn), drawn])
+        ring.evaluator.sub_inplace(zero, ring.ciphertext(words, zero.scale, ntt=True))
+        self._decryptor.decrypt(zero, plain)
+        first = np.fromiter(map(plain.data, range(len(drawn))), "<u8", len(drawn))
+        return first.view(np.uint8).reshape(-1, 8)[:, : ring.parameters.word_bytes].tobytes()
 
     def encrypt(self, *vectors: bytes) -> list[bytes]:
         """Each float64 vector into one seeded symmetric ciphertext."""
@@ -331,18 +362,30 @@ class Multiplier:
         shard, shards: this one of so many multipliers holds every `shards`-th slab of each matrix:
             together they hold every encoded number once (4 KB a row of 384), and work side by side.
 
-    Circuit privacy, exactly: an answer gets a fresh encryption of zero under the asker's public
-    key, which hides its second polynomial from the asker itself if that key is well formed, and
-    Gaussian noise of the matrix's deviation d on the real and imaginary part of every slot; then
-    it is rounded to 32 bits a coefficient. The asker knows the noise that it encrypted with, so
-    what the product made of it would tell it linear forms of the rows besides the one it asked
-    for. For rows of length 1 that part has a deviation c below 2^-18 (a test measures it). A normal
-    channel carries at most log2(1 + c^2 / d^2) / 2 bits a number: with d = 2^-11 that is 2^-14.4,
-    a fifth of a bit for the 4096 numbers of a ciphertext, 12 bits over 64 questions. A bound on
-    what leaks, not a statistical proof of nothing (that takes d = 2^40 c and a larger modulus).
-    Not covered: an asker who publishes a malformed public key; one who uses the head room of the
-    modulus to ask louder than 1.
-    Source: Halevi and Shoup 2014 (diagonals); Gentry 2009, section 21 (flooding).
+    Circuit privacy, exactly. To an answer (c0, c1) goes sum u_i (b_i, a_i) over the asker's
+    encryptions of zero, with u_i Gaussian polynomials of the keeper's; to c0 also Gaussian noise of
+    the matrix's deviation d on the real and imaginary part of every slot; then both are rounded to
+    32 bits a coefficient. The a_i are hashed out of a seed, so no asker can choose them, and
+    sum u_i a_i is a uniform polynomial (leftover hash over rings): c1 says nothing, whatever the
+    b_i, the rotation keys and the question are. An asker can choose b_i so that c0 tells of the
+    mask; what it then learns is x c0 + y c1 for one pair (x, y) of its own instead of c0: still one
+    number for each row, under the same noise, since a second pair would leave it a small multiple
+    of all a_i. (The hash is proven for b_i that tell nothing of the u_i. For others it takes 54 of
+    their 123 bits a coefficient where c0 tells at most 22: an argument, not a proof.) A number
+    holds, on average over a ciphertext, log2 q - log2(d' sqrt(2 pi e)) bits, with
+    d' = 2^51 d / sqrt(N / 2) the deviation of a coefficient: 17.4 at d = 2^-11.
+
+    An asker who keeps to the protocol knows the noise that it encrypted with, so what the product
+    made of it would tell it linear forms of the rows besides the one it asked for. For rows of
+    length 1 that part has a deviation c below 2^-18 (a test measures it). A normal channel carries
+    at most log2(1 + c^2 / d^2) / 2 bits a number: with d = 2^-11 that is 2^-14.4, a fifth of a bit
+    for the 4096 numbers of a ciphertext, 12 bits over 64 questions. A bound on what leaks, not a
+    statistical proof of nothing (that takes d = 2^40 c and a larger modulus).
+    Not covered: one who uses the head room of the modulus to ask louder than 1; the bits above are
+    what it gets.
+    Source: Halevi and Shoup 2014 (diagonals); Gentry 2009, section 21 (flooding); Regev 2005 (many
+    encryptions of zero as a public key); Lyubashevsky, Peikert and Regev 2013, section 7 (its sums
+    are uniform over rings).
     """
 
     def __init__(
@@ -356,7 +399,7 @@ class Multiplier:
             name: self._encode(matrix, number, shard, shards)
             for number, (name, matrix) in enumerate(matrices.items())
         }
-        self._read: OrderedDict[bytes, tuple[Any, Any]] = OrderedDict()
+        self._read: OrderedDict[bytes, tuple[Any, list[Any]]] = OrderedDict()
 
     def check(self, rotation: bytes, public: bytes) -> list[bytes]:
         """Read an asker's keys.
@@ -399,7 +442,7 @@ class Multiplier:
             for diagonals in slabs
         ]
 
-    def _keys(self, rotation: bytes, public: bytes) -> tuple[Any, Any]:
+    def _keys(self, rotation: bytes, public: bytes) -> tuple[Any, list[Any]]:
         ring, table = self._ring, self._ring.parameters
         named_ = hashlib.sha256(rotation + public).digest()
         if named_ in self._read:
@@ -411,7 +454,7 @@ class Multiplier:
             rotation,
             table.rotation_keys_bytes(len(ROTATIONS)),
         )
-        shared = from_wire(ring.seal.PublicKey(), ring.context, public, table.public_key_bytes)
+        shared = self._zeros(public)
         if not all(turning.has_key(pow(3, step, 2 * table.degree)) for step in ROTATIONS):
             raise ProtocolError(
                 f"rotation keys for other steps than {ROTATIONS}; update both sides"
@@ -420,6 +463,28 @@ class Multiplier:
         while len(self._read) > KEPT_KEYS:
             self._read.popitem(last=False)
         return turning, shared
+
+    def _zeros(self, public: bytes) -> list[Any]:
+        """The asker's encryptions of zero, if they are what they should be: a test cannot tell, and
+        nothing that the keeper hides depends on it.
+        """
+        ring, table = self._ring, self._ring.parameters
+        if len(public) != table.public_key_bytes:
+            raise ProtocolError(
+                f"a public key of {len(public)} bytes, expected {table.public_key_bytes}; update "
+                f"both sides"
+            )
+        whole = np.zeros((ZEROS, table.degree, 8), np.uint8)
+        whole[:, :, : table.word_bytes] = np.frombuffer(public[SEED_BYTES:], np.uint8).reshape(
+            ZEROS, table.degree, table.word_bytes
+        )
+        firsts = whole.view("<u8")[:, :, 0].astype(np.uint64)
+        if (firsts >= ring.modulus).any():
+            raise ProtocolError("a public key with numbers beyond its modulus; send another")
+        return [
+            ring.ciphertext(np.concatenate([first, drawn]), 1.0, ntt=True)
+            for first, drawn in zip(firsts, ring.drawn(public[:SEED_BYTES]), strict=True)
+        ]
 
     def _encode(
         self, matrix: PlainMatrix, number: int, shard: int, shards: int
@@ -499,15 +564,23 @@ class Multiplier:
         self._evaluator.add_inplace(total, term)
         return total
 
-    def _hidden(self, total: Any, shared: Any, deviation: float) -> Any:
+    def _hidden(self, total: Any, zeros: Sequence[Any], deviation: float) -> Any:
         if total is None:
             raise CryptoError("a matrix of zeros has no product; add passages first")
         if deviation:
-            zero = self._ring.seal.Ciphertext()
-            self._ring.seal.Encryptor(self._ring.context, shared).encrypt_zero(zero)
-            zero.scale = total.scale
-            self._evaluator.add_inplace(total, zero)
-            slots = self._ring.parameters.slots
-            noise = gaussian(slots, deviation) + 1j * gaussian(slots, deviation)
-            self._evaluator.add_plain_inplace(total, self._ring.encode(noise, total.scale))
+            ring, scale = self._ring, total.scale
+            for zero in zeros:
+                # Gaussian slots are Gaussian coefficients, sqrt(slots) times smaller
+                often = self._gaussian(MASK_DEVIATION * ring.parameters.slots**0.5, 1.0)
+                term = ring.seal.Ciphertext()
+                self._evaluator.multiply_plain(zero, often, term)
+                term.scale = scale
+                self._evaluator.add_inplace(total, term)
+            self._evaluator.add_plain_inplace(total, self._gaussian(deviation, scale))
         return total
+
+    def _gaussian(self, deviation: float, scale: float) -> Any:
+        """Noise of this deviation on the real and the imaginary part of every slot."""
+        slots = self._ring.parameters.slots
+        noise = gaussian(slots, deviation) + 1j * gaussian(slots, deviation)
+        return self._ring.encode(noise, scale)

@@ -34,6 +34,12 @@ NOISE_CLIP = 22
 # a slot by a normal deviate of about 2^b N sqrt(1/18): 2^-19 of SEARCH's scale, a thousandth of
 # the noise that answers are flooded with, for half of the bytes.
 ANSWER_WORD_BITS = 32
+# CKKS: encryptions of zero in a public key, and bytes of the seed of their second polynomials. A
+# sum of so many, times Gaussian polynomials whose coefficients deviate by 2^18.5, is uniform modulo
+# q: for SEARCH, 2^18.5 sqrt(2 pi N) = 2^25.8 is above 2 N q^(1/6 + 2/(6 N)) = 2^22 (Lyubashevsky,
+# Peikert and Regev 2013, corollary 7.5; `ckks.Multiplier` says what for).
+ZEROS = 6
+SEED_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +141,15 @@ class RingParameters:
 
     @property
     def public_key_bytes(self) -> int:
-        """Size on the wire, padded, of a public key: two polynomials over all primes."""
-        return self._padded(2, self.prime_bits)
+        """CKKS: size on the wire of a public key: a seed, and one polynomial an encryption of
+        zero, in whole bytes a coefficient.
+        """
+        return SEED_BYTES + ZEROS * self.degree * self.word_bytes
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes that hold one coefficient of a fresh ciphertext."""
+        return -(-self.data_bits // 8)
 
     def rotation_keys_bytes(self, rotations: int) -> int:
         """Size on the wire, padded, of seeded rotation keys."""

@@ -121,8 +121,9 @@ class Shape:
         half the dimension.
 
         Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus
-        caps that at about 37 bits for each passage and question, so 64 questions can hold a coarse
-        embedding (6 bits a dimension). Against such an asker the budget is a brake, not a bound.
+        caps that at 17.4 bits for each passage and question, whatever keys it made up (a test
+        measures it), so 64 questions can hold a coarse embedding (2.9 bits a dimension of 384).
+        Against such an asker the budget is a brake, not a bound.
         """
         return (self.dimension - 1) // 2
 

@@ -350,7 +350,8 @@ def test_two_questions_are_the_same_steps_over_the_same_numbers_in_the_same_orde
     """
     (first, sizes), (second, again) = host_view(ABOUT, 2), host_view(OTHER, 4)
     assert first == second and sizes == again
-    products = [step for step in first if step[0] == "multiply_plain"]
+    # those with the host's own numbers; the masks are products too
+    products = [step for step in first if step[0] == "multiply_plain" and len(step) > 1]
     assert len(products) > 1000 and len({step[1] for step in products}) == len(products)
     traces = []
     for passage in (2, 4):

@@ -350,7 +350,7 @@ async def test_over_http_the_best_passage_comes_back_with_its_costs(service):
     assert answer.found[0].score == round(answer.found[0].score, 2) > answer.found[1].score
     assert (
         answer.passages == len(TEXTS)
-        and 250_000 < answer.bytes_up < 400_000
+        and 300_000 < answer.bytes_up < 420_000
         and 60_000 < answer.bytes_down < 150_000
     )
 
