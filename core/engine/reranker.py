@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import ModelFileError
 from ..models.embedding.architecture import ScoreHead, numbers
+from ..models.embedding.gguf import RANK
 from ..models.embedding.model import EncoderModel, read
 from .backends.backend import Encoder
 from .backends.select import select_encoder
@@ -165,11 +166,11 @@ def read_head(model: EncoderModel) -> ScoreHead:
     if weights.head is not None:
         return weights.head
     yes, no = (model.backend.token_to_id(word) for word in ("yes", "no"))
-    embeds = (model.path / "modules.json").exists()  # as sentence-transformers marks those
-    if not weights.architecture.causal or embeds or yes is None or no is None:
+    if not weights.architecture.causal or not model.judges or yes is None or no is None:
         raise ModelFileError(
-            f"{model.path}: makes vectors and no scores; give a reranker, one of BERT's, "
-            f"XLM-R's or ModernBERT's with one label, or Qwen3-Reranker"
+            f"{model.path}: makes vectors and no scores, as far as it says; give a reranker, one "
+            f"of BERT's, XLM-R's or ModernBERT's with one label, or Qwen3-Reranker (of a GGUF "
+            f"file the pooling type is {RANK}, or its own name says rerank)"
         )
     head = weights.tensors.get("head.weight", weights.tensors["embedding.weight"])
     rows = [numbers(head.part(token, token + 1))[0] for token in (yes, no)]

@@ -20,6 +20,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 # of the input of each half of a layer, and of what comes out behind it
 NORMS = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm")
 HEAD_NORMS = ("q_norm", "k_norm")
+MOST_LAYERS = 1000  # many times what any encoder has; what stands by layer is made for so many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,12 @@ class EncoderArchitecture:
     embedding_scale: float = 1.0
     thetas: tuple[float, ...] = ()  # a layer's base of rope; empty: no rope
     reaches: tuple[int, ...] = ()  # tokens that a layer sees to either side, 0: all; empty: all
+
+    def is_possible(self) -> bool:
+        """Whether heads divide, and no norm or rope makes what is no number."""
+        bases = all(1 < base < 1e30 for base in self.thetas)
+        whole = self.num_heads % self.num_kv_heads == 0 and self.head_dim % 2 == 0
+        return whole and bases and 0 <= self.norm_eps < 1
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Those inside a layer, with their shapes."""
@@ -85,6 +92,11 @@ class ScoreHead:
     activation: str = "tanh"  # or "gelu"
     norm: NDArray[np.float32] | None = None  # [D], of mean and deviation, without a bias
     norm_eps: float = 1e-5
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are."""
+        parts = (self.out, self.out_bias, self.dense, self.dense_bias, self.norm)
+        return all(part is None or bool(np.isfinite(part).all()) for part in parts)
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logit of each vector, [N, D] -> [N]."""

@@ -22,7 +22,15 @@ from ...errors import ModelFileError, ModelNotFoundError
 from ..files.lfs_pointer import refuse_pointer
 from ..files.settings import HfSettings
 from ..quant.tensor import QuantTensor
-from .architecture import HEAD_NORMS, EncoderArchitecture, EncoderWeights, ScoreHead, numbers, plain
+from .architecture import (
+    HEAD_NORMS,
+    MOST_LAYERS,
+    EncoderArchitecture,
+    EncoderWeights,
+    ScoreHead,
+    numbers,
+    plain,
+)
 from .folder import advice, read_json
 
 PLAIN = ("F32", "F16", "BF16")
@@ -126,6 +134,11 @@ def read_head(
 def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchitecture:
     """Sizes and traits. Raises: ModelFileError: impossible, or not computed here."""
     heads = config.size("num_attention_heads")
+    if (layers := config.size("num_hidden_layers")) > MOST_LAYERS:
+        raise ModelFileError(
+            f"{config.path}: num_hidden_layers is {layers}, expected {MOST_LAYERS} at most; "
+            f"{advice()}"
+        )
     width = config.size("hidden_size")
     if width % heads and config.get("head_dim") is None:
         raise ModelFileError(
@@ -134,7 +147,7 @@ def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchi
     head_dim = config.size("head_dim", width // heads)
     usual: dict[str, Any] = {
         "model_type": config.model_type,
-        "num_layers": config.size("num_hidden_layers"),
+        "num_layers": layers,
         "hidden_size": width,
         "intermediate_size": config.size("intermediate_size"),
         "num_heads": heads,
@@ -145,7 +158,7 @@ def read_architecture(family: EncoderFamily, config: HfSettings) -> EncoderArchi
         "attention_scale": head_dim**-0.5,
     }
     found = EncoderArchitecture(**usual | family.traits(config))
-    if found.num_heads % found.num_kv_heads or found.head_dim % 2:
+    if not found.is_possible():
         raise ModelFileError(f"{config.path}: impossible sizes {found}; {advice()}")
     return found
 
@@ -198,6 +211,12 @@ def named(
     for layer in layers:
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in architecture.matrices()}
     tensors: dict[str, QuantTensor] = {}
+    behind = family.layer.format(architecture.num_layers)
+    if spare := [name for name in found if name.startswith(behind)]:
+        raise ModelFileError(
+            f"{path}: has {min(spare)!r:.60}, config.json tells of {architecture.num_layers} "
+            f"layers; {advice()}"
+        )
 
     def fit(theirs: str, expected: tuple[int, int]) -> QuantTensor:
         blocks = found.get(theirs)

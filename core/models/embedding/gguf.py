@@ -29,6 +29,7 @@ from ..tokenizer.pretokenizers import build
 from ..tokenizer.vocabulary import CONTROL, SPACE, Vocabulary, read_scores, texts
 from .architecture import (
     HEAD_NORMS,
+    MOST_LAYERS,
     EncoderArchitecture,
     EncoderWeights,
     Pooling,
@@ -40,6 +41,11 @@ from .folder import advice
 
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}
 RANK = 4  # a file that scores pairs, of its first token or of a decoder's last one
+# outside of layers, what stands for itself: read where it is there
+APART = (
+    *("cls.weight", "cls.bias", "cls.norm.weight", "cls.output.weight", "cls.output.bias"),
+    *("dense_2.weight", "dense_3.weight", "output.weight", "token_types.weight"),
+)
 # below the family's name, what changes no vector
 HARMLESS = (
     *("vocab_size", "context_length", "block_count", "embedding_length", "feed_forward_length"),
@@ -86,6 +92,11 @@ def read_architecture(family: GgufEncoder, settings: GgufSettings) -> EncoderArc
     """Raises: ModelFileError: a size that cannot be, or a setting that would be passed over."""
     file, heads = settings.file, settings.size("attention.head_count")
     width, layers = settings.size("embedding_length"), settings.size("block_count")
+    if layers > MOST_LAYERS:
+        raise ModelFileError(
+            f"{file.path}: {settings.family}.block_count is {layers}, expected {MOST_LAYERS} at "
+            f"most; {advice()}"
+        )
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
     for key in settings.all():
         if key not in HARMLESS:
@@ -107,7 +118,7 @@ def read_architecture(family: GgufEncoder, settings: GgufSettings) -> EncoderArc
         "pooling": read_pooling(settings),
     }
     found = EncoderArchitecture(**usual | family.traits(settings))
-    if found.num_heads % found.num_kv_heads or found.head_dim % 2:
+    if not found.is_possible():
         raise ModelFileError(f"{file.path}: impossible sizes {found}; {advice()}")
     return found
 
@@ -126,10 +137,22 @@ def read_pooling(settings: GgufSettings) -> Pooling:
     return POOLINGS[said]
 
 
+def judges(file: GgufFile) -> bool:
+    """Whether a file says of itself that it scores pairs, be it by its words."""
+    name = file.value("general.architecture", str)
+    if GgufSettings(file, name).whole("pooling_type", 0) == RANK:
+        return True
+    names = (file.value(f"general.{key}", str, "") for key in ("name", "basename"))
+    return any("rerank" in one.lower() for one in names)
+
+
 def named(file: GgufFile, family: GgufEncoder, architecture: EncoderArchitecture) -> EncoderWeights:
-    """The tensors under our names. Raises: ModelFileError: missing, or of another shape."""
+    """The tensors under our names. Raises: ModelFileError: missing, of another shape, or one that
+    has no place.
+    """
     width, sizes = architecture.hidden_size, dict(architecture.matrices())
     tensors: dict[str, QuantTensor] = {}
+    placed = set(APART)
 
     def take(ours: str, theirs: str, expected: tuple[int, int], *, needed: bool) -> None:
         blocks = file.tensors.get(theirs)
@@ -139,6 +162,7 @@ def named(file: GgufFile, family: GgufEncoder, architecture: EncoderArchitecture
             state = "is missing" if blocks is None else f"is {blocks.shape}"
             raise ModelFileError(f"{file.path}: {theirs} {state}, expected {expected}; {advice()}")
         tensors[ours] = blocks
+        placed.add(theirs)
 
     take("embedding.weight", "token_embd.weight", (architecture.vocab_size, width), needed=True)
     if architecture.learned_positions:
@@ -173,12 +197,17 @@ def named(file: GgufFile, family: GgufEncoder, architecture: EncoderArchitecture
                 take(f"{ours}{name}.weight", f"{theirs}{own}.weight", (1, size), needed=needed)
                 take(f"{ours}{name}.bias", f"{theirs}{own}.bias", (1, size), needed=False)
     if (kinds := file.tensors.get("token_types.weight")) is not None:
-        shifts = numbers(kinds)
+        take("types", "token_types.weight", (kinds.shape[0], width), needed=True)
+        shifts = numbers(tensors.pop("types"))
         tensors["shift.weight"] = plain(shifts[:1])
         if len(shifts) > 1:
             tensors["second_shift.weight"] = plain(shifts[1:2] - shifts[:1])
-    if (head := file.tensors.get("output.weight")) is not None:
-        tensors["head.weight"] = head
+    take("head.weight", "output.weight", (architecture.vocab_size, width), needed=False)
+    if spare := file.tensors.keys() - placed:
+        raise ModelFileError(
+            f"{file.path}: it has the tensor {min(spare)!r:.60}, which has no place in an encoder "
+            f"of {architecture.num_layers} layers; {advice()}"
+        )
     return EncoderWeights(architecture, tensors, read_head(file, family, architecture))
 
 
@@ -220,18 +249,22 @@ def read_head(
             f"choose another model"
         )
 
-    def vector(name: str) -> NDArray[np.float32] | None:
+    def vector(name: str, size: int) -> NDArray[np.float32] | None:
         found = file.tensors.get(name)
-        return None if found is None else numbers(found).reshape(-1)
+        if found is not None and found.shape != (1, size):
+            raise ModelFileError(
+                f"{file.path}: {name} is {found.shape}, expected {(1, size)}; {advice()}"
+            )
+        return None if found is None else numbers(found)[0]
 
-    bias = vector("cls.output.bias")
+    bias = vector("cls.output.bias", 1)
     return ScoreHead(
         out=matrix[0],
         out_bias=0.0 if bias is None else float(bias[0]),
         dense=None if dense is None else numbers(dense),
-        dense_bias=vector("cls.bias"),
+        dense_bias=vector("cls.bias", width),
         activation=family.activation,
-        norm=vector("cls.norm.weight"),
+        norm=vector("cls.norm.weight", width),
         norm_eps=architecture.norm_eps,
     )
 
@@ -394,7 +427,7 @@ def nomic_bert(settings: GgufSettings) -> dict[str, Any]:
 
 def modern_bert(settings: GgufSettings) -> dict[str, Any]:
     """ModernBERT, 2024."""
-    every = settings.whole("attention.sliding_window_pattern", 3)
+    every = settings.size("attention.sliding_window_pattern", 3)
     near, wide = settings.real("rope.freq_base_swa", 10_000.0), settings.real("rope.freq_base")
     sliding = [bool(layer % every) for layer in range(settings.size("block_count"))]
     reach = settings.size("attention.sliding_window", 128) // 2
@@ -422,7 +455,7 @@ def qwen3(settings: GgufSettings) -> dict[str, Any]:
 def gemma_embedding(settings: GgufSettings) -> dict[str, Any]:
     """EmbeddingGemma, 2025: five layers of six see a window to either side."""
     layers = settings.size("block_count")
-    every = settings.whole("attention.sliding_window_pattern", 6)
+    every = settings.size("attention.sliding_window_pattern", 6)
     sliding = [bool((layer + 1) % every) for layer in range(layers)]
     near, wide = settings.real("rope.freq_base_swa", 10_000.0), settings.real("rope.freq_base", 1e6)
     reach = settings.size("attention.sliding_window", 512) // 2

@@ -40,6 +40,7 @@ class EncoderModel:
     dense: tuple[npt.NDArray[np.float32], ...] = ()  # behind the encoder, [rows, columns] each
     # before a text, by what it is for
     prompts: Mapping[Role, str] = field(default_factory=dict)
+    judges: bool = False  # nothing says that it makes vectors alone: a decoder may say yes or no
 
 
 def read(path: Path, *, scoring: bool = False) -> EncoderModel:
@@ -73,6 +74,7 @@ def read_file(path: Path) -> EncoderModel:
         min(MOST_LENGTH, weights.architecture.max_positions),
         gguf.read_dense(file, weights.architecture.hidden_size),
         {},
+        gguf.judges(file),
     )
 
 
@@ -93,7 +95,8 @@ def read_folder(folder: Path, *, scoring: bool) -> EncoderModel:
     architecture = weights.architecture
     backend = read_tokenizer(folder, architecture)
     longest = read_longest(folder, architecture, scoring=scoring)
-    return EncoderModel(folder, weights, backend, longest, tuple(dense), prompts)
+    embeds = (folder / "modules.json").exists()  # as sentence-transformers marks those
+    return EncoderModel(folder, weights, backend, longest, tuple(dense), prompts, judges=not embeds)
 
 
 def check_finite(path: Path, weights: EncoderWeights) -> None:
@@ -109,6 +112,10 @@ def check_finite(path: Path, weights: EncoderWeights) -> None:
                     f"{path}: {name} holds numbers that are not finite, so it would find "
                     f"nothing; {advice()}"
                 )
+    if weights.head is not None and not weights.head.is_finite():
+        raise ModelFileError(
+            f"{path}: what makes its scores holds numbers that are not finite; {advice()}"
+        )
 
 
 def read_tokenizer(folder: Path, architecture: EncoderArchitecture) -> BackendTokenizer:

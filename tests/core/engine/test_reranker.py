@@ -19,6 +19,7 @@ from quietchoir.core.engine.reranker import CrossEncoder, probability
 from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models.embedding.model import read
 from quietchoir.core.models.embedding.torch_encoder import TorchEncoder
+from quietchoir.tests.fakes.models import GgufWriter, byte_level, make_model
 
 WORDS = ("where", "is", "the", "cat", "mat", "dog", "sat", "on", "rain", "falls", "in", "spring")
 QUERY = "where is the cat"
@@ -210,42 +211,133 @@ def test_a_model_without_scores_and_one_of_several_labels_are_refused(
         CrossEncoder.load(tmp_path)
 
 
-def test_a_gguf_file_scores_as_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    model = xlm_roberta().eval()
-    model.save_pretrained(tmp_path)
-    unigram_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    file = tmp_path / "reranker.gguf"
-    writer = gguf.GGUFWriter(file, "bert")
-    writer.add_block_count(3)
+def write_gguf(
+    file: Path,
+    model: Any,
+    changes: dict[str, np.ndarray] | None = None,
+    *,
+    family: str = "bert",
+    blocks: int = 3,
+    **settings: int | float | str,
+) -> None:
+    """An XLM-R's file, with other tensors beside its own or in their place."""
+    writer = gguf.GGUFWriter(file, family)
+    writer.add_block_count(blocks)
     writer.add_context_length(78)
     writer.add_embedding_length(64)
     writer.add_feed_forward_length(96)
     writer.add_head_count(4)
-    writer.add_layer_norm_eps(model.config.layer_norm_eps)
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.RANK)
+    for key, value in ({"attention.layer_norm_epsilon": 1e-12} | settings).items():
+        if isinstance(value, int):
+            writer.add_uint32(f"{family}.{key}", value)
+        else:
+            writer.add_float32(f"{family}.{key}", value)
     writer.add_tokenizer_model("t5")
     spare = [f"<spare{at}>" for at in range(64 - len(PIECES))]
     writer.add_token_list([*PIECES, *spare])
     writer.add_token_scores([-float(at) for at in range(64)])
     writer.add_token_types([3, 3, 3, 2, *[1] * (60 - len(spare)), *[5] * len(spare)])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 3)
+    tensors = {}
     for name, values in model.state_dict().items():
         plain = name.removeprefix("roberta.")
         if plain == "embeddings.position_embeddings.weight":
             values = values[2:]
         found = names.get_name(plain, (".weight", ".bias"))
         assert found is not None, name
-        writer.add_tensor(found, values.numpy())
+        tensors[found] = values.numpy()
+    for name, values in (tensors | (changes or {})).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_gguf_file_scores_as_the_folder_that_it_was_made_of(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    model = xlm_roberta().eval()
+    model.save_pretrained(tmp_path)
+    unigram_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    file = tmp_path / "reranker.gguf"
+    write_gguf(file, model)
     ours, folder = read(file, scoring=True), read(tmp_path, scoring=True)
     by_file, by_folder = (CrossEncoder(one, TorchEncoder(one.weights)) for one in (ours, folder))
     assert by_file.pairs(QUERY, TEXTS) == by_folder.pairs(QUERY, TEXTS)
     assert np.allclose(by_file.score(QUERY, TEXTS), by_folder.score(QUERY, TEXTS), atol=1e-6)
+    (config := tmp_path / "config.json").write_text(
+        config.read_text("utf-8").replace('"num_hidden_layers": 3', '"num_hidden_layers": 2')
+    )
+    with pytest.raises(ModelFileError, match="tells of 2 layers"):
+        CrossEncoder.load(tmp_path)
+
+
+ODD, EMPTY = np.ones(32, np.float32), np.full(64, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "refusal"),
+    [
+        ({}, {"blocks": 2}, "'blk.2.*no place in an encoder of 2 layers"),
+        ({"blk.0.attn_q_norm.weight": EMPTY}, {}, "blk.0.attn_q_norm.weight.*no place"),
+        ({"cls.bias": ODD}, {}, r"cls.bias is \(1, 32\), expected \(1, 64\)"),
+        ({"cls.norm.weight": ODD}, {}, r"cls.norm.weight is \(1, 32\)"),
+        ({"cls.output.bias": ODD}, {}, r"cls.output.bias is \(1, 32\), expected \(1, 1\)"),
+        ({"token_types.weight": ODD}, {}, r"token_types.weight is \(1, 32\)"),
+        ({"cls.bias": EMPTY}, {}, "scores holds numbers that are not finite"),
+        ({"cls.output.weight": EMPTY[None]}, {}, "scores holds numbers that are not finite"),
+        ({}, {"attention.layer_norm_epsilon": -1.0}, "impossible sizes"),
+        ({}, {"blocks": 1 << 31}, "expected 1000 at most"),
+        (
+            {},
+            {"family": "modern-bert", "attention.sliding_window_pattern": 0},
+            "sliding_window_pattern is 0, expected a positive number",
+        ),
+    ],
+)
+def test_a_gguf_file_that_would_score_otherwise_than_it_was_made_to_is_refused(
+    tmp_path: Path, changes: dict[str, np.ndarray], settings: dict[str, Any], refusal: str
+) -> None:
+    if settings.get("family") == "modern-bert":
+        settings = settings | {"rope.freq_base": 10_000.0}
+    write_gguf(tmp_path / "it.gguf", xlm_roberta(), changes, **settings)
+    with pytest.raises(ModelFileError, match=refusal):
+        CrossEncoder.load(tmp_path / "it.gguf")
+
+
+def test_a_decoders_file_is_a_reranker_only_where_it_says_so(tmp_path: Path) -> None:
+    model = make_model("qwen3", vocab_size=264, max_position_embeddings=2048)
+    letters, kinds = byte_level(264)
+
+    def written(name: str, pooling: gguf.PoolingType | None) -> Path:
+        file = tmp_path / f"{name}.gguf"
+        whole = GgufWriter(model, file)
+        whole.sizes()
+        writer = whole.writer
+        writer.add_name(name)
+        if pooling is not None:
+            writer.add_pooling_type(pooling)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([*letters[:260], "ye", "yes", "no", "es"])
+        writer.add_token_types([*kinds[:260], *[1] * 4])
+        writer.add_token_merges(["h e", "y e", "ye s", "n o", "e s"])
+        writer.add_eos_token_id(2)
+        for tensor, values in model.state_dict().items():
+            whole.tensor(tensor, values.float())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return file
+
+    for pooling in (None, gguf.PoolingType.LAST):
+        with pytest.raises(ModelFileError, match="makes vectors and no scores, as far as it says"):
+            CrossEncoder.load(written("Qwen3-Embedding", pooling))
+    for name, pooling in (("Qwen3-Reranker", None), ("it", gguf.PoolingType.RANK)):
+        assert len(CrossEncoder.load(written(name, pooling)).score(QUERY, TEXTS)) == len(TEXTS)
 
 
 def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
