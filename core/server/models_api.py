@@ -102,7 +102,8 @@ class ModelsApi:
             web.get("/api/models/pulls{end:/*}", self.list_pulls),
             web.post("/api/models/pulls{end:/*}", self.pull),
             web.delete("/api/models/pulls/{id:[0-9a-f]{1,32}}{end:/*}", self.stop_pull),
-            web.delete("/api/models/{name:.+}", self.remove),
+            # of no model's name, so that Allow tells what is taken there
+            web.delete("/api/models/{name:(?!search/*$|offer/*$|pulls/*$).+}", self.remove),
         ]
 
     async def stop(self, _app: web.Application) -> None:

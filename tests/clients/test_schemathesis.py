@@ -81,8 +81,6 @@ async def test_no_request_that_the_description_knows_brings_another_answer(
             # what two fields say together (n beside a kept conversation, a last message that is
             # the assistant's) is refused with its sentence, and no schema says it
             "--exclude-checks", "positive_data_acceptance",
-            # DELETE /api/models/NAME has these names too, so that Allow names it there as well
-            "--exclude-path-regex", "^/api/models/(search|offer|pulls)$",
             "--phases", "coverage,fuzzing",
             "--max-examples", EXAMPLES, "--seed", "1",
             cwd=tmp_path,

@@ -186,3 +186,13 @@ async def test_names_licences_and_owners_are_told_before_anything_is_fetched(
     assert status == 200 and told["models"][0]["name"] == "hf:some/Tiny"
     status, told = await served.post("/api/models/search", {"words": "qwen3 4b"})
     assert [model["name"] for model in told["models"]] == ["qwen3-4b"]
+
+
+@pytest.mark.parametrize(("path", "taken"), [("search", "POST"), ("pulls/", "GET,HEAD,POST")])
+async def test_what_a_path_takes_is_told_without_what_a_models_path_takes(
+    served: Served, path: str, taken: str
+) -> None:
+    async with served.session.delete(f"/api/models/{path}") as response:
+        assert (response.status, response.headers["Allow"]) == (405, taken)
+    async with served.session.delete(f"/api/models/re{path}") as response:
+        assert response.status == 404  # a name that no model has
