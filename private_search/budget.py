@@ -49,10 +49,13 @@ class QueryBudget:
         if path.exists():
             self._load()
 
+    def is_listed(self, asker: PublicIdentity) -> bool:
+        """Has this asker an account of its own?"""
+        return asker.raw.hex() in self._listed
+
     def account(self, asker: PublicIdentity) -> str:
         """Whose budget this asker draws on."""
-        name = asker.raw.hex()
-        return name if name in self._listed else STRANGERS
+        return asker.raw.hex() if self.is_listed(asker) else STRANGERS
 
     def left(self, asker: PublicIdentity, kind: RequestKind) -> int:
         """Requests of this kind that are left to this asker's account."""

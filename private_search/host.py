@@ -23,7 +23,7 @@ from ..core.config import ServerConfig
 from ..core.errors import ConfigError, MessageError, ProtocolError, QuietchoirError
 from ..core.server import connections, errors
 from ..crypto.he.parameters import SEARCH
-from ..crypto.identity.keys import Identity
+from ..crypto.identity.keys import Identity, PublicIdentity
 from ..crypto.pir.search import KEY_PART_BYTES, PirServer, exactly
 from .budget import QueryBudget
 from .classifier import Classifier
@@ -41,7 +41,7 @@ from .messages import (
     request_limit,
 )
 
-KEPT_KEYS = 64  # askers whose keys are held at a time, 301 KB each; the longest unused goes first
+KEPT_KEYS = 64  # strangers, and listed askers, whose keys are held; the longest unused goes first
 BODY_S = 60.0  # a request that has not come whole by then is refused
 AT_ONCE = 4  # requests that wait for the workers; more wait at the door
 LOG = log.get("federation.library")
@@ -79,7 +79,8 @@ class LibraryService:
                 f"the embeddings"
             )
         self._identity, self._budget = identity, budget
-        self._keys: OrderedDict[bytes, tuple[str, tuple[bytes, ...]]] = OrderedDict()
+        # One set of keys an asker, so that nobody can put out or take over another's.
+        self._keys: OrderedDict[PublicIdentity, tuple[bytes, tuple[bytes, ...]]] = OrderedDict()
         self._lock = threading.Lock()
         self.manifest = LibraryManifest(
             title=title,
@@ -141,22 +142,26 @@ class LibraryService:
         self._charge(request)
         self.server.check_keys(request.parts)
         with self._lock:
-            self._keys[request.key_id] = (request.asker.raw.hex(), request.parts)
-            while len(self._keys) > KEPT_KEYS:
-                self._keys.popitem(last=False)
+            self._keys[request.asker] = (request.key_id, request.parts)
+            self._keys.move_to_end(request.asker)
+            # A stranger costs nothing to make: strangers make room among themselves alone.
+            listed = self._budget.is_listed(request.asker)
+            kin = [asker for asker in self._keys if self._budget.is_listed(asker) == listed]
+            for longest_unused in kin[:-KEPT_KEYS]:
+                del self._keys[longest_unused]
         return []
 
     def _keys_of(self, request: SearchRequest) -> tuple[bytes, ...]:
         with self._lock:
-            owner, keys = self._keys.get(request.key_id, ("", ()))
+            held, keys = self._keys.get(request.asker, (b"", ()))
             # A ciphertext under another key would decrypt to noise without an error, so it is bound
             # to a key and its owner.
-            if owner != request.asker.raw.hex():
+            if held != request.key_id:
                 raise MessageError(
                     "ciphertext under a key that this host does not hold for you; "
                     "send the keys first"
                 )
-            self._keys.move_to_end(request.key_id)
+            self._keys.move_to_end(request.asker)
             return keys
 
 

@@ -302,6 +302,25 @@ def test_old_keys_make_room_for_new_ones(wire, service, monkeypatch):
         other.questioner.close()
 
 
+def test_nobody_puts_out_or_takes_over_the_keys_of_another(enrolled, service, monkeypatch):
+    monkeypatch.setattr(host, "KEPT_KEYS", 2)
+    eve = Wire(service, EVE)
+    try:
+        for parts in (eve.keys, enrolled.keys, eve.keys):  # the asker's own too, under Eve's name
+            eve.send(eve.request(RequestKind.KEYS, parts, key_id=key_id(parts)))
+            assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
+        assert len(service._keys) == 2
+        # strangers make room among themselves: one who is listed keeps the keys
+        service._budget._listed = frozenset({ASKER.public.raw.hex()})
+        for stranger in (Identity.generate() for _ in range(3)):
+            eve.identity = stranger
+            eve.send(eve.request(RequestKind.KEYS, eve.keys))
+        assert next(iter(service._keys)) == ASKER.public and len(service._keys) == 3
+        assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
+    finally:
+        eve.questioner.close()
+
+
 def test_replies_and_manifests_of_others_are_not_believed(enrolled, service):
     raw = enrolled.question()
     _, reply = service.answer(raw)
