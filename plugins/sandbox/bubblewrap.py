@@ -6,6 +6,7 @@ Always: a file of the package runs only if it is, to the last bit, the one that 
 tested with; whoever runs the plugin can reach it, and nobody else could have written it.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -94,6 +95,12 @@ def of_system() -> Path | None:
 
 def version_of(program: Path) -> str:
     """What it says of itself; empty if nothing."""
+    return said_version(program, program.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def said_version(program: Path, _changed: int) -> str:
+    """As `version_of`, asked once: each start of a plugin looks."""
     said = subprocess.run(
         [program, "--version"], capture_output=True, text=True, timeout=10
     ).stdout.split()

@@ -7,7 +7,11 @@ while looking ends the family.
 
 Not covered: between two looks a family may hold more than its limit. The kernel bounds each
 process's own address space, so memory overshoots by that bound times the number of processes at
-most, and empty files by what can be made in `INTERVAL_S`.
+most, and empty files by what can be made in `INTERVAL_S`, or in `RESTING_S` by one that the kernel
+woke after it was stopped (who could have itself woken, by a timer for example, the filter refuses).
+While a family is stopped nothing in it asks for memory; what others send to it waits in pipes,
+which are counted full, and in its connections: as much as those took when it was stopped, and their
+receive buffers.
 """
 
 import asyncio
@@ -23,7 +27,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-INTERVAL_S = 0.2
+INTERVAL_S, RESTING_S = 0.2, 0.5  # between two looks; while all is stopped
 ROUNDS = 1000  # of signals, some 2 ms each, after which a family that does not stop is ended
 UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set up
 # What the kernel may hold behind a descriptor, which is in no process's own memory: a pipe's 16
@@ -86,16 +90,24 @@ class Watchdog:
         self.leader, self.bounds, self._over = leader, bounds, over
         self._folders = [Folder(*one) for one in bounds.folders]
         self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
+        self._ran: list[bytes] | None = None  # for how long each had, when it was stopped
         self._refusals = 0
         self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
 
     async def watch(self) -> None:
-        """Look every `INTERVAL_S` until something is over its bound, or cannot be looked at."""
+        """Look every `INTERVAL_S` until something is over its bound, or cannot be looked at. Of a
+        family that is stopped no more is read than for how long each process has run: as long as
+        that is what it was, none did anything, a child of its own included.
+        """
         reason = None
         while reason is None:
-            await asyncio.sleep(INTERVAL_S)
+            # who has nothing to do wakes up with all others like it
+            resting = RESTING_S - time.monotonic() % RESTING_S
+            await asyncio.sleep(resting if self.frozen else INTERVAL_S)
             frozen = self.frozen
             try:
+                if frozen and self._ran is not None and run_times(frozen) == self._ran:
+                    continue
                 reason = await asyncio.to_thread(self._moved if frozen else self._excess)
             except Exception as error:
                 reason = f"it cannot be watched ({error})"
@@ -106,7 +118,7 @@ class Watchdog:
     async def freeze(self) -> None:
         """Stop all descendants of the leader: whoever is not asked does not compute."""
         try:
-            self.frozen = await asyncio.to_thread(stop, self.leader)
+            self.frozen, self._ran = await asyncio.to_thread(stopped, self.leader)
             for folder in self._folders:
                 if reason := await asyncio.to_thread(folder.excess, self.frozen, exact=True):
                     self._over(reason)
@@ -388,6 +400,41 @@ def stop(leader: int) -> tuple[int, ...]:
         told = quiet
         time.sleep(0.001)  # a signal takes effect when its process is scheduled next
     raise TimeoutError(f"{len(running)} processes did not stop")
+
+
+def stopped(leader: int) -> tuple[tuple[int, ...], list[bytes] | None]:
+    """Descendants of `leader`, which are stopped now, and for how long each has run: whoever is
+    born later is born by one that ran on.
+
+    Raises:
+        TimeoutError: as `stop`.
+    """
+    for _ in range(ROUNDS):
+        pids = stop(leader)
+        ran = run_times(pids)
+        if tuple(family(leader)[1:]) == pids:
+            return pids, ran
+    raise TimeoutError("there are others each time")
+
+
+def run_times(pids: Iterable[int]) -> list[bytes] | None:
+    """For how long each of these processes has run, in ns, and how often; None if one has ended, or
+    the kernel does not say.
+    """
+    found = []
+    for pid in pids:
+        try:
+            file = os.open(f"{PROC}/{pid}/schedstat", os.O_RDONLY)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        try:
+            # time on a processor, time waiting for one, time slices
+            found.append(os.read(file, 128))
+        except ProcessLookupError:
+            return None
+        finally:
+            os.close(file)
+    return None if any(one.startswith(b"0 ") for one in found) else found
 
 
 def kill_group(leader: int) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,6 +159,7 @@ async def test_an_error_while_looking_ends_the_family(
     watched = Watchdog(away[0].pid, Bounds(1 << 30), heard.append)
     if frozen:
         await watched.freeze()
+    monkeypatch.setattr(watchdog, "run_times", lambda pids: 1 / 0)
     monkeypatch.setattr(watchdog, "family", lambda leader: 1 / 0)
     async with asyncio.timeout(10):
         await watched.watch()
@@ -179,6 +180,44 @@ async def test_one_that_runs_on_while_it_is_stopped_is_noticed(
     async with asyncio.timeout(10):
         await watched.watch()
     assert heard == ["1 of its processes ran on after they were stopped"]
+
+
+async def test_a_family_that_is_stopped_is_not_read_through_until_one_ran(
+    away: tuple[subprocess.Popen[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, asked = 0, 0
+    family, run_times = watchdog.family, watchdog.run_times
+
+    def counted_family(leader: int) -> list[int]:
+        nonlocal looked
+        looked += 1
+        return family(leader)
+
+    def counted_times(pids: Iterable[int]) -> list[bytes] | None:
+        nonlocal asked
+        asked += 1
+        return run_times(pids)
+
+    watched = Watchdog(away[0].pid, Bounds(1 << 30), lambda reason: None)
+    await watched.freeze()
+    times = run_times(watched.frozen)
+    assert times is not None
+    monkeypatch.setattr(watchdog, "family", counted_family)
+    monkeypatch.setattr(watchdog, "run_times", counted_times)
+    monkeypatch.setattr(watchdog, "RESTING_S", 0.001)
+    task = asyncio.create_task(watched.watch())
+    async with asyncio.timeout(10):
+        while asked < 20:
+            await asyncio.sleep(0)
+        assert looked == 0
+        os.kill(away[1], signal.SIGCONT)
+        while run_times(watched.frozen) == times:
+            await asyncio.sleep(0)
+        os.kill(away[1], signal.SIGSTOP)  # stopped again: it could have had a child meanwhile
+        while looked == 0:
+            await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 HALF = """
