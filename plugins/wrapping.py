@@ -199,11 +199,17 @@ def npm_program(folder: Path, package: str) -> Path:
     home = folder / "node_modules" / package
     try:
         said = json.loads((home / "package.json").read_bytes())["bin"]
-    except (OSError, ValueError, KeyError, RecursionError):
-        raise ConfigError(
-            f"{home}: no such package with a program; run: npm install --prefix {folder} {package}"
-        ) from None
-    return home / (said if isinstance(said, str) else next(iter(said.values())))
+        program = home / (said if isinstance(said, str) else next(iter(said.values())))
+        if program.resolve().is_relative_to(folder.resolve()):
+            return program
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration),
+        RecursionError,
+    ):
+        pass  # it is whatever its author wrote
+    raise ConfigError(
+        f"{home}: no such package with a program; run: npm install --prefix {folder} {package}"
+    )
 
 
 def node(script: Path, rest: Sequence[str], folder: Path | None) -> Wrapped:

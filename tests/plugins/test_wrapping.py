@@ -62,6 +62,11 @@ def test_a_javascript_program_runs_with_its_packages(tmp_path: Path) -> None:
         found = wrapping.resolve(words, folder)
         assert found.command[1:] == (f"{FILES}/node_modules/@x/server/run.js", "a")
         assert found.folder == tmp_path.resolve()
+    for odd in ("[]", '{"bin": {}}', '{"bin": 3}', '{"bin": {"a": 3}}', '{"bin": "\\u0000"}',
+                '{"bin": "../../../../etc/passwd"}', "[" * 9000):  # fmt: skip
+        (home / "package.json").write_text(odd)
+        with pytest.raises(ConfigError, match="no such package with a program"):
+            wrapping.resolve(["npx", "@x/server"], tmp_path)
 
 
 @pytest.mark.parametrize(
