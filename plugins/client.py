@@ -19,6 +19,7 @@ from ..core import log
 from ..core.errors import ToolError
 from ..core.screen import one_line
 from .hidden import legible
+from .manifest import MAX_DEPTH, deeper
 from .sampling import REFUSED, ModelAccess, SamplingRefused
 from .sandbox.linux import MAX_LINE
 from .sandbox.watchdog import Bounds, Watchdog
@@ -32,7 +33,6 @@ MAX_PASSED = 16 << 20  # bytes of a line that is passed over because it is longe
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
 MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
-MAX_DEPTH = 128  # lists and objects in each other in one message; what we do with it is recursive
 WORDS = 200  # characters of a plugin's own reasons that are passed on
 GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a ping
 END_S = 10.0  # how long its end is waited for after it was killed
@@ -443,21 +443,6 @@ class PluginConnection:
 def words(text: str) -> str:
     """What a plugin says of its own failure: as foreign as its answers."""
     return legible(text)[:WORDS]
-
-
-def deeper(message: Any, most: int) -> bool:
-    """Whether lists and objects lie in each other more than `most` times."""
-    level = [message]
-    for _ in range(most + 1):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def text_of(result: Mapping[str, Any]) -> str | None:

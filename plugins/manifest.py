@@ -22,6 +22,7 @@ from .hidden import legible
 SCHEMA = 1
 FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_DEPTH = 128  # lists and objects in each other; what is done with them is recursive
 # each file is one descriptor on its way into the sandbox
 MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20
 # a private folder is called after its id, so no id begins with what lies beside those folders
@@ -371,6 +372,8 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
         raise ManifestError(
             f"{path}: not JSON: {error}; mend the file or remove the plugin"
         ) from None
+    if deeper(table, MAX_DEPTH):
+        raise ManifestError(f"{path}: nested deeper than {MAX_DEPTH}; make it flat")
     if not isinstance(table, dict) or not isinstance(table.get("tools"), list):
         raise ManifestError(f"{path}: expected an object with a list called tools")
     listed = table.pop("tools")
@@ -455,6 +458,21 @@ def texts(value: Any) -> Iterator[str]:
             waiting += [*value, *value.values()]
         elif isinstance(value, list):
             waiting += value
+
+
+def deeper(message: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than `most` times."""
+    level = [message]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def bundle(folder: Path) -> dict[str, bytes]:

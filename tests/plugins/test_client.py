@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from quietchoir.core.errors import ToolError
-from quietchoir.plugins import client
+from quietchoir.plugins import client, manifest
 from quietchoir.plugins.client import PluginConnection
 from quietchoir.plugins.sampling import ModelAccess, Written
 from quietchoir.plugins.sandbox import linux
@@ -108,9 +108,9 @@ async def test_a_message_that_is_nested_too_deep_kills_the_plugin(
 
 
 def test_depth_is_counted_to_the_last_list() -> None:
-    assert not client.deeper([[[1], [1]], {"a": 1}], 3)
-    assert client.deeper([[[1], [1]], {"a": 1}], 2)
-    assert client.deeper([[[1], {"a": [1]}]], 3)
+    assert not manifest.deeper([[[1], [1]], {"a": 1}], 3)
+    assert manifest.deeper([[[1], [1]], {"a": 1}], 2)
+    assert manifest.deeper([[[1], {"a": [1]}]], 3)
 
 
 async def test_a_list_that_could_not_be_read_again_is_asked_for_at_the_next_call(

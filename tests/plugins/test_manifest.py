@@ -67,6 +67,18 @@ def test_whatever_is_odd_refuses_the_plugin(
     assert str(folder) in str(caught.value)
 
 
+def test_a_manifest_that_is_nested_as_deep_as_a_parser_goes_is_refused(tmp_path: Path) -> None:
+    for depth, ok in ((100, True), (129, False), (900, False), (100_000, False)):
+        folder = write_bundle(tmp_path / str(depth), "pass", tools=[ATTACK])
+        text = (folder / "manifest.json").read_text()
+        deep = ATTACK["inputSchema"] | {"x": "@"}
+        table = json.loads(text) | {"tools": [ATTACK | {"inputSchema": deep}]}
+        nested = "[" * depth + "]" * depth
+        (folder / "manifest.json").write_text(json.dumps(table).replace('"@"', nested))
+        with pytest.raises(ManifestError, match="tools_digest" if ok else "nested deeper|not JSON"):
+            manifest.read(folder)
+
+
 def test_a_missing_or_broken_manifest_says_so(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such folder"):
         manifest.read(tmp_path / "nowhere")
