@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, ToolError
+from ..core.errors import ConfigError, PluginError, ToolError
 from ..core.screen import one_line, typed
 
 if TYPE_CHECKING:
@@ -310,6 +310,8 @@ def search_all(chosen: argparse.Namespace) -> int:
         asks = ", ".join(map(str, row.get("sensitive", ())))
         price = f", {row['price']}" if row.get("price") else ""
         print(f"{row['id']} {row['version']}  {row['registry']}{one_line(price)}")
+        if row["revoked"]:
+            print(f"    {one_line(row['revoked'])}")
         print(f"    {one_line(str(row.get('description', '')))}")
         print(f"    asks for: {asks or 'nothing that takes a second reviewer'}")
     if not rows:
@@ -320,10 +322,13 @@ def search_all(chosen: argparse.Namespace) -> int:
 def show_one(chosen: argparse.Namespace) -> int:
     """Print one release; nothing is installed."""
     from . import market
+    from .registry import lock
 
     plugin_id, _, version = chosen.id.partition("@")
     release = market.find(plugin_id, version, chosen.registry)
     describe(release)
+    if why := lock.revoked(market.origin_of(release)):
+        print(one_line(why))
     print(one_line(release.listing.description))
     print(f"may use: {'; '.join(map(one_line, release.listing.asks))}")
     for tool in release.listing.tools:
@@ -336,7 +341,7 @@ def update_all(chosen: argparse.Namespace) -> int:
     from . import market
     from .registry import lock
 
-    known = others(chosen)
+    known, failed = others(chosen), 0
     for name, why in market.look().items():
         if why:
             print(f"{name}: {one_line(why)}")
@@ -353,7 +358,12 @@ def update_all(chosen: argparse.Namespace) -> int:
         if chosen.look:
             print(f"{plugin_id}: {before} is here, {newer[plugin_id]} is there")
             continue
-        proposal = market.propose(plugin_id, newer[plugin_id], known)
+        try:
+            proposal = market.propose(plugin_id, newer[plugin_id], known)
+        except PluginError as error:  # no reason to leave the others as they are
+            print(f"{plugin_id} stays at {before}: {one_line(str(error))}")
+            failed = 1
+            continue
         describe(proposal.release)
         if chosen.yes and proposal.new:
             print(f"{plugin_id} stays at {before}: {'; '.join(map(one_line, proposal.new))}")
@@ -361,7 +371,7 @@ def update_all(chosen: argparse.Namespace) -> int:
             market.install(proposal, known)
             known[plugin_id] = proposal.terms
             print(f"{plugin_id}: {newer[plugin_id]} is installed")
-    return 0
+    return failed
 
 
 def pin_one(chosen: argparse.Namespace) -> int:

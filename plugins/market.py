@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.config import PluginsConfig
@@ -62,7 +62,13 @@ def search(words: Sequence[str]) -> list[dict[str, Any]]:
         with opened(name) as registry:
             registry.refresh()
             found += registry.search(words)
-    return found
+    return [{**row, "revoked": stopped(row)} for row in found]
+
+
+def stopped(row: Mapping[str, Any]) -> str:
+    """Why a release that a search found was revoked; empty if it was not."""
+    named = {name: row[name] for name in ("id", "version", "registry")}
+    return lock.revoked(Origin(**named, author_key=""))
 
 
 def required() -> list[str]:
@@ -204,14 +210,19 @@ def outdated(known: Mapping[str, Manifest]) -> dict[str, str]:
     """
     found, pinned = dict[str, str](), lock.read().pinned
     by_registry = dict[str, list[str]]()
-    for plugin_id, origin in lock.origins(known).items():
+    origins = lock.origins(known)
+    for plugin_id, origin in origins.items():
         if plugin_id not in pinned and origin.registry in client.trusted():
             by_registry.setdefault(origin.registry, []).append(plugin_id)
     for name, ids in by_registry.items():
         with opened(name) as registry:
             registry.refresh()
             for plugin_id in ids:
-                versions = registry.releases(plugin_id)
+                versions = [
+                    version
+                    for version in registry.releases(plugin_id)
+                    if not lock.revoked(replace(origins[plugin_id], version=version))
+                ]
                 newest = max(versions, key=listing.order, default="")
                 here = known[plugin_id].head.version
                 if newest and listing.order(newest) > listing.order(here):

@@ -11,8 +11,9 @@ from pathlib import Path
 from ...core.errors import PluginError
 from .. import installing
 from . import client, listing, log
-from .client import ABOUT, RegistryClient, root_digest
+from .client import RegistryClient, root_digest
 from .listing import INDEX
+from .lock import ABOUT
 from .log import LogHead
 from .repository import PluginRepository, dumped
 

@@ -38,14 +38,13 @@ from .. import installing
 from ..manifest import ID
 from . import keys, listing, lock, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
-from .lock import registries
+from .lock import ABOUT, FORGOTTEN, registries
 from .log import LogHead
 from .review import Review, ReviewPolicy
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
 STATE = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")  # version of targets.json, an entry of the log
-FORGOTTEN = "forgotten.json"
-ABOUT, HEAD = "registry.json", "log-head.json"
+HEAD = "log-head.json"
 PIECE = 64 << 10  # bytes read at once
 MAX_BYTES = 32 << 20  # of an index, a log, a review record, rules
 QUIET_S = 10.0  # a server that sends nothing for so long is left

@@ -20,6 +20,9 @@ from .. import installing
 from ..manifest import Manifest
 from .listing import REVOCATIONS
 
+# in the folder of a registry: what its owner said of it, and what it was when it was forgotten
+ABOUT, FORGOTTEN = "registry.json", "forgotten.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -125,19 +128,38 @@ def sought(held: LockFile, terms: Manifest) -> tuple[Origin | None, bool]:
 
 
 def revoked(origin: Origin) -> str:
-    """Why its registry stopped a plugin; empty if it did not.
+    """Why its registry stopped a plugin, as it was told under any of its names here; empty if it
+    did not.
 
     Raises:
         RegistryError: what the registry revoked was brought and cannot be read.
     """
-    held = registries() / origin.registry / "targets" / REVOCATIONS
+    return next(filter(None, (told(origin, name) for name in mirrors(origin.registry))), "")
+
+
+def mirrors(name: str) -> list[str]:
+    """A registry, and others that begin with the same root file: copies of it, also those that were
+    forgotten.
+    """
+    roots = dict[str, str]()
+    for file in (ABOUT, FORGOTTEN):
+        for about in registries().glob(f"*/{file}"):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                roots[about.parent.name] = f"{json.loads(about.read_bytes())['root_sha256']}"
+    mine = roots.get(name)
+    return [name, *(one for one in sorted(roots) if mine and roots[one] == mine and one != name)]
+
+
+def told(origin: Origin, name: str) -> str:
+    """Why a plugin was stopped, as the registry called `name` says. Raises: as `revoked`."""
+    held = registries() / name / "targets" / REVOCATIONS
     try:
         rows = json.loads(held.read_bytes())["revocations"]
         for row in rows:
             if row["id"] == origin.id and (
                 not row["versions"] or origin.version in row["versions"]
             ):
-                return f"revoked by {origin.registry}: {row['reason']}"
+                return f"revoked by {name}: {row['reason']}"
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

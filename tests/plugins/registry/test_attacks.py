@@ -205,7 +205,7 @@ def test_a_stolen_online_key_drops_no_rejection_that_a_node_could_have_seen(
 
 
 def test_a_stolen_online_key_hides_a_revocation_from_a_new_node_that_was_told_nothing(
-    world: World, node: Look
+    world: World, node: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = world.repository()
     offline = world.keys("targets-1", "targets-2")
@@ -217,6 +217,10 @@ def test_a_stolen_online_key_hides_a_revocation_from_a_new_node_that_was_told_no
     older = Metadata[Targets].from_file(str(folder / "1.targets.json"))
     forge(world, world.signers["online"], "targets", older)
     refused(world, node, "an older state than this node has seen")
+    client.trust("mirror", str(world.folder), world.root)
+    with pytest.raises(RegistryError, match="revoked by main: it lies"):  # one registry, two names
+        market.propose("ann/counter", "", {}, "mirror")
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(world.scratch / "another"))
     client.trust("new", str(world.folder), world.root)
     assert market.propose("ann/counter", "", {}, "new")  # the limit: until targets.json expires
     assert older.signed.expires - world.now.replace(tzinfo=older.signed.expires.tzinfo) < (
@@ -225,7 +229,7 @@ def test_a_stolen_online_key_hides_a_revocation_from_a_new_node_that_was_told_no
     for state in (known, f"{int(known[0]) + 1}:{known[2:]}"):
         with pytest.raises(RegistryError, match="an older state than is known of it"):
             client.trust("told", str(world.folder), world.root, state)
-    assert client.trusted() == ["main", "new"]
+    assert client.trusted() == ["new"]
 
 
 def test_a_registry_that_is_trusted_again_takes_no_revocation_back(world: World) -> None:
@@ -247,6 +251,25 @@ def test_a_registry_that_is_trusted_again_takes_no_revocation_back(world: World)
     world.put_back("newer")
     client.trust("main", str(world.folder), world.root)
     assert "it lies" in lock.halted(installed()["ann/counter"])
+
+
+def test_a_copy_of_a_registry_takes_no_revocation_back(world: World) -> None:
+    older = world.copy("older")
+    client.trust("mirror", str(older), world.root)
+    held = world.repository()
+    held.revoke("ann/counter", ["1.0.0"], "it lies", world.keys("targets-1", "targets-2"))
+    held.publish(world.signers["online"])
+    market.install(market.propose("ann/counter", "", {}, "mirror"), {})  # nobody has looked yet
+    assert not lock.halted(installed()["ann/counter"])
+    assert market.look() == {"main": "", "mirror": ""}
+    with pytest.raises(RegistryError, match="revoked by main: it lies"):
+        market.propose("ann/counter", "", {}, "mirror")
+    assert "revoked by main: it lies" in lock.halted(installed()["ann/counter"])
+    assert {one["id"]: one["revoked"] for one in market.search(["counter"])} == {
+        "ann/counter": "revoked by main: it lies"
+    }
+    client.forget("main")
+    assert "revoked by main: it lies" in lock.halted(installed()["ann/counter"])
 
 
 def test_keys_that_were_stolen_are_replaced_by_a_threshold_of_root_keys(

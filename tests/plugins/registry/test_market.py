@@ -188,6 +188,24 @@ def test_what_an_owner_sees_before_an_update(world: World) -> None:
     )
 
 
+def test_a_release_that_was_revoked_holds_up_no_update(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for plugin_id in ("ann/counter", "bob/teapot"):
+        install(plugin_id)
+        world.release(plugin_id, "1.1.0")
+    held = world.repository()
+    held.revoke("ann/counter", ["1.1.0"], "it lies", world.keys("targets-1", "targets-2"))
+    held.publish(world.signers["online"])
+    assert run("plugin", "search", "counter") == 0 and run("plugin", "show", "ann/counter") == 0
+    assert capsys.readouterr().out.count("revoked by main: it lies") == 2
+    assert market.outdated(installed()) == {"bob/teapot": "1.1.0"}
+    monkeypatch.setattr(market, "outdated", lambda _: dict.fromkeys(installed(), "1.1.0"))
+    assert run("plugin", "update", "--yes") == 1  # it was revoked in between
+    assert "ann/counter stays at 1.0.0: ann/counter 1.1.0 is revoked" in capsys.readouterr().out
+    assert installed()["bob/teapot"].head.version == "1.1.0"
+
+
 def test_an_authors_next_key_is_told_and_gets_nothing_that_the_old_one_kept(world: World) -> None:
     install("ann/counter")
     kept = plugin_folder("ann/counter")
