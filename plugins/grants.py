@@ -179,7 +179,8 @@ def may_write(folder: Path, user: int | None, read: Iterable[Path] = ()) -> None
     if wrapping.shown(folder, "--write") != folder:
         raise ConfigError(f"{folder}: a link leads there; name the folder itself")
     home = Path.home().resolve()
-    for source in {one.expanduser().resolve() for one in (*read, *own_sources())}:
+    # `Path.resolve` ends with an error where links lead in a circle, which one in PATH may
+    for source in {Path(os.path.realpath(one)) for one in (*read, *own_sources())}:
         inside = folder.is_relative_to(source) and not home.is_relative_to(source)
         if inside or source.is_relative_to(folder):
             raise ConfigError(

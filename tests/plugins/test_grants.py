@@ -170,7 +170,8 @@ def test_what_this_node_runs_or_reads_is_no_plugins_to_change(
         (place / name).chmod(0o777)
     grants.may_write(place / "models" / "deep", user)  # an own folder, until it is named
     monkeypatch.setenv("QUIETCHOIR_MODELS", str(place / "models"))
-    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{place / 'bin'}")
+    (place / "loop").symlink_to("loop")
+    monkeypatch.setenv("PATH", f"~nobody/x:{place / 'loop'}:{os.environ['PATH']}:{place / 'bin'}")
     monkeypatch.syspath_prepend(str(place / "lib"))
     monkeypatch.setenv("OLLAMA_MODELS", str(place / "ollama"))
     write_bundle(place / "plugins" / "deep" / "one", "", **WRITES)
