@@ -17,6 +17,7 @@ from .context import Message
 from .events import Text
 
 OPENING, CLOSING = "<think>", "</think>"
+MARKS = re.compile(r"\A\s*<think>\n?|\n?</think>\Z")
 PAST = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -68,6 +69,11 @@ class ThoughtReader:
         if self.held.text or self.held.logprobs:
             yield replace(self.held, thought=self.thinks)
         self.held = Text("")
+
+
+def unmarked(thought: str) -> str:
+    """A thought, or a piece of one, without the marks around it: for where it is told apart."""
+    return MARKS.sub("", thought)
 
 
 def without_thoughts(message: Message) -> Message:

@@ -83,7 +83,7 @@ async def recorded(
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
-                texts.append(event.text)
+                texts += [] if event.thought else [event.text]  # nobody shows them again
             elif isinstance(event, ToolCallEvent):
                 calls.append(event.call)
             elif isinstance(event, ApprovedEvent):

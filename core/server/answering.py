@@ -30,6 +30,7 @@ from ..assistant.events import (
     ToolResultEvent,
 )
 from ..assistant.model_pool import LoadedModel, ModelPool, ModelProfile
+from ..assistant.thoughts import unmarked
 from ..engine.sampling.logprobs import TokenLogprobs
 from ..errors import ModelNotFoundError
 from ..history.recorder import recorded
@@ -231,6 +232,7 @@ class Collected:
     """All that one answer said, once it ended."""
 
     text: str = ""
+    thought: str = ""  # before it
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     calls: list[ToolCallEvent] = field(default_factory=list)
     results: list[ToolResultEvent] = field(default_factory=list)
@@ -243,7 +245,10 @@ class Collected:
         """One more event; those that are of interest only while it runs are skipped."""
         match event:
             case Text():
-                self.text += event.text
+                if event.thought:
+                    self.thought += unmarked(event.text)
+                else:
+                    self.text += event.text
                 self.logprobs += event.logprobs
             case ToolCallEvent():
                 self.calls.append(event)

@@ -24,6 +24,7 @@ from ..assistant.events import (
     ToolResultEvent,
     ToolsListedEvent,
 )
+from ..assistant.thoughts import CLOSING, OPENING
 from ..assistant.tools import ToolResult
 from ..errors import ConfigError, EngineError
 from ..history.recorder import kept_words
@@ -145,6 +146,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None
     """Read an event stream to its end."""
     reason, usage = "stop", {"prompt_tokens": 0, "completion_tokens": 0}
     calls: dict[str, ToolCall] = {}  # by their ids
+    thinks = False
     async for line in response.content:
         data = line.strip().removeprefix(b"data: ")
         if data == b"[DONE]":
@@ -161,6 +163,10 @@ async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None
         for choice in chunk["choices"]:
             reason = choice.get("stop_reason") or choice["finish_reason"] or reason
             for event in from_delta(choice["delta"], calls):
+                thought = isinstance(event, Text) and event.thought
+                if thought != thinks:  # the marks, which readers of an answer look for
+                    thinks = thought
+                    yield Text(f"{OPENING}\n" if thinks else f"\n{CLOSING}", thought=True)
                 yield event
     raise EngineError("the answer broke off; is the node still running?")
 
@@ -179,6 +185,8 @@ def from_context(found: dict[str, Any]) -> LeftOut:
 def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]:
     """What one chunk adds; its calls are noted in `calls`."""
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
+    if thought := delta.get("reasoning_content"):
+        found.append(Text(thought, thought=True))
     if cited := delta.get("citations"):
         found.append(Cited(tuple(map(citation, cited))))
     for one in delta.get("tool_calls", ()):

@@ -29,6 +29,7 @@ from ..assistant.events import (
     ToolResultEvent,
     ToolsListedEvent,
 )
+from ..assistant.thoughts import unmarked
 from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
 from . import errors
@@ -78,9 +79,13 @@ class Shapes:
             case LeftOut():
                 empty = self.envelope({"delta": {}, "finish_reason": None}, streamed=True)
                 return empty | {"context": left_out(event)}
-            case Text(text, found):
-                delta: dict[str, Any] = {"content": text}
-                beside = {"logprobs": self.logprobs(found)} if self.tells else {}
+            case Text():
+                delta: dict[str, Any] = (
+                    {"reasoning_content": unmarked(event.text)}
+                    if event.thought
+                    else {"content": event.text}
+                )
+                beside = {"logprobs": self.logprobs(event.logprobs)} if self.tells else {}
             case Cited():
                 delta = {"citations": citations_of(event)}
             case ToolCallEvent():
@@ -131,9 +136,11 @@ class Shapes:
             choice = {"text": found.text, **end_of(found.finished), "logprobs": told}
             return {"index": self.index, **choice}
         calls = [called(event) for event in found.calls]
+        thought = {"reasoning_content": found.thought} if found.thought else {}
         message: dict[str, Any] = {
             "role": "assistant",
             "content": found.text or None if calls else found.text,
+            **thought,
         }
         if calls:
             message["tool_calls"] = calls

@@ -43,6 +43,7 @@ LEFTOVERS: dict[str, Reader] = {
     "function_call": only(None),
     "id": text,
     "provider_specific_fields": mapping,
+    "reasoning_content": text,  # past thoughts are not shown to a model again
 }
 CALL = Record(
     {

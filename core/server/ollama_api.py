@@ -33,6 +33,7 @@ from ..assistant.events import (
     ToolResultEvent,
 )
 from ..assistant.model_pool import ModelFacts
+from ..assistant.thoughts import CLOSING, unmarked
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
 from ..errors import QuietchoirError
 from . import errors, forms, messages, requests
@@ -141,7 +142,7 @@ SHARED: dict[str, Reader] = {
     "logprobs": flag,
     "top_logprobs": number(int, 0, MAX_LOGPROBS),
 }
-HARMLESS: dict[str, Reader] = {"think": only(False)}
+HARMLESS: dict[str, Reader] = {"think": flag}  # a model thinks as it was trained to
 SAID: dict[str, Reader] = {"thinking": text, "images": no_images}
 PLAIN = Record({"role": text, "content": text}, harmless=SAID)
 SHAPES = {
@@ -211,7 +212,10 @@ class NdjsonLines:
         match event:
             case Text():
                 told = {"logprobs": spelled_out(event.logprobs)} if self.tells else {}
-                yield self.envelope(event.text) | told
+                if event.thought:
+                    yield self.envelope("", thinking=unmarked(event.text)) | told
+                else:
+                    yield self.envelope(event.text) | told
             case ToolCallEvent() if calls_back:
                 call = {"name": event.call.name, "arguments": dict(event.call.arguments)}
                 yield self.envelope("", tool_calls=[{"id": event.id, "function": call}])
@@ -238,13 +242,16 @@ class NdjsonLines:
         """One object of all lines."""
         *pieces, last = lines
         told = [one for piece in pieces for one in piece.get("logprobs", ())]
-        beside = {"logprobs": told} if self.tells else {}
+        beside: dict[str, Any] = {"logprobs": told} if self.tells else {}
+        parts = pieces if self.kind == "generate" else [piece["message"] for piece in pieces]
+        thought = "".join(part.get("thinking", "") for part in parts)
+        thinking = {"thinking": thought} if thought else {}
         if self.kind == "generate":
             own = [piece["quietchoir"] for piece in pieces if "quietchoir" in piece]
             said = "".join(piece["response"] for piece in pieces)
-            return last | {"response": said} | beside | ({"quietchoir": joined(own)} if own else {})
-        message = dict(last["message"])
-        parts = [piece["message"] for piece in pieces]
+            more = thinking | ({"quietchoir": joined(own)} if own else {})
+            return last | {"response": said} | beside | more
+        message = dict(last["message"]) | thinking
         message["content"] = "".join(part["content"] for part in parts)
         if calls := [call for part in parts for call in part.get("tool_calls", ())]:
             message["tool_calls"] = calls
@@ -533,7 +540,10 @@ class OllamaApi:
                     f"{facts.family}.context_length": facts.context,
                     f"{facts.family}.embedding_length": facts.hidden_size,
                 },
-                "capabilities": ["completion", "tools"],
+                "capabilities": [
+                    *("completion", "tools"),
+                    *(["thinking"] if CLOSING in facts.template else []),
+                ],
             }
         )
 

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -31,6 +31,7 @@ from ..assistant.events import (
     ToolCallEvent,
     ToolResultEvent,
 )
+from ..assistant.thoughts import unmarked
 from ..assistant.tools import ToolInfo
 from ..engine.sampling.params import MAX_LOGPROBS, Constraint
 from ..errors import QuietchoirError
@@ -107,6 +108,14 @@ ITEM = tagged(
             },
             ["id", "name"],
             {"status": text, "server_label": text, "approval_request_id": text},
+        ),
+        # what was thought before is not shown to a model again
+        "reasoning": Record(
+            {"type": text},
+            (),
+            SENT
+            | {"summary": listed(anything), "content": listed(anything)}
+            | {"encrypted_content": anything},
         ),
         "mcp_approval_request": Record(
             {"type": text},
@@ -282,7 +291,7 @@ def conversation(given: str | Sequence[Mapping[str, Any]], instructions: str) ->
                     "name": one.get("name", ""),
                 }
             )
-        elif one["type"] != "mcp_approval_request":
+        elif one["type"] not in ("mcp_approval_request", "reasoning"):
             add_call(said, one)
     last = said[-1]["role"] if said else ""
     if last not in ("user", "tool", "system", "developer"):
@@ -348,9 +357,9 @@ class Response:
     output: list[dict[str, Any]] = field(default_factory=list)
     beside: dict[str, Any] = field(default_factory=dict)  # how it ended, and our additions
     sequence: int = 0
-    text: str = ""  # of the message that is open
+    text: str = ""  # of the message or thought that is open
     logprobs: list[dict[str, Any]] = field(default_factory=list)  # the same
-    is_open: bool = False  # the last item is a message that goes on
+    open: Literal["", "message", "reasoning"] = ""  # what the last item is, where it goes on
 
     @property
     def body(self) -> dict[str, Any]:
@@ -385,7 +394,7 @@ class Response:
             yield from self.close()
         match event:
             case Text():
-                yield from self.say(event)
+                yield from self.think(event) if event.thought else self.say(event)
             case ToolCallEvent():
                 yield from self.call(event)
             case ToolResultEvent():
@@ -415,10 +424,11 @@ class Response:
 
     def say(self, event: Text) -> Iterator[dict[str, Any]]:
         """A piece of a message, which it may begin; blanks between two of a chat are none."""
-        if not self.is_open:
+        if self.open != "message":
             if self.output and not event.text.strip():
                 return
-            self.is_open, self.text, self.logprobs = True, "", []
+            yield from self.close()
+            self.open, self.text, self.logprobs = "message", "", []
             opened = {"type": "message", "id": new_id("msg"), "role": "assistant"}
             self.output.append(opened | {"status": "in_progress", "content": []})
             yield self.event("response.output_item.added", **self.last)
@@ -430,11 +440,30 @@ class Response:
             "response.output_text.delta", delta=event.text, logprobs=told, **self.place
         )
 
+    def think(self, event: Text) -> Iterator[dict[str, Any]]:
+        """A piece of what is thought, which it may begin."""
+        if self.open != "reasoning":
+            yield from self.close()
+            self.open, self.text = "reasoning", ""
+            opened = {"type": "reasoning", "id": new_id("rs"), "summary": [], "content": []}
+            self.output.append(opened | {"status": "in_progress"})
+            yield self.event("response.output_item.added", **self.last)
+        thought = unmarked(event.text)
+        self.text += thought
+        yield self.event("response.reasoning_text.delta", delta=thought, **self.place)
+
     def close(self) -> Iterator[dict[str, Any]]:
-        """The message that is open, if there is one, is whole."""
-        if not self.is_open:
+        """The message or thought that is open, if there is one, is whole."""
+        kind, self.open = self.open, ""
+        if not kind:
             return
-        self.is_open, part = False, self.part()
+        if kind == "reasoning":
+            part = {"type": "reasoning_text", "text": self.text}
+            yield self.event("response.reasoning_text.done", text=self.text, **self.place)
+            self.output[-1] |= {"status": "completed", "content": [part]}
+            yield self.event("response.output_item.done", **self.last)
+            return
+        part = self.part()
         told = {"text": self.text, "logprobs": self.logprobs}
         yield self.event("response.output_text.done", **told, **self.place)
         yield self.event("response.content_part.done", part=part, **self.place)

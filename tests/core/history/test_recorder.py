@@ -51,7 +51,8 @@ async def test_a_call_that_its_owner_confirmed_is_an_example(
 ) -> None:
     store = HistoryStore(tmp_path)
     done = ToolResultEvent("1", ToolResult("done"))
-    told = [ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
+    thought = Text("<think>is it?</think>", thought=True)  # is told and not kept
+    told = [thought, ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
     assert await keep(store, told) == told
     [_, answer, brought] = store.messages("evening")
     assert (answer.content, answer.calls) == ("The lamp is on.", (LAMP,))

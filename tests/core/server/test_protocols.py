@@ -1,16 +1,21 @@
 """What /v1/responses and Ollama's routes tell of the node's own doings, and how they break."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.events import Text
 from quietchoir.core.config import ToolsConfig
 from quietchoir.core.errors import OverloadedError
 from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
+from quietchoir.core.server.client import RemoteAssistant
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.tests.fakes.http import Served, until
+from quietchoir.tests.fakes.http import HELLO, TOKEN, Served, until
 from quietchoir.tests.fakes.server import FakeTools, engine_saying
 
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen"}))
@@ -275,7 +280,6 @@ async def test_of_several_answers_none_acts_and_none_is_kept() -> None:
         ({"options": {"mirostat": 2}}, "only 0"),
         ({"options": {"num_predict": -3}}, "expected 1 to"),
         ({"format": "xml"}, "only '', 'json'"),
-        ({"think": True}, "only False"),
     ],
 )
 async def test_ollamas_fields_that_would_change_the_answer_are_refused(
@@ -314,6 +318,7 @@ SAID_BEFORE: list[tuple[str, Any, str]] = [
         {"thinking": "x", "quietchoir": {}},
         "messages[].thinking, messages[].quietchoir",
     ),
+    (CHAT, {"reasoning_content": "x"}, "messages[].reasoning_content"),
     (RESPONSES, {"id": "msg_1", "status": "completed"}, "input[].id, input[].status"),
     (CHAT, {}, ""),
 ]
@@ -343,3 +348,59 @@ async def test_what_changes_nothing_in_tools_and_forms_is_named(served: Served) 
             assert response.status == 200
             named = f"tools[].function.strict{named}"
             assert response.headers["X-Quietchoir-Ignored"] == named
+
+
+THINKING = "{% for m in messages %}{{ m.content }}{# <think> </think> #}{% endfor %}"
+THOUGHT = ["<think>h", "m, yes.</think>", "\n\nIt is on."]
+
+
+@pytest.fixture
+async def thinking() -> AsyncIterator[Served]:
+    served = Served(engine_saying(THOUGHT))
+    served.tokenizer.template = ChatTemplate(THINKING)
+    async with served.running() as running:
+        yield running
+
+
+async def test_what_a_model_thinks_stands_beside_its_answer_in_every_protocol(
+    thinking: Served,
+) -> None:
+    _, answer = await thinking.post(CHAT, HELLO)
+    message = answer["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm, yes.", "\n\nIt is on.")
+    _, chat = await thinking.post("/api/chat", HELLO | {"think": True, "stream": False})
+    assert (chat["message"]["thinking"], chat["message"]["content"].strip()) == (
+        "hm, yes.",
+        "It is on.",
+    )
+    _, text = await thinking.post("/api/generate", {"prompt": "hi", "stream": False})
+    assert (text["thinking"], text["response"].strip()) == ("hm, yes.", "It is on.")
+    _, response = await thinking.post(RESPONSES, {"input": "hi"})
+    thought, said = response["output"]
+    assert (thought["type"], thought["content"]) == (
+        "reasoning",
+        [{"type": "reasoning_text", "text": "hm, yes."}],
+    )
+    assert said["content"][0]["text"].strip() == "It is on."
+    turns = [{"role": "user", "content": "hi"}, *response["output"], GO_ON]
+    assert (await thinking.post(RESPONSES, {"input": turns}))[0] == 200
+    shown = thinking.tokenizer.last_messages
+    assert not any("hm" in one["content"] for one in shown)
+
+
+async def test_thoughts_stream_apart_and_arrive_with_their_marks_where_the_assistant_is_afar(
+    thinking: Served,
+) -> None:
+    async with thinking.session.post(CHAT, json=HELLO | {"stream": True}) as response:
+        lines = [line.removeprefix("data: ") for line in (await response.text()).split("\n\n")]
+    chunks = [json.loads(line) for line in lines if line.startswith("{")]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(one.get("reasoning_content", "") for one in deltas) == "hm, yes."
+    assert "".join(one.get("content", "") for one in deltas) == "\n\nIt is on."
+    afar = RemoteAssistant(thinking.server.url, TOKEN)
+    pieces = [one async for one in afar.reply([Message("user", "hi")]) if isinstance(one, Text)]
+    thought = "".join(one.text for one in pieces if one.thought)
+    assert thought == "<think>\nhm, yes.\n</think>"
+    assert "".join(one.text for one in pieces if not one.thought).strip() == "It is on."
+    kinds = [event["type"] for event in await events(thinking, RESPONSES)]
+    assert kinds.index("response.reasoning_text.done") < kinds.index("response.output_text.delta")
