@@ -11,7 +11,8 @@ Left out: models (they are pulled again), computed states of conversations, logs
 remembers of rounds (`member.sqlite`): put back, it would have forgotten what was answered since,
 and an update could be sent twice. Nor would it know what was spent in privacy since. So the keys
 that came back take part in no federation (`keys.why_restored`) until their owner has others
-enrolled.
+enrolled. For the same reason what libraries have answered is left out, and a restored home serves
+none (`budget.why_restored`) until its owner has decided.
 
 Hazard: keys, token, conversations and adapters lie in a backup as they lie in the home: what was
 locked with a passphrase stays locked, the rest is in clear, and the file is readable by its owner
@@ -42,6 +43,7 @@ from .core.errors import ConfigError, DataError, QuietchoirError
 from .federation.membership.keys import IDENTITY_FILE, RESTORED_FILE
 from .federation.store.member import FILE as MEMBER
 from .federation.store.member import LOCK
+from .private_search import budget
 
 FORMAT = 2
 MANIFEST, INSIDE = "backup.json", "home"  # beside each other, so that a home may hold any name
@@ -70,8 +72,9 @@ def members(home: Path) -> Iterator[Path]:
                     f"no path from where it lies; put what it names in its place, or remove it"
                 )
         elif not path.is_dir():
-            member = inside.parts[0] == "federations" and path.name in NOT_KEPT
-            if member or not path.is_file() or (not is_verbatim(inside) and is_companion(path)):
+            counts = inside.parts[0] == "federations" and path.name in NOT_KEPT
+            counts |= inside.match(f"{budget.FOLDER}/{budget.BUDGETS}")
+            if counts or not path.is_file() or (not is_verbatim(inside) and is_companion(path)):
                 continue
         yield path
 
@@ -217,6 +220,9 @@ def restore(source: Path, home: Path) -> int:
         folder.mkdir(mode=0o700)
         try:
             found = unpacked(source, folder.parent)
+            # in every home: its first library may have been served after the backup
+            (folder / budget.FOLDER).mkdir(exist_ok=True, mode=0o700)
+            (folder / budget.FOLDER / budget.RESTORED_FILE).touch(mode=0o600)
         except (OSError, EOFError, tarfile.TarError, ValueError) as error:
             raise DataError(
                 f"{source}: damaged, or no backup of a node ({error!s:.200}); nothing was restored"
@@ -225,8 +231,9 @@ def restore(source: Path, home: Path) -> int:
             (folder / RESTORED_FILE).touch(mode=0o600)
         moved = list[Path]()
         try:
-            # the mark first: no kill leaves keys without it
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != RESTORED_FILE):
+            # the marks first: no kill leaves keys without them
+            first = (RESTORED_FILE, budget.FOLDER)
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name not in first):
                 moved.append(entry.rename(home / entry.name))
         except BaseException:
             for entry in moved:

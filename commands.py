@@ -233,11 +233,14 @@ def restore(arguments: Namespace) -> None:
     from . import backup
     from .core import paths
     from .federation.membership.keys import why_restored
+    from .private_search import budget
 
     count = backup.restore(arguments.file, paths.home())
     print(f"{paths.home()}: {count} files restored; models are pulled again: quietchoir model pull")
     if why := why_restored(paths.home()):
         print(f"Not in a federation any more: {why}")
+    if (room := paths.home() / budget.FOLDER).joinpath("host.key").exists():
+        print(f"No library is served: {budget.why_restored(room)}")
 
 
 def configured(arguments: Namespace) -> "Config":

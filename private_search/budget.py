@@ -5,6 +5,8 @@ Always: a count is on disk before the answer leaves; a refused request changes n
 
 Why accounts: an identity costs nothing to make, so a limit for each stranger would be no limit.
 Askers whom the owner has listed have an account each; everybody else shares one.
+Not covered: a copy of the folder under another path, or of the home by other means than `backup`,
+begins to count anew, or where the copy stood.
 """
 
 import json
@@ -17,6 +19,21 @@ from ..crypto.identity.keys import PublicIdentity
 from .messages import RequestKind
 
 STRANGERS = "strangers"
+FOLDER = "library"  # of a home
+BUDGETS = "budget-*.json"  # in it; no backup holds them
+RESTORED_FILE = "restored"  # beside them, where a home came out of a backup
+
+
+def why_restored(room: Path) -> str:
+    """Why no library of this folder is served; "": they may be."""
+    if not (room / RESTORED_FILE).exists():
+        return ""
+    return (
+        f"this home came out of a backup, which does not know what its libraries have answered: "
+        f"what an account may ask ever it could ask twice. If the old home is still there, put its "
+        f"{BUDGETS} into {room}; then, or if every asker may begin again, remove "
+        f"{room / RESTORED_FILE}"
+    )
 
 
 class QueryBudget:

@@ -119,7 +119,8 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     """Serve until interrupted.
 
     Raises:
-        ConfigError: port in use, flags that do not fit, or a budget too large.
+        ConfigError: port in use, flags that do not fit, a budget too large, or a home that came out
+        of a backup.
         DataError: nothing to read in the folder.
         ModelNotFoundError: the embedding model is not on this disk.
     """
@@ -129,7 +130,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     from ..core.errors import ConfigError
     from ..core.hardware.discovery import core_count
     from . import index
-    from .budget import QueryBudget
+    from .budget import QueryBudget, why_restored
     from .classifier import fit, labels_of
     from .host import LibraryService, serve
 
@@ -142,6 +143,8 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
         labels_of([passage.source for passage in passages])
     tls = _host_tls(arguments.certificate, arguments.private_key)
     listed = _listed(arguments.allow)
+    if why := why_restored(_room()):
+        raise ConfigError(why)
     room = _room() / f"index-{_label(arguments.folder)}"
     with contextlib.closing(_listen(arguments.host, arguments.port)) as listener, index.held(room):
         built = index.build(passages, embedder or _embedder(), room, _progress)
@@ -353,8 +356,9 @@ def _embedder() -> "Embeds":
 
 def _room() -> Path:
     from ..core import paths
+    from .budget import FOLDER
 
-    return paths.private_folder(paths.home() / "library")
+    return paths.private_folder(paths.home() / FOLDER)
 
 
 def _identity(name: str) -> "Identity":

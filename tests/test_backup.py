@@ -44,6 +44,7 @@ def home(tmp_path: Path) -> Path:
         "token": b"t" * 40, "backup.json": b"{}", "adapters/ab/adapter.bin": bytes(range(256)),
         "models/large.gguf": b"left out", "conversations/state.bin": b"left out",
         "federations/f/member.sqlite": b"left out", "federations/f/federation.toml": b"signed",
+        "library/host.key": b"signs", "library/budget-0123456789abcdef.json": b"left out",
         "federations/f/taking-part.lock": b"", "collections/house.sqlite": b"encrypted" * 99,
     }  # fmt: skip
     for name, content in files.items():
@@ -70,10 +71,12 @@ def test_what_belongs_to_a_node_comes_back_as_it_was_and_for_its_owner_alone(
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert files_of(home) == before
     assert backup.restore(target, again) == count
-    left_out = ("models", "conversations", "federations/f/member", "federations/f/taking")
+    left_out = (
+        "models", "conversations", "federations/f/member", "federations/f/taking", "library/budget",
+    )  # fmt: skip
     assert files_of(again) == {
         name: content for name, content in before.items() if not name.startswith(left_out)
-    }
+    } | {"library/restored": b""}
     assert not [path for path in again.rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 

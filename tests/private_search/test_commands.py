@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quietchoir import backup
 from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.private_search import commands
@@ -141,6 +142,28 @@ def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
             parsed("ask", f"https://127.0.0.1:1/#{KEY}", "a", "--certificate", folder / "0.txt"),
             FakeEmbedder(),
         )
+
+
+def test_a_library_is_not_served_out_of_a_backup_until_its_owner_has_decided(
+    folder, tmp_path, monkeypatch
+):
+    """With the counts of the backup an account could ask a second time what it was told since."""
+    serve = parsed("serve", folder, "--port", 0, "--max-queries", 12)  # 12: refused when it opens
+    room = commands._room()
+    count = room / f"budget-{commands._label(folder)}.json"
+    count.write_text('{"spent": {"strangers": {"QUESTION": 1}}, "last": {}}')
+    backup.back_up(tmp_path / "home", tmp_path / "b.tar.gz")
+    with pytest.raises(ConfigError, match="work out the embeddings"):
+        commands.run_serve(serve, FakeEmbedder())  # where it was it goes on
+    backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "again"))
+    assert not (commands._room() / count.name).exists()
+    with pytest.raises(ConfigError, match="came out of a backup") as refused:
+        commands.run_serve(serve, FakeEmbedder())
+    assert str(commands._room() / "restored") in str(refused.value)
+    (commands._room() / "restored").unlink()
+    with pytest.raises(ConfigError, match="work out the embeddings"):
+        commands.run_serve(serve, FakeEmbedder())
 
 
 def test_a_missing_model_says_how_to_pull_it(folder):
