@@ -4,7 +4,8 @@ Knows files, paragraphs, sizes, and where an index lies. Knows nothing of encryp
 Always: the same files give the same passages in the same order; nothing outside the folder is read.
 A text is embedded once: every vector is on the disk as soon as it is there, so a build that was
 stopped goes on, and one after a change embeds what is new. An index is whole or not there: its
-head is written last, and names files that no other index has.
+head is written last, when its files are on the disk, names files that no other index has, and holds
+their digests, which are checked whenever it is opened.
 """
 
 import fcntl
@@ -15,13 +16,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..core import log
 from ..core.errors import ConfigError, DataError
 from ..core.paths import private_folder, write_atomically
 from ..crypto.pir import lwe
@@ -42,7 +44,9 @@ PROBE = (
 AT_ONCE = 64  # texts embedded before their vectors go to the disk
 DIGEST_BYTES = 16  # that name a text in the file of vectors
 HEAD, LOCK = "index.json", "in-use"
-FORMAT = 1
+PARTS = ("embeddings", "table", "hint")  # arrays of an index, each in a file
+FORMAT = 2
+LOG = log.get("federation.library")
 
 
 class Embeds(Protocol):
@@ -182,8 +186,14 @@ def build(
     size = chunk_bytes(chunks)
     table = TableLayout(len(chunks), size).build(chunks)
     edition = os.urandom(16).hex()
-    for name, rows in (("embeddings", embeddings), ("table", table), ("hint", lwe.hint(table))):
-        np.save(room / f"{edition}-{name}.npy", rows)
+    digests = {}
+    for name, rows in zip(PARTS, (embeddings, table, lwe.hint(table)), strict=True):
+        with (room / f"{edition}-{name}.npy").open("wb+") as file:
+            np.save(file, rows)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digests[name] = file_digest(file, "sha256").hexdigest()
     head = {
         "format": FORMAT,
         "content": content.hexdigest(),
@@ -191,6 +201,7 @@ def build(
         "passages": len(chunks),
         "chunk_bytes": size,
         "text_bytes": sum(map(len, chunks)),
+        "digests": digests,
     }
     write_atomically(room / HEAD, json.dumps(head).encode(), mode=0o600)
     for old in room.glob("*.npy"):
@@ -205,16 +216,24 @@ def _kept(room: Path, content: str, probe: Vectors) -> Index | None:
         head = json.loads((room / HEAD).read_bytes())
         if head["format"] != FORMAT or head["content"] != content:
             return None
+        for name in PARTS:
+            with (room / f"{head['edition']}-{name}.npy").open("rb") as file:
+                if file_digest(file, "sha256").hexdigest() != head["digests"][name]:
+                    raise ValueError(f"{name} are not what was written")
         return _opened(room, head, probe)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    except FileNotFoundError as error:
+        if error.filename == str(room / HEAD):
+            return None  # the first one
+        found: Exception = error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = error
+    LOG.warning("the index in %s is damaged and made anew (%s)", room, found)
+    return None
 
 
 def _opened(room: Path, head: dict[str, object], probe: Vectors) -> Index:
     edition, passages, size = str(head["edition"]), int(str(head["passages"])), head["chunk_bytes"]
-    embeddings, table, hint = (
-        room / f"{edition}-{name}.npy" for name in ("embeddings", "table", "hint")
-    )
+    embeddings, table, hint = (room / f"{edition}-{name}.npy" for name in PARTS)
     layout = TableLayout(passages, int(str(size)))
     shapes = {
         embeddings: (passages, len(probe)),

@@ -158,19 +158,31 @@ def test_a_build_that_was_stopped_goes_on_and_embeds_nothing_twice(tmp_path):
     )
 
 
-@pytest.mark.parametrize("spoil", ["head", "cut", "gone"])
-def test_a_damaged_index_is_built_anew(tmp_path, spoil):
+@pytest.mark.parametrize("spoil", ["head", "cut", "gone", "zeros", "type", "elsewhere"])
+def test_a_damaged_index_is_built_anew(tmp_path, spoil, caplog):
     first = index.build(passages(70), Counted(), tmp_path)
     if spoil == "head":
         (tmp_path / index.HEAD).write_bytes(b"{")
     elif spoil == "cut":
         files(first)[1].write_bytes(files(first)[1].read_bytes()[:50])
+    elif spoil == "zeros":  # as a disk leaves what had a length and no content yet
+        raw = files(first)[2].read_bytes()
+        files(first)[2].write_bytes(raw[:-500] + bytes(500))
+    elif spoil == "type":
+        np.save(files(first)[0], np.load(files(first)[0]).astype(float))
+    elif spoil == "elsewhere":
+        head = tmp_path / index.HEAD
+        head.write_text(head.read_text().replace(first.edition, "../../x"))
     else:
         files(first)[0].unlink()
+    assert not caplog.records
     again = Counted()
     second = index.build(passages(70), again, tmp_path)
     assert second.edition != first.edition and again.texts == [index.PROBE]
     assert arrays(second)[0].shape == (70, 24)
+    assert [record.getMessage()[:9] for record in caplog.records] == ["the index"]
+    third = index.build(passages(70), Counted(), tmp_path)
+    assert third.edition == second.edition and len(caplog.records) == 1
 
 
 def test_one_folder_is_served_by_one_process(tmp_path):
