@@ -112,7 +112,7 @@ class SearchCost:
         return SearchCost(
             session_bytes=sum(KEY_PART_BYTES),
             question_bytes=sum(shape.question_parts) + sum(shape.answer_parts) + fetched,
-            plain_bytes=max(0, text_bytes) + shape.passages * shape.dimension,
+            plain_bytes=text_bytes + shape.passages * shape.dimension,
         )
 
     @property

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -186,8 +186,9 @@ def build(
     size = chunk_bytes(chunks)
     table = TableLayout(len(chunks), size).build(chunks)
     edition = os.urandom(16).hex()
+    arrays: tuple[npt.NDArray[Any], ...] = embeddings, table, lwe.hint(table)
     digests = {}
-    for name, rows in zip(PARTS, (embeddings, table, lwe.hint(table)), strict=True):
+    for name, rows in zip(PARTS, arrays, strict=True):
         with (room / f"{edition}-{name}.npy").open("wb+") as file:
             np.save(file, rows)
             file.flush()

@@ -7,7 +7,7 @@ this direction, and its length is exactly what its own head says; anything else 
 
 import enum
 import json
-import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +23,11 @@ from ..core.errors import (
     QuietchoirError,
     WorkerError,
 )
+from ..core.screen import one_line
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity, bind, digest
-from ..crypto.pir.search import KEY_PART_BYTES, Shape
+from ..crypto.pir.search import KEY_PART_BYTES, MAX_PASSAGES, Shape
+from ..crypto.pir.table import MAX_CHUNK_BYTES
 
 MANIFEST_CONTEXT = bind("quietchoir library manifest 2")
 REQUEST_CONTEXT = bind("quietchoir library request 2")
@@ -37,6 +39,16 @@ REPLY_HEAD = struct.Struct(">4sB32sB")
 MAX_PARTS = 4
 ERROR_BYTES = 2048
 MANIFEST_BYTES = 64 << 10
+# what a manifest's fields may hold; numbers begin at 1
+LARGEST = {
+    "dimension": SEARCH.slots,
+    "passages": MAX_PASSAGES,
+    "chunk_bytes": MAX_CHUNK_BYTES,
+    "text_bytes": MAX_PASSAGES * MAX_CHUNK_BYTES,
+    "questions": SEARCH.slots,
+}
+DIGITS = {"host": 64, "parameters": 2 * len(SEARCH.digest), "edition": 32}
+NAME_CHARACTERS = 255  # of a folder: the title, and each label
 # every other refusal is 400
 STATUS = {AuthenticationError: 403, BudgetError: 429, WorkerError: 503}
 ERRORS = {
@@ -206,8 +218,8 @@ def decode_manifest(raw: bytes, host: PublicIdentity) -> LibraryManifest:
         RecursionError,
     ) as error:
         raise ProtocolError(
-            f"this is no library's manifest ({type(error).__name__}); check the address and update "
-            f"both sides"
+            f"this is no library's manifest ({one_line(str(error)):.80}); check the address and "
+            f"update both sides"
         ) from error
     if (
         manifest.parameters != SEARCH.digest.hex()
@@ -298,21 +310,19 @@ def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
 def _manifest(found: dict[str, Any]) -> LibraryManifest:
     probe = tuple(float(value) for value in found.pop("probe"))
     manifest = LibraryManifest(probe=probe, labels=tuple(found.pop("labels")), **found)
-    numbers = (
-        manifest.dimension,
-        manifest.passages,
-        manifest.chunk_bytes,
-        manifest.text_bytes,
-        manifest.questions,
-    )
-    texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition, *manifest.labels)
-    if not all(type(value) is int for value in numbers) or not all(
-        type(value) is str for value in texts
-    ):
-        raise ValueError("ill-typed")
-    bytes.fromhex(manifest.edition)  # it is hashed into the library's name
-    if len(probe) != manifest.dimension or not all(map(math.isfinite, probe)):
-        raise ValueError("a probe of another dimension, or not of numbers")
+    for name, most in LARGEST.items():
+        number = getattr(manifest, name)
+        if type(number) is not int or not 1 <= number <= most:
+            raise ValueError(f"{name} is no number from 1 to {most}")
+    for name, digits in DIGITS.items():
+        text = getattr(manifest, name)
+        if type(text) is not str or not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+            raise ValueError(f"{name} is not of {digits} hexadecimal digits")
+    names = (manifest.title, *manifest.labels)
+    if not all(type(name) is str and len(name) <= NAME_CHARACTERS for name in names):
+        raise ValueError(f"a name is no text of at most {NAME_CHARACTERS} characters")
+    if len(probe) != manifest.dimension or not all(-1 <= value <= 1 for value in probe):
+        raise ValueError(f"the probe is not of {manifest.dimension} numbers from -1 to 1")
     return manifest
 
 

@@ -345,6 +345,32 @@ def test_replies_and_manifests_of_others_are_not_believed(enrolled, service):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text_bytes": 10**400}, "text_bytes"),
+        ({"text_bytes": -(10**9)}, "text_bytes"),
+        ({"questions": 10**4000}, "questions"),
+        ({"questions": True}, "questions"),
+        ({"dimension": 0}, "dimension"),
+        ({"passages": -3}, "passages"),
+        ({"chunk_bytes": 1 << 20}, "chunk_bytes"),
+        ({"edition": "\n\n ab"}, "edition"),
+        ({"parameters": "A" * 16}, "parameters"),
+        ({"host": 5}, "host"),
+        ({"title": "x" * 256}, "a name"),
+        ({"labels": (["a"], "b")}, "a name"),
+        ({"probe": (1e308,) * 24}, "probe"),
+        ({"probe": (float("nan"),) * 24}, "probe"),
+    ],
+)
+def test_every_field_of_a_manifest_has_bounds(service, change, said):
+    assert decode_manifest(service.describe(), HOST.public) == service.manifest
+    spoiled = dataclasses.replace(service.manifest, **change)
+    with pytest.raises(ProtocolError, match=f"no library's manifest .(the )?{said}"):
+        decode_manifest(spoiled.encode(HOST), HOST.public)
+
+
 @contextlib.asynccontextmanager
 async def served(service):
     """The service behind HTTP on a free port; its workers stay for the other tests."""
