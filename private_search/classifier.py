@@ -29,19 +29,19 @@ class Classifier:
     accuracy: float  # on texts that were left out
 
 
-def fit(sources: Sequence[str], embeddings: Vectors) -> Classifier:
+def fit(folders: Sequence[str], embeddings: Vectors) -> Classifier:
     """Fit a head on the texts that lie in subfolders: each first folder of a path is a label.
 
     Args:
-        sources: paths with slashes, one for each row of `embeddings`.
+        folders: one for each row of `embeddings`; "" where a text lies in none and counts for none.
 
     Raises:
         DataError: fewer than two subfolders, or too many.
     """
-    labels, folders = labels_of(sources), [_folder(source) for source in sources]
-    rows = np.flatnonzero([folder != "" for folder in folders])
+    labels = labels_of(folders)
+    rows = np.flatnonzero([bool(folder) for folder in folders])
     number = {label: at for at, label in enumerate(labels)}
-    right = np.array([number[folders[row]] for row in rows])
+    right = np.array([number[folder] for folder in folders if folder])
     vectors = np.asarray(embeddings, np.float64)[rows]
     judged = np.arange(len(rows)) % HELD_OUT == HELD_OUT - 1
     accuracy = 0.0
@@ -53,23 +53,19 @@ def fit(sources: Sequence[str], embeddings: Vectors) -> Classifier:
     return Classifier(labels, (head * (LARGEST / largest)).astype(np.float32), accuracy)
 
 
-def labels_of(sources: Sequence[str]) -> tuple[str, ...]:
-    """The first folders of these paths.
+def labels_of(folders: Sequence[str]) -> tuple[str, ...]:
+    """The folders, each once, in order.
 
     Raises:
         DataError: fewer than two, or too many.
     """
-    labels = tuple(sorted({_folder(source) for source in sources} - {""}))
+    labels = tuple(sorted(set(folders) - {""}))
     if not 2 <= len(labels) <= MAX_LABELS:
         raise DataError(
             f"{len(labels)} subfolders with texts, 2 to {MAX_LABELS} are needed to tell apart; "
             f"sort the texts into one folder a label"
         )
     return labels
-
-
-def _folder(source: str) -> str:
-    return source.split("/")[0] if "/" in source else ""
 
 
 def _solve(

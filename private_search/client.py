@@ -60,12 +60,18 @@ class LibraryAddress:
         Raises:
             ConfigError: not an address, or without the host's key.
         """
-        parts = urlsplit(text.strip())
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(
-                f"{text}: not a library's address, expected http://HOST:PORT/#KEY; "
-                f"copy the host's first line"
-            )
+        refusal = ConfigError(
+            f"{text}: not a library's address, expected http://HOST:PORT/#KEY; "
+            f"copy the host's first line"
+        )
+        try:
+            parts = urlsplit(text.strip())
+            # a port that is none, and a name that the network's names cannot be
+            named = parts.port != 0 and (parts.hostname or "").encode("idna")
+        except ValueError:
+            raise refusal from None
+        if parts.scheme not in ("http", "https") or not named:
+            raise refusal
         try:
             return LibraryAddress(
                 f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment))

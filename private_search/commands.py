@@ -140,7 +140,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     if arguments.listed_only and arguments.allow is None:
         raise ConfigError("--listed-only without --allow answers nobody; name a file with --allow")
     if arguments.classify:
-        labels_of([passage.source for passage in passages])
+        labels_of([passage.folder for passage in passages])
     tls = _host_tls(arguments.certificate, arguments.private_key)
     listed = _listed(arguments.allow)
     if why := why_restored(_room()):
@@ -150,7 +150,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
         built = index.build(passages, embedder or _embedder(), room, _progress)
         classifier = None
         if arguments.classify:
-            classifier = fit([passage.source for passage in passages], built.rows())
+            classifier = fit([passage.folder for passage in passages], built.rows())
         identity = _identity("host")
         budget = QueryBudget(
             _room() / f"budget-{_label(arguments.folder)}.json",

@@ -61,6 +61,7 @@ class Passage:
 
     source: str  # path inside the folder
     text: str
+    folder: str = ""  # the first step of its path, for a classifier; not in the table
 
     def encode(self) -> bytes:
         """Name, newline, text; at most `PASSAGE_BYTES` when it came from `read_folder`."""
@@ -283,9 +284,9 @@ def read_folder(folder: Path) -> list[Passage]:
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; name the folder whose texts you want to share")
     passages = [
-        Passage(short_name(file.relative_to(folder)), text)
-        for file in text_files(folder)
-        for text in split(read_text(file))
+        Passage(short_name(path), text, printable(path.parts[0]) if path.parts[1:] else "")
+        for path in (file.relative_to(folder) for file in text_files(folder))
+        for text in split(read_text(folder / path))
     ]
     if not passages:
         raise DataError(
@@ -336,12 +337,18 @@ def read_text(file: Path) -> str:
 
 def short_name(path: Path) -> str:
     """The path with forward slashes, on one line, its end kept if it is too long."""
-    name = re.sub(r"[\x00-\x1f\x7f]", " ", path.as_posix())
+    name = printable(path.as_posix())
     return (
         name
         if len(name.encode()) <= NAME_BYTES
         else name.encode()[-NAME_BYTES:].decode("utf-8", "ignore")
     )
+
+
+def printable(name: str) -> str:
+    """A name of the file system on one line; bytes of it that are not UTF-8 as \\xNN."""
+    readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", " ", readable)
 
 
 def split(text: str) -> Iterator[str]:

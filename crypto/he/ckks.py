@@ -427,20 +427,22 @@ class Multiplier:
                 f"manifest again"
             )
         turning, shared = self._keys(rotation, public)
-        steps = [
-            self._baby_steps(
-                from_wire(seal.Ciphertext(), ring.context, vector, ring.parameters.seeded_bytes),
-                turning,
-            )
+        asked = [
+            from_wire(seal.Ciphertext(), ring.context, vector, ring.parameters.seeded_bytes)
             for vector in vectors
         ]
         deviation = self._deviation[name.decode()]
-        return [
-            ring.shortened(
-                self._hidden(self._giant_steps(diagonals, steps, turning), shared, deviation)
-            )
-            for diagonals in slabs
-        ]
+        try:
+            steps = [self._baby_steps(each, turning) for each in asked]
+            return [
+                ring.shortened(
+                    self._hidden(self._giant_steps(diagonals, steps, turning), shared, deviation)
+                )
+                for diagonals in slabs
+            ]
+        except (RuntimeError, ValueError) as error:
+            # a second polynomial of zeros, from the question or from what the keys made of it
+            raise ProtocolError(f"a question that SEAL does not compute with: {error}") from error
 
     def _keys(self, rotation: bytes, public: bytes) -> tuple[Any, list[Any]]:
         ring, table = self._ring, self._ring.parameters

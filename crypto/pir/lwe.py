@@ -133,7 +133,8 @@ def symbols(answer: Words, masked: npt.NDArray[np.float64]) -> npt.NDArray[np.ui
         masked: hint x secret, nearly; what it is off by more than 2^25 would change a symbol.
             Off it is by the noise of CKKS (deviation 2^21.4 measured, with `search.PASSAGE_NOISE`
             2^21.6), and the answer by the query's errors times the row: 102.4 x 18.5 x sqrt(65535)
-            = 2^18.9 at most. Together 2^21.7, so a symbol is wrong with a chance of
+            = 2^18.9 where symbols are spread evenly, x 32 instead of 18.5 in a row of padding:
+            2^19.7 at most. Together 2^21.7, so a symbol is wrong with a chance of
             erfc(9.8 / sqrt(2)) < 2^-72, a passage of 2752 symbols with 2^-60, and its checksum
             says so.
     """

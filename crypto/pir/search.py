@@ -156,6 +156,19 @@ def exactly(parts: Sequence[bytes], sizes: Sequence[int]) -> None:
         )
 
 
+def largest(numbers: Scores, count: int) -> tuple[int, ...]:
+    """Places of the largest of finite numbers, largest first, the first of equal ones.
+
+    Each is looked for among all: sorting takes up to a hundred times longer for some orders than
+    for others, and whoever sets the scores sets their order.
+    """
+    left, found = numbers.copy(), []
+    for _ in range(count):
+        found.append(int(left.argmax()))
+        left[found[-1]] = -np.inf
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class PassageTable:
     """What a keeper reads passages from: a table and its hint, in memory or in .npy files."""
@@ -418,13 +431,14 @@ class PirClient:
 
     def _scores(self, part: bytes, count: int, largest: float) -> Scores:
         values = self._opened(part)[:count]
+        found = values.astype(np.float32)  # before they are looked at: the same work for all
         if not np.isfinite(values).all() or np.abs(values).max() > largest + 16 * SCORE_NOISE:
             raise ProtocolError(
                 "the answer opens to numbers that are no cosines: its host, or the line, is broken "
                 "or hostile. The host "
                 "was not told; asking again would tell it, so ask its owner first"
             )
-        return values.astype(np.float32)
+        return found
 
     def choose(self, answer: Sequence[bytes], prepared: Sequence[PassageChoice]) -> Opened:
         """As many choices as were prepared, after an answer with scores; never raises for what the
@@ -433,17 +447,19 @@ class PirClient:
         Where it is of no use, also where it ends our worker, passages are chosen by chance, and
         nothing of what the host sees is different: choices were masked before the answer was
         touched, and what is left to do is an addition each. The work is the same as well: numbers
-        drawn by chance are sorted where there are no scores.
+        are drawn by chance before the answer is opened, whether they are needed or not, and the
+        best are found by steps that do not depend on the numbers.
         """
+        chance = np.random.default_rng(secrets.randbits(128)).random(
+            self.shape.passages, np.float32
+        )
         fault: CryptoError | WorkerError | None = None
+        scores = chance
         try:
             scores = self.scores(answer)
         except (CryptoError, WorkerError) as error:
             fault = error
-            scores = np.random.default_rng(secrets.randbits(128)).random(
-                self.shape.passages, np.float32
-            )
-        best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[: len(prepared)])
+        best = largest(scores, len(prepared))
         column_of = self.shape.layout.column_of
         choices = tuple(
             each.of(column_of(index)) for each, index in zip(prepared, best, strict=True)

@@ -234,6 +234,13 @@ def test_an_answer_holds_the_stated_bits_a_row_whatever_the_keys_are(
         assert bits - 0.3 < held < bits + 0.1
 
 
+def test_a_question_that_hides_nothing_is_refused_and_does_not_end_the_worker(liar: Liar) -> None:
+    """SEAL computes with no ciphertext whose second polynomial is zero."""
+    multiplier = Multiplier(SEARCH.name, {"m": PlainMatrix(ROWS, SCORE_NOISE)})
+    with pytest.raises(ProtocolError, match="SEAL does not compute"):
+        multiplier.product(b"m", *liar.keys(), liar.question(ROWS[0], np.zeros(64)))
+
+
 def test_a_public_key_of_another_length_or_beyond_the_modulus_is_refused(liar: Liar) -> None:
     multiplier = Multiplier(SEARCH.name, {"m": PlainMatrix(ROWS, SCORE_NOISE)})
     turning, public = liar.keys()

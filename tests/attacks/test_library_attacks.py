@@ -34,6 +34,7 @@ from quietchoir.crypto.pir.search import (
     PassageTable,
     PirClient,
     PirServer,
+    largest,
 )
 from quietchoir.private_search import host
 from quietchoir.private_search.budget import QueryBudget
@@ -306,6 +307,34 @@ class Watched(np.ndarray):
         return np.asarray(super().__getitem__(key))
 
 
+class Steps:
+    """Numbers that write down what is asked of them, not what it brought."""
+
+    def __init__(self, numbers: Any) -> None:
+        self._numbers, self.told = np.array(numbers), list[str]()
+
+    def copy(self) -> "Steps":
+        return self
+
+    def argmax(self) -> int:
+        self.told.append("the largest of all")
+        return int(self._numbers.argmax())
+
+    def __setitem__(self, at: int, value: float) -> None:
+        self.told.append("one is taken out")
+        self._numbers[at] = value
+
+
+class Compared(float):
+    """A number that counts how often it is compared."""
+
+    count = 0
+
+    def __lt__(self, other):
+        Compared.count += 1
+        return float(self) < float(other)
+
+
 def host_view(question: str, passage: int) -> tuple[list[tuple[Any, ...]], list[int]]:
     """Everything that a host's arithmetic does for one question and one choice, step by step, and
     the sizes of what came and went.
@@ -362,6 +391,61 @@ def test_two_questions_are_the_same_steps_over_the_same_numbers_in_the_same_orde
         table[:, passage]
         traces.append(table.told)
     assert traces[0] != traces[1]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_best_are_found_by_the_same_steps_whatever_the_order_of_the_scores(count: int) -> None:
+    """The host sets the scores. What a sort compares depends on them; what `largest` reads does
+    not.
+    """
+    random = np.random.default_rng(1)
+    rising, mixed = np.arange(900.0), random.permutation(np.arange(900.0))
+    for scores in (rising, mixed, random.integers(0, 3, 900), np.zeros(900)):
+        exact = scores.astype(np.float32)
+        best = largest(exact, count)
+        assert best == tuple(np.argsort(-exact, kind="stable")[:count])  # the first of equal ones
+    traces, compared = [], []
+    for scores in (rising, mixed):
+        watched: Any = Steps(scores)
+        largest(watched, count)
+        traces.append(watched.told)
+        # the unprotected arm
+        keys = [Compared(float(each)) for each in scores]
+        Compared.count = 0
+        sorted(keys)
+        compared.append(Compared.count)
+    assert traces[0] == traces[1] and len(traces[0]) == 2 * count
+    assert compared[0] < compared[1] / 5
+
+
+def test_an_answer_of_no_use_costs_no_draw_that_another_does_not(monkeypatch) -> None:
+    """What is chosen by chance is drawn before the answer is opened, needed or not."""
+    server = pir_server(FakeEmbedder().embed(list(TEXTS)), [text.encode() for text in TEXTS])
+    questioner, told = PirClient(server.shape), list[str]()
+    draw = np.random.default_rng
+
+    def drawn(seed: int) -> np.random.Generator:
+        told.append("draw")
+        return draw(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", drawn)
+    best = np.arange(len(TEXTS), dtype=np.float32)
+
+    def opens(answer):
+        told.append("open")
+        if answer:
+            raise ProtocolError("no")
+        return best
+
+    monkeypatch.setattr(questioner, "scores", opens)
+    try:
+        prepared = questioner.prepare(1)
+        good, bad = questioner.choose([], prepared), questioner.choose([b"x"], prepared)
+        assert told == ["draw", "open"] * 2
+        assert good.picked == (len(TEXTS) - 1,) and good.fault is None and bad.fault is not None
+    finally:
+        questioner.close()
+        server.close()
 
 
 def test_choices_are_as_many_as_asked_for_and_never_more_than_there_are_passages():

@@ -471,8 +471,21 @@ def test_serving_stops_cleanly_when_cancelled(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost:80", "ftp://x/#00", "http://x:1/", "http://x:1/#12", "http://x:1/#" + "g" * 64],
+    [
+        "",
+        "localhost:80",
+        "ftp://x/#00",
+        "http://x:1/",
+        "http://x:1/#12",
+        "http://x:1/#" + "g" * 64,
+        *(
+            f"http://{host}/#{HOST.public.raw.hex()}"
+            for host in ("[::1", "[x]:1", "x:0x50", "x:99999", "h..x:1", "a" * 64 + ":1", ":1")
+        ),
+    ],
 )
-def test_an_address_without_the_hosts_key_is_refused(text):
+def test_an_address_that_is_none_or_without_the_hosts_key_is_refused(text):
     with pytest.raises(ConfigError, match="copy the host"):
         LibraryAddress.parse(text)
+    for good in ("x:1", "[::1]:1", "a" * 63 + ".b"):
+        assert LibraryAddress.parse(f"http://{good}/#{HOST.public.raw.hex()}").url.endswith(good)

@@ -1,5 +1,6 @@
 """A folder of text becomes passages."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,25 @@ def test_no_text_makes_a_passage_too_long_and_no_character_is_lost(text):
 def test_a_passage_survives_its_encoding_and_long_names_keep_their_end():
     passage = Passage("notes/ä.md", "first line\nsecond line")
     assert Passage.decode(passage.encode()) == passage
-    from pathlib import Path
 
     name = index.short_name(Path("ä" * 300) / "end.md")
     assert len(name.encode()) <= index.NAME_BYTES and name.endswith("/end.md")
+
+
+def test_names_that_are_not_utf8_are_shown_and_long_ones_keep_their_folder(tmp_path):
+    """A label is the first step of the whole path, not of what was left of it."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    (odd / os.fsdecode(b"na\xefve.md")).write_text("one")
+    deep = tmp_path / "sport" / ("x" * 150) / ("y" * 150)
+    deep.mkdir(parents=True)
+    (deep / "a.md").write_text("two")
+    (tmp_path / "top.md").write_text("three")
+    found = {passage.text: passage for passage in index.read_folder(tmp_path)}
+    assert found["one"] == Passage("caf\\xe9/na\\xefve.md", "one", "caf\\xe9")
+    assert found["two"].folder == "sport" and not found["two"].source.startswith("sport")
+    assert found["three"].folder == ""
+    assert all(Passage.decode(each.encode()).source == each.source for each in found.values())
 
 
 def test_folders_that_cannot_be_shared_are_a_sentence(tmp_path, monkeypatch):
