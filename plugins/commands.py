@@ -251,6 +251,7 @@ def install_one(chosen: argparse.Namespace) -> int:
         return install_listed(chosen, known)
     with tempfile.TemporaryDirectory() as folder:
         terms = installing.open_bundle(Path(chosen.source), Path(folder))
+        installing.require_place(terms, known)  # before anybody is asked
         if not agreed(terms, known.get(terms.id), chosen.yes):
             return 1
         left = installing.left_over(terms)
@@ -286,6 +287,9 @@ def describe(release: "Release") -> None:
     said = release.listing
     print(f"{said.id} {said.version} of {release.registry}, sha256 {release.sha256}")
     print(f"price: {one_line(said.price) or 'free'}; licence {one_line(said.licence)}")
+    if said.price:
+        shop = f", sold at {one_line(said.shop)}" if said.shop else ""
+        print(f"it does not run without a licence{shop}; then: plugin licence add FILE")
     commit = f", made from commit {one_line(said.commit)}" if said.commit else ""
     print(f"signed by its author, key {said.author_key}{commit}")
     names = {key: name for name, key in release.policy.reviewers.items()}
@@ -347,7 +351,8 @@ def update_all(chosen: argparse.Namespace) -> int:
             print(f"{name}: {one_line(why)}")
     for plugin_id in lock.origins(known):
         if why := lock.halted(known[plugin_id]):
-            print(f"{plugin_id}: {one_line(why)}; it does not run")
+            told = one_line(why).removeprefix(f"{plugin_id} ")
+            print(f"{plugin_id}: {told}; it does not run")
     newer = market.outdated(known)
     if not newer and not chosen.ids:
         print("nothing newer")

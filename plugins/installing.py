@@ -168,14 +168,7 @@ def place(
         settings: in place of those that are here.
         aside: what another plugin of this id kept is put where no plugin looks.
     """
-    if terms.id.startswith("quietchoir/"):
-        raise ManifestError(f"{terms.id}: quietchoir publishes only what comes with it")
-    mine = {tool.name for tool in terms.tools}
-    for other in host.values():
-        if both := mine & {tool.name for tool in other.tools if other.id != terms.id}:
-            raise ManifestError(
-                f"{terms.id} and {other.id} both offer the tool {min(both)}; remove one of them"
-            )
+    require_place(terms, host)
     target = root() / terms.id
     replaced = content_of(target)
     paths.private_folder(target.parent)
@@ -194,6 +187,18 @@ def place(
         fill_in(plugin_folder(terms.id), settings)
     forget_content(replaced)
     return target
+
+
+def require_place(terms: Manifest, host: Mapping[str, Manifest]) -> None:
+    """Raises: ManifestError: it poses as ours, or offers a tool that another plugin offers."""
+    if terms.id.startswith("quietchoir/"):
+        raise ManifestError(f"{terms.id}: quietchoir publishes only what comes with it")
+    mine = {tool.name for tool in terms.tools}
+    for other in host.values():
+        if both := mine & {tool.name for tool in other.tools if other.id != terms.id}:
+            raise ManifestError(
+                f"{terms.id} and {other.id} both offer the tool {min(both)}; remove one of them"
+            )
 
 
 def swap(fresh: Path, target: Path) -> None:

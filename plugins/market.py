@@ -145,6 +145,7 @@ def propose(
         raise ManifestError(f"{plugin_id}: its archive holds another plugin than {name} says")
     if short := release.shortfall_of(mine):
         raise RegistryError(f"{plugin_id} {mine.version} is not installed: {short}")
+    installing.require_place(terms, known)
     new = installing.differences(terms, before) if before is not None else []
     whole = before is not None and lock.intact(before)
     same = whole and held is not None and held.author_key == terms.head.author_key

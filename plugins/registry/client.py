@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from .. import installing
 from ..manifest import ID
 from . import keys, listing, lock, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
-from .lock import ABOUT, FORGOTTEN, registries
+from .lock import ABOUT, FORGOTTEN, Origin, registries
 from .log import LogHead
 from .review import Review, ReviewPolicy
 
@@ -414,16 +414,19 @@ class RegistryClient:
         return found
 
     def release(self, plugin_id: str, version: str = "") -> Release:
-        """One release, the newest by default, with its reviews.
+        """One release, by default the newest that was not revoked, with its reviews.
 
         Raises:
             RegistryError: there is none, or what it says of itself does not fit where it lies.
         """
         found = self.releases(plugin_id)
         if not found or (version and version not in found):
-            here = ", ".join(sorted(found, key=listing.order)) or "none"
-            raise RegistryError(f"{self.name}: no {plugin_id} {version}; versions there: {here}")
-        version = version or max(found, key=listing.order)
+            here = ", ".join(sorted(found, key=listing.order)[-20:])
+            advice = f"versions there: {here}" if found else "plugin search WORD finds what is"
+            raise RegistryError(
+                f"{self.name}: no {' '.join((plugin_id, version)).rstrip()}; {advice}"
+            )
+        version = version or max(self._sound(plugin_id, found), key=listing.order)
         target = found[version]
         said = listing.read(target.custom, f"{self.name}: {target.path}")
         if (said.id, said.version) != (plugin_id, version):
@@ -445,6 +448,17 @@ class RegistryClient:
         about = plugin_id, version, str(target.hashes["sha256"])
         reviews = self._with_rejections(about, reviews, policy)
         return Release(self.name, said, target, tuple(reviews), policy)
+
+    def _sound(self, plugin_id: str, versions: Collection[str]) -> list[str]:
+        """Those that were not revoked; if all were, all of them: the reason is told of one."""
+        sound = [
+            one
+            for one in versions
+            if not lock.revoked(
+                Origin(id=plugin_id, version=one, registry=self.name, author_key="")
+            )
+        ]
+        return sound or list(versions)
 
     def _with_rejections(
         self, about: tuple[str, str, str], reviews: list[Review], policy: ReviewPolicy

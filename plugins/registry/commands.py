@@ -367,6 +367,7 @@ def add_one(chosen: argparse.Namespace) -> int:
         terms = installing.open_bundle(chosen.plugin, Path(folder))
     said = PluginRepository(chosen.folder).add(terms, signers(chosen.key)[0], chosen.commit)
     print(f"{said.id} {said.version} is drafted; may use: {'; '.join(said.asks)}")
+    print("it was not started here; whether it has these tools: quietchoir plugin test FOLDER")
     for finding in scan.scan(terms):
         print(f"a reviewer will see: {one_line(finding)}")
     if said.sensitive:

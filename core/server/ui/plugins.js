@@ -131,8 +131,10 @@ function Found({ plugin, onShow }) {
   const asks = (plugin.sensitive ?? []).map((kind) => known(`plugin.kind.${kind}`, kind));
   return html`<li>
     <div><b>${plugin.id}</b>
-      <span>${[plugin.version, plugin.price || t("plugin.free")].join(" · ")}</span>
+      <span>${[plugin.version, plugin.registry, plugin.price || t("plugin.free")]
+        .join(" · ")}</span>
       <span>${plugin.description}</span>
+      ${plugin.revoked && html`<span class="bad">${plugin.revoked}</span>`}
       <span>${asks.length ? t("plugin.asks", { kinds: asks.join(", ") }) : ""}</span>
     </div>
     <button class="small" onClick=${onShow}

@@ -133,8 +133,10 @@ def test_the_commands_found_a_registry_publish_install_update_and_revoke(
         run("plugin", "run", "ann/counter", "attack")
     assert run("plugin", "remove", "ann/counter") == 0
     with pytest.raises(RegistryError, match=r"1\.1\.0 is revoked by main: it lies"):
-        run("plugin", "install", "ann/counter", "--yes")
+        run("plugin", "install", "ann/counter@1.1.0", "--yes")
     assert "credit" in registry("verify") and not installed()
+    assert run("plugin", "install", "ann/counter", "--yes") == 0
+    assert installed()["ann/counter"].head.version == "1.0.0"  # the newest that is sound
 
 
 def test_a_node_stops_a_revoked_plugin_when_somebody_looks_and_when_it_starts(
@@ -197,13 +199,30 @@ def test_a_release_that_was_revoked_holds_up_no_update(
     held = world.repository()
     held.revoke("ann/counter", ["1.1.0"], "it lies", world.keys("targets-1", "targets-2"))
     held.publish(world.signers["online"])
-    assert run("plugin", "search", "counter") == 0 and run("plugin", "show", "ann/counter") == 0
+    assert run("plugin", "search", "counter") == 0 and (
+        run("plugin", "show", "ann/counter@1.1.0") == 0
+    )
     assert capsys.readouterr().out.count("revoked by main: it lies") == 2
     assert market.outdated(installed()) == {"bob/teapot": "1.1.0"}
     monkeypatch.setattr(market, "outdated", lambda _: dict.fromkeys(installed(), "1.1.0"))
     assert run("plugin", "update", "--yes") == 1  # it was revoked in between
     assert "ann/counter stays at 1.0.0: ann/counter 1.1.0 is revoked" in capsys.readouterr().out
     assert installed()["bob/teapot"].head.version == "1.1.0"
+
+
+def test_what_will_not_run_or_not_go_in_is_told_before_anybody_is_asked(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("ann/counter")
+    price = {"kind": "paid", "price": "12 EUR", "vendor_key": world.public("bob")}
+    terms = {"license": {"spdx": "LicenseRef-sold", "shop": "https://b.test", **price}}
+    world.release("bob/sold", "1.0.0", **terms)
+    assert run("plugin", "show", "bob/sold") == 0
+    assert "does not run without a licence, sold at https://b.test" in capsys.readouterr().out
+    world.release("bob/clash", "1.0.0", listed=[{**ATTACK, "name": "counter"}])
+    with pytest.raises(ManifestError, match="both offer the tool counter"):
+        market.propose("bob/clash", "", installed())
+    assert market.propose("bob/clash", "", {})  # the control
 
 
 def test_an_authors_next_key_is_told_and_gets_nothing_that_the_old_one_kept(world: World) -> None:
