@@ -197,7 +197,8 @@ def may_write(folder: Path, user: int | None, read: Iterable[Path] = ()) -> None
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     about, count = entry.stat(follow_symlinks=False), count + 1
-                    if about.st_dev != device:
+                    # files may say another one than their folder does (overlayfs)
+                    if stat.S_ISDIR(about.st_mode) and about.st_dev != device:
                         raise ConfigError(
                             f"{entry.path}: another disk is mounted there, whose room is not "
                             f"counted; name a folder without one"

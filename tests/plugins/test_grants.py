@@ -5,6 +5,7 @@ first shown to work on a decoy without a sandbox.
 import json
 import os
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -157,6 +158,25 @@ def test_what_would_change_elsewhere_too_is_not_written_to(place: Path) -> None:
     for broad in ("/", "/etc", "/tmp", str(Path.home())):
         with pytest.raises(ConfigError, match=r"too broad|is the system's"):
             grants.may_write(Path(broad), user)
+
+
+def test_a_folder_with_another_disk_in_it_is_not_written_to(
+    sandbox: SandboxReport, place: Path
+) -> None:
+    (place / "out" / "disk").mkdir()
+    tried = f"""
+from pathlib import Path
+from quietchoir.plugins import grants
+grants.may_write(Path({str(place / "out")!r}), None)
+"""
+    mounted = 'mount -t tmpfs none $0 || exit 9; exec $1 -c "$2"'
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted]
+    words = [*inside, str(place / "out" / "disk"), sys.executable, tried]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    if said.returncode == 9 or "unshare" in said.stderr:
+        pytest.skip(said.stderr)
+    assert "disk: another disk is mounted there" in said.stderr
+    subprocess.run([sys.executable, "-c", tried], check=True)  # without it, it is
 
 
 def test_what_this_node_runs_or_reads_is_no_plugins_to_change(
