@@ -74,6 +74,11 @@ class QueryBudget:
         """Whose budget this asker draws on."""
         return asker.raw.hex() if self.is_listed(asker) else STRANGERS
 
+    @property
+    def accounts_of_one(self) -> int:
+        """Accounts that one person can draw on: the listed are strangers too, under a new key."""
+        return 2 if self._listed and self._strangers else 1
+
     def left(self, asker: PublicIdentity, kind: RequestKind) -> int:
         """Requests of this kind that are left to this asker's account."""
         return self.limit - self._spent.get(self.account(asker), {}).get(kind.name, 0)

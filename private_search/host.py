@@ -71,12 +71,13 @@ class LibraryService:
             labels=classifier.weights if classifier else None,
             workers=workers,
         )
-        if not 1 <= budget.limit <= self.server.shape.largest_budget:
+        most = self.server.shape.largest_budget // budget.accounts_of_one
+        if not 1 <= budget.limit <= most:
+            both = " on its own account and the strangers'" if budget.accounts_of_one > 1 else ""
             raise ConfigError(
-                f"a budget of {budget.limit} questions, must be 1 to "
-                f"{self.server.shape.largest_budget}: with as many answers "
+                f"a budget of {budget.limit} questions, must be 1 to {most}: with as many answers "
                 f"as half of the {self.server.shape.dimension} dimensions an asker could work out "
-                f"the embeddings"
+                f"the embeddings{both}"
             )
         self._identity, self._budget = identity, budget
         # One set of keys an asker, so that nobody can put out or take over another's.

@@ -288,6 +288,19 @@ def test_a_budget_that_gives_the_embeddings_away_cannot_be_set(tmp_path):
     for limit in (0, LIMIT + 1):
         with pytest.raises(ConfigError, match="work out the embeddings"):
             host.LibraryService(fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=limit))
+    # who is listed can ask as a stranger as well, unless strangers get nothing
+    listed = frozenset({ASKER.public.raw.hex()})
+    for limit, strangers, fits in (
+        (LIMIT, True, False),
+        (LIMIT // 2, True, True),
+        (LIMIT, False, True),
+    ):
+        budget = QueryBudget(tmp_path / "b.json", limit=limit, listed=listed, strangers=strangers)
+        if fits:
+            host.LibraryService(fake_index(), HOST, budget).close()
+        else:
+            with pytest.raises(ConfigError, match="and the strangers'"):
+                host.LibraryService(fake_index(), HOST, budget)
 
 
 def test_old_keys_make_room_for_new_ones(wire, service, monkeypatch):
