@@ -162,7 +162,8 @@ class SearchSession:
 
     Args:
         identity: signs the requests; the host counts against it, and learns from it nothing but
-        that it is the same asker.
+        that it is the same asker. One session at a time: the host refuses what one sends after a
+        later one has begun.
     """
 
     def __init__(
@@ -185,11 +186,15 @@ class SearchSession:
         self._manifest = decode_manifest(raw, self._address.host)
         return self._manifest
 
-    async def open(self, embedder: Embeds) -> LibraryManifest:
+    async def open(self, embedder: Embeds, passages: int = 0) -> LibraryManifest:
         """Fetch the manifest, check it, and leave public keys with the host.
 
+        Args:
+            passages: how many will be read.
+
         Raises:
-            ConfigError: the library was embedded with another model.
+            ConfigError: the library was embedded with another model, or grants fewer passages;
+            nothing was counted then.
             QuietchoirError: no host there, or it refuses.
         """
         manifest = await self.fetch()
@@ -201,6 +206,11 @@ class SearchSession:
             raise ConfigError(
                 "this library was embedded with another model than ours; pull the model its host "
                 "names, or ask its owner"
+            )
+        if min(passages, manifest.passages) > manifest.questions:
+            raise ConfigError(
+                f"{passages} passages of a library that grants an account {manifest.questions} in "
+                f"all; ask for fewer with --passages"
             )
         self._questioner = PirClient(manifest.shape)
         keys = self._questioner.keys()
@@ -370,7 +380,7 @@ async def ask(
     async with _line(tls) as http:
         session = SearchSession(address, identity, http)
         try:
-            manifest = await session.open(embedder)
+            manifest = await session.open(embedder, passages)
             sealed = await session.ask(vector, passages)
         except BaseException:
             session.close()

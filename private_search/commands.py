@@ -5,10 +5,12 @@ Knows flags and words for people. Imports what is heavy when a verb runs.
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.screen import json_line, one_line
+from ..core.screen import UNSEEN, json_line, one_line, visible
 
 if TYPE_CHECKING:
     import socket
@@ -22,6 +24,7 @@ EMBEDDER = "minilm-l6-v2"
 PORT = 8770
 MAX_QUERIES = 64
 MAX_WORKERS = 64
+QUOTE = "> "  # before each line of a passage
 
 
 def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -207,16 +210,11 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
     if arguments.passages < 1 or not arguments.question.strip():
         raise ConfigError("a question and at least one passage to read are needed; ask something")
     address = LibraryAddress.parse(arguments.address)
-    answer = asyncio.run(
-        ask(
-            address,
-            arguments.question,
-            embedder or _embedder(),
-            _asker(address),
-            passages=arguments.passages,
-            tls=_asker_tls(arguments.certificate),
+    tls, embedder = _asker_tls(address, arguments.certificate), embedder or _embedder()
+    with _asking(address) as asker:
+        answer = asyncio.run(
+            ask(address, arguments.question, embedder, asker, passages=arguments.passages, tls=tls)
         )
-    )
     if arguments.json:
         _print_json(answer)
         return
@@ -239,15 +237,9 @@ def run_classify(arguments: argparse.Namespace, embedder: "Embeds | None" = None
     if not arguments.text.strip():
         raise ConfigError("a text is needed; write one")
     address = LibraryAddress.parse(arguments.address)
-    found = asyncio.run(
-        classify(
-            address,
-            arguments.text,
-            embedder or _embedder(),
-            _asker(address),
-            tls=_asker_tls(arguments.certificate),
-        )
-    )
+    tls, embedder = _asker_tls(address, arguments.certificate), embedder or _embedder()
+    with _asking(address) as asker:
+        found = asyncio.run(classify(address, arguments.text, embedder, asker, tls=tls))
     if arguments.json:
         print(json_line({"labels": [{"label": label, "score": score} for label, score in found]}))
         return
@@ -267,7 +259,7 @@ def run_status(arguments: argparse.Namespace) -> None:
 
     address = LibraryAddress.parse(arguments.address)
     manifest = asyncio.run(
-        describe(address, _asker(address), tls=_asker_tls(arguments.certificate))
+        describe(address, _asker(address), tls=_asker_tls(address, arguments.certificate))
     )
     cost = SearchCost.of(manifest.shape, manifest.text_bytes, 1)
     if arguments.json:
@@ -337,7 +329,8 @@ def _print_json(answer: "SearchAnswer") -> None:
 
 def _print_text(answer: "SearchAnswer") -> None:
     for each in answer.found:
-        print(f"{each.passage.text}\n  — {one_line(each.passage.source)}, score {each.score:.2f}\n")
+        print(_quoted(each.passage.text))
+        print(f"  — {one_line(each.passage.source)}, score {each.score:.2f}\n")
     print(
         f"{answer.passages} passages searched under encryption: {answer.bytes_up / 1000:.0f} kB "
         f"up, "
@@ -345,6 +338,19 @@ def _print_text(answer: "SearchAnswer") -> None:
         f"The host saw ciphertext only: not the question, not the scores, not which "
         f"{len(answer.found)} of them you read."
     )
+
+
+def _quoted(text: str) -> str:
+    """A stranger's text, each line behind a mark, also where a terminal would begin another: no
+    line of it can be taken for one of ours.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    width = max(1, console.width - len(QUOTE)) if console.is_terminal else UNSEEN
+    lines = Text(visible(text)).wrap(console, width, overflow="fold")
+    return "\n".join(f"{QUOTE}{line.plain}" for line in lines)
 
 
 def _embedder() -> "Embeds":
@@ -372,7 +378,26 @@ def _identity(name: str) -> "Identity":
 
 def _asker(address: "LibraryAddress") -> "Identity":
     # Another key for every host: two hosts cannot find out that the same node asks them.
-    return _identity(f"asker-{address.host.fingerprint[:16]}")
+    return _identity(_asker_name(address))
+
+
+def _asker_name(address: "LibraryAddress") -> str:
+    return f"asker-{address.host.fingerprint[:16]}"
+
+
+@contextmanager
+def _asking(address: "LibraryAddress") -> Iterator["Identity"]:
+    """Our key for one session with a library, alone: a later session ends an earlier one."""
+    import fcntl
+    import sys
+
+    with (_room() / f"{_asker_name(address)}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another question of this node to this library", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield _asker(address)
 
 
 def _label(folder: Path) -> str:
@@ -447,13 +472,18 @@ def _host_tls(certificate: Path | None, private_key: Path | None) -> "ssl.SSLCon
     return context
 
 
-def _asker_tls(certificate: Path | None) -> "ssl.SSLContext | None":
+def _asker_tls(address: "LibraryAddress", certificate: Path | None) -> "ssl.SSLContext | None":
     import ssl
 
     from ..core.errors import ConfigError
 
     if certificate is None:
         return None
+    if not address.url.startswith("https:"):
+        raise ConfigError(
+            f"--certificate with {address.url}, which is not encrypted on the way; give the "
+            f"address with https://, as its host printed it"
+        )
     try:
         context = ssl.create_default_context(cafile=certificate)
     except (OSError, ssl.SSLError) as error:

@@ -1,6 +1,7 @@
 """`library serve | ask | key` as processes and as sentences."""
 
 import argparse
+import asyncio
 import json
 import signal
 import socket
@@ -9,12 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from quietchoir import backup
 from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.private_search import commands
-from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder
+from quietchoir.private_search import commands, host
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.client import Found, LibraryAddress, SearchAnswer, SearchCost
+from quietchoir.private_search.index import Passage
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 KEY = Identity.generate().public.raw.hex()
 SERVE = """
@@ -137,6 +142,10 @@ def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
         commands.run_serve(parsed("serve", folder, "--workers", 65))
     with pytest.raises(ConfigError, match="ask something"):
         commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", " "), FakeEmbedder())
+    for verb in (("ask", "a"), ("classify", "a"), ("status",)):
+        plain = parsed(verb[0], f"http://127.0.0.1:1/#{KEY}", *verb[1:], "--certificate", "x.pem")
+        with pytest.raises(ConfigError, match="not encrypted on the way"):
+            plain.run(plain)
     with pytest.raises(ConfigError, match="not a certificate"):
         commands.run_ask(
             parsed("ask", f"https://127.0.0.1:1/#{KEY}", "a", "--certificate", folder / "0.txt"),
@@ -180,6 +189,64 @@ def test_the_allow_file_is_read_whole_or_refused_with_its_line(tmp_path):
         commands._listed(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         commands._listed(tmp_path / "none")
+
+
+def test_no_line_of_a_passage_can_be_taken_for_a_citation(capsys, monkeypatch):
+    forged = "\n  — law.md, score 0.99"
+    wrapped = "x" * 78 + " " * 82 + "— law.md, score 0.99"  # where a terminal begins a line
+    text = f"one{forged}\u2028{forged}\r{forged}\n\n{wrapped}"
+    found = Found(Passage("notes.md\n", text), 0.5)
+    cost = SearchCost(session_bytes=1, question_bytes=1, plain_bytes=1)
+    answer = SearchAnswer(
+        found=(found,), passages=1, bytes_up=1, bytes_down=1, seconds=1, cost=cost
+    )
+    commands._print_text(answer)
+    shown = capsys.readouterr().out
+    assert f"> {wrapped}\n" in shown
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    commands._print_text(answer)
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.split("passages searched")[0].splitlines())) == 80
+    for line in (shown + narrow).split("\n"):
+        assert line.startswith("> ") or "law.md" not in line
+    assert (shown + narrow).count("\n  — notes.md , score 0.50\n") == 2
+
+
+async def test_questions_of_one_node_at_once_wait_for_each_other(tmp_path, capsys):
+    identity = Identity.generate()
+    service = host.LibraryService(fake_index(), identity, QueryBudget(tmp_path / "b.json", limit=4))
+    runner = web.AppRunner(host.application(service), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/#{identity.public.raw.hex()}"
+        asked = parsed("ask", address, "A cello has strings?", "--json")
+        try:
+            with commands._asking(LibraryAddress.parse(address)):
+                # what is held is waited for, with a sentence
+                both = [
+                    asyncio.create_task(asyncio.to_thread(commands.run_ask, asked, FakeEmbedder()))
+                    for _ in range(2)
+                ]
+                said = ""
+                while said.count("waiting for another question") < 2:
+                    await asyncio.sleep(0.01)
+                    said += capsys.readouterr().err
+                assert not any(task.done() for task in both)
+            await asyncio.gather(*both)
+            greedy = parsed("ask", address, "A cello has strings?", "--passages", 5)
+            with pytest.raises(
+                ConfigError, match="5 passages of a library that grants an account 4"
+            ):
+                await asyncio.to_thread(commands.run_ask, greedy, FakeEmbedder())
+        finally:
+            await runner.cleanup()
+            service.close()
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["found"][0]["text"] for answer in answers] == [TEXTS[2]] * 2
+    spent = service._budget._spent["strangers"]
+    assert spent == {"KEYS": 2, "QUESTION": 2, "CHOICE": 2}
 
 
 def test_an_asker_has_one_lasting_key_for_each_host(capsys):

@@ -62,10 +62,10 @@ async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
                 "cello strings tuned in fifths",
                 FakeEmbedder(),
                 Identity.generate(),
-                tls=commands._asker_tls(public),
+                tls=commands._asker_tls(address, public),
             )
             assert found.found[0].passage.text == TEXTS[2]
-            for tls in (commands._asker_tls(other), None):
+            for tls in (commands._asker_tls(address, other), None):
                 with pytest.raises(QuietchoirError, match="is its host running"):
                     await ask(
                         address,
