@@ -45,6 +45,7 @@ from .core.engine.sampling.params import SamplingParams
 from .core.errors import (
     EngineError,
     FederationError,
+    ModelNotFoundError,
     QuietchoirError,
     RequestError,
     UnsupportedModelError,
@@ -651,22 +652,24 @@ class Node:
         """Take the port, load everything, answer.
 
         Raises:
-            ConfigError: the port cannot be used. ModelError: as `start_assistant`.
+            ConfigError: the port cannot be used. ModelNotFoundError: the reranker is not there.
+            ModelError: as `start_assistant`.
         """
-        # first: loading takes seconds, and a taken port should be told at once
+        # first: loading takes seconds, and what is amiss before it should be told at once
         tls = encryption(self.config.server)
         claimed = claim(self.config.server)
         self.parts.callback(claimed.close)
+        if scoring := self.config.embedding.reranker:
+            found_reranker(scoring)
         token = auth.load_token(self.home)
         await self.start_assistant()
         self.open_history()
         chosen = self.config.embedding.model
         embedding = Source(model_name(chosen), lambda: catalog.find(chosen), self.embedders.load)
-        scoring = self.config.embedding.reranker
         reranker = None
         if scoring:
             name = model_name(scoring)
-            reranker = Source(name, lambda: catalog.find(scoring), self.rerankers.load)
+            reranker = Source(name, lambda: found_reranker(scoring), self.rerankers.load)
         parts = Parts(
             pool=self.pool,
             tools=self.tools,
@@ -893,6 +896,18 @@ def facts_of(own: ServedModel, path: Path) -> ModelFacts:
         template=own.tokenizer.template.source,
         modified=modified,
     )
+
+
+def found_reranker(named: str) -> Path:
+    """Where the reranker of the settings is; it is read at the first question.
+
+    Raises:
+        ModelNotFoundError: not on this disk, or nobody knows it.
+    """
+    try:
+        return catalog.find(named)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"--reranker or embedding.reranker: {error}") from None
 
 
 class SharedModel(Generic[M]):

@@ -187,7 +187,8 @@ def run_once(chosen: argparse.Namespace) -> int:
     """Call one tool and print its text; exit status 1 if the tool says that it failed."""
     from ..core import config
     from ..core.toolcall import ToolCall
-    from .host import PluginHost
+    from . import installing
+    from .host import PluginHost, available
 
     arguments = arguments_of(chosen.arguments)
     handed: dict[str, Path] = {}
@@ -197,6 +198,9 @@ def run_once(chosen: argparse.Namespace) -> int:
             raise ConfigError(f"--file {pair!r} must be NAME=PATH")
         handed[name] = Path(path)
     limits = config.load(chosen.config).plugins
+    found = available((*limits.folders, *installing.installed()))
+    if chosen.id not in found.manifests:
+        raise ConfigError(f"no plugin is called {chosen.id!r}; {found.told()}")
     host = PluginHost(
         dataclasses.replace(limits, enabled=(chosen.id,)),
         files={chosen.id: handed},

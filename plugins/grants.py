@@ -30,6 +30,7 @@ from .sandbox.watchdog import used_bytes
 MAX_ENTRIES = 50_000  # of a folder to write to, which is read through before each start
 EVERYTHING = 1 << 62
 SETTINGS = "settings.json"
+NOT_GRANTED = "not granted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +142,18 @@ def joined(before: PluginSettings, added: Mapping[str, dict[str, Any]]) -> Plugi
 def told(terms: Manifest, settings: PluginSettings) -> list[str]:
     """What a plugin asks its owner for, and what it was given, in lines for him."""
     asked = terms.head.permissions
-    lines = [f"reads in {name}: {settings.folders.get(name, '?')}" for name in asked.folders]
+    lines = [
+        f"reads in {name}: {settings.folders.get(name, NOT_GRANTED)}" for name in asked.folders
+    ]
     for name in asked.write_folders:
         most = settings.quotas.get(name, terms.head.limits.folder_mb << 20) >> 20
-        lines.append(
-            f"reads, changes and deletes in {name}: {settings.folders.get(name, '?')} (at most "
-            f"{most} MB in all)"
-        )
+        folder = settings.folders.get(name)
+        granted = f"{folder} (at most {most} MB in all)" if folder else NOT_GRANTED
+        lines.append(f"reads, changes and deletes in {name}: {granted}")
     for name in asked.hosts:
-        lines.append(f"connects to {name}: {', '.join(settings.hosts.get(name, ('?',)))}")
+        lines.append(f"connects to {name}: {', '.join(settings.hosts.get(name, (NOT_GRANTED,)))}")
     lines += [
-        f"variable {name}: {'filled in' if name in settings.environment else '?'}"
+        f"variable {name}: {'filled in' if name in settings.environment else NOT_GRANTED}"
         for name in asked.environment
     ]
     return lines or [f"{terms.id} asks its owner for nothing"]

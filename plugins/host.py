@@ -83,11 +83,7 @@ class PluginHost:
         mine = [name for name, folder in found.folders.items() if folder in let_in]
         for plugin_id in dict.fromkeys((*self.config.enabled, *mine)):
             if plugin_id not in found.manifests:
-                refused = "".join(f"; refused: {reason}" for reason in found.refused.values())
-                raise ConfigError(
-                    f"plugins.enabled names {plugin_id!r}; installed are: "
-                    f"{', '.join(sorted(found.manifests)) or 'none'}{refused}"
-                )
+                raise ConfigError(f"plugins.enabled names {plugin_id!r}; {found.told()}")
             terms = found.manifests[plugin_id]
             plugin = Plugin(
                 terms,
@@ -214,6 +210,11 @@ class Available:
     manifests: Mapping[str, Manifest]  # by id
     folders: Mapping[str, Path]  # by id
     refused: Mapping[Path, ManifestError]  # folders whose plugin cannot be used, and why
+
+    def told(self) -> str:
+        """Its names, for who named another."""
+        refused = "".join(f"; refused: {reason}" for reason in self.refused.values())
+        return f"installed are: {', '.join(sorted(self.manifests)) or 'none'}{refused}"
 
 
 def available(bundles: Sequence[Path] = ()) -> Available:

@@ -8,6 +8,7 @@ opens to is told to the asker after the line is closed. The host's key stands in
 nothing signed by another is believed.
 """
 
+import os
 import ssl
 import time
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ class LibraryAddress:
         """
         refusal = ConfigError(
             f"{text}: not a library's address, expected http://HOST:PORT/#KEY; "
-            f"copy the host's first line"
+            f"copy the address that `quietchoir library serve` prints"
         )
         try:
             parts = urlsplit(text.strip())
@@ -79,7 +80,7 @@ class LibraryAddress:
         except (ValueError, AuthenticationError):
             raise ConfigError(
                 f"{text}: the part after # must be the host's key, 64 hexadecimal digits; copy the "
-                f"host's whole first line"
+                f"whole address that `quietchoir library serve` prints"
             ) from None
 
 
@@ -285,7 +286,8 @@ class SearchSession:
                 raw = await _bounded(reply.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise QuietchoirError(
-                f"{self._address.url}: no library answers there ({error}); is its host running?"
+                f"{self._address.url}: no library answers there ({_why(error)}); "
+                "is its host running?"
             ) from error
         if len(raw) > limit:
             raise MessageError(
@@ -295,6 +297,18 @@ class SearchSession:
         self.bytes_up += len(body)
         self.bytes_down += len(raw)
         return raw
+
+
+def _why(error: Exception) -> str:
+    """Why nobody answers, in the system's words; TLS's errors have their own."""
+    if isinstance(error, TimeoutError):
+        return f"nothing came in {TIMEOUT_S:.0f} s"
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
+        error, aiohttp.ClientSSLError
+    ):
+        own = error.os_error
+        return os.strerror(own.errno) if (own.errno or 0) > 0 else own.strerror or str(own)
+    return str(error)
 
 
 async def _bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from quietchoir.core import paths
 from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import ApprovalEvent, ChatRequest, Text, ToolResultEvent
-from quietchoir.core.config import Config, EngineConfig, PowerConfig, ServerConfig
+from quietchoir.core.config import Config, EmbeddingConfig, EngineConfig, PowerConfig, ServerConfig
 from quietchoir.core.engine.conversations import FOLDER
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ConfigError, ModelNotFoundError, RequestError
@@ -311,6 +311,23 @@ async def test_a_missing_model_is_told_with_the_command_that_brings_it_and_the_p
         with pytest.raises(ModelNotFoundError, match="quietchoir model pull smollm2-135m-instruct"):
             await node.start()
     claim(config.server).close()
+
+
+async def test_a_reranker_that_is_not_there_is_told_at_the_start_and_one_that_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(paths.MODELS_VARIABLE, raising=False)
+    there = tmp_path / "reranker"
+    there.mkdir()
+    for named, told in (
+        (tmp_path / "absent", "--reranker .*absent: neither"),
+        (there, "model pull smoll"),
+    ):
+        embedding = EmbeddingConfig(reranker=str(named))
+        async with Node(Config(server=ServerConfig(port=0), embedding=embedding)) as node:
+            with pytest.raises(ModelNotFoundError, match=told):  # the last: of the chat model
+                await node.start()
 
 
 async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ Read = Callable[[str], str]
 Write = Callable[[str], None]
 BLOCK = '"""'
 HELP = (
-    "/new begins afresh, /retry asks again, /quit ends, Ctrl-C stops an answer\n"
+    "/new begins afresh, /retry asks again, /help says this, /quit ends, Ctrl-C stops an answer\n"
     f"{BLOCK} begins and ends a text of several lines\n"
 )
 JUDGING = "/up, /down: a good or a bad answer; /correct TEXT: what it should have been\n"
@@ -136,7 +136,7 @@ class TerminalChat:
         """`/up`, `/down` or `/correct TEXT` after an answer."""
         verdict, _, correction = line.removeprefix("/").partition(" ")
         if self.feedback is None or (verdict == "correct") != bool(correction.strip()):
-            self.write(HELP if self.feedback is None else JUDGING)
+            self.write("nothing is kept here to be judged\n" if self.feedback is None else JUDGING)
             return
         try:
             told = await self.feedback.judge(VERDICTS[verdict], correction.strip())
@@ -199,7 +199,8 @@ def converse(
 ) -> None:
     """Read lines until /quit or the end of input, and answer each."""
     conversation = TerminalChat(replier, read, write, feedback)
-    write(HELP + JUDGING * (feedback is not None))
+    words = HELP + JUDGING * (feedback is not None)
+    write(words)
     while True:
         try:
             said = typed(read)
@@ -212,10 +213,10 @@ def converse(
             write("nothing was asked yet\n")
         if said == "/new":
             conversation.renew()
-        elif said.split(" ")[0].removeprefix("/") in VERDICTS:
+        elif said.startswith("/") and said.split(" ")[0].removeprefix("/") in VERDICTS:
             runner.run(conversation.judge(said))
         elif said.startswith("/") and "\n" not in said:
-            write(HELP)
+            write(words if said == "/help" else f"no command {one_line(said)}\n{words}")
         elif said:
             answer(conversation, runner, said)
 

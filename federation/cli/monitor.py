@@ -1,5 +1,5 @@
-"""The verbs `federation status | audit`, of a coordinator's run, and `pause | resume`, of this
-node's part.
+"""The verbs `federation status | audit`, of a coordinator's run, and `status | pause | resume`, of
+this node's part.
 
 Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb;
 the first two only read.
@@ -11,15 +11,28 @@ from typing import Any
 
 from ..monitor.event_printer import percent
 
+NO_MEMBER = (
+    "this node is a member of no federation; it joins one with: quietchoir serve --federation FILE"
+)
+
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     """Add them."""
-    status = actions.add_parser("status", help="how far a coordinator's run is")
+    status = actions.add_parser(
+        "status", help="how far a coordinator's run is, or this node's part in its federations"
+    )
     status.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="as given to `coordinate`"
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="as given to `coordinate`; without it: of which federations this node is a member, "
+        "and which its owner paused",
     )
     status.add_argument(
         "--json", action="store_true", help="one JSON object, as the coordinator's page gets it"
+    )
+    status.add_argument(
+        "--home", type=Path, metavar="DIR", help="a member's; default: the node's home"
     )
     status.set_defaults(run=show_status)
     audit = actions.add_parser(
@@ -58,10 +71,12 @@ def set_pause(arguments: Namespace) -> None:
         for file, policy in joined
         if wanted is None or policy.name == wanted or policy.federation.hex().startswith(wanted)
     ]
+    if not joined:
+        raise ConfigError(NO_MEMBER)
     if len(meant) != 1:
         known = ", ".join(f"{one.name} ({one.federation.hex()[:8]})" for _, one in joined)
         raise ConfigError(
-            f"federation {wanted or '(none named)'}: this node is a member of {known or 'none'}; "
+            f"federation {wanted or '(none named)'}: this node is a member of {known}; "
             f"name one of them, or join one with: quietchoir serve --federation FILE"
         )
     [(file, policy)] = meant
@@ -78,6 +93,9 @@ def show_status(arguments: Namespace) -> None:
     """A table, read from the disk; a running coordinator is not disturbed."""
     import json
 
+    if arguments.state is None:
+        show_memberships(arguments)
+        return
     from ..monitor.run_status import from_disk
 
     seen = from_disk(arguments.state).snapshot()
@@ -95,6 +113,33 @@ def show_status(arguments: Namespace) -> None:
         f"{seen['federation']}, version {seen['version']}, {seen['mode']}: {seen['round']} "
         f"rounds done; {ended}{budget}"
     )
+
+
+def show_memberships(arguments: Namespace) -> None:
+    """A line for each federation of this node."""
+    import json
+
+    from ...core import config
+    from ...core.screen import one_line
+    from ..client_node import default_home
+    from ..monitor.member_status import MemberStatus
+
+    home = arguments.home or default_home()
+    rows = MemberStatus(home, config.load(arguments.config), lambda _: None).federations()
+    if arguments.json:
+        print(json.dumps({"federations": rows}))
+        return
+    for row in rows:
+        taken = f"{len(row['rounds'])} rounds, {row['bytes'] / 1e6:.2f} MB sent"
+        state = "; paused: nothing is trained or sent" if row["paused"] else ""
+        if row["latest"]:
+            state += f"; {one_line(row['latest']['words'])}"
+        print(
+            f"{one_line(row['name'])} ({row['id'][:8]}), version {row['version']}, {row['mode']}, "
+            f"{row['members']} members, coordinator {one_line(row['coordinator'])}: {taken}{state}"
+        )
+    if not rows:
+        print(NO_MEMBER)
 
 
 def print_rounds(seen: dict[str, Any]) -> None:

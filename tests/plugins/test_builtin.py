@@ -524,7 +524,7 @@ def test_a_grant_is_told_and_that_the_plugin_is_still_off(
     words = ["plugin", "grant", "quietchoir/files", "--read", f"documents={granted}"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert f"reads in documents: {granted}" in said and "reads in projects: ?" in said
+    assert f"reads in documents: {granted}" in said and "reads in projects: not granted" in said
     assert "it is off; to let it answer, add quietchoir/files to [plugins] enabled" in said
     (tmp_path / "config.toml").write_text('[plugins]\nenabled = ["quietchoir/files"]\n')
     assert cli.main(words) == 0

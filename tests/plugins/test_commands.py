@@ -85,7 +85,7 @@ def test_run_carries_out_one_call(
         (
             ("quietchoir/househald", "HassTurnOn"),
             ConfigError,
-            "installed are: quietchoir/calculator, quietchoir/calendar",
+            "^no plugin is called 'quietchoir/househald'; installed are: quietchoir/calculator, ",
         ),
         (("quietchoir/household", "HassTurnOm"), ToolError, "42 tools are HassTurnOn"),
         (("quietchoir/household", "HassTurnOn"), ToolError, r"home\.json: no such file"),

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from quietchoir import backup
-from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError
+from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError, QuietchoirError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.private_search import commands, host
 from quietchoir.private_search.budget import QueryBudget
@@ -140,6 +140,11 @@ def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
         commands.run_serve(parsed("serve", folder, "--listed-only"))
     with pytest.raises(ConfigError, match="--workers 65"):
         commands.run_serve(parsed("serve", folder, "--workers", 65))
+    with pytest.raises(ConfigError, match="copy the whole address that"):
+        commands.run_ask(parsed("ask", "http://127.0.0.1:1/#00", "a"), FakeEmbedder())
+    down = r"127\.0\.0\.1:1: no library answers there \(Connection refused\); is its host running\?"
+    with pytest.raises(QuietchoirError, match=down):
+        commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", "a"), FakeEmbedder())
     with pytest.raises(ConfigError, match="ask something"):
         commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", " "), FakeEmbedder())
     for verb in (("ask", "a"), ("classify", "a"), ("status",)):

@@ -168,8 +168,25 @@ def test_thoughts_are_shown_and_are_no_part_of_the_answer() -> None:
 
 def test_an_unknown_command_is_not_sent_to_anybody() -> None:
     speaker = Speaker()
-    assert talk(speaker, "/what", "").count("/new begins afresh") == 2
+    written = talk(speaker, "/what", "")
+    assert written.count("/new begins afresh") == 2 and "no command /what\n" in written
     assert speaker.asked == []
+
+
+def test_help_says_all_that_may_be_typed_and_is_no_unknown_command() -> None:
+    class Kept:
+        async def judge(self, verdict: str, _correction: str) -> str:
+            return f"kept: {verdict}"
+
+    written: list[str] = []
+    speaker = Speaker(Text("Yes."))
+    lines = iter(["/help", "/whta", "/up", "up"])
+    with asyncio.Runner() as runner:
+        converse(speaker, runner, reader(lines), written.append, Kept())
+    assert "".join(written).count("/correct TEXT") == 3 and "kept: up\n" in written
+    assert next(one for one in written if "no command" in one).startswith("no command /whta\n")
+    assert sum("no command" in one for one in written) == 1
+    assert [asked[-1].content for asked in speaker.asked] == ["up"]  # without / it is a question
 
 
 def test_an_answer_cannot_move_the_cursor_nor_a_call_begin_a_line() -> None:

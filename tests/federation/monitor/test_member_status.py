@@ -180,11 +180,28 @@ def test_a_pause_in_the_terminal_is_that_of_the_page(
         assert cli.main(["federation", "pause", *words]) == 0
         assert status_of(home).federations()[0]["paused"]
         assert "choir: paused" in capsys.readouterr().out
+        assert cli.main(["federation", "status"]) == 0
+        assert "; paused: nothing is trained or sent" in capsys.readouterr().out
         assert cli.main(["federation", "resume", *words]) == 0
         assert not status_of(home).federations()[0]["paused"]
     assert cli.main(["federation", "pause", "another"]) == 2
     assert "this node is a member of choir" in capsys.readouterr().err
     assert not status_of(home).federations()[0]["paused"]
+    capsys.readouterr()
+    assert cli.main(["federation", "status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"choir ({policy.federation.hex()[:8]})") and "paused" not in shown
+
+
+def test_a_node_in_no_federation_is_told_so_and_not_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    assert cli.main(["federation", "pause"]) == 2
+    assert cli.main(["federation", "status"]) == 0
+    told = capsys.readouterr()
+    assert "member of no federation" in told.err and "name one" not in told.err
+    assert told.out.startswith("this node is a member of no federation")
 
 
 def test_a_node_that_serves_is_not_told_of_flags_of_join(tmp_path: Path) -> None:
