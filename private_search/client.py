@@ -307,7 +307,8 @@ def _why(error: Exception) -> str:
         error, aiohttp.ClientSSLError
     ):
         own = error.os_error
-        return os.strerror(own.errno) if (own.errno or 0) > 0 else own.strerror or str(own)
+        known = own.errno is not None and own.errno > 0  # a name that is not found has none
+        return os.strerror(own.errno or 0) if known else own.strerror or str(own)
     return str(error)
 
 
