@@ -159,6 +159,6 @@ def measure(scratch: Path, count: int, repeats: int) -> dict[str, Any]:
         "plugins": count,
         **{name: round(statistics.median(values), 4) for name, values in rows.items()},
         "metadata_kb": round(first["metadata"] / 1000, 1),
-        "targets_kb": round(first["targets"] / 1000, 1),  # archive, review record, rules
+        "targets_kb": round(first["targets"] / 1000, 1),  # archive, reviews, rules, log
         "index_kb": round(searched / 1000, 1),
     }

@@ -431,6 +431,9 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("market.plugins", "", "plugins in a registry, each by an author of its own"),
         Figure("market.install_s", "s", "trust it and install one, over HTTP", at_most=2),
         Figure("market.metadata_kb", "kB", "of metadata that came for it", at_most=200),
+        Figure(
+            "market.targets_kb", "kB", "of archive, reviews, rules and log, the log once a change"
+        ),
         Figure("market.another_s", "s", "install a second one"),
         Figure("market.search_s", "s", "search all of them"),
         Figure("market.index_kb", "kB", "of index that came for it"),
