@@ -38,6 +38,7 @@ REQUEST_HEAD = struct.Struct(">4sB8s32s32s32sQB")
 REPLY_HEAD = struct.Struct(">4sB32sB")
 MAX_PARTS = 4
 ERROR_BYTES = 2048
+REASON_CHARACTERS = ERROR_BYTES // 8  # of a refusal: JSON may write six bytes for one
 MANIFEST_BYTES = 64 << 10
 # what a manifest's fields may hold; numbers begin at 1
 LARGEST = {
@@ -288,7 +289,7 @@ def decode_reply(raw: bytes, request: bytes, host: PublicIdentity) -> tuple[byte
 
 def refuse(raw: bytes, error: QuietchoirError, host: Identity) -> tuple[int, bytes]:
     """HTTP status and signed reply that tell the asker why."""
-    text = json.dumps({"error": type(error).__name__, "text": str(error)[: ERROR_BYTES // 8]})
+    text = json.dumps({"error": type(error).__name__, "text": str(error)[:REASON_CHARACTERS]})
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
     return status, SearchReply(ReplyKind.REFUSAL, sha256(raw).digest(), (text.encode(),)).encode(
         host
@@ -298,9 +299,10 @@ def refuse(raw: bytes, error: QuietchoirError, host: Identity) -> tuple[int, byt
 def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
     try:
         found: dict[str, Any] = json.loads(parts[0])
-        return ERRORS.get(str(found["error"]), MessageError)(
-            f"the library's host refused: {found['text']}"
-        )
+        kind, text = found["error"], found["text"]
+        if type(text) is not str or len(text) > REASON_CHARACTERS:
+            raise TypeError("no reason as `refuse` gives it")
+        return ERRORS.get(str(kind), MessageError)(f"the library's host refused: {text}")
     except (ValueError, LookupError, TypeError, RecursionError):
         return MessageError(
             "the library's host refused without a reason that can be read; ask its owner"

@@ -5,6 +5,7 @@ is answered.
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import socket
 from hashlib import sha256
@@ -382,6 +383,19 @@ def test_every_field_of_a_manifest_has_bounds(service, change, said):
     spoiled = dataclasses.replace(service.manifest, **change)
     with pytest.raises(ProtocolError, match=f"no library's manifest .(the )?{said}"):
         decode_manifest(spoiled.encode(HOST), HOST.public)
+
+
+@pytest.mark.parametrize("text", ["A" * 300, [[1]], None])
+def test_a_refusal_has_bounds_too(text):
+    def refused(reason):
+        raw = json.dumps({"error": "BudgetError", "text": reason}).encode()
+        reply = SearchReply(ReplyKind.REFUSAL, sha256(b"").digest(), (raw,)).encode(HOST)
+        decode_reply(reply, b"", HOST.public)
+
+    with pytest.raises(BudgetError, match=f"refused: {'A' * 256}$"):
+        refused("A" * 256)
+    with pytest.raises(MessageError, match="without a reason that can be read"):
+        refused(text)
 
 
 @contextlib.asynccontextmanager
