@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .. import log
-from ..errors import ModelNotFoundError, QuietchoirError
+from ..errors import DataError, ModelNotFoundError, QuietchoirError
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
 from .router import Route, Router
@@ -223,7 +223,7 @@ class AdapterSwitch:
 
     def _route(self, active: str, requests: Sequence[str]) -> str | None:
         router = self._router()
-        routes = {} if router is None else self._routes_of(active, router.identity)
+        routes = {} if router is None else self._routes_of(active, router)
         if router is None or active not in routes:
             return active
         choice = router.choose(requests, routes)
@@ -243,7 +243,7 @@ class AdapterSwitch:
         router = None if route is None else self._router()
         return (text,) if route is None or router is None else route.wishes(text, router.embed)
 
-    def _routes_of(self, active: str, embedding: str) -> Mapping[str, Route]:
+    def _routes_of(self, active: str, router: Router) -> Mapping[str, Route]:
         """Routes of the active adapter, and of the last one of every other federation."""
         at, of, routes = self._routes
         if of == active and time.monotonic() - at < ROUTES_S:
@@ -253,7 +253,10 @@ class AdapterSwitch:
         routes = {}
         for id in (active, *last.values()):
             try:
-                if (route := self.store.route(id, embedding)) is not None:
+                route = self.store.route(id, router.identity)
+                if route is not None and route.weights.shape[1] != router.width:
+                    raise DataError(f"{id}: of vectors of another width; delete its route")
+                if route is not None:
                     routes[id] = route
             except QuietchoirError as error:
                 logger.warning("an adapter's route is left out: %s", error)

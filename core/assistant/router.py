@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,11 @@ class Router:
     def __init__(self, embed: Embed, identity: str) -> None:
         self.embed = embed
         self.identity = identity
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of a route's weights for these vectors."""
+        return int(self.embed(["a"]).shape[1]) + 1
 
     def choose(self, requests: Sequence[str], routes: Mapping[str, Route]) -> RouteChoice:
         """The adapter for the last of a conversation's `requests`.
@@ -352,9 +358,10 @@ def read_route(folder: Path, identity: str) -> Route | None:
         with safe_open(path, framework="np") as file:
             said = file.metadata() or {}
             told = json.loads(said.pop(TOLD, "{}"))
-            implied, joined = (
-                frozenset(map(str, told.get(key, ()))) for key in ("implied", "joined")
-            )
+            lists = [told.get(key, []) for key in ("implied", "joined")]
+            if not all(isinstance(one, list) and set(map(type, one)) <= {str} for one in lists):
+                raise DataError(f"{path}: damaged; delete it")
+            implied, joined = map(frozenset, lists)
             if said != {"adapter": folder.name, "embedding": identity}:
                 raise DataError(
                     f"{path}: of another adapter, of another embedding model or of an earlier "

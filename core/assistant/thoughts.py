@@ -18,7 +18,8 @@ from .events import Text
 
 OPENING, CLOSING = "<think>", "</think>"
 MARKS = re.compile(r"\A\s*<think>\n?|\n?</think>\Z")
-PAST = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+# a thought that was cut has no end
+PAST = re.compile(r"\A\s*<think>(?:.*?</think>\s*|.*\Z)", re.DOTALL)
 
 
 class ThoughtReader:
@@ -80,6 +81,6 @@ def without_thoughts(message: Message) -> Message:
     """A past answer as templates of reasoning models want it: a mark that it does not begin with is
     what it speaks of.
     """
-    if message.role != "assistant" or CLOSING not in message.content:
+    if message.role != "assistant":
         return message
     return replace(message, content=PAST.sub("", message.content, count=1))

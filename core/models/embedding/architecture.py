@@ -54,7 +54,7 @@ class EncoderArchitecture:
         """Whether heads divide, and no norm or rope makes what is no number."""
         bases = all(1 < base < 1e30 for base in self.thetas)
         whole = self.num_heads % self.num_kv_heads == 0 and self.head_dim % 2 == 0
-        return whole and bases and 0 <= self.norm_eps < 1
+        return whole and bases and 0 < self.norm_eps < 1
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Those inside a layer, with their shapes."""

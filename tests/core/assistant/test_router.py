@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.router import (
@@ -189,6 +190,22 @@ def test_a_route_holds_for_its_adapter_and_its_embedding_model_alone(tmp_path: P
     (folder / FILE).write_bytes(b"{}")
     with pytest.raises(DataError, match="damaged"):
         read_route(folder, "words")
+    tensors = {"weights": ROUTES["home"].weights, "thresholds": ROUTES["home"].thresholds}
+    for told in ('{"implied": 5}', '{"joined": {"a": 1}}', '{"implied": [1]}', "[1]", "{"):
+        bound = {"adapter": "home", "embedding": "words", "told": told}
+        (folder / FILE).write_bytes(save(tensors, bound))
+        with pytest.raises(DataError, match="damaged"):
+            read_route(folder, "words")
+
+
+async def test_a_route_of_vectors_of_another_width_is_told_and_its_adapter_answers(
+    router: Router, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = Route(np.ones((2, 5), np.float32), np.zeros(2, np.float32))
+    adapters = await switch(router, home=narrow, bank=ROUTES["bank"])
+    with caplog.at_level(logging.WARNING):
+        assert await adapters.choose(None, [TALK[0]]) == "home"
+    assert "home: of vectors of another width" in caplog.text
 
 
 async def switch(router: Router | None, **routes: Route) -> AdapterSwitch:

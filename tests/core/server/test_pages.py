@@ -1,6 +1,7 @@
 """The page comes from this node alone, and so does everything it loads."""
 
 import hashlib
+import json
 import re
 
 import aiohttp
@@ -63,3 +64,12 @@ def test_our_own_page_names_no_other_host() -> None:
         if path.is_file():
             text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
             assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text), path.name
+
+
+def test_every_code_of_a_refusal_has_words_in_every_language() -> None:
+    source = "\n".join(one.read_text("utf-8") for one in FOLDER.parent.glob("*.py"))
+    codes = set(re.findall(r'code="(\w+)"', source))
+    assert {"not_trusted", "not_found"} <= codes
+    for language in ("en", "de"):
+        told = json.loads((FOLDER / "texts" / f"{language}.json").read_text("utf-8"))
+        assert not {f"refusal.{code}" for code in codes} - told.keys()
