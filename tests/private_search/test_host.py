@@ -512,7 +512,7 @@ def test_serving_stops_cleanly_when_cancelled(tmp_path):
     ],
 )
 def test_an_address_that_is_none_or_without_the_hosts_key_is_refused(text):
-    with pytest.raises(ConfigError, match="copy the host"):
+    with pytest.raises(ConfigError, match="copy the "):
         LibraryAddress.parse(text)
     for good in ("x:1", "[::1]:1", "a" * 63 + ".b"):
         assert LibraryAddress.parse(f"http://{good}/#{HOST.public.raw.hex()}").url.endswith(good)
