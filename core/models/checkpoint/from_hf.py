@@ -42,7 +42,12 @@ def read_architecture(folder: Path) -> Architecture:
         whole = replace(plain, **family.from_hf(settings, plain))
         whole.validate()
         refuse_unsupported(settings, family, whole)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (TypeError, OverflowError) as error:
+        raise UnsupportedModelError(
+            f"{settings.path}: a setting has another type than {family.name}'s has ({error}); get "
+            f"the model again"
+        ) from error
+    except ValueError as error:
         raise UnsupportedModelError(
             f"{settings.path}: {error}, which is not supported; choose another model"
         ) from error
@@ -115,8 +120,15 @@ def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
     """
     rule = family.hf_rope(settings)
     context = settings.size("max_position_embeddings")
-    theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
-    part = float(rule.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0)
+    said = HfSettings(
+        settings.path,
+        {key: value for key, value in rule.items() if value},
+        {
+            "rope_theta": settings.get("rope_theta"),
+            "partial_rotary_factor": settings.get("partial_rotary_factor") or 1.0,
+        },
+    )
+    theta, part = said.real("rope_theta"), said.real("partial_rotary_factor")
     if part != 1.0 and not (family.hf_partial_rope and 0 < part < 1):
         raise ValueError("rope turns only part of a head")
     turned = int(head_dim * part)

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models import families, to_gguf, weights
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.attention import packed_attention
@@ -390,3 +391,12 @@ def test_the_readmes_table_names_every_family_by_what_its_files_call_it() -> Non
     assert stated == {
         name: {*family.hf_defaults, *family.hf_nested} for name, family in families.FAMILIES.items()
     }
+
+
+def test_a_setting_of_another_type_is_refused_in_words(tmp_path: Path) -> None:
+    make_model("lfm2").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "layer_types": [[]] * config["num_hidden_layers"]}))
+    with pytest.raises(ModelFileError, match="a setting has another type than lfm2's has"):
+        from_hf.read_architecture(tmp_path)

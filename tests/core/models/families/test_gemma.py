@@ -83,6 +83,7 @@ def test_a_converted_folder_is_the_same_model(
         ({"hidden_activation": "gelu"}, "its activation is 'gelu'"),
         ({"sliding_window": 9}, "some layers of this gemma model see only a window"),
         ({"use_bidirectional_attention": True}, "its rows see later rows"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x', expected a positive number"),
     ],
 )
 def test_what_is_not_computed_is_refused(
