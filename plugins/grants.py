@@ -228,11 +228,7 @@ def own_sources() -> Iterator[Path]:
     yield from (paths.home(), paths.models(), Path(__file__).parents[1])
     yield from (*lm_studio_folders(), *ollama_folders())
     yield from map(Path, (sys.prefix, sys.base_prefix, sys.executable, *sys.path))
-    listed = (
-        os.environ.get("PATH"),
-        os.environ.get("LD_LIBRARY_PATH"),
-        os.environ.get("PYTHONPATH"),
-    )
+    listed = (os.environ.get("PATH"), os.environ.get("LD_LIBRARY_PATH"))
     for folders in filter(None, listed):
         yield from (Path(one) for one in folders.split(os.pathsep) if one)
 
