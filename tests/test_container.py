@@ -13,7 +13,7 @@ from quietchoir.tests.fakes.http import Served
 from quietchoir.tests.fakes.server import engine_saying
 
 ROOT = Path(__file__).resolve().parents[1]
-KNOWN = ("FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK",
+KNOWN = ("FROM", "ARG", "RUN", "WORKDIR", "COPY", "ENV", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK",
          "STOPSIGNAL", "ENTRYPOINT", "CMD")  # fmt: skip
 
 
@@ -42,6 +42,25 @@ def test_it_ends_as_a_user_whose_home_alone_is_kept_and_serves_on_the_published_
     chosen = cli.parser().parse_args(json.loads(last("CMD")))
     assert (chosen.verb, chosen.host, chosen.plain_http) == ("serve", "0.0.0.0", True)
     assert last("EXPOSE") == "8765"
+
+
+def test_it_installs_the_tested_versions_and_the_extras_that_are_asked_for(tmp_path: Path) -> None:
+    [writing, making] = [rest for word, rest in instructions() if word == "RUN" and "pins" in rest]
+    pins = tmp_path / "pins.txt"
+    subprocess.run(["sh", "-ec", writing.replace("/pins.txt", str(pins))], cwd=ROOT, check=True)
+    tested = (ROOT / "constraints.txt").read_text("utf-8")
+    lines = pins.read_text("utf-8").splitlines()
+    assert lines == re.findall(r"(?m)^(\w\S*==.*?) \\$", tested) and "--hash" not in str(lines)
+    assert len(lines) == len(re.findall(r"(?m)^\w", tested))
+    assert "-c /pins.txt" in making
+    for extras, told in (("", "."), ("documents,plugins", ".[documents,plugins]")):
+        words = ["sh", "-c", f"echo {making.rsplit(maxsplit=1)[1]}"]
+        said = subprocess.run(words, env={"EXTRAS": extras}, stdout=subprocess.PIPE, check=True)
+        assert said.stdout.decode() == f"{told}\n"
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = re.findall(r"`(\w+)`", (ROOT / "Containerfile").read_text("utf-8").split("\n# is in")[0]
+                       .split("name what you want of")[1])  # fmt: skip
+    assert named and set(named) <= set(offered["optional-dependencies"])
 
 
 def test_what_is_built_is_what_git_keeps() -> None:

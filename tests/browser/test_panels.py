@@ -593,7 +593,12 @@ async def test_the_page_speaks_german_where_the_browser_does_and_where_it_is_cho
         await tab.send(
             "Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage="fr,de-CH,en"
         )
+        await tab.send("Emulation.setDeviceMetricsOverride", width=320, height=780,
+                       deviceScaleFactor=1, mobile=True)  # fmt: skip
         await tab.open(f"{served.server.url}#token={TOKEN}")
+        await tab.until("document.querySelector('#composer')")
+        assert await tab.run("document.querySelector('#composer').scrollHeight") < 48  # one line
+        await tab.send("Emulation.clearDeviceMetricsOverride")
         await say(tab, "Hallo")
         await answered(tab, 1)
         assert await tab.run("document.documentElement.lang") == "de"
