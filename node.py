@@ -86,6 +86,7 @@ from .federation.events import (
 from .federation.membership import roster
 from .federation.monitor.event_printer import sentence
 from .federation.monitor.member_status import MemberStatus
+from .plugins import grants
 from .plugins.host import PluginHost
 from .plugins.market import NodeMarket
 from .plugins.sampling import Written
@@ -235,7 +236,9 @@ class Node:
         files: Mapping[str, Mapping[str, Path]] = (
             {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
         )
-        self.plugins = PluginHost(config.plugins, files=files, write=self.write_text)
+        self.plugins = PluginHost(
+            config.plugins, files=files, reads=grants.named_in(config), write=self.write_text
+        )
         self.parts = AsyncExitStack()
         limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])
         self.pool = ModelPool(

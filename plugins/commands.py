@@ -187,7 +187,7 @@ def run_once(chosen: argparse.Namespace) -> int:
     """Call one tool and print its text; exit status 1 if the tool says that it failed."""
     from ..core import config
     from ..core.toolcall import ToolCall
-    from . import installing
+    from . import grants, installing
     from .host import PluginHost, available
 
     arguments = arguments_of(chosen.arguments)
@@ -197,7 +197,8 @@ def run_once(chosen: argparse.Namespace) -> int:
         if not sign:
             raise ConfigError(f"--file {pair!r} must be NAME=PATH")
         handed[name] = Path(path)
-    limits = config.load(chosen.config).plugins
+    settings = config.load(chosen.config)
+    limits = settings.plugins
     found = available((*limits.folders, *installing.installed()))
     if chosen.id not in found.manifests:
         raise ConfigError(f"no plugin is called {chosen.id!r}; {found.told()}")
@@ -205,6 +206,7 @@ def run_once(chosen: argparse.Namespace) -> int:
         dataclasses.replace(limits, enabled=(chosen.id,)),
         files={chosen.id: handed},
         installed=False,
+        reads=grants.named_in(settings),
     )
 
     async def once() -> int:

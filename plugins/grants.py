@@ -10,6 +10,7 @@ Not covered: what is written there is foreign. A folder that other programs act 
 repository's hooks, a build's scripts) should be nobody's to write to but theirs.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -234,9 +235,16 @@ def own_sources() -> Iterator[Path]:
 
 
 def named_in(settings: object) -> Iterator[Path]:
-    """All files and folders that a configuration names."""
+    """All files and folders that a configuration names. A text may name one too (`engine.model`):
+    one that begins at the root or at a home, or by which something lies here.
+    """
     if isinstance(settings, Path):
         yield settings
+    elif isinstance(settings, str) and settings:
+        with contextlib.suppress(RuntimeError):  # of nobody's home
+            place = Path(settings).expanduser()
+            if place.is_absolute() or os.path.lexists(place):
+                yield place
     elif isinstance(settings, tuple):
         for one in settings:
             yield from named_in(one)

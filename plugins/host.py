@@ -10,7 +10,7 @@ import asyncio
 import difflib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class PluginHost:
         files: plugin id → name of a config file → where it lies, when not in `plugin_folder(id)`.
         folder: where storage and the audit log lie; default: `plugins` in the node's home.
         installed: installed plugins may answer besides those that the configuration enables.
+        reads: what the node's configuration names: no plugin is started that may write there.
         write: this node's model, for plugins that were granted its use; None: there is none.
     """
 
@@ -54,6 +55,7 @@ class PluginHost:
         folder: Path | None = None,
         idle_s: float = IDLE_S,
         installed: bool = True,
+        reads: Iterable[Path] = (),
         write: Write | None = None,
     ) -> None:
         self.config = config
@@ -62,6 +64,7 @@ class PluginHost:
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
         self._write_text = write
         self._bundles = (*config.folders, *bundles, *installing.installed())
+        self._reads = (*self._bundles, *reads)
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None
@@ -92,7 +95,7 @@ class PluginHost:
                 self._idle_s,
                 self._audit.write,
                 self._write_text,
-                self._bundles,
+                self._reads,
             )
             for tool in terms.tools:
                 if tool.name in self._owners:

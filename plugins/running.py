@@ -80,8 +80,8 @@ class Plugin:
             folder: private folder of this plugin on this node; its storage lies here, and its
             config files by default. config: files that the owner hands to it from elsewhere, by the
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
-            for it. write: this node's model; None: there is none. sources: folders that plugins are
-            read from, to which none writes.
+            for it. write: this node's model; None: there is none. sources: what this node
+            reads, to which no plugin writes.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self._sources = sources

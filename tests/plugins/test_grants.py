@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from quietchoir.cli import main
+from quietchoir.core.config import Config, EngineConfig
 from quietchoir.core.errors import ConfigError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import grants, manifest
@@ -104,6 +105,10 @@ async def test_a_folder_is_written_to_and_nothing_is_planted_in_it(
     assert {one.name for one in out.iterdir()} == {"new.txt", "note.txt"}
     assert (out / "note.txt").read_text() == "a note!"
     assert not any(one.stat().st_mode & (stat.S_ISUID | stat.S_ISGID) for one in out.iterdir())
+    settings = Config(engine=EngineConfig(model=str(out / "note.txt")))  # named after the grant
+    host = await hosts(tmp_path / "plugin", reads=grants.named_in(settings))
+    with pytest.raises(ToolError, match="would act outside of its sandbox"):
+        await host.call(ToolCall("attack"))
 
 
 FILL = """
@@ -197,10 +202,22 @@ def test_what_this_node_runs_or_reads_is_no_plugins_to_change(
     write_bundle(place / "plugins" / "deep" / "one", "", **WRITES)
     config = place / "data" / "config.toml"
     named = place / "plugins" / "deep" / "one"
-    config.write_text(f"[plugins]\nfolders = [{str(named)!r}]\n")
+    models = {
+        "engine.model": place / "own" / "one.gguf",
+        "engine.draft_model": place / "draft" / "one.gguf",
+        "embedding.model": place / "vectors",
+        "embedding.reranker": place / "scores",
+    }
+    for model in models.values():
+        folder = model.parent if model.suffix else model
+        folder.mkdir()
+        folder.chmod(0o777)
+    texts = "".join(f"{key} = {str(model)!r}\n" for key, model in models.items())
+    config.write_text(f"{texts}[plugins]\nfolders = [{str(named)!r}]\n")
     grant = ["--config", str(config), "plugin", "grant", "tests/hostile", "--write"]
     for name in ("models", "models/deep", "bin", "bin/deep", "lib/deep", "ollama/deep", "data",
-                 "plugins", "plugins/deep", "plugins/deep/one"):  # fmt: skip
+                 "plugins", "plugins/deep", "plugins/deep/one",
+                 "own", "draft", "vectors", "scores"):  # fmt: skip
         assert main([*grant, f"out={place / name}"]) == 2, name
         assert "would act outside of its sandbox" in capsys.readouterr().err, name
     source = Path(grants.__file__).resolve().parents[1]
