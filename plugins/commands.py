@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, PluginError, ToolError
+from ..core.errors import ConfigError, PluginError, RegistryError, ToolError
 from ..core.screen import one_line, typed
 
 if TYPE_CHECKING:
@@ -258,12 +258,16 @@ def install_one(chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         terms = installing.open_bundle(Path(chosen.source), Path(folder))
         installing.require_place(terms, known)  # before anybody is asked
+        if why := lock.revoked(terms.id, terms.head.version):
+            raise RegistryError(f"{terms.id} {terms.head.version} is {why}")
+        if lock.rejections(digest := installing.digest_of(installing.pack(terms))):
+            print("a reviewer rejected these very bytes; plugin show says whether it stands")
         if not agreed(terms, known.get(terms.id), chosen.yes):
             return 1
         left = installing.left_over(terms)
         same = bool(left) and (chosen.same or succeeds(terms.id, left, chosen.yes))
         installing.install(terms, known, same=same)
-        lock.prune(terms.id, installing.digest_of(installing.pack(terms)))  # it came from nobody
+        lock.prune(terms.id, digest)  # it came from nobody
     if left and not same:
         print(f"{', '.join(map(one_line, left))} of the one before: set aside, not given to it")
     print(f"installed {terms.id}; try: quietchoir plugin run {terms.id} TOOL")
@@ -337,7 +341,7 @@ def show_one(chosen: argparse.Namespace) -> int:
     plugin_id, _, version = chosen.id.partition("@")
     release = market.find(plugin_id, version, chosen.registry)
     describe(release)
-    if why := lock.revoked(market.origin_of(release)):
+    if why := lock.revoked(plugin_id, release.listing.version):
         print(one_line(why))
     print(one_line(release.listing.description))
     print(f"may use: {'; '.join(map(one_line, release.listing.asks))}")

@@ -68,7 +68,7 @@ class PluginHost:
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None
-        self._news: tuple[tuple[str, int], ...] = ()  # of registries, as far as they were looked at
+        self._news = 0  # of registries, as far as they were looked at
 
     async def start(self) -> None:
         """Read the manifests and try the sandbox; no plugin starts before it is called.

@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.config import PluginsConfig
@@ -62,13 +62,7 @@ def search(words: Sequence[str]) -> list[dict[str, Any]]:
         with opened(name) as registry:
             registry.refresh()
             found += registry.search(words)
-    return [{**row, "revoked": stopped(row)} for row in found]
-
-
-def stopped(row: Mapping[str, Any]) -> str:
-    """Why a release that a search found was revoked; empty if it was not."""
-    named = {name: row[name] for name in ("id", "version", "registry")}
-    return lock.revoked(Origin(**named, author_key=""))
+    return [{**row, "revoked": lock.revoked(row["id"], row["version"])} for row in found]
 
 
 def required() -> list[str]:
@@ -135,7 +129,7 @@ def propose(
     with opened(name) as source:
         source.refresh()
         release = source.release(plugin_id, version)
-        if why := lock.revoked(origin_of(release)):
+        if why := lock.revoked(plugin_id, release.listing.version):
             raise RegistryError(f"{plugin_id} {release.listing.version} is {why}")
         if short := release.shortfall:  # before anything of it is fetched
             raise RegistryError(f"{plugin_id} {release.listing.version} is not installed: {short}")
@@ -222,7 +216,7 @@ def outdated(known: Mapping[str, Manifest]) -> dict[str, str]:
                 versions = [
                     version
                     for version in registry.releases(plugin_id)
-                    if not lock.revoked(replace(origins[plugin_id], version=version))
+                    if not lock.revoked(plugin_id, version)
                 ]
                 newest = max(versions, key=listing.order, default="")
                 here = known[plugin_id].head.version
@@ -261,6 +255,9 @@ def verify(known: Mapping[str, Manifest]) -> list[str]:
         ):
             wrong.append(f"{plugin_id}: the log of {origin.registry} knows nothing of this release")
         if why := lock.halted(known[plugin_id]):
+            wrong.append(f"{plugin_id}: {why}")
+    for plugin_id, terms in known.items():  # also of those that came as a file
+        if plugin_id not in origins and (why := lock.revoked(plugin_id, terms.head.version)):
             wrong.append(f"{plugin_id}: {why}")
     return wrong
 

@@ -38,7 +38,7 @@ from .. import installing
 from ..manifest import ID
 from . import keys, listing, lock, log, review
 from .listing import INDEX, LOG, POLICY, REVOCATIONS, Listing
-from .lock import ABOUT, FORGOTTEN, Origin, registries
+from .lock import ABOUT, FORGOTTEN, registries
 from .log import LogHead
 from .review import Review, ReviewPolicy
 
@@ -192,7 +192,10 @@ def trust(name: str, url: str, root_sha256: str, state: str = "") -> None:
             registry.refresh()
             version, _, entry = state.partition(":")
             registry.require(max(least, int(version or 0)), entry)
-            registry.chain()
+            entries, _ = registry.chain()
+            stopped = registry.rows(REVOCATIONS, "revocations")
+            rejected = registry.rejected(entries)
+        lock.remember(name, stopped, rejected)
         shutil.rmtree(registries() / name, ignore_errors=True)  # what `forget` left
         folder.rename(registries() / name)
 
@@ -245,11 +248,9 @@ def forget(name: str) -> None:
     folder = folder_of(name)
     paths.write_atomically(folder / FORGOTTEN, json.dumps(last_seen(folder)).encode())
     (folder / ABOUT).unlink()
-    for path in (folder / "metadata", folder / "root.json", folder / HEAD, folder / ".lock"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in (folder / "targets").iterdir():
-        if path.name != REVOCATIONS:
-            path.unlink()
+    for path in folder.iterdir():
+        if path.name != FORGOTTEN:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def last_seen(folder: Path) -> dict[str, Any]:
@@ -354,7 +355,8 @@ class RegistryClient:
         """
         self._updater.refresh()
         self._chained = None
-        self.rows(REVOCATIONS, "revocations")  # kept beside: a start without a network reads it
+        if self.folder.parent == registries():  # not one that is still to be trusted
+            lock.remember(self.name, self.rows(REVOCATIONS, "revocations"))
 
     def file(self, path: str) -> bytes:
         """A target's bytes, checked; fetched if they are not here. Raises: RegistryError: none."""
@@ -451,23 +453,19 @@ class RegistryClient:
 
     def _sound(self, plugin_id: str, versions: Collection[str]) -> list[str]:
         """Those that were not revoked; if all were, all of them: the reason is told of one."""
-        sound = [
-            one
-            for one in versions
-            if not lock.revoked(
-                Origin(id=plugin_id, version=one, registry=self.name, author_key="")
-            )
-        ]
+        sound = [one for one in versions if not lock.revoked(plugin_id, one)]
         return sound or list(versions)
 
     def _with_rejections(
         self, about: tuple[str, str, str], reviews: list[Review], policy: ReviewPolicy
     ) -> list[Review]:
         """What the record says, and the rejections of the log in place of what it says of them: the
-        record is the online key's, which could leave one out.
+        record is the online key's, which could leave one out. So could a copy of the log that is
+        older than what this node saw.
         """
         entries, _ = self.chain()
-        rows = {row.get("key"): row for row in log.standing(entries, *about)}
+        once = [row for row in lock.rejections(about[2]) if row not in entries]
+        rows = {row.get("key"): row for row in log.standing([*entries, *once], *about)}
         rejected = {key: rows[key] for key in policy.reviewers.values() if key in rows}
         kept = [
             one
@@ -559,8 +557,26 @@ class RegistryClient:
         paths.write_atomically(
             kept, json.dumps({"count": head.count, "digest": head.digest}).encode()
         )
+        if self.folder.parent == registries():
+            lock.remember(self.name, (), self.rejected(entries))
         self._chained = entries, head
         return self._chained
+
+    def rejected(self, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rejections among entries that those signed who are reviewers now."""
+        policy = review.policy_of(self.file(POLICY), f"{self.name}: {POLICY}")
+        reviewers = {*policy.reviewers.values()}
+        rows = [
+            row
+            for row in entries
+            if (row.get("what"), row.get("verdict")) == ("review", "reject")
+            and row.get("key") in reviewers
+            and row.get("id")
+            and row.get("sha256")
+        ]
+        for row in rows:
+            keys.signer_of(log.KIND, row)
+        return rows
 
 
 @contextmanager

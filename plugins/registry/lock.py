@@ -1,7 +1,7 @@
 """Where installed plugins came from, which of them stay at their version, and which may not run.
 
-Knows one file, by the SHA-256 of packed plugins. Knows nothing of networks: what was revoked is
-what the last look brought.
+Knows two files: origins, by the SHA-256 of packed plugins, and warnings, what any registry revoked
+or rejected as this node looked. Knows nothing of networks.
 Always: an origin is of exactly these bytes, so an installation that was interrupted leaves no
 plugin with another's origin; other bytes under an id that came from a registry do not run; a plugin
 of no registry has none.
@@ -9,19 +9,20 @@ of no registry has none.
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ...core import paths, tables
 from ...core.errors import ConfigError, RegistryError
 from .. import installing
 from ..manifest import Manifest
-from .listing import REVOCATIONS
 
 # in the folder of a registry: what its owner said of it, and what it was when it was forgotten
 ABOUT, FORGOTTEN = "registry.json", "forgotten.json"
+WARNINGS = "warnings.jsonl"  # beside those folders; no command takes a line of it away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,55 +128,81 @@ def sought(held: LockFile, terms: Manifest) -> tuple[Origin | None, bool]:
     return next(mine, None), False
 
 
-def revoked(origin: Origin) -> str:
-    """Why its registry stopped a plugin, as it was told under any of its names here; empty if it
-    did not.
+def warnings() -> list[dict[str, Any]]:
+    """What any registry once said against a release, under any name and root: rows with `registry`
+    and either `revoked`, a revocation, or `rejected`, a line of its log.
 
     Raises:
-        RegistryError: what the registry revoked was brought and cannot be read.
+        RegistryError: the file cannot be read.
     """
-    return next(filter(None, (told(origin, name) for name in mirrors(origin.registry))), "")
-
-
-def mirrors(name: str) -> list[str]:
-    """A registry, and others that begin with the same root file: copies of it, also those that were
-    forgotten.
-    """
-    roots = dict[str, str]()
-    for file in (ABOUT, FORGOTTEN):
-        for about in registries().glob(f"*/{file}"):
-            with suppress(OSError, ValueError, TypeError, KeyError):
-                roots[about.parent.name] = f"{json.loads(about.read_bytes())['root_sha256']}"
-    mine = roots.get(name)
-    return [name, *(one for one in sorted(roots) if mine and roots[one] == mine and one != name)]
-
-
-def told(origin: Origin, name: str) -> str:
-    """Why a plugin was stopped, as the registry called `name` says. Raises: as `revoked`."""
-    held = registries() / name / "targets" / REVOCATIONS
+    held = registries() / WARNINGS
     try:
-        rows = json.loads(held.read_bytes())["revocations"]
+        rows = [json.loads(line) for line in held.read_bytes().splitlines()]
         for row in rows:
-            if row["id"] == origin.id and (
-                not row["versions"] or origin.version in row["versions"]
-            ):
-                return f"revoked by {name}: {row['reason']}"
+            _ = row["registry"], row["revoked" if "revoked" in row else "rejected"]["id"]
+        return rows
     except FileNotFoundError:
-        return ""
+        return []
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RegistryError(
-            f"{held}: cannot be read ({error}); run: plugin update --look"
+            f"{held}: cannot be read ({error}); restore it, or move it away and run: plugin "
+            f"update --look"
         ) from None
+
+
+def remember(
+    registry: str, revoked: Iterable[Mapping[str, Any]], rejected: Iterable[Mapping[str, Any]] = ()
+) -> None:
+    """Add to `warnings` what is not in it. Raises: RegistryError: as `warnings`, or no
+    revocation; nothing of it is kept.
+    """
+    said = [{"revoked": dict(row)} for row in revoked]
+    for row in said:
+        about = row["revoked"]
+        versions = about.get("versions")
+        if not (
+            isinstance(versions, list)
+            and all(isinstance(one, str) for one in (*versions, about.get("id")))
+        ):
+            raise RegistryError(f"{registry}: {str(about)[:100]} is no revocation; ask its owner")
+    said += [{"rejected": dict(row)} for row in rejected]
+    if not said:
+        return
+    with (paths.private_folder(registries()) / f".{WARNINGS}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = warnings()
+        known = [{key: row[key] for key in row if key != "registry"} for row in before]
+        fresh = [{"registry": registry, **row} for row in said if row not in known]
+        if fresh:
+            lines = "".join(f"{json.dumps(row)}\n" for row in (*before, *fresh))
+            paths.write_atomically(registries() / WARNINGS, lines.encode(), mode=0o600)
+
+
+def revoked(plugin_id: str, version: str) -> str:
+    """Why a release was stopped by any registry that this node ever asked; empty if it was not.
+    Raises: as `warnings`.
+    """
+    for row in warnings():
+        about = row.get("revoked")
+        if about and about["id"] == plugin_id and version in (about["versions"] or [version]):
+            return f"revoked by {row['registry']}: {about.get('reason')}"
     return ""
 
 
-def news() -> tuple[tuple[str, int], ...]:
+def rejections(sha256: str) -> list[dict[str, Any]]:
+    """The lines of logs by which an archive was rejected, as far as this node saw any. Raises: as
+    `warnings`.
+    """
+    found = (row.get("rejected", {}) for row in warnings())
+    return [row for row in found if row.get("sha256") == sha256]
+
+
+def news() -> int:
     """Another value whenever a look, of this process or another, brought other revocations."""
-    found = []
-    for held in sorted(registries().glob(f"*/targets/{REVOCATIONS}")):
-        with suppress(FileNotFoundError):  # replaced in this moment
-            found.append((str(held), held.stat().st_mtime_ns))
-    return tuple(found)
+    try:
+        return (registries() / WARNINGS).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def halted(terms: Manifest) -> str:
@@ -189,7 +216,7 @@ def halted(terms: Manifest) -> str:
                 f"its files were changed since they came from {origin.registry}; plugin install "
                 f"{terms.id} brings it again, or: plugin remove {terms.id}"
             )
-        if origin is not None and (why := revoked(origin)):
+        if why := revoked(terms.id, terms.head.version):
             return why
         if terms.head.license.kind == "free":
             return ""

@@ -99,12 +99,15 @@ def extends(content: bytes, seen: LogHead) -> bool:
 def standing(
     entries: Sequence[dict[str, Any]], plugin_id: str, version: str, sha256: str
 ) -> list[dict[str, Any]]:
-    """The rejections of a release that whoever signed them did not take back, unchecked."""
+    """The rejections of a release that whoever signed them did not take back later. Raises:
+    RegistryError: a review of it is unsigned.
+    """
     latest = dict[str, dict[str, Any]]()
-    for row in entries:
+    for row in sorted(entries, key=lambda row: int(row.get("at", 0))):
         about = (row.get("what"), row.get("id"), row.get("version"), row.get("sha256"))
         if about == ("review", plugin_id, version, sha256):
-            latest[row.get("key", "")] = row
+            keys.signer_of(KIND, row)
+            latest[row["key"]] = row
     return [row for row in latest.values() if row.get("verdict") == "reject"]
 
 

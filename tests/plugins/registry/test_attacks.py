@@ -22,8 +22,10 @@ from quietchoir.plugins import installing, market
 from quietchoir.plugins.registry import client, keys, listing, lock, review
 from quietchoir.plugins.registry.client import HttpFetcher, opened
 from quietchoir.plugins.registry.repository import COMPACT
+from quietchoir.plugins.registry.review import CHECKS
+from quietchoir.tests.plugins.test_commands import run
 
-from .conftest import World, credulous, install, installed
+from .conftest import World, credulous, founded, install, installed
 
 Look = Callable[[], dict[str, bytes]]
 
@@ -197,6 +199,7 @@ def test_a_stolen_online_key_drops_no_rejection_that_a_node_could_have_seen(
     refused(world, node, "its log does not go on")
     # What is left, as GOVERNANCE.md says: whoever saw nothing of it, and was told no state.
     shutil.copytree(world.scratch / "asleep", mine / "asleep")
+    (mine / lock.WARNINGS).unlink()
     assert market.propose("ann/counter", "", {}, "asleep")
     client.trust("new", str(world.folder), world.root, state)
     assert market.propose("ann/counter", "", {}, "new")
@@ -270,6 +273,93 @@ def test_a_copy_of_a_registry_takes_no_revocation_back(world: World) -> None:
     }
     client.forget("main")
     assert "revoked by main: it lies" in lock.halted(installed()["ann/counter"])
+
+
+def revoked(world: World) -> None:
+    """`ann/counter` as its registry revokes it, and this node sees that."""
+    held = world.repository()
+    held.revoke("ann/counter", [], "it lies", world.keys("targets-1", "targets-2"))
+    held.publish(world.signers["online"])
+    assert set(market.look().values()) == {""}
+
+
+def test_another_registry_under_the_name_takes_no_revocation_back(
+    world: World, tmp_path: Path
+) -> None:
+    older = world.copy("older")
+    revoked(world)
+    client.forget("main")
+    (tmp_path / "scratch").mkdir()
+    other = founded(tmp_path / "other", tmp_path / "scratch")
+    client.trust("main", str(other.folder), other.root)
+    assert market.propose("bob/teapot", "", {})  # the control
+    client.forget("main")
+    client.trust("main", str(older), world.root)
+    with pytest.raises(RegistryError, match="revoked by main: it lies"):
+        market.propose("ann/counter", "", {})
+
+
+def test_a_copy_that_is_trusted_by_a_newer_root_takes_no_revocation_back(world: World) -> None:
+    fresh = CryptoSigner.generate_ed25519()
+    held = world.repository()
+    offline = world.keys("root-1", "root-2", "targets-1", "targets-2")
+    held.rotate("online", [fresh.public_key], offline)
+    held.publish(fresh)
+    world.signers = {**world.signers, "online": fresh}
+    older = world.copy("older")
+    revoked(world)
+    digest = hashlib.sha256((older / "metadata/root.json").read_bytes()).hexdigest()
+    assert digest != world.root
+    client.trust("mirror", str(older), digest)
+    assert market.propose("bob/teapot", "", {}, "mirror")  # the control
+    with pytest.raises(RegistryError, match="revoked by main: it lies"):
+        market.propose("ann/counter", "", {}, "mirror")
+
+
+def test_an_older_copy_takes_no_rejection_back_and_its_reviewer_does(world: World) -> None:
+    world.release("ann/counter", "1.1.0", "rita", "ruth")
+    older = world.copy("older")
+    held = world.repository()
+    held.review("ann/counter", "1.1.0", world.signers["ruth"], verdict="reject", notes="it lies")
+    held.publish(world.signers["online"])
+    assert market.look() == {"main": ""}
+    client.trust("mirror", str(older), world.root)
+    with pytest.raises(RegistryError, match="ruth rejected it"):
+        market.propose("ann/counter", "1.1.0", {}, "mirror")
+    client.forget("main")
+    client.trust("main", str(older), world.root)
+    with pytest.raises(RegistryError, match="ruth rejected it"):
+        market.propose("ann/counter", "1.1.0", {}, "main")
+    assert market.propose("ann/counter", "1.0.0", {}, "main")  # the control
+    held = world.repository()
+    held.review("ann/counter", "1.1.0", world.signers["ruth"], verdict="approve", checked=CHECKS)
+    held.publish(world.signers["online"])
+    client.trust("newer", str(world.folder), world.root)
+    assert market.propose("ann/counter", "1.1.0", {}, "newer")
+
+
+def test_the_bytes_of_a_revoked_plugin_do_not_come_back_as_a_file(
+    world: World, tmp_path: Path
+) -> None:
+    archives = {}
+    for plugin_id in ("ann/counter", "bob/teapot"):
+        install(plugin_id)
+        archives[plugin_id] = tmp_path / f"{plugin_id[:3]}.zip"
+        archives[plugin_id].write_bytes(installing.pack(installed()[plugin_id]))
+        market.remove(plugin_id, forget=False)
+    file = ["plugin", "install", str(archives["ann/counter"]), "--yes"]
+    assert run(*file) == 0  # nobody has looked yet
+    revoked(world)
+    assert "revoked by main: it lies" in lock.halted(installed()["ann/counter"])
+    assert market.verify(installed()) == ["ann/counter: revoked by main: it lies"]
+    market.remove("ann/counter", forget=False)
+    client.forget("main")
+    with pytest.raises(RegistryError, match=r"ann/counter 1\.0\.0 is revoked by main: it lies"):
+        run(*file)
+    assert not installed()
+    assert run("plugin", "install", str(archives["bob/teapot"]), "--yes") == 0  # the control
+    (lock.registries() / lock.WARNINGS).unlink()  # the owner's own way back
+    assert run(*file) == 0 and not lock.halted(installed()["ann/counter"])
 
 
 def test_keys_that_were_stolen_are_replaced_by_a_threshold_of_root_keys(
