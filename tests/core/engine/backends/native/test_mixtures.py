@@ -100,7 +100,8 @@ def test_a_mixture_runs_whole_and_near_the_plain_transformer(
     assert runner.instruction_set == instructions
     found = runner.forward(step(whole(sequence(tokens, range(4)))))
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
-    # wrong weights would be 1.4 spreads off on average
-    assert (found - wanted).abs().max() < wanted.std()
+    # Wrong weights would be 1.4 spreads off on average; a choice of experts that was as good as a
+    # tie may fall the other way in one row.
+    assert ((found - wanted).abs().amax(1) > wanted.std()).sum() <= 1
     again = runner.forward(step(whole(sequence(tokens[:17], [7, 5]))))
     assert torch.equal(again, found[:17])
