@@ -10,6 +10,7 @@ begins to count anew, or where the copy stood.
 """
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class QueryBudget:
     ) -> None:
         self._path, self.limit, self._listed = path, limit, listed
         self._strangers = strangers
+        # told to one person on all accounts it may have had; a library lowers it to its dimension's
+        self.most = sys.maxsize
         self._lock = threading.Lock()
         self._spent: dict[str, dict[str, int]] = {}
         self._last: dict[str, int] = {}
@@ -80,8 +83,16 @@ class QueryBudget:
         return 2 if self._listed and self._strangers else 1
 
     def left(self, asker: PublicIdentity, kind: RequestKind) -> int:
-        """Requests of this kind that are left to this asker's account."""
-        return self.limit - self._spent.get(self.account(asker), {}).get(kind.name, 0)
+        """Requests of this kind that are left to this asker's account.
+
+        Whoever has one was told what strangers were ever told as well, for all we know; a stranger,
+        what the account that was told most was. Both count, whoever is listed by now.
+        """
+        spent = {account: counts.get(kind.name, 0) for account, counts in self._spent.items()}
+        strangers = spent.pop(STRANGERS, 0)
+        own = spent.get(asker.raw.hex(), 0) if self.is_listed(asker) else strangers
+        both = strangers + (own if self.is_listed(asker) else max(spent.values(), default=0))
+        return min(self.limit - own, self.most - both)
 
     def charge(self, asker: PublicIdentity, kind: RequestKind, sequence: int) -> None:
         """Count one request, on disk, before it is answered.
@@ -106,15 +117,15 @@ class QueryBudget:
                 )
             if self.left(asker, kind) <= 0:
                 raise BudgetError(
-                    f"all {self.limit} requests of kind {kind.name.lower()} for this account are "
-                    f"used up; "
-                    "only the library's owner can open another account"
+                    f"all requests of kind {kind.name.lower()} for this account, at most "
+                    f"{self.limit}, are used up (what strangers were told counts where it could be "
+                    f"the same person); only the library's owner can open another account"
                 )
             spent = {
                 **self._spent,
                 account: {
                     **self._spent.get(account, {}),
-                    kind.name: self.limit - self.left(asker, kind) + 1,
+                    kind.name: self._spent.get(account, {}).get(kind.name, 0) + 1,
                 },
             }
             last = {**self._last, name: sequence}

@@ -79,6 +79,7 @@ class LibraryService:
                 f"as half of the {self.server.shape.dimension} dimensions an asker could work out "
                 f"the embeddings{both}"
             )
+        budget.most = self.server.shape.largest_budget
         self._identity, self._budget = identity, budget
         # One set of keys an asker, so that nobody can put out or take over another's.
         self._keys: OrderedDict[PublicIdentity, tuple[bytes, tuple[bytes, ...]]] = OrderedDict()

@@ -304,6 +304,25 @@ def test_a_budget_that_gives_the_embeddings_away_cannot_be_set(tmp_path):
                 host.LibraryService(fake_index(), HOST, budget)
 
 
+def test_who_asks_as_a_stranger_and_then_as_listed_is_told_no_more(tmp_path):
+    listed, told = frozenset({ASKER.public.raw.hex()}), 0
+    for first in (True, False):
+        for limit, known, strangers in (
+            (LIMIT, frozenset(), True),
+            (LIMIT // 2, listed, True),
+            (LIMIT, listed, False),
+        )[:: 1 if first else -1]:
+            path = tmp_path / f"{first}.json"
+            budget = QueryBudget(path, limit=limit, listed=known, strangers=strangers)
+            host.LibraryService(fake_index(), HOST, budget).close()
+            for asker in (ASKER.public, EVE.public):
+                with pytest.raises((BudgetError, AuthenticationError)):
+                    while True:
+                        budget.charge(asker, RequestKind.QUESTION, told)
+                        told += 1
+        assert told == (LIMIT if first else 2 * LIMIT)
+
+
 def test_old_keys_make_room_for_new_ones(wire, service, monkeypatch):
     monkeypatch.setattr(host, "KEPT_KEYS", 1)
     wire.send(wire.request(RequestKind.KEYS, wire.keys))
