@@ -399,7 +399,8 @@ class Assistant:
         turn.said = ""
         thoughts = self._thoughts(prompt.tokens)
         if thoughts is not None and thoughts.thinks:
-            yield Text(f"{OPENING}\n", thought=True)  # which the prompt has, and readers look for
+            # which the prompt has, and readers look for
+            yield Text(f"{OPENING}\n", thought=True, mark=True)
         async with aclosing(self._stream(ask, params, prompt.tokens)) as events:
             async for event in events:
                 if isinstance(event, Finished):

@@ -46,6 +46,7 @@ class Text:
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()  # of its tokens, where the ask wants logprobs
     thought: bool = False  # a reasoning model thinks it, marks and all, before it answers
+    mark: bool = False  # of a thought: one of the marks around it
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from .context import Message
 from .events import Text
 
 OPENING, CLOSING = "<think>", "</think>"
-MARKS = re.compile(r"\A\s*<think>\n?|\n?</think>\Z")
 # a thought that was cut has no end
 PAST = re.compile(r"\A\s*<think>(?:.*?</think>\s*|.*\Z)", re.DOTALL)
 
@@ -33,6 +32,7 @@ class ThoughtReader:
         self.mark: str | None = CLOSING if begun else OPENING  # that is waited for; None: neither
         self.thinks = begun
         self.held = Text("")  # that may be the beginning of the mark
+        self.opened = False  # just now: a line's end belongs to the mark
 
     def push(self, piece: Text) -> Iterator[Text]:
         """What of the answer is known to be thought or said."""
@@ -46,17 +46,29 @@ class ThoughtReader:
                 return
             self.thinks = start.startswith(OPENING)
             self.mark = CLOSING if self.thinks else None
+            if self.thinks:
+                opening = self.held.text[: len(self.held.text) - len(start) + len(OPENING)]
+                yield Text(opening, self.held.logprobs, thought=True, mark=True)
+                self.held, self.opened = Text(start[len(OPENING) :]), True
         if self.mark == CLOSING:
+            if self.opened and self.held.text:
+                self.opened = False
+                if self.held.text.startswith("\n"):
+                    yield Text("\n", self.held.logprobs, thought=True, mark=True)
+                    self.held = Text(self.held.text[1:])
             thought, closing, said = self.held.text.partition(CLOSING)
             if closing:
-                yield Text(thought + closing, self.held.logprobs, thought=True)
+                known = thought.removesuffix("\n")
+                if known or self.held.logprobs:
+                    yield Text(known, self.held.logprobs, thought=True)
+                yield Text(thought[len(known) :] + closing, thought=True, mark=True)
                 self.mark, self.thinks = None, False
                 self.held = Text(said)
             else:
                 kept = next(
                     size
-                    for size in range(len(CLOSING) - 1, -1, -1)
-                    if thought.endswith(CLOSING[:size])
+                    for size in range(len(CLOSING), -1, -1)
+                    if thought.endswith((f"\n{CLOSING}"[:size], CLOSING[:size]))
                 )
                 known = thought[: len(thought) - kept]
                 if known or self.held.logprobs:
@@ -72,9 +84,9 @@ class ThoughtReader:
         self.held = Text("")
 
 
-def unmarked(thought: str) -> str:
-    """A thought, or a piece of one, without the marks around it: for where it is told apart."""
-    return MARKS.sub("", thought)
+def unmarked(piece: Text) -> str:
+    """What a piece of a thought says: for where it is told apart, and its marks are not shown."""
+    return "" if piece.mark else piece.text
 
 
 def without_thoughts(message: Message) -> Message:

@@ -246,7 +246,7 @@ class Collected:
         match event:
             case Text():
                 if event.thought:
-                    self.thought += unmarked(event.text)
+                    self.thought += unmarked(event)
                 else:
                     self.text += event.text
                 self.logprobs += event.logprobs

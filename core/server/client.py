@@ -166,7 +166,8 @@ async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None
                 thought = isinstance(event, Text) and event.thought
                 if thought != thinks:  # the marks, which readers of an answer look for
                     thinks = thought
-                    yield Text(f"{OPENING}\n" if thinks else f"\n{CLOSING}", thought=True)
+                    mark = f"{OPENING}\n" if thinks else f"\n{CLOSING}"
+                    yield Text(mark, thought=True, mark=True)
                 yield event
     raise EngineError("the answer broke off; is the node still running?")
 

@@ -81,7 +81,7 @@ class Shapes:
                 return empty | {"context": left_out(event)}
             case Text():
                 delta: dict[str, Any] = (
-                    {"reasoning_content": unmarked(event.text)}
+                    {"reasoning_content": unmarked(event)}
                     if event.thought
                     else {"content": event.text}
                 )

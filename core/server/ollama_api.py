@@ -213,7 +213,7 @@ class NdjsonLines:
             case Text():
                 told = {"logprobs": spelled_out(event.logprobs)} if self.tells else {}
                 if event.thought:
-                    yield self.envelope("", thinking=unmarked(event.text)) | told
+                    yield self.envelope("", thinking=unmarked(event)) | told
                 else:
                     yield self.envelope(event.text) | told
             case ToolCallEvent() if calls_back:

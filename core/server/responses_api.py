@@ -448,7 +448,7 @@ class Response:
             opened = {"type": "reasoning", "id": new_id("rs"), "summary": [], "content": []}
             self.output.append(opened | {"status": "in_progress"})
             yield self.event("response.output_item.added", **self.last)
-        thought = unmarked(event.text)
+        thought = unmarked(event)
         self.text += thought
         yield self.event("response.reasoning_text.delta", delta=thought, **self.place)
 

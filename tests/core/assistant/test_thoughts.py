@@ -1,5 +1,6 @@
 """Thoughts of a reasoning model and its answer are told apart, however the pieces fall."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,19 @@ from hypothesis import strategies as st
 
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.events import Text
-from quietchoir.core.assistant.thoughts import ThoughtReader, without_thoughts
+from quietchoir.core.assistant.thoughts import ThoughtReader, unmarked, without_thoughts
+
+
+def whole_unmarked(text: str, *, begun: bool) -> str:
+    """What is thought in a text, read at once, without the marks around it."""
+    opening = re.match(r"(\s*<think>)\n?", text)
+    if not begun and opening is None:
+        return ""
+    thought, closing, _ = text[0 if begun or opening is None else opening.end(1) :].partition(
+        "</think>"
+    )
+    thought = thought if begun else thought.removeprefix("\n")
+    return thought.removesuffix("\n") if closing else thought
 
 
 def read(text: str, cuts: list[int], *, begun: bool = False) -> tuple[str, str]:
@@ -20,6 +33,8 @@ def read(text: str, cuts: list[int], *, begun: bool = False) -> tuple[str, str]:
     ]
     found += reader.finish()
     assert "".join(piece.text for piece in found) == text
+    unmarked_ = "".join(unmarked(piece) for piece in found if piece.thought)
+    assert unmarked_ == whole_unmarked(text, begun=begun)
     return tuple(
         "".join(piece.text for piece in found if piece.thought is thought)
         for thought in (True, False)
@@ -33,6 +48,14 @@ def read(text: str, cuts: list[int], *, begun: bool = False) -> tuple[str, str]:
         ("\n<think></think>It is.", False, "\n<think></think>"),
         ("so </thin, and so</think>It is.", True, "so </thin, and so</think>"),
         ("It is. <think>no</think>", False, ""),
+        (
+            "<think>\n\nIt says\n <think>\n.\n\n</think>So.",
+            False,
+            "<think>\n\nIt says\n <think>\n.\n\n</think>",
+        ),
+        ("\n<think>\nno\n</think>\nSo.", True, "\n<think>\nno\n</think>"),
+        ("<think>\n</think>So.", False, "<think>\n</think>"),
+        ("<think>\n", False, "<think>\n"),
         ("<thinking>It is.", False, ""),
         ("<think>never ended </thi", False, "<think>never ended </thi"),
         ("<thi", False, ""),
