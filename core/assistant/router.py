@@ -368,7 +368,7 @@ def read_route(folder: Path, identity: str) -> Route | None:
                     f"version; delete it, and the adapter's next version brings a new one"
                 )
             found = [np.asarray(file.get_tensor(name), np.float32) for name in TENSORS]
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it") from error
     weights, thresholds = found
     shapes = (weights.shape[:-1], thresholds.shape)

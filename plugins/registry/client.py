@@ -212,7 +212,7 @@ def seen_before(name: str, root_sha256: str) -> int:
             return int(before["version"])
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{registries() / name}: damaged ({error}); use another name") from None
     if mine := sorted(one.id for one in lock.read().origins.values() if one.registry == name):
         raise ConfigError(
@@ -320,7 +320,7 @@ class RegistryClient:
             self.about = tables.fill(
                 Trust, json.loads((folder / ABOUT).read_bytes()), f"{folder}: "
             )
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RegistryError(f"{folder}: damaged ({error}); forget and trust it again") from None
         self.metadata = folder / "metadata"
         self.fetcher = fetcher or fetcher_for(self.about.url)

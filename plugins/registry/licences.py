@@ -168,7 +168,7 @@ def passed(now: float) -> NodeClock:
     path = folder() / "clock.json"
     try:
         latest = float(json.loads(path.read_bytes())["latest"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         latest = 0.0
     if now < latest - SLACK_S:
         return NodeClock(now, int(latest - now))
