@@ -90,6 +90,7 @@ if os.fork() == 0:
     print("ready", flush=True)
     time.sleep(60)
 os.wait()
+time.sleep(60)  # its child ends first, and is no reason to end of itself
 """
 
 
