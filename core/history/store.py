@@ -218,8 +218,9 @@ class HistoryStore:
         )
 
     def close(self) -> None:
-        """Let go of the file."""
-        self.connection.close()
+        """Let go of the file, once whoever still reads or writes is through."""
+        with self._lock:
+            self.connection.close()
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -351,10 +351,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [USER, {"role": "assistant", "content": "a", "prefix": True}]},
         "messages[1].prefix",
     ),
-    "reasoning in history": (
-        {"messages": [USER, {"role": "assistant", "content": "a", "reasoning_content": "b"}, USER]},
-        "messages[1].reasoning_content",
-    ),
     "an old call in history": (
         {
             "messages": [

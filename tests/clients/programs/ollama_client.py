@@ -86,7 +86,6 @@ def embeddings() -> None:
 def errors() -> None:
     for ask, status in (
         (lambda: client.chat("gpt-9", HELLO), 404),
-        (lambda: client.chat("smollm2", HELLO, think=True), 400),
         (lambda: ollama.Client(host=BASE).list(), 401),
         (lambda: client.pull("llama3"), 501),
     ):

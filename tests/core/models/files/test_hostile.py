@@ -145,7 +145,7 @@ def edited(path: Path, **changes: Any) -> None:
             "has the setting 'third_attention'",
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope turns only part of a head"),
-        ({"rope_parameters": {"rope_theta": 10**400}}, "is not supported"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta is 1000"),
         ({"rope_parameters": "none"}, "rope_parameters is 'none', expected an object"),
         ({"vocab_size": 30}, r"is \(720, 32\), expected \(30, 32\)"),
     ],
