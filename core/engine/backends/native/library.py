@@ -11,6 +11,7 @@ forces a path, for tests and measurements.
 
 import ctypes
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
 
@@ -114,16 +115,16 @@ def declare(loaded: ctypes.CDLL, functions: Functions) -> ctypes.CDLL:
     return loaded
 
 
-class LibraryObject:
+class LibraryObject(ABC):
     """What is built inside the library by calls that it may refuse, and freed once."""
 
     what = ""  # it is called in a refusal
     _library: ctypes.CDLL
     _handle: int | None
 
+    @abstractmethod
     def close(self) -> None:
         """Give back what it holds; a second call does nothing."""
-        raise NotImplementedError
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
