@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the command's help needs no package
     from rich.console import Console
 
+UNFOLDED = 200  # columns of a table that no terminal's width folds
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -107,6 +109,8 @@ def show(console: "Console", report: Mapping[str, Any], figures: Sequence[Figure
     console.print(f"{report['what']}; {how}", soft_wrap=True)
     if report["quick"]:
         console.print("[bold]a quick run: these figures mean nothing[/bold]")
+    if not console.is_terminal:
+        console.width = UNFOLDED  # in a file a row is a line
     console.print(table, soft_wrap=True)
     console.print(f"exact everywhere: {'yes' if report['exact'] else '[red]NO[/red]'}")
 
