@@ -286,11 +286,9 @@ def sandbox(_config: Config) -> Finding:
     from .plugins.sandbox.probe import probe
 
     report = probe()
-    text = (
-        report.reason
-        if report.available
-        else (f"{report.reason}; {report.advice}. Until then no plugin runs")
-    )
+    text = "; ".join(filter(None, (report.reason, report.advice)))
+    if not report.available:
+        text = f"{text}. Until then no plugin runs"
     return Finding("sandbox", report.available, text)
 
 

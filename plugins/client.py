@@ -11,7 +11,7 @@ its last complaints.
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,6 +63,7 @@ class PluginConnection:
         ]
         self.noise = self.chatter = 0
         self._model, self._sampling = model, set[asyncio.Task[None]]()
+        self.afterwards: Callable[[], None] = lambda: None  # what is to be done when it is gone
         self.list_changed = False  # it says that it offers other tools now
         self.server: dict[str, Any] = {}  # what it says of itself: name, version
         self.ended: str | None = None  # why it is gone
@@ -142,6 +143,7 @@ class PluginConnection:
             logger.error(
                 "plugin %s: a process of it lives %g s after it was killed", self.name, END_S
             )
+        await asyncio.to_thread(self.afterwards)
 
     async def handshake(self, deadline_s: float) -> list[dict[str, Any]]:
         """Introduce ourselves and ask for the tools.

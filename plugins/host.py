@@ -26,7 +26,7 @@ from .manifest import Manifest
 from .registry import lock
 from .running import IDLE_S, Plugin
 from .sampling import Write
-from .sandbox.probe import SandboxReport, probe
+from .sandbox.probe import Launcher, SandboxReport, Wanted, probe
 
 BUILTIN = Path(__file__).with_name("builtin")
 PUBLISHER = "quietchoir"  # of the built-in plugins
@@ -44,6 +44,7 @@ class PluginHost:
         installed: installed plugins may answer besides those that the configuration enables.
         reads: what the node's configuration names: no plugin is started that may write there.
         write: this node's model, for plugins that were granted its use; None: there is none.
+        sandbox: what confines them; "auto": the best that this machine has.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class PluginHost:
         installed: bool = True,
         reads: Iterable[Path] = (),
         write: Write | None = None,
+        sandbox: Wanted = "auto",
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
-        self._write_text = write
+        self._write_text, self._sandbox = write, sandbox
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._reads = (*self._bundles, *reads)
         self._folder = folder or paths.home() / "plugins"
@@ -109,9 +111,20 @@ class PluginHost:
         self._news = lock.news()
         await self.look()
         if self.plugins:
-            self.report = await asyncio.to_thread(probe)
+            self.report = await asyncio.to_thread(probe, self._sandbox)
             if not self.report.available:
                 logger.error("no plugin will run: %s; %s", self.report.reason, self.report.advice)
+            self._confine(self.report.launcher)
+
+    def _confine(self, launcher: Launcher) -> None:
+        """All of them by this; who asks for what it cannot hold does not run."""
+        if launcher == "landlock":
+            logger.warning("plugins are confined by %s", self.report.reason)
+        for plugin in self.plugins.values():
+            plugin.sandbox = launcher
+            if plugin.disabled is None and (why := plugin.refused_by(launcher)):
+                plugin.disabled = why
+                logger.warning("plugin %s does not run: %s", plugin.manifest.id, why)
 
     async def look(self) -> list[str]:
         """Stop the plugins that their registries revoked, and paid ones without a licence, as far

@@ -7,6 +7,7 @@ never runs again.
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import log, paths
 from ..core.assistant.tools import Effect
-from ..core.errors import ConfigError, PluginError, ToolError
+from ..core.errors import ConfigError, PluginError, SandboxUnavailableError, ToolError
 from . import endpoints, grants, manifest
 from .audit import Row
 from .client import PluginConnection
@@ -22,7 +23,7 @@ from .endpoints import Endpoint, is_public
 from .grants import SETTINGS, PluginSettings
 from .manifest import Manifest
 from .sampling import ModelAccess, Write
-from .sandbox import interpreter, linux, packages, store
+from .sandbox import interpreter, landlock, linux, packages, store
 from .sandbox.policy import (
     BUNDLE,
     CONFIG,
@@ -36,7 +37,7 @@ from .sandbox.policy import (
     Interpreter,
     SandboxPolicy,
 )
-from .sandbox.probe import inside_source
+from .sandbox.probe import Launcher, Wanted, inside_source, probe
 from .sandbox.watchdog import Bounds
 from .storage import PluginStorage
 
@@ -74,6 +75,7 @@ class Plugin:
         tell: Callable[[Row], None] = say,
         write: Write | None = None,
         sources: Sequence[Path] = (),
+        sandbox: Wanted = "auto",
     ) -> None:
         """
         Args:
@@ -81,10 +83,11 @@ class Plugin:
             config files by default. config: files that the owner hands to it from elsewhere, by the
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
             for it. write: this node's model; None: there is none. sources: what this node
-            reads, to which no plugin writes.
+            reads, to which no plugin writes. sandbox: what confines it; "auto": what its first
+            start finds.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
-        self._sources = sources
+        self._sources, self.sandbox = sources, sandbox
         self.disabled: str | None = None
         self.connection: PluginConnection | None = None
         self._runs_on: Interpreter | None = None
@@ -228,9 +231,37 @@ class Plugin:
             self._granted = (*(endpoints.parse(one, private=False) for one in public), *named)
         return self._granted
 
+    def refused_by(self, launcher: Launcher) -> str:
+        """What its manifest asks for, its owner filled in, and this launcher cannot hold, in words;
+        empty if all can be held.
+        """
+        if launcher == "bubblewrap":
+            return ""
+        try:
+            found = grants.read(self.folder)
+        except ConfigError:
+            found = PluginSettings()  # its start says what is wrong
+        names = {*found.folders, *found.environment, *found.hosts}
+        return landlock.refuses(self.manifest.head.permissions.filled(names))
+
+    async def _launcher(self) -> Launcher:
+        """What confines it: found once, so that no later start finds something weaker.
+
+        Raises:
+            SandboxUnavailableError: nothing on this machine does.
+        """
+        if self.sandbox == "auto":
+            report = await asyncio.to_thread(probe)
+            if not report.available:
+                raise SandboxUnavailableError(f"{report.reason}; {report.advice}")
+            self.sandbox = report.launcher
+        return self.sandbox
+
     async def _begin(self) -> PluginConnection:
         head = self.manifest.head
-        if not self._online:
+        if why := self.refused_by(await self._launcher()):
+            raise ToolError(f"plugin {self.manifest.id} does not run here: {why}")
+        if not self._online or self.sandbox == "landlock":
             return await self._started(None)
         from .broker import (
             Broker,
@@ -252,6 +283,14 @@ class Plugin:
 
     async def _started(self, broker: int | None) -> PluginConnection:
         confined, limits = await asyncio.to_thread(self._policy, broker), self.manifest.head.limits
+        folders = [seen for seen in (*confined.folders, *confined.writable) if seen != FILES]
+        if await self._launcher() == "landlock":
+            bounds = Bounds(limits.memory_mb << 20, leads=True, threads=limits.processes)
+            started, stage = await landlock.start(confined)
+            folders = [f"{stage}{seen}" for seen in folders]
+            connection = self._connect(started, bounds, folders)
+            connection.afterwards = lambda: shutil.rmtree(stage, ignore_errors=True)
+            return connection
         bounds = Bounds(
             limits.memory_mb << 20,
             SCRATCH,
@@ -259,10 +298,12 @@ class Plugin:
             tuple(confined.writable.values()),
             broker is not None,
         )
-        folders = [seen for seen in (*confined.folders, *confined.writable) if seen != FILES]
-        return PluginConnection(
-            await linux.start(confined), self.manifest.id, bounds, folders, self._model
-        )
+        return self._connect(await linux.start(confined), bounds, folders)
+
+    def _connect(
+        self, started: asyncio.subprocess.Process, bounds: Bounds, folders: Sequence[str]
+    ) -> PluginConnection:
+        return PluginConnection(started, self.manifest.id, bounds, folders, self._model)
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
         """Disable the plugin for good if what it offers is not what its manifest promised:

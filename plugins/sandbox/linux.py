@@ -13,9 +13,9 @@ checked are the bytes that run, and no path of the owner's has to be readable fr
 import asyncio
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Launch:
     command: list[str]
     descriptors: tuple[int, ...]
     user: int | None  # become this user first; None: stay who we are
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def system_links() -> dict[str, str | None]:
@@ -84,23 +85,28 @@ async def start(confined: SandboxPolicy) -> asyncio.subprocess.Process:
         SandboxUnavailableError: see `bubblewrap.find`; or a bwrap that this user may not run.
     """
     with prepared(confined, bubblewrap.find(interpreter.unprivileged_user()).path) as launch:
-        try:
-            return await asyncio.create_subprocess_exec(
-                *launch.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=launch.descriptors,
-                start_new_session=True,
-                cwd="/",
-                env={},
-                limit=MAX_LINE,
-                **as_user(launch.user),
-            )
-        except OSError as error:
-            raise SandboxUnavailableError(
-                f"bubblewrap did not start ({error.strerror}); run: quietchoir doctor"
-            ) from error
+        return await spawned(launch, "bubblewrap")
+
+
+async def spawned(launch: Launch, name: str) -> asyncio.subprocess.Process:
+    """The process of `launch`. Raises: SandboxUnavailableError: it did not start."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            *launch.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=launch.descriptors,
+            start_new_session=True,
+            cwd="/",
+            env=dict(launch.environment),
+            limit=MAX_LINE,
+            **as_user(launch.user),
+        )
+    except OSError as error:
+        raise SandboxUnavailableError(
+            f"{name} did not start ({error.strerror}); run: quietchoir doctor"
+        ) from error
 
 
 def as_user(user: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ folders that its owner lets it write to. Other folders that it is shown are read
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ PYTHON = "python"  # as the first word of a command: the sandbox's own
 SYSTEM = Path("/usr")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
 INTERPRETER_MB = 96  # address space of an idle interpreter with the libraries that plugins import
+# a place inside, as a word of a command names it: alone, or as the value of an option
+PLACE = re.compile(r"(?:^|(?<==))/(?:plugin/files|data)(?=/|$)")
 DESCRIPTORS = 64
 COMMAND_DESCRIPTORS = 512  # node opens the files that it imports all at once
 SIGNALS = 64
@@ -93,16 +96,23 @@ def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
     }
 
 
-def environment(policy: SandboxPolicy) -> dict[str, str]:
-    """All variables that the plugin has; none comes from outside."""
+def environment(policy: SandboxPolicy, stage: str = "") -> dict[str, str]:
+    """All variables that the plugin has; none comes from outside.
+
+    Args:
+        stage: the folder that stands in the root's place where there are no mounts, and then
+        nothing can be written to.
+    """
     found = {
         "PATH": "/usr/bin:/bin",
-        "HOME": "/tmp",
+        "HOME": stage or "/tmp",
         "LANG": "C.UTF-8",
-        "QUIETCHOIR_CONFIG": CONFIG,
+        "QUIETCHOIR_CONFIG": stage + CONFIG,
     }
+    if stage:
+        found["QUIETCHOIR_FOLDERS"] = stage + DATA
     if policy.command:
-        found |= {"PYTHONPATH": FILES, "PYTHONDONTWRITEBYTECODE": "1"}
+        found |= {"PYTHONPATH": stage + FILES, "PYTHONDONTWRITEBYTECODE": "1"}
     if policy.broker is not None:
         ours = (  # of OpenSSL and Go, curl, git, Python's requests, node
             *("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE"),
@@ -187,11 +197,20 @@ def arguments(
     for path, (folder, _) in policy.writable.items():
         command += ["--bind", str(folder), path]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
-    limits = json.dumps(resource_limits(policy))
+    return [*command, *program(policy, resource_limits(policy))]
+
+
+def program(policy: SandboxPolicy, limits: Mapping[str, int], stage: str = "") -> list[str]:
+    """What runs inside: the interpreter, the first code, and what that runs.
+
+    Args:
+        stage: as `environment`; words of a command that name a place inside are led there.
+    """
     python = str(policy.interpreter.executable)
-    first = [python] if policy.command[:1] == (PYTHON,) else policy.command[:1]
-    runs = [*first, *policy.command[1:]] if policy.command else [policy.module]
-    return [*command, python, "-I", "-S", "-B", START, limits, *runs]
+    words = [PLACE.sub(lambda found: stage + found[0], word) for word in policy.command]
+    first = [python] if policy.command[:1] == (PYTHON,) else words[:1]
+    runs = [*first, *words[1:]] if policy.command else [policy.module]
+    return [python, "-I", "-S", "-B", stage + START, json.dumps(dict(limits)), *runs]
 
 
 def view(links: Mapping[str, str | None]) -> list[str]:

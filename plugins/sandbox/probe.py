@@ -2,17 +2,20 @@
 
 Knows the refusals of kernels and distributions, and what their owner can do about them.
 Always: available means that a program was confined a moment ago, and failed to open a socket from
-in there.
+in there, and without namespaces also to read a file, to begin a process and to signal another.
+Bubblewrap comes first; where it cannot run, Landlock is tried, and the report says why.
 """
 
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ...core.errors import SandboxUnavailableError
-from . import bubblewrap, interpreter, seccomp
-from .linux import as_user, prepared
+from ...core.errors import QuietchoirError, SandboxUnavailableError
+from . import bubblewrap, interpreter, landlock, seccomp
+from .linux import Launch, as_user, prepared
 from .policy import BUNDLE, START, SandboxPolicy
 
 TRIAL = b"""
@@ -24,6 +27,27 @@ except PermissionError:
     seen = [name for name in os.listdir("/proc") if name.isdigit()]
     print("confined" if len(seen) < 4 else "other processes are visible")
 """
+# without namespaces
+TRIAL_SHARED = b"""
+import os, socket
+attempts = {
+    "a socket opened": socket.socket,
+    "/etc/passwd can be read": lambda: open("/etc/passwd"),
+    "other processes are visible": lambda: os.listdir("/proc"),
+    "a process began": os.fork,
+    "others can be signalled": lambda: os.kill(os.getppid(), 0),
+}
+found = []
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        found.append(name)
+    except PermissionError:
+        pass
+print(found[0] if found else "confined")
+"""
+Launcher = Literal["bubblewrap", "landlock"]
+Wanted = Literal["auto", Launcher]
 INSIDE = Path(__file__).with_name("inside.py")
 PROFILE = (
     "install the AppArmor profile bwrap-userns-restrict (Ubuntu: package apparmor-profiles) "
@@ -53,6 +77,7 @@ class SandboxReport:
     available: bool
     reason: str
     advice: str = ""
+    launcher: Launcher = "bubblewrap"
 
 
 def inside_source() -> bytes:
@@ -60,29 +85,83 @@ def inside_source() -> bytes:
     return INSIDE.read_bytes()
 
 
-def probe() -> SandboxReport:
-    """Confine a tiny program once (some 50 milliseconds) and say how it went. Never raises."""
+def probe(wanted: Wanted = "auto") -> SandboxReport:
+    """Confine a tiny program once (some 50 milliseconds) and say how it went. Never raises.
+
+    Args:
+        wanted: "auto": bubblewrap, and Landlock alone only where that cannot confine.
+    """
+    if wanted == "landlock":
+        return by_landlock()
+    first = by_bubblewrap()
+    if first.available or wanted == "bubblewrap":
+        return first
+    second = by_landlock()
+    if not second.available:
+        return SandboxReport(False, f"{first.reason}; nor Landlock: {second.reason}", first.advice)
+    return SandboxReport(
+        True,
+        f"{second.reason}, because {first.reason}; plugins that ask for the network or for folders "
+        f"to write to do not run, and none begins processes",
+        f"for all of it: {first.advice}",
+        "landlock",
+    )
+
+
+def by_landlock() -> SandboxReport:
+    """The same without namespaces."""
+    try:
+        version, user = landlock.level(), interpreter.unprivileged_user()
+        trial = trial_of(TRIAL_SHARED)
+        stage = landlock.staged(trial, version, user)
+        try:
+            asked = run(landlock.launch(trial, stage, user))
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except (QuietchoirError, OSError, subprocess.SubprocessError) as error:
+        return SandboxReport(False, str(error), launcher="landlock")
+    if asked.stdout.strip() == "confined":
+        runs_on = trial.interpreter.executable
+        reason = f"Landlock (version {version}) and a filter, Python {runs_on}"
+        return SandboxReport(True, reason, launcher="landlock")
+    said = (asked.stderr or asked.stdout).strip().splitlines()[-1:]
+    reason = said[0] if said else f"exit status {asked.returncode}"
+    return SandboxReport(False, f"a trial program was not confined: {reason}", launcher="landlock")
+
+
+def trial_of(program: bytes) -> SandboxPolicy:
+    """A policy that grants nothing. Raises: SandboxUnavailableError: no filter, or no Python."""
+    seccomp.compile_filter(platform.machine())
+    return SandboxPolicy(
+        interpreter=interpreter.find(interpreter.unprivileged_user()),
+        files={START: inside_source(), f"{BUNDLE}/trial.py": program},
+        module="bundle.trial",
+    )
+
+
+def run(launch: Launch) -> subprocess.CompletedProcess[str]:
+    """What a trial comes to."""
+    return subprocess.run(
+        launch.command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        pass_fds=launch.descriptors,
+        cwd="/",
+        env=dict(launch.environment),
+        **as_user(launch.user),
+    )
+
+
+def by_bubblewrap() -> SandboxReport:
+    """What bubblewrap does here."""
     try:
         program = bubblewrap.find(interpreter.unprivileged_user())
-        seccomp.compile_filter(platform.machine())
-        runs_on = interpreter.find(interpreter.unprivileged_user())
-        trial = SandboxPolicy(
-            interpreter=runs_on,
-            files={START: inside_source(), f"{BUNDLE}/trial.py": TRIAL},
-            module="bundle.trial",
-        )
+        trial = trial_of(TRIAL)
+        runs_on = trial.interpreter
         with prepared(trial, program.path) as launch:
-            asked = subprocess.run(
-                launch.command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=20,
-                pass_fds=launch.descriptors,
-                cwd="/",
-                env={},
-                **as_user(launch.user),
-            )
+            asked = run(launch)
     except SandboxUnavailableError as error:
         reason, _, advice = str(error).partition("; ")
         return SandboxReport(False, reason, advice)

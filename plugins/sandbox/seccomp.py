@@ -119,11 +119,33 @@ PRCTL, SET_SECCOMP = (157, 167), 22
 # file that runs as its owner or group (which argument holds the mode of chmod, fchmod, fchmodat,
 # fchmodat2, open, openat, creat); openat2 hides its mode, so it does not exist.
 LINKS = ((86, None), (265, 37), (88, None), (266, 36))
+CHMODS = ("chmod", "fchmod", "fchmodat", "fchmodat2")
 MODES = (
     ((90, None), 1), ((91, 52), 1), ((268, 53), 2), ((452, 452), 2), ((2, None), 2), ((257, 56), 3),
     ((85, None), 1),
 )  # fmt: skip
 OPENAT2, SET_ID_BITS = (437, 437), 0o6000
+# Without namespaces, where it shares files and processes with others of its user:
+# - it stays one process, so that who ends it has ended all of it; threads it may have;
+# - signals and limits are its own alone; `inside.py` puts its number in the place of OWN, which is
+#   no process's;
+# - calls that Landlock does not judge, and that change a file or tell more of it than it is there;
+# - pairs of sockets are streams: a datagram of one could be addressed to any local socket.
+OWN = 0x7FFFFFFF
+CLONE_THREAD = 0x00010000
+SHARED_REFUSED = (
+    *("fork", "vfork", "tkill", "pidfd_open", "pidfd_send_signal", *CHMODS),
+    *("utime", "utimes", "futimesat", "utimensat"),
+    *("getxattr", "lgetxattr", "listxattr", "llistxattr"),
+)
+SOCKETPAIR_TYPES = (1, 0x801, 0x80001, 0x80801)  # SOCK_STREAM, as in SOCKET_ARGUMENTS
+# which argument, and what it may be
+SHARED_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
+    ("kill", 0, (OWN,)),
+    ("tgkill", 0, (OWN,)),
+    ("prlimit64", 0, (0, OWN)),
+    ("socketpair", 1, SOCKETPAIR_TYPES),
+)
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
 NEW_NAMESPACES = 0x7E020000
 # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among
@@ -158,6 +180,7 @@ class Extra:
     network: bool = False  # TCP connections
     listens: bool = False  # and one that listens, and a filter more: for `inside.py` alone
     writes: bool = False  # it may write to a folder of its owner's
+    shared: bool = False  # it has no namespaces: others of its user are beside it
 
 
 def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
@@ -172,6 +195,8 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
     if architecture == X86_64:
         program += [(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
+    if extra.shared:
+        program += alone(column)
     if extra.writes:
         program += planting(column)
     if extra.network:
@@ -191,6 +216,22 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
             program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
     program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]
     return [*program, (AT_LEAST, 0, 1, LAST_KNOWN + 1), refuse(errno.ENOSYS), refuse(errno.EPERM)]
+
+
+def alone(column: int) -> list[Instruction]:
+    """Refuse what reaches others of the same user, and further processes."""
+    threads = [(ANY_BIT, 1, 0, CLONE_THREAD), refuse(errno.EPERM)]
+    program = only_if(CLONE[column], 0, threads)
+    for name in SHARED_REFUSED:
+        if (number := ALLOWED[name][column]) is not None:
+            program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
+    for name, argument, allowed in SHARED_ARGUMENTS:
+        number = ALLOWED[name][column]
+        assert number is not None  # each machine has them
+        lefts = range(len(allowed), 0, -1)
+        checks = [(EQUAL, left, 0, one) for left, one in zip(lefts, allowed, strict=True)]
+        program += only_if(number, argument, [*checks, refuse(errno.EPERM)])
+    return program
 
 
 def planting(column: int) -> list[Instruction]:

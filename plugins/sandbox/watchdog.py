@@ -38,6 +38,7 @@ EPOLL, KEPT_BYTES = "anon_inode:[eventpoll]", 200  # of one mapping, or one watc
 FILE_BYTES = 4096  # of scratch space to one file: an empty one costs the kernel about 1 KB
 MAX_LOCKS = 1024  # byte ranges that a family may hold locked; each costs the kernel some 200 bytes
 LOCKS_READ = 4 << 20  # of /proc/locks
+THREADS = 17  # in /proc/PID/stat, as `status` counts
 STOPPED, RESTING = "TtZX", "TtZXD"  # states of /proc/PID/stat; D waits in the kernel
 MEMORY_FIELDS = re.compile(rb"^(?:Pss|VmPTE):\s+(\d+) kB$", re.MULTILINE)
 
@@ -51,6 +52,10 @@ class Bounds:
     scratch_bytes: int = 0  # of each
     folders: tuple[tuple[Path, int], ...] = ()  # of the disk, that it writes to, and their bytes
     network: bool = False  # it has TCP connections
+    # no sandbox's process is around it: the one that was started is its first, and has at most so
+    # many threads, which the kernel counts together with all others of its user
+    leads: bool = False
+    threads: int = 0
 
 
 class Folder:
@@ -89,6 +94,7 @@ class Watchdog:
     def __init__(self, leader: int, bounds: Bounds, over: Callable[[str], None]) -> None:
         self.leader, self.bounds, self._over = leader, bounds, over
         self._folders = [Folder(*one) for one in bounds.folders]
+        self._outside = 0 if bounds.leads else 1  # of `family`, before the first that is watched
         self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
         self._ran: list[bytes] | None = None  # for how long each had, when it was stopped
         self._refusals = 0
@@ -118,7 +124,7 @@ class Watchdog:
     async def freeze(self) -> None:
         """Stop all descendants of the leader: whoever is not asked does not compute."""
         try:
-            self.frozen, self._ran = await asyncio.to_thread(stopped, self.leader)
+            self.frozen, self._ran = await asyncio.to_thread(stopped, self.leader, self._outside)
             for folder in self._folders:
                 if reason := await asyncio.to_thread(folder.excess, self.frozen, exact=True):
                     self._over(reason)
@@ -158,7 +164,8 @@ class Watchdog:
                     os.close(handle)
 
     def _moved(self) -> str | None:
-        running = sum(1 for pid in family(self.leader)[1:] if state(pid) not in RESTING)
+        inside = family(self.leader)[self._outside :]
+        running = sum(1 for pid in inside if state(pid) not in RESTING)
         return f"{running} of its processes ran on after they were stopped" if running else None
 
     def _excess(self) -> str | None:
@@ -166,18 +173,20 @@ class Watchdog:
         self._remember(pids)
         held, most = sum(map(held_bytes, pids)) + kernel_bytes(pids), self.bounds.memory_bytes
         if self.bounds.network:
-            held += queued_bytes(pids[1:2])
+            held += queued_bytes(pids[self._outside : self._outside + 1])
         if held > most:
             return f"its processes held {held >> 20} MB, more than {most >> 20} MB"
         if (locks := locks_of(pids)) > MAX_LOCKS:
             return f"its processes held {locks} locks, more than {MAX_LOCKS}"
+        if self.bounds.threads and (count := threads_of(pids)) > self.bounds.threads:
+            return f"it ran {count} threads, more than {self.bounds.threads}"
         for folder in self._folders:
-            if reason := folder.excess(pids[1:]):
+            if reason := folder.excess(pids[self._outside :]):
                 return reason
         most = self.bounds.scratch_bytes // FILE_BYTES
         for place in self.bounds.scratch:
             try:
-                files = files_in(place, self.bounds.scratch_bytes, pids[1:])
+                files = files_in(place, self.bounds.scratch_bytes, pids[self._outside :])
             except PermissionError as error:
                 self._refusals += 1
                 if self._refusals > UNSEEN:
@@ -243,6 +252,11 @@ def status(pid: int) -> list[str]:
         return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def threads_of(pids: Iterable[int]) -> int:
+    """How many threads these processes have."""
+    return sum(int(words[THREADS]) for words in map(status, pids) if words)
 
 
 def held_bytes(pid: int) -> int:
@@ -381,28 +395,31 @@ def send(pid: int, number: signal.Signals) -> None:
         return
 
 
-def stop(leader: int) -> tuple[int, ...]:
+def stop(leader: int, outside: int = 1) -> tuple[int, ...]:
     """Stop all descendants of `leader`, also those that are born meanwhile.
+
+    Args:
+        outside: 0: the leader too.
 
     Raises:
         TimeoutError: some run on however often they are told.
     """
     told = False  # the round before met nobody who computes
     for _ in range(ROUNDS):
-        states = {pid: state(pid) for pid in family(leader)[1:]}
+        states = {pid: state(pid) for pid in family(leader)[outside:]}
         for pid in (running := [pid for pid in states if states[pid] not in STOPPED]):
             send(pid, signal.SIGSTOP)
         # One that waits in the kernel (D), for its vfork's child for example, stops before it
         # computes again, unless one that still ran told it to continue: so twice.
         quiet = all(states[pid] in RESTING for pid in running)
         if not running or (quiet and told):
-            return tuple(family(leader)[1:])
+            return tuple(family(leader)[outside:])
         told = quiet
         time.sleep(0.001)  # a signal takes effect when its process is scheduled next
     raise TimeoutError(f"{len(running)} processes did not stop")
 
 
-def stopped(leader: int) -> tuple[tuple[int, ...], list[bytes] | None]:
+def stopped(leader: int, outside: int = 1) -> tuple[tuple[int, ...], list[bytes] | None]:
     """Descendants of `leader`, which are stopped now, and for how long each has run: whoever is
     born later is born by one that ran on.
 
@@ -410,9 +427,9 @@ def stopped(leader: int) -> tuple[tuple[int, ...], list[bytes] | None]:
         TimeoutError: as `stop`.
     """
     for _ in range(ROUNDS):
-        pids = stop(leader)
+        pids = stop(leader, outside)
         ran = run_times(pids)
-        if tuple(family(leader)[1:]) == pids:
+        if tuple(family(leader)[outside:]) == pids:
             return pids, ran
     raise TimeoutError("there are others each time")
 

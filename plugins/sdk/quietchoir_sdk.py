@@ -577,7 +577,7 @@ def granted_path(path: str) -> Path:
         found = (DATA / words).resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # also a NUL in it, and links in a circle
         raise ToolFailure(f"{path[:200]!r}: there is no such file") from None
-    if not any(found.is_relative_to(folder) for folder in known.values()):
+    if not any(found.is_relative_to(folder.resolve()) for folder in known.values()):
         raise ToolFailure(f"{path[:200]!r} leads out of the folders that are granted")
     return found
 

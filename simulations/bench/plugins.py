@@ -36,7 +36,7 @@ from ...plugins.grants import PluginSettings
 from ...plugins.host import PluginHost
 from ...plugins.running import SDK, Plugin, plugin_folder
 from ...plugins.sandbox import interpreter, watchdog
-from ...plugins.sandbox.probe import probe
+from ...plugins.sandbox.probe import Launcher, probe
 from ...plugins.sandbox.watchdog import Bounds
 from ..attacks import escapes
 from . import market
@@ -54,6 +54,7 @@ serve("bench/echo", "1.0.0")
 """
 ID, DEADLINE_S = "bench/echo", 60.0
 ASKED = {"text": "x" * 100}
+LAUNCHERS: tuple[Launcher, ...] = ("bubblewrap", "landlock")
 AROUND_MS, AROUND_CALL = 60.0, 0.15  # aims: what a sandbox may add
 
 
@@ -371,7 +372,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     Raises:
         QuietchoirError: nothing on this machine can confine a plugin.
     """
-    if not (sandbox := probe()).available:
+    if not (sandbox := probe("bubblewrap")).available:
         raise QuietchoirError(f"no sandbox: {sandbox.reason}; {sandbox.advice}")
     repeats, calls, count, seconds = (2, 40, 3, 0.5) if quick else (15, 400, 50, 5.0)
     report: dict[str, Any] = {
@@ -396,7 +397,10 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
             report["idle"] = await idle(scratch / "idle", count, seconds)
             keep(report)
             tell("attempts to get out")
-            report["escapes"] = escapes.report(await escapes.tried())
+            launchers = [one for one in LAUNCHERS if probe(one).available]
+            rows = await escapes.tried(launchers)
+            report["escapes"] = escapes.report(rows["bubblewrap"])
+            report["escapes_landlock"] = escapes.report(rows.get("landlock", []))
             keep(report)
             tell("servers of other people")
             report["mcp"] = await third_party(scratch, tell)
@@ -428,6 +432,8 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("escapes.tried", "", "attempts to get out of the sandbox", at_least=60),
         Figure("escapes.open", "", "of them, successful", at_most=0),
         Figure("escapes.controls_failed", "", "that show nothing", at_most=0),
+        Figure("escapes_landlock.tried", "", "the same without namespaces (0: not here)"),
+        Figure("escapes_landlock.open", "", "of them, successful", at_most=0),
         Figure("market.plugins", "", "plugins in a registry, each by an author of its own"),
         Figure("market.install_s", "s", "trust it and install one, over HTTP", at_most=2),
         Figure("market.metadata_kb", "kB", "of metadata that came for it", at_most=200),

@@ -69,6 +69,15 @@ def sandbox() -> SandboxReport:
     return report
 
 
+@pytest.fixture(scope="session")
+def shared() -> SandboxReport:
+    """A machine that can confine plugins without namespaces, or the reason why not."""
+    report = probe("landlock")
+    if not report.available:
+        pytest.skip(f"no Landlock: {report.reason}")
+    return report
+
+
 def write_bundle(
     folder: Path, source: str, listed: Sequence[Mapping[str, Any]] = (ATTACK,), **changes: Any
 ) -> Path:

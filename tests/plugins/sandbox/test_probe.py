@@ -8,7 +8,7 @@ import pytest
 
 from quietchoir.core.errors import SandboxUnavailableError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins.sandbox import bubblewrap, interpreter
+from quietchoir.plugins.sandbox import bubblewrap, interpreter, landlock
 from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 
 from ..conftest import hostile, write_bundle
@@ -19,8 +19,11 @@ def refusing(message: str) -> str:
     return f'[ "$1" = --version ] && echo bubblewrap 0.9.0 || {{ echo "{message}" >&2; exit 1; }}'
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None) -> None:
-    """Put `script` in bubblewrap's place, or nothing at all."""
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None, version: int = 0
+) -> None:
+    """Put `script` in bubblewrap's place, or nothing at all; a kernel with this Landlock."""
+    monkeypatch.setattr(landlock, "abi", lambda: version)
     if script is not None:
         (folder / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bwrap").chmod(0o755)
@@ -68,8 +71,31 @@ def test_a_machine_that_cannot_confine_says_why_and_what_to_do(
     pretend(monkeypatch, tmp_path, script)
     report = probe()
     assert not report.available
-    assert reason in report.reason
+    assert reason in report.reason and "Landlock has version 0" in report.reason
     assert advice in report.advice
+
+
+def test_where_bubblewrap_cannot_run_landlock_does_and_says_why_and_what_it_lacks(
+    shared: SandboxReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = refusing("bwrap: setting up uid map: Permission denied")
+    pretend(monkeypatch, tmp_path, blocked, landlock.LEAST)
+    report = probe()
+    assert (report.available, report.launcher) == (True, "landlock")
+    assert (
+        report.reason.startswith("Landlock (version 4)") and "setting up uid map" in report.reason
+    )
+    assert "network" in report.reason and "AppArmor" in report.advice
+    assert not probe("bubblewrap").available
+
+
+def test_a_kernel_whose_landlock_is_too_old_confines_nothing(
+    shared: SandboxReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: landlock.LEAST - 1)
+    report = probe("landlock")
+    assert not report.available
+    assert "has version 3" in report.reason and "need 4" in report.reason
 
 
 async def test_without_a_sandbox_the_host_offers_nothing_and_runs_nothing(
