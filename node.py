@@ -237,7 +237,11 @@ class Node:
             {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
         )
         self.plugins = PluginHost(
-            config.plugins, files=files, reads=grants.named_in(config), write=self.write_text
+            config.plugins,
+            files=files,
+            reads=grants.named_in(config),
+            write=self.write_text,
+            guarded=(*config.tools.never, *config.tools.ask),
         )
         self.parts = AsyncExitStack()
         limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])

@@ -38,6 +38,7 @@ class Call:
     received_bytes: int
     seconds: float
     outcome: Outcome
+    caller: str = ""  # the plugin that asked for it; empty: the assistant, or its owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,16 +18,18 @@ from typing import Any
 from ..core import log
 from ..core.errors import ToolError
 from ..core.screen import one_line
+from . import delegation
+from .delegation import OtherTools
 from .hidden import legible
-from .manifest import MAX_DEPTH, deeper
-from .sampling import REFUSED, ModelAccess, SamplingRefused
+from .manifest import MAX_DEPTH, OFFERS, deeper
+from .sampling import REFUSED, HostRefusal, ModelAccess
 from .sandbox.linux import MAX_LINE
 from .sandbox.watchdog import Bounds, Watchdog
 
 PROTOCOLS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 MAX_NOISE = 100  # lines in a row that are no message, or answer nobody
 MAX_CHATTER = 10_000  # notifications and requests of a plugin between two of its answers
-MAX_SAMPLING = 4  # texts that it waits for at once
+MAX_SERVING = 4  # texts of the model and answers of other plugins that it waits for at once
 MAX_UNREAD = 100  # answers of ours that a plugin has not read
 MAX_PASSED = 16 << 20  # bytes of a line that is passed over because it is longer than `MAX_LINE`
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
@@ -38,6 +40,9 @@ GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a p
 END_S = 10.0  # how long its end is waited for after it was killed
 CHUNK = 1 << 16
 METHOD_NOT_FOUND = -32601
+CANCELLED = frozenset(  # requests that nobody waits for any more are cancelled by a notice
+    {"tools/call", "resources/list", "resources/read", "prompts/list", "prompts/get"}
+)
 logger = log.get("plugins")
 
 
@@ -51,18 +56,27 @@ class PluginConnection:
         bounds: Bounds,
         folders: Sequence[str] = (),
         model: ModelAccess | None = None,
+        others: OtherTools | None = None,
     ) -> None:
         """
         Args:
             folders: of its owner's, as it sees them: told to a server that asks for its roots.
-            model: what it may have the model write; None: nothing.
+            model: what it may have the model write; None: nothing. others: tools of other
+            plugins that it may call; None: none.
         """
         self.name = name
         self.roots = [
             {"uri": PurePosixPath(one).as_uri(), "name": PurePosixPath(one).name} for one in folders
         ]
         self.noise = self.chatter = 0
-        self._model, self._sampling = model, set[asyncio.Task[None]]()
+        self._others = others
+        self._services: dict[str, ModelAccess | OtherTools] = {}
+        if model is not None:
+            self._services["sampling/createMessage"] = model
+        if others is not None:
+            self._services[delegation.METHOD] = others
+        self._serving = set[asyncio.Task[None]]()
+        self.offers: tuple[str, ...] = ()  # besides tools, as it says
         self.afterwards: Callable[[], None] = lambda: None  # what is to be done when it is gone
         self.list_changed = False  # it says that it offers other tools now
         self.server: dict[str, Any] = {}  # what it says of itself: name, version
@@ -154,7 +168,9 @@ class PluginConnection:
         """
         us = {"name": "quietchoir", "version": "1"}
         can: dict[str, Any] = {"roots": {"listChanged": False}} if self.roots else {}
-        can |= {"sampling": {}} if self._model is not None else {}
+        can |= {"sampling": {}} if "sampling/createMessage" in self._services else {}
+        if self._others is not None:
+            can["experimental"] = {delegation.CAPABILITY: {"tools": list(self._others.allowed)}}
         hello = {"protocolVersion": PROTOCOLS[0], "capabilities": can, "clientInfo": us}
         try:
             async with asyncio.timeout(deadline_s):
@@ -167,6 +183,8 @@ class PluginConnection:
                     )
                 about = said.get("serverInfo")
                 self.server = about if isinstance(about, dict) else {}
+                able = said.get("capabilities")
+                self.offers = tuple(one for one in OFFERS if isinstance(able, dict) and one in able)
                 await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
                 return await self._list_tools()
         except TimeoutError:
@@ -199,41 +217,69 @@ class PluginConnection:
             died, or an answer without content.
         """
         asked = {"name": tool, "arguments": dict(arguments)}
-        try:
-            async with asyncio.timeout(deadline_s):
-                result = await self._request("tools/call", asked)
-        except TimeoutError:
-            raise ToolError(
-                f"plugin {self.name} was stopped: no answer to {tool} within {deadline_s:g} s"
-            ) from None
-        finally:
-            if not self._waiting:  # nobody waits for what the model writes for it
-                for task in self._sampling:
-                    task.cancel()
+        result = await self.ask("tools/call", asked, deadline_s, about=tool)
         text = text_of(result)
         if text is None:
             raise ToolError(f"plugin {self.name} answered {tool} without content")
         return text, result.get("isError") is not True
+
+    async def ask(
+        self, method: str, params: Mapping[str, Any], deadline_s: float, *, about: str = ""
+    ) -> dict[str, Any]:
+        """The result of one request. Raises: ToolError: as `call`."""
+        if self._others is not None:
+            self._others.begin()
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._request(method, params)
+        except TimeoutError:
+            raise ToolError(
+                f"plugin {self.name} was stopped: no answer to {about or method} within "
+                f"{deadline_s:g} s"
+            ) from None
+        finally:
+            if not self._waiting:  # nobody waits for what is done for it
+                for task in self._serving:
+                    task.cancel()
+
+    async def listed(self, method: str, field: str, deadline_s: float) -> list[dict[str, Any]]:
+        """All pages of a list that is not pinned. Raises: ToolError: as `call`, or it is none."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                found = await self._pages(method, field)
+        except TimeoutError:
+            raise ToolError(
+                f"plugin {self.name} was stopped: no answer to {method} within {deadline_s:g} s"
+            ) from None
+        if found is None:
+            raise ToolError(f"plugin {self.name}: its {method} is not a list that ends")
+        return found
 
     async def settled(self) -> None:
         """Wait until a plugin whose call was cancelled has answered a ping, or is dead."""
         if self._settling is not None:
             await asyncio.wait([self._settling])
 
-    async def _list_tools(self) -> list[dict[str, Any]]:
-        tools: list[dict[str, Any]] = []
+    async def _pages(self, method: str, field: str) -> list[dict[str, Any]] | None:
+        """A whole list; None if it is none, or does not end."""
+        found: list[dict[str, Any]] = []
         cursor: Any = None
         for _ in range(MAX_PAGES):
-            page = await self._request("tools/list", {"cursor": cursor} if cursor else {})
-            listed = page.get("tools")
-            if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+            page = await self._request(method, {"cursor": cursor} if cursor else {})
+            listed = page.get(field)
+            if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
                 break
-            tools += listed
+            found += listed
             cursor, before = page.get("nextCursor"), cursor
             if not cursor:
-                return tools
-            if len(tools) > MAX_TOOLS or cursor == before:
+                return found
+            if len(found) > MAX_TOOLS or cursor == before:
                 break
+        return None
+
+    async def _list_tools(self) -> list[dict[str, Any]]:
+        if (tools := await self._pages("tools/list", "tools")) is not None:
+            return tools
         self.kill("its tools/list is not a list of tools that ends")
         raise ToolError(f"plugin {self.name} was stopped: {self.ended}")
 
@@ -266,7 +312,7 @@ class PluginConnection:
 
     def _cancel(self, number: int, method: str) -> None:
         """Tell the plugin that nobody waits for `number` any more, and see whether it listens."""
-        if method == "tools/call" and self.ended is None and self._settling_is_over():
+        if method in CANCELLED and self.ended is None and self._settling_is_over():
             self._settling = asyncio.create_task(self._settle(number))
 
     def _settling_is_over(self) -> bool:
@@ -381,9 +427,9 @@ class PluginConnection:
             self.list_changed |= method == "notifications/tools/list_changed"
             return
         refusal = {"code": METHOD_NOT_FOUND, "message": "this host answers no such request"}
-        if method == "sampling/createMessage" and self._model is not None:
+        if (service := self._services.get(method)) is not None:
             params = message.get("params")
-            self._start_sampling(number, params if isinstance(params, dict) else {}, self._model)
+            self._serve(number, params if isinstance(params, dict) else {}, service)
             return
         answers: dict[str, Any] = {"ping": {}}
         if self.roots:
@@ -398,24 +444,26 @@ class PluginConnection:
         self._replies.add(task)
         task.add_done_callback(self._replies.discard)
 
-    def _start_sampling(self, number: Any, params: Mapping[str, Any], model: ModelAccess) -> None:
-        """Have the model write, beside the call that waits for it."""
+    def _serve(
+        self, number: Any, params: Mapping[str, Any], service: ModelAccess | OtherTools
+    ) -> None:
+        """Do what it asks for, beside the call of it that waits."""
 
-        async def written() -> None:
+        async def served() -> None:
             answer: dict[str, Any]
             try:
-                if len(self._sampling) > MAX_SAMPLING or not self._waiting:
-                    raise SamplingRefused(REFUSED, "the model writes for a call that is waited for")
-                answer = {"result": await model.create(params)}
-            except SamplingRefused as error:
+                if len(self._serving) > MAX_SERVING or not self._waiting:
+                    raise HostRefusal(REFUSED, "nothing is done but for a call that is waited for")
+                answer = {"result": await service.create(params)}
+            except HostRefusal as error:
                 answer = {"error": {"code": error.code, "message": str(error)}}
             except asyncio.CancelledError:  # it waits for an answer even then
                 answer = {"error": {"code": REFUSED, "message": "nobody waits for the call"}}
             await self._reply({"jsonrpc": "2.0", "id": number, **answer})
 
-        task = asyncio.create_task(written())
-        self._sampling.add(task)
-        task.add_done_callback(self._sampling.discard)
+        task = asyncio.create_task(served())
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _reply(self, message: Mapping[str, Any]) -> None:
         try:

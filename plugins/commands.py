@@ -612,8 +612,9 @@ def tested(folder: Path) -> "Manifest":
     from . import installing, manifest, skills
 
     terms = skills.read(folder)
-    tools, _ = asyncio.run(installing.live(terms, installing.trial_folder(terms.id, folder)))
-    if manifest.digest(tools) != terms.head.tools_digest:
+    said = asyncio.run(installing.live(terms, installing.trial_folder(terms.id, folder)))
+    pinned = manifest.digest(said.tools) == terms.head.tools_digest
+    if not pinned or set(said.offers) != set(terms.head.offers):
         raise ManifestError(
             f"{folder}: it offers other tools than its manifest says; run: quietchoir plugin dev "
             f"{folder}"

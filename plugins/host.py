@@ -10,16 +10,18 @@ import asyncio
 import difflib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..core import log, paths
-from ..core.assistant.tools import ToolInfo, ToolResult
+from ..core.assistant.tools import Effect, ToolInfo, ToolResult
 from ..core.config import PluginsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
-from . import installing, manifest, skills
+from . import delegation, installing, manifest, skills
 from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest
@@ -30,6 +32,7 @@ from .sandbox.probe import Launcher, SandboxReport, Wanted, probe
 
 BUILTIN = Path(__file__).with_name("builtin")
 PUBLISHER = "quietchoir"  # of the built-in plugins
+EFFECTS: tuple[Effect, ...] = ("read", "write", "outside")  # the weightiest last
 MAX_TEXT = 64 << 10  # characters of one answer that are passed on
 logger = log.get("plugins")
 
@@ -44,6 +47,8 @@ class PluginHost:
         installed: installed plugins may answer besides those that the configuration enables.
         reads: what the node's configuration names: no plugin is started that may write there.
         write: this node's model, for plugins that were granted its use; None: there is none.
+        guarded: tools that no plugin calls, whatever its manifest names: those which the owner
+            forbids, or wants to be asked about each time.
         sandbox: what confines them; "auto": the best that this machine has.
     """
 
@@ -59,17 +64,19 @@ class PluginHost:
         reads: Iterable[Path] = (),
         write: Write | None = None,
         sandbox: Wanted = "auto",
+        guarded: Collection[str] = (),
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
-        self._write_text, self._sandbox = write, sandbox
+        self._write_text, self._sandbox, self._guarded = write, sandbox, frozenset(guarded)
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._reads = (*self._bundles, *reads)
         self._folder = folder or paths.home() / "plugins"
         self._owners: dict[str, Plugin] = {}  # tool name → who answers
         self._audit: Audit | None = None
+        self._edges: dict[str, set[str]] = {}  # who may call whom
         self._news = 0  # of registries, as far as they were looked at
 
     async def start(self) -> None:
@@ -98,6 +105,7 @@ class PluginHost:
                 self._audit.write,
                 self._write_text,
                 self._reads,
+                carry=partial(self._carry, plugin_id),
             )
             for tool in terms.tools:
                 if tool.name in self._owners:
@@ -108,6 +116,14 @@ class PluginHost:
                     )
                 self._owners[tool.name] = plugin
             self.plugins[plugin_id] = plugin
+        allowed = {name: one.manifest.head.permissions.tools for name, one in self.plugins.items()}
+        self._edges = delegation.edges(allowed)
+        for plugin_id in delegation.too_long(self._edges):
+            self.plugins[plugin_id].disabled = (
+                f"its calls of other plugins' tools come back to it, or pass through more than "
+                f"{delegation.MAX_LINKS} others"
+            )
+            logger.error("plugin %s: %s", plugin_id, self.plugins[plugin_id].disabled)
         self._news = lock.news()
         await self.look()
         if self.plugins:
@@ -156,19 +172,48 @@ class PluginHost:
                 tool.description,
                 tool.schema,
                 plugin.manifest.id,
-                plugin.effect(tool.effect),
+                self.effect(plugin, tool.effect),
             )
             for plugin in self.plugins.values()
             if plugin.disabled is None
             for tool in plugin.manifest.tools
         ]
 
-    async def call(self, call: ToolCall, deadline_s: float | None = None) -> ToolResult:
+    def effect(self, plugin: Plugin, said: Effect) -> Effect:
+        """What a call of this plugin may do at most, by itself and by the tools of others that it
+        may call.
+        """
+        found = [plugin.effect(said)]
+        if plugin.disabled is None:
+            for wanted in plugin.manifest.head.permissions.tools:
+                name, _, tool = wanted.partition(":")
+                other = self.plugins.get(name)
+                for entry in other.manifest.tools if other is not None else ():
+                    if entry.name == tool and other is not None:
+                        found.append(self.effect(other, entry.effect))
+        return max(found, key=EFFECTS.index)
+
+    async def _carry(
+        self, asker: str, plugin_id: str, tool: str, arguments: Mapping[str, Any]
+    ) -> tuple[str, bool]:
+        """A call of `asker`'s, which its manifest names. Raises: as `call`."""
+        owner = self._owners.get(tool)
+        if owner is None or owner.manifest.id != plugin_id:
+            raise ToolError(f"{plugin_id}:{tool} is not enabled here")
+        if tool in self._guarded:
+            raise ToolError(f"{tool} is not called by plugins here, by its owner's rule")
+        result = await self.call(ToolCall(tool, dict(arguments)), caller=asker)
+        return result.text, result.ok
+
+    async def call(
+        self, call: ToolCall, deadline_s: float | None = None, *, caller: str = ""
+    ) -> ToolResult:
         """Carry out one call in its plugin's sandbox; the text is cleaned of what a reader cannot
         see, and cut.
 
         Args:
             deadline_s: default, and longest: `plugins.call_timeout_s`.
+            caller: the plugin that asks for it; empty: nobody of them.
 
         Raises:
             ToolError: no such tool, out of time, or the plugin died or is disabled.
@@ -198,11 +243,17 @@ class PluginHost:
             )
             outcome = "ok" if ok else "tool error"
         finally:
-            self._write(plugin, call, text, time.monotonic() - began, outcome)
+            self._write(plugin, call, text, time.monotonic() - began, outcome, caller)
         return ToolResult(legible(text)[:MAX_TEXT], ok)
 
     def _write(
-        self, plugin: Plugin, call: ToolCall, text: str, seconds: float, outcome: Outcome
+        self,
+        plugin: Plugin,
+        call: ToolCall,
+        text: str,
+        seconds: float,
+        outcome: Outcome,
+        caller: str,
     ) -> None:
         assert self._audit is not None  # checked by `call`
         sent = len(json.dumps(dict(call.arguments)))
@@ -215,6 +266,7 @@ class PluginHost:
                 received_bytes=len(text.encode(errors="replace")),
                 seconds=round(seconds, 4),
                 outcome=outcome,
+                caller=caller,
             )
         )
 

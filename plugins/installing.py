@@ -28,7 +28,7 @@ from . import manifest, skills
 from .grants import SETTINGS, PluginSettings
 from .hidden import legible
 from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
-from .running import Plugin, plugin_folder
+from .running import Plugin, Said, plugin_folder
 from .sandbox import interpreter, store
 from .wrapping import Wrapped
 
@@ -349,7 +349,7 @@ def trial_folder(plugin_id: str, bundle: Path) -> Path:
     return plugin_folder(f"{plugin_id}.dev-{whole[:12]}")
 
 
-async def live(terms: Manifest, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+async def live(terms: Manifest, folder: Path) -> Said:
     """What a plugin offers when it is started here, confined, with what lies in `folder`. Raises:
     as `Plugin.listing`.
     """
@@ -388,7 +388,11 @@ async def pin(folder: Path) -> Manifest:
     blank = {**table, "tools": [], "tools_digest": manifest.digest([])}
     files = manifest.bundle(folder) | {FILE: json.dumps(blank).encode()}
     terms = manifest.parse(files, folder)
-    tools, _ = await live(terms, trial_folder(terms.id, folder))
+    said = await live(terms, trial_folder(terms.id, folder))
+    tools = said.tools
+    table.pop("offers", None)
+    if said.offers:
+        table["offers"] = list(said.offers)
     for tool in tools:
         if tool.get("name") in effects:
             tool["effect"] = effects[tool["name"]]
@@ -471,12 +475,14 @@ async def wrap(
         here = paths.private_folder(paths.home() / "plugins")
         with tempfile.TemporaryDirectory(dir=here, prefix=".trial-") as trial:
             fill_in(Path(trial), settings)
-            tools, about = await live(draft(head, []), Path(trial))
-        name, version = (str(about.get(key, ""))[:LONGEST] for key in ("name", "version"))
+            said = await live(draft(head, []), Path(trial))
+        if said.offers:
+            head["offers"] = list(said.offers)
+        name, version = (str(said.about.get(key, ""))[:LONGEST] for key in ("name", "version"))
         if manifest.VERSION.fullmatch(version):
             head["version"] = version
         head["description"] = legible(f"MCP server {name} {version}, wrapped.")
-        return draft(head, tools)
+        return draft(head, said.tools)
     except BaseException:
         forget_content(content)
         raise

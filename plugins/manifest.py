@@ -30,7 +30,27 @@ ID = re.compile(r"(?!(?:installed|store)/)[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-
 VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")  # three that can be compared
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+OTHER_TOOL = re.compile(rf"{ID.pattern}:{TOOL_NAME.pattern}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# What a server may offer besides tools. The host makes one reading tool of each, in words of its
+# own; what comes is the server's, and not pinned.
+OFFERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "resources": (
+        "Lists what {} has to read, or reads one of it whose uri is given.",
+        {
+            "uri": {"type": "string", "description": "as it is listed; without it all are listed"},
+            "page": {"type": "integer", "minimum": 1, "description": "of the list"},
+        },
+    ),
+    "prompts": (
+        "Lists the prompts that {} has, or gives one whose name is given.",
+        {
+            "name": {"type": "string", "description": "as it is listed; without it all are listed"},
+            "arguments": {"type": "object", "additionalProperties": {"type": "string"}},
+            "page": {"type": "integer", "minimum": 1, "description": "of the list"},
+        },
+    ),
+}
 DATES = ("python-dateutil", "six", "tzdata")
 # Packages of this installation that a plugin may run on, each with what it stands on, by the extra
 # that brings them.
@@ -80,6 +100,7 @@ class Permissions:
     hosts: tuple[str, ...] = ()  # names of hosts that its owner fills in, of the own network too
     # that this node's model writes for it in an hour, prompts included
     model_tokens: int = 0
+    tools: tuple[str, ...] = ()  # of other plugins: PUBLISHER/NAME:TOOL
     optional: tuple[str, ...] = ()  # of the names above, those that its owner may leave unfilled
     # sees the arguments of its own calls, never the conversation
     private_data: Literal["none", "args"] = "args"
@@ -102,6 +123,10 @@ class Permissions:
         if not 0 <= self.model_tokens <= 10_000_000:
             raise ValueError(
                 f"permissions.model_tokens is {self.model_tokens}; it must be 0 to 10000000"
+            )
+        if unknown := [one for one in self.tools if not OTHER_TOOL.fullmatch(one)]:
+            raise ValueError(
+                f"permissions.tools names {unknown[0]!r}; expected publisher/name:tool"
             )
         if both := set(self.folders) & set(self.write_folders):
             raise ValueError(
@@ -225,6 +250,7 @@ class ToolEntry:
     description: str
     schema: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect = "write"
+    offers: str = ""  # it is the host's own, for this one of OFFERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +269,7 @@ class Head:
     # a wrapped server (`plugin wrap`): what runs inside, and the folder that it runs on
     command: tuple[str, ...] = ()
     content: str = ""  # of `sandbox.store`; empty: the system's programs suffice
+    offers: tuple[str, ...] = ()  # of OFFERS
     runtime: Runtime = field(default_factory=Runtime)
     permissions: Permissions = field(default_factory=Permissions)
     limits: PluginLimits = field(default_factory=PluginLimits)
@@ -259,6 +286,10 @@ class Head:
             raise ValueError(
                 f"version is {self.version!r}; expected three numbers, for example 1.0.0"
             )
+        if unknown := [one for one in self.offers if one not in OFFERS]:
+            raise ValueError(f"offers names {unknown[0]!r}; expected {' or '.join(OFFERS)}")
+        if own := [one for one in self.permissions.tools if one.startswith(f"{self.id}:")]:
+            raise ValueError(f"permissions.tools names {own[0]!r}, which is its own")
         if self.author_key and not DIGEST.fullmatch(self.author_key):
             raise ValueError(f"author_key is {self.author_key!r}; expected 64 hexadecimal digits")
         if self.command:
@@ -299,6 +330,10 @@ class Head:
             found.append(f"send to and receive from what you name as {', '.join(asked.hosts)}")
         if asked.model_tokens:
             found.append(f"have the model write, up to {asked.model_tokens} tokens an hour")
+        if asked.tools:
+            found.append(
+                f"call {', '.join(asked.tools)} of other plugins, and by that do what those may"
+            )
         if asked.optional:
             found.append(f"of these only if you name it: {', '.join(asked.optional)}")
         online = asked.network or asked.hosts
@@ -381,7 +416,8 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
         head = tables.fill(Head, table, f"{path}: ")
     except ConfigError as error:
         raise ManifestError(f"{error}; the plugin is not loaded") from None
-    tools = tuple(tool_entry(item, f"{path}: tools[{index}]") for index, item in enumerate(listed))
+    own = (tool_entry(item, f"{path}: tools[{index}]") for index, item in enumerate(listed))
+    tools = (*own, *(offered(head.id, kind) for kind in head.offers))
     if len({tool.name for tool in tools}) < len(tools):
         raise ManifestError(f"{path}: two tools share a name; each must have its own")
     if (found := digest(listed)) != head.tools_digest:
@@ -392,6 +428,19 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
     if head.entry and head.entry not in files:
         raise ManifestError(f"{path}: entry {head.entry!r} is not in the bundle")
     return Manifest(head, tools, files)
+
+
+def offered(plugin_id: str, kind: str) -> ToolEntry:
+    """The host's own tool for one of OFFERS."""
+    description, takes = OFFERS[kind]
+    schema = {
+        "type": "object",
+        "properties": dict(takes),
+        "required": [],
+        "additionalProperties": False,
+    }
+    name = plugin_id.partition("/")[2].replace("-", "_")
+    return ToolEntry(f"{name}_{kind}", description.format(plugin_id), schema, "read", kind)
 
 
 def tool_entry(item: Any, where: str) -> ToolEntry:

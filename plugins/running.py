@@ -10,15 +10,17 @@ import json
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import log, paths
 from ..core.assistant.tools import Effect
 from ..core.errors import ConfigError, PluginError, SandboxUnavailableError, ToolError
-from . import endpoints, grants, manifest
+from . import endpoints, grants, manifest, offers
 from .audit import Row
 from .client import PluginConnection
+from .delegation import Carry, OtherTools
 from .endpoints import Endpoint, is_public
 from .grants import SETTINGS, PluginSettings
 from .manifest import Manifest
@@ -63,6 +65,15 @@ def say(row: Row) -> None:
     logger.info("%s", row)
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a plugin says when it is started, for whoever writes its manifest."""
+
+    tools: list[dict[str, Any]]
+    offers: tuple[str, ...]  # of `manifest.OFFERS`
+    about: Mapping[str, Any]  # of itself: name, version
+
+
 class Plugin:
     """One plugin: its terms, and its process while it has one."""
 
@@ -76,6 +87,7 @@ class Plugin:
         write: Write | None = None,
         sources: Sequence[Path] = (),
         sandbox: Wanted = "auto",
+        carry: Carry | None = None,
     ) -> None:
         """
         Args:
@@ -84,7 +96,7 @@ class Plugin:
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
             for it. write: this node's model; None: there is none. sources: what this node
             reads, to which no plugin writes. sandbox: what confines it; "auto": what its first
-            start finds.
+            start finds. carry: who calls tools of other plugins for it; None: nobody.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self._sources, self.sandbox = sources, sandbox
@@ -97,6 +109,9 @@ class Plugin:
         self._tell = tell
         tokens = manifest.head.permissions.model_tokens
         self._model = ModelAccess(manifest.id, tokens, write, tell) if tokens and write else None
+        allowed = manifest.head.permissions.tools
+        self._others = OtherTools(allowed, carry) if allowed and carry else None
+        self._hosts_own = {tool.name: tool.offers for tool in manifest.tools if tool.offers}
         self._broker: Broker | None = None
         self._granted: tuple[Endpoint, ...] | None = None
         self._lock = asyncio.Lock()
@@ -125,6 +140,8 @@ class Plugin:
                 self._quiet.cancel()  # it sleeps, or waits for the lock that we hold
             try:
                 connection = await self._connected(deadline_s)
+                if kind := self._hosts_own.get(tool):
+                    return await offers.answer(connection, kind, arguments, deadline_s)
                 return await connection.call(tool, arguments, deadline_s)
             finally:
                 if self.manifest.head.runtime.fresh and self.connection is not None:
@@ -182,7 +199,7 @@ class Plugin:
         logger.info("plugin %s started", self.manifest.id)
         return connection
 
-    async def listing(self, deadline_s: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    async def listing(self, deadline_s: float) -> Said:
         """What it offers, and what it says of itself, from a start of its own; for whoever writes
         its manifest. Nothing is compared, and nothing else is asked of it.
 
@@ -192,7 +209,8 @@ class Plugin:
         """
         connection = await self._begin()
         try:
-            return await connection.handshake(deadline_s), connection.server
+            tools = await connection.handshake(deadline_s)
+            return Said(tools, connection.offers, connection.server)
         finally:
             await connection.close()
 
@@ -303,7 +321,9 @@ class Plugin:
     def _connect(
         self, started: asyncio.subprocess.Process, bounds: Bounds, folders: Sequence[str]
     ) -> PluginConnection:
-        return PluginConnection(started, self.manifest.id, bounds, folders, self._model)
+        return PluginConnection(
+            started, self.manifest.id, bounds, folders, self._model, self._others
+        )
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
         """Disable the plugin for good if what it offers is not what its manifest promised:

@@ -39,12 +39,16 @@ class Written:
 Write = Callable[[Sequence[Mapping[str, str]], int, int], Awaitable[Written]]
 
 
-class SamplingRefused(Exception):
-    """A request that is not answered, with the code of its error."""
+class HostRefusal(Exception):
+    """A request of a plugin's that is not answered, with the code of its error."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class SamplingRefused(HostRefusal):
+    """The model does not write."""
 
 
 class ModelAccess:

@@ -1,8 +1,9 @@
-"""Write a plugin: functions become tools of an MCP server on standard input and output.
+"""Write a plugin: functions become tools, resources and prompts of an MCP server on standard input
+and output.
 
 One file, standard library alone: a plugin starts in some 25 milliseconds, and this page is all
-there is to read. Knows JSON-RPC lines, the tool part of MCP (handshake revisions and 2026-07-28),
-one slot of storage, and how to ask a host over HTTP.
+there is to read. Knows JSON-RPC lines, what MCP says of tools, resources and prompts (handshake
+revisions and 2026-07-28), one slot of storage, and how to ask a host over HTTP.
 Knows nothing of sandboxes: it runs the same in any other MCP host.
 Always: one request, one answer; a tool that raises answers with `isError`, and the server lives on.
 What a tool returns is its answer: a text as it is, all else as JSON. `async def` works too.
@@ -37,6 +38,7 @@ from typing import Any, TextIO
 HANDSHAKE_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 STATELESS_VERSION = "2026-07-28"
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
+INTERNAL_ERROR = -32603
 SCHEMA_TYPES = {
     str: "string",
     int: "integer",
@@ -211,11 +213,36 @@ def schema_of_hint(hint: Any, where: str) -> dict[str, Any]:
     )
 
 
+class Resource:
+    """A text that a host may read."""
+
+    def __init__(
+        self, function: Callable[..., Any], uri: str, name: str, description: str, mime_type: str
+    ) -> None:
+        self.function, self.uri, self.name = function, uri, name
+        self.description, self.mime_type = description, mime_type
+
+    def listing(self) -> dict[str, Any]:
+        """Its row of `resources/list`."""
+        row = {"uri": self.uri, "name": self.name, "mimeType": self.mime_type}
+        return {**row, **({"description": self.description} if self.description else {})}
+
+
+def prompt_listing(prompt: "Tool") -> dict[str, Any]:
+    """A prompt's row of `prompts/list`."""
+    schema = prompt.schema
+    required = schema.get("required", [])
+    takes = [{"name": name, "required": name in required} for name in schema["properties"]]
+    return {"name": prompt.name, "description": prompt.description, "arguments": takes}
+
+
 class Server:
     """Tools of one plugin, and the loop that answers for them."""
 
     def __init__(self) -> None:
         self.tools: dict[str, Tool] = {}
+        self.resources: dict[str, Resource] = {}  # by address
+        self.prompts: dict[str, Tool] = {}
         self.lines: Iterator[str] = iter(())
         self.out: TextIO = sys.stdout
         self.later: list[str] = []  # what came while a tool waited for the host
@@ -326,13 +353,13 @@ class Server:
             chosen = asked if asked in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[0]
             return {
                 "protocolVersion": chosen,
-                "capabilities": {"tools": {}},
+                "capabilities": self.capabilities(),
                 "serverInfo": dict(identity),
             }
         if method == "server/discover":
             return {
                 "supportedVersions": [STATELESS_VERSION],
-                "capabilities": {"tools": {}},
+                "capabilities": self.capabilities(),
                 **extra,
                 **cache,
             }
@@ -342,7 +369,55 @@ class Server:
             return {"tools": [tool.listing() for tool in self.tools.values()], **extra, **cache}
         if method == "tools/call":
             return {**self.call(params), **extra}
-        raise Refused(METHOD_NOT_FOUND, f"no method {method!r}; this server has tools only")
+        if method == "resources/list" and self.resources:
+            listed = [one.listing() for one in self.resources.values()]
+            return {"resources": listed, **extra, **cache}
+        if method == "resources/read" and self.resources:
+            return {**self.read(params.get("uri")), **extra, **cache}
+        if method == "prompts/list" and self.prompts:
+            prompts = [prompt_listing(one) for one in self.prompts.values()]
+            return {"prompts": prompts, **extra, **cache}
+        if method == "prompts/get" and self.prompts:
+            return {**self.prompt(params), **extra}
+        raise Refused(METHOD_NOT_FOUND, f"no method {method!r} here")
+
+    def capabilities(self) -> dict[str, Any]:
+        """What this server offers."""
+        more = {"resources": self.resources, "prompts": self.prompts}
+        return {"tools": {}, **{name: {} for name, held in more.items() if held}}
+
+    def read(self, uri: Any) -> dict[str, Any]:
+        """One resource's text."""
+        found = self.resources.get(uri) if isinstance(uri, str) else None
+        if found is None:
+            raise Refused(INVALID_PARAMS, f"no resource is called {uri!r}")
+        text = self.told(found.function, {}, found.uri)
+        return {"contents": [{"uri": found.uri, "mimeType": found.mime_type, "text": text}]}
+
+    def prompt(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """One prompt's text, as a message of the user's."""
+        name, arguments = params.get("name"), params.get("arguments") or {}
+        found = self.prompts.get(name) if isinstance(name, str) else None
+        if found is None or not isinstance(arguments, dict):
+            raise Refused(INVALID_PARAMS, f"no prompt is called {name!r}, or no arguments")
+        try:
+            given = found.check(arguments)
+        except ToolFailure as failure:
+            raise Refused(INVALID_PARAMS, str(failure)) from None
+        text = self.told(found.function, given, found.name)
+        message = {"role": "user", "content": {"type": "text", "text": text}}
+        return {"description": found.description, "messages": [message]}
+
+    def told(self, function: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> str:
+        """What a function returns, as a text; Refused if it fails."""
+        try:
+            answer = self.run(function, arguments)
+        except ToolFailure as failure:
+            raise Refused(INTERNAL_ERROR, str(failure)) from None
+        except Exception as error:
+            traceback.print_exc()
+            raise Refused(INTERNAL_ERROR, f"{name} broke: {type(error).__name__}") from None
+        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def call(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Run one tool; a failure is an answer too."""
@@ -414,6 +489,26 @@ def tool(
     return offer if function is None else offer(function)
 
 
+def resource(uri: str, *, name: str = "", mime_type: str = "text/plain") -> Callable[..., Any]:
+    """Offer what a function without arguments returns as a text that a host may read at `uri`; its
+    docstring describes it.
+    """
+
+    def offer(chosen: Callable[..., Any]) -> Callable[..., Any]:
+        text = inspect.getdoc(chosen) or ""
+        SERVER.resources[uri] = Resource(chosen, uri, name or chosen.__name__, text, mime_type)
+        return chosen
+
+    return offer
+
+
+def prompt(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Offer what a function returns as a prompt; it takes texts. Name and docstring describe it."""
+    name, text = function.__name__, inspect.getdoc(function) or ""
+    SERVER.prompts[name] = Tool(function, name, text, schema_of(function), True)
+    return function
+
+
 def serve(name: str, version: str) -> None:
     """Answer for all tools of this program until standard input ends."""
     SERVER.serve(name, version)
@@ -445,6 +540,22 @@ def ask_model(prompt: str, *, system: str = "", max_tokens: int = 256) -> str:
         params["systemPrompt"] = system
     content = SERVER.request("sampling/createMessage", params).get("content") or {}
     return str(content.get("text", ""))
+
+
+def call_tool(wanted: str, /, **arguments: Any) -> str:
+    """What a tool of another plugin answers; for a tool that is running.
+
+    Args:
+        wanted: PUBLISHER/NAME:TOOL, as this plugin's `permissions.tools` names it.
+
+    Raises:
+        ToolFailure: it was not granted, is not there, or says that it failed.
+    """
+    said = SERVER.request("quietchoir/tools/call", {"tool": wanted, "arguments": arguments})
+    text = "\n".join(str(part.get("text", "")) for part in said.get("content") or ())
+    if said.get("isError"):
+        raise ToolFailure(f"{wanted}: {text}")
+    return text
 
 
 class HostResponse:

@@ -135,12 +135,12 @@ import os, sys, threading
 def attack() -> str:
     "Attack."
     kept = Storage()
-    kept.write(kept.read() + b"x")
+    kept.save((kept.value or 0) + 1)
     note = (folder("papers") / "note").read_text()
     started = threading.Thread(target=print, kwargs={"file": sys.stderr})
     started.start()
     started.join()
-    return f"{config('home.json')['name']} {note} {len(kept.read())} {sorted(os.environ)}"
+    return f"{config('home.json')['name']} {note} {kept.value} {sorted(os.environ)}"
 serve("tests/hostile", "1.0.0")
 """
 

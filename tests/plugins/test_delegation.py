@@ -1,0 +1,129 @@
+"""Tools of other plugins: those that a manifest names, never in a circle, under the same rules."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.core.errors import ManifestError, ToolError
+from quietchoir.core.toolcall import ToolCall
+from quietchoir.plugins import delegation, manifest
+from quietchoir.plugins.audit import verify
+from quietchoir.plugins.delegation import DelegationRefused, OtherTools
+from quietchoir.plugins.sandbox.probe import SandboxReport
+
+from .conftest import NOTHING, write_bundle
+
+ASKING = """
+from quietchoir_sdk import ToolFailure, call_tool, serve, tool
+@tool
+def {name}(tool: str = "") -> str:
+    "Ask."
+    if not tool:
+        return "{name} was asked"
+    try:
+        return "heard: " + call_tool(tool)
+    except ToolFailure as failure:
+        return f"refused: {{failure}}"
+serve("tests/{name}", "1.0.0")
+"""
+
+
+def written(folder: Path, name: str, *tools: str, effect: str = "read", **more: Any) -> Path:
+    """The plugin `tests/NAME` with one tool NAME, which asks for `tools` of others."""
+    takes = {**NOTHING, "properties": {"tool": {"type": "string", "default": ""}}}
+    listed = {"name": name, "description": "Ask.", "inputSchema": takes, "effect": effect}
+    asked = {"tools": list(tools), **more}
+    return write_bundle(
+        folder / name, ASKING.format(name=name), [listed], id=f"tests/{name}", permissions=asked
+    )
+
+
+async def test_a_plugin_calls_what_it_was_granted_and_nothing_else(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    names = ("first", "second", "third", "fourth")
+    folders = [
+        written(tmp_path, "first", "tests/second:second", "tests/fourth:fourth", "tests/fifth:x"),
+        written(tmp_path, "second", "tests/third:third", effect="write"),
+        written(tmp_path, "third", effect="read", network=["example.org"]),
+        written(tmp_path, "fourth"),
+    ]
+    enabled = tuple(f"tests/{name}" for name in names)
+    host = await hosts(*folders, enabled=enabled, guarded=("fourth",))
+    # the owner is asked before the first as before the third, which it can reach
+    assert {tool.name: tool.effect for tool in host.tools()} == {
+        "first": "outside",
+        "second": "outside",
+        "third": "outside",
+        "fourth": "read",
+    }
+
+    async def said(wanted: str) -> str:
+        return str((await host.call(ToolCall("first", {"tool": wanted}))).text)
+
+    assert await said("tests/second:second") == "heard: second was asked"
+    assert "is not granted; granted: tests/second:second" in await said("tests/third:third")
+    assert "by its owner's rule" in await said("tests/fourth:fourth")
+    assert "is not enabled here" in await said("tests/fifth:x")
+    log = tmp_path / "plugins" / "audit.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["tool"], row["caller"]) for row in rows][:2] == [
+        ("second", "tests/first"),
+        ("first", ""),
+    ]
+    assert verify(log)[0] == len(rows)
+
+
+async def test_plugins_that_call_in_a_circle_or_a_long_chain_do_not_run(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [
+        written(tmp_path, "first", "tests/second:second"),
+        written(tmp_path, "second", "tests/first:first"),
+        written(tmp_path, "third"),
+    ]
+    enabled = ("tests/first", "tests/second", "tests/third")
+    host = await hosts(*folders, enabled=enabled)
+    assert [tool.name for tool in host.tools()] == ["third"]
+    with pytest.raises(ToolError, match="come back to it"):
+        await host.call(ToolCall("first"))
+
+
+def test_a_circle_is_found_however_long_and_a_short_chain_is_none() -> None:
+    chain = {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set[str]()}
+    assert list(delegation.too_long(chain)) == []
+    assert list(delegation.too_long({"z": {"a"}, **chain})) == ["z"]
+    circle = {str(one): {str((one + 1) % 9)} for one in range(9)}
+    assert list(delegation.too_long(circle)) == list(circle)
+    assert delegation.edges({"a": ("b:x", "gone:y"), "b": ()}) == {"a": {"b"}, "b": set()}
+
+
+async def test_requests_that_are_none_and_too_many_are_refused() -> None:
+    async def carry(plugin: str, tool: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        return f"{plugin} {tool} {arguments}", False
+
+    others = OtherTools(("a/b:c",), carry)
+    found = await others.create({"tool": "a/b:c", "arguments": {"x": 1}})
+    assert found["isError"] and found["content"][0]["text"] == "a/b c {'x': 1}"
+    for params in ({}, {"tool": 5}, {"tool": "a/b:c", "arguments": []}):
+        with pytest.raises(DelegationRefused):
+            await others.create(params)
+    for _ in range(delegation.MAX_CALLS - 1):
+        await others.create({"tool": "a/b:c"})
+    with pytest.raises(DelegationRefused, match="more than 100"):
+        await others.create({"tool": "a/b:c"})
+    others.begin()
+    await others.create({"tool": "a/b:c"})
+
+
+def test_a_manifest_names_tools_of_others_by_their_plugins(tmp_path: Path) -> None:
+    for name in ("tool", "tests/first:first", "tests/other:", "x/y:z w"):
+        with pytest.raises(ManifestError, match=r"permissions\.tools"):
+            manifest.read(written(tmp_path, "first", name))
+    terms = manifest.read(written(tmp_path, "first", "tests/other:ask"))
+    assert "call tests/other:ask of other plugins, and by that do what those may" in (
+        terms.head.asks()
+    )
