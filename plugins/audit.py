@@ -64,7 +64,17 @@ class Sampled:
     outcome: Outcome
 
 
-Row = Call | ProxyConnection | Sampled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elicited:
+    """One form that a plugin had its owner asked, without question and answer."""
+
+    plugin: str
+    fields: int
+    seconds: float
+    outcome: Outcome  # "refused": the owner said no; "failed": no answer in time, or none that fits
+
+
+Row = Call | ProxyConnection | Sampled | Elicited
 
 
 class Audit:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict, MultiMapping
@@ -154,6 +155,30 @@ class Upstream:
         self._reader.feed_eof()
 
 
+class Inbound(web.RequestHandler):
+    """A connection of the plugin's.
+
+    Args:
+        malformed: hears of what comes on it and is no HTTP.
+    """
+
+    def __init__(self, server: web.Server, malformed: Callable[[], None], **options: Any) -> None:
+        super().__init__(server, **options)
+        self.malformed = malformed
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """As aiohttp answers it; what broke while a request was answered is logged there."""
+        if status < 500:
+            self.malformed()
+        return super().handle_error(request, status, exc, message)
+
+
 class Turned(asyncio.Protocol):
     """A connection beyond what is served."""
 
@@ -207,23 +232,23 @@ class Broker:
             async def answer(request: web.BaseRequest) -> web.StreamResponse:
                 return await self._answer(request, session)
 
-            server = web.Server(
-                answer,
-                access_log=None,
-                logger=UNHEARD,
-                keepalive_timeout=IDLE_S,
-                lingering_time=0,
-                auto_decompress=False,
-            )
-
-            loop = asyncio.get_running_loop()
+            options: dict[str, Any] = {
+                "access_log": None,
+                "logger": UNHEARD,
+                "keepalive_timeout": IDLE_S,
+                "lingering_time": 0,
+                "auto_decompress": False,
+            }
+            server, loop = web.Server(answer, **options), asyncio.get_running_loop()
             ended = self._ended = loop.create_future()
 
             def admit() -> asyncio.BaseProtocol:
                 if not self.budget.arrive():
                     self._end(f"it opened more than {MAX_ARRIVALS} connections in a minute")
                 few = len(server.connections) < MAX_CONNECTIONS and not ended.done()
-                return server() if few else Turned()
+                if not few:
+                    return Turned()
+                return Inbound(server, self._malformed, loop=loop, **options)
 
             accepting = await loop.create_server(admit, sock=listening, backlog=MAX_CONNECTIONS)
             try:
@@ -260,6 +285,11 @@ class Broker:
         finally:
             if beyond < 2:  # one line says that there were too many
                 self._log(exchange, time.monotonic() - begun, outcome)
+
+    def _malformed(self) -> None:
+        """What was no HTTP counts as a request, and is logged as one to nowhere."""
+        if self.budget.ask() < 2:
+            self._log(ProxyExchange(self.budget), 0.0, "refused")
 
     def _check(self, exchange: ProxyExchange) -> None:
         """Raises: RequestRefused: it was not granted, or no byte is left."""

@@ -11,15 +11,17 @@ its last complaints.
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePosixPath
 from typing import Any
 
 from ..core import log
 from ..core.errors import ToolError
 from ..core.screen import one_line
-from . import delegation
+from . import delegation, elicitation
 from .delegation import OtherTools
+from .elicitation import OwnersForms
 from .hidden import legible
 from .manifest import MAX_DEPTH, OFFERS, deeper
 from .sampling import REFUSED, HostRefusal, ModelAccess
@@ -57,12 +59,14 @@ class PluginConnection:
         folders: Sequence[str] = (),
         model: ModelAccess | None = None,
         others: OtherTools | None = None,
+        forms: OwnersForms | None = None,
     ) -> None:
         """
         Args:
             folders: of its owner's, as it sees them: told to a server that asks for its roots.
             model: what it may have the model write; None: nothing. others: tools of other
-            plugins that it may call; None: none.
+            plugins that it may call; None: none. forms: its owner, whom it may ask; None: nobody
+            can be asked.
         """
         self.name = name
         self.roots = [
@@ -70,11 +74,15 @@ class PluginConnection:
         ]
         self.noise = self.chatter = 0
         self._others = others
-        self._services: dict[str, ModelAccess | OtherTools] = {}
+        self._forms = forms
+        self._limit: asyncio.Timeout | None = None  # of the call that waits
+        self._services: dict[str, ModelAccess | OtherTools | OwnersForms] = {}
         if model is not None:
             self._services["sampling/createMessage"] = model
         if others is not None:
             self._services[delegation.METHOD] = others
+        if forms is not None:
+            self._services[elicitation.METHOD] = forms
         self._serving = set[asyncio.Task[None]]()
         self.offers: tuple[str, ...] = ()  # besides tools, as it says
         self.afterwards: Callable[[], None] = lambda: None  # what is to be done when it is gone
@@ -169,6 +177,7 @@ class PluginConnection:
         us = {"name": "quietchoir", "version": "1"}
         can: dict[str, Any] = {"roots": {"listChanged": False}} if self.roots else {}
         can |= {"sampling": {}} if "sampling/createMessage" in self._services else {}
+        can |= {elicitation.CAPABILITY: {}} if self._forms is not None else {}
         if self._others is not None:
             can["experimental"] = {delegation.CAPABILITY: {"tools": list(self._others.allowed)}}
         hello = {"protocolVersion": PROTOCOLS[0], "capabilities": can, "clientInfo": us}
@@ -227,10 +236,11 @@ class PluginConnection:
         self, method: str, params: Mapping[str, Any], deadline_s: float, *, about: str = ""
     ) -> dict[str, Any]:
         """The result of one request. Raises: ToolError: as `call`."""
-        if self._others is not None:
-            self._others.begin()
+        for service in (self._others, self._forms):
+            if service is not None:
+                service.begin()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s) as self._limit:
                 return await self._request(method, params)
         except TimeoutError:
             raise ToolError(
@@ -238,6 +248,7 @@ class PluginConnection:
                 f"{deadline_s:g} s"
             ) from None
         finally:
+            self._limit = None
             if not self._waiting:  # nobody waits for what is done for it
                 for task in self._serving:
                     task.cancel()
@@ -445,7 +456,10 @@ class PluginConnection:
         task.add_done_callback(self._replies.discard)
 
     def _serve(
-        self, number: Any, params: Mapping[str, Any], service: ModelAccess | OtherTools
+        self,
+        number: Any,
+        params: Mapping[str, Any],
+        service: ModelAccess | OtherTools | OwnersForms,
     ) -> None:
         """Do what it asks for, beside the call of it that waits."""
 
@@ -454,7 +468,8 @@ class PluginConnection:
             try:
                 if len(self._serving) > MAX_SERVING or not self._waiting:
                     raise HostRefusal(REFUSED, "nothing is done but for a call that is waited for")
-                answer = {"result": await service.create(params)}
+                with self._paused() if service is self._forms else nullcontext():
+                    answer = {"result": await service.create(params)}
             except HostRefusal as error:
                 answer = {"error": {"code": error.code, "message": str(error)}}
             except asyncio.CancelledError:  # it waits for an answer even then
@@ -464,6 +479,21 @@ class PluginConnection:
         task = asyncio.create_task(served())
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """The time of the call that waits does not run: its owner reads."""
+        limit, loop = self._limit, asyncio.get_running_loop()
+        until = limit.when() if limit is not None else None
+        if limit is None or until is None:
+            raise HostRefusal(REFUSED, "its owner is asked once already, or no call is waited for")
+        left = until - loop.time()
+        limit.reschedule(None)
+        try:
+            yield
+        finally:
+            if self._limit is limit:  # else nobody waits any more
+                limit.reschedule(loop.time() + left)
 
     async def _reply(self, message: Mapping[str, Any]) -> None:
         try:

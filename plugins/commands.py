@@ -8,7 +8,9 @@ import asyncio
 import dataclasses
 import difflib
 import json
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from ..core.errors import ConfigError, PluginError, RegistryError, ToolError
 from ..core.screen import one_line, typed
 
 if TYPE_CHECKING:
+    from .elicitation import Form
     from .manifest import Manifest
     from .registry.client import Release
 
@@ -52,6 +55,9 @@ def register(verbs: Any) -> None:
         "install", help="let a plugin in: one of a registry, a folder, or what pack wrote"
     )
     install.add_argument("source", metavar="ID[@VERSION]|FOLDER|FILE")
+    install.add_argument(
+        "--rejected", action="store_true", help="a folder or file that a reviewer rejected, too"
+    )
     install.set_defaults(run=install_one)
     grant = actions.add_parser(
         "grant", help="fill in what a plugin asks its owner for: folders, hosts, variables"
@@ -175,11 +181,8 @@ def show(chosen: argparse.Namespace) -> int:
     for folder, reason in sorted(found.refused.items()):
         print(f"{folder}  refused: {one_line(str(reason))}")
     report = probe()
-    print(
-        f"sandbox: {report.reason}"
-        if report.available
-        else f"sandbox: none. {report.reason}; {report.advice}"
-    )
+    told = "; ".join(filter(None, (report.reason, report.advice)))
+    print(f"sandbox: {'' if report.available else 'none. '}{told}")
     return 0
 
 
@@ -207,6 +210,7 @@ def run_once(chosen: argparse.Namespace) -> int:
         files={chosen.id: handed},
         installed=False,
         reads=grants.named_in(settings),
+        ask=at_terminal if sys.stdin.isatty() else None,
     )
 
     async def once() -> int:
@@ -227,6 +231,28 @@ def run_once(chosen: argparse.Namespace) -> int:
         return 0 if result.ok else 1
 
     return asyncio.run(once())
+
+
+async def at_terminal(form: "Form") -> Mapping[str, Any] | None:
+    """Put a plugin's form to whoever sits here."""
+    print(f"{form.plugin} asks: {one_line(form.message)}")
+    for field in form.fields:
+        print(f"  {field.told()}")
+    try:
+        asked = await asyncio.to_thread(typed, "Answer it? [y/N] ")
+        if asked.strip().lower() not in ("y", "yes"):
+            return None
+        given = {}
+        for field in form.fields:
+            while text := (await asyncio.to_thread(typed, f"{field.label}: ")).strip():
+                try:
+                    given[field.name] = field.read(text)
+                    break
+                except ValueError as error:
+                    print(f"expected {one_line(str(error))}")
+        return given
+    except EOFError:
+        return None
 
 
 def arguments_of(text: str) -> dict[str, Any]:
@@ -261,7 +287,12 @@ def install_one(chosen: argparse.Namespace) -> int:
         if why := lock.revoked(terms.id, terms.head.version):
             raise RegistryError(f"{terms.id} {terms.head.version} is {why}")
         if lock.rejections(digest := installing.digest_of(installing.pack(terms))):
-            print("a reviewer rejected these very bytes; plugin show says whether it stands")
+            if not chosen.rejected:
+                raise RegistryError(
+                    f"{terms.id}: a reviewer rejected these very bytes (plugin show {terms.id} says "
+                    f"who and why, and whether it stands); --rejected installs them all the same"
+                )
+            print("a reviewer rejected these very bytes; installed because you said --rejected")
         if not agreed(terms, known.get(terms.id), chosen.yes):
             return 1
         left = installing.left_over(terms)

@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, T
 from ..core.toolcall import ToolCall
 from . import delegation, installing, manifest, skills
 from .audit import Audit, Call, Outcome
+from .elicitation import AskOwner
 from .hidden import legible
 from .manifest import Manifest
 from .registry import lock
@@ -49,6 +50,7 @@ class PluginHost:
         write: this node's model, for plugins that were granted its use; None: there is none.
         guarded: tools that no plugin calls, whatever its manifest names: those which the owner
             forbids, or wants to be asked about each time.
+        ask: puts a form of a plugin's to the owner; None: nobody can.
         sandbox: what confines them; "auto": the best that this machine has.
     """
 
@@ -65,12 +67,14 @@ class PluginHost:
         write: Write | None = None,
         sandbox: Wanted = "auto",
         guarded: Collection[str] = (),
+        ask: AskOwner | None = None,
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
         self._write_text, self._sandbox, self._guarded = write, sandbox, frozenset(guarded)
+        self._ask = ask
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._reads = (*self._bundles, *reads)
         self._folder = folder or paths.home() / "plugins"
@@ -106,6 +110,7 @@ class PluginHost:
                 self._write_text,
                 self._reads,
                 carry=partial(self._carry, plugin_id),
+                ask=self._ask,
             )
             for tool in terms.tools:
                 if tool.name in self._owners:

@@ -21,6 +21,7 @@ from . import endpoints, grants, manifest, offers
 from .audit import Row
 from .client import PluginConnection
 from .delegation import Carry, OtherTools
+from .elicitation import AskOwner, OwnersForms
 from .endpoints import Endpoint, is_public
 from .grants import SETTINGS, PluginSettings
 from .manifest import Manifest
@@ -88,6 +89,7 @@ class Plugin:
         sources: Sequence[Path] = (),
         sandbox: Wanted = "auto",
         carry: Carry | None = None,
+        ask: AskOwner | None = None,
     ) -> None:
         """
         Args:
@@ -96,7 +98,8 @@ class Plugin:
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
             for it. write: this node's model; None: there is none. sources: what this node
             reads, to which no plugin writes. sandbox: what confines it; "auto": what its first
-            start finds. carry: who calls tools of other plugins for it; None: nobody.
+            start finds. carry: who calls tools of other plugins for it; None: nobody. ask: who
+            asks its owner for it; None: nobody.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self._sources, self.sandbox = sources, sandbox
@@ -111,6 +114,7 @@ class Plugin:
         self._model = ModelAccess(manifest.id, tokens, write, tell) if tokens and write else None
         allowed = manifest.head.permissions.tools
         self._others = OtherTools(allowed, carry) if allowed and carry else None
+        self._forms = OwnersForms(manifest.id, ask, tell) if ask else None
         self._hosts_own = {tool.name: tool.offers for tool in manifest.tools if tool.offers}
         self._broker: Broker | None = None
         self._granted: tuple[Endpoint, ...] | None = None
@@ -322,7 +326,7 @@ class Plugin:
         self, started: asyncio.subprocess.Process, bounds: Bounds, folders: Sequence[str]
     ) -> PluginConnection:
         return PluginConnection(
-            started, self.manifest.id, bounds, folders, self._model, self._others
+            started, self.manifest.id, bounds, folders, self._model, self._others, self._forms
         )
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:

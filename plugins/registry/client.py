@@ -22,6 +22,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,9 @@ from .lock import ABOUT, FORGOTTEN, registries
 from .log import LogHead
 from .review import Review, ReviewPolicy
 
+# of the days until rules and revocations end (`repository.DAYS`), so many must be left for a node
+# that knows of no state: what is held back from it is at most half as old as it could be
+FRESH_DAYS = 45
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
 STATE = re.compile(r"[0-9]{1,9}:[0-9a-f]{64}")  # version of targets.json, an entry of the log
 HEAD = "log-head.json"
@@ -192,6 +196,8 @@ def trust(name: str, url: str, root_sha256: str, state: str = "") -> None:
             registry.refresh()
             version, _, entry = state.partition(":")
             registry.require(max(least, int(version or 0)), entry)
+            if not state:
+                registry.require_fresh()
             entries, _ = registry.chain()
             stopped = registry.rows(REVOCATIONS, "revocations")
             rejected = registry.rejected(entries)
@@ -533,6 +539,23 @@ class RegistryClient:
             raise RegistryError(
                 f"{self.name}: it shows an older state than is known of it, or another; somebody "
                 f"holds news back: ask its owner"
+            )
+
+    def require_fresh(self) -> None:
+        """Refuse rules and revocations that their holders signed long ago: of them nobody who knows
+        nothing else can tell whether newer ones are held back.
+
+        Raises:
+            RegistryError: they are older than holders are to let them become.
+        """
+        signed = Metadata[Targets].from_file(str(self.metadata / "targets.json")).signed
+        left = signed.expires - datetime.now(UTC)
+        if left < timedelta(days=FRESH_DAYS):
+            raise RegistryError(
+                f"{self.name}: its rules and revocations were signed so long ago that newer ones "
+                f"may be held back ({left.days} days are left of them, a new node wants "
+                f"{FRESH_DAYS}); ask its owner for its state, and trust it with --state, or to "
+                f"sign anew (plugin registry renew)"
             )
 
     def chain(self) -> tuple[list[dict[str, Any]], LogHead]:

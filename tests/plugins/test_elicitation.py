@@ -1,0 +1,126 @@
+"""A plugin's form: small, flat, answered by its owner or by nobody."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.core.toolcall import ToolCall
+from quietchoir.plugins import elicitation
+from quietchoir.plugins.audit import Elicited
+from quietchoir.plugins.elicitation import Form, FormRefused, OwnersForms, form_of
+from quietchoir.plugins.sandbox.probe import SandboxReport
+
+from .conftest import hostile, write_bundle
+
+SIZE = {"type": "integer", "title": "Size", "minimum": 1, "maximum": 9}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "size": SIZE,
+        "colour": {"type": "string", "enum": ["red", "blue"]},
+        "gift": {"type": "boolean"},
+        "name": {"type": "string", "minLength": 2},
+    },
+    "required": ["size"],
+}
+ASKED = {"message": "Which one?", "requestedSchema": SCHEMA}
+ASKS = f"""
+from quietchoir_sdk import SERVER
+try:
+    return str(SERVER.request("elicitation/create", {ASKED!r}))
+except Exception as error:
+    return f"refused: {{error}}"
+"""
+
+
+def test_a_form_is_shown_in_words_and_its_values_are_what_was_asked_for() -> None:
+    form = form_of("a/b", ASKED)
+    assert [field.told() for field in form.fields] == [
+        "Size: a whole number",
+        "colour: one of red, blue, or nothing",
+        "gift: yes or no, or nothing",
+        "name: a text, or nothing",
+    ]
+    size, colour, gift, name = form.fields
+    assert (size.read("5"), colour.read("red"), gift.read("Yes"), name.read("Bo")) == (
+        *(5, "red", True),
+        "Bo",
+    )
+    for field, text in ((size, "x"), (size, "10"), (colour, "green"), (gift, "5"), (name, "B")):
+        with pytest.raises(ValueError):
+            field.read(text)
+    assert form.checked({"size": 5}) == {"size": 5}
+    for given in ({}, {"size": True}, {"size": 5, "other": 1}, {"size": 5, "name": 5}):
+        with pytest.raises(ValueError):
+            form.checked(given)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"message": ""},
+        {"message": "x" * 2000},
+        {"mode": "url", "url": "https://example.org"},
+        {"requestedSchema": []},
+        {"requestedSchema": {"properties": {str(one): SIZE for one in range(9)}}},
+        {"requestedSchema": {"properties": {"a": {"type": "object"}}}},
+        {"requestedSchema": {"properties": {"a": {"type": "array", "items": SIZE}}}},
+        {"requestedSchema": {"properties": {"a": {"type": "string", "enum": [1]}}}},
+        {"requestedSchema": {"properties": {"a": {"type": "string", "title": "x" * 300}}}},
+        {"requestedSchema": {"properties": {"a\u200b\u200b\u200b": SIZE}}},
+    ],
+)
+def test_what_is_no_small_flat_form_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(FormRefused):
+        form_of("a/b", ASKED | changed)
+
+
+async def test_answers_are_checked_counted_and_logged_without_what_was_said() -> None:
+    log, answers = list[Elicited](), list[Mapping[str, Any] | None]()
+
+    async def ask(form: Form) -> Mapping[str, Any] | None:
+        return answers.pop(0)
+
+    answers += [{"size": 5}, None, {"size": 50}]
+    forms = OwnersForms("a/b", ask, log.append)
+    assert await forms.create(ASKED) == {"action": "accept", "content": {"size": 5}}
+    assert await forms.create(ASKED) == {"action": "decline"}
+    assert await forms.create(ASKED) == {"action": "cancel"}
+
+    async def never(form: Form) -> Mapping[str, Any] | None:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    late = OwnersForms("a/b", never, log.append, answer_s=0.0)
+    assert await late.create(ASKED) == {"action": "cancel"}
+    for _ in range(elicitation.MAX_FORMS - 1):
+        await late.create(ASKED)
+    with pytest.raises(FormRefused, match="more than 4"):
+        await late.create(ASKED)
+    assert [row.outcome for row in log[:4]] == ["ok", "refused", "ok", "failed"]
+    assert "Which" not in repr(log)
+
+
+async def test_the_owner_is_asked_while_the_calls_own_time_stands_still(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = write_bundle(tmp_path / "hostile", hostile(ASKS))
+    host = await hosts(folder)
+    nobody = await host.call(ToolCall("attack"))
+    assert nobody.text == "refused: this host answers no such request"
+    await host.stop()
+    limits = list[float | None]()
+
+    async def ask(form: Form) -> Mapping[str, Any]:
+        connection = host.plugins["tests/hostile"].connection
+        limits.append(connection._limit.when())
+        return {"size": 3, "colour": "blue"}
+
+    host = await hosts(folder, ask=ask)
+    await host.plugins["tests/hostile"].warm(60.0)
+    found = await host.call(ToolCall("attack"))
+    assert found.text == "{'action': 'accept', 'content': {'size': 3, 'colour': 'blue'}}"
+    assert limits == [None]
