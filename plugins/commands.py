@@ -289,8 +289,8 @@ def install_one(chosen: argparse.Namespace) -> int:
         if lock.rejections(digest := installing.digest_of(installing.pack(terms))):
             if not chosen.rejected:
                 raise RegistryError(
-                    f"{terms.id}: a reviewer rejected these very bytes (plugin show {terms.id} says "
-                    f"who and why, and whether it stands); --rejected installs them all the same"
+                    f"{terms.id}: a reviewer rejected these very bytes (plugin show {terms.id} "
+                    f"says who and why, and whether it stands); --rejected installs them all the same"
                 )
             print("a reviewer rejected these very bytes; installed because you said --rejected")
         if not agreed(terms, known.get(terms.id), chosen.yes):

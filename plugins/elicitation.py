@@ -150,10 +150,8 @@ class OwnersForms:
             try:
                 async with asyncio.timeout(self._answer_s):
                     given = await self._ask(form)
-                outcome = "refused" if given is None else "ok"
-                if given is None:
-                    return {"action": "decline"}
-                return {"action": "accept", "content": form.checked(given)}
+                content = None if given is None else form.checked(given)
+                outcome = "refused" if content is None else "ok"
             except (TimeoutError, ValueError):
                 return {"action": "cancel"}
             finally:
@@ -161,6 +159,8 @@ class OwnersForms:
                 count = len(form.fields)
                 row = Elicited(plugin=self.plugin, fields=count, seconds=took, outcome=outcome)
                 self._tell(row)
+        accepted = {"action": "accept", "content": content}
+        return {"action": "decline"} if content is None else accepted
 
 
 def form_of(plugin: str, params: Mapping[str, Any]) -> Form:

@@ -111,6 +111,8 @@ def environment(policy: SandboxPolicy, stage: str = "") -> dict[str, str]:
     }
     if stage:
         found["QUIETCHOIR_FOLDERS"] = stage + DATA
+        # which OpenSSL takes for a broken installation where it is there and cannot be read
+        found["OPENSSL_CONF"] = "/dev/null"
     if policy.command:
         found |= {"PYTHONPATH": stage + FILES, "PYTHONDONTWRITEBYTECODE": "1"}
     if policy.broker is not None:

@@ -217,17 +217,21 @@ def memory_mb(leader: int) -> float:
 async def costs(folder: Path, repeats: int, calls: int) -> dict[str, Any]:
     """Starts and calls of the three arms, in turn."""
     terms = manifest.read(bundle(folder / "echo"))
-    confined = Plugin(terms, folder / "confined", {})
-    plain = Unconfined(terms, folder / "plain", {})
-    cold: dict[str, list[float]] = {"sandbox": [], "unsandboxed": [], "bare": []}
-    call: dict[str, list[float]] = {"sandbox": [], "unsandboxed": [], "bare": []}
+    plugins = {
+        "sandbox": Plugin(terms, folder / "confined", {}, sandbox="bubblewrap"),
+        "unsandboxed": Unconfined(terms, folder / "plain", {}, sandbox="bubblewrap"),
+    }
+    if probe("landlock").available:
+        plugins["landlock"] = Plugin(terms, folder / "shared", {}, sandbox="landlock")
+    cold: dict[str, list[float]] = {name: [] for name in (*plugins, "bare")}
+    call: dict[str, list[float]] = {name: [] for name in (*plugins, "bare")}
     held = dict[str, float]()
     hello = {"protocolVersion": PROTOCOLS[0], "capabilities": {}}
     asked = {"name": "echo", "arguments": ASKED}
     for _ in range(repeats):
         bare = Bare()
         try:
-            for name, plugin in (("sandbox", confined), ("unsandboxed", plain)):
+            for name, plugin in plugins.items():
                 cold[name].append(await elapsed(plugin.call("echo", ASKED, DEADLINE_S)))
             begun = time.perf_counter()
             again = Bare()
@@ -241,18 +245,18 @@ async def costs(folder: Path, repeats: int, calls: int) -> dict[str, Any]:
             again.close()
             bare.ask("tools/call", asked)
             for _ in range(calls):
-                for name, plugin in (("sandbox", confined), ("unsandboxed", plain)):
+                for name, plugin in plugins.items():
                     call[name].append(await elapsed(plugin.call("echo", ASKED, DEADLINE_S)))
                 begun = time.perf_counter()
                 bare.ask("tools/call", asked)
                 call["bare"].append(time.perf_counter() - begun)
-            for name, plugin in (("sandbox", confined), ("unsandboxed", plain)):
+            for name, plugin in plugins.items():
                 assert plugin.connection is not None  # it answered a moment ago
                 held[name] = memory_mb(plugin.connection.pid)
             held["bare"] = memory_mb(bare.started.pid)
         finally:
             bare.close()
-            await asyncio.gather(confined.stop(), plain.stop())
+            await asyncio.gather(*(plugin.stop() for plugin in plugins.values()))
     starts = {name: 1e3 * statistics.median(values) for name, values in cold.items()}
     quantiles = {name: statistics.quantiles(values, n=100) for name, values in call.items()}
     return {
@@ -446,5 +450,11 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("market.file_s", "s", "the peer: the same archive, from a file"),
         Figure("mcp.servers_tried", "", "servers of other people that are installed here"),
     )
+    if "landlock" in report["cold_start_ms"]:
+        yield from (
+            Figure("cold_start_ms.landlock", "ms", "a start without namespaces, under Landlock"),
+            Figure("call_us.landlock.p50", "µs", "a call there"),
+            Figure("rss_mb.landlock", "MB", "memory of the plugin there"),
+        )
     tried = report["mcp"]["servers_tried"]
     yield Figure("mcp.work", "", "of them, wrapped and called", at_least=tried)

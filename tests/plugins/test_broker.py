@@ -23,7 +23,7 @@ from quietchoir.core.errors import PluginError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import audit, broker, endpoints
 from quietchoir.plugins.audit import ProxyConnection
-from quietchoir.plugins.broker import Broker, TrafficBudget
+from quietchoir.plugins.broker import MAX_REQUESTS, Broker, TrafficBudget
 from quietchoir.plugins.endpoints import Endpoint
 from quietchoir.plugins.sandbox import watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
@@ -305,6 +305,19 @@ async def test_only_a_proxys_requests_are_answered(start: Callable[..., Any], si
         1
     ] == "400"
     assert sites.heard == []
+
+
+async def test_what_is_no_http_is_logged_as_a_request_to_nowhere_and_not_without_end(
+    start: Callable[..., Any],
+) -> None:
+    inside = await start("127.0.0.1:9", budget=TrafficBudget(64 << 20, clock=lambda: 0.0))
+    for line in ("\x16\x03\x01 hello", "GET", "NO SUCH THING AT ALL"):
+        assert (await inside.ask(line)).split()[1] == "400"
+    rows = [(row.host, row.port, row.outcome) for row in inside.log]
+    assert rows == [("", 0, "refused")] * 3
+    for _ in range(MAX_REQUESTS + 5):
+        await inside.ask("GET")
+    assert len(inside.log) == MAX_REQUESTS + 1
 
 
 async def test_bytes_and_requests_are_counted_across_restarts_of_the_plugin(

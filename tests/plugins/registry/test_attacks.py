@@ -21,7 +21,7 @@ from quietchoir.core.errors import ConfigError, ManifestError, RegistryError
 from quietchoir.plugins import installing, market
 from quietchoir.plugins.registry import client, keys, listing, lock, review
 from quietchoir.plugins.registry.client import HttpFetcher, opened
-from quietchoir.plugins.registry.repository import COMPACT
+from quietchoir.plugins.registry.repository import COMPACT, PluginRepository
 from quietchoir.plugins.registry.review import CHECKS
 from quietchoir.tests.plugins.test_commands import run
 
@@ -360,6 +360,38 @@ def test_the_bytes_of_a_revoked_plugin_do_not_come_back_as_a_file(
     assert run("plugin", "install", str(archives["bob/teapot"]), "--yes") == 0  # the control
     (lock.registries() / lock.WARNINGS).unlink()  # the owner's own way back
     assert run(*file) == 0 and not lock.halted(installed()["ann/counter"])
+
+
+def test_bytes_that_a_reviewer_rejected_go_in_as_a_file_by_a_flag_that_says_so(
+    world: World, tmp_path: Path
+) -> None:
+    install("ann/counter")
+    archive = tmp_path / "counter.zip"
+    archive.write_bytes(installing.pack(installed()["ann/counter"]))
+    market.remove("ann/counter", forget=False)
+    held = world.repository()
+    held.review("ann/counter", "1.0.0", world.signers["ruth"], verdict="reject", notes="it lies")
+    held.publish(world.signers["online"])
+    assert market.look() == {"main": ""}
+    file = ["plugin", "install", str(archive), "--yes"]
+    with pytest.raises(RegistryError, match="rejected these very bytes"):
+        run(*file)
+    assert not installed()
+    assert run(*file, "--rejected") == 0
+    assert list(installed()) == ["ann/counter"]
+
+
+def test_a_new_node_that_knows_of_no_state_believes_no_rules_that_are_long_signed(
+    days_ago: Callable[[int], World],
+) -> None:
+    world = days_ago(50)
+    PluginRepository(world.folder).publish(world.signers["online"])  # the online key's part is new
+    with pytest.raises(RegistryError, match="signed so long ago"):
+        client.trust("old", str(world.folder), world.root)
+    assert not client.trusted()
+    state = PluginRepository(world.folder).state()
+    client.trust("old", str(world.folder), world.root, state)
+    assert client.trusted() == ["old"]
 
 
 def test_keys_that_were_stolen_are_replaced_by_a_threshold_of_root_keys(

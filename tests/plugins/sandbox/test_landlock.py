@@ -178,13 +178,14 @@ async def test_a_plugin_reads_keeps_and_runs_threads_as_in_the_other_sandbox(
 async def test_threads_beyond_its_limit_end_it(inside: Callable[..., Any]) -> None:
     body = """
     import threading
+    threading.stack_size(1 << 18)
     for _ in range(12):
         threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     time.sleep(60)
     return "ran"
     """
     host = await inside(hostile(body))
-    with pytest.raises(ToolError, match="13 threads, more than 6"):
+    with pytest.raises(ToolError, match=r"ran \d+ threads, more than 6"):
         await host.call(ToolCall("attack"))
 
 
