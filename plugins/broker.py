@@ -155,7 +155,7 @@ class Upstream:
         self._reader.feed_eof()
 
 
-class Inbound(web.RequestHandler):
+class ProxyInbound(web.RequestHandler):
     """A connection of the plugin's.
 
     Args:
@@ -248,7 +248,7 @@ class Broker:
                 few = len(server.connections) < MAX_CONNECTIONS and not ended.done()
                 if not few:
                     return Turned()
-                return Inbound(server, self._malformed, loop=loop, **options)
+                return ProxyInbound(server, self._malformed, loop=loop, **options)
 
             accepting = await loop.create_server(admit, sock=listening, backlog=MAX_CONNECTIONS)
             try:

@@ -290,7 +290,7 @@ def install_one(chosen: argparse.Namespace) -> int:
             if not chosen.rejected:
                 raise RegistryError(
                     f"{terms.id}: a reviewer rejected these very bytes (plugin show {terms.id} "
-                    f"says who and why, and whether it stands); --rejected installs them all the same"
+                    f"says who and why, and whether it stands); --rejected installs them"
                 )
             print("a reviewer rejected these very bytes; installed because you said --rejected")
         if not agreed(terms, known.get(terms.id), chosen.yes):

@@ -28,7 +28,7 @@ from . import manifest, skills
 from .grants import SETTINGS, PluginSettings
 from .hidden import legible
 from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
-from .running import Plugin, Said, plugin_folder
+from .running import Plugin, Introduction, plugin_folder
 from .sandbox import interpreter, store
 from .wrapping import Wrapped
 
@@ -349,7 +349,7 @@ def trial_folder(plugin_id: str, bundle: Path) -> Path:
     return plugin_folder(f"{plugin_id}.dev-{whole[:12]}")
 
 
-async def live(terms: Manifest, folder: Path) -> Said:
+async def live(terms: Manifest, folder: Path) -> Introduction:
     """What a plugin offers when it is started here, confined, with what lies in `folder`. Raises:
     as `Plugin.listing`.
     """

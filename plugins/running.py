@@ -67,7 +67,7 @@ def say(row: Row) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Introduction:
     """What a plugin says when it is started, for whoever writes its manifest."""
 
     tools: list[dict[str, Any]]
@@ -203,7 +203,7 @@ class Plugin:
         logger.info("plugin %s started", self.manifest.id)
         return connection
 
-    async def listing(self, deadline_s: float) -> Said:
+    async def listing(self, deadline_s: float) -> Introduction:
         """What it offers, and what it says of itself, from a start of its own; for whoever writes
         its manifest. Nothing is compared, and nothing else is asked of it.
 
@@ -214,7 +214,7 @@ class Plugin:
         connection = await self._begin()
         try:
             tools = await connection.handshake(deadline_s)
-            return Said(tools, connection.offers, connection.server)
+            return Introduction(tools, connection.offers, connection.server)
         finally:
             await connection.close()
 

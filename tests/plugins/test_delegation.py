@@ -33,7 +33,7 @@ serve("tests/{name}", "1.0.0")
 
 def written(folder: Path, name: str, *tools: str, effect: str = "read", **more: Any) -> Path:
     """The plugin `tests/NAME` with one tool NAME, which asks for `tools` of others."""
-    takes = {**NOTHING, "properties": {"tool": {"type": "string", "default": ""}}}
+    takes = {**NOTHING, "properties": {"tool": {"type": "string"}}}
     listed = {"name": name, "description": "Ask.", "inputSchema": takes, "effect": effect}
     asked = {"tools": list(tools), **more}
     return write_bundle(
