@@ -28,7 +28,7 @@ from . import manifest, skills
 from .grants import SETTINGS, PluginSettings
 from .hidden import legible
 from .manifest import DIGEST, FILE, ID, Manifest, PluginLimits
-from .running import Plugin, Introduction, plugin_folder
+from .running import Introduction, Plugin, plugin_folder
 from .sandbox import interpreter, store
 from .wrapping import Wrapped
 
