@@ -466,7 +466,7 @@ class PluginConnection:
         async def served() -> None:
             answer: dict[str, Any]
             try:
-                if len(self._serving) > MAX_SERVING or not self._waiting:
+                if len(self._serving) > MAX_SERVING or self._limit is None:
                     raise HostRefusal(REFUSED, "nothing is done but for a call that is waited for")
                 with self._paused() if service is self._forms else nullcontext():
                     answer = {"result": await service.create(params)}
