@@ -67,9 +67,9 @@ def tried(source, decoys):
 
 @tool
 def attack(attempts: dict, decoys: dict) -> dict:
-    "Try each; what came of it. Where no process may begin, in this one."
+    "Try each; what came of it."
     found = {}
-    free = os.dup(0)
+    free = os.dup(0)  # where no process may begin, all are tried in this one
     os.close(free)
     for name, source in attempts.items():
         try:

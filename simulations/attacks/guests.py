@@ -127,9 +127,9 @@ def square(read: Callable[[str], None], size: int) -> Result:
 class Careless(PluginHost):
     """Counts an answer's bytes as if any text could be written down."""
 
-    def _write(self, plugin: Any, call: ToolCall, text: str, seconds: float, outcome: Any) -> None:
+    def _write(self, plugin: Any, call: ToolCall, text: str, seconds: float, *rest: Any) -> None:
         text.encode()
-        super()._write(plugin, call, text, seconds, outcome)
+        super()._write(plugin, call, text, seconds, *rest)
 
 
 class Played:

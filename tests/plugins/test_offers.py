@@ -48,8 +48,8 @@ async def test_they_are_listed_and_read_by_tools_of_the_host_in_its_words(
         "Lists what tests/hostile has to read, or reads one of it whose uri is given."
     )
 
-    async def said(name: str, **arguments: Any) -> str:
-        return str((await host.call(ToolCall(name, arguments))).text)
+    async def said(tool: str, /, **arguments: Any) -> str:
+        return str((await host.call(ToolCall(tool, arguments))).text)
 
     listed = await said("hostile_resources")
     assert listed.splitlines() == [
