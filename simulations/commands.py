@@ -92,7 +92,10 @@ def run_bench(arguments: Namespace) -> int:
     Raises:
         ConfigError: no such suite. QuietchoirError: the only suite that was asked for ended early.
     """
+    import faulthandler
     import json
+    import signal
+    import sys
     from functools import partial
 
     from rich.console import Console
@@ -116,6 +119,10 @@ def run_bench(arguments: Namespace) -> int:
         if arguments.out is not None:
             write_atomically(arguments.out, text().encode() + b"\n")
 
+    if sys.__stderr__ is not None:  # a run that ends by a crash or by somebody's signal says where
+        faulthandler.enable(sys.__stderr__)
+        for end in (signal.SIGTERM, signal.SIGHUP):
+            faulthandler.register(end, sys.__stderr__, chain=True)
     failed = False
     for name in [arguments.suite] if arguments.suite else suites.here():
         try:

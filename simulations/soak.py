@@ -43,6 +43,7 @@ from .processes import ProcessGroup
 READERS, LEAVERS = 6, 2
 TOKENS = 48  # of an answer, at most
 SAMPLE_S = 2.0  # between two looks at the memory
+TELL_S = 60.0  # between two lines about how it goes; a run that is cut off keeps the last one's
 WARM = 0.25  # of the time; caches fill meanwhile
 FLAT = 0.02  # how much memory may grow after it
 STEP_S = 1.0  # between two of a stranger's requests, and two switches of adapters
@@ -62,7 +63,9 @@ class Soak:
     draws: random.Random = field(default_factory=lambda: random.Random(1))
     ending: bool = False
 
-    async def run(self, seconds: float, end: Callable[[], None]) -> None:
+    async def run(
+        self, seconds: float, end: Callable[[], None], tell: Callable[[], None] = lambda: None
+    ) -> None:
         """Everybody, for so long; then `end` is called while readers read, and they finish."""
         headers = {"Authorization": f"Bearer {self.server.token}"}
         connector = aiohttp.TCPConnector(limit=0)
@@ -74,10 +77,14 @@ class Soak:
                 asyncio.create_task(self.again(one, session))
                 for one in (*[self.leave] * LEAVERS, self.oversize, self.garble, self.switch)
             ]
-            until = time.monotonic() + seconds
+            last = time.monotonic()
+            until = last + seconds
             while time.monotonic() < until and not self.lost:
                 await asyncio.sleep(min(SAMPLE_S, seconds))
                 self.memory_mb.append(self.server.process.memory_info().rss / 1e6)
+                if time.monotonic() - last > TELL_S:
+                    last = time.monotonic()
+                    tell()
             self.ending = True
             await asyncio.gather(*others)
             end()  # readers are in the middle of their answers, and begin no others
@@ -156,8 +163,8 @@ def random_adapter(home: Path) -> str:
     return Registry(home).put(made, card)
 
 
-def soak(seconds: float) -> dict[str, Any]:
-    """A node of its own, used for so long; what came of it."""
+def soak(seconds: float, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A node of its own, used for so long; what came of it. `keep` hears it each minute."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quietchoir-soak-")))
         home = paths.private_folder(scratch / "home")
@@ -166,12 +173,27 @@ def soak(seconds: float) -> dict[str, Any]:
         server = start_node(group, home)
         run = Soak(server, adapter)
         began = time.monotonic()
-        asyncio.run(run.run(seconds, lambda: server.process.send_signal(signal.SIGTERM)))
+
+        def report() -> dict[str, Any]:
+            return told(run, time.monotonic() - began)
+
+        asyncio.run(
+            run.run(
+                seconds,
+                lambda: server.process.send_signal(signal.SIGTERM),
+                lambda: keep(report() | {"unfinished": True}),
+            )
+        )
         group.children[0].finish(60.0)
+    return report()
+
+
+def told(run: Soak, seconds: float) -> dict[str, Any]:
+    """What came of a run until now."""
     grown = growth(run.memory_mb)
     return {
         "machine": machine.line(),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(seconds),
         "done": dict(run.done),
         "tokens": run.crowd.tokens,
         "lost": run.lost,
@@ -191,11 +213,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="default: an hour")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON too")
     chosen = parser.parse_args()
-    report = soak(chosen.seconds)
-    text = json.dumps(report, indent=2)
-    if chosen.out is not None:
-        paths.write_atomically(chosen.out, text.encode() + b"\n")
-    print(text)
+
+    def write(report: dict[str, Any]) -> None:
+        if chosen.out is not None:
+            paths.write_atomically(chosen.out, json.dumps(report, indent=2).encode() + b"\n")
+
+    def keep(report: dict[str, Any]) -> None:
+        write(report)
+        asked, memory = report["done"], report["memory_mb"]["median"]
+        print(f"… {report['seconds']} s: {asked}, {memory:.0f} MB", file=sys.stderr, flush=True)
+
+    report = soak(chosen.seconds, keep)
+    write(report)
+    print(json.dumps(report, indent=2))
     return 0 if report["well"] else 1
 
 

@@ -132,7 +132,8 @@ class Turn:
     told: bool = False  # what of the conversation the model is not shown
     probability: float | None = None  # of these calls together
     wishes: Sequence[str] = ()  # of the same sentence, that wait for the first one's call
-    unnamed: bool = False  # what was said names nothing of what the adapter would have called
+    # wishes that name nothing of what the adapter would have called for them
+    unnamed: list[str] = field(default_factory=list)
     reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -230,7 +231,9 @@ class Assistant:
         for number in range(1, self.config.steps + 1):
             if number > 1:
                 last = number == self.config.steps or turn.repeats
-                parted = "\n" if turn.wishes else "\n\n" if turn.said.strip() else ""
+                parted = "\n\n" if turn.said.strip() else ""
+                if turn.wishes:  # which stand on a line each
+                    parted = "\n" if parted or turn.made else ""
                 self._go_on(turn, last=last)
                 yield LoopStepEvent(number, last)
                 if parted:
@@ -238,21 +241,20 @@ class Assistant:
             async with aclosing(self._generate(turn)) as pieces:
                 async for piece in pieces:
                     yield piece
-            if turn.unnamed:
-                left = replace(ask.messages[-1], content=turn.question)
-                whole = number == 1  # of all wishes nothing was called
-                messages = ask.messages if whole else (*ask.messages[:-1], left)
-                turn = await self._as_talk(replace(ask, messages=messages), turn)
-                yield LoopStepEvent(number + 1, last=True)
-                async with aclosing(self._generate(turn)) as pieces:
-                    async for piece in pieces:
-                        yield piece
             for call in turn.calls:
                 async with aclosing(self._act(turn, call)) as events:
                     async for event in events:
                         yield event
             if self._ended(turn):
                 break
+        if turn.unnamed:
+            if turn.calls or turn.said.strip():  # of the wish after it
+                yield Text("\n")
+            turn = await self._as_talk(ask, turn)
+            yield LoopStepEvent(number + 1, last=True)
+            async with aclosing(self._generate(turn)) as pieces:
+                async for piece in pieces:
+                    yield piece
         yield turn.finished
 
     async def complete(self, text: str, ask: ChatRequest) -> AsyncGenerator[Text | Finished, None]:
@@ -419,7 +421,8 @@ class Assistant:
         calls = [replace(call, id=new_id()) for call in buffer.calls[:most]]
         turn.calls, turn.repeats = calls, bool(calls) and calls == turn.calls
         if turn.calls and not self._is_named(turn):
-            turn.calls, turn.unnamed = [], True
+            turn.calls = []
+            turn.unnamed.append(turn.question)
         if turn.repeats and turn.made and self._prompt_format(ask).ends_with_call:
             turn.calls = []  # its second wish was the first one
         turn.probability = math.exp(buffer.call_logprob) if self._is_weighed(turn) else None
@@ -445,7 +448,12 @@ class Assistant:
         return self.is_named(ask.adapter, [*said[:-1], turn.question], turn.calls)
 
     async def _as_talk(self, ask: ChatRequest, turn: Turn) -> Turn:
-        """The same answer, begun again by the plain model, which calls nothing for it."""
+        """The same answer by the plain model, which calls nothing for it: to the whole sentence, or
+        to the one wish of it, where the other one was answered.
+        """
+        if turn.made or turn.said.strip():
+            left = replace(ask.messages[-1], content="\n".join(turn.unnamed))
+            ask = replace(ask, messages=(*ask.messages[:-1], left))
         found = await self._begin(replace(ask, adapter=None, use_tools=False))
         found.completion_tokens = turn.completion_tokens
         return found

@@ -60,6 +60,8 @@ class Message:
     # text that neither the owner nor the model wrote stands in it; in a tool's message it always
     # does
     foreign: bool = False
+    # of an assistant's message: what a reasoning model thought before it, which no model is shown
+    thought: str = field(default="", compare=False)
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates read it, in OpenAI's shape."""

@@ -17,10 +17,12 @@ from ..assistant.events import (
     ChatRequest,
     Event,
     Finished,
+    LoopStepEvent,
     Text,
     ToolCallEvent,
     ToolResultEvent,
 )
+from ..assistant.thoughts import unmarked
 from ..assistant.tools import ToolResult
 from ..errors import QuietchoirError
 from ..toolcall import ToolCall
@@ -77,13 +79,19 @@ async def recorded(
     """
     began = await begun(store, request, source)
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
     results: list[ToolResult] = []
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
-                texts += [] if event.thought else [event.text]  # nobody shows them again
+                if event.thought:
+                    thoughts.append(unmarked(event))
+                else:
+                    texts.append(event.text)
+            elif isinstance(event, LoopStepEvent):
+                thoughts.append("\n\n")
             elif isinstance(event, ToolCallEvent):
                 calls.append(event.call)
             elif isinstance(event, ApprovedEvent):
@@ -91,7 +99,8 @@ async def recorded(
             elif isinstance(event, ToolResultEvent):
                 results.append(event.result)
             elif isinstance(event, Finished) and began is not None:
-                words = Message("assistant", request.begun + "".join(texts), tuple(calls))
+                said, thought = request.begun + "".join(texts), "".join(thoughts).strip()
+                words = Message("assistant", said, tuple(calls), thought=thought)
                 brought = [Message("tool", result.text) for result in results]  # in their order
                 done = all(result.ok for result in results)
                 right = len(confirmed) == len(calls) > 0 and all(confirmed) and done

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,12 +33,16 @@ from ..toolcall import ToolCall, parse, render, render_all
 FILE = "history.sqlite"
 KIND, VERSION = 0x51_43_48_49, 4  # "QCHI": SQLite's application id; of the tables below
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
+# of what a client said before and says otherwise now; more are those of one that does so each time
+MOST_FORMER = 16
+FORMER = "-former-"  # in the names of those branches
 WORDLESS_S = 86_400.0  # a conversation without a word is none after that
 TITLE_CHARACTERS = 80
 NEVER, PERSONAL = "never", "personal"
 FEDERATION = re.compile(r"federation:[0-9a-f]{64}")  # by the federation's id, since names repeat
 Origin = Literal["thumb", "correction", "confirmed"]
 Kind = Literal["conversation", "collection", "source"]
+Exchange = tuple[str, str, str]  # what was asked, the words of its answer, and its calls
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
     id TEXT PRIMARY KEY, source TEXT NOT NULL, title TEXT NOT NULL, at REAL NOT NULL,
@@ -260,8 +264,10 @@ class HistoryStore:
         began: float | None = None,
     ) -> None:
         """Keep a conversation as it stands now. Turns that were said otherwise before, or that are
-        not among these, go on as a branch of it, with the examples that were made of them; but what
-        a client has cut off its beginning stays where it is, before what it still says.
+        not among these, go on as a branch of it, with the examples that were made of them, at most
+        `MOST_FORMER` of such branches. But where the newest answer is still among these, somebody
+        goes on from there, and what the client has cut off or wrote anew before it stays as it was
+        said. What was thought before an answer stays with it.
 
         Args:
             source: who said what is new in it; all who ever did limit what it may train.
@@ -286,14 +292,11 @@ class HistoryStore:
                     conversation,
                 )
             ]
-            if cut := cut_off(before, messages):
-                messages = [*before[:cut], *from_first_question(messages)]
+            if joint := newest_in(before, messages):
+                messages = [*before[: joint[0]], *messages[joint[1] :]]
+            messages = with_thoughts(messages, before)
             if turn := first_left_out(before, messages):
-                former = self._copy(conversation, len(before))
-                self.connection.execute(
-                    "UPDATE examples SET conversation = ? WHERE conversation = ? AND turn >= ?",
-                    (former, conversation, turn),
-                )
+                self._put_aside(conversation, len(before), turn)
             self.connection.execute(
                 "INSERT INTO conversations (id, source, title, at, root, latest)"
                 " VALUES (?1, ?2, ?3, ?4, ?1, ?4) ON CONFLICT (id) DO UPDATE SET"
@@ -471,10 +474,31 @@ class HistoryStore:
         with self.step():
             return self._copy(conversation, place)
 
-    def _copy(self, conversation: str, place: int) -> str:
+    def _put_aside(self, conversation: str, place: int, turn: int) -> None:
+        """The first `place` turns of a conversation become a branch, with the examples of its
+        answers from `turn` on; beyond `MOST_FORMER` of them the oldest goes in which nobody went on
+        and of which nothing was made. Inside of a step.
+        """
+        former = self._copy(conversation, place, FORMER)
+        self.connection.execute(
+            "UPDATE examples SET conversation = ? WHERE conversation = ? AND turn >= ?",
+            (former, conversation, turn),
+        )
+        idle = self._rows(
+            "SELECT id FROM conversations WHERE root = ? AND id LIKE ? AND at = latest AND id <> ?"
+            " AND NOT EXISTS (SELECT 1 FROM examples WHERE conversation = conversations.id)"
+            " ORDER BY at DESC, rowid DESC",
+            self.root(conversation),
+            f"%{FORMER}%",
+            conversation,
+        )
+        for (id,) in idle[MOST_FORMER:]:
+            self.connection.execute("DELETE FROM conversations WHERE id = ?", (id,))
+
+    def _copy(self, conversation: str, place: int, mark: str = "-") -> str:
         """A branch with the first `place` turns of a conversation, inside of a step."""
         [(source,)] = self._rows("SELECT source FROM conversations WHERE id = ?", conversation)
-        name = f"{source[:40]}-{secrets.token_hex(8)}"
+        name = f"{source[:40]}{mark}{secrets.token_hex(8)}"
         self.connection.execute(
             "INSERT INTO conversations SELECT ?, source, title, ?2, root, ?2, settings"
             " FROM conversations WHERE id = ?3",
@@ -625,7 +649,8 @@ class HistoryStore:
         instead_of: Sequence[str] = (),
     ) -> str:
         id = secrets.token_hex(8)
-        text = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
+        shown = [replace(one, thought="") for one in messages]
+        text = json.dumps([json.loads(written(one)) for one in shown], ensure_ascii=False)
         with self.step():
             old = self._rows(
                 "SELECT id, messages, answer FROM examples WHERE conversation = ? AND turn = ?",
@@ -856,9 +881,9 @@ def check_name(name: str, kind: str) -> None:
         )
 
 
-def exchanges(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+def exchanges(messages: Sequence[Message]) -> list[Exchange]:
     """What was asked, each time with all the words of its answer and all its calls."""
-    found: list[tuple[str, str, str]] = []
+    found: list[Exchange] = []
     for one in messages:
         if one.role == "user":
             found.append((one.content, "", ""))
@@ -873,34 +898,68 @@ def first_left_out(before: Sequence[Message], now: Sequence[Message]) -> int:
     answer is not; 0: all are. An answer may have grown, spaces and lines count for nothing, and a
     client may send the calls of an answer back or not.
     """
-    present, left = (
-        [tuple("".join(part.split()) for part in one) for one in exchanges(messages)]
-        for messages in (now, before)
-    )
-    for turn, (asked, words, calls) in enumerate(left):
-        there = present[turn] if turn < len(present) else ("", "", "")
-        same = turn < len(present) and there[0] == asked and there[1].startswith(words)
-        if not same or ((there[2] or not words) and not there[2].startswith(calls)):
+    left, present = without_blanks(before), without_blanks(now)
+    for turn, one in enumerate(left):
+        if turn >= len(present) or not is_said(one, present[turn]):
             return turn + 1
     return 0
 
 
-def cut_off(before: Sequence[Message], now: Sequence[Message]) -> int:
-    """How many messages of the beginning a client does not send any more, all that followed them
-    being said still; 0: it sends the beginning, or says something else.
+def newest_in(before: Sequence[Message], now: Sequence[Message]) -> tuple[int, int] | None:
+    """Where the question of the newest answer stands, in what was kept and in what a client sends
+    that leaves its beginning out or writes it anew; None: it sends all, or not that answer any
+    more, as when somebody goes back and asks otherwise.
     """
-    if not first_left_out(before, now):
-        return 0
-    asked = [place for place, one in enumerate(before) if one.role == "user"]
-    return next((place for place in asked[1:] if not first_left_out(before[place:], now)), 0)
+    left, present = without_blanks(before), without_blanks(now)
+    asked_before, asked = (
+        [place for place, one in enumerate(messages) if one.role == "user"]
+        for messages in (before, now)
+    )
+    went_back = len(present) > 1 and not first_left_out(now[: asked[-1]], before)
+    if not left or not first_left_out(before, now) or went_back:
+        return None
+    turns = [turn for turn, one in enumerate(present) if is_said(left[-1], one)]
+    return (asked_before[-1], asked[turns[-1]]) if turns else None
 
 
-def from_first_question(messages: Sequence[Message]) -> Sequence[Message]:
-    """Without what stands before the user's first message: instructions, or notes of what was cut
-    off.
+def without_blanks(messages: Sequence[Message]) -> list[Exchange]:
+    """As `exchanges`, without spaces and lines, which count for nothing."""
+    return [
+        (blankless(asked), blankless(words), blankless(calls))
+        for asked, words, calls in exchanges(messages)
+    ]
+
+
+def blankless(text: str) -> str:
+    """A text without white space."""
+    return "".join(text.split())
+
+
+def is_said(left: Exchange, there: Exchange) -> bool:
+    """Whether an exchange is said still; its answer may have grown, and a client may send its calls
+    back or not.
     """
-    asked = (place for place, one in enumerate(messages) if one.role == "user")
-    return messages[next(asked, len(messages)) :]
+    asked, words, calls = left
+    same = there[0] == asked and there[1].startswith(words)
+    return same and (there[2].startswith(calls) or (not there[2] and bool(words)))
+
+
+def with_thoughts(messages: Sequence[Message], before: Sequence[Message]) -> list[Message]:
+    """The same, each answer with what was thought before it: clients do not send that again."""
+
+    def placed(messages: Sequence[Message]) -> Iterator[tuple[Message, tuple[int, str]]]:
+        asked = 0
+        for one in messages:
+            asked += one.role == "user"
+            yield one, (asked, blankless(one.content))
+
+    known = {place: one.thought for one, place in placed(before) if one.thought}
+    return [
+        replace(one, thought=one.thought or known.get(place, ""))
+        if one.role == "assistant"
+        else one
+        for one, place in placed(messages)
+    ]
 
 
 def text_of(answer: Message) -> str:
@@ -912,7 +971,9 @@ def written(message: Message) -> str:
     """One message as JSON."""
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
     fields: dict[str, object] = {"role": message.role, "content": message.content}
-    return json.dumps(fields | ({"calls": calls} if calls else {}), ensure_ascii=False)
+    beside = {"calls": calls, "thought": message.thought}
+    whole = fields | {name: value for name, value in beside.items() if value}
+    return json.dumps(whole, ensure_ascii=False)
 
 
 def read(text: str) -> Message:
@@ -923,7 +984,7 @@ def read(text: str) -> Message:
 def from_json(fields: Mapping[str, Any]) -> Message:
     """The same, decoded already."""
     calls = tuple(ToolCall(one["name"], one["arguments"]) for one in fields.get("calls", ()))
-    return Message(fields["role"], fields["content"], calls)
+    return Message(fields["role"], fields["content"], calls, thought=fields.get("thought", ""))
 
 
 def marks_in(home: Path) -> Mapping[str, int]:

@@ -188,7 +188,8 @@ def as_json(message: Message) -> Mapping[str, Any]:
     """A message as JSON's types."""
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
     said = {"role": message.role, "content": message.content}
-    return said | ({"calls": calls} if calls else {})
+    beside = {"calls": calls, "thought": message.thought}
+    return said | {name: value for name, value in beside.items() if value}
 
 
 @described(shaped(conversations=many(OBJECT), destinations=OBJECT))

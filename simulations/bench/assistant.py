@@ -26,7 +26,7 @@ from ...core.models.weights import Weights
 from ...core.toolcall import ToolCall
 from ..attacks import injection
 from . import confidence, tool_set
-from .figures import Figure, Keep, nobody
+from .figures import Figure, Keep, put_share
 from .tool_set import ToolTask
 
 WHAT = "calls of tools that no training saw, questions before actions, injections"
@@ -56,25 +56,35 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
     engine = Engine(model, EngineConfig())
     engine.start()
     try:
-        tell("tools that no training saw, the plain model")
-        found["tools"] = {
-            name: asyncio.run(scores(engine, model, tasks[: 3 if quick else None]))
-            for name, tasks in TASKS.items()
-        }
-        free = found["tools"]["no_call_needed"]
-        found["small_talk_called"] = {"plain": 1 - free["accuracy"]}
+        for name, tasks in TASKS.items():
+            tell(f"tools that no training saw, the plain model: {name}")
+            right = asyncio.run(scores(engine, model, tasks[: 3 if quick else None]))
+            for arm, hits in right.items():
+                put_share(found, f"tools.{name}.{arm}", hits)
+            found["tools"][name]["tasks"] = len(right["accuracy"])
+            keep(found)
+        called = [not silent for silent in right["accuracy"]]  # the last needs no call
+        put_share(found, "small_talk_called.plain", called)
         keep(found)
     finally:
         engine.stop()
-    sure = confidence.measure(quick=quick, tell=tell, keep=nobody)
-    found["confirm"] = sure["confirm"]
-    found["small_talk_called"] |= sure["small_talk_called"]
-    return found
+
+    def beside(sure: dict[str, Any]) -> dict[str, Any]:
+        """With what was measured of calls that are carried out unasked."""
+        talk = found["small_talk_called"] | sure["small_talk_called"]
+        spread = found["spread"] | sure["spread"]
+        told = {"confirm": sure.get("confirm", {}), "small_talk_called": talk, "spread": spread}
+        return found | told
+
+    sure = confidence.measure(quick=quick, tell=tell, keep=lambda part: keep(beside(part)))
+    return beside(sure)
 
 
-async def scores(engine: Engine, model: Weights, tasks: Sequence[ToolTask]) -> dict[str, float]:
-    """How many of the tasks the plain model does, of itself and where a call is demanded; and where
-    it is told of all tools, not of the likeliest few.
+async def scores(
+    engine: Engine, model: Weights, tasks: Sequence[ToolTask]
+) -> dict[str, list[bool]]:
+    """Which of the tasks the plain model does, of itself and where a call is demanded; and where it
+    is told of all tools, not of the likeliest few.
     """
     embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
     few, all_tools = (
@@ -101,7 +111,7 @@ async def scores(engine: Engine, model: Weights, tasks: Sequence[ToolTask]) -> d
             alike(calls, task.calls)
             for calls, task in zip(await confidence.at_once(made), tasks, strict=True)
         ]
-    return {arm: sum(hits) / len(hits) for arm, hits in right.items()} | {"tasks": len(tasks)}
+    return right
 
 
 async def called(assistant: Assistant, task: ToolTask, choice: str | None) -> Sequence[ToolCall]:

@@ -51,7 +51,7 @@ from ...plugins import manifest
 from ...plugins.host import BUILTIN
 from ..scenario import load
 from . import tool_set
-from .figures import Figure, Keep
+from .figures import Figure, Keep, put_share
 
 WHAT = "calls that are carried out unasked: how many are right, and of how many requests"
 SCENARIO = "four-households"
@@ -103,16 +103,17 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
             weigh_all(engine, model, tool_set.TOOLS, [(t.messages, t.calls) for t in tasks], None)
         )
         found["confirm"] = {"other": judged(other, tool_set.TOOLS)}
+        put_spreads(found)
         keep(found)
         if not quick:
-            home_task(engine, model, found, tell)
+            home_task(engine, model, found, tell, keep)
     finally:
         engine.stop()
     return found
 
 
 def home_task(
-    engine: Engine, model: Weights, found: dict[str, Any], tell: Callable[[str], None]
+    engine: Engine, model: Weights, found: dict[str, Any], tell: Callable[[str], None], keep: Keep
 ) -> None:
     """One adapter of everybody's examples, as `data build home` makes them: how sure it may be, and
     what it makes of small talk.
@@ -121,19 +122,33 @@ def home_task(
     examples = [one for several in examples_of(homes, model) for one in several]
     engine.adapters.load(HOME, kept_adapter(model, examples, tell))
     tools = household_tools()
-    tell("held-out requests, and small talk")
+    tell("held-out requests")
     held_out = [asked_for(request.example()) for home in homes for request in home.test]
     weighed = asyncio.run(weigh_all(engine, model, tools, held_out, HOME))
     found["confirm"] |= judged(weighed, tools)
+    put_spreads(found)
+    keep(found)
+    tell("second requests")
     second = asyncio.run(weigh_all(engine, model, tools, second_requests(homes), HOME))
     found["confirm"]["second"] = judged([*weighed, *second], tools, lambda one: len(one.said) > 1)
+    put_spreads(found)
+    keep(found)
+    tell("small talk")
     talk: list[Asked] = [((Message("user", text),), ()) for text in tool_set.TALK]
     answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
     calibration = calibrate(weighed, by_name(tools))
-    found["small_talk_called"] |= {
-        "adapter": sum(bool(one.calls) for one in answered) / len(answered),
-        "adapter_unasked": len(unasked(calibration, answered, tools)) / len(answered),
-    }
+    alone = unasked(calibration, answered, tools)
+    put_share(found, "small_talk_called.adapter", [bool(one.calls) for one in answered])
+    put_share(found, "small_talk_called.adapter_unasked", [one in alone for one in answered])
+    keep(found)
+
+
+def put_spreads(found: dict[str, Any]) -> None:
+    """Of each task's shares, the least and the most of all divisions."""
+    told = found["confirm"]
+    for place, part in ("", told), ("second.", told.get("second")), ("other.", told.get("other")):
+        for key, spread in (part or {}).get("spread", {}).items():
+            found["spread"][f"confirm.{place}{key}"] = spread
 
 
 def scenario_homes() -> list[HomeData]:
@@ -263,6 +278,7 @@ def shares(found: Sequence[Sequence[WeighedCall]], judged_each: float) -> dict[s
     they are; in how many divisions there were none.
     """
     told = [sum(one.right for one in sure) / len(sure) for sure in found if sure]
+    covered = [len(sure) / judged_each for sure in found]
     count = sum(map(len, found))
     right = sum(one.right for sure in found for one in sure)
     return {
@@ -270,6 +286,8 @@ def shares(found: Sequence[Sequence[WeighedCall]], judged_each: float) -> dict[s
         "precision_worst": min(told, default="none"),
         "coverage": count / (len(found) * judged_each),
         "always_asked": sum(not sure for sure in found) / len(found),
+        "spread": {"coverage": [min(covered), max(covered)]}
+        | ({"precision_unasked": [min(told), max(told)]} if told else {}),
     }
 
 
@@ -320,10 +338,11 @@ def figures(report: dict[str, Any]) -> list[Figure]:
         ("confirm.other", "tools no training saw"),
     ):
         part = place.removeprefix("confirm").strip(".")
-        found = report["confirm"].get(part, {}) if part else report["confirm"]
+        whole = report.get("confirm", {})
+        found = whole.get(part, {}) if part else whole
         if "coverage" not in found:
             continue
-        aim = 0.95 if found["precision_unasked"] != "none" else None
+        aim = 0.95 if found.get("precision_unasked", "none") != "none" else None
         rows += [
             Figure(f"{place}.accuracy", "", f"{task}: right calls"),
             Figure(f"{place}.precision_unasked", "", f"{task}: right of those unasked", None, aim),

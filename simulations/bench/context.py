@@ -31,8 +31,8 @@ from ...core.models.generation_config import UNSAID
 from ...core.models.hub import catalog
 from ...core.models.tokenizer.tokenizer import Tokenizer
 from ...core.models.weights import Weights
-from .figures import Figure, Keep, nobody
-from .planted import HELD_OUT, TUNED, Kind, PlantedSet, conversation, survey
+from .figures import Figure, Keep, nobody, put_share
+from .planted import HELD_OUT, TUNED, Kind, PlantedConversation, PlantedSet, conversation, survey
 
 MODEL, EMBEDDING = "smollm2-135m-instruct", "minilm-l6-v2"
 CONTEXT = 2048  # tokens of a node by default
@@ -79,29 +79,28 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         tell: hears what is being measured.
         keep: gets the report after each part.
     """
-    cases, answered, timed = (2, 1, 1) if quick else (24, 12, 5)
+    cases, answered, timed = (2, 1, 1) if quick else (24, 10, 5)
     depths = {"1k": 1000, "4k": 4000} if quick else DEPTHS
     report: dict[str, Any] = {
         "what": f"prompts of {BUDGET} tokens for conversations with a fact at a depth, {cases} "
-        f"dialogues and {cases} documents each; of them {answered} and {answered} are answered",
+        f"dialogues and {cases} documents each, half as many of what it was tuned on; of them "
+        f"{answered} and {answered} are answered",
         "seed": "names of the cells",
         "repeats": {"cases": 2 * cases, "answers": 2 * answered, "times": timed},
         "clock": "processor seconds of all threads",
         "spread": {},
         "exact": True,
-        "in_prompt": {},
-        "tuned": {"in_prompt": {}},
-        "recall": {},
         "added_share": {"warm": {}, "cold": {}},
     }
     loaded = weights.load(catalog.find(MODEL))
     embedder = SentenceEmbedder.load(catalog.find(EMBEDDING))
     tokenizer = loaded.tokenizer
     windows = {"ours": Settled(tokenizer, embedder), "words": Settled(tokenizer)}
-    for material, place in ((HELD_OUT, report), (TUNED, report["tuned"])):
+    for material, prefix, count in ((HELD_OUT, "", cases), (TUNED, "tuned.", cases // 2)):
         for name, depth in depths.items():
             tell(f"{material.name}: a fact {name} tokens back")
-            in_prompt(material, name, depth, cases, windows, tokenizer, place["in_prompt"])
+            asked = planted(material, depth, count, tokenizer)
+            in_prompt(asked, f"{prefix}in_prompt", name, windows, tokenizer, report)
             keep(report)
     patience_s = 3600.0  # all questions are asked at once
     config = EngineConfig(context=WHOLE, share_prefixes=False, queue_timeout_s=patience_s)
@@ -110,12 +109,13 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     try:
         for name, depth in depths.items():
             tell(f"answers to what was said {name} tokens back")
-            recall(name, depth, answered, windows["ours"], engine, tokenizer, report["recall"])
+            asked = planted(HELD_OUT, depth, answered, tokenizer)
+            recall(asked, name, windows["ours"], engine, tokenizer, report)
             keep(report)
         for name, depth in depths.items():
             tell(f"time, {name} tokens back")
             added_share(name, depth, timed, embedder, engine, tokenizer, report)
-        keep(report)
+            keep(report)
         for name, depth in SURVEYS.items():
             tell(f"all of {name} is asked for")
             covered(name, depth, 1 if quick else 3, engine, loaded, report)
@@ -147,53 +147,51 @@ class Settled:
         return self.first(messages)
 
 
-def in_prompt(
-    material: PlantedSet,
-    name: str,
-    depth: int,
-    cases: int,
-    windows: "dict[str, Settled]",
-    tokenizer: Tokenizer,
-    place: dict[str, Any],
-) -> None:
-    """Share of conversations whose fact stands in the prompt, of each arm, and by kind."""
-    for kind in KINDS:
-        asked = [
-            conversation(material, kind, depth, number, counter(tokenizer))
-            for number in range(cases)
-        ]
-        for arm in (*windows, "truncation"):
-            found = []
-            for one in asked:
-                prompt = (
-                    truncated(one.messages, tokenizer)
-                    if arm == "truncation"
-                    else windows[arm].fit(one.messages)
-                )
-                found.append(one.value in tokenizer.decode(prompt))
-            place.setdefault("by_kind", {}).setdefault(kind, {}).setdefault(arm, {})[name] = (
-                sum(found) / cases
-            )
-    for arm in (*windows, "truncation"):
-        both = [place["by_kind"][kind][arm][name] for kind in KINDS]
-        place.setdefault(arm, {})[name] = sum(both) / len(both)
+Asked = Sequence[tuple[Kind, PlantedConversation]]
 
 
-def recall(
-    name: str,
-    depth: int,
-    cases: int,
-    window: "Settled",
-    engine: Engine,
-    tokenizer: Tokenizer,
-    place: dict[str, Any],
-) -> None:
-    """Share of conversations whose question the model answers, of each arm."""
-    asked = [
-        conversation(HELD_OUT, kind, depth, number, counter(tokenizer))
+def planted(material: PlantedSet, depth: int, cases: int, tokenizer: Tokenizer) -> Asked:
+    """So many conversations of each kind."""
+    return [
+        (kind, conversation(material, kind, depth, number, counter(tokenizer)))
         for kind in KINDS
         for number in range(cases)
     ]
+
+
+def in_prompt(
+    asked: Asked,
+    place: str,
+    name: str,
+    windows: "dict[str, Settled]",
+    tokenizer: Tokenizer,
+    report: dict[str, Any],
+) -> None:
+    """Share of conversations whose fact stands in the prompt, of each arm, and by kind."""
+    for arm in (*windows, "truncation"):
+        found: dict[Kind, list[bool]] = {kind: [] for kind in KINDS}
+        for kind, one in asked:
+            prompt = (
+                truncated(one.messages, tokenizer)
+                if arm == "truncation"
+                else windows[arm].fit(one.messages)
+            )
+            found[kind].append(one.value in tokenizer.decode(prompt))
+        for kind, hits in found.items():
+            put_share(report, f"{place}.by_kind.{kind}.{arm}.{name}", hits)
+        put_share(report, f"{place}.{arm}.{name}", [hit for hits in found.values() for hit in hits])
+
+
+def recall(
+    conversations: Asked,
+    name: str,
+    window: "Settled",
+    engine: Engine,
+    tokenizer: Tokenizer,
+    report: dict[str, Any],
+) -> None:
+    """Share of conversations whose question the model answers, of each arm."""
+    asked = [one for _, one in conversations]
     prompts = {
         "ours": [window.fit(one.messages) for one in asked],
         "truncation": [truncated(one.messages, tokenizer) for one in asked],
@@ -201,13 +199,11 @@ def recall(
     }
     for arm, texts in prompts.items():
         if max(map(len, texts)) > WHOLE - ANSWER_TOKENS:
-            place.setdefault(arm, {})[name] = "more than the model holds"
+            report.setdefault("recall", {}).setdefault(arm, {})[name] = "more than the model holds"
             continue
-        right = [
-            one.value.lower() in answer(engine, text, max_tokens=ANSWER_TOKENS).lower()
-            for one, text in zip(asked, texts, strict=True)
-        ]
-        place.setdefault(arm, {})[name] = sum(right) / len(right)
+        said = answers(engine, texts, max_tokens=ANSWER_TOKENS)
+        hits = [one.value.lower() in text.lower() for one, text in zip(asked, said, strict=True)]
+        put_share(report, f"recall.{arm}.{name}", hits)
 
 
 def added_share(
@@ -233,7 +229,7 @@ def added_share(
             prompt = window.first(one.messages)
             choosing = time.process_time() - before
             before = time.process_time()
-            answer(engine, prompt, max_tokens=1)
+            answers(engine, [prompt], max_tokens=1)
             found[arm].append(choosing / (time.process_time() - before))
     for arm, shares in found.items():
         report["added_share"][arm][name] = sorted(shares)[len(shares) // 2]
@@ -309,10 +305,14 @@ def is_loop(text: str, last: int = 60) -> bool:
     return len(words) == last and len(set(trigrams)) < 0.5 * len(trigrams)
 
 
-def answer(engine: Engine, prompt: Sequence[int], *, max_tokens: int) -> str:
-    """What the model says, greedily."""
+def answers(engine: Engine, prompts: Sequence[tuple[int, ...]], *, max_tokens: int) -> list[str]:
+    """What the model says to each, greedily, all asked at once."""
     params = SamplingParams(max_tokens=max_tokens)
-    return engine.submit(GenerationRequest(prompt=tuple(prompt), sampling_params=params)).text()
+    running = [
+        engine.submit(GenerationRequest(prompt=prompt, sampling_params=params))
+        for prompt in prompts
+    ]
+    return [one.text() for one in running]
 
 
 def truncated(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:

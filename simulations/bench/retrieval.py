@@ -34,7 +34,7 @@ from ...core.retrieval.indexing import update
 from ...core.retrieval.search import DEPTH, Search, Way
 from ...core.retrieval.store import CollectionStore, DocumentEntry
 from ...plugins.documents import parsing
-from .figures import Figure, Keep, nobody
+from .figures import Figure, Keep, nobody, put_share
 from .stopwatch import Sample, clock, put
 
 WHAT = "questions of two FAQs, their answers among Python's documentation"
@@ -115,7 +115,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         for name, asked in sets.items():
             tell(f"{name}: {len(asked)} questions, three ways")
             for way in WAYS:
-                score(search, embedder, way, asked, report.setdefault(name, {}))
+                score(search, embedder, way, asked, name, report)
             keep(report)
         tell(f"{size.embedded} passages embedded, beside transformers")
         beside_transformers(store, alone, folder_of_model, size, report)
@@ -235,16 +235,15 @@ def score(
     embedder: SentenceEmbedder,
     way: Way,
     asked: Sequence[FaqQuestion],
-    found: dict[str, Any],
+    name: str,
+    report: dict[str, Any],
 ) -> None:
     """Recall and nDCG of one way over one set."""
     ranks = [rank_of(search, embedder, way, one) for one in asked]
-    found[way] = {
-        "recall_5": statistics.fmean(rank <= AT[0] for rank in ranks),
-        "ndcg_10": statistics.fmean(
-            1 / math.log2(rank + 1) if rank <= AT[1] else 0 for rank in ranks
-        ),
-    }
+    put_share(report, f"{name}.{way}.recall_5", [rank <= AT[0] for rank in ranks])
+    report[name][way]["ndcg_10"] = statistics.fmean(
+        1 / math.log2(rank + 1) if rank <= AT[1] else 0 for rank in ranks
+    )
 
 
 def rank_of(search: Search, embedder: SentenceEmbedder, way: Way, asked: FaqQuestion) -> float:

@@ -42,7 +42,7 @@ from ...core.training.household.talk import general_requests, talk_requests
 from ...core.training.own_answers import own_answers
 from . import tool_set
 from .confidence import examples_of, kept_adapter, scenario_homes
-from .figures import Figure, Keep
+from .figures import Figure, Keep, put_share
 
 MODEL = EngineConfig().model
 SEED = 7  # of the household that no adapter saw; no default of ours was chosen on it
@@ -122,10 +122,10 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
             found = [judged(task, partial(answers, engine, model), embed) for task in nodes]
         finally:
             engine.stop()
-        report[name] = {
-            what: {arm: share([hit for one in found for hit in one[what][arm]]) for arm in hits}
-            for what, hits in found[0].items()
-        }
+        for what, hits in found[0].items():
+            for arm in hits:
+                of_all = [hit for one in found for hit in one[what][arm]]
+                put_share(report, f"{name}.{what}.{arm}", of_all)
         single = report[name]["single"]
         report[name]["cost"] = single["alone"] - single["served"]
         keep(report)
@@ -305,11 +305,6 @@ def answers(
     return [one.text().strip() for one in running]
 
 
-def share(found: Sequence[bool]) -> float:
-    """How many of them."""
-    return sum(found) / max(1, len(found))
-
-
 def figures(report: dict[str, Any]) -> Sequence[Figure]:
     """The table."""
     rows = []
@@ -318,7 +313,7 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
         ("other_home", "a home that it never saw"),
         ("services", "eight services"),
     ):
-        found = report[task]
+        found = report.get(task, {})
         for kind, what in SILENT.items():
             for where, when in (("", ""), (AFTER, " right after a command")):
                 if kind + where not in found:
@@ -344,12 +339,7 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
                     for arm, by in ARMS.items()
                 ]
                 rows.append(Figure(f"{task}.{kind}.to_adapter", "of 1", "of them to the adapter"))
-        rows.append(
-            Figure(
-                f"{task}.cost",
-                "of 1",
-                f"{words}: commands that router and check lose",
-                at_most=0.02,
-            )
-        )
+        if "cost" in found:
+            lost = f"{words}: commands that router and check lose"
+            rows.append(Figure(f"{task}.cost", "of 1", lost, at_most=0.02))
     return rows

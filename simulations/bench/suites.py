@@ -75,7 +75,7 @@ def run(
     head, told = {"suite": name, "quick": quick, "machine": machine.line()}, set[str]()
 
     def part(report: dict[str, Any]) -> None:
-        for row in so_far(report, suite.figures(report)):
+        for row in so_far(report, suite.figures):
             if row.key not in told:
                 tell(f"  {row.key} = {number(look_up(report, row.key))} {row.unit} so far")
             told.add(row.key)

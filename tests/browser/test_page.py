@@ -7,6 +7,7 @@ import pytest
 
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.history.store import HistoryStore
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.core.retrieval.collections import Collections
 from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.documents_api import OwnersDocuments
@@ -18,6 +19,7 @@ from quietchoir.tests.fakes.retrieval import LineParser
 from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
 
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen", "name": "ceiling light"}))
+THINKING = "{% for m in messages %}{{ m.content }}{# <think> </think> #}{% endfor %}"
 EVIL = (
     "**bold** <img src=https://evil.example/a.png onerror=alert(1)> "
     "![b](https://evil.example/b.png) "
@@ -67,6 +69,8 @@ async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_pa
             *("a" * 64, "a" * 64, "a" * 64),
             "b" * 64,
         ]
+        by = "[...document.querySelectorAll('.body footer')].map((one) => one.innerText)"
+        assert all("by the adapter trained together" in one for one in await tab.run(by))
         assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
         assert tab.problems == []
         await tab.picture(tmp_path / "page.png")
@@ -331,6 +335,42 @@ async def test_a_page_that_is_loaded_again_goes_on_with_the_kept_conversation(
         assert len(history.conversations()) == 2
         assert tab.problems == []
     history.close()
+
+
+async def test_what_a_model_thinks_is_folded_away_grows_while_it_is_read_and_stays_with_its_turn(
+    tab: Tab, tmp_path: Path
+) -> None:
+    thinking = ["<think>Somebody ", "*greets* me.</think>", "Hello **you**."]
+    node = kept(Served(engine_saying(thinking, ["Yes."], held=True), FakeTools()), tmp_path)
+    node.tokenizer.template = ChatTemplate(THINKING)
+    thought = "document.querySelector('.thought')"
+    async with node.running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello")
+        await tab.until(f"{thought}?.innerText.startsWith('thinking')")
+        assert await tab.run(f"{thought}.open") is False
+        await tab.run(f"{thought}.open = true")
+        assert await tab.run(f"{thought}.querySelector('p').innerText") == "Somebody"
+        served.engine.say(0)
+        await tab.until(f"{thought}.querySelector('p').innerText === 'Somebody *greets* me.'")
+        assert await tab.run(f"{thought}.open") is True  # as its reader left it
+        served.engine.release(0)
+        assert await answered(tab, 1) == "Hello you."
+        assert (await tab.run(f"{thought}.innerText")).startswith("What it thought first")
+        await reload(tab)
+        assert await answered(tab, 1) == "Hello you."
+        await tab.until(f"{thought}?.textContent.includes('Somebody *greets* me.')")
+        assert await tab.run(f"{thought}.open") is False
+        served.engine.held = False
+        await say(tab, "are you there?")
+        assert await answered(tab, 2) == "Yes."
+        assert not any("greets" in str(one) for one in served.tokenizer.last_messages)
+        await reload(tab)
+        await answered(tab, 2)
+        assert await tab.run("document.querySelectorAll('.thought').length") == 1
+        assert tab.problems == []
+    assert node.history is not None
+    node.history.close()
 
 
 async def test_a_question_whose_answer_a_reload_broke_off_is_there_to_be_asked_again(

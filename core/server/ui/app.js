@@ -40,12 +40,15 @@ function grow(answer, chunk) {
   const [choice] = chunk.choices;
   const next = {
     ...answer,
+    model: chunk.model,
     usage: chunk.usage ?? answer.usage,
     context: chunk.context ?? answer.context,
   };
   if (!choice) return next;
   const { delta } = choice;
   if (delta.content) next.text += delta.content;
+  if (delta.step && next.thought) next.thought += "\n\n"; // it thinks anew
+  if (delta.reasoning_content) next.thought += delta.reasoning_content;
   for (const call of delta.tool_calls ?? []) {
     const given = JSON.parse(call.function.arguments);
     next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: given }];
@@ -153,7 +156,7 @@ function App() {
     const control = new AbortController();
     running.current = control;
     const started = performance.now();
-    let current = { role: "assistant", text: "", calls: [], state: "busy" };
+    let current = { role: "assistant", text: "", thought: "", calls: [], state: "busy" };
     const show = () => setMessages([...past, current]);
     let frame = 0; // chunks come faster than a screen can show them
     const soon = () => {
@@ -272,6 +275,12 @@ function App() {
     propose(text, conversation, turn)
       .then(() => setProposed(proposed + 1))
       .catch(refuse);
+  /** Who answered, where the node chose. */
+  const answeredBy = ({ model }) => {
+    if (!model || !adapters.active || settings.model) return "";
+    const one = adapters.adapters.find(({ id }) => model.endsWith(`:${id}`));
+    return one ? t("answered.adapter", { adapter: adapterName(one) }) : t("answered.plain");
+  };
   const cites = ({ citations }) =>
     citations?.length && html`<${Citations} citations=${citations} />`;
   const approve = (id, approved, remember) =>
@@ -389,7 +398,7 @@ function App() {
               tools=${tools} frozen=${busy} onAgain=${again} onApprove=${approve}
               onEdit=${(text) => askInstead(index, text)} citations=${cites(message)}
               onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)}
-              variants=${variantsAt(index)} />`,
+              variants=${variantsAt(index)} by=${answeredBy(message)} />`,
         )}
         <div class="end" />
       </div>

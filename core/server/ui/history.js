@@ -42,7 +42,7 @@ export const currentSettings = () => JSON.parse(sessionStorage.getItem(SETTINGS)
 /** The node's conversation as the page shows it: one answer from one message to the next. */
 export function asShown(said) {
   const shown = [];
-  for (const { role, content, calls = [] } of said) {
+  for (const { role, content, thought = "", calls = [] } of said) {
     if (role === "user") shown.push({ role, text: content });
     const answer = shown.at(-1);
     if (role === "tool") {
@@ -53,8 +53,9 @@ export function asShown(said) {
     const made = calls.map((call) => ({ ...call, id: crypto.randomUUID(), kept: true }));
     if (answer?.role === role) {
       answer.text += content;
+      answer.thought += thought;
       answer.calls.push(...made);
-    } else shown.push({ role, text: content, calls: made, state: "done" });
+    } else shown.push({ role, text: content, thought, calls: made, state: "done" });
   }
   const asked = sessionStorage.getItem(UNANSWERED);
   // the node may have kept it when the page had not yet seen the answer's end

@@ -167,7 +167,7 @@ export function Welcome({ model, suggestions, onAsk }) {
 
 export function Message({
   message, last, tools, frozen, onAgain, onEdit, onApprove, onRemember, citations, verdict,
-  variants,
+  variants, by,
 }) {
   if (message.role === "user") {
     return html`<${Asked} text=${message.text} variants=${variants} frozen=${frozen}
@@ -179,6 +179,8 @@ export function Message({
     <div class="body">
       ${citations}
       ${message.context && html`<${LeftOut} context=${message.context} />`}
+      ${message.thought &&
+      html`<${Thought} text=${message.thought} thinks=${busy && !message.text} />`}
       ${message.calls.map(
         (call) =>
           html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove}
@@ -188,10 +190,11 @@ export function Message({
         ? html`<${Prose} text=${message.text} busy=${busy} />`
         : busy &&
           !message.calls.length &&
+          !message.thought &&
           html`<p class="thinking">${t("thinking")}<span>…</span></p>`}
       ${message.error && html`<p class="error" role="alert">${message.error}</p>`}
       ${!busy && html`<${Footer} message=${message} last=${last} onAgain=${onAgain}
-        verdict=${verdict} />`}
+        verdict=${verdict} by=${by} />`}
     </div>
   </article>`;
 }
@@ -279,7 +282,15 @@ function LeftOut({ context }) {
   </details>`;
 }
 
-function Footer({ message, last, onAgain, verdict }) {
+/** What a reasoning model thought before it answered, folded away; open, it is read as it comes. */
+const Thought = ({ text, thinks }) => html`<details class="thought">
+  <summary class=${thinks ? "thinking" : ""}>
+    ${thinks ? html`${t("thinking")}<span>…</span>` : t("thought.title")}
+  </summary>
+  <p>${text.trim()}</p>
+</details>`;
+
+function Footer({ message, last, onAgain, verdict, by }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     await navigator.clipboard.writeText(message.text);
@@ -299,6 +310,7 @@ function Footer({ message, last, onAgain, verdict }) {
     ${message.state === "done" && verdict}
     ${message.state === "stopped" && html`<span>${t("stopped")}</span>`}
     ${known(`cut.${message.cut}`, "") && html`<span>${t(`cut.${message.cut}`)}</span>`}
+    ${by && html`<span>${by}</span>`}
     ${message.listed &&
     html`<span title=${message.listed.names.join(", ")}>
       ${t("tools.listed", { some: message.listed.names.length, all: message.listed.offered })}

@@ -223,6 +223,26 @@ async def test_a_second_wish_that_names_nothing_is_answered_in_words() -> None:
     assert [one["content"] for one in shown] == ["my grandfather built it"]
 
 
+@pytest.mark.parametrize("called", [True, False])
+async def test_where_the_first_wish_names_nothing_the_second_is_asked_all_the_same(
+    called: bool,
+) -> None:
+    tools, second = FakeTools(), CALL_PIECES if called else ["Gladly."]
+    engine = engine_saying([render(ToolCall("HassTurnOn", {"name": "orb"}))], second, ["How nice."])
+    who = assistant(engine, tools)
+    who.wishes_of = lambda adapter, text: text.split(" and ") if adapter else (text,)
+    who.is_named = lambda _adapter, _said, calls: list(calls) == [LIGHT]
+    said = (Message("user", "my grandfather built it and turn on the kitchen light"),)
+    found = await events(who, messages=said, adapter="home")
+    assert tools.calls == ([LIGHT] if called else [])
+    assert [one.adapter for one in engine.requests] == ["home", "home", None]
+    # what is left of the sentence is answered in words
+    answer = "Turned on the kitchen light." if called else "Gladly."
+    assert text_of(found) == f"{answer}\nHow nice."
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [one["content"] for one in shown] == ["my grandfather built it"]
+
+
 @pytest.mark.parametrize("cut", [False, True])
 async def test_a_quoted_call_through_which_wishes_are_cut_is_still_text(cut: bool) -> None:
     call, tools = ToolCall("HassTurnOn", {"area": "salt and pepper"}), FakeTools(effect="write")

@@ -12,6 +12,7 @@ import pytest
 
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.errors import DataError, QuietchoirError
+from quietchoir.core.history import store as store_module
 from quietchoir.core.history.store import FILE, NEVER, PERSONAL, HistoryStore, least, marks_in
 from quietchoir.core.toolcall import ToolCall, render
 
@@ -456,6 +457,35 @@ def test_a_client_that_cuts_its_past_adds_to_the_conversation_and_makes_no_branc
     assert (kept.turn, kept.answer) == (3, "answer 2")
     store.keep("window", said("question 11", "another answer"), source="mailbot")
     assert len(store.branches("window")) == 2  # said otherwise is not cut
+
+
+def test_a_client_that_writes_its_beginning_anew_each_time_makes_no_branch(
+    store: HistoryStore,
+) -> None:
+    talk = [word for turn in range(8) for word in (f"question {turn}", f"answer {turn}")]
+    for turn in range(2, 9):  # what is longer ago stands in a summary, which differs each time
+        recent = talk[2 * turn - 4 : 2 * turn]
+        store.keep("app", said(f"up to {turn} we spoke of birds", "I see", *recent), source="api")
+    assert store.branches("app") == ["app"]
+    assert store.messages("app") == tuple(said("up to 2 we spoke of birds", "I see", *talk))
+    # who goes back says the same up to there, and no summary
+    store.keep("app", said("up to 2 we spoke of birds", "I see", "question 7", "x"), source="api")
+    assert len(store.branches("app")) == 2
+
+
+def test_of_one_who_says_all_otherwise_each_time_the_last_states_are_kept(
+    store: HistoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MOST_FORMER", 3)
+    for turn in range(8):
+        store.keep("clock", said(f"it is {turn}", f"so it is {turn}"), source="api")
+        if not turn:
+            store.approve("clock")
+    *former, now = sorted(store.messages(one)[0].content for one in store.branches("clock"))
+    # one with an example in it stays
+    assert former == ["it is 0", "it is 4", "it is 5", "it is 6"] and now == "it is 7"
+    [example] = store.examples()
+    assert store.messages(example.conversation)[1].content == "so it is 0"
 
 
 def test_what_holds_for_a_conversation_holds_for_its_branches(store: HistoryStore) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,18 @@ async def test_a_call_that_its_owner_confirmed_is_an_example(
 ) -> None:
     store = HistoryStore(tmp_path)
     done = ToolResultEvent("1", ToolResult("done"))
-    thought = Text("<think>is it?</think>", thought=True)  # is told and not kept
-    told = [thought, ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
+    thought = [Text("<think>", thought=True, mark=True), Text("is it?", thought=True)]
+    told = [*thought, ToolCallEvent("1", LAMP), *answers, done, Text("The lamp is on."), END]
     assert await keep(store, told) == told
     [_, answer, brought] = store.messages("evening")
     assert (answer.content, answer.calls) == ("The lamp is on.", (LAMP,))
     assert (brought.role, brought.content) == ("tool", "done")
+    assert answer.thought == "is it?"
+    again = [*REQUEST.messages, replace(answer, thought=""), brought, Message("user", "thanks")]
+    store.keep("evening", [*again, Message("assistant", "Gladly.")], source="page")
+    # clients do not send it back, and it stays; no example holds it
+    assert [one.thought for one in store.messages("evening")] == ["", "is it?", "", "", ""]
+    assert not any(said.thought for one in store.examples() for said in one.messages)
     assert [(one.origin, one.answer) for one in store.examples()] == [
         ("confirmed", render(LAMP))
     ] * example

@@ -1,5 +1,6 @@
 """What `quietchoir bench` writes, on sizes that take seconds. No figure is judged here."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,16 @@ from quietchoir.core.errors import ConfigError, QuietchoirError
 from quietchoir.simulations import commands
 from quietchoir.simulations.bench import suites
 from quietchoir.simulations.bench.cohort import play
-from quietchoir.simulations.bench.figures import Figure, Keep, look_up, misses, number, rounded
+from quietchoir.simulations.bench.figures import (
+    Figure,
+    Keep,
+    look_up,
+    misses,
+    number,
+    put_share,
+    rounded,
+    so_far,
+)
 from quietchoir.simulations.bench.members import Setting
 from quietchoir.simulations.bench.stopwatch import Arm, Sample, interleaved
 
@@ -167,6 +177,48 @@ class Cut:
         yield Figure("first.b", "s", "two")
         # nobody knows its name yet
         yield Figure(f"second.{report['second']['name']}", "s", "three")
+
+
+class Eager(Cut):
+    """One that makes all of its rows before any is looked at."""
+
+    def figures(self, report: dict[str, Any]) -> Any:
+        return list(super().figures(report))
+
+
+def test_rows_that_cannot_be_made_yet_do_not_end_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suites, "SUITES", {"cut": "short"})
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.cut", Eager())
+    with pytest.raises(QuietchoirError, match="the plug"):  # its own end
+        commands.run_bench(Namespace(suite="cut", json=True, out=None, quick=False))
+    assert "so far" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["assistant", "confidence", "context", "retrieval", "silence"])
+def test_a_suite_tells_of_its_parts_as_they_come(name: str) -> None:
+    suite = importlib.import_module(f"{suites.__package__}.{name}")
+    parts = {"in_prompt.ours.1k": 1.0, "python.hybrid.recall_5": 0.9, "injection.acted": 0,
+             "confirm.other.coverage": 0.1, "home.talk.served": 0.02}  # fmt: skip
+    report: dict[str, Any] = {"spread": {}}
+    for key, value in parts.items():
+        *outer, inner = key.split(".")
+        place = report
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[inner] = value
+    told = {row.key for row in so_far(report, suite.figures)}
+    assert told and told <= parts.keys()
+
+
+def test_a_share_of_few_cases_is_told_with_how_little_they_say() -> None:
+    report: dict[str, Any] = {"spread": {}}
+    put_share(report, "a.few", [True] * 6)
+    put_share(report, "a.many", [True, False] * 500)
+    assert report["a"] == {"few": 1.0, "many": 0.5}
+    (low, high), (least, most) = report["spread"].values()
+    assert (round(low, 2), high) == (0.61, 1.0) and 0.46 < least < 0.5 < most < 0.54
 
 
 def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
