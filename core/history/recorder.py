@@ -75,7 +75,8 @@ async def recorded(
     store: HistoryStore, request: ChatRequest, source: str, answer: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
     """The same events; before the last one the conversation is kept, this answer in it. An answer
-    whose calls its owner all confirmed, and that all did what they were to, becomes an example.
+    whose calls its owner all confirmed, and that all did what they were to and all that was asked,
+    becomes an example.
     """
     began = await begun(store, request, source)
     texts: list[str] = []
@@ -83,6 +84,7 @@ async def recorded(
     calls: list[ToolCall] = []
     confirmed: list[bool] = []
     results: list[ToolResult] = []
+    in_words = False  # what the calls left of the request was answered so, or had to be
     async with aclosing(answer) as events:
         async for event in events:
             if isinstance(event, Text):
@@ -92,6 +94,7 @@ async def recorded(
                     texts.append(event.text)
             elif isinstance(event, LoopStepEvent):
                 thoughts.append("\n\n")
+                in_words |= event.last
             elif isinstance(event, ToolCallEvent):
                 calls.append(event.call)
             elif isinstance(event, ApprovedEvent):
@@ -103,7 +106,9 @@ async def recorded(
                 words = Message("assistant", said, tuple(calls), thought=thought)
                 brought = [Message("tool", result.text) for result in results]  # in their order
                 done = all(result.ok for result in results)
-                right = len(confirmed) == len(calls) > 0 and all(confirmed) and done
+                right = (
+                    len(confirmed) == len(calls) > 0 and all(confirmed) and done and not in_words
+                )
                 kept = (words, *brought)
                 await keep(store, request, source, kept, confirmed=right, began=began)
             yield event

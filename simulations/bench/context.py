@@ -116,12 +116,13 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
             tell(f"time, {name} tokens back")
             added_share(name, depth, timed, embedder, engine, tokenizer, report)
             keep(report)
+        tell("everyday questions")
+        report["loops"] = loops(engine, tokenizer, EVERYDAY[: 2 if quick else None])
+        keep(report)
         for name, depth in SURVEYS.items():
             tell(f"all of {name} is asked for")
             covered(name, depth, 1 if quick else 3, engine, loaded, report)
             keep(report)
-        tell("everyday questions")
-        report["loops"] = loops(engine, tokenizer, EVERYDAY[: 2 if quick else None])
     finally:
         engine.stop()
     return report

@@ -13,6 +13,7 @@ from quietchoir.core.assistant.events import (
     ChatRequest,
     Event,
     Finished,
+    LoopStepEvent,
     Text,
     ToolCallEvent,
     ToolResultEvent,
@@ -75,6 +76,16 @@ async def test_a_confirmed_call_that_failed_is_no_example(tmp_path: Path) -> Non
     yes = ApprovedEvent("a", True, "owner")
     await keep(store, [ToolCallEvent("1", LAMP), yes, failed, Text("No lamp."), END])
     assert store.examples() == []
+
+
+async def test_a_confirmed_call_that_did_not_do_all_that_was_asked_is_no_example(
+    tmp_path: Path,
+) -> None:
+    store = HistoryStore(tmp_path)
+    done, yes = ToolResultEvent("1", ToolResult("on")), ApprovedEvent("a", True, "owner")
+    left = [LoopStepEvent(3, last=True), Text("How nice.")]  # of two wishes one named nothing
+    await keep(store, [ToolCallEvent("1", LAMP), yes, done, Text("on\n"), *left, END])
+    assert store.examples() == [] and store.messages("evening")
 
 
 async def test_one_call_that_nobody_confirmed_makes_no_example_of_the_other(tmp_path: Path) -> None:
