@@ -83,7 +83,10 @@ async def test_a_confirmed_call_that_did_not_do_all_that_was_asked_is_no_example
 ) -> None:
     store = HistoryStore(tmp_path)
     done, yes = ToolResultEvent("1", ToolResult("on")), ApprovedEvent("a", True, "owner")
-    left = [LoopStepEvent(3, last=True), Text("How nice.")]  # of two wishes one named nothing
+    left: list[Event] = [
+        LoopStepEvent(3, last=True),
+        Text("How nice."),
+    ]  # of two wishes one named nothing
     await keep(store, [ToolCallEvent("1", LAMP), yes, done, Text("on\n"), *left, END])
     assert store.examples() == [] and store.messages("evening")
 
