@@ -50,7 +50,8 @@ DEVICES = {
     "/dev/random": READ_FILE,
     "/dev/urandom": READ_FILE,
 }
-ETC = ("/etc/ld.so.cache", "/etc/localtime")
+# what libraries find and then do not expect to be refused; everybody may read them
+ETC = ("/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types")
 RULESET = f"{KIT}/landlock.json"
 # The kernel counts all threads of a user together: so many more may its other programs begin
 # before a plugin cannot begin its own. Its own are counted by the watchdog.

@@ -66,6 +66,7 @@ ADVICE = (  # what bubblewrap says → what helps
         "No permissions to create",
         f"user namespaces are switched off: {SWITCHES}; in a container, {CONTAINER}",
     ),
+    ("Creating new namespace failed", SWITCHES),
     ("Operation not permitted", CONTAINER),
 )
 

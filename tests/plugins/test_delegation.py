@@ -48,7 +48,7 @@ async def test_a_plugin_calls_what_it_was_granted_and_nothing_else(
     folders = [
         written(tmp_path, "first", "tests/second:second", "tests/fourth:fourth", "tests/fifth:x"),
         written(tmp_path, "second", "tests/third:third", effect="write"),
-        written(tmp_path, "third", effect="read", network=["example.org"]),
+        written(tmp_path, "third", effect="outside"),
         written(tmp_path, "fourth"),
     ]
     enabled = tuple(f"tests/{name}" for name in names)
