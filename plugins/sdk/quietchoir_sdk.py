@@ -53,6 +53,10 @@ STORAGE_VARIABLE = "QUIETCHOIR_STORAGE"  # "DESCRIPTOR:BYTES" of the storage tha
 HOSTS_VARIABLE = "QUIETCHOIR_HOSTS"  # JSON: what the owner filled in for `permissions.hosts`
 FOLDERS_VARIABLE = "QUIETCHOIR_FOLDERS"  # where the owner's folders are seen
 DATA = Path(os.environ.get(FOLDERS_VARIABLE, "/data"))
+SHARED = (
+    "this machine's sandbox has no namespaces, so plugins begin no programs and write no files "
+    "(quietchoir doctor says what helps)"
+)
 MAX_BODY = 8 << 20  # bytes of one answer of `fetch`
 
 
@@ -432,6 +436,10 @@ class Server:
             text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
         except ToolFailure as failure:
             answer, text, failed = None, str(failure), True
+        except PermissionError as error:
+            traceback.print_exc()
+            why = f"; {SHARED}" if FOLDERS_VARIABLE in os.environ else ""
+            answer, text, failed = None, f"{chosen.name} was refused something ({error}){why}", True
         except Exception as error:
             traceback.print_exc()
             answer, text, failed = None, f"{chosen.name} broke: {type(error).__name__}", True

@@ -570,6 +570,7 @@ def report(rows: list[dict[str, str]]) -> dict[str, Any]:
         "tried": len(counted),
         "open": sum(row["verdict"] == "open" for row in counted),
         "controls_failed": sum(row["verdict"] == "control failed" for row in counted),
+        "known_gaps": sum(row["verdict"] == "gap" for row in counted),
         "gaps": [row["name"] for row in counted if row["verdict"] == "gap"],
         "not_held": {row["name"]: row for row in rows if row["verdict"] != "held"},
     }

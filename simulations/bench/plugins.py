@@ -438,6 +438,7 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         Figure("escapes.controls_failed", "", "that show nothing", at_most=0),
         Figure("escapes_landlock.tried", "", "the same without namespaces (0: not here)"),
         Figure("escapes_landlock.open", "", "of them, successful", at_most=0),
+        Figure("escapes_landlock.known_gaps", "", "that tell that a file or a process is there"),
         Figure("market.plugins", "", "plugins in a registry, each by an author of its own"),
         Figure("market.install_s", "s", "trust it and install one, over HTTP", at_most=2),
         Figure("market.metadata_kb", "kB", "of metadata that came for it", at_most=200),

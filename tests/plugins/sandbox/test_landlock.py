@@ -207,6 +207,14 @@ async def test_the_kernel_bounds_its_memory_and_it_begins_no_program(
     assert found.text == "MemoryError PermissionError PermissionError"
 
 
+async def test_a_tool_that_begins_a_program_says_what_is_not_there(
+    inside: Callable[..., Any],
+) -> None:
+    host = await inside(hostile("subprocess.run(['/bin/true'])"))
+    found = await host.call(ToolCall("attack"))
+    assert not found.ok and "has no namespaces, so plugins begin no programs" in found.text
+
+
 async def test_who_asks_for_the_network_is_off_and_says_why(
     inside: Callable[..., Any], tmp_path: Path
 ) -> None:
