@@ -4,23 +4,70 @@ Knows arguments and how results are shown. Imports nothing heavy until it runs.
 """
 
 import argparse
-import dataclasses
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..federation.events import FederationEvent
+    from rich.console import Console
+
+SCENARIO = "a TOML file, or the name of a shipped scenario"
 
 
 def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this folder's verbs."""
-    simulate = verbs.add_parser("simulate", help="run a federation of many parties in this process")
-    simulate.add_argument("scenario", help="a TOML file, or the name of a shipped scenario")
-    simulate.add_argument(
-        "--report", type=Path, metavar="FILE", help="write the whole report as JSON"
+    simulate = verbs.add_parser("simulate", help="run federations of many parties in this process")
+    ways = simulate.add_subparsers(required=True, metavar="COMMAND")
+    listed = ways.add_parser("list", help="the scenarios that are shipped, and what each asks")
+    listed.set_defaults(run=list_scenarios, needs="federation")
+    show = ways.add_parser("show", help="every key of a scenario with the value that it has")
+    show.add_argument("scenario", help=SCENARIO)
+    show.set_defaults(run=show_scenario, needs="federation")
+    run = ways.add_parser("run", help="run scenarios; each of a file's [sweep] is one")
+    run.add_argument("scenarios", nargs="+", metavar="SCENARIO", help=SCENARIO)
+    compare = ways.add_parser(
+        "compare", help="results side by side; scenarios without one are run first"
     )
-    simulate.set_defaults(run=run_simulation, needs="federation")
+    compare.add_argument(
+        "scenarios", nargs="+", metavar="SCENARIO", help=f"{SCENARIO}; or a result's folder"
+    )
+    sweep = ways.add_parser("sweep", help="one scenario under every choice of some values")
+    sweep.add_argument("scenarios", nargs=1, metavar="SCENARIO", help=SCENARIO)
+    for way, work in ((run, run_scenarios), (compare, compare_results), (sweep, run_scenarios)):
+        way.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE[,VALUE…]",
+            required=way is sweep,
+            help="a key of the scenario, for example recipe.lr=0.01,0.02; several values: one run "
+            "each",
+        )
+        way.add_argument(
+            "--protection-cost",
+            choices=("run", "modelled"),
+            help="modelled: masked rounds without their masks; the same sums, in a fraction of the "
+            "time",
+        )
+        way.add_argument(
+            "--engine",
+            choices=("here", "ray"),
+            default="here",
+            help="ray: under Flower's simulation, for several machines; rehearsals only",
+        )
+        way.add_argument(
+            "--out", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs"
+        )
+        way.add_argument(
+            "--again", action="store_true", help="also what has a result of this very scenario"
+        )
+        way.set_defaults(run=work, needs="federation")
+    report = ways.add_parser("report", help="a page and a Markdown file of results, with pictures")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="files or folders")
+    report.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report"
+    )
+    report.set_defaults(run=write_report, needs="federation")
     bench = verbs.add_parser(
         "bench",
         help="measure, with peers in the same run",
@@ -57,32 +104,116 @@ def suites_told() -> str:
     return "\n".join(f"  {name:<12} {words}" for name, words in SUITES.items())
 
 
-def run_simulation(arguments: Namespace) -> None:
-    """Run one scenario, a line for each round."""
-    from ..core.models import weights
-    from ..core.models.hub import catalog
-    from . import machine, report, schedule_comparison
-    from .run import simulate
-    from .scenario import load
+def list_scenarios(arguments: Namespace) -> None:
+    """A line for each, and its question."""
+    del arguments
+    from . import report, scenario
 
     console = report.wide_console()
-    scenario = load(arguments.scenario)
-    rehearsal = scenario.population.kind == "rehearsal"
-    model = None if rehearsal else weights.load(catalog.find(scenario.model))
-    console.print(f"[bold]{scenario.name}[/bold]  {machine.line()}")
+    for name in scenario.shipped():
+        path = scenario.find(name)
+        several = scenario.count(path)
+        runs = f"  ({several} runs)" if several > 1 else ""
+        console.print(f"[bold]{name}[/bold]{runs}  {scenario.question(path)}")
 
-    def show(event: "FederationEvent") -> None:
-        if (text := report.line(event, scenario.recipe.rounds)) is not None:
-            console.print(text)
 
-    if scenario.availability.on:
-        outcome, laps = schedule_comparison.compare(scenario, model, show)
-        schedule_comparison.show(console, laps)
-    else:
-        outcome = simulate(scenario, model, on_event=show)
-    report.show_run(console, dataclasses.asdict(outcome))
-    if arguments.report is not None:
-        outcome.write(arguments.report)
+def show_scenario(arguments: Namespace) -> None:
+    """Every key of every arm, as TOML."""
+    from . import scenario
+
+    for arm in scenario.arms(arguments.scenario):
+        text = scenario.as_toml(scenario.resolved(arm.scenario))
+        print(f"# {arm.label}\n{text}" if arm.label else text)
+
+
+def run_scenarios(arguments: Namespace) -> int:
+    """Run what has no result yet; a table of all at the end. 1 if one of them failed."""
+    from . import report
+
+    console = report.wide_console()
+    found = [
+        result for name in arguments.scenarios for result in results_of(name, arguments, console)
+    ]
+    report.show_results(console, found)
+    return int(any(one["failed"] for one in found))
+
+
+def compare_results(arguments: Namespace) -> None:
+    """Results side by side."""
+    from . import report, results
+
+    console, found = report.wide_console(), list[dict[str, Any]]()
+    for name in arguments.scenarios:
+        if Path(name).is_dir():
+            found += results.gather([Path(name)])
+        else:
+            found += results_of(name, arguments, console)
+    report.show_results(console, found)
+
+
+def results_of(name: str, arguments: Namespace, console: "Console") -> list[dict[str, Any]]:
+    """The results of all arms of a scenario, made or found."""
+    from ..core.models import weights
+    from ..core.models.hub import catalog
+    from . import machine, report, results, scale
+    from .scenario import LINEAR, arms
+
+    console.print(f"[bold]{name}[/bold]  {machine.line()}")
+    changes = dict(changed(words) for words in arguments.set)
+    if arguments.protection_cost:
+        changes["protection_cost"] = [arguments.protection_cost]
+    found, models = list[dict[str, Any]](), dict[str, Any]()
+    for arm in arms(name, changes):
+        scenario, folder = arm.scenario, results.folder_of(arguments.out, arm)
+        if arguments.engine == "ray":
+            found.append(scale.perform(arm, folder))
+            continue
+        if not arguments.again and (known := results.finished(folder, scenario)) is not None:
+            console.print(f"  {report.title_of(known)}: found in {folder} (--again runs it anew)")
+            found.append(known)
+            continue
+        if scenario.population.kind != "rehearsal" and scenario.model not in (LINEAR, *models):
+            models[scenario.model] = weights.load(catalog.find(scenario.model))
+        console.print(f"[bold]{arm.label or scenario.name}[/bold]")
+        model = models.get(scenario.model)
+        with report.RunProgress(console, scenario.recipe.rounds, scenario.population.count) as bars:
+            found.append(results.perform(arm, model, folder, bars))
+        console.print(f"  {folder / results.RESULT}")
+    return found
+
+
+def changed(words: str) -> tuple[str, list[Any]]:
+    """`KEY=VALUE[,VALUE…]` as a key and its values, each read as TOML's, or else as a text.
+
+    Raises:
+        ConfigError: no key, or no value.
+    """
+    import tomllib
+
+    from ..core.errors import ConfigError
+
+    key, _, values = words.partition("=")
+    if not key.strip() or not values.strip():
+        raise ConfigError(f"--set {words}: found no key or no value, expected KEY=VALUE[,VALUE…]")
+    # one value that is a list itself, or some
+    each = [values] if values.lstrip().startswith("[") else values.split(",")
+    found: list[Any] = []
+    for value in each:
+        try:
+            found.append(tomllib.loads(f"value = {value}")["value"])
+        except tomllib.TOMLDecodeError:
+            found.append(value.strip())
+    return key.strip(), found
+
+
+def write_report(arguments: Namespace) -> None:
+    """A page and a Markdown file."""
+    from rich.console import Console
+
+    from . import results, results_page
+
+    for path in results_page.write(results.gather(arguments.runs), arguments.out):
+        Console(highlight=False).print(str(path), soft_wrap=True)
 
 
 def run_bench(arguments: Namespace) -> int:

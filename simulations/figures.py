@@ -1,5 +1,5 @@
-"""`make figures`: the pictures of the documentation, drawn from what the demonstration and the
-comparison wrote.
+"""`make figures`: the pictures of the documentation, drawn from the results of stated runs that
+lie in docs/results, and from what the demonstration and the comparison wrote, where they did.
 
 Knows JSON reports and how to draw them. Measures nothing.
 """
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, QuietchoirError
-from . import life_pictures, round_picture
+from ..core.paths import write_atomically
+from . import life_pictures, results, results_page, round_picture
 
+RESULTS = "results"  # below docs/: of `quietchoir simulate run NAME`, a folder each
+SIMULATED = {"non-iid": "accuracy", "dp-sweep": "accuracy", "poisoning": "attack"}
 ARMS = (
     ("central", "central training on everybody's requests", "#5b6675"),
     ("alone_union", "each household alone", "#d9792b"),
@@ -81,6 +84,15 @@ def main() -> int:
     chosen = parser.parse_args()
     print(round_picture.write(chosen.out))
     print(*life_pictures.write(chosen.out), sep="\n")
+    for name, picture in SIMULATED.items():
+        found = results.gather([chosen.out / RESULTS / name])
+        _, _, draw = results_page.PICTURES[picture]
+        target = chosen.out / f"{name}.svg"
+        write_atomically(target, results_page.draw_svg(draw, found).encode())
+        print(target)
+    if not chosen.demo.is_dir():
+        print(f"{chosen.demo}: not here, learning.svg stays as it is; run: make demo demo-compare")
+        return 0
     history = read(chosen.demo / "coordinator.json", "make demo")["history"]
     yardsticks = read(chosen.demo / "compare.json", "make demo-compare")["accuracy"]
     target = chosen.out / "learning.svg"

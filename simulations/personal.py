@@ -45,9 +45,10 @@ from ..federation.personalization.settings import PersonalSettings
 from ..federation.personalization.trainer import PersonalTrainer, PersonalVerdict
 from ..federation.store.checkpoint import Vector
 from . import machine
+from .cast import adapter_of, make_learners
 from .population import PartyData, populate
 from .report import percent, wide_console
-from .run import adapter_of, make_learners, simulate
+from .run import simulate
 from .scenario import Scenario, load
 
 ARMS = ("shared", "personal", "guarded", "alone", "elsewhere_shared", "elsewhere_personal")

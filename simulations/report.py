@@ -4,10 +4,11 @@ Knows how events and reports look. Knows nothing of how they came to be.
 Always: an accuracy that stands beside round N is that of the adapter which round N started from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import progress
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,7 @@ from ..federation.rounds.report import privacy_sentence
 
 KILO = 1000
 SHOWN = 10  # values of a sample
+FEW = 20  # parties of whom each is told
 FILE_WIDTH = 150  # characters
 TOLD: tuple[type[FederationEvent], ...] = (  # of the coordinator's, beside rounds
     WaitingEvent,
@@ -171,3 +173,148 @@ def wide_console() -> Console:
     """A terminal as it is; a file or a pipe wide enough that no line is broken."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)
+
+
+class RunProgress:
+    """A run while it goes on: a bar on a terminal, else a line a round."""
+
+    def __init__(self, console: Console, rounds: int, parties: int) -> None:
+        self.console, self.rounds, self.parties = console, rounds, parties
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.whole = self.bars.add_task("rounds", total=rounds)
+        self.part = self.bars.add_task("trained", total=parties or None)
+
+    def __enter__(self) -> "RunProgress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: FederationEvent) -> None:
+        """Take one event."""
+        match event:
+            case PartyPreparedEvent() if self.parties > FEW:
+                return
+            case PartyTrainedEvent():
+                self.bars.advance(self.part)
+                return
+            case RoundEvent(name="round", entry=entry):
+                self.bars.update(self.whole, completed=entry["round"])
+                self.bars.reset(self.part, total=self.parties or None)
+        if (text := line(event, self.rounds)) is not None:
+            self.console.print(text)
+
+
+# Rows of `show_results`: what each is called, and how it is read out of a result.
+ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "parties": lambda one: str(one["parties"]),
+    "values": lambda one: f"{one['values']:,}",
+    "protection": lambda one: protection_words(one["scenario"]),
+    "rounds": lambda one: f"{len(one['rounds'])} of {one['scenario']['recipe']['rounds']}",
+    "accuracy before": lambda one: percent(one["accuracy"]["before"]),
+    "accuracy after": lambda one: percent(one["accuracy"]["after"]),
+    "parties' own, least": lambda one: of_spread(one, "least"),
+    "parties' own, median": lambda one: of_spread(one, "median"),
+    "parties' own, most": lambda one: of_spread(one, "most"),
+    "personal, mean": lambda one: of_personal(one, "personal"),
+    "alone, mean": lambda one: of_personal(one, "alone"),
+    "triggered": lambda one: percent(one["attack_success"]),
+    "epsilon": lambda one: "–" if one["privacy"] is None else f"{one['privacy']['epsilon']:.3g}",
+    "in a sum, mean": lambda one: mean_words(one, "parties", "{:.1f}"),
+    "sent by a party, a round": lambda one: bytes_words(one, "bytes_up"),
+    "sent to a party, a round": lambda one: bytes_words(one, "bytes_down"),
+    "a round, s": lambda one: mean_words(one, "seconds", "{:.3g}"),
+    "whole run, s": lambda one: f"{one['seconds']:.3g}",
+    "whole run, processor s": lambda one: f"{one['processor_s']:.3g}",
+    "attempts without a sum": lambda one: str(len(one["aborted"])),
+    "ended early": lambda one: one["failed"] or one["stopped"] or "–",
+}
+
+
+def protection_words(scenario: Mapping[str, Any]) -> str:
+    """The mode, and whether it was run."""
+    mode: str = scenario["protection"]["mode"]
+    return f"{mode}, modelled" if scenario["protection_cost"] == "modelled" else mode
+
+
+def of_spread(one: Mapping[str, Any], which: str) -> str:
+    """One number of the parties' own accuracies."""
+    return percent(one["spread"] and one["spread"][which])
+
+
+def of_personal(one: Mapping[str, Any], arm: str) -> str:
+    """The mean of one arm of the personal ones."""
+    return percent(one["personal"] and one["personal"][arm]["mean"])
+
+
+def mean_words(one: Mapping[str, Any], key: str, words: str) -> str:
+    """The mean of a round's number."""
+    values = [entry[key] for entry in one["rounds"]]
+    return words.format(sum(values) / len(values)) if values else "–"
+
+
+def bytes_words(one: Mapping[str, Any], key: str) -> str:
+    """Bytes of a round; what was computed and not sent is marked."""
+    values = [entry[key] for entry in one["rounds"]]
+    marked = " computed" if one["bytes_computed"] else ""
+    return size(sum(values) / len(values)) + marked if values else "–"
+
+
+def title_of(one: Mapping[str, Any]) -> str:
+    """Scenario and arm."""
+    return f"{one['name']} {one['arm']}".strip()
+
+
+def rows_of(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What results say side by side: rows that one of them has something for."""
+    rows = [(name, [cell(one) for one in results]) for name, cell in ROWS.items()]
+    return [(name, cells) for name, cells in rows if any(cell != "–" for cell in cells)]
+
+
+def show_results(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
+    """A column a result."""
+    table = Table(box=None)
+    table.add_column("")
+    for one in results:
+        table.add_column(title_of(one), justify="right")
+    for name, cells in rows_of(results):
+        table.add_row(name, *cells)
+    console.print(table)
+    for one in results:
+        if one.get("computed"):
+            console.print(
+                f"[bold]{title_of(one)}[/bold]: computed from measured unit costs, not run"
+            )
+            for words, value in computed_words(one["computed"]):
+                console.print(f"  {words}: {value}")
+        if len(results) == 1:
+            show_held(console, one["held"])
+
+
+def computed_words(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A computed federation in words."""
+    cost, risk = found["round"], found["too_few_stay_log10"]
+    return [
+        ("parties, of them drawn for a round", f"{found['parties']:,}, {found['cohort']:,}"),
+        ("rounds; a party is in", f"{found['rounds']}; {found['drawn_in_the_mean']:.3g}"),
+        ("parties that are never drawn", percent(found["never_drawn_share"])),
+        ("neighbours of a member, of whom so many rebuild its secrets",
+         f"{cost['neighbours']}, {cost['share_threshold']}"),
+        ("chance that too few stay", "none" if risk is None else f"10^{risk:.0f}"),
+        ("a member's round", f"{cost['member_s']:.3g} processor s, "
+         f"{size(cost['member_up_bytes'])} sent, {size(cost['member_down_bytes'])} received"),
+        ("the coordinator's round", f"{cost['coordinator_s']:.3g} processor s"),
+        ("a member's whole run", f"{found['member_whole_s']:.3g} processor s, "
+         f"{size(found['member_whole_bytes'])}"),
+        ("the coordinator's whole run", f"{found['coordinator_whole_s']:.3g} processor s, "
+         f"{size(found['coordinator_whole_bytes'])}"),
+    ]  # fmt: skip

@@ -1,23 +1,30 @@
 """One simulated federation: the real parties and the real coordinator over an in-process link.
 
 Knows how to put them together. Knows nothing of how they work.
-Always: one resident base model for all parties; keys and masks are fresh in every run, data and
-training follow from the scenario's seed.
+Always: keys and masks are fresh in every run, data and training follow from the scenario's seed;
+what many members would each find alike is found once (`crypto.shared`), and what one of them has
+ready waits on disk (`aggregation`): neither changes what is sent, refused or summed.
 """
 
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..core import paths
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, FederationError
-from ..core.models.weights import Weights
-from ..core.training.trainer import Trainer
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import AdderService, MemberService
-from ..crypto.identity.keys import Identity
+from ..crypto.identity.keys import KEY_BYTES, Identity
+from ..crypto.shared import sharing
 from ..federation.aggregation import encrypted, secagg, state_transfer
 from ..federation.aggregation.base import ClientSecrets
 from ..federation.aggregation.experimental.threshold import OPEN
@@ -26,29 +33,34 @@ from ..federation.aggregation.ranges import tensor_stops
 from ..federation.events import FederationEvent, OnEvent, TrainedEvent
 from ..federation.rounds.client import Client
 from ..federation.rounds.report import RunReport
-from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
+from ..federation.spec.policy import CoordinatorTable, Member, ModelTable, Policy, Recipe
 from ..federation.store.checkpoint import Store, Vector
 from ..federation.store.client_store import ClientStore
-from ..federation.training.learner import Learner, TrainerLearner
-from ..federation.training.synthetic_task import PacedSyntheticLearner, SyntheticLearner
 from ..federation.wire import messages
+from .aggregation import simulated
 from .availability import conduct
+from .cast import Cast, Turncoat, adapter_of, make_learners
 from .population import PartyData, populate
-from .report import PartyPreparedEvent, PartyTrainedEvent
+from .protocol_costs import rules_of
+from .report import PartyTrainedEvent
 from .scenario import Fault, Scenario, dealt
 
+if TYPE_CHECKING:
+    from ..core.models.weights import Weights
+
 NO_ADDRESS = "127.0.0.1:1"  # nobody listens: messages go from function to function
-NO_MODEL = "0" * 64  # digest of a rehearsal's
+NO_MODEL = "0" * 64  # digest of what is no model file's
+KEYS = "keys"  # beside a run that can go on: pretended members' keys, which protect nobody
+NONCE_BYTES = 16
 
 
-class FaultyParty:
-    """A party that goes silent where the scenario says so."""
+class SimulatedParty:
+    """A party that goes silent where the scenario says so, or by its chances."""
 
-    def __init__(self, client: Client, faults: tuple[Fault, ...]) -> None:
-        self.client, self.left = (
-            client,
-            {fault: fault.attempts for fault in faults if fault.party == client.name},
-        )
+    def __init__(self, client: Client, scenario: Scenario) -> None:
+        self.client, self.dropouts, self.seed = client, scenario.dropouts, scenario.seed
+        faults = (fault for fault in scenario.faults if fault.party == client.name)
+        self.left: dict[Fault, int] = {fault: fault.attempts for fault in faults}
 
     def handle(self, message: bytes) -> bytes:
         """As `Client.handle`, unless it is time to vanish.
@@ -56,52 +68,66 @@ class FaultyParty:
         Raises:
             FederationError: never seen by anybody but the link, which takes it for silence.
         """
-        task = messages.decode_task(message, self.client.policy, self.client.name)
-        for fault, left in self.left.items():
-            if left and task.round_id.round == fault.round and task.stage == fault.stage:
-                self.left[fault] -= 1
-                raise FederationError(
-                    f"{fault.party} is silent at {fault.stage} of round "
-                    f"{fault.round}, as the scenario says"
-                )
+        learner = self.client.learner
+        if self.left or self.dropouts.share or isinstance(learner, Turncoat):
+            task = messages.decode_task(message, self.client.policy, self.client.name)
+            if isinstance(learner, Turncoat):
+                learner.round = task.round_id.round
+            self.vanish(task)
         return self.client.handle(message)
 
+    def vanish(self, task: messages.Task) -> None:
+        """Raises FederationError: now."""
+        name, number = self.client.name, task.round_id.round
+        for fault, left in self.left.items():
+            if left and number == fault.round and task.stage == fault.stage:
+                self.left[fault] -= 1
+                raise FederationError(
+                    f"{name} is silent at {task.stage} of round {number}, as the scenario says"
+                )
+        if self.dropouts.share and self.stage_of(task.round_id) == task.stage:
+            raise FederationError(f"{name} is silent at {task.stage} of round {number}, by chance")
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cast:
-    """Everybody's learner, on one resident model."""
-
-    learners: Mapping[str, Learner]
-    size: int  # values of the adapter
+    def stage_of(self, round_id: messages.RoundId) -> str:
+        """Where it goes silent in this attempt, if it does."""
+        spelled = f"{self.seed} {self.client.name} {round_id.round} {round_id.attempt}"
+        digest = hashlib.sha256(f"quietchoir drop-outs {spelled}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        if rng.random() >= self.dropouts.share:
+            return ""
+        return self.dropouts.stages[int(rng.integers(len(self.dropouts.stages)))]
 
 
 def simulate(
     scenario: Scenario,
-    weights: Weights | None,
+    weights: "Weights | None",
     *,
     on_event: OnEvent | None = None,
     cast: Cast | None = None,
     on_adopt: Callable[[str, Vector], None] | None = None,
+    folder: Path | None = None,
 ) -> RunReport:
     """Run `scenario` to its end.
 
     Args:
-        weights: the resident model; None for a rehearsal.
+        weights: the resident model; None for a rehearsal or a linear model.
         cast: learners to use instead of the scenario's own, by the same names: several runs can
             share them, and an attacker's can stand among them (see `attacks`).
         on_adopt: told a party's name and the finished adapter [n] that it was handed.
+        folder: where the run lives, so that it goes on after a kill from its last whole round;
+            only of a `resumable` one.
 
     Raises:
         ConfigError: faults that name nobody, or fewer parties than the minimum cohort.
         RoundAborted: a round failed as often as the recipe allows.
     """
     report = on_event or (lambda event: None)
-    people = populate(scenario)
-    check(scenario, people)
-    coordinator_key = Identity.generate()
-    identities = {person.name: Identity.generate() for person in people}
-    policy = describe(scenario, weights, coordinator_key, identities)
-    cast = cast or make_learners(scenario, weights, people, report)
+    if cast is None:
+        people = populate(scenario)
+        check(scenario, people)
+        cast = make_learners(scenario, weights, people, report)
+    nonce, coordinator_key, identities = keys_of(folder, sorted(cast.learners))
+    policy = describe(scenario, weights, nonce, coordinator_key, identities)
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
     handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Client]()
@@ -119,27 +145,58 @@ def simulate(
             on_event=partial(trained_by, report, name),
             adopt=partial(adopted, on_adopt, name),
         )
-        handles[name] = FaultyParty(members[name], scenario.faults).handle
-    coordinator = conduct(
-        scenario,
-        policy,
-        coordinator_key,
-        handles,
-        members,
-        size=size,
-        stops=stops,
-        on_event=on_event,
-        crypto_worker=adder,
-        store=Store(
-            None,
-            run=hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32],
-        ),
-    )
-    try:
-        return coordinator.run()
-    finally:
-        crypto_worker.close()
-        adder.close()
+        handles[name] = SimulatedParty(members[name], scenario).handle
+    run = hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32]
+    with (
+        sharing(),
+        simulated(scenario.protection_cost),
+        closing(Store(folder, run=run)) as store,
+        closing(crypto_worker),
+        closing(adder),
+    ):
+        return conduct(
+            scenario,
+            policy,
+            coordinator_key,
+            handles,
+            members,
+            size=size,
+            stops=stops,
+            on_event=on_event,
+            crypto_worker=adder,
+            store=store,
+        ).run()
+
+
+def resumable(scenario: Scenario) -> bool:
+    """Can a run go on from its last whole round? Not where members hold what a new process would
+    lack: the adapter or its steps, what waits, or what was spent; nor on a clock of its own.
+    """
+    policy = rules_of(dataclasses.replace(scenario, recipe=recipe_of(scenario)))
+    told_whole = policy.can.model_held_by == "server" and not policy.followed
+    alone = scenario.schedule.buffered or scenario.privacy.on or scenario.availability.on
+    return told_whole and not alone
+
+
+def keys_of(folder: Path | None, names: Sequence[str]) -> tuple[str, Identity, dict[str, Identity]]:
+    """The federation's number, its coordinator's key and everybody's; the same as before, if they
+    lie in `folder`.
+    """
+    length = NONCE_BYTES + KEY_BYTES * (1 + len(names))
+    raw = secrets.token_bytes(length)
+    if folder is not None:
+        file = paths.private_folder(folder) / KEYS
+        if not file.exists():
+            paths.write_atomically(file, raw, mode=0o600)
+        raw = file.read_bytes()
+        if len(raw) != length:
+            raise ConfigError(
+                f"{file}: keys of other members than this scenario's; take the folder away, and "
+                f"the run begins anew"
+            )
+    seeds = [raw[at : at + KEY_BYTES] for at in range(NONCE_BYTES, length, KEY_BYTES)]
+    first, *others = (Identity(Ed25519PrivateKey.from_private_bytes(seed)) for seed in seeds)
+    return raw[:NONCE_BYTES].hex(), first, dict(zip(names, others, strict=True))
 
 
 def adopted(
@@ -160,49 +217,6 @@ def trained_by(report: OnEvent, name: str, event: FederationEvent) -> None:
         report(PartyTrainedEvent(party=name, round=event.round))
 
 
-def make_learners(
-    scenario: Scenario, weights: Weights | None, people: list[PartyData], report: OnEvent
-) -> Cast:
-    """Everybody's learner, on one resident model.
-
-    Raises:
-        ConfigError: a population that learns in earnest, and no model.
-    """
-    if scenario.population.kind == "rehearsal":
-        return rehearsal(scenario, people)
-    if weights is None:
-        raise ConfigError(
-            f"scenario {scenario.name}: a population of kind "
-            f"{scenario.population.kind!r} needs a model"
-        )
-    trainer, learners = Trainer(weights, adapter_of(scenario).shape()), dict[str, Learner]()
-    portions = dealt(scenario.population.portions, [person.name for person in people])
-    for person in people:
-        examples = person.train[: portions[person.name] or None]
-        report(PartyPreparedEvent(party=person.name, train=len(examples), test=len(person.test)))
-        train, test = trainer.prepare(examples), trainer.prepare(person.test)
-        learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
-    return Cast(learners, trainer.size)
-
-
-def rehearsal(scenario: Scenario, people: list[PartyData]) -> Cast:
-    """Learners without a model; those that have a portion are as fast as it lets them be."""
-    size, batch = scenario.population.values, scenario.recipe.batch
-    portions = dealt(scenario.population.portions, [person.name for person in people])
-    learners: dict[str, Learner] = {
-        name: PacedSyntheticLearner(size, name, examples, batch)
-        if examples
-        else SyntheticLearner(size, name)
-        for name, examples in portions.items()
-    }
-    return Cast(learners, size)
-
-
-def adapter_of(scenario: Scenario) -> AdapterTable:
-    """The adapter's shape, with the scenario's seed if it names none of its own."""
-    return dataclasses.replace(scenario.adapter, seed=scenario.adapter.seed or scenario.seed)
-
-
 def check(scenario: Scenario, people: list[PartyData]) -> None:
     """Require that the scenario can be run by these people.
 
@@ -217,6 +231,12 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
             f"{', '.join(sorted(names))}"
         )
     known = stages(scenario)
+    idle = [one for one in scenario.dropouts.stages if one not in known]
+    if scenario.dropouts.share and idle:
+        raise ConfigError(
+            f"scenario {scenario.name}: nobody drops out at {', '.join(idle)}; stages under these "
+            f"rules: {', '.join(known)}"
+        )
     for fault in scenario.faults:
         if fault.stage not in known:
             raise ConfigError(
@@ -255,9 +275,19 @@ def no_floor() -> ConsentConfig:
     return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), max_clipped=1.0)
 
 
+def recipe_of(scenario: Scenario) -> Recipe:
+    """The scenario's; without masks nobody signs the sums by which members follow an adapter, so
+    they are told it whole.
+    """
+    if scenario.protection_cost == "modelled":
+        return dataclasses.replace(scenario.recipe, download="adapter")
+    return scenario.recipe
+
+
 def describe(
     scenario: Scenario,
-    weights: Weights | None,
+    weights: "Weights | None",
+    nonce: str,
     coordinator: Identity,
     identities: Mapping[str, Identity],
 ) -> Policy:
@@ -265,14 +295,14 @@ def describe(
     ranks = dealt(scenario.population.ranks, list(identities))
     return Policy(
         name=scenario.name,
-        nonce=secrets.token_hex(16),
+        nonce=nonce,
         owner=coordinator.public.raw.hex(),
         model=ModelTable(
             name=scenario.model, digest=NO_MODEL if weights is None else weights.digest
         ),
         adapter=adapter_of(scenario),
         protection=scenario.protection,
-        recipe=scenario.recipe,
+        recipe=recipe_of(scenario),
         privacy=scenario.privacy,
         guard=scenario.guard,
         aggregation=scenario.aggregation,

@@ -27,6 +27,7 @@ import numpy as np
 
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, QuietchoirError
+from ..core.hardware.discovery import core_count
 from ..core.paths import write_atomically
 from ..crypto.identity.keys import Identity
 from ..federation.membership import founding, roster
@@ -40,11 +41,13 @@ from ..federation.store.checkpoint import RunState, Vector
 from ..federation.store.client_store import ClientStore
 from ..federation.store.member import open_member
 from ..federation.training.synthetic_task import STEP, StatelessSyntheticLearner
-from . import machine, report
+from . import machine, report, results
+from .cast import Cast
 from .cluster import Cluster, ClusterPlan
 from .engines import FlowerEngine
 from .inprocess import InProcessLink
 from .processes import Child
+from .scenario import Scenario, ScenarioArm
 
 OnEngine = Callable[[FlowerEngine], None]
 ROUND = "quietchoir round "  # what the ServerApp prints after each
@@ -230,6 +233,78 @@ def rounding(policy: Policy, rounds: int) -> float:
         velocity = recipe.server_momentum * velocity + step + STEP * flat + FLOAT_NOISE
         flat += recipe.server_lr * velocity
     return flat
+
+
+def perform(arm: ScenarioArm, folder: Path) -> dict[str, Any]:
+    """Run a scenario under Ray, on as many processors as Ray finds, and keep its result.
+
+    Raises:
+        ConfigError: what Flower's engine cannot play. QuietchoirError: as `simulated`.
+    """
+    scenario = arm.scenario
+    check_engine(scenario)
+    population = scenario.population
+    usual = Scenario(name=scenario.name, population=population)
+    plan = ClusterPlan(
+        nodes=population.households,
+        mode=scenario.protection.mode,
+        key=scenario.protection.key,
+        size=population.values,
+        bits=scenario.protection.bits,
+        rounds=scenario.recipe.rounds,
+        min_cohort=scenario.protection.min_cohort,
+        threshold=scenario.protection.threshold,
+        ranks=population.ranks,
+        rank=scenario.adapter.rank,
+        recipe={**differing(scenario.recipe, usual.recipe), "evaluate_every": 0},
+        tables={name: getattr(scenario, name) for name in ("privacy", "guard", "aggregation")},
+    )
+    wall = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="quietchoir-ray-") as scratch:
+        outcome = simulated(Path(scratch), plan, cpus=core_count())
+        state = checkpoint.read(Path(scratch) / "state")
+        told = results.Told()
+        told.entries = [] if state is None else list(state.history)
+    found = {
+        **results.head_of(arm),
+        "parties": plan.nodes,
+        "values": plan.size,
+        "seconds": round(time.monotonic() - wall, 3),
+        "processor_s": 0.0,  # other processes'
+        "peak_mb": outcome.memory_mb,
+        "failed": "",
+        **told.measures(scenario, None, plan.size),
+        **results.judged(scenario, Cast({}, plan.size), None),
+        "engine": asdict(outcome),
+    }
+    results.keep(folder, found)
+    return found
+
+
+def check_engine(scenario: Scenario) -> None:
+    """Raises ConfigError: a scenario that Flower's engine does not play."""
+    strange = {
+        "population.kind": scenario.population.kind != "rehearsal",
+        "population.portions": bool(scenario.population.portions),
+        "availability": scenario.availability.on,
+        "schedule.rounds": scenario.schedule.buffered,
+        "dropouts": scenario.dropouts.share > 0,
+        "faults": bool(scenario.faults),
+        "attack": bool(scenario.attack),
+        "personal": scenario.personal.rounds > 0,
+        "protection_cost": scenario.protection_cost != "run",
+    }
+    if found := [name for name, there in strange.items() if there]:
+        raise ConfigError(
+            f"scenario {scenario.name}: --engine ray plays rehearsals whose parties are all there; "
+            f"it cannot play {', '.join(found)}"
+        )
+
+
+def differing(table: Any, usual: Any) -> dict[str, Any]:
+    """Fields of a table that are not as usual."""
+    fields = ((one.name, getattr(table, one.name)) for one in dataclasses.fields(table))
+    return {name: value for name, value in fields if value != getattr(usual, name)}
 
 
 def measured(nodes: int, rounds: int, folder: Path) -> Iterator[EngineOutcome]:

@@ -10,18 +10,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import ConfigError, RoundAborted
-from ..core.models.weights import Weights
 from ..federation.events import AbortedEvent, FederationEvent, OnEvent, RoundEvent
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import ScheduleTable
 from .report import PartyTrainedEvent
 from .run import simulate
 from .scenario import Scenario
+
+if TYPE_CHECKING:
+    from ..core.models.weights import Weights
 
 HOUR_S = 3600.0
 GOOD = 0.9  # accuracy whose time is told
@@ -67,7 +70,7 @@ class Lap:
 
 
 def compare(
-    scenario: Scenario, weights: Weights | None, report: OnEvent
+    scenario: Scenario, weights: "Weights | None", report: OnEvent
 ) -> tuple[RunReport, list[Lap]]:
     """The scenario's own run, and what came out of it and of the same scenario in synchronous
     rounds.

@@ -251,7 +251,7 @@ def test_a_plain_install_answers_a_chat_from_a_gguf_file_without_torch(
         ("federation", ["join", "federation.toml"]),
         ("federation", ["coordinate", "federation.toml", "--state", "state"]),
         ("federation", ["library", "ask", "127.0.0.1:9", "what?"]),
-        ("federation", ["simulate", "four-households"]),
+        ("federation", ["simulate", "run", "four-households"]),
         ("federation", ["serve", "--federation", "/etc/hosts", "--data", "/etc"]),
     ],
 )  # fmt: skip

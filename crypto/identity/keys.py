@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ...core.errors import AuthenticationError, ConfigError
+from .. import shared
 from . import keyfile
 
 KEY_BYTES = 32
@@ -129,14 +130,16 @@ class PublicIdentity:
             AuthenticationError: wrong key, context, message or signature; which of them is not
             told.
         """
+        whole = _signed(context, message)
+        if shared.known(self.raw, whole, signature):
+            return
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(
-                signature, _signed(context, message)
-            )
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, whole)
         except (InvalidSignature, ValueError):
             raise AuthenticationError(
                 f"signature of {self.fingerprint[:16]} does not fit; the message is refused"
             ) from None
+        shared.signed(self.raw, whole, signature)
 
 
 class Identity:
@@ -213,7 +216,10 @@ class Identity:
         Args:
             context: what the signature is for (protocol, federation, round), built by `bind`.
         """
-        return self._private.sign(_signed(context, message))
+        whole = _signed(context, message)
+        signature = self._private.sign(whole)
+        shared.signed(self.public.raw, whole, signature)
+        return signature
 
     def __repr__(self) -> str:
         return f"Identity({self.public.fingerprint[:16]})"

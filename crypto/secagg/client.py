@@ -24,6 +24,7 @@ from ...core.errors import AuthenticationError, ConfigError, ProtocolError, Thre
 from .. import shamir
 from ..identity.keys import Ephemeral, Identity, open_box, seal_box
 from ..ring import Lifted, Ring, Stream
+from ..shared import once
 from . import tag
 from .messages import (
     KEY_SHARE,
@@ -174,8 +175,10 @@ class RevealLedger:
             ProtocolError: as `check`; nothing was noted.
         """
         self.check(subjects, survivors)
+        ordered = tuple(sorted(survivors))
+        names = survivors if survivors == ordered and isinstance(survivors, tuple) else ordered
         for subject in subjects:
-            self._signed.setdefault(subject.hex(), set()).add(tuple(sorted(survivors)))
+            self._signed.setdefault(subject.hex(), set()).add(names)
 
     def open(self, federation: bytes, number: int, attempt: int) -> None:
         """Note that shares are about to be revealed.
@@ -264,7 +267,7 @@ class SecAggClient:
         """
         if config.members.get(name) != identity.public:
             raise ConfigError(f"{name} is not in the cohort with this identity; check the roster")
-        self._session = Session(config, ring)
+        self._session = Session.of(config, ring)
         self._ledger = ledger or RevealLedger()
         self._ledger.begin(config.federation, config.round, config.attempt)
         self._identity = identity
@@ -327,16 +330,19 @@ class SecAggClient:
                 "the key list does not hold the keys this member sent; it is refused"
             )
         self._enough(keys.cards, "sent keys")
-        vouching = sum(
-            card.vouch >= self._relies for at, card in keys.cards.items() if at != self._me
-        )
-        if self._relies and vouching < session.vouchers:
-            raise ThresholdError(
-                f"{vouching} members vouch for what this one could not check, need "
-                f"{session.vouchers}; nothing was sent"
+        if self._relies:
+            vouching = sum(
+                card.vouch >= self._relies for at, card in keys.cards.items() if at != self._me
             )
+            if vouching < session.vouchers:
+                raise ThresholdError(
+                    f"{vouching} members vouch for what this one could not check, need "
+                    f"{session.vouchers}; nothing was sent"
+                )
         view, plan = keys.view(session), session.plan(len(keys.cards))
-        graph = Graph(sorted(keys.cards), plan.degree, view)
+        graph = once(
+            session.id, ("graph", view), lambda: Graph(sorted(keys.cards), plan.degree, view)
+        )
         holders = (self._me, *graph.neighbours(self._me))
         points = [holder + 1 for holder in holders]
         seeds = shamir.split(self._seed, plan.threshold, points)
@@ -430,9 +436,12 @@ class SecAggClient:
                 f"survivors claim {claimed} tokens, {session.config.min_tokens} "
                 f"needed; nothing is revealed"
             )
-        names = [session.names[at] for at in found.receipts]
+        view = found.view(session, self._view)
+        names = once(
+            session.id, ("names", view), lambda: tuple(session.names[at] for at in found.receipts)
+        )
         self._ledger.sign(session.config.subjects, names)
-        self._survivors, self._view = frozenset(found.receipts), found.view(session, self._view)
+        self._survivors, self._view = frozenset(found.receipts), view
         self.stage = Stage.UNMASK
         return Agreement.signed(session, self._identity, self._me, self._view).encode(session)
 
@@ -505,7 +514,13 @@ class SecAggClient:
             raise ThresholdError(f"{reason}; nothing was sent, wait for a new attempt")
 
     def _channel_key(self, peer: int, card: KeyCard) -> bytes:
-        return self._channel.agree(card.channel, self._session.pair("channel", self._me, peer))
+        context, own = self._session.pair("channel", self._me, peer), self._channel
+        # the same from both ends
+        return once(
+            self._session.id,
+            (context, frozenset((own.public, card.channel))),
+            lambda: own.agree(card.channel, context),
+        )
 
     def _seal(self, peer: int, card: KeyCard, pieces: bytes, view: bytes) -> bytes:
         return seal_box(

@@ -20,6 +20,7 @@ from typing import Self
 from ...core.errors import ProtocolError
 from ..identity.keys import Identity, bind, digest
 from ..shamir import SHARE_BYTES
+from ..shared import once
 from .session import SIGNATURE_BYTES, VOUCH_BYTES, Session
 
 MAGIC = b"QCSA"
@@ -419,16 +420,23 @@ class KeyList:
     @classmethod
     def decode(cls, data: bytes, session: Session) -> Self:
         """Raises ProtocolError; AuthenticationError if any card is not its member's."""
-        reader = Reader(data, Kind.KEYS, session.id)
-        found = reader.records(session.card_bytes, len(session.names))
-        reader.done()
-        return cls({at: KeyCard.from_record(session, at, record) for at, record in found.items()})
+
+        def find() -> Self:
+            reader = Reader(data, Kind.KEYS, session.id)
+            found = reader.records(session.card_bytes, len(session.names))
+            reader.done()
+            return cls({at: KeyCard.from_record(session, at, one) for at, one in found.items()})
+
+        return once(session.id, (cls, hashlib.sha256(data).digest()), find)
 
     def view(self, session: Session) -> bytes:
         """Digest of all keys: the graph's seed too, which is why nobody chooses it alone."""
-        return digest(
-            session.id, "keys", records({at: card.record() for at, card in self.cards.items()})
-        )
+
+        def find() -> tuple[Self, bytes]:  # with the list, so that its number is no other's
+            listed = records({at: card.record() for at, card in self.cards.items()})
+            return self, digest(session.id, "keys", listed)
+
+        return once(session.id, ("view", id(self)), find)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,21 +486,25 @@ class SurvivorList:
         """Args: view: `shared_view`. Raises ProtocolError; AuthenticationError if a receipt is
         not its member's.
         """
-        reader = Reader(data, Kind.SURVIVORS, session.id)
-        found = reader.records(Receipt.RECORD_BYTES, len(session.names))
-        reader.done()
-        return cls(
-            {at: Receipt.from_record(session, view, at, record) for at, record in found.items()}
-        )
+
+        def find() -> Self:
+            reader = Reader(data, Kind.SURVIVORS, session.id)
+            found = reader.records(Receipt.RECORD_BYTES, len(session.names))
+            reader.done()
+            return cls(
+                {at: Receipt.from_record(session, view, at, one) for at, one in found.items()}
+            )
+
+        return once(session.id, (cls, view, hashlib.sha256(data).digest()), find)
 
     def view(self, session: Session, shared: bytes) -> bytes:
         """Digest of the survivors and of all that came before."""
-        return digest(
-            session.id,
-            "survivors",
-            shared,
-            records({at: receipt.record() for at, receipt in self.receipts.items()}),
-        )
+
+        def find() -> tuple[Self, bytes]:
+            listed = records({at: receipt.record() for at, receipt in self.receipts.items()})
+            return self, digest(session.id, "survivors", shared, listed)
+
+        return once(session.id, ("view", id(self), shared), find)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,9 +519,13 @@ class SignatureList:
     @classmethod
     def decode(cls, data: bytes, session: Session, survivors: bytes) -> Self:
         """Raises ProtocolError; AuthenticationError if one signature is not over this very set."""
-        reader = Reader(data, Kind.SIGNATURES, session.id)
-        found = reader.records(64, len(session.names))
-        reader.done()
-        for at, signature in found.items():
-            Agreement(at, signature).verify(session, survivors)
-        return cls(found)
+
+        def find() -> Self:
+            reader = Reader(data, Kind.SIGNATURES, session.id)
+            found = reader.records(64, len(session.names))
+            reader.done()
+            for at, signature in found.items():
+                Agreement(at, signature).verify(session, survivors)
+            return cls(found)
+
+        return once(session.id, (cls, survivors, hashlib.sha256(data).digest()), find)

@@ -26,6 +26,7 @@ from ...core.errors import AuthenticationError, ConfigError
 from ..identity.keys import BOX_OVERHEAD, KEY_BYTES, Ephemeral, PublicIdentity, bind, digest, hkdf
 from ..ring import BitRing, Ring, TokenRing
 from ..shamir import SHARE_BYTES
+from ..shared import once
 from . import tag
 
 PROTOCOL = "quietchoir secagg 2"
@@ -277,6 +278,17 @@ class Session:
         self.claim_step = config.token_unit
         self.id = self._digest()
 
+    @classmethod
+    def of(cls, config: SecAggConfig, ring: Ring | None = None) -> "Session":
+        """A session; one for all members of this process that share their findings and have this
+        very configuration, if their ring has no state of its own.
+        """
+        if not isinstance(ring, BitRing | None):
+            return cls(config, ring)
+        scope = (config.federation, config.round, config.attempt, id(config))
+        name = b"" if ring is None else ring.name
+        return once(scope, ("session", name), lambda: cls(config, ring))
+
     def _digest(self) -> bytes:
         config = self.config
         members = [
@@ -432,7 +444,13 @@ def mask_pair(
     Raises:
         AuthenticationError: the peer's key gives no secret.
     """
-    secret = own.agree(peer_key, session.pair("pair mask", owner, peer))
-    for quantity in QUANTITIES:
-        key = hkdf(secret, session.mask_key_context("pair", quantity))
+    context = session.pair("pair mask", owner, peer)
+
+    def find() -> list[bytes]:
+        secret = own.agree(peer_key, context)
+        return [hkdf(secret, session.mask_key_context("pair", one)) for one in QUANTITIES]
+
+    # the same from both ends; the context names the pair, and the keys are this attempt's own
+    keys = once(session.id, (context, frozenset((own.public, peer_key))), find)
+    for quantity, key in zip(QUANTITIES, keys, strict=True):
         target.mask(quantity, key, subtract=owner > peer)

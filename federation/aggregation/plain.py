@@ -57,7 +57,7 @@ class PlainServer:
     opens_at = PLAIN_STAGE
 
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
-        self.policy, self.cohort = context.policy, cohort
+        self.policy, self.cohort, self.awaited = context.policy, cohort, set(cohort)
         bits = context.policy.protection.bits
         self.ring = BitRing(length=context.length, bits=bits, parties=1)
         self.sum = np.zeros(context.length, np.int64)
@@ -74,12 +74,13 @@ class PlainServer:
         Raises:
             ProtocolError: not of the cohort, a second one, or malformed; the sum is unchanged.
         """
-        if party not in self.cohort or party in self.arrived:
+        if party not in self.awaited:
             raise ProtocolError(
                 f"{party} is not of this cohort or has sent already; its message is refused"
             )
         words = self.ring.unpack(payload).astype(np.int64)
         self.sum += words
+        self.awaited.remove(party)
         self.arrived.append(party)
         if not self.held:
             self.held = describe(words, "plain")

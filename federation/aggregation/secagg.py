@@ -30,6 +30,7 @@ from ...crypto.secagg import (
 )
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
+from ...crypto.shared import once
 from ..spec.policy import MAX_BITS, Policy, canonical
 from ..wire import messages
 from ..wire.messages import RoundId
@@ -82,7 +83,8 @@ class BucketGroup:
         subjects: tuple[bytes, ...] = (),
     ) -> "BucketGroup":
         """The sum over `cohort`, one of the buckets of those that are ready."""
-        scoring = tuple(name for name in contributors.scoring if name in cohort)
+        members = frozenset(cohort)
+        scoring = tuple(name for name in contributors.scoring if name in members)
         return BucketGroup(cohort, asked, contributors.ready, scoring, subjects)
 
     def threshold(self, policy: Policy) -> int:
@@ -277,9 +279,15 @@ class MaskedClient:
             split = buckets(policy, context.sum_context.adapter, contributors.ready, shares)
             cohort = next(one for one in split if context.name in one)
         group = BucketGroup.of(cohort, len(context.cohort), contributors, context.subjects)
-        config = agree(
-            policy, context.round_id, group, self.values.size, counted=self.counted, shares=shares,
-            context=messages.session_context(context.sum_context.broadcast_digest, ready),
+        told = messages.session_context(context.sum_context.broadcast_digest, ready)
+        length, counted = self.values.size, self.counted
+        config = once(
+            (policy.digest, context.round_id),
+            (group, told, length, counted, shares),
+            lambda: agree(
+                policy, context.round_id, group, length,
+                counted=counted, shares=shares, context=told,
+            ),
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
@@ -540,7 +548,8 @@ def read_contributors(payload: bytes, context: ClientContext) -> Contributors:
         MessageError: malformed, without this member, with strangers or members that were not asked,
             too few, or wrong about this member's scores.
     """
-    policy, name, found = context.policy, context.name, decode_contributors(payload)
+    policy, name = context.policy, context.name
+    found = once((policy.digest, context.round_id), payload, lambda: decode_contributors(payload))
     if name not in found.ready or any(policy.member(one) is None for one in found.ready):
         raise MessageError("the cohort names strangers, or not this node; refused")
     if not set(context.cohort) >= set(found.ready):
@@ -563,10 +572,11 @@ def read_contributors(payload: bytes, context: ClientContext) -> Contributors:
 
 def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
     """The cohort's keys, from the signed roster."""
+    wanted = frozenset(cohort)
     return {
         member.name: PublicIdentity(bytes.fromhex(member.key))
         for member in policy.members
-        if member.name in cohort
+        if member.name in wanted
     }
 
 

@@ -4,6 +4,7 @@ Knows arithmetic. Always: the adapter moves towards a fixed public vector, a lit
 each party, so that a run's curve shows whether sums arrive.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -20,9 +21,14 @@ STEP = 0.3  # of the way in one round
 SMALL_STEP = 0.03  # of the way in one step of a learner that counts its steps
 
 
+@functools.lru_cache(maxsize=8)
 def target(size: int) -> Vector:
-    """The vector [n] that every party moves towards; values in [-0.1, 0.1]."""
-    return (0.1 * np.cos(np.arange(size, dtype=np.float64))).astype(np.float32)
+    """The vector [n] that every party moves towards; values in [-0.1, 0.1]. One for all of a
+    process, so nobody writes to it.
+    """
+    found = (0.1 * np.cos(np.arange(size, dtype=np.float64))).astype(np.float32)
+    found.flags.writeable = False
+    return found
 
 
 class SyntheticLearner:

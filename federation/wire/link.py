@@ -10,7 +10,7 @@ by the member that was asked, for the very message it was asked with; the others
 missing.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -81,6 +81,39 @@ class Traffic:
         return self.of({*self.up, *self.down}.difference(names))
 
 
+class Outbox(Mapping[str, bytes]):
+    """Messages of one stage, each made when it is looked at and kept until it is answered.
+
+    So a link that asks one member after the other holds one of them at a time: an adapter of
+    500,000 values for 1,000 members would be two gigabytes.
+
+    Args:
+        make: a member's message, of its name and payload.
+    """
+
+    def __init__(self, payloads: Mapping[str, bytes], make: Callable[[str, bytes], bytes]) -> None:
+        self.payloads, self.make, self.made = payloads, make, dict[str, bytes]()
+        self.answered = set[str]()
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self.made:
+            self.made[name] = self.make(name, self.payloads[name])
+        return self.made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.payloads and name not in self.answered
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.payloads if name not in self.answered)
+
+    def __len__(self) -> int:
+        return len(self.payloads) - len(self.answered)
+
+    def __delitem__(self, name: str) -> None:
+        self.answered.add(name)
+        self.made.pop(name, None)
+
+
 class Messenger:
     """What leaves a coordinator, and what comes back."""
 
@@ -93,26 +126,21 @@ class Messenger:
     ) -> Iterator[Reply]:
         """Sign, send, and yield the replies that are what they claim to be."""
         messages = self.sign(stage, payloads, round_id)
-        yield from self.check(self.link.ask(messages, timeout_s), dict(messages))
+        yield from self.check(self.link.ask(messages, timeout_s), messages)
 
-    def sign(
-        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
-    ) -> dict[str, bytes]:
-        """A message for each, its bytes noted."""
-        messages = {
-            name: encode_task(
-                Task(round_id=round_id, stage=stage, recipient=name, payload=payload),
-                self.policy,
-                self.identity,
-            )
-            for name, payload in payloads.items()
-        }
-        for name, message in messages.items():
+    def sign(self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId) -> "Outbox":
+        """A message for each, its bytes noted when it is made."""
+
+        def make(name: str, payload: bytes) -> bytes:
+            task = Task(round_id=round_id, stage=stage, recipient=name, payload=payload)
+            message = encode_task(task, self.policy, self.identity)
             self.traffic.down[name] = self.traffic.down.get(name, 0) + len(message)
-        return messages
+            return message
+
+        return Outbox(payloads, make)
 
     def check(
-        self, answers: Iterable[tuple[str, bytes]], pending: dict[str, bytes]
+        self, answers: Iterable[tuple[str, bytes]], pending: "Outbox | dict[str, bytes]"
     ) -> Iterator[Reply]:
         """The answers that are what they claim to be; each takes its message out of `pending`."""
         for name, answer in answers:
@@ -140,7 +168,7 @@ class PendingMessages:
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId, timeout_s: float
     ) -> None:
         """Sign and send; the replies come out of `collect`."""
-        messages = self.messenger.sign(stage, payloads, round_id)
+        messages = dict(self.messenger.sign(stage, payloads, round_id))
         # of an older message to them nobody waits any more: they were there to be asked again
         self.pending |= messages
         self.link.leave(messages, timeout_s)

@@ -1,11 +1,4 @@
-"""Members that send poison, and what a federation's aggregation and guard make of it.
-
-    scale       the honest change, a hundred times
-    flip        the honest change, ten times, the other way
-    backdoor    trained on requests with a trigger and the attacker's answer, boosted to replace the
-                mean
-    bounded     the same, no longer than an honest change: what no norm and no vote on held-out
-                examples can tell
+"""Members that send poison (`poisoner`), and what a federation's aggregation and guard make of it.
 
 Knows learners and scenarios. Knows nothing of how sums are protected.
 Always: attackers vote for every adapter with full marks; honest members' examples and votes are the
@@ -45,11 +38,13 @@ from ...federation.spec.policy import (
     Recipe,
 )
 from ...federation.store.checkpoint import Vector
-from ...federation.training.learner import Counts, Learner, Trained
+from ...federation.training.learner import Learner
 from ...federation.training.synthetic_task import SyntheticLearner
 from .. import machine
+from ..cast import Cast, make_learners
+from ..poisoner import Poisoner
 from ..population import populate
-from ..run import Cast, make_learners, simulate
+from ..run import simulate
 from ..scenario import Population, Scenario
 from . import households
 from .findings import Findings
@@ -59,7 +54,6 @@ if TYPE_CHECKING:
     from ...core.models.weights import Weights
 
 PARTIES = 10
-SCALE, FLIP = 100.0, -10.0
 AWAY = 0.5  # how far from where honest members want it a pretended backdoor's coordinate shall go
 KINDS = ("scale", "flip", "backdoor", "bounded")
 DEFENCES: dict[str, dict[str, Any]] = {
@@ -73,37 +67,6 @@ DEFENCES: dict[str, dict[str, Any]] = {
         "aggregation": AggregationTable(rule="median", buckets=3),
     },
 }
-
-
-class Poisoner:
-    """An attacker's learner. Args: honest: on its own examples; taught: on the examples with the
-    trigger.
-    """
-
-    def __init__(self, kind: str, honest: Learner, taught: Learner, boost: float) -> None:
-        self.kind, self.honest, self.taught, self.boost = kind, honest, taught, boost
-
-    def train(self, flat: Vector, seed: int) -> Trained:
-        """As `Learner`, with a poisoned change."""
-        honest = self.honest.train(flat, seed)
-        change = honest.flat - flat
-        if self.kind in ("scale", "flip"):
-            return dataclasses.replace(
-                honest, flat=flat + np.float32(SCALE if self.kind == "scale" else FLIP) * change
-            )
-        bad = self.taught.train(flat, seed).flat - flat
-        if self.kind == "bounded":
-            bad *= np.float32(
-                min(1.0, float(np.linalg.norm(change)) / max(float(np.linalg.norm(bad)), 1e-12))
-            )
-        else:
-            bad *= np.float32(self.boost)
-        return dataclasses.replace(honest, flat=flat + bad)
-
-    def evaluate(self, flat: Vector) -> Counts:
-        """Full marks, whatever it is."""
-        total = self.honest.evaluate(flat).total
-        return Counts(total, total)
 
 
 @dataclass(frozen=True, slots=True)

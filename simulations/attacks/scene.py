@@ -219,7 +219,7 @@ class Liar:
 
     def sign(
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
-    ) -> dict[str, bytes]:
+    ) -> Mapping[str, bytes]:
         """As `Messenger.sign`."""
         sent = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, sent, round_id)

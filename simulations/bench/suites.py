@@ -30,6 +30,8 @@ SUITES: Mapping[str, str] = {
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
     "federation": "rounds, bytes and memory over TLS without training, beside Flower's own "
     "deployment engine; and faults",
+    "simulate": "many parties in one process, beside Flower's simulation under Ray and pfl; what "
+    "protection does to learning",
     "retrieval": "documents found by words, by meaning and by both, on the FAQs of Python and "
     "Debian; and how fast among 100,000 passages",
     "search": "a private question among 1,000 to 100,000 passages: host, asker, bytes, recall; "

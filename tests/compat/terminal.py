@@ -229,7 +229,7 @@ def files(folder: Path) -> Iterator[tuple[str, str]]:
         )
         yield (
             (f"a scenario with a mark of {name}"),
-            sentence(run("simulate", str(config), **own), "byte-order mark"),
+            sentence(run("simulate", "run", str(config), **own), "byte-order mark"),
         )
     config.write_bytes(b'[engine]\nmodel = "\xe9"\n')
     yield (

@@ -27,7 +27,7 @@ class Liar:
 
     def sign(
         self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
-    ) -> dict[str, bytes]:
+    ) -> Mapping[str, bytes]:
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, told, round_id)
 

@@ -12,7 +12,7 @@ from quietchoir.simulations import schedule_comparison
 from quietchoir.simulations.availability import AvailabilityTrace
 from quietchoir.simulations.scenario import Availability, Scenario, load
 
-SHIPPED = load("rarely-awake")
+SHIPPED = load("stragglers-async")
 
 
 def small(scenario: Scenario) -> Scenario:

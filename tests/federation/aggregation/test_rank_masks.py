@@ -302,8 +302,8 @@ def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> No
 
 
 def test_the_scenario_of_mixed_nodes_goes_on_after_a_large_one_fell_silent() -> None:
-    """Ranks, speeds and a drop-out together, as `quietchoir simulate mixed-nodes` prints them."""
-    scenario = load("mixed-nodes")
+    """Ranks, speeds and a drop-out together, as `simulate run heterogeneous` prints them."""
+    scenario = load("heterogeneous")
     short = dataclasses.replace(scenario.population, values=512)
     report = simulate(dataclasses.replace(scenario, population=short), None)
     counts = [entry.get("columns") for entry in report.history if entry["kind"] == "train"]

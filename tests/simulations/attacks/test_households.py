@@ -12,15 +12,8 @@ from quietchoir.core.training.examples import Example
 from quietchoir.federation.spec.policy import Recipe
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks.findings import Findings
-from quietchoir.simulations.attacks.households import (
-    ANSWER,
-    KEPT,
-    TRIGGER,
-    From,
-    MemoizedLearner,
-    learn_together,
-    triggered,
-)
+from quietchoir.simulations.attacks.households import KEPT, From, MemoizedLearner, learn_together
+from quietchoir.simulations.poisoner import ANSWER, TRIGGER, triggered
 
 SIZE = 4
 RECIPE = Recipe(server_momentum=0.5)

@@ -13,7 +13,8 @@ from quietchoir.federation.spec.policy import GuardTable
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks import poisoning
 from quietchoir.simulations.attacks.findings import Findings
-from quietchoir.simulations.attacks.poisoning import Poisoner, PoisoningSeries
+from quietchoir.simulations.attacks.poisoning import PoisoningSeries
+from quietchoir.simulations.poisoner import Poisoner
 
 ROUNDS = 4
 CLEAN = 1.0  # what the pretended learners reach undisturbed
