@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MOST = 400_000  # findings that are kept: of the pairs of 1,000 members there are some 130,000
+SCOPES = 40  # that are kept: a round's, and some for each of its buckets
+MOST = 400_000  # findings in them: of the pairs of 1,000 members there are some 130,000
 SIGNATURES = 1 << 15
 
 
@@ -63,7 +64,7 @@ def once(scope: Hashable, key: Hashable, find: Callable[[], T]) -> T:
     if key not in found:
         found[key] = find()
         findings.count += 1
-        while findings.count > MOST and len(findings.scopes) > 1:
+        while len(findings.scopes) > SCOPES or (findings.count > MOST and len(findings.scopes) > 1):
             findings.count -= len(findings.scopes.popitem(last=False)[1])
     answer: T = found[key]
     return answer

@@ -95,7 +95,9 @@ class Texts:
         n = len(self.labels)
         flat = self.rows.astype(np.int64) * FEATURES + self.ids
         counts = np.bincount(flat, minlength=n * FEATURES).reshape(n, FEATURES).astype(np.float32)
-        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
+        lengths = np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
+        whole: npt.NDArray[np.float32] = np.divide(counts, lengths, dtype=np.float32)
+        return whole
 
 
 class LinearLearner:

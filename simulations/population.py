@@ -273,8 +273,8 @@ def deal(
     return [
         PartyData(
             name,
-            tuple(train[at].example for at in np.flatnonzero(learned == number)),
-            tuple(test[at].example for at in np.flatnonzero(held == number)),
+            tuple(train[at].example for at in np.flatnonzero(learned == number).tolist()),
+            tuple(test[at].example for at in np.flatnonzero(held == number).tolist()),
         )
         for number, name in enumerate(names)
     ]

@@ -184,7 +184,7 @@ class Told:
         """Take one event."""
         match event:
             case RoundEvent(entry=entry):
-                self.entries.append(entry)
+                self.entries.append(dict(entry))
             case AbortedEvent():
                 self.aborted.append(f"round {event.round}: {event.reason}")
 

@@ -12,6 +12,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,15 +188,13 @@ def attack_picture(axes: "Axes", results: Sequence[Result]) -> None:
 def personal_picture(axes: "Axes", results: Sequence[Result]) -> None:
     """What a party makes of it by itself."""
     shown = [one for one in results if one["personal"]]
-    bars(
-        axes,
-        shown,
-        {
-            arm: lambda one, arm=arm: PER_CENT * one["personal"][arm]["mean"]
-            for arm in ("alone", "shared", "personal")
-        },
-    )
+    bars(axes, shown, {arm: partial(personal_mean, arm) for arm in ("alone", "shared", "personal")})
     axes.set_xlabel("mean accuracy on a party's own held-out examples, %")
+
+
+def personal_mean(arm: str, one: Result) -> float:
+    """Of one arm of the personal ones, in per cent."""
+    return PER_CENT * float(one["personal"][arm]["mean"])
 
 
 # Each picture: its caption, for which results there is one, and how it is drawn.

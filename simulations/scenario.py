@@ -437,13 +437,13 @@ def read(table: Mapping[str, Any], path: Path) -> Scenario:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     population = scenario.population
-    for place in (population.folder, population.file):
-        if place is not None and not place.is_absolute() and not place.exists():
-            beside = path.parent / place  # as the file's own writer sees it
-            if beside.exists():
-                key = "folder" if place is population.folder else "file"
-                population = dataclasses.replace(population, **{key: beside})
-                scenario = dataclasses.replace(scenario, population=population)
+    for name in ("folder", "file"):
+        place = getattr(population, name)
+        if place is not None and not place.exists() and (path.parent / place).exists():
+            # as the file's own writer sees it
+            beside: dict[str, Any] = {name: path.parent / place}
+            population = dataclasses.replace(population, **beside)
+    scenario = dataclasses.replace(scenario, population=population)
     try:
         check_read(scenario, table)
         flags.check_used(

@@ -418,10 +418,10 @@ class KeyList:
         )
 
     @classmethod
-    def decode(cls, data: bytes, session: Session) -> Self:
+    def decode(cls, data: bytes, session: Session) -> "KeyList":
         """Raises ProtocolError; AuthenticationError if any card is not its member's."""
 
-        def find() -> Self:
+        def find() -> "KeyList":
             reader = Reader(data, Kind.KEYS, session.id)
             found = reader.records(session.card_bytes, len(session.names))
             reader.done()
@@ -432,7 +432,7 @@ class KeyList:
     def view(self, session: Session) -> bytes:
         """Digest of all keys: the graph's seed too, which is why nobody chooses it alone."""
 
-        def find() -> tuple[Self, bytes]:  # with the list, so that its number is no other's
+        def find() -> tuple["KeyList", bytes]:  # with the list, so that its number is no other's
             listed = records({at: card.record() for at, card in self.cards.items()})
             return self, digest(session.id, "keys", listed)
 
@@ -482,12 +482,12 @@ class SurvivorList:
         )
 
     @classmethod
-    def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
+    def decode(cls, data: bytes, session: Session, view: bytes) -> "SurvivorList":
         """Args: view: `shared_view`. Raises ProtocolError; AuthenticationError if a receipt is
         not its member's.
         """
 
-        def find() -> Self:
+        def find() -> "SurvivorList":
             reader = Reader(data, Kind.SURVIVORS, session.id)
             found = reader.records(Receipt.RECORD_BYTES, len(session.names))
             reader.done()
@@ -500,7 +500,7 @@ class SurvivorList:
     def view(self, session: Session, shared: bytes) -> bytes:
         """Digest of the survivors and of all that came before."""
 
-        def find() -> tuple[Self, bytes]:
+        def find() -> tuple["SurvivorList", bytes]:
             listed = records({at: receipt.record() for at, receipt in self.receipts.items()})
             return self, digest(session.id, "survivors", shared, listed)
 
@@ -517,10 +517,10 @@ class SignatureList:
         return frame(Kind.SIGNATURES, session.id, records(self.signatures))
 
     @classmethod
-    def decode(cls, data: bytes, session: Session, survivors: bytes) -> Self:
+    def decode(cls, data: bytes, session: Session, survivors: bytes) -> "SignatureList":
         """Raises ProtocolError; AuthenticationError if one signature is not over this very set."""
 
-        def find() -> Self:
+        def find() -> "SignatureList":
             reader = Reader(data, Kind.SIGNATURES, session.id)
             found = reader.records(64, len(session.names))
             reader.done()

@@ -39,6 +39,7 @@ from typing import NamedTuple, Protocol
 
 from ...core import log
 from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
+from ...crypto.shared import once
 from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
@@ -751,9 +752,13 @@ def check(
     Raises:
         MessageError: it is not.
     """
-    present = {one.name for one in policy.members} - set(found.absent)
+
+    def find() -> Draw:
+        present = {one.name for one in policy.members} - set(found.absent)
+        return draw(policy, round_id, present, everybody=everybody)
+
     try:
-        expected = draw(policy, round_id, present, everybody=everybody)
+        expected = once((policy.digest, round_id), ("draw", found.absent, everybody), find)
     except RoundAborted as error:
         raise MessageError(f"the cohort of round {round_id.round}: {error}; refused") from None
     if found != expected or name not in found.cohort:

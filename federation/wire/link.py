@@ -128,7 +128,7 @@ class Messenger:
         messages = self.sign(stage, payloads, round_id)
         yield from self.check(self.link.ask(messages, timeout_s), messages)
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId) -> "Outbox":
+    def sign(self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId) -> Outbox:
         """A message for each, its bytes noted when it is made."""
 
         def make(name: str, payload: bytes) -> bytes:

@@ -41,6 +41,7 @@ import numpy.typing as npt
 
 from ...core.errors import AuthenticationError, MessageError
 from ...crypto.identity.keys import Identity, PublicIdentity, digest
+from ...crypto.shared import once
 from ..spec.policy import Policy, canonical
 
 MAGIC = b"QCM1"
@@ -519,13 +520,18 @@ def decode_work(payload: bytes, size: int) -> Work:
     Raises:
         MessageError: malformed, of another length, or not finite.
     """
-    work, values = split_work(payload)
-    if len(values) != 4 * size:
-        raise MessageError(f"an adapter of {len(values)} bytes, expected {4 * size}; refused")
-    flat = np.frombuffer(values, "<f4").astype(np.float32)
-    if not np.isfinite(flat).all():
-        raise MessageError("the adapter holds values that are not finite; refused")
-    return dataclasses.replace(work, flat=flat)
+
+    def read() -> Work:
+        work, values = split_work(payload)
+        if len(values) != 4 * size:
+            raise MessageError(f"an adapter of {len(values)} bytes, expected {4 * size}; refused")
+        flat = np.frombuffer(values, "<f4").astype(np.float32)
+        if not np.isfinite(flat).all():
+            raise MessageError("the adapter holds values that are not finite; refused")
+        flat.flags.writeable = False  # whoever trains from it leaves it as it is
+        return dataclasses.replace(work, flat=flat)
+
+    return once(("work", hashlib.sha256(payload).digest()), size, read)
 
 
 def encode_ready(ready: Ready) -> bytes:

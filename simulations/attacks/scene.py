@@ -32,6 +32,7 @@ from ...federation.spec.policy import (
 )
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
+from ...federation.wire.link import Outbox
 from ...federation.wire.messages import RoundId
 from ..inprocess import InProcessLink
 
@@ -217,9 +218,7 @@ class Liar:
         self.honest, self.lie, self.to, self.lied = run.messenger.sign, lie, frozenset(to), 0
         run.messenger.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(
-        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
-    ) -> Mapping[str, bytes]:
+    def sign(self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId) -> Outbox:
         """As `Messenger.sign`."""
         sent = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, sent, round_id)

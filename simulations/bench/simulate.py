@@ -205,7 +205,11 @@ def computed(parties: int) -> dict[str, float]:
 def learning(quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     """Accuracy of one population under each protection, and under noise by its budget."""
     found: dict[str, Any] = {}
-    small = {"recipe.rounds": [1], "protection.mode": ["plain", "masked"], "population.train": [9]}
+    small: dict[str, list[Any]] = {
+        "recipe.rounds": [1],
+        "protection.mode": ["plain", "masked"],
+        "population.train": [9],
+    }
     changes: dict[str, list[Any]] = small if quick else {}
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
         for arm in arms("masked-vs-sealed-vs-plain", changes):

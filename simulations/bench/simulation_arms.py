@@ -123,12 +123,14 @@ def flower(parties: int, values: int, rounds: int, real: bool, mode: str) -> lis
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        flat = message.content["arrays"].to_numpy_ndarrays()[0]
+        flat = message.content.array_records["arrays"].to_numpy_ndarrays()[0]
         learner = learner_of(number, parties, values, real)
         counts, trained = learner.evaluate(flat), learner.train(flat, seed=SEED)
-        metrics = {"correct": counts.correct, "total": counts.total, "loss": trained.loss}
-        content = {"arrays": ArrayRecord([trained.flat - flat]), "metrics": MetricRecord(metrics)}
-        return Message(RecordDict(content), reply_to=message)
+        metrics = MetricRecord(
+            {"correct": counts.correct, "total": counts.total, "loss": trained.loss}
+        )
+        arrays = ArrayRecord([trained.flat - flat])
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -141,7 +143,7 @@ def flower(parties: int, values: int, rounds: int, real: bool, mode: str) -> lis
             total, came = np.zeros(size, np.float32), 0
             for reply in grid.send_and_receive(sent):
                 if not reply.has_error():
-                    total += reply.content["arrays"].to_numpy_ndarrays()[0]
+                    total += reply.content.array_records["arrays"].to_numpy_ndarrays()[0]
                     came += 1
             if came != parties:
                 raise QuietchoirError(f"a round of {came} of {parties}")
@@ -149,10 +151,7 @@ def flower(parties: int, values: int, rounds: int, real: bool, mode: str) -> lis
             found.append(time.monotonic() - began)
 
     run_simulation(
-        server_app,
-        client_app,
-        parties,
-        backend_config={"client_resources": {"num_cpus": 1}},  # type: ignore[dict-item]
+        server_app, client_app, parties, backend_config={"client_resources": {"num_cpus": 1}}
     )
     if len(found) != rounds:
         raise QuietchoirError(f"{len(found)} rounds of {rounds}")

@@ -10,6 +10,7 @@ from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.server import RoundServer
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.link import Outbox
 from quietchoir.federation.wire.messages import RoundId
 
 # stage and payload as they were meant; what is told, None: nothing else
@@ -25,9 +26,7 @@ class Liar:
         self.honest, self.to, self.lie, self.lied = run.messenger.sign, frozenset(to), lie, 0
         run.messenger.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(
-        self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId
-    ) -> Mapping[str, bytes]:
+    def sign(self, stage: str, payloads: Mapping[str, bytes], round_id: RoundId) -> Outbox:
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, told, round_id)
 
