@@ -24,7 +24,8 @@ from ..federation.rounds.report import privacy_sentence
 
 KILO = 1000
 SHOWN = 10  # values of a sample
-FEW = 20  # parties of whom each is told
+FEW = 8  # parties of whom each is told
+ABREAST = 4  # results that stand beside each other; more of them below each other
 FILE_WIDTH = 150  # characters
 TOLD: tuple[type[FederationEvent], ...] = (  # of the coordinator's, beside rounds
     WaitingEvent,
@@ -240,6 +241,22 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+# Those that are shown of many.
+BRIEF = (
+    "parties",
+    "protection",
+    "accuracy after",
+    "parties' own, least",
+    "personal, mean",
+    "triggered",
+    "epsilon",
+    "in a sum, mean",
+    "sent by a party, a round",
+    "a round, s",
+    "ended early",
+)
+
+
 def protection_words(scenario: Mapping[str, Any]) -> str:
     """The mode, and whether it was run."""
     mode: str = scenario["protection"]["mode"]
@@ -281,13 +298,20 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]
 
 
 def show_results(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
-    """A column a result."""
-    table = Table(box=None)
-    table.add_column("")
-    for one in results:
-        table.add_column(title_of(one), justify="right")
-    for name, cells in rows_of(results):
-        table.add_row(name, *cells)
+    """A column a result; of many a row each, of what tells them apart."""
+    table, rows, titles = Table(box=None), rows_of(results), [title_of(one) for one in results]
+    table.add_column("", no_wrap=True)
+    if len(results) <= ABREAST:
+        for title in titles:
+            table.add_column(title, justify="right")
+        for name, cells in rows:
+            table.add_row(name, *cells)
+    else:
+        telling = [(name, cells) for name, cells in rows if name in BRIEF and len(set(cells)) > 1]
+        for name, _ in telling:
+            table.add_column(name, justify="right")
+        for number, title in enumerate(titles):
+            table.add_row(title, *(cells[number] for _, cells in telling))
     console.print(table)
     for one in results:
         if one.get("computed"):
