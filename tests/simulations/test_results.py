@@ -36,9 +36,11 @@ alpha = 1.0
 [protection]
 mode = "plain"
 min_cohort = 3
+bits = 12
 [recipe]
 rounds = 4
 lr = 0.05
+update_range = 2.0
 [personal]
 rounds = 1
 """
