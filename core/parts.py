@@ -23,7 +23,7 @@ EXTRAS = {
         *("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
         *("detect_secrets", "faker", "phonenumbers", "pyap", "stdnum"),
     ),
-    "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "uvicorn"),
+    "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "tomli_w", "uvicorn"),
     "documents": ("sqlcipher3", "mammoth", "openpyxl", "pypdf", "markdown_it"),
     "plugins": ("icalendar", "PIL", "pint", "recurring_ical_events", "trafilatura"),
     "keyring": ("keyring",),
