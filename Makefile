@@ -48,7 +48,8 @@ system-packages:  ## what tests and the engine can use and pip does not bring (D
 
 # The installation has compiled them; this does it again when a source changes. Without a compiler
 # it says so and goes on.
-$(VENV)/compiled: $(VENV)/ready setup.py core/engine/backends/native/sources.py $(wildcard core/engine/backends/native/src/*)
+$(VENV)/compiled: $(VENV)/ready setup.py core/engine/backends/native/sources.py \
+		$(wildcard core/engine/backends/native/src/*) crypto/pir/scan.cpp
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -107,7 +108,7 @@ fuzz: setup  ## the long fuzzing runs, whole
 	QUIETCHOIR_FUZZ=full $(BIN)/python -m pytest tests -m fuzz $(ARGS)
 
 CPP = $(wildcard core/engine/backends/native/src/*.h core/engine/backends/native/src/*.cpp \
-	tests/core/engine/backends/native/*.cpp)
+	tests/core/engine/backends/native/*.cpp crypto/pir/*.cpp)
 
 lint: setup  ## ruff format and check, clang-format, mypy strict
 	$(BIN)/ruff format --check .

@@ -90,6 +90,7 @@ from .plugins import grants
 from .plugins.host import PluginHost
 from .plugins.market import NodeMarket
 from .plugins.sampling import Written
+from .private_search.known import EMBEDDER, KnownLibraries
 
 if TYPE_CHECKING:
     from .core.models.lora.adapter import (
@@ -271,6 +272,7 @@ class Node:
         self.members: dict[str, Membership] = {}  # by the federation's id
         threads = config.engine.threads
         self.embedders = SharedModel(partial(SentenceEmbedder.load, threads=threads))
+        self.libraries = KnownLibraries(lambda: self.embedders.load(catalog.find(EMBEDDER)))
         self.rerankers = SharedModel(partial(CrossEncoder.load, threads=threads))
         self.routes_requests = config.adapters.route
         self._router: Router | None = None
@@ -419,6 +421,7 @@ class Node:
             config=self.config.tools,
             window=window,
             documents=self.documents.collections,
+            libraries=self.libraries,
             facts=self.documents.facts,
             ranking=ToolRanking(self.tool_embedder),
             remember=self.documents.remember,
@@ -694,6 +697,7 @@ class Node:
                 partial(forget_saved, self.home),
                 partial(forget_consent, self.home),
             ),
+            libraries=self.libraries.entries,
             models=OwnersModels(
                 hub=lambda: HubClient(self.config.models.hub),
                 default=self.pool.default,

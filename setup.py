@@ -1,8 +1,8 @@
-"""The compiled part of the product: the kernels of `core/engine/backends/native`, as a plain shared
-library.
+"""The compiled parts of the product, each a plain shared library: the kernels of
+`core/engine/backends/native`, and the product of `crypto/pir/scan.cpp`.
 
 Everything else stands in pyproject.toml. Needs setuptools alone. Always: without a compiler, or
-with one that fails, the installation goes on without the library, and the product says at its start
+with one that fails, the installation goes on without them, and the product says at its start
 and in `quietchoir doctor` what is slower.
 """
 
@@ -10,6 +10,7 @@ import os
 import runpy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 NATIVE = runpy.run_path(str(ROOT / "core" / "engine" / "backends" / "native" / "sources.py"))
+SCAN = ROOT / "crypto" / "pir" / "scan.cpp"
+NAMES = {"_native": NATIVE["LIBRARY"]}  # of the others: their own with .so, on every system
 
 
 def relative(paths: list[Path]) -> list[str]:
@@ -31,7 +34,8 @@ class BuildLibrary(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         """Where it goes."""
-        return str(Path(*fullname.split(".")[:-1], NATIVE["LIBRARY"]))
+        *package, name = fullname.split(".")
+        return str(Path(*package, NAMES.get(name, f"{name}.so")))
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None besides those that the sources export: there is no PyInit."""
@@ -45,7 +49,8 @@ class BuildLibrary(build_ext):
         of files may lie.
         """
         built = Path(self.get_ext_fullpath(ext.name))
-        if not built.exists() or NATIVE["digest"]().encode() not in built.read_bytes():
+        macros = [value.strip('"').encode() for _, value in ext.define_macros if value]
+        if not built.exists() or not all(digest in built.read_bytes() for digest in macros):
             self.force = True
         self.compiler.compile = side_by_side(self.compiler.compile)
         super().build_extension(ext)
@@ -81,7 +86,17 @@ setup(
             extra_link_args=list(NATIVE["LINK_FLAGS"]),
             language="c++",
             optional=True,
-        )
+        ),
+        Extension(
+            "quietchoir.crypto.pir._scan",
+            sources=relative([SCAN]),
+            define_macros=[
+                ("QUIETCHOIR_SCAN_SOURCE", f'"{sha256(SCAN.read_bytes()).hexdigest()[:16]}"')
+            ],
+            extra_compile_args=list(NATIVE["FLAGS"]),
+            language="c++",
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": WheelForEveryPython},
 )

@@ -94,6 +94,11 @@ class QueryBudget:
         both = strangers + (own if self.is_listed(asker) else max(spent.values(), default=0))
         return min(self.limit - own, self.most - both)
 
+    def spent(self) -> dict[str, dict[str, int]]:
+        """What each account was ever told, by the names of the kinds of requests."""
+        with self._lock:
+            return {account: dict(counts) for account, counts in self._spent.items()}
+
     def charge(self, asker: PublicIdentity, kind: RequestKind, sequence: int) -> None:
         """Count one request, on disk, before it is answered.
 

@@ -26,15 +26,18 @@ from ..core.errors import (
     ProtocolError,
     QuietchoirError,
 )
-from ..crypto.identity.keys import Identity, PublicIdentity
-from ..crypto.pir.search import KEY_PART_BYTES, Opened, PirClient, Shape, unit
+from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity
+from ..crypto.pir.clusters import ClusterMap
+from ..crypto.pir.search import KEY_PART_BYTES, Near, Opened, PirClient, Shape, unit
 from .index import PROBE, Embeds, Passage
 from .messages import (
+    CLUSTERS_PATH,
     MANIFEST_BYTES,
     PATH,
     LibraryManifest,
     RequestKind,
     SearchRequest,
+    decode_clusters,
     decode_manifest,
     decode_reply,
     key_id,
@@ -110,15 +113,18 @@ class SearchCost:
 
     session_bytes: int  # once: manifest and keys
     question_bytes: int  # each: question, answer, choices and columns
+    near_bytes: int  # each near itself; 0 where the library has no clusters
     plain_bytes: int  # the texts, packed, and their embeddings in 8 bits
 
     @staticmethod
     def of(shape: Shape, text_bytes: int, passages: int) -> "SearchCost":
         """Of questions that read so many passages each, out of a library with so many bytes."""
         fetched = min(passages, shape.passages) * sum(shape.choice_parts + shape.column_parts)
+        near = shape.near_parts + shape.near_answer_parts if shape.clustered else ()
         return SearchCost(
             session_bytes=sum(KEY_PART_BYTES),
             question_bytes=sum(shape.question_parts) + sum(shape.answer_parts) + fetched,
+            near_bytes=sum(near) + fetched if near else 0,
             plain_bytes=text_bytes + shape.passages * shape.dimension,
         )
 
@@ -158,6 +164,14 @@ class Sealed:
         )
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of one session, as far as it came."""
+
+    up: int = 0
+    down: int = 0
+
+
 class SearchSession:
     """One asker at one library, with one fresh encryption key.
 
@@ -168,14 +182,19 @@ class SearchSession:
     """
 
     def __init__(
-        self, address: LibraryAddress, identity: Identity, http: aiohttp.ClientSession
+        self,
+        address: LibraryAddress,
+        identity: Identity,
+        http: aiohttp.ClientSession,
+        moved: Traffic | None = None,
     ) -> None:
+        self.moved = moved if moved is not None else Traffic()
         self._address, self._identity, self._http = address, identity, http
         self._manifest: LibraryManifest | None = None
         self._questioner: PirClient | None = None
+        self._clusters: ClusterMap | None = None
         self._key_id = b""
         self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
-        self.bytes_up = self.bytes_down = 0
 
     async def fetch(self) -> LibraryManifest:
         """The manifest, signed by the key in the address.
@@ -187,11 +206,14 @@ class SearchSession:
         self._manifest = decode_manifest(raw, self._address.host)
         return self._manifest
 
-    async def open(self, embedder: Embeds, passages: int = 0) -> LibraryManifest:
+    async def open(
+        self, embedder: Embeds, passages: int = 0, *, near: bool = False
+    ) -> LibraryManifest:
         """Fetch the manifest, check it, and leave public keys with the host.
 
         Args:
             passages: how many will be read.
+            near: questions will be scored near themselves, where the library has clusters.
 
         Raises:
             ConfigError: the library was embedded with another model, or grants fewer passages;
@@ -213,6 +235,10 @@ class SearchSession:
                 f"{passages} passages of a library that grants an account {manifest.questions} in "
                 f"all; ask for fewer with --passages"
             )
+        if near and manifest.clustered:
+            limit = manifest.shape.clusters.map_bytes + SIGNATURE_BYTES
+            raw = await self._exchange("GET", b"", limit, CLUSTERS_PATH)
+            self._clusters = decode_clusters(raw, manifest, self._address.host)
         self._questioner = PirClient(manifest.shape)
         keys = self._questioner.keys()
         self._key_id = key_id(keys)
@@ -228,9 +254,16 @@ class SearchSession:
             what one opens to.
         """
         assert self._questioner is not None and self._manifest is not None, "open() comes first"
-        question, prepared = self._questioner.question(vector), self._questioner.prepare(passages)
-        answer = await self._ask(RequestKind.QUESTION, question)
-        chosen = self._questioner.choose(answer, prepared)
+        near: Near | None = None
+        kind = RequestKind.QUESTION
+        if self._clusters is None:
+            question = self._questioner.question(vector)
+        else:
+            question, near = self._questioner.near(vector, self._clusters)
+            kind = RequestKind.NEAR
+        prepared = self._questioner.prepare(passages)
+        answer = await self._ask(kind, question)
+        chosen = self._questioner.choose(answer, prepared, near)
         replies = [await self._ask(RequestKind.CHOICE, parts) for parts in chosen.choices]
         return Sealed(self._questioner, chosen, tuple(replies))
 
@@ -278,10 +311,11 @@ class SearchSession:
             self._address.host,
         )
 
-    async def _exchange(self, method: str, body: bytes, limit: int) -> bytes:
+    async def _exchange(self, method: str, body: bytes, limit: int, path: str = PATH) -> bytes:
+        self.moved.up += len(body)  # whether or not somebody answers
         try:
             async with self._http.request(
-                method, self._address.url + PATH, data=body or None, allow_redirects=False
+                method, self._address.url + path, data=body or None, allow_redirects=False
             ) as reply:
                 raw = await _bounded(reply.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -294,8 +328,7 @@ class SearchSession:
                 f"{self._address.url}: more than {limit} bytes in a reply; this is "
                 f"no library of this version"
             )
-        self.bytes_up += len(body)
-        self.bytes_down += len(raw)
+        self.moved.down += len(raw)
         return raw
 
 
@@ -377,13 +410,18 @@ async def ask(
     identity: Identity,
     *,
     passages: int = 1,
+    near: bool = False,
     tls: ssl.SSLContext | None = None,
+    moved: Traffic | None = None,
 ) -> SearchAnswer:
     """Ask one question of one library and read the best passages.
 
     Args:
         passages: how many to read; decided now, so that it says nothing about the scores.
+        near: score what is near the question alone, where the library is large enough to have
+        clusters; its host sees neither which nor more than otherwise.
         tls: for https; None takes the system's authorities.
+        moved: counts what went and came, also where no answer did.
 
     Raises:
         QuietchoirError: no answer, with what to do about it.
@@ -393,9 +431,9 @@ async def ask(
     # before the first message: a session that breaks off later would tell of the question
     unit(vector)
     async with _line(tls) as http:
-        session = SearchSession(address, identity, http)
+        session = SearchSession(address, identity, http, moved)
         try:
-            manifest = await session.open(embedder, passages)
+            manifest = await session.open(embedder, passages, near=near)
             sealed = await session.ask(vector, passages)
         except BaseException:
             session.close()
@@ -407,8 +445,8 @@ async def ask(
     return SearchAnswer(
         found=found,
         passages=manifest.passages,
-        bytes_up=session.bytes_up,
-        bytes_down=session.bytes_down,
+        bytes_up=session.moved.up,
+        bytes_down=session.moved.down,
         seconds=time.perf_counter() - start,
         cost=SearchCost.of(manifest.shape, manifest.text_bytes, passages),
     )

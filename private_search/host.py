@@ -10,8 +10,10 @@ whatever SEAL then does happens in a worker.
 import asyncio
 import ssl
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from hashlib import sha256
 from socket import socket
 
@@ -29,6 +31,7 @@ from .budget import QueryBudget
 from .classifier import Classifier
 from .index import Index
 from .messages import (
+    CLUSTERS_PATH,
     PATH,
     LibraryManifest,
     ReplyKind,
@@ -36,6 +39,7 @@ from .messages import (
     SearchReply,
     SearchRequest,
     decode_request,
+    encode_clusters,
     key_id,
     refuse,
     request_limit,
@@ -64,11 +68,14 @@ class LibraryService:
         title: str = "library",
         workers: int = 1,
         classifier: Classifier | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
+        """`names`: what their owner calls accounts, by public key (hex)."""
         self.server = PirServer(
             index.embeddings,
             index.table,
             labels=classifier.weights if classifier else None,
+            clusters=index.clusters,
             workers=workers,
         )
         most = self.server.shape.largest_budget // budget.accounts_of_one
@@ -81,6 +88,9 @@ class LibraryService:
             )
         budget.most = self.server.shape.largest_budget
         self._identity, self._budget = identity, budget
+        self.names, self.since = dict(names or {}), time.time()
+        self.seen: dict[str, float] = {}  # account -> when it last asked, seconds since 1970
+        self._counts = Counter[str]()
         # One set of keys an asker, so that nobody can put out or take over another's.
         self._keys: OrderedDict[PublicIdentity, tuple[bytes, tuple[bytes, ...]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -95,12 +105,41 @@ class LibraryService:
             edition=index.edition,
             questions=budget.limit,
             labels=classifier.labels if classifier else (),
+            clustered=index.clusters is not None,
             probe=tuple(np.round(index.probe.astype(float), 5).tolist()),
         )
+
+    @property
+    def budget(self) -> QueryBudget:
+        """How much was told to whom."""
+        return self._budget
+
+    def counts(self) -> dict[str, int]:
+        """Since this host started: requests, bytes, crashes; and how many askers' keys it holds."""
+        workers = self.server.workers
+        with self._lock:
+            counted = {
+                name: self._counts[name]
+                for name in ("answered", "refused", "bytes_up", "bytes_down")
+            }
+            keys = len(self._keys)
+        restarts = sum(max(0, worker.starts - 1) for worker in workers)
+        return {**counted, "keys": keys, "restarts": restarts}
 
     def describe(self) -> bytes:
         """The signed manifest."""
         return self.manifest.encode(self._identity)
+
+    def clusters(self) -> bytes:
+        """The signed map of clusters.
+
+        Raises:
+            ProtocolError: there are none.
+        """
+        if self.server.clusters is None:
+            raise ProtocolError("this library has no clusters; ask it whole")
+        known, library = self.server.clusters.map, self.manifest.library
+        return encode_clusters(known, library, self._identity)
 
     def answer(self, raw: bytes) -> tuple[int, bytes]:
         """HTTP status and signed reply to one request; never raises for what an asker sent."""
@@ -109,11 +148,18 @@ class LibraryService:
             parts = self._answer(request)
         except QuietchoirError as error:
             LOG.info("refused %d bytes: %s", len(raw), type(error).__name__)
-            return refuse(raw, error, self._identity)
+            status, reply = refuse(raw, error, self._identity)
+            self._count("refused", raw, reply)
+            return status, reply
         LOG.info("answered a %s of %s", request.kind.name.lower(), request.asker.fingerprint[:16])
-        return 200, SearchReply(ReplyKind.ANSWER, sha256(raw).digest(), tuple(parts)).encode(
-            self._identity
-        )
+        answer = SearchReply(ReplyKind.ANSWER, sha256(raw).digest(), tuple(parts))
+        reply = answer.encode(self._identity)
+        self._count("answered", raw, reply)
+        return 200, reply
+
+    def _count(self, outcome: str, raw: bytes, reply: bytes) -> None:
+        with self._lock:
+            self._counts.update({outcome: 1, "bytes_up": len(raw), "bytes_down": len(reply)})
 
     def close(self) -> None:
         """End the workers."""
@@ -123,6 +169,11 @@ class LibraryService:
         if request.kind is RequestKind.KEYS:
             return self._take_keys(request)
         keys = self._keys_of(request)
+        if request.kind is RequestKind.NEAR:
+            self.server.check_near(request.parts)
+            # of the same embeddings: whichever way somebody asks, it is a question
+            self._charge(request, RequestKind.QUESTION)
+            return self.server.near(keys, request.parts)
         if request.kind in (RequestKind.QUESTION, RequestKind.CLASSIFY):
             self.server.check_question(request.parts)
             self._charge(request)
@@ -133,9 +184,10 @@ class LibraryService:
         self._charge(request)
         return self.server.read(keys, request.parts)
 
-    def _charge(self, request: SearchRequest) -> None:
+    def _charge(self, request: SearchRequest, kind: RequestKind | None = None) -> None:
         # Before the work: whoever signs bytes that crash the worker pays for them too.
-        self._budget.charge(request.asker, request.kind, request.sequence)
+        self._budget.charge(request.asker, kind or request.kind, request.sequence)
+        self.seen[self._budget.account(request.asker)] = time.time()
 
     def _take_keys(self, request: SearchRequest) -> list[bytes]:
         exactly(request.parts, KEY_PART_BYTES)
@@ -174,6 +226,10 @@ def application(service: LibraryService) -> web.Application:
     async def describe(_: web.Request) -> web.Response:
         return web.Response(body=service.describe(), content_type="application/json")
 
+    async def clusters(_: web.Request) -> web.Response:
+        body = await asyncio.to_thread(service.clusters)
+        return web.Response(body=body, content_type="application/octet-stream")
+
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
         async with door:
@@ -182,7 +238,9 @@ def application(service: LibraryService) -> web.Application:
 
     around = [connections.occupy, errors.answer_errors, connections.read_bodies(BODY_S)]
     app = web.Application(middlewares=around, client_max_size=request_limit(service.manifest.shape))
-    app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
+    app.add_routes(
+        [web.get(PATH, describe), web.get(CLUSTERS_PATH, clusters), web.post(PATH, answer)]
+    )
     return app
 
 
@@ -192,8 +250,12 @@ async def serve(
     *,
     tls: ssl.SSLContext | None = None,
     ready: Callable[[], None] | None = None,
+    beside: AbstractAsyncContextManager[object] | None = None,
 ) -> None:
     """Answer on `listener` until cancelled.
+
+    Args:
+        beside: what runs as long, such as a page for the owner.
 
     Raises:
         WorkerError: the matrices could not be encoded in time.
@@ -201,13 +263,14 @@ async def serve(
     runner = web.AppRunner(application(service), access_log=None)
     try:
         await asyncio.to_thread(service.server.start)
-        listening, _ = await connections.listen(runner, ServerConfig(), listener, tls)
-        if ready:
-            ready()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            listening.close()
+        async with beside or nullcontext():
+            listening, _ = await connections.listen(runner, ServerConfig(), listener, tls)
+            if ready:
+                ready()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                listening.close()
     finally:
         await runner.cleanup()
         service.close()

@@ -15,10 +15,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,13 @@ import numpy.typing as npt
 from ..core import log
 from ..core.errors import ConfigError, DataError
 from ..core.paths import private_folder, write_atomically
-from ..crypto.pir import lwe
+from ..crypto.pir import clusters, lwe
+from ..crypto.pir.clusters import ClusterLayout, ClusterMap, ClusterTable
 from ..crypto.pir.search import MAX_PASSAGES, PassageTable
 from ..crypto.pir.table import PASSAGE_BYTES, TableLayout, chunk_bytes, pack
 
 Vectors = npt.NDArray[np.float32]
+Item = TypeVar("Item")
 
 SUFFIXES = (".txt", ".md")
 FILE_BYTES = 16 << 20
@@ -45,7 +47,9 @@ AT_ONCE = 64  # texts embedded before their vectors go to the disk
 DIGEST_BYTES = 16  # that name a text in the file of vectors
 HEAD, LOCK = "index.json", "in-use"
 PARTS = ("embeddings", "table", "hint")  # arrays of an index, each in a file
-FORMAT = 2
+NEAR_PARTS = ("order", "near-map", "near-table", "near-hint")  # and of one with clusters
+FORMAT = 3
+CLUSTERED_FROM = 20_000  # passages; fewer are scored whole in the same time
 LOG = log.get("federation.library")
 
 
@@ -84,6 +88,12 @@ class Index:
     text_bytes: int  # of all passages, packed: what a plain download would cost
     edition: str  # hex; of these very passages, drawn by chance
     probe: Vectors  # [dimension]
+    clusters: ClusterTable | None = None  # of a large library
+    order: npt.NDArray[np.int64] | None = None  # passages as they stand here, by their numbers
+
+    def ordered(self, passages: Sequence[Item]) -> list[Item]:
+        """What belongs to the passages, as they were given, in the order of this index."""
+        return list(passages) if self.order is None else [passages[at] for at in self.order]
 
     def rows(self) -> Vectors:
         """The embeddings, in memory."""
@@ -165,11 +175,13 @@ def build(
     embedder: Embeds,
     room: Path,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    clustered: bool | None = None,
 ) -> Index:
     """The index of `passages` in the folder `room`: as it lies there, or made anew of what lies
     there and of what is new.
 
     Args:
+        clustered: with clusters; None: from `CLUSTERED_FROM` passages on.
         tell: hears how many texts of how many are embedded.
 
     Raises:
@@ -178,18 +190,30 @@ def build(
     """
     private_folder(room)
     probe = embedder.embed([PROBE])[0]
+    if clustered is None:
+        clustered = len(passages) >= CLUSTERED_FROM
     texts = [passage.encode() for passage in passages]
     content = sha256(probe.tobytes() + b"".join(sha256(text).digest() for text in texts))
+    content.update(bytes([clustered]))
     if (kept := _kept(room, content.hexdigest(), probe)) is not None:
         return kept
     embeddings = _embedded([passage.text for passage in passages], embedder, probe, room, tell)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if clustered:
+        held = clusters.arrange(embeddings)
+        order = np.argsort(held, kind="stable")
+        embeddings, texts = embeddings[order], [texts[at] for at in order]
+        near = clusters.table_of(embeddings, held[order])
+        assert not isinstance(near.hint, Path)
+        known = np.frombuffer(near.map.encode(), np.uint8)
+        arrays = dict(zip(NEAR_PARTS, (order, known, near.table, near.hint), strict=True))
     chunks = [pack(text) for text in texts]
     size = chunk_bytes(chunks)
     table = TableLayout(len(chunks), size).build(chunks)
     edition = os.urandom(16).hex()
-    arrays: tuple[npt.NDArray[Any], ...] = embeddings, table, lwe.hint(table)
+    arrays |= dict(zip(PARTS, (embeddings, table, lwe.hint(table)), strict=True))
     digests = {}
-    for name, rows in zip(PARTS, arrays, strict=True):
+    for name, rows in arrays.items():
         with (room / f"{edition}-{name}.npy").open("wb+") as file:
             np.save(file, rows)
             file.flush()
@@ -218,9 +242,11 @@ def _kept(room: Path, content: str, probe: Vectors) -> Index | None:
         head = json.loads((room / HEAD).read_bytes())
         if head["format"] != FORMAT or head["content"] != content:
             return None
-        for name in PARTS:
+        if set(head["digests"]) not in (set(PARTS), {*PARTS, *NEAR_PARTS}):
+            raise ValueError("its parts are others")
+        for name, digest in head["digests"].items():
             with (room / f"{head['edition']}-{name}.npy").open("rb") as file:
-                if file_digest(file, "sha256").hexdigest() != head["digests"][name]:
+                if file_digest(file, "sha256").hexdigest() != digest:
                     raise ValueError(f"{name} are not what was written")
         return _opened(room, head, probe)
     except FileNotFoundError as error:
@@ -245,8 +271,24 @@ def _opened(room: Path, head: dict[str, object], probe: Vectors) -> Index:
     for path, shape in shapes.items():
         if np.load(path, mmap_mode="r").shape != shape:
             raise ValueError(f"{path}: of another index")
-    found = PassageTable(table, hint, layout)
-    return Index(passages, embeddings, found, int(str(head["text_bytes"])), edition, probe)
+    found = Index(
+        passages,
+        embeddings,
+        PassageTable(table, hint, layout),
+        int(str(head["text_bytes"])),
+        edition,
+        probe,
+    )
+    order, known, near_table, near_hint = (room / f"{edition}-{name}.npy" for name in NEAR_PARTS)
+    if not order.exists():  # its digests were compared
+        return found
+    near = ClusterLayout(passages, len(probe))
+    clustered = ClusterTable(
+        ClusterMap.decode(np.load(known).tobytes(), near),
+        np.load(near_table, mmap_mode="r"),
+        near_hint,
+    )
+    return replace(found, clusters=clustered, order=np.load(order))
 
 
 def _embedded(

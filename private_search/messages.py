@@ -26,14 +26,17 @@ from ..core.errors import (
 from ..core.screen import one_line
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity, bind, digest
+from ..crypto.pir.clusters import ClusterMap
 from ..crypto.pir.search import KEY_PART_BYTES, MAX_PASSAGES, Shape
 from ..crypto.pir.table import MAX_CHUNK_BYTES
 
-MANIFEST_CONTEXT = bind("quietchoir library manifest 2")
-REQUEST_CONTEXT = bind("quietchoir library request 2")
-REPLY_CONTEXT = bind("quietchoir library reply 2")
+MANIFEST_CONTEXT = bind("quietchoir library manifest 3")
+CLUSTERS_CONTEXT = bind("quietchoir library clusters 3")
+REQUEST_CONTEXT = bind("quietchoir library request 3")
+REPLY_CONTEXT = bind("quietchoir library reply 3")
 PATH = "/library"  # GET the manifest, POST a request
-REQUEST_MAGIC, REPLY_MAGIC = b"QCQ2", b"QCR2"
+CLUSTERS_PATH = "/library/clusters"  # GET their map
+REQUEST_MAGIC, REPLY_MAGIC = b"QCQ3", b"QCR3"
 REQUEST_HEAD = struct.Struct(">4sB8s32s32s32sQB")
 REPLY_HEAD = struct.Struct(">4sB32sB")
 MAX_PARTS = 4
@@ -72,6 +75,7 @@ class RequestKind(enum.IntEnum):
     QUESTION = 2
     CHOICE = 3
     CLASSIFY = 4  # parts as of a question
+    NEAR = 5  # a question near itself, counted as one
 
 
 class ReplyKind(enum.IntEnum):
@@ -96,6 +100,7 @@ class LibraryManifest:
     edition: str
     questions: int  # one account's budget
     labels: tuple[str, ...]  # of its classifier, if it has one
+    clustered: bool  # what is near a question can be scored alone
     probe: tuple[float, ...]  # embedding of the probe sentence, to see that both use the same model
 
     @property
@@ -109,6 +114,7 @@ class LibraryManifest:
             self.chunk_bytes,
             self.edition,
             len(self.labels),
+            int(self.clustered),
         )
 
     @property
@@ -123,6 +129,7 @@ class LibraryManifest:
             passages=self.passages,
             chunk_bytes=self.chunk_bytes,
             labels=len(self.labels),
+            clustered=self.clustered,
         )
 
     def encode(self, host: Identity) -> bytes:
@@ -184,7 +191,8 @@ def key_id(keys: Sequence[bytes]) -> bytes:
 
 def request_limit(shape: Shape) -> int:
     """Size of the largest request in bytes; a longer body is not read."""
-    largest = max(map(sum, (KEY_PART_BYTES, shape.question_parts, shape.choice_parts)))
+    near = shape.near_parts if shape.clustered else ()
+    largest = max(map(sum, (KEY_PART_BYTES, shape.question_parts, shape.choice_parts, near)))
     return REQUEST_HEAD.size + 4 * MAX_PARTS + largest + SIGNATURE_BYTES
 
 
@@ -193,7 +201,12 @@ def reply_limit(shape: Shape) -> int:
     return (
         REPLY_HEAD.size
         + 4 * MAX_PARTS
-        + max(ERROR_BYTES, sum(shape.answer_parts), sum(shape.column_parts))
+        + max(
+            ERROR_BYTES,
+            sum(shape.answer_parts),
+            sum(shape.column_parts),
+            sum(shape.near_answer_parts) if shape.clustered else 0,
+        )
         + SIGNATURE_BYTES
     )
 
@@ -231,6 +244,24 @@ def decode_manifest(raw: bytes, host: PublicIdentity) -> LibraryManifest:
             "the library uses other encryption parameters than this version; update both sides"
         )
     return manifest
+
+
+def encode_clusters(known: ClusterMap, library: bytes, host: Identity) -> bytes:
+    """A library's map of clusters, signed for this state of it."""
+    raw = known.encode()
+    return raw + host.sign(CLUSTERS_CONTEXT, library + raw)
+
+
+def decode_clusters(raw: bytes, manifest: LibraryManifest, host: PublicIdentity) -> ClusterMap:
+    """Read the map of a library with this manifest.
+
+    Raises:
+        AuthenticationError: signed by somebody else, or for another state of the library.
+        ProtocolError: no map.
+    """
+    body, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
+    host.verify(CLUSTERS_CONTEXT, manifest.library + body, signature)
+    return ClusterMap.decode(body, manifest.shape.clusters)
 
 
 def decode_request(raw: bytes, library: bytes) -> SearchRequest:
@@ -320,6 +351,8 @@ def _manifest(found: dict[str, Any]) -> LibraryManifest:
         text = getattr(manifest, name)
         if type(text) is not str or not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
             raise ValueError(f"{name} is not of {digits} hexadecimal digits")
+    if type(manifest.clustered) is not bool:
+        raise ValueError("clustered is neither true nor false")
     names = (manifest.title, *manifest.labels)
     if not all(type(name) is str and len(name) <= NAME_CHARACTERS for name in names):
         raise ValueError(f"a name is no text of at most {NAME_CHARACTERS} characters")

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 import torch
+from aiohttp import web
 
 from quietchoir import node as node_module
 from quietchoir.core import paths
@@ -36,7 +38,10 @@ from quietchoir.federation.adapters.registry import PERSONAL, Card, Registry, co
 from quietchoir.federation.client_node import ClientOptions
 from quietchoir.federation.events import PersonalEvent
 from quietchoir.node import Membership, Node, describe
+from quietchoir.private_search import host
+from quietchoir.private_search.budget import QueryBudget
 from quietchoir.tests.fakes.http import until
+from quietchoir.tests.fakes.search import FakeEmbedder, fake_index
 from quietchoir.tests.fakes.server import engine_saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -159,6 +164,33 @@ async def test_a_client_that_goes_away_frees_its_cache(
     after = node.engine.stats()
     assert (after.running, after.blocks_free) == (0, after.blocks_total)
     assert after.completion_tokens < before.completion_tokens + 400
+
+
+async def test_a_conversation_of_a_real_node_asks_a_real_library(
+    client: aiohttp.ClientSession, node: Node, tmp_path: Path
+) -> None:
+    """Where it is chosen; its passage stands before the model, and the page is told what left."""
+    identity = Identity.generate()
+    service = host.LibraryService(fake_index(), identity, QueryBudget(tmp_path / "b", limit=4))
+    runner = web.AppRunner(host.application(service), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        await web.SockSite(runner, door).start()
+        node.libraries.add(
+            "town", f"http://127.0.0.1:{door.getsockname()[1]}/#{identity.public.raw.hex()}"
+        )
+        question = "When does the night bus to the harbour leave?"
+        body = ask(question, collections=["library:town"], max_tokens=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node.libraries, "_embedder", FakeEmbedder)
+            message = (await answer(client, body))["choices"][0]["message"]
+        node.libraries.remove("town")
+        await runner.cleanup()
+    service.close()
+    assert "harbour leaves at one" in message["citations"][0]["text"]
+    (source,) = message["sources"]
+    assert source["sent_bytes"] > 300_000 and source["problem"] == ""
+    assert service.budget.spent()["strangers"] == {"KEYS": 1, "QUESTION": 1, "CHOICE": 2}
 
 
 async def test_an_adapter_is_swapped_in_and_out_of_the_running_node(

@@ -41,6 +41,7 @@ from .citations import (
     Cited,
     NoDocuments,
     PassageFinder,
+    SourceReport,
     cited,
     question_of,
     with_facts,
@@ -60,6 +61,7 @@ from .events import (
     ToolResultEvent,
     ToolsListedEvent,
 )
+from .sources import LibraryAsker, NoLibraries, Sources
 from .thoughts import CLOSING, OPENING, ThoughtReader, without_thoughts
 from .tool_prompt import TemplateEncoder, ToolPrompt
 from .tool_ranking import ToolRanking
@@ -124,6 +126,7 @@ class Turn:
     foreign: bool  # text that neither owner nor model wrote stands in the conversation
     reads_foreign: bool  # it stands before the model now: calls of one answer are written together
     citations: tuple[Citation, ...] = ()  # passages of documents that it is shown
+    sources: tuple[SourceReport, ...] = ()  # who saw what of the question, where any other did
     question: str = ""  # the newest one, as its user wrote it
     calls: list[ToolCall] = field(default_factory=list)  # of the last generation
     made: list[ToolCall] = field(default_factory=list)  # of all of them
@@ -163,6 +166,7 @@ class Assistant:
         ranking: ToolRanking | None = None,
         window: ContextWindow | None = None,
         documents: PassageFinder | None = None,
+        libraries: LibraryAsker | None = None,
         facts: Callable[[], Sequence[str]] = tuple,
         remember: Remember | None = None,
         small: bool = False,
@@ -179,6 +183,7 @@ class Assistant:
             wishes_of: what of one sentence an adapter of single calls is asked one after the other.
             window: fits conversations; None: by their words alone.
             documents: searches collections; None: there are none.
+            libraries: asks those on other machines; None: none is known.
             facts: what the owner had the assistant keep.
             remember: keeps a fact that its owner said yes to; None: it is offered to no model.
             small: the model chooses better among few tools (`ToolsConfig.listed`).
@@ -197,7 +202,7 @@ class Assistant:
         self.approvals = approvals or Approvals(self.config)
         self.ranking = ranking or ToolRanking()
         self.window = window or ContextWindow(tokenizer.encode)
-        self.documents = documents or NoDocuments()
+        self.sources = Sources(documents or NoDocuments(), libraries or NoLibraries())
         self.facts = facts
         self.remember = remember
         self.most_listed = self.config.listed or (FEW_TOOLS if small else None)
@@ -224,7 +229,7 @@ class Assistant:
         if wishes[1:]:  # what was given is the whole sentence: a cut may go through a quotation
             turn.ask, turn.wishes = ask, wishes[1:]
         if ask.collections:
-            yield Cited(turn.citations)
+            yield Cited(turn.citations, turn.sources)
         left_open = ask.tool_choice in (None, ANY_TOOL)  # else its asker named the one
         if left_open and len(turn.listed) < len(turn.known) and turn.listed:
             yield ToolsListedEvent(tuple(tool.name for tool in turn.listed), len(turn.known))
@@ -270,18 +275,26 @@ class Assistant:
             async for event in events:
                 yield event
 
-    async def _begin(self, ask: ChatRequest) -> Turn:
+    async def _begin(self, ask: ChatRequest, before: Turn | None = None) -> Turn:
         """What the model is shown, what it may call, and in which form.
+
+        Args:
+            before: of the same answer; its passages are taken, and nobody is asked again.
 
         Raises:
             RequestError: a tool is demanded that is not on offer, or a form of the answer beside.
         """
         citations: tuple[Citation, ...] = ()
+        sources: tuple[SourceReport, ...] = ()
         continued = any(message.role == "assistant" for message in ask.messages)
         tainted = self.approvals.is_foreign(ask.conversation, continued=continued)
         question = next((m.content for m in reversed(ask.messages) if m.role == "user"), "")
         if ask.collections:
-            citations = await asyncio.to_thread(self._cite, ask)
+            citations, sources = (
+                await asyncio.to_thread(self._cite, ask)
+                if before is None
+                else (before.citations, before.sources)
+            )
             ask = replace(ask, messages=with_passages(ask.messages, citations))
         if ask.collections or any(m.foreign or m.role == "tool" for m in ask.messages):
             # for all turns after it too: the model's own words may repeat what stood there
@@ -308,16 +321,18 @@ class Assistant:
             foreign=foreign,
             reads_foreign=foreign,
             citations=citations,
+            sources=sources,
             question=question,
         )
 
-    def _cite(self, ask: ChatRequest) -> tuple[Citation, ...]:
-        """Passages for the newest question. Raises: RetrievalError: no such collection, or it does
-        not open.
+    def _cite(self, ask: ChatRequest) -> tuple[tuple[Citation, ...], tuple[SourceReport, ...]]:
+        """Passages for the newest question, and who saw what of it. Raises: RetrievalError: no such
+        collection or library, or it does not open.
         """
-        found = self.documents.find(ask.collections, question_of(ask.messages), MOST_PASSAGES)
+        found = self.sources.find(ask.collections, question_of(ask.messages), MOST_PASSAGES)
         room = self.context // PASSAGES_SHARE
-        return cited(found, lambda text: len(self.tokenizer.encode(text)), room)
+        kept = cited(found.passages, lambda text: len(self.tokenizer.encode(text)), room)
+        return kept, found.reports
 
     def _go_on(self, turn: Turn, *, last: bool) -> None:
         """Prepare the next generation; the last one cannot call."""
@@ -454,7 +469,7 @@ class Assistant:
         if turn.made or turn.said.strip():
             left = replace(ask.messages[-1], content="\n".join(turn.unnamed))
             ask = replace(ask, messages=(*ask.messages[:-1], left))
-        found = await self._begin(replace(ask, adapter=None, use_tools=False))
+        found = await self._begin(replace(ask, adapter=None, use_tools=False), turn)
         found.completion_tokens = turn.completion_tokens
         return found
 

@@ -18,6 +18,7 @@ from ..retrieval.store import RetrievedPassage
 from .context import Message
 
 MOST_PASSAGES = 6
+LIBRARY = "library:"  # before a source's name: on another machine, asked under encryption
 SHORT_QUESTION = 4  # words; one so short is looked for together with the one before it
 FACTS = "What you remember of the user, with their consent:"
 HEAD = (
@@ -35,12 +36,42 @@ class Citation:
     collection: str
     passage: RetrievedPassage
 
+    @property
+    def place(self) -> str:
+        """In words, for a reader; what came from a library says so."""
+        beside = f", {self.collection}" if self.collection.startswith(LIBRARY) else ""
+        return f"{self.passage.place}{beside}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceReport:
+    """What one source was shown of a question; never the question itself."""
+
+    name: str
+    place: str = ""  # where it is; "": on this machine, which nothing left
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    problem: str = ""  # why it gave nothing
+
+    def told(self) -> str:
+        """In words."""
+        if not self.place:
+            return f"{self.name}: on this machine; nothing left it"
+        sent = f"{self.sent_bytes / 1000:.0f} kB of ciphertext to {self.place}"
+        if self.problem:
+            return f"{self.name}: {sent}, nothing from there ({self.problem})"
+        return (
+            f"{self.name}: {sent}, {self.received_bytes / 1000:.0f} kB back; its host saw that "
+            f"and when somebody asked, not the question, nor what was read"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Cited:
     """The passages that the answer is given; told before its first word."""
 
     citations: tuple[Citation, ...]
+    sources: tuple[SourceReport, ...] = ()  # where another machine was asked: who saw what
 
 
 class PassageFinder(Protocol):

@@ -165,9 +165,11 @@ class TerminalChat:
                 self.write(f"[{event.told()}]\n")
             case Text(text):
                 self.write(visible(text))
-            case Cited(citations):
+            case Cited(citations, sources):
                 for one in citations:
-                    self.write(f"[{one.number}] {one_line(one.passage.place)}\n")
+                    self.write(f"[{one.number}] {one_line(one.place)}\n")
+                for source in sources:
+                    self.write(f"[{one_line(source.told())}]\n")
             case ToolCallEvent(call=call):
                 self.write(f"[{one_line(render(call))}]\n")
             case ToolResultEvent(result=result) if not result.ok:

@@ -71,7 +71,7 @@ class RetrievedPassage:
     id: int
     file: str
     page: int  # 0: the format has no pages
-    line: int
+    line: int  # 0: it came without
     last_line: int
     heading: str
     text: str
@@ -81,7 +81,7 @@ class RetrievedPassage:
         """In words, for a reader."""
         lines = f"{self.line}" if self.line == self.last_line else f"{self.line}-{self.last_line}"
         page = f", page {self.page}" if self.page else ""
-        return f"{Path(self.file).name}{page}, line {lines}"
+        return f"{Path(self.file).name}{page}" + (f", line {lines}" if self.line else "")
 
 
 class CollectionStore:

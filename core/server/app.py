@@ -30,6 +30,7 @@ from .documents_api import DocumentsApi, OwnersDocuments
 from .embeddings import EmbeddingModel, Embeddings, Source
 from .federation_api import FederationApi, Memberships
 from .history import HistoryApi, nothing_kept
+from .libraries_api import KnownEntry, LibrariesApi
 from .models_api import ModelsApi, OwnersModels
 from .node_api import Api, count_responses
 from .ollama_api import OllamaApi
@@ -59,6 +60,7 @@ class Parts:
     history: HistoryStore | None = None  # None: nothing is kept
     documents: OwnersDocuments | None = None  # collections and memory
     models: OwnersModels | None = None  # what is on this disk, and how more comes
+    libraries: Callable[[], Sequence[KnownEntry]] = tuple  # on other machines, that may be asked
     plugins: OwnersPlugins | None = None  # installed ones, and registries that have more
     # what conversations may train here: "personal" or "federation:ID", each with its name
     destinations: Callable[[], Mapping[str, str]] = dict
@@ -105,6 +107,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         app.add_routes(HistoryApi(parts.history, parts.destinations, parts.forgotten).routes())
     if parts.documents is not None:
         app.add_routes(DocumentsApi(parts.documents).routes())
+    app.add_routes(LibrariesApi(parts.libraries).routes())
     if parts.models is not None:
         models = ModelsApi(parts.models)
         app.on_shutdown.append(models.stop)

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from ..assistant.citations import Citation, Cited
+from ..assistant.citations import Citation, Cited, SourceReport
 from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
@@ -188,8 +188,9 @@ def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
     if thought := delta.get("reasoning_content"):
         found.append(Text(thought, thought=True))
-    if cited := delta.get("citations"):
-        found.append(Cited(tuple(map(citation, cited))))
+    if (cited := delta.get("citations")) is not None:
+        sources = tuple(map(source, delta.get("sources", ())))
+        found.append(Cited(tuple(map(citation, cited)), sources))
     for one in delta.get("tool_calls", ()):
         call = ToolCall(
             one["function"]["name"], json.loads(one["function"]["arguments"]), one["id"]
@@ -224,6 +225,11 @@ def citation(told: dict[str, Any]) -> Citation:
     names = [field.name for field in fields(RetrievedPassage)]
     passage = RetrievedPassage(**{name: told[name] for name in names})
     return Citation(told["number"], told["collection"], passage)
+
+
+def source(told: dict[str, Any]) -> SourceReport:
+    """Who saw what, as the API tells it."""
+    return SourceReport(**{field.name: told[field.name] for field in fields(SourceReport)})
 
 
 def to_json(message: Message) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from ..assistant.citations import Cited
+from ..assistant.citations import LIBRARY, Cited
 from ..assistant.context import LeftOut
 from ..assistant.events import (
     ApprovalEvent,
@@ -87,7 +87,7 @@ class Shapes:
                 )
                 beside = {"logprobs": self.logprobs(event.logprobs)} if self.tells else {}
             case Cited():
-                delta = {"citations": citations_of(event)}
+                delta = {"citations": citations_of(event), **sources_of(event)}
             case ToolCallEvent():
                 delta = {"tool_calls": [{"index": self.calls, **called(event)}]}
                 self.calls += 1
@@ -148,6 +148,8 @@ class Shapes:
             message["tool_results"] = [answered(event) for event in found.results]
         if found.cited and found.cited.citations:
             message["citations"] = citations_of(found.cited)
+        if found.cited:
+            message |= sources_of(found.cited)
         if found.approvals:
             message["approvals"] = [decided(*one) for one in found.approvals.values()]
         beside = {"logprobs": self.logprobs(found.logprobs)} if self.tells else {}
@@ -231,11 +233,19 @@ def citations_of(event: Cited) -> list[dict[str, Any]]:
         | {
             "number": one.number,
             "collection": one.collection,
-            "place": one.passage.place,
-            "url": f"/api/collections/{one.collection}/passages/{one.passage.id}",
+            "place": one.place,
+            "url": ""  # a library's passage is whole here: nothing more of it is on this machine
+            if one.collection.startswith(LIBRARY)
+            else f"/api/collections/{one.collection}/passages/{one.passage.id}",
         }
         for one in event.citations
     ]
+
+
+def sources_of(event: Cited) -> dict[str, Any]:
+    """Where another machine was asked: who saw what of the question; ours too."""
+    told = [dataclasses.asdict(one) | {"told": one.told()} for one in event.sources]
+    return {"sources": told} if told else {}
 
 
 def letters(token: Logprob) -> str:

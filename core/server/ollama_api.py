@@ -38,7 +38,7 @@ from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
 from ..errors import QuietchoirError
 from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
-from .completions import answered, asked, called, citations_of, left_out, spelled_out
+from .completions import answered, asked, called, citations_of, left_out, sources_of, spelled_out
 from .embeddings import Embeddings
 from .errors import BadRequest, parse_json
 from .openapi import FLAG, NUMBER, OBJECT, TEXT, WHOLE, described, many, shaped
@@ -272,7 +272,7 @@ def own_words(event: Event) -> dict[str, Any]:
         case ApprovedEvent():
             return {"approved": [asdict(event)]}
         case Cited():
-            return {"citations": citations_of(event)}
+            return {"citations": citations_of(event), **sources_of(event)}
         case LeftOut():
             return {"context": left_out(event)}
     return {}

@@ -37,7 +37,7 @@ from ..engine.sampling.params import MAX_LOGPROBS, Constraint
 from ..errors import QuietchoirError
 from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
-from .completions import citations_of, frame, left_out, spelled_out
+from .completions import citations_of, frame, left_out, sources_of, spelled_out
 from .errors import BadRequest, parse_json
 from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .paths import spelled
@@ -416,7 +416,7 @@ class Response:
                 asked = next(one for one in self.output if one["id"] == event.id)
                 asked |= {"approved": event.approved, "by": event.by}
             case Cited():
-                self.beside["citations"] = citations_of(event)
+                self.beside |= {"citations": citations_of(event), **sources_of(event)}
             case LeftOut():
                 self.beside["context"] = left_out(event)
             case Finished():

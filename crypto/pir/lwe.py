@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ...core.errors import CryptoError
 from ..he.ckks import gaussian
+from . import kernel
 
 Table = npt.NDArray[np.int8]
 Words = npt.NDArray[np.uint32]
@@ -66,22 +67,31 @@ class Mask:
         return asked
 
 
-def mask(columns: int) -> Mask:
+def mask(columns: int, summed: int = 0) -> Mask:
     """A fresh mask, from the operating system's generator.
 
+    Args:
+        summed: columns that one sum goes over, where a table is read in parts; 0: all of them.
+
     Raises:
-        CryptoError: more columns than float64 adds up exactly.
+        CryptoError: more columns to a sum than float64 adds up exactly.
     """
-    if not 1 <= columns <= MAX_COLUMNS:
+    if not 1 <= (summed or columns) <= MAX_COLUMNS:
         raise CryptoError(f"a table of {columns} columns, at most {MAX_COLUMNS}; split it")
-    secret = ternary(DIMENSION)
-    right, words = secret.astype(np.float64), np.empty(columns, np.uint32)
-    error = np.rint(gaussian(columns, DEVIATION)).astype(np.int64)
+    secret, words = ternary(DIMENSION), np.empty(columns, np.uint32)
+    error = np.rint(gaussian(columns, DEVIATION)).astype(np.int64).astype(np.uint32)
     for start in range(0, columns, BLOCK_COLUMNS):
         stop = min(columns, start + BLOCK_COLUMNS)
-        exact = (_signed(public_matrix(start, stop)) @ right).astype(np.int64)  # < 2^41
-        words[start:stop] = (exact + error[start:stop]).astype(np.uint32)
+        words[start:stop] = masked(public_matrix(start, stop), secret) + error[start:stop]
     return Mask(secret, words)
+
+
+def masked(matrix: Words, secret: npt.NDArray[np.int8]) -> Words:
+    """Matrix x secret modulo 2^32, [rows]."""
+    if paths := kernel.paths():
+        return kernel.combine(matrix, secret, paths - 1)
+    exact = _signed(matrix) @ secret.astype(np.float64)  # < 2^41
+    return exact.astype(np.int64).astype(np.uint32)
 
 
 def ternary(count: int) -> npt.NDArray[np.int8]:
@@ -103,21 +113,35 @@ def public_matrix(start: int, stop: int) -> Words:
     return np.frombuffer(raw, "<u4").astype(np.uint32, copy=False).reshape(-1, DIMENSION)
 
 
-def hint(table: Table) -> npt.NDArray[np.int32]:
-    """Table x A modulo 2^32, [rows, DIMENSION], centred. For the keeper alone."""
+def hint(table: Table, first: int = 0) -> npt.NDArray[np.int32]:
+    """Table x A modulo 2^32, [rows, DIMENSION], centred. For the keeper alone.
+
+    Args:
+        first: row of A that belongs to the table's first column.
+    """
     total = np.zeros((len(table), DIMENSION), np.uint32)
     for start in range(0, table.shape[1], BLOCK_COLUMNS):
         stop = min(table.shape[1], start + BLOCK_COLUMNS)
-        part = table[:, start:stop].astype(np.float64) @ _signed(public_matrix(start, stop))
+        rows = _signed(public_matrix(first + start, first + stop))
+        part = table[:, start:stop].astype(np.float64) @ rows
         total += part.astype(np.int64).astype(np.uint32)
     return total.view(np.int32)
 
 
 def scan(table: Table, query: Words) -> Words:
-    """Table x query modulo 2^32, [rows]: the keeper's work for one query, exact in float64."""
+    """Table x query modulo 2^32, [rows]: the keeper's work for one query, as fast as its memory is
+    read where `scan.cpp` was compiled.
+    """
+    if query.shape != table.shape[1:]:
+        raise CryptoError(f"a query of {query.shape} words, expected {table.shape[1]}")
+    if paths := kernel.paths():
+        return kernel.product(table, query, paths - 1)
+    return exact_scan(table, query)
+
+
+def exact_scan(table: Table, query: Words) -> Words:
+    """The same without a compiler, by BLAS: exact in float64."""
     rows, columns = table.shape
-    if query.shape != (columns,):
-        raise CryptoError(f"a query of {query.shape} words, expected {columns}")
     right, found = _signed(query), np.empty(rows, np.uint32)
     step = max(1, BLOCK_SYMBOLS // columns)
     for start in range(0, rows, step):

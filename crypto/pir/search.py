@@ -32,6 +32,7 @@ from ..he.ckks import (
 )
 from ..he.parameters import SEARCH
 from . import lwe
+from .clusters import ClusterLayout, ClusterMap, ClusterTable
 from .table import HEAD_BYTES, MAX_CHUNK_BYTES, TableLayout, chunk_bytes, pack
 
 Scores = npt.NDArray[np.float32]
@@ -68,6 +69,7 @@ class Shape:
     passages: int
     chunk_bytes: int  # of every passage in the table
     labels: int = 0  # of a classifier; 0 where there is none
+    clustered: bool = False  # what is near a question can be scored alone
 
     def __post_init__(self) -> None:
         if (
@@ -81,6 +83,13 @@ class Shape:
                 f"{self.dimension} dimensions, at most {MAX_PASSAGES} of {MAX_CHUNK_BYTES} in "
                 f"{SEARCH.slots}; split the folder"
             )
+        if self.clustered:
+            _ = self.clusters  # which refuses fewer passages than clusters
+
+    @property
+    def clusters(self) -> ClusterLayout:
+        """Where the passages stand near each other."""
+        return ClusterLayout(self.passages, self.dimension)
 
     @property
     def layout(self) -> TableLayout:
@@ -101,6 +110,17 @@ class Shape:
     def label_parts(self) -> tuple[int, ...]:
         """Bytes of an answer with a score for each label."""
         return (slabs_of(self.labels, SEARCH) * SEARCH.answer_bytes,)
+
+    @property
+    def near_parts(self) -> tuple[int, ...]:
+        """Bytes of a question near itself: the query, and its secret encrypted."""
+        return 4 * self.clusters.columns, SEARCH.seeded_bytes
+
+    @property
+    def near_answer_parts(self) -> tuple[int, ...]:
+        """Bytes of its answer: as it was scanned, and what takes its mask off."""
+        rows = self.clusters.rows
+        return 2 * rows, slabs_of(rows, SEARCH) * SEARCH.answer_bytes
 
     @property
     def choice_parts(self) -> tuple[int, ...]:
@@ -201,6 +221,7 @@ class PirServer:
         embeddings: [passages, dimension], rows of length 1; in memory or in an .npy file.
         labels: [labels, dimension], a linear classifier's, if any; scores of at most
         `LARGEST_LABEL`.
+        clusters: what is scored near a question, where the library is large enough for it.
         noisy: False leaves answers bare. Hazard: only for tests that show what bare answers give
         away.
 
@@ -215,23 +236,30 @@ class PirServer:
         passages: PassageTable,
         *,
         labels: npt.NDArray[np.float32] | None = None,
+        clusters: ClusterTable | None = None,
         workers: int = 1,
         noisy: bool = True,
     ) -> None:
+        self.clusters, self._noise = clusters, SCORE_NOISE if noisy else 0.0
         matrices = {
-            "scores": PlainMatrix(embeddings, SCORE_NOISE if noisy else 0.0),
+            "scores": PlainMatrix(embeddings, self._noise),
             "hint": PlainMatrix(
                 passages.hint, PASSAGE_NOISE if noisy else 0.0, HINT_FACTOR / HINT_UNIT
             ),
         }
         if labels is not None:
-            matrices["labels"] = PlainMatrix(labels, SCORE_NOISE if noisy else 0.0)
+            matrices["labels"] = PlainMatrix(labels, self._noise)
+        if clusters is not None:
+            matrices["near"] = PlainMatrix(
+                clusters.hint, PASSAGE_NOISE if noisy else 0.0, HINT_FACTOR / HINT_UNIT
+            )
         rows, dimension = matrices["scores"].open().shape
         self.shape = Shape(
             dimension=dimension,
             passages=rows,
             chunk_bytes=passages.layout.chunk_bytes,
             labels=0 if labels is None else len(labels),
+            clustered=clusters is not None,
         )
         table = passages.table
         self.table: lwe.Table = np.load(table, mmap_mode="r") if isinstance(table, Path) else table
@@ -297,6 +325,27 @@ class PirServer:
             raise ProtocolError("this library has no classifier; its manifest names no labels")
         return [self._begin("labels", keys, question)()]
 
+    def check_near(self, parts: Sequence[bytes]) -> None:
+        """Raise ProtocolError unless `parts` has the size of a question near itself."""
+        if self.clusters is None:
+            raise ProtocolError("this library has no clusters; ask it whole")
+        exactly(parts, self.shape.near_parts)
+
+    def near(self, keys: Sequence[bytes], parts: Sequence[bytes]) -> list[bytes]:
+        """Scores of one cluster of each group, masked, and what takes the mask off, encrypted;
+        which ones, only the asker knows.
+
+        Raises:
+            ProtocolError, WorkerError: as `score`.
+        """
+        self.check_near(parts)
+        assert self.clusters is not None
+        query, secret = parts
+        begun = self._begin("near", keys, [secret])
+        words = np.frombuffer(query, "<u4").astype(np.uint32)
+        scores = self.clusters.scan(words, self._noise).astype("<u2").tobytes()
+        return [scores, begun()]
+
     def read(self, keys: Sequence[bytes], choice: Sequence[bytes]) -> list[bytes]:
         """One column of the table, masked, and what takes the mask off, encrypted; which one, only
         the asker knows.
@@ -358,6 +407,17 @@ class PassageChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """What opens the answer to a question near itself.
+
+    Hazard: which clusters were opened tells what the question is near.
+    """
+
+    map: ClusterMap
+    clusters: npt.NDArray[np.int64]  # [groups]
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """What an asker sends after a question, and what it may look at once all of it was sent.
 
@@ -394,14 +454,22 @@ class PirClient:
         Raises:
             CryptoError: another dimension, or not a number in it.
         """
-        direction = unit(vector)
-        if direction.shape != (self.shape.dimension,):
-            raise CryptoError(
-                f"a question of shape {direction.shape}, expected "
-                f"({self.shape.dimension},); embed it again"
-            )
+        direction = self._direction(vector)
         pieces = split(direction, SEARCH.slots)
         return self._worker.call("encrypt", *(piece.tobytes() for piece in pieces))
+
+    def near(self, vector: Scores, known: ClusterMap) -> tuple[list[bytes], Near]:
+        """Encrypt an embedded question for the clusters that are nearest to it, one a group.
+
+        Raises:
+            CryptoError: another dimension, or not a number in it.
+        """
+        direction = self._direction(vector)
+        mask = lwe.mask(known.layout.columns, known.layout.group_columns)
+        chosen = known.nearest(direction)
+        secret = (SECRET_FACTOR * mask.secret).astype(np.float64).tobytes()
+        query = known.query(mask, direction, chosen).astype("<u4").tobytes()
+        return [query, *self._worker.call("encrypt", secret)], Near(known, chosen)
 
     def prepare(self, count: int) -> tuple[PassageChoice, ...]:
         """Masks for `count` choices, made before the question is sent; no more than there are
@@ -429,6 +497,32 @@ class PirClient:
         exactly(answer, self.shape.label_parts)
         return self._scores(answer[0], self.shape.labels, LARGEST_LABEL)
 
+    def near_scores(self, answer: Sequence[bytes], near: Near) -> Scores:
+        """Open the scores of the clusters that were asked, [passages]; below -1 elsewhere. Their
+        error is three times that of `scores` (a test measures it).
+
+        Raises:
+            ProtocolError, WorkerError: as `scores`.
+        """
+        exactly(answer, self.shape.near_answer_parts)
+        masked = self._masked(answer[1], self.shape.clusters.rows)
+        return near.map.scores(np.frombuffer(answer[0], "<u2"), masked, near.clusters)
+
+    def _direction(self, vector: Scores) -> npt.NDArray[np.float64]:
+        direction = unit(vector)
+        if direction.shape != (self.shape.dimension,):
+            raise CryptoError(
+                f"a question of shape {direction.shape}, expected "
+                f"({self.shape.dimension},); embed it again"
+            )
+        return direction
+
+    def _masked(self, part: bytes, rows: int) -> npt.NDArray[np.float64]:
+        product = self._opened(part)[:rows]
+        if not np.isfinite(product).all() or np.abs(product).max() > 8:
+            raise ProtocolError("the answer opens to numbers that take no mask off")
+        return product * (HINT_UNIT / HINT_FACTOR / SECRET_FACTOR)
+
     def _scores(self, part: bytes, count: int, largest: float) -> Scores:
         values = self._opened(part)[:count]
         found = values.astype(np.float32)  # before they are looked at: the same work for all
@@ -440,7 +534,9 @@ class PirClient:
             )
         return found
 
-    def choose(self, answer: Sequence[bytes], prepared: Sequence[PassageChoice]) -> Opened:
+    def choose(
+        self, answer: Sequence[bytes], prepared: Sequence[PassageChoice], near: Near | None = None
+    ) -> Opened:
         """As many choices as were prepared, after an answer with scores; never raises for what the
         answer is or opens to.
 
@@ -456,7 +552,7 @@ class PirClient:
         fault: CryptoError | WorkerError | None = None
         scores = chance
         try:
-            scores = self.scores(answer)
+            scores = self.scores(answer) if near is None else self.near_scores(answer, near)
         except (CryptoError, WorkerError) as error:
             fault = error
         best = largest(scores, len(prepared))
@@ -474,10 +570,7 @@ class PirClient:
         """
         exactly(answer, self.shape.column_parts)
         layout = self.shape.layout
-        product = self._opened(answer[1])[: layout.rows]
-        if not np.isfinite(product).all() or np.abs(product).max() > 8:
-            raise ProtocolError("the answer opens to numbers that take no mask off a passage")
-        masked = product * (HINT_UNIT / HINT_FACTOR / SECRET_FACTOR)
+        masked = self._masked(answer[1], layout.rows)
         words = np.frombuffer(answer[0], "<u4").astype(np.uint32)
         return layout.read(lwe.symbols(words, masked), index)
 

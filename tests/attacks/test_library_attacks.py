@@ -366,7 +366,10 @@ def host_view(question: str, passage: int) -> tuple[list[tuple[Any, ...]], list[
     assert isinstance(texts.table, np.ndarray)
     watched = texts.table.view(Watched)
     watched.told = told
-    column = lwe.scan(watched, mask.query(layout.column_of(passage)))
+    query = mask.query(layout.column_of(passage))
+    column = lwe.exact_scan(watched, query)
+    # what is compiled has no branch but on sizes, and reads the table from end to end
+    assert np.array_equal(lwe.scan(texts.table, query), column)
     masked = np.frombuffer(asker.decrypt(*product)[0], np.float64)[: layout.rows]
     unmasked = lwe.symbols(column, masked * (HINT_UNIT / HINT_FACTOR / SECRET_FACTOR))
     assert layout.read(unmasked, passage) == TEXTS[passage].encode()

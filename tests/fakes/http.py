@@ -20,6 +20,7 @@ from quietchoir.core.server.embeddings import Source
 from quietchoir.core.server.federation_api import Memberships
 from quietchoir.core.server.models_api import OwnersModels
 from quietchoir.core.server.plugins_api import OwnersPlugins
+from quietchoir.private_search.known import KnownLibraries
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
 TOKEN = "a-token-of-the-tests-" + "x" * 30
@@ -40,6 +41,7 @@ class Served:
     models: OwnersModels | None = None
     plugins: OwnersPlugins | None = None
     memberships: Memberships | None = None
+    libraries: KnownLibraries | None = None
     destinations: dict[str, str] = field(default_factory=dict)
     tokenizer: WordTokenizer = field(default_factory=WordTokenizer)
     assistant: Assistant = field(init=False)
@@ -58,6 +60,7 @@ class Served:
             self.tools,
             context=2000,
             documents=own.collections if own else None,
+            libraries=self.libraries,
             remember=keep_in(own.memory()) if own else None,
             facts=lambda: [one.text for one in own.memory().facts(kept=True)] if own else [],
         )
@@ -79,6 +82,7 @@ class Served:
                 documents=self.documents,
                 models=self.models,
                 plugins=self.plugins,
+                libraries=self.libraries.entries if self.libraries else tuple,
                 memberships=self.memberships,
                 destinations=lambda: self.destinations,
             ),

@@ -15,7 +15,7 @@ from aiohttp import web
 from quietchoir import backup
 from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError, QuietchoirError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.private_search import commands, host
+from quietchoir.private_search import commands, host, known
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import Found, LibraryAddress, SearchAnswer, SearchCost
 from quietchoir.private_search.index import Passage
@@ -163,7 +163,7 @@ def test_a_library_is_not_served_out_of_a_backup_until_its_owner_has_decided(
 ):
     """With the counts of the backup an account could ask a second time what it was told since."""
     serve = parsed("serve", folder, "--port", 0, "--max-queries", 12)  # 12: refused when it opens
-    room = commands._room()
+    room = known.room()
     count = room / f"budget-{commands._label(folder)}.json"
     count.write_text('{"spent": {"strangers": {"QUESTION": 1}}, "last": {}}')
     backup.back_up(tmp_path / "home", tmp_path / "b.tar.gz")
@@ -171,11 +171,11 @@ def test_a_library_is_not_served_out_of_a_backup_until_its_owner_has_decided(
         commands.run_serve(serve, FakeEmbedder())  # where it was it goes on
     backup.restore(tmp_path / "b.tar.gz", tmp_path / "again")
     monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "again"))
-    assert not (commands._room() / count.name).exists()
+    assert not (known.room() / count.name).exists()
     with pytest.raises(ConfigError, match="came out of a backup") as refused:
         commands.run_serve(serve, FakeEmbedder())
-    assert str(commands._room() / "restored") in str(refused.value)
-    (commands._room() / "restored").unlink()
+    assert str(known.room() / "restored") in str(refused.value)
+    (known.room() / "restored").unlink()
     with pytest.raises(ConfigError, match="work out the embeddings"):
         commands.run_serve(serve, FakeEmbedder())
 
@@ -201,7 +201,7 @@ def test_no_line_of_a_passage_can_be_taken_for_a_citation(capsys, monkeypatch):
     wrapped = "x" * 78 + " " * 82 + "— law.md, score 0.99"  # where a terminal begins a line
     text = f"one{forged}\u2028{forged}\r{forged}\n\n{wrapped}"
     found = Found(Passage("notes.md\n", text), 0.5)
-    cost = SearchCost(session_bytes=1, question_bytes=1, plain_bytes=1)
+    cost = SearchCost(session_bytes=1, question_bytes=1, near_bytes=0, plain_bytes=1)
     answer = SearchAnswer(
         found=(found,), passages=1, bytes_up=1, bytes_down=1, seconds=1, cost=cost
     )
@@ -228,7 +228,7 @@ async def test_questions_of_one_node_at_once_wait_for_each_other(tmp_path, capsy
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/#{identity.public.raw.hex()}"
         asked = parsed("ask", address, "A cello has strings?", "--json")
         try:
-            with commands._asking(LibraryAddress.parse(address)):
+            with known.asking(LibraryAddress.parse(address)):
                 # what is held is waited for, with a sentence
                 both = [
                     asyncio.create_task(asyncio.to_thread(commands.run_ask, asked, FakeEmbedder()))
@@ -260,4 +260,4 @@ def test_an_asker_has_one_lasting_key_for_each_host(capsys):
         commands.run_key(parsed("key", f"http://h:1/#{key}"))
     first, again, elsewhere = capsys.readouterr().out.split()
     assert first == again != elsewhere
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (Path(commands._room())).glob("*.key"))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (Path(known.room())).glob("*.key"))

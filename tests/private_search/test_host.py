@@ -149,7 +149,7 @@ def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled)
         (lambda wire, raw: raw + b"\0", AuthenticationError),
         (lambda wire, raw: raw[:100], (MessageError, AuthenticationError)),
         (lambda wire, raw: b"", MessageError),
-        (lambda wire, raw: b"QCQ2" + os.urandom(5000), AuthenticationError),
+        (lambda wire, raw: b"QCQ3" + os.urandom(5000), AuthenticationError),
         (lambda wire, raw: raw[:300] + bytes([raw[300] ^ 4]) + raw[301:], AuthenticationError),
         (lambda wire, raw: wire.request(RequestKind.QUESTION, [b"x" * 100]), ProtocolError),
         (lambda wire, raw: wire.request(RequestKind.QUESTION, []), ProtocolError),

@@ -66,6 +66,7 @@ function grow(answer, chunk) {
     put(({ id }) => id === result.tool_call_id, { result });
   }
   if (delta.citations) next.citations = delta.citations;
+  if (delta.sources) next.sources = delta.sources;
   if (delta.tools_listed) next.listed = delta.tools_listed;
   next.cut = choice.stop_reason ?? choice.finish_reason;
   return next;
@@ -281,8 +282,9 @@ function App() {
     const one = adapters.adapters.find(({ id }) => model.endsWith(`:${id}`));
     return one ? t("answered.adapter", { adapter: adapterName(one) }) : t("answered.plain");
   };
-  const cites = ({ citations }) =>
-    citations?.length && html`<${Citations} citations=${citations} />`;
+  const cites = ({ citations, sources }) =>
+    (citations?.length || sources?.length) &&
+    html`<${Citations} citations=${citations ?? []} sources=${sources ?? []} />`;
   const approve = (id, approved, remember) =>
     post(`/api/approvals/${id}`, { approved, remember }).catch(refuse);
   const choose = (name) => {

@@ -62,12 +62,15 @@ export function Files({ chosen, onTaken }) {
   </div>`;
 }
 
-/** Collections to choose from; nothing where the node has none. */
+const id = ({ name, collection }) => collection ?? name;
+const kilobytes = (count) => Math.round(count / 1000);
+
+/** Collections and libraries to choose from; nothing where the node has none. */
 export function Collections({ chosen, onChoose }) {
   const [there, setThere] = useState([]);
   const look = () =>
-    get("/api/collections")
-      .then(({ collections }) => setThere(collections))
+    Promise.all([get("/api/collections"), get("/api/libraries")])
+      .then(([{ collections }, { libraries }]) => setThere([...collections, ...libraries]))
       .catch(() => setThere([]));
   useEffect(() => {
     look();
@@ -78,29 +81,42 @@ export function Collections({ chosen, onChoose }) {
   const about = ({ documents, passages }) =>
     `${t("collection.documents", { count: documents })}, ` +
     t("collection.passages", { count: passages });
+  // one on another machine: what choosing it means, and what it was sent so far
+  const library = ({ url, questions, bytes_up }) =>
+    t("library.about", { url }) +
+    (questions ? ` ${t("library.sent", { count: questions, kb: kilobytes(bytes_up) })}` : "");
   return html`<${Menu} kind="documents" icon="page" title=${t("collection.title")}
     badge=${chosen.length || ""} onToggle=${look}>
     <ul>
       ${there.map(
         (one) => html`<li><label>
-          <input type="checkbox" checked=${chosen.includes(one.name)} disabled=${!!one.problem}
-            onChange=${() => flip(one.name)} />
-          <b>${one.name}</b><span>${one.problem || about(one)}</span>
+          <input type="checkbox" checked=${chosen.includes(id(one))} disabled=${!!one.problem}
+            onChange=${() => flip(id(one))} />
+          <b>${id(one)}</b><span>${one.problem || (one.url ? library(one) : about(one))}</span>
         </label></li>`,
       )}
     </ul>
   <//>`;
 }
 
-/** The passages that an answer was given; each opens. */
-export const Citations = ({ citations }) => html`<div class="citations">
+/** The passages that an answer was given, each opens; and who saw what of the question. */
+export const Citations = ({ citations, sources }) => html`<div class="citations">
   ${citations.map((one) => html`<${Citation} key=${one.number} citation=${one} />`)}
+  ${sources.map((one) => html`<p class="faint source" key=${one.name}>${source(one)}</p>`)}
 </div>`;
+
+const source = ({ name, place, sent_bytes, received_bytes, problem }) => {
+  if (!place) return t("source.here", { name });
+  const sizes = { up: kilobytes(sent_bytes), down: kilobytes(received_bytes) };
+  if (problem) return t("source.problem", { name, place, said: problem, ...sizes });
+  return t("source.asked", { name, place, ...sizes });
+};
 
 function Citation({ citation }) {
   const [shown, setShown] = useState(null);
   const open = (event) => {
     if (!event.target.open || shown) return;
+    if (!citation.url) return setShown({ around: [citation], heading: citation.heading });
     get(citation.url)
       .then(({ around, heading }) => setShown({ around, heading }))
       .catch((error) => setShown({ around: [], heading: error.message }));

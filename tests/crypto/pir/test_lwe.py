@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, DataError, ProtocolError
-from quietchoir.crypto.pir import lwe
+from quietchoir.crypto.pir import kernel, lwe
 from quietchoir.crypto.pir.table import (
     HEAD_BYTES,
     MAX_CHUNK_BYTES,
@@ -130,3 +130,37 @@ def test_a_chunk_is_opened_whole_or_refused_and_never_grows_beyond_a_passage():
             unpack(chunk)
     with pytest.raises(CryptoError, match="expected"):
         TableLayout(0, 64)
+
+
+def test_the_compiled_products_are_those_of_float64_on_every_path(monkeypatch):
+    """Odd sizes, and the largest numbers: sums wrap."""
+    if not kernel.paths():
+        pytest.skip("the library is not compiled here")
+    for rows, columns in ((1, 1), (3, 63), (5, 64), (9, 65), (4, 1000), (2, lwe.MAX_COLUMNS)):
+        table = RANDOM.integers(-lwe.CENTRE, lwe.CENTRE, (rows, columns)).astype(np.int8)
+        table[0] = -128
+        query = RANDOM.integers(0, MODULUS, columns, np.uint32)
+        query[: columns // 2] = MODULUS - 1
+        exact = (table.astype(np.int64) @ query.astype(np.int64)).astype(np.uint32)
+        matrix = RANDOM.integers(0, MODULUS, (rows, columns), np.uint32)
+        secret = lwe.ternary(columns)
+        for path in range(kernel.paths()):
+            assert np.array_equal(kernel.product(table, query, path), exact)
+            combined = kernel.combine(matrix, secret, path)
+            wide = matrix.astype(np.int64) @ secret.astype(np.int64)
+            assert np.array_equal(combined, wide.astype(np.uint32))
+    best = lwe.scan(TABLE, query[:3000])
+    monkeypatch.setattr(kernel, "paths", lambda: 0)
+    assert np.array_equal(lwe.scan(TABLE, query[:3000]), best)
+    assert np.array_equal(lwe.masked(matrix, secret), combined)
+
+
+def test_a_library_of_another_source_is_not_loaded(tmp_path, monkeypatch):
+    changed = tmp_path / "scan.cpp"
+    changed.write_bytes(kernel.SOURCE.read_bytes() + b"\n")
+    kernel._library.cache_clear()
+    try:
+        monkeypatch.setattr(kernel, "SOURCE", changed)
+        assert kernel.paths() == 0
+    finally:
+        kernel._library.cache_clear()

@@ -1,0 +1,181 @@
+"""Scores near a question: right where clusters were opened, and hidden which ones were."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import ProtocolError
+from quietchoir.crypto.pir import lwe
+from quietchoir.crypto.pir.clusters import (
+    CLUSTERS,
+    GROUPS,
+    SLAB_ROWS,
+    ClusterLayout,
+    ClusterMap,
+    arrange,
+    table_of,
+)
+from quietchoir.crypto.pir.search import SCORE_NOISE, PirClient, PirServer
+from quietchoir.tests.fakes.search import PassageTable, unit_rows
+
+DIMENSION, PASSAGES = 32, 1500
+
+
+def gathered(count: int, dimension: int) -> np.ndarray:
+    """Rows around forty directions, as texts are around topics."""
+    random = np.random.default_rng(5)
+    topics = unit_rows(40, dimension, seed=6)[random.integers(0, 40, count)]
+    rows = topics + 0.5 * unit_rows(count, dimension, seed=7)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found = gathered(PASSAGES, DIMENSION)
+    held = arrange(found)
+    order = np.argsort(held, kind="stable")
+    return found[order], held[order]
+
+
+@pytest.fixture(scope="module")
+def clusters(rows):
+    return table_of(*rows)
+
+
+@pytest.fixture(scope="module")
+def keeper(rows, clusters):
+    texts = PassageTable.of([b"x"] * PASSAGES)
+    one = PirServer(rows[0], texts, clusters=clusters)
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def questioner(keeper):
+    one = PirClient(keeper.shape)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("passages", [260, 1500, 20_000, 100_000, 262_144])
+def test_clusters_hold_a_library_with_room_to_spare_in_whole_products(passages):
+    layout = ClusterLayout(passages, 384)
+    assert layout.clusters * layout.depth >= 1.1 * passages
+    # nothing that a product would cost beyond what it holds
+    assert SLAB_ROWS - layout.rows % SLAB_ROWS < GROUPS
+    if passages >= 100_000:
+        assert layout.rows < passages / 7
+
+
+def test_every_passage_has_a_place_and_neighbours_lie_in_different_groups(rows):
+    embeddings, held = rows
+    layout = ClusterLayout(*embeddings.shape)
+    assert np.bincount(held).max() <= layout.depth and held.max() < layout.clusters
+    assert np.array_equal(arrange(gathered(PASSAGES, DIMENSION)), arrange(gathered(PASSAGES, 32)))
+    means = np.stack([embeddings[held == at].mean(axis=0) for at in np.unique(held)])
+    group = np.unique(held) // CLUSTERS
+    near = means @ means.T - 2 * np.eye(len(means))
+    assert (group == group[near.argmax(axis=1)]).mean() < 0.05  # by chance a 26th
+
+
+def test_where_too_many_want_a_cluster_the_nearest_get_it():
+    """Everything alike: clusters fill up, and nothing is lost."""
+    alike = np.tile(unit_rows(1, 8), (300, 1))
+    held = arrange(alike)
+    layout = ClusterLayout(300, 8)
+    assert np.bincount(held, minlength=layout.clusters).max() <= layout.depth
+    table = table_of(alike, np.sort(held))
+    assert table.map.counts.sum() == 300
+
+
+def test_what_is_opened_has_its_cosines_and_the_best_are_found(keeper, questioner, clusters, rows):
+    keys, embeddings = questioner.keys(), rows[0]
+    found, errors = [], []
+    for index in (0, 700, 1499):
+        question = embeddings[index] + 0.2 * unit_rows(1, DIMENSION, seed=index)[0]
+        parts, near = questioner.near(question, clusters.map)
+        scores = questioner.near_scores(keeper.near(keys, parts), near)
+        clear = embeddings @ (question / np.linalg.norm(question))
+        opened = scores > -1.5
+        # a tenth of a library, padded; here little padding is needed
+        assert 0.03 < opened.mean() < 0.4 and scores.argmax() == clear.argmax()
+        best = set(np.argsort(-clear)[:10])
+        found.append(len(best & set(np.argsort(-scores)[:10])) / 10)
+        errors.append((scores - clear)[opened])
+    assert np.mean(found) >= 0.8
+    # stated: three times that of scores of the whole library, flooding and the table's 8 bits
+    assert np.std(np.concatenate(errors)) < 6 * SCORE_NOISE
+
+
+def test_the_keeper_sees_the_same_of_two_questions_and_without_a_mask_it_sees_the_clusters(
+    questioner, clusters, rows
+):
+    first, second = (questioner.near(rows[0][at], clusters.map) for at in (0, 1400))
+    assert [len(part) for part in first[0]] == [len(part) for part in second[0]]
+    assert not np.array_equal(first[1].clusters, second[1].clusters)
+    direction = rows[0][0].astype(float)
+    width = clusters.map.layout.dimension
+
+    def loudest(words):
+        """The place in each group whose words stand out, as a keeper would look for it."""
+        parts = np.abs(words.view(np.int32).astype(float)).reshape(GROUPS, CLUSTERS, width)
+        return parts.sum(axis=2).argmax(axis=1)
+
+    bare = lwe.Mask(
+        np.zeros(lwe.DIMENSION, np.int8), np.zeros(width * GROUPS * CLUSTERS, np.uint32)
+    )
+    chosen = clusters.map.nearest(direction)
+    # the unprotected arm
+    assert np.array_equal(loudest(clusters.map.query(bare, direction, chosen)), chosen)
+    guessed = [
+        (loudest(np.frombuffer(parts[0], np.uint32)) == near.clusters).mean()
+        for parts, near in (first, second, questioner.near(direction, clusters.map))
+    ]
+    assert np.mean(guessed) < 0.35  # by chance a tenth, of 78 groups
+
+
+def test_two_questions_read_the_same_parts_of_the_table_in_the_same_order(clusters, monkeypatch):
+    """All groups, each whole, with a part of the query that has one size."""
+    told = []
+    scan = lwe.scan
+
+    def watched(table, query):
+        told.append((table.__array_interface__["data"][0], table.shape, query.shape))
+        return scan(table, query)
+
+    monkeypatch.setattr(lwe, "scan", watched)
+    layout = clusters.map.layout
+    for _ in range(2):
+        clusters.scan(lwe.mask(layout.columns, layout.group_columns).words, SCORE_NOISE)
+    assert told[:GROUPS] == told[GROUPS:] and len(set(told)) == GROUPS
+
+
+def test_a_map_is_read_whole_or_refused(clusters):
+    raw, layout = clusters.map.encode(), clusters.map.layout
+    again = ClusterMap.decode(raw, layout)
+    assert again.encode() == raw and len(raw) == layout.map_bytes
+    for spoiled in (
+        raw[:-1],
+        bytes(len(raw)),
+        replace(clusters.map, scale=5).encode(),
+        replace(clusters.map, counts=np.roll(clusters.map.counts, 1) + 1).encode(),
+    ):
+        with pytest.raises(ProtocolError, match="map of"):
+            ClusterMap.decode(spoiled, layout)
+    with pytest.raises(ProtocolError, match="too few"):
+        ClusterLayout(GROUPS * CLUSTERS - 1, 8)
+
+
+def test_an_answer_to_another_key_and_other_sizes_are_refused(keeper, questioner, clusters, rows):
+    parts, near = questioner.near(rows[0][0], clusters.map)
+    for wrong in ([], parts[:1], [parts[0][:-4], parts[1]]):
+        with pytest.raises(ProtocolError, match="expected"):
+            keeper.near(questioner.keys(), wrong)
+    stranger = PirClient(keeper.shape)
+    try:
+        answer = keeper.near(stranger.keys(), parts)
+        with pytest.raises(ProtocolError, match="no mask off"):
+            questioner.near_scores(answer, near)
+    finally:
+        stranger.close()

@@ -1,0 +1,220 @@
+"""A conversation asks a library on another machine where its owner chose it, and says what left."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from quietchoir.core.assistant.citations import Cited, SourceReport
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.sources import fused
+from quietchoir.core.assistant.terminal import TerminalChat
+from quietchoir.core.errors import ConfigError, UnknownEntryError
+from quietchoir.core.retrieval.collections import Collections
+from quietchoir.core.retrieval.store import RetrievedPassage
+from quietchoir.core.server.client import RemoteAssistant
+from quietchoir.core.server.documents_api import OwnersDocuments
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search import host, known
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.known import READ, KnownLibraries
+from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.retrieval import LineParser, WordEmbedder
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
+from quietchoir.tests.fakes.server import FakeTools, engine_saying
+
+KEY = Identity.generate().public.raw.hex()
+CHAT = "/v1/chat/completions"
+BUS = "When does the bus leave to the harbour?"
+LIBRARY = "library:town"
+
+
+class Host:
+    """A library, served for real in a thread of its own: the node's loop does not wait for it."""
+
+    def __init__(self, folder: Path) -> None:
+        identity = Identity.generate()
+        budget = QueryBudget(folder / "budget.json", limit=11)
+        self.service = host.LibraryService(fake_index(), identity, budget)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        port = self.listener.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}/#{identity.public.raw.hex()}"
+        self.loop, self.ready = asyncio.new_event_loop(), threading.Event()
+        self.seen: list[bytes] = []
+        answer = self.service.answer
+        self.service.answer = lambda raw: (self.seen.append(raw), answer(raw))[1]
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        assert self.ready.wait(30)
+
+    def run(self) -> None:
+        async def serve() -> None:
+            self.ended = asyncio.Event()
+            runner = web.AppRunner(host.application(self.service), access_log=None)
+            await runner.setup()
+            await web.SockSite(runner, self.listener).start()
+            self.ready.set()
+            await self.ended.wait()
+            await runner.cleanup()
+
+        self.loop.run_until_complete(serve())
+        self.loop.close()
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.ended.set)
+            self.thread.join(30)
+            self.service.close()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    one = Host(tmp_path_factory.mktemp("host"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+async def node(library, tmp_path: Path) -> AsyncIterator[Served]:
+    """A server with a collection of its own, that knows a library."""
+    collections = Collections(tmp_path / "collections", embedder=WordEmbedder)
+    collections.create("own")
+    collections.drop("own", "note.txt", b"the bus is always late", LineParser())
+    served = Served(engine_saying(["At one [1]."]), FakeTools(names=()))
+    served.documents = OwnersDocuments(
+        collections, lambda: None, LineParser, lambda: None, lambda _: None
+    )
+    served.libraries = KnownLibraries(FakeEmbedder)
+    served.libraries.add("town", library.address)
+    library.seen.clear()
+    async with served.running() as running:
+        yield running
+    collections.close()
+
+
+async def asked(node: Served, **fields: object) -> dict:
+    body = {"messages": [{"role": "user", "content": BUS}], **fields}
+    status, found = await node.post(CHAT, body)
+    assert status == 200, found
+    return found["choices"][0]["message"]
+
+
+async def test_a_library_is_asked_where_it_was_chosen_and_cited_beside_what_is_here(node, library):
+    message = await asked(node, collections=["own", LIBRARY])
+    sources = {one["collection"]: one for one in message["citations"]}
+    assert sources[LIBRARY]["text"] == TEXTS[3] and sources[LIBRARY]["place"].endswith(LIBRARY)
+    assert sources[LIBRARY]["url"] == "" and sources["own"]["url"].startswith(
+        "/api/collections/own"
+    )
+    assert len([one for one in message["citations"] if one["collection"] == LIBRARY]) == READ
+    own, town = message["sources"]
+    assert own["told"] == "own: on this machine; nothing left it" and own["sent_bytes"] == 0
+    assert town["sent_bytes"] == sum(map(len, library.seen)) > 300_000
+    assert "not the question, nor what was read" in town["told"] and BUS not in json.dumps(town)
+    for raw in library.seen:
+        assert b"harbour" not in raw and b"bus" not in raw.lower()
+    _, told = await node.get("/api/libraries")
+    (entry,) = told["libraries"]
+    assert (entry["collection"], entry["questions"]) == (LIBRARY, 1)
+    assert entry["bytes_up"] == town["sent_bytes"] and entry["last"] > 0
+    assert BUS not in (known.room() / known.FILE).read_text()
+
+
+async def test_a_conversation_that_did_not_choose_it_sends_it_nothing(node, library):
+    for collections in (["own"], []):
+        message = await asked(node, collections=collections)
+        assert "sources" not in message
+    assert library.seen == []
+
+
+async def test_a_name_that_nobody_gave_is_refused_before_anything_is_sent(node, library):
+    body = {"messages": [{"role": "user", "content": BUS}]}
+    status, found = await node.post(CHAT, body | {"collections": [LIBRARY, "library:zoe"]})
+    assert status == 404 and "no library is called 'zoe'" in found["error"]["message"]
+    assert library.seen == []
+
+
+async def test_a_stream_and_a_terminal_are_told_who_saw_what(node, library):
+    remote = RemoteAssistant(str(node.server.url), TOKEN, [LIBRARY])
+    events = [event async for event in remote.reply([Message("user", BUS)])]
+    cited = events[0]
+    assert isinstance(cited, Cited) and cited.citations[0].passage.text == TEXTS[3]
+    assert cited.sources[0].sent_bytes == sum(map(len, library.seen))
+    shown: list[str] = []
+    TerminalChat.show(type("Screen", (), {"write": shown.append})(), cited)
+    assert f"[1] notes.md, {LIBRARY}\n" in shown
+    assert any(
+        line.startswith(f"[{LIBRARY}: ") and "kB of ciphertext to http" in line for line in shown
+    )
+
+
+async def test_a_library_that_gives_no_answer_is_said_and_the_rest_answers(node, library):
+    nobody = socket.create_server(("127.0.0.1", 0))
+    nobody.close()
+    address = library.address.replace(
+        library.address.split(":")[2].split("/")[0], str(nobody.getsockname()[1])
+    )
+    node.libraries.add("gone", address)
+    message = await asked(node, collections=["own", "library:gone"])
+    assert message["content"] == "At one [1]." and len(message["citations"]) == 1
+    problem = message["sources"][1]
+    assert "no library answers there" in problem["problem"] and problem["sent_bytes"] == 0
+    assert "nothing from there" in problem["told"]
+
+
+def test_names_and_addresses_are_right_or_refused_and_a_damaged_file_is_not_forgotten():
+    libraries = KnownLibraries(FakeEmbedder)
+    address = f"http://127.0.0.1:1/#{KEY}"
+    libraries.add("town", address)
+    for name, where, said in (
+        ("town", address, "known already"),
+        ("To wn", address, "no name for a library"),
+        ("other", "http://127.0.0.1:1/", "copy the"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            libraries.add(name, where)
+    with pytest.raises(ConfigError, match="not encrypted on the way"):
+        libraries.add("tls", address, Path("x.pem"))
+    assert [entry.name for entry in libraries.entries()] == ["town"]
+    with pytest.raises(UnknownEntryError, match="there are: town"):
+        libraries.remove("zoe")
+    libraries.remove("town")
+    assert list(libraries.entries()) == []
+    (known.room() / known.FILE).write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        libraries.entries()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        libraries.add("town", address)
+    assert (known.room() / known.FILE).read_text() == "{"
+
+
+def passage(text: str) -> RetrievedPassage:
+    return RetrievedPassage(0, "a.md", 0, 0, 0, "", text)
+
+
+def test_ranks_are_fused_and_a_text_of_two_sources_counts_twice():
+    one = [("a", passage(text)) for text in ("first", "both", "third")]
+    two = [("b", passage(text)) for text in ("other", " both\n", "last")]
+    found = [(source, each.text) for source, each in fused([one, two], 4)]
+    assert found == [("a", "both"), ("a", "first"), ("b", "other"), ("a", "third")]
+
+
+def test_a_report_never_holds_a_question_and_says_where_it_went():
+    here, there = (
+        SourceReport(name="own"),
+        SourceReport(name="library:x", place="http://h", sent_bytes=9),
+    )
+    assert "nothing left it" in here.told() and "http://h" in there.told()
+    assert {"name", "place", "sent_bytes", "received_bytes", "problem"} == set(
+        SourceReport.__slots__
+    )

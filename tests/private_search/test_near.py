@@ -1,0 +1,121 @@
+"""A question near itself, over HTTP: answered, counted, and only by what its host signed."""
+
+import shutil
+import socket
+from dataclasses import replace
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+
+from quietchoir.core.errors import AuthenticationError, ProtocolError
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search import host, index
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.client import LibraryAddress, SearchCost, ask
+from quietchoir.private_search.index import Passage
+from quietchoir.private_search.messages import (
+    CLUSTERS_PATH,
+    decode_clusters,
+    decode_manifest,
+    encode_clusters,
+)
+from quietchoir.tests.fakes.search import FakeEmbedder, fake_index
+
+HOST, ASKER, EVE = (Identity.generate() for _ in range(3))
+WORDS = ("kettle", "cello", "harbour", "tomato", "bus", "snow", "choir", "bread", "river", "clock")
+TEXTS = [
+    f"{WORDS[n % 10]} {WORDS[n // 10 % 10]} {WORDS[n // 7 % 10]} number {n}" for n in range(300)
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    room = tmp_path_factory.mktemp("room")
+    passages = [Passage(f"{n // 150}/{n}.md", text) for n, text in enumerate(TEXTS)]
+    made = index.build(passages, FakeEmbedder(), room, clustered=True)
+    return made, room, passages
+
+
+@pytest.fixture(scope="module")
+def service(built, tmp_path_factory):
+    budget = QueryBudget(tmp_path_factory.mktemp("b") / "budget.json", limit=11)
+    one = host.LibraryService(built[0], HOST, budget)
+    yield one
+    one.close()
+
+
+def test_an_index_with_clusters_is_kept_in_their_order_and_made_anew_where_damaged(built, tmp_path):
+    made, room, passages = built
+    again = index.build(passages, FakeEmbedder(), room, clustered=True)
+    assert again.edition == made.edition
+    texts = [passage.text for passage in made.ordered(passages)]
+    assert sorted(texts) == sorted(TEXTS) and texts != TEXTS
+    assert np.allclose(made.rows(), FakeEmbedder().embed(texts), atol=1e-6)
+    other = shutil.copytree(room, tmp_path / "copy")
+    damaged = other / f"{made.edition}-near-table.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    mended = index.build(passages, FakeEmbedder(), other, clustered=True)
+    assert mended.edition != made.edition and not damaged.exists()
+    assert np.array_equal(mended.clusters.table, made.clusters.table)
+    plain = index.build(passages, FakeEmbedder(), other, clustered=False)
+    assert plain.clusters is None and plain.ordered(passages) == passages
+
+
+async def test_a_question_near_itself_is_answered_and_counted_as_one(service, built):
+    runner = web.AppRunner(host.application(service), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        address = LibraryAddress.parse(f"{base}/#{HOST.public.raw.hex()}")
+        answer = await ask(address, TEXTS[77], FakeEmbedder(), ASKER, passages=2, near=True)
+        async with aiohttp.ClientSession() as http, http.get(base + CLUSTERS_PATH) as reply:
+            raw = await reply.read()
+        await runner.cleanup()
+    assert answer.found[0].passage == Passage("0/77.md", TEXTS[77]) and len(answer.found) == 2
+    assert service.budget.spent()["strangers"] == {"KEYS": 1, "QUESTION": 1, "CHOICE": 2}
+    shape = service.manifest.shape
+    cost = SearchCost.of(shape, 1, 2)
+    said = cost.session_bytes + cost.near_bytes + shape.clusters.map_bytes
+    assert 0 < answer.bytes_up + answer.bytes_down - said < 3000
+    manifest = decode_manifest(service.describe(), HOST.public)
+    assert (
+        decode_clusters(raw, manifest, HOST.public).encode() == service.server.clusters.map.encode()
+    )
+
+
+def test_a_map_of_another_host_or_another_state_is_not_believed(service):
+    manifest, known = service.manifest, service.server.clusters.map
+    for raw in (
+        encode_clusters(known, manifest.library, EVE),
+        encode_clusters(known, replace(manifest, edition="0" * 32).library, HOST),
+        service.clusters()[:-1],
+        b"",
+    ):
+        with pytest.raises(AuthenticationError):
+            decode_clusters(raw, manifest, HOST.public)
+
+
+async def test_a_library_without_clusters_is_asked_whole_and_has_no_map(tmp_path):
+    small = host.LibraryService(fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=11))
+    with pytest.raises(ProtocolError, match="ask it whole"):
+        small.clusters()
+    with pytest.raises(ProtocolError, match="ask it whole"):
+        small.server.check_near([b"", b""])
+    runner = web.AppRunner(host.application(small), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        address = LibraryAddress.parse(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
+        )
+        try:
+            answer = await ask(address, "A cello?", FakeEmbedder(), ASKER, near=True)
+        finally:
+            await runner.cleanup()
+            small.close()
+    assert "cello" in answer.found[0].passage.text
+    with pytest.raises(ProtocolError, match="too few"):
+        _ = replace(small.manifest, clustered=True).shape
