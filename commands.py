@@ -88,7 +88,8 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="documents whose passages answers may cite; may be given again",
+        help="documents whose passages answers may cite, or library:NAME for a private library "
+        "that `library add` named; may be given again",
     )
     for verb in (serving, chatting):
         verb.add_argument("--model", help="a name that `model list` shows, or a file")

@@ -40,6 +40,7 @@ ROUTES = [
     b"/openapi.json",
     b"/api/status",
     b"/api/collections",
+    b"/api/libraries",
     b"/api/collections/x/passages/1",
     b"/api/memory",
     b"/api/models",
