@@ -165,7 +165,7 @@ class Sealed:
 
 
 @dataclass(slots=True)
-class Traffic:
+class SearchTraffic:
     """Bytes of one session, as far as it came."""
 
     up: int = 0
@@ -186,9 +186,9 @@ class SearchSession:
         address: LibraryAddress,
         identity: Identity,
         http: aiohttp.ClientSession,
-        moved: Traffic | None = None,
+        moved: SearchTraffic | None = None,
     ) -> None:
-        self.moved = moved if moved is not None else Traffic()
+        self.moved = moved if moved is not None else SearchTraffic()
         self._address, self._identity, self._http = address, identity, http
         self._manifest: LibraryManifest | None = None
         self._questioner: PirClient | None = None
@@ -412,7 +412,7 @@ async def ask(
     passages: int = 1,
     near: bool = False,
     tls: ssl.SSLContext | None = None,
-    moved: Traffic | None = None,
+    moved: SearchTraffic | None = None,
 ) -> SearchAnswer:
     """Ask one question of one library and read the best passages.
 

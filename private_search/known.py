@@ -28,7 +28,7 @@ from .budget import FOLDER
 from .tokens import identity
 
 if TYPE_CHECKING:
-    from .client import LibraryAddress, Traffic
+    from .client import LibraryAddress, SearchTraffic
     from .index import Embeds
 
 EMBEDDER = "minilm-l6-v2"  # of hosts and askers alike
@@ -120,10 +120,10 @@ class KnownLibraries:
     def _ask(
         self, entry: KnownLibrary, question: str
     ) -> tuple[SourceReport, list[RetrievedPassage]]:
-        from .client import LibraryAddress, Traffic, ask
+        from .client import LibraryAddress, SearchTraffic, ask
 
         report = SourceReport(name=LIBRARY + entry.name, place=entry.url)
-        moved = Traffic()
+        moved = SearchTraffic()
         try:
             parts.require("federation", "asking a library")
             address = LibraryAddress.parse(entry.address)
@@ -148,7 +148,7 @@ class KnownLibraries:
             RetrievedPassage(0, one.passage.source, 0, 0, 0, "", one.passage.text) for one in found
         ]
 
-    def _count(self, name: str, moved: "Traffic") -> None:
+    def _count(self, name: str, moved: "SearchTraffic") -> None:
         with self._changed() as entries:
             if (entry := entries.get(name)) is not None and moved.up:
                 entries[name] = replace(
