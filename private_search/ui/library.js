@@ -44,15 +44,16 @@ function Library() {
     <p>${seen.passages} passages, edition ${seen.edition.slice(0, 8)}; ${seen.limit} questions to an
       account. A question is ${kilobytes(seen.question_bytes)} up and
       ${" "}${kilobytes(seen.answer_bytes)} down, whatever it is.</p>
-    ${problem && html`<p role="alert">${problem}</p>`}
+    ${problem && html`<p class="error" role="alert">${problem}</p>`}
     <div class="sides">
-      <section><h2>This host can see</h2><ul>${seen.sees.map((one) => html`<li>${one}</li>`)}</ul>
+      <section class="panel"><h2>This host can see</h2><ul>${seen.sees.map((one) => html`<li>${one}</li>`)}</ul>
       </section>
-      <section><h2>It cannot see</h2><ul>${seen.hidden.map((one) => html`<li>${one}</li>`)}</ul>
+      <section class="panel"><h2>It cannot see</h2><ul>${seen.hidden.map((one) => html`<li>${one}</li>`)}</ul>
       </section>
     </div>
-    <h2>What it has seen</h2>
-    <${Accounts} accounts=${seen.accounts} limit=${seen.limit} />
+    <section class="panel"><h2>What it has seen</h2>
+      <${Accounts} accounts=${seen.accounts} limit=${seen.limit} />
+    </section>
     <p class="faint">${seen.answered} requests answered and ${seen.refused} refused since
       ${" "}${when(seen.since)}; keys of ${seen.keys} askers held; ${seen.restarts} worker
       crashes survived.</p>`;
