@@ -44,7 +44,7 @@ class Host:
         self.listener = socket.create_server(("127.0.0.1", 0))
         port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}/#{identity.public.raw.hex()}"
-        self.loop, self.ready = asyncio.new_event_loop(), threading.Event()
+        self.ready = threading.Event()
         self.seen: list[bytes] = []
         answer = self.service.answer
         self.service.answer = lambda raw: (self.seen.append(raw), answer(raw))[1]
@@ -54,7 +54,7 @@ class Host:
 
     def run(self) -> None:
         async def serve() -> None:
-            self.ended = asyncio.Event()
+            self.loop, self.ended = asyncio.get_running_loop(), asyncio.Event()
             runner = web.AppRunner(host.application(self.service), access_log=None)
             await runner.setup()
             await web.SockSite(runner, self.listener).start()
@@ -62,14 +62,12 @@ class Host:
             await self.ended.wait()
             await runner.cleanup()
 
-        self.loop.run_until_complete(serve())
-        self.loop.close()
+        asyncio.run(serve())
 
     def close(self) -> None:
-        if self.thread.is_alive():
-            self.loop.call_soon_threadsafe(self.ended.set)
-            self.thread.join(30)
-            self.service.close()
+        self.loop.call_soon_threadsafe(self.ended.set)
+        self.thread.join(30)
+        self.service.close()
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +157,9 @@ async def test_a_stream_and_a_terminal_are_told_who_saw_what(node, library):
 
 
 async def test_a_library_that_gives_no_answer_is_said_and_the_rest_answers(node, library):
-    nobody = socket.create_server(("127.0.0.1", 0))
-    nobody.close()
-    address = library.address.replace(
-        library.address.split(":")[2].split("/")[0], str(nobody.getsockname()[1])
-    )
-    node.libraries.add("gone", address)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    node.libraries.add("gone", f"http://127.0.0.1:{port}/#{library.service.manifest.host}")
     message = await asked(node, collections=["own", "library:gone"])
     assert message["content"] == "At one [1]." and len(message["citations"]) == 1
     problem = message["sources"][1]
