@@ -8,11 +8,13 @@ opens to is told to the asker after the line is closed. The host's key stands in
 nothing signed by another is believed.
 """
 
+import contextlib
 import os
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,10 +24,12 @@ import numpy.typing as npt
 from ..core.errors import (
     AuthenticationError,
     ConfigError,
+    CryptoError,
     MessageError,
     ProtocolError,
     QuietchoirError,
 )
+from ..core.paths import write_atomically
 from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity
 from ..crypto.pir.clusters import ClusterMap
 from ..crypto.pir.search import KEY_PART_BYTES, Near, Opened, PirClient, Shape, unit
@@ -179,6 +183,8 @@ class SearchSession:
         identity: signs the requests; the host counts against it, and learns from it nothing but
         that it is the same asker. One session at a time: the host refuses what one sends after a
         later one has begun.
+        moved: counts bytes.
+        kept: a folder for maps of clusters, so that one is fetched once while passages stay.
     """
 
     def __init__(
@@ -187,7 +193,9 @@ class SearchSession:
         identity: Identity,
         http: aiohttp.ClientSession,
         moved: SearchTraffic | None = None,
+        kept: Path | None = None,
     ) -> None:
+        self._kept = kept
         self.moved = moved if moved is not None else SearchTraffic()
         self._address, self._identity, self._http = address, identity, http
         self._manifest: LibraryManifest | None = None
@@ -236,9 +244,7 @@ class SearchSession:
                 f"all; ask for fewer with --passages"
             )
         if near and manifest.clustered:
-            limit = manifest.shape.clusters.map_bytes + SIGNATURE_BYTES
-            raw = await self._exchange("GET", b"", limit, CLUSTERS_PATH)
-            self._clusters = decode_clusters(raw, manifest, self._address.host)
+            self._clusters = await self._map(manifest)
         self._questioner = PirClient(manifest.shape)
         keys = self._questioner.keys()
         self._key_id = key_id(keys)
@@ -291,6 +297,22 @@ class SearchSession:
         """End the worker that holds the key."""
         if self._questioner is not None:
             self._questioner.close()
+
+    async def _map(self, manifest: LibraryManifest) -> ClusterMap:
+        """The map of the clusters: as it is kept, if it is of this state of the library."""
+        host = f"clusters-{self._address.host.fingerprint[:16]}"
+        kept = self._kept / f"{host}-{manifest.library.hex()[:16]}" if self._kept else None
+        if kept is not None and kept.exists():
+            with contextlib.suppress(CryptoError, OSError):
+                return decode_clusters(kept.read_bytes(), manifest, self._address.host)
+        limit = manifest.shape.clusters.map_bytes + SIGNATURE_BYTES
+        raw = await self._exchange("GET", b"", limit, CLUSTERS_PATH)
+        found = decode_clusters(raw, manifest, self._address.host)
+        if kept is not None:
+            for former in kept.parent.glob(f"{host}-*"):
+                former.unlink()
+            write_atomically(kept, raw, mode=0o600)
+        return found
 
     async def _ask(self, kind: RequestKind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         assert self._manifest is not None
@@ -413,6 +435,7 @@ async def ask(
     near: bool = False,
     tls: ssl.SSLContext | None = None,
     moved: SearchTraffic | None = None,
+    kept: Path | None = None,
 ) -> SearchAnswer:
     """Ask one question of one library and read the best passages.
 
@@ -422,6 +445,7 @@ async def ask(
         clusters; its host sees neither which nor more than otherwise.
         tls: for https; None takes the system's authorities.
         moved: counts what went and came, also where no answer did.
+        kept: a folder for maps of clusters.
 
     Raises:
         QuietchoirError: no answer, with what to do about it.
@@ -431,7 +455,7 @@ async def ask(
     # before the first message: a session that breaks off later would tell of the question
     unit(vector)
     async with _line(tls) as http:
-        session = SearchSession(address, identity, http, moved)
+        session = SearchSession(address, identity, http, moved, kept)
         try:
             manifest = await session.open(embedder, passages, near=near)
             sealed = await session.ask(vector, passages)

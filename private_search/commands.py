@@ -277,6 +277,7 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
                 asker,
                 passages=arguments.passages,
                 near=arguments.near,
+                kept=known.room(),
                 tls=tls,
             )
         )

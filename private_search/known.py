@@ -138,6 +138,7 @@ class KnownLibraries:
                     near=True,
                     tls=tls,
                     moved=moved,
+                    kept=room(),
                 )
                 found = asyncio.run(asked).found
         except QuietchoirError as error:

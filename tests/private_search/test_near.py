@@ -63,19 +63,27 @@ def test_an_index_with_clusters_is_kept_in_their_order_and_made_anew_where_damag
     assert plain.clusters is None and plain.ordered(passages) == passages
 
 
-async def test_a_question_near_itself_is_answered_and_counted_as_one(service, built):
+async def test_a_question_near_itself_is_answered_and_counted_as_one(service, tmp_path):
     runner = web.AppRunner(host.application(service), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         address = LibraryAddress.parse(f"{base}/#{HOST.public.raw.hex()}")
-        answer = await ask(address, TEXTS[77], FakeEmbedder(), ASKER, passages=2, near=True)
+        asked = {"passages": 2, "near": True, "kept": tmp_path}
+        answer = await ask(address, TEXTS[77], FakeEmbedder(), ASKER, **asked)
+        (kept,) = tmp_path.iterdir()
+        again = await ask(address, TEXTS[12], FakeEmbedder(), ASKER, **asked)
+        kept.write_bytes(kept.read_bytes()[:-1])  # a damaged one is fetched anew
+        last = await ask(address, TEXTS[3], FakeEmbedder(), ASKER, **asked)
         async with aiohttp.ClientSession() as http, http.get(base + CLUSTERS_PATH) as reply:
             raw = await reply.read()
         await runner.cleanup()
     assert answer.found[0].passage == Passage("0/77.md", TEXTS[77]) and len(answer.found) == 2
-    assert service.budget.spent()["strangers"] == {"KEYS": 1, "QUESTION": 1, "CHOICE": 2}
+    assert [one.found[0].passage.text for one in (again, last)] == [TEXTS[12], TEXTS[3]]
+    map_bytes = service.manifest.shape.clusters.map_bytes
+    assert answer.bytes_down == last.bytes_down > again.bytes_down + map_bytes - 100
+    assert service.budget.spent()["strangers"] == {"KEYS": 3, "QUESTION": 3, "CHOICE": 6}
     shape = service.manifest.shape
     cost = SearchCost.of(shape, 1, 2)
     said = cost.session_bytes + cost.near_bytes + shape.clusters.map_bytes
