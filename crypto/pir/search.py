@@ -140,6 +140,8 @@ class Shape:
         As many answers as dimensions give the embeddings away by linear algebra. So: less than
         half the dimension.
 
+        A question near itself is one of them: it asks the same embeddings, fewer at a time.
+
         Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus
         caps that at 17.4 bits for each passage and question, whatever keys it made up (a test
         measures it), so 64 questions can hold a coarse embedding (2.9 bits a dimension of 384).
