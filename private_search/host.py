@@ -89,7 +89,7 @@ class LibraryService:
         budget.most = self.server.shape.largest_budget
         self._identity, self._budget = identity, budget
         self.names, self.since = dict(names or {}), time.time()
-        self.seen: dict[str, float] = {}  # account -> when it last asked, seconds since 1970
+        self.last_seen: dict[str, float] = {}  # account -> when it last asked, seconds since 1970
         self._counts = Counter[str]()
         # One set of keys an asker, so that nobody can put out or take over another's.
         self._keys: OrderedDict[PublicIdentity, tuple[bytes, tuple[bytes, ...]]] = OrderedDict()
@@ -187,7 +187,7 @@ class LibraryService:
     def _charge(self, request: SearchRequest, kind: RequestKind | None = None) -> None:
         # Before the work: whoever signs bytes that crash the worker pays for them too.
         self._budget.charge(request.asker, kind or request.kind, request.sequence)
-        self.seen[self._budget.account(request.asker)] = time.time()
+        self.last_seen[self._budget.account(request.asker)] = time.time()
 
     def _take_keys(self, request: SearchRequest) -> list[bytes]:
         exactly(request.parts, KEY_PART_BYTES)

@@ -79,7 +79,7 @@ def status(service: LibraryService) -> dict[str, Any]:
                 "questions": counts.get(RequestKind.QUESTION.name, 0),
                 "choices": counts.get(RequestKind.CHOICE.name, 0),
                 "classified": counts.get(RequestKind.CLASSIFY.name, 0),
-                "last": service.seen.get(account, 0.0),
+                "last": service.last_seen.get(account, 0.0),
             }
             for account, counts in sorted(spent.items())
         ],

@@ -133,7 +133,8 @@ class ClusterMap:
     def nearest(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """The cluster of each group that is nearest, [GROUPS], by their numbers in the group."""
         near = self.centroids.astype(np.float64) @ direction
-        return near.reshape(GROUPS, CLUSTERS).argmax(axis=1)
+        best: npt.NDArray[np.int64] = near.reshape(GROUPS, CLUSTERS).argmax(axis=1)
+        return best
 
     def query(
         self, mask: lwe.Mask, direction: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64]

@@ -65,7 +65,8 @@ def _multiplied(
     loaded = _library()
     assert loaded is not None and 0 <= path < paths(), "ask paths() first"
     # of the types and the order that the library reads; no copy where they are so already
-    left, right = np.ascontiguousarray(matrix, kind), np.ascontiguousarray(vector, other)
+    left: Numbers = np.ascontiguousarray(matrix, kind)
+    right: Numbers = np.ascontiguousarray(vector, other)
     rows, columns = left.shape
     found = np.empty(rows, np.uint32)
     run = getattr(loaded, f"quietchoir_{name}")

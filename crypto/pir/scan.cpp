@@ -1,6 +1,7 @@
 // A table of small numbers times a vector of 32-bit words, modulo 2^32: what a keeper does for one
-// query (lwe.py); and words times small numbers, for an asker's mask. Knows arrays. Always: every number of the table is read once, in order, whatever
-// the query is; every path gives the same words.
+// query (lwe.py); and words times small numbers, for an asker's mask. Knows arrays. Always: every
+// number of the table is read once, in order, whatever the query is; every path gives the same
+// words.
 //
 // The product is as wide as the memory is fast, where the processor adds four byte products at once
 // (AVX-512 VNNI): the query is taken apart into its four bytes, the table is multiplied with each,
@@ -66,7 +67,10 @@ __attribute__((target("avx2"))) void avx2_mask(const Mask& mask) { combined(mask
 
 constexpr size_t WIDE = 64;  // numbers of a register
 constexpr int BYTES = 4;     // of a word
-constexpr int TALL = 4;      // rows at a time: the query's bytes are read once for all of them
+constexpr int TALL = 6;      // rows at a time: the query's bytes are read once for all of them
+// So short a query stays in the nearest cache; then one row after the other reads memory in order.
+constexpr size_t SHORT = 4096;
+constexpr size_t AHEAD = 512;  // bytes of a row that are asked of memory before their turn
 
 #define QC_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
 
@@ -83,8 +87,9 @@ QC_VNNI void vnni_rows(const Task& task, size_t row, const uint8_t* bytes, size_
     for (int byte = 0; byte < BYTES; ++byte)
       asked[byte] = _mm512_loadu_si512(bytes + byte * padded + column);
     for (int each = 0; each < ROWS; ++each) {
-      const __m512i numbers =
-          _mm512_maskz_loadu_epi8(inside, table + each * task.columns + column);
+      const int8_t* here = table + each * task.columns + column;
+      if (ROWS > 1) _mm_prefetch(reinterpret_cast<const char*>(here + AHEAD), _MM_HINT_T0);
+      const __m512i numbers = _mm512_maskz_loadu_epi8(inside, here);
       for (int byte = 0; byte < BYTES; ++byte)
         sums[each][byte] = _mm512_dpbusd_epi32(sums[each][byte], asked[byte], numbers);
     }
@@ -104,8 +109,9 @@ QC_VNNI void vnni(const Task& task) {
   for (size_t column = 0; column < task.columns; ++column)
     for (int byte = 0; byte < BYTES; ++byte)
       bytes[byte * padded + column] = static_cast<uint8_t>(task.query[column] >> (8 * byte));
+  const size_t tall = padded <= SHORT ? 0 : task.rows / TALL * TALL;
   size_t row = 0;
-  for (; row + TALL <= task.rows; row += TALL) vnni_rows<TALL>(task, row, bytes.data(), padded);
+  for (; row < tall; row += TALL) vnni_rows<TALL>(task, row, bytes.data(), padded);
   for (; row < task.rows; ++row) vnni_rows<1>(task, row, bytes.data(), padded);
 }
 

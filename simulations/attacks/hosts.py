@@ -27,7 +27,7 @@ from aiohttp import web
 from ...core.errors import ConfigError, CryptoError, QuietchoirError, WorkerError
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.pir.search import Opened, PassageChoice, PassageTable, PirClient, PirServer
-from ...private_search import commands, messages
+from ...private_search import known, messages
 from ...private_search.budget import QueryBudget
 from ...private_search.client import PROBE_COSINE, LibraryAddress, SearchSession
 from ...private_search.host import LibraryService
@@ -497,8 +497,8 @@ ATTACKS: tuple[Attack, ...] = (
         who="two libraries' hosts",
         mode=LIBRARY,
         promise="a host learns a key that was made for it alone",
-        unprotected=lambda: two_hosts(lambda _: commands._identity("asker")),
-        protected=lambda: two_hosts(commands._asker),
+        unprotected=lambda: two_hosts(lambda _: known.lasting("asker")),
+        protected=lambda: two_hosts(known.asker),
     ),
     Attack(
         name="an asker is sent on to a private address",

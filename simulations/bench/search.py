@@ -349,7 +349,8 @@ def ask_near(
         put(report, f"{name}.clustered.{key}", Sample(tuple(seconds)), 1000)
     shape = server.shape
     up, down = sum(shape.near_parts), sum(shape.near_answer_parts)
-    return report[name]["clustered"] | {
+    found: dict[str, float] = report[name]["clustered"]
+    return found | {
         "recall_at_10": statistics.fmean(each.share for each in recalls),
         "recall_rounded": statistics.fmean(each.rounded for each in recalls),
         "opened": statistics.fmean(opened),

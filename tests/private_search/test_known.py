@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -16,6 +17,7 @@ from quietchoir.core.assistant.sources import fused
 from quietchoir.core.assistant.terminal import TerminalChat
 from quietchoir.core.errors import ConfigError, UnknownEntryError
 from quietchoir.core.retrieval.collections import Collections
+from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.retrieval.store import RetrievedPassage
 from quietchoir.core.server.client import RemoteAssistant
 from quietchoir.core.server.documents_api import OwnersDocuments
@@ -34,20 +36,30 @@ BUS = "When does the bus leave to the harbour?"
 LIBRARY = "library:town"
 
 
+class Written(host.LibraryService):
+    """A service that keeps what it gets."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.requests: list[bytes] = []
+
+    def answer(self, raw: bytes) -> tuple[int, bytes]:
+        self.requests.append(raw)
+        return super().answer(raw)
+
+
 class Host:
     """A library, served for real in a thread of its own: the node's loop does not wait for it."""
 
     def __init__(self, folder: Path) -> None:
         identity = Identity.generate()
         budget = QueryBudget(folder / "budget.json", limit=11)
-        self.service = host.LibraryService(fake_index(), identity, budget)
+        self.service = Written(fake_index(), identity, budget)
         self.listener = socket.create_server(("127.0.0.1", 0))
         port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}/#{identity.public.raw.hex()}"
         self.ready = threading.Event()
-        self.seen: list[bytes] = []
-        answer = self.service.answer
-        self.service.answer = lambda raw: (self.seen.append(raw), answer(raw))[1]
+        self.seen = self.service.requests
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
         assert self.ready.wait(30)
@@ -86,11 +98,12 @@ def own_home(tmp_path, monkeypatch):
 async def node(library, tmp_path: Path) -> AsyncIterator[Served]:
     """A server with a collection of its own, that knows a library."""
     collections = Collections(tmp_path / "collections", embedder=WordEmbedder)
+    memory = FactStore(tmp_path / "memory")
     collections.create("own")
     collections.drop("own", "note.txt", b"the bus is always late", LineParser())
     served = Served(engine_saying(["At one [1]."]), FakeTools(names=()))
     served.documents = OwnersDocuments(
-        collections, lambda: None, LineParser, lambda: None, lambda _: None
+        collections, lambda: memory, LineParser, lambda: None, lambda _: None
     )
     served.libraries = KnownLibraries(FakeEmbedder)
     served.libraries.add("town", library.address)
@@ -98,18 +111,20 @@ async def node(library, tmp_path: Path) -> AsyncIterator[Served]:
     async with served.running() as running:
         yield running
     collections.close()
+    memory.close()
 
 
-async def asked(node: Served, **fields: object) -> dict:
+async def asked(node: Served, **fields: object) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": BUS}], **fields}
     status, found = await node.post(CHAT, body)
     assert status == 200, found
-    return found["choices"][0]["message"]
+    message: dict[str, Any] = found["choices"][0]["message"]
+    return message
 
 
 async def test_a_library_is_asked_where_it_was_chosen_and_cited_beside_what_is_here(node, library):
     message = await asked(node, collections=["own", LIBRARY])
-    sources = {one["collection"]: one for one in message["citations"]}
+    sources = {one["collection"]: one for one in reversed(message["citations"])}
     assert sources[LIBRARY]["text"] == TEXTS[3] and sources[LIBRARY]["place"].endswith(LIBRARY)
     assert sources[LIBRARY]["url"] == "" and sources["own"]["url"].startswith(
         "/api/collections/own"

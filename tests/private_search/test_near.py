@@ -58,6 +58,7 @@ def test_an_index_with_clusters_is_kept_in_their_order_and_made_anew_where_damag
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
     mended = index.build(passages, FakeEmbedder(), other, clustered=True)
     assert mended.edition != made.edition and not damaged.exists()
+    assert mended.clusters is not None and made.clusters is not None
     assert np.array_equal(mended.clusters.table, made.clusters.table)
     plain = index.build(passages, FakeEmbedder(), other, clustered=False)
     assert plain.clusters is None and plain.ordered(passages) == passages

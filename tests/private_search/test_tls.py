@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from quietchoir.core.errors import QuietchoirError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.private_search import commands, host
+from quietchoir.private_search import commands, host, known
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import LibraryAddress, ask
 from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
@@ -62,10 +62,10 @@ async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
                 "cello strings tuned in fifths",
                 FakeEmbedder(),
                 Identity.generate(),
-                tls=commands._asker_tls(address, public),
+                tls=known.asker_tls(address, public),
             )
             assert found.found[0].passage.text == TEXTS[2]
-            for tls in (commands._asker_tls(address, other), None):
+            for tls in (known.asker_tls(address, other), None):
                 with pytest.raises(QuietchoirError, match="is its host running"):
                     await ask(
                         address,

@@ -16,8 +16,8 @@ from quietchoir.crypto.pir.clusters import (
     arrange,
     table_of,
 )
-from quietchoir.crypto.pir.search import SCORE_NOISE, PirClient, PirServer
-from quietchoir.tests.fakes.search import PassageTable, unit_rows
+from quietchoir.crypto.pir.search import SCORE_NOISE, PassageTable, PirClient, PirServer
+from quietchoir.tests.fakes.search import unit_rows
 
 DIMENSION, PASSAGES = 32, 1500
 

@@ -1,6 +1,7 @@
 """Both halves of a private search, and what each of them can and cannot find out."""
 
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,11 +192,12 @@ def test_wrong_counts_and_sizes_are_refused(keeper, questioner, keys):
 
 
 def test_a_library_that_does_not_fit_is_refused():
-    for shape in (
+    shapes: tuple[dict[str, Any], ...] = (
         {"dimension": 384, "passages": MAX_PASSAGES + 1, "chunk_bytes": 64},
         {"dimension": 384, "passages": 1, "chunk_bytes": 1 << 12},
         {"dimension": 0, "passages": 1, "chunk_bytes": 64},
-    ):
+    )
+    for shape in shapes:
         with pytest.raises(ProtocolError, match="split"):
             Shape(**shape)
     with pytest.raises(CryptoError, match="build the index again"):
