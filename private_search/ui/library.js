@@ -46,9 +46,11 @@ function Library() {
       ${" "}${kilobytes(seen.answer_bytes)} down, whatever it is.</p>
     ${problem && html`<p class="error" role="alert">${problem}</p>`}
     <div class="sides">
-      <section class="panel"><h2>This host can see</h2><ul>${seen.sees.map((one) => html`<li>${one}</li>`)}</ul>
+      <section class="panel"><h2>This host can see</h2>
+        <ul>${seen.sees.map((one) => html`<li>${one}</li>`)}</ul>
       </section>
-      <section class="panel"><h2>It cannot see</h2><ul>${seen.hidden.map((one) => html`<li>${one}</li>`)}</ul>
+      <section class="panel"><h2>It cannot see</h2>
+        <ul>${seen.hidden.map((one) => html`<li>${one}</li>`)}</ul>
       </section>
     </div>
     <section class="panel"><h2>What it has seen</h2>
