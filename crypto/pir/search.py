@@ -500,8 +500,9 @@ class PirClient:
         return self._scores(answer[0], self.shape.labels, LARGEST_LABEL)
 
     def near_scores(self, answer: Sequence[bytes], near: Near) -> Scores:
-        """Open the scores of the clusters that were asked, [passages]; below -1 elsewhere. Their
-        error is three times that of `scores` (a test measures it).
+        """Open the scores of the clusters that were asked, [passages]; below -1 elsewhere. They
+        deviate by 2^-9, four times `SCORE_NOISE` (a test measures it), and by what the table's
+        8 bits round.
 
         Raises:
             ProtocolError, WorkerError: as `scores`.
