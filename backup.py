@@ -53,6 +53,7 @@ COMPANIONS = ("-wal", "-shm", "-journal")  # of a database; a copy needs none
 LEFT_OUT = ("models", CONVERSATIONS, "service.log")  # at the top of a home
 NOT_KEPT = (MEMBER, LOCK, *(f"{MEMBER}{end}" for end in COMPANIONS))  # of a federation
 VERBATIM = ("plugins", "store")  # below a home: other people's files, each kept by its digest
+STAGE = ("plugins", "stage")  # below a home: what plugins read that run now (landlock.py)
 
 
 def members(home: Path) -> Iterator[Path]:
@@ -63,7 +64,7 @@ def members(home: Path) -> Iterator[Path]:
     """
     for path in sorted(home.rglob("*")):
         inside = path.relative_to(home)
-        if inside.parts[0] in LEFT_OUT:
+        if inside.parts[0] in LEFT_OUT or inside.parts[:2] == STAGE:
             continue
         if path.is_symlink():
             if not stays_inside(path, home):

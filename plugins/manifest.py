@@ -417,7 +417,7 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
     except ConfigError as error:
         raise ManifestError(f"{error}; the plugin is not loaded") from None
     own = (tool_entry(item, f"{path}: tools[{index}]") for index, item in enumerate(listed))
-    tools = (*own, *(offered(head.id, kind) for kind in head.offers))
+    tools = (*own, *(offered(head, kind) for kind in head.offers))
     if len({tool.name for tool in tools}) < len(tools):
         raise ManifestError(f"{path}: two tools share a name; each must have its own")
     if (found := digest(listed)) != head.tools_digest:
@@ -430,8 +430,10 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
     return Manifest(head, tools, files)
 
 
-def offered(plugin_id: str, kind: str) -> ToolEntry:
-    """The host's own tool for one of OFFERS."""
+def offered(head: Head, kind: str) -> ToolEntry:
+    """The host's own tool for one of OFFERS. What a server does meanwhile nobody said, so where it
+    may change a folder its owner is asked as before a change.
+    """
     description, takes = OFFERS[kind]
     schema = {
         "type": "object",
@@ -439,8 +441,9 @@ def offered(plugin_id: str, kind: str) -> ToolEntry:
         "required": [],
         "additionalProperties": False,
     }
-    name = plugin_id.partition("/")[2].replace("-", "_")
-    return ToolEntry(f"{name}_{kind}", description.format(plugin_id), schema, "read", kind)
+    name = head.id.partition("/")[2].replace("-", "_")
+    effect: Effect = "write" if head.permissions.write_folders else "read"
+    return ToolEntry(f"{name}_{kind}", description.format(head.id), schema, effect, kind)
 
 
 def tool_entry(item: Any, where: str) -> ToolEntry:

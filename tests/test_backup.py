@@ -45,6 +45,7 @@ def home(tmp_path: Path) -> Path:
         "models/large.gguf": b"left out", "conversations/state.bin": b"left out",
         "federations/f/member.sqlite": b"left out", "federations/f/federation.toml": b"signed",
         "library/host.key": b"signs", "library/budget-0123456789abcdef.json": b"left out",
+        "plugins/stage/9-x/plugin/bundle/server.py": b"runs now",
         "federations/f/taking-part.lock": b"", "collections/house.sqlite": b"encrypted" * 99,
     }  # fmt: skip
     for name, content in files.items():
@@ -73,6 +74,7 @@ def test_what_belongs_to_a_node_comes_back_as_it_was_and_for_its_owner_alone(
     assert backup.restore(target, again) == count
     left_out = (
         "models", "conversations", "federations/f/member", "federations/f/taking", "library/budget",
+        "plugins/stage",
     )  # fmt: skip
     assert files_of(again) == {
         name: content for name, content in before.items() if not name.startswith(left_out)
