@@ -132,6 +132,12 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         help="also write what this machine is, for docs/hardware.md: processor, cores, memory, "
         "accelerators, versions; no name, host, path, address or serial number",
     )
+    examining.add_argument(
+        "--plan",
+        action="store_true",
+        help="instead: measure which device is fastest here for prompts, answers, embeddings and "
+        "training of the configured models (a minute), and show it",
+    )
     examining.set_defaults(run=doctor)
     register_upkeep(verbs)
 
@@ -452,6 +458,8 @@ def doctor(arguments: Namespace) -> int:
     from .core.errors import ConfigError
     from .doctor import examine, report
 
+    if arguments.plan:
+        return show_plan(config.load(arguments.config))
     if arguments.report is not None and arguments.report.exists():
         raise ConfigError(f"{arguments.report}: is there already and is kept; choose another name")
     missing = 0
@@ -464,3 +472,25 @@ def doctor(arguments: Namespace) -> int:
         paths.write_atomically(arguments.report, text.encode())
         print(f"{arguments.report}: written; look at it before you send it")
     return 1 if missing else 0
+
+
+def show_plan(settings: "Config") -> int:
+    """Measure the devices of this machine and print who does what."""
+    from .core import log, parts, screen
+
+    with parts.wanted("quietchoir doctor --plan"):
+        from .core.training.plan import measured
+    planner = measured(settings, lambda words: log.say(f"measuring {words}"))
+    table = screen.table("job", "size", "goes to", "ms", "others, ms", box=None)
+    for one in planner.plan():
+        others = ", ".join(f"{name} {1000 * s:.1f}" for name, s in sorted(one.others.items()))
+        table.add_row(one.job, str(one.size), one.device, f"{1000 * one.seconds:.1f}", others)
+    screen.show(table)
+    for name, why in planner.lost.items():
+        print(f"{name} is not used: {why}")
+    now = planner.conditions
+    power = {None: "no battery", True: "on battery", False: "on AC"}[now.on_battery]
+    heat = ", hot" if now.hot else ""
+    free = f"{now.free_bytes / 1e9:.1f} of {now.total_bytes / 1e9:.1f} GB free"
+    print(f"measured under: {power}{heat}, {free}; a change of these makes a new plan")
+    return 0

@@ -51,6 +51,9 @@ class EngineConfig:
     # of activations beside quantised weights: 8 bits; more where they decide; as exact as float32
     precision: Literal["fast", "balanced", "exact"] = "fast"
     threads: int = 0  # 0: as many as this machine's cores
+    # "planned": whole prompts go to OpenVINO's processor where that measured faster here, which
+    # takes 4 bytes a weight besides; `doctor --plan` shows what would be chosen
+    prefill: Literal["own", "planned"] = "own"
     queue_timeout_s: float = 30.0  # a waiting request fails after this
     # so many stay computed on disk while the node is down; they lie there in clear
     keep_conversations: int = 0

@@ -19,6 +19,7 @@
     │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be
                                        used
     │   ├── ToolCallCutError           a call that the token limit cut; nothing was called
+    │   ├── DeviceLostError            a device that failed or is gone; the job moves to another
     │   ├── CacheError                 a saved conversation that does not fit this model, adapter or
                                        engine
     │   └── OverloadedError            a request that could run later
@@ -122,6 +123,10 @@ class ChatTemplateError(RequestError):
 
 class ToolCallCutError(EngineError):
     """The token limit cut a tool call; what there is of it is no call and no text."""
+
+
+class DeviceLostError(EngineError):
+    """A device failed or is gone; what it was to do is done by another."""
 
 
 class CacheError(EngineError):

@@ -29,7 +29,8 @@ EXTRAS = {
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),
-    "peers": ("llama_cpp", "openvino_genai", "openvino", "xllamacpp"),
+    "openvino": ("openvino",),
+    "peers": ("llama_cpp", "openvino_genai", "xllamacpp"),
     "dev": ("triton",),
 }
 STANDS_ON = {"federation": ("train",)}  # members train

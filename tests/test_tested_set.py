@@ -30,8 +30,6 @@ MODULES = {
     "python_stdnum": "stdnum",
     "pyyaml": "yaml",
 }  # where a module is not called as its distribution
-# comes with another that is asked for
-BROUGHT = {"openvino": "openvino_genai"}
 SET = (ROOT / "constraints.txt").read_text("utf-8")
 
 
@@ -82,7 +80,7 @@ def test_the_extras_that_a_sentence_names_are_the_packages_own() -> None:
     extras = PROJECT["optional-dependencies"]
     for extra, modules in parts.EXTRAS.items():
         brought = {module(one) for one in extras[extra]}
-        assert {BROUGHT.get(name, name) for name in modules} <= brought, extra
+        assert {*modules} <= brought, extra
     plain = {module(one) for one in PROJECT["dependencies"]}
     optional = {name for modules in parts.EXTRAS.values() for name in modules}
     assert not plain & optional

@@ -172,7 +172,7 @@ class SelfAttention(nn.Module):
 
     def out(self, mixed: Tensor) -> Tensor:
         """[N, H, hd] -> [N, D]."""
-        return projected(self, "o", mixed.reshape(len(mixed), -1))
+        return projected(self, "o", mixed.flatten(1))
 
     def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
@@ -200,7 +200,7 @@ class SelfAttention(nn.Module):
         rows = projected(self, letter, x)
         if norm is not None and self.wide_norm:
             rows = norm(rows)
-        heads = rows.view(len(x), -1, self.head_dim)
+        heads = rows.view(x.shape[0], -1, self.head_dim)
         return heads if norm is None or self.wide_norm else norm(heads)
 
 

@@ -67,16 +67,42 @@ def select(weights: ServedModel, config: EngineConfig) -> BackendChoice:
         own = {"kv_type": config.kv_type, "precision": config.precision}
         runner = NativeRunner(weights, blocks, config.threads, **own)
         logger.info("the native runner serves, with %s; %s", runner.instruction_set, exactness)
-        return runner
+        return runner if config.prefill == "own" else _planned(weights, runner, config)
 
+    if config.prefill == "planned":
+        _check_planned(weights, config)
     size = network.block_bytes(weights.architecture, config.kv_type)
     remembered = network.state_bytes(weights.architecture)
     return BackendChoice(size, build, sequence_bytes=remembered, exactness=exactness)
 
 
+def _check_planned(weights: Weights, config: EngineConfig) -> None:
+    """Raises ConfigError: prompts of this model cannot go elsewhere. MissingPartError: OpenVINO is
+    not installed.
+    """
+    parts.require("openvino", 'engine.prefill = "planned"')
+    with parts.wanted('engine.prefill = "planned"'):
+        from .openvino.graph import unsupported
+    reason = unsupported(weights.architecture)
+    if config.kv_type != "bf16":
+        reason = f'its keys and values are kept in {config.kv_type}, not in "bf16"'
+    if reason:
+        raise ConfigError(
+            f'engine.prefill is "planned", and no other device takes this model\'s prompts: '
+            f'{reason}; set it to "own"'
+        )
+
+
+def _planned(weights: Weights, runner: NativeRunner, config: EngineConfig) -> Backend:
+    """The compiled kernels, with another device for prompts."""
+    from .openvino.runner import PlannedRunner, devices_of
+
+    return PlannedRunner(weights, runner, devices_of(weights, config.threads))
+
+
 def _refuse_native_settings(config: EngineConfig, reason: str) -> None:
     """Raises ConfigError: the owner wants what the compiled kernels alone do."""
-    for name, plain in (("kv_type", "bf16"), ("precision", "fast")):
+    for name, plain in (("kv_type", "bf16"), ("precision", "fast"), ("prefill", "own")):
         if (wanted := getattr(config, name)) != plain:
             raise ConfigError(
                 f'engine.{name} is "{wanted}", which the compiled kernels alone offer, and they do '

@@ -161,6 +161,40 @@ class NativeRunner:
             )
         cache[list(blocks)] = found
 
+    def write_prompt(
+        self, blocks: abc.Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]
+    ) -> None:
+        """Put the keys and values of a sequence's first N tokens, [L, N, KV, hd], into its blocks,
+        as `write_kv` (attention.h) lays bfloat16 out.
+
+        Raises:
+            CacheError: this cache is of another type, or of another network's heads; nothing was
+                written.
+        """
+        layers, count, heads, size = keys.shape
+        there = (len(self.network.kv[0]), self.network.kv.shape[2])
+        if self._floats != slice(None) or there != (layers, heads) or keys.shape != values.shape:
+            raise CacheError(
+                f"keys of {layers} layers and {heads} heads do not fit a cache of {there[0]} and "
+                f"{there[1]} in {self.layout}; keep it in bf16"
+            )
+        used = -(-count // BLOCK_TOKENS)
+        pairs, rows = size // 2, BLOCK_TOKENS // 2
+        for at, part, shape, order in (
+            # of a block of a head: keys of two neighbouring numbers of all tokens, one behind the
+            # other; values of two neighbouring tokens
+            (0, keys, (BLOCK_TOKENS, pairs, 2), (1, 0, 2)),
+            (BLOCK_TOKENS * size, values, (rows, 2, size), (0, 2, 1)),
+        ):
+            padded = np.zeros((layers, used * BLOCK_TOKENS, heads, size), np.float32)
+            padded[:, :count] = part
+            # [blocks, L, KV, tokens, hd], then as it lies
+            tiles = padded.reshape(layers, used, BLOCK_TOKENS, heads, size)
+            tiles = tiles.transpose(1, 0, 3, 2, 4).reshape(used, layers, heads, *shape)
+            tiles = tiles.transpose(0, 1, 2, *(3 + axis for axis in order))
+            flat = as_bfloat16(tiles.reshape(used, layers, heads, -1))
+            self.network.kv[list(blocks[:used]), :, :, at : at + flat.shape[-1]] = flat
+
     def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""
         self.network.cache[list(blocks)] = 0
@@ -186,3 +220,9 @@ class NativeRunner:
             [0 if adapter is None else self._adapters[adapter.digest] for adapter in adapters],
             np.uintp,
         )
+
+
+def as_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves of finite float32 numbers, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(numbers).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,0 +1,1 @@
+"""A model's prompt on OpenVINO's devices; see `runner` and `graph`."""
