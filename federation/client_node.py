@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..core import log, paths
 from ..core.assistant.router import RouteExample, note_route, route_example
 from ..core.config import Config
-from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.errors import ConfigError, DataError, FederationError, QuietchoirError
 from ..core.hardware.power import Power
 from ..core.history.redactor import Redactor
 from ..core.history.store import FILE as HISTORY_FILE
@@ -40,6 +40,7 @@ from .events import (
     JoiningEvent,
     LoadingEvent,
     OnEvent,
+    OwnAdapterEvent,
     PreparingEvent,
     RenewedEvent,
     StaysEvent,
@@ -97,6 +98,8 @@ class ClientOptions:
     wait_s: float = 0.0  # give up if the coordinator is out of reach for so long; 0: never
     # name or path of the federation's model on this disk; empty: found by its digest
     model: str = ""
+    # of a federation whose members' models differ: its public set; `model` is then this node's own
+    public: Path | None = None
     proxy: str = ""  # URL of the one to dial through; empty: none, whatever the environment names
 
 
@@ -141,6 +144,7 @@ def join(
     check_limit(policy, name, config.training.max_rank)
     # Before the model is loaded: that takes a while.
     lent = None
+    check_public(options, policy)
     if options.data is None and not options.rehearse:
         lent = LentHistory(options.home, policy, config.history.words)
         if not lent.wait(options.patient, leave, on_event):
@@ -157,14 +161,8 @@ def join(
                 model=policy.model.name, train=len(examples.train), test=len(examples.test)
             )
         )
-    weights = (
-        None
-        if options.rehearse
-        else resident(policy, loaded, config.engine.model, named=options.model)
-    )
-    cost = round_cost(
-        policy, options.rehearse if weights is None else adapter_size(policy, weights)
-    )
+    weights = model_of(options, config, policy, loaded)
+    cost = round_cost(policy, options.rehearse if weights is None else vector_size(policy, weights))
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
@@ -249,8 +247,54 @@ def begin_personal(home: Path, learner: "TrainerLearner") -> "Callable[[Personal
     return note
 
 
-def adapter_size(policy: Policy, weights: "Weights") -> int:
-    """Values of the adapter that is trained."""
+def check_public(options: ClientOptions, policy: Policy) -> None:
+    """Require that a public set is named where the federation has one, and examples beside it.
+
+    Raises:
+        ConfigError: it is not, or it would do nothing.
+    """
+    if options.rehearse or policy.distillation.on == (options.public is not None):
+        if policy.distillation.on and options.data is None and not options.rehearse:
+            raise ConfigError(
+                f"{policy.name} compares models that differ: name this node's examples with --data"
+            )
+        return
+    if policy.distillation.on:
+        raise ConfigError(
+            f"{policy.name} compares what members say of a public set: name its file with "
+            f"--public, and this node's own model with --model"
+        )
+    raise ConfigError(f"{policy.name} trains one adapter and has no public set; leave --public out")
+
+
+def model_of(
+    options: ClientOptions, config: Config, policy: Policy, loaded: "Weights | None"
+) -> "Weights | None":
+    """The federation's model, or this node's own where members' differ; None in a rehearsal.
+
+    Raises:
+        ModelError, IntegrityError, ConfigError: as `resident`, or fewer layers than are trained.
+    """
+    if options.rehearse:
+        return None
+    if not policy.distillation.on:
+        return resident(policy, loaded, config.engine.model, named=options.model)
+    from ..core.models.hub import catalog
+    from ..core.models.weights import load
+
+    weights = load(catalog.find(options.model or config.engine.model))
+    if policy.adapter.upper_layers > weights.architecture.num_layers:
+        raise ConfigError(
+            f"{policy.name} trains the upper {policy.adapter.upper_layers} layers, this model has "
+            f"{weights.architecture.num_layers}; name a larger one with --model"
+        )
+    return weights
+
+
+def vector_size(policy: Policy, weights: "Weights") -> int:
+    """Values that rounds carry: of the adapter that is trained, or of a public set."""
+    if policy.distillation.on:
+        return policy.distillation.size
     from ..core.models.lora.adapter import Layout
 
     return Layout(policy.adapter.shape(), weights.architecture).size
@@ -364,7 +408,7 @@ class ClientNode:
             self.keys.identity,
             self.learner,
             size=self.size,
-            stops=tensor_stops(policy.adapter, self.weights),
+            stops=tensor_stops(policy.adapter, None if policy.distillation.on else self.weights),
             consent=self.config.consent,
             ledger=self.ledger,
             adopt=partial(self.adopt, policy),
@@ -385,19 +429,19 @@ class ClientNode:
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
         """Keep a finished adapter; leave after the first one if that is wanted."""
-        registry = Registry(self.options.home)
-        kept = (
-            keep_finished(policy, self.weights, registry, flat, card, self.keys.identity)
-            if self.weights is not None
-            else ""
-        )
+        registry, kept = Registry(self.options.home), ""
+        if policy.distillation.on and self.weights is not None:
+            self.keep_own(flat)
+        elif self.weights is not None:
+            kept = keep_finished(policy, self.weights, registry, flat, card, self.keys.identity)
         if kept and isinstance(self.learner, ConsentedLearner):
             with closing(HistoryStore(self.options.home)) as store:
                 store.note_adapter(kept, destination_of(policy))
         if kept:
             self.remember_route(kept)
         self.ledger.release()  # another run may begin at once
-        self.on_event(AdoptedEvent(adapter=kept))
+        if not policy.distillation.on:
+            self.on_event(AdoptedEvent(adapter=kept))
         self.adopted = kept
         if self.personalization_worker is not None and kept:
             # a name, and nothing comes back: what this node adds stays here
@@ -407,6 +451,16 @@ class ClientNode:
         else:
             self.on_event(StaysEvent())
         return kept
+
+    def keep_own(self, flat: Vector) -> None:
+        """Learn what members agreed on at the end, and write this node's own adapter."""
+        from .training.distillation import DistillationLearner
+
+        if isinstance(self.learner, DistillationLearner):
+            self.learner.learn(flat, 0)
+            folder = self.folder / "own-adapter"
+            self.learner.adapter().save(folder, mode=0o600)
+            self.on_event(OwnAdapterEvent(folder=str(folder)))
 
     def remember_route(self, adapter: str) -> None:
         """Keep what the adapter is for, by this node's own examples; that it cannot is no failure
@@ -605,6 +659,24 @@ def make_learner(
         on_event(StepEvent(step=info.step, steps=info.steps, loss=info.loss))
 
     whole, recipe = config.training.whole_adapter, policy.recipe.trainer()
+    if policy.distillation.on:
+        from ..core.training.distillation.candidates import CandidateScorer
+        from .training.distillation import DistillationLearner, read_public, score_limit
+
+        assert options.public is not None  # `check_public`
+        scorer = CandidateScorer(trainer, read_public(options.public, policy), score_limit(policy))
+        train, held = examples.train, examples.test
+        return (
+            DistillationLearner(
+                scorer,
+                prepare("training", train),
+                prepare("held-out", held) if held else None,
+                recipe,
+                folder=roster.folder(options.home, policy),
+                on_step=step,
+            ),
+            policy.distillation.size,
+        )
     if lent is not None:
         following = ConsentedExamples(lent, prepare, on_event)
         return ConsentedLearner(trainer, following, recipe, step, whole=whole), trainer.size

@@ -157,6 +157,14 @@ class AdoptedEvent(FederationEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnAdapterEvent(FederationEvent):
+    """Where members' models differ: this member's own adapter is finished."""
+
+    kind = "own"
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StaysEvent(FederationEvent):
     """A member stays for the next run."""
 

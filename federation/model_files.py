@@ -41,6 +41,11 @@ def resident(
         ConfigError: fewer layers than the federation trains, or a federation without a model.
     """
     model = policy.model
+    if policy.distillation.on:
+        raise ConfigError(
+            f"members of {policy.name} bring models of their own; take part with `quietchoir join "
+            f"--public FILE --model NAME --data FOLDER`"
+        )
     if model.digest == REHEARSAL_DIGEST:
         raise ConfigError(
             f"{policy.name} was founded for rehearsals and names no model; add --rehearse N, or "

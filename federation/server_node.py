@@ -89,9 +89,13 @@ def coordinate(
     loads = f"the model {policy.model.name}"
     if coordinating.rehearse:
         loads = f"nothing: a rehearsal of {coordinating.rehearse} values"
+    elif policy.distillation.on:
+        loads = f"nothing: {policy.distillation.size} scores of a public set are compared"
     on_event(StartingEvent(federation=policy.name, version=policy.version, loads=loads))
-    weights = None if coordinating.rehearse else resident(policy, named=coordinating.model)
-    keep, size = None, coordinating.rehearse
+    compared = policy.distillation.size  # of members whose models differ, none of which is here
+    modelless = bool(coordinating.rehearse or compared)
+    weights = None if modelless else resident(policy, named=coordinating.model)
+    keep, size = None, coordinating.rehearse or compared
     # in sealed mode for the size alone: such a coordinator never has an adapter to keep
     if weights is not None:
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))

@@ -15,7 +15,7 @@ from . import ownership
 
 if TYPE_CHECKING:
     from ..membership.log import Change
-    from ..spec.policy import Policy
+    from ..spec.policy import DistillationTable, Policy
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
@@ -58,6 +58,13 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
         action="store_true",
         help="no model at all: to try keys and network with `coordinate --rehearse N` and "
         "`join --rehearse N`",
+    )
+    which.add_argument(
+        "--distill",
+        type=Path,
+        metavar="FILE",
+        help="members bring models of their own, and compare what these say of the answers of a "
+        'public set: lines of {"messages": […], "answers": […]}',
     )
     init.add_argument(
         "--variant",
@@ -141,6 +148,8 @@ def init_federation(arguments: Namespace) -> None:
     from ..spec.policy import ModelTable
     from ..training.synthetic_task import REHEARSAL_DIGEST, REHEARSAL_MODEL
 
+    if arguments.distill:
+        from ..training.distillation import ANY_DIGEST, ANY_MODEL
     try:
         Address.parse(arguments.address)  # a wrong one is said before a model's file is looked for
     except ValueError as error:
@@ -148,19 +157,24 @@ def init_federation(arguments: Namespace) -> None:
     named, digest = title(arguments.model), arguments.model_digest
     if arguments.rehearse:
         named, digest = REHEARSAL_MODEL, REHEARSAL_DIGEST
+    elif arguments.distill:
+        named, digest = ANY_MODEL, ANY_DIGEST
     elif not digest:
         digest = model_digest(arguments.model)
         if named != arguments.model:
             remember(catalog.find(arguments.model), digest)
     chosen = flags.given(arguments)
+    if arguments.distill:
+        chosen["recipe"] = {**DISTILLED, **chosen.get("recipe", {})}
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
         tables["prompt"] = HOUSEHOLD.changed(**chosen.get("prompt", {}))
+        tables["distillation"] = distillation_table(arguments.distill)
         budget = ownership.with_budget(
             arguments, tables, chosen.get("privacy", {}), arguments.model
         )
         flags.check_used(chosen, tables)
-        if not arguments.rehearse and not arguments.model_digest:
+        if not arguments.distill and not arguments.rehearse and not arguments.model_digest:
             ownership.adapter_size(tables["adapter"], arguments.model)  # has it so many layers?
         model = ModelTable(name=named, digest=digest)
         if arguments.variant:
@@ -179,10 +193,30 @@ def init_federation(arguments: Namespace) -> None:
     for line in [] if budget is None else budget.lines():
         print(f"privacy: {line}")
     print(f"owner's fingerprint, for members to compare: {fingerprint(policy.owner)}")
+    also = f", with {arguments.distill} beside it" if arguments.distill else ""
     print(
         "next: quietchoir federation enroll, once for each member; then give the file to all of "
-        "them"
+        f"them{also}"
     )
+
+
+# What a federation's recipe is where scores are compared, unless it is said otherwise.
+DISTILLED = {"server_optimizer": "fedavg", "update_range": 16.0}
+
+
+def distillation_table(path: Path | None) -> "DistillationTable":
+    """What the federation's file says of a public set; of none, that there is none.
+
+    Raises:
+        DataError: no such set.
+    """
+    from ...core.training.distillation.candidates import PublicSet
+    from ..spec.policy import DistillationTable
+
+    if path is None:
+        return DistillationTable()
+    public = PublicSet.read(path)
+    return DistillationTable(public=public.digest, items=len(public.items), answers=public.answers)
 
 
 def model_digest(name: str) -> str:
@@ -240,7 +274,13 @@ def show_federation(arguments: Namespace) -> None:
     if policy.founder not in ("", policy.owner):
         print(f"  founder      {fingerprint(policy.founder)}  (its key signed the owner's in)")
     print(one_line(f"  coordinator  {policy.coordinator.address}"))
-    print(one_line(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…"))
+    if (compared := policy.distillation).on:
+        print(
+            f"  public set   {compared.items} items of {compared.answers} answers, sha256 "
+            f"{compared.public[:16]}…; every member brings a model of its own"
+        )
+    else:
+        print(one_line(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…"))
     for variant in policy.model.variants:
         print(one_line(f"  or           {variant.name}  sha256 {variant.digest[:16]}…"))
     print(
@@ -280,11 +320,10 @@ def joining_costs(policy: "Policy") -> list[str]:
     if policy.protection.mode == "plain":
         lines = ["the coordinator sees each update (mode plain)"]
     try:
-        lines.append(
-            cost_sentence(
-                round_cost(policy, ownership.adapter_size(policy.adapter, name_here(policy.model)))
-            )
+        size = policy.distillation.size or ownership.adapter_size(
+            policy.adapter, name_here(policy.model)
         )
+        lines.append(cost_sentence(round_cost(policy, size)))
     except ModelFileError as error:
         lines.append(f"bytes of a round: none, nobody can take part: {error}")
     except QuietchoirError:

@@ -354,7 +354,7 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
     try:
         later = {
             name: dataclasses.replace(getattr(policy, name), **tables.get(name, {}))
-            for name in flags.TABLES
+            for name in (*flags.TABLES, "distillation")
         }
     except ValueError as error:
         raise ConfigError(f"{arguments.file}: {error}") from error
@@ -409,9 +409,8 @@ def with_budget(
                 "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
             )
         return None
-    budget = privacy_budget.budgeted(
-        arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
-    )
+    size = tables["distillation"].size or known_size(tables["adapter"], model)
+    budget = privacy_budget.budgeted(arguments.epsilon, arguments.delta, tables, given, size)
     tables["privacy"] = budget.privacy
     return budget
 

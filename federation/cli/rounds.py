@@ -104,6 +104,12 @@ def register_join(parser: ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
     parser.add_argument(
+        "--public",
+        type=Path,
+        metavar="FILE",
+        help="where members' models differ: the federation's public set; --model is your own",
+    )
+    parser.add_argument(
         "--once", action="store_true", help="leave after the first finished adapter"
     )
     parser.add_argument(
@@ -192,5 +198,6 @@ def run_member(arguments: Namespace) -> None:
         wait_s=arguments.wait,
         proxy=arguments.proxy or settings.training.proxy,
         model=arguments.model,
+        public=arguments.public,
     )
     join(options, settings, printer(arguments.json_lines))

@@ -24,6 +24,7 @@ from ..spec.policy import (
     AdapterTable,
     AggregationTable,
     CoordinatorTable,
+    DistillationTable,
     GuardTable,
     ModelTable,
     Policy,
@@ -63,6 +64,7 @@ class Founding:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
+    distillation: DistillationTable = field(default_factory=DistillationTable)
     prompt: PromptFormat = HOUSEHOLD
 
 
@@ -100,6 +102,7 @@ def create_federation(folder: Path, founding: Founding, lock: Lock = OPEN) -> Po
         guard=founding.guard,
         aggregation=founding.aggregation,
         schedule=founding.schedule,
+        distillation=founding.distillation,
         prompt=founding.prompt,
         coordinator=CoordinatorTable(
             address=founding.address, key=unsigned.key, certificate=certificate

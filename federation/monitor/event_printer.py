@@ -99,6 +99,8 @@ def sentence(
         "adopted": "a finished adapter came: {adapter}"
         if isinstance(event, AdoptedEvent) and event.adapter
         else "the run is over; a rehearsal leaves no adapter",
+        "own": "this node's own adapter, which learned from the others: {folder} (quietchoir "
+        "adapter import)",
         "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave "
         "with its first adapter",
         "personal": "{words}",

@@ -370,6 +370,35 @@ class ScheduleTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationTable:
+    """What members whose models differ compare: a public set's answers.
+
+    Where it is on, no adapter travels: the vector that rounds carry are scores, and `[model]` names
+    nobody's.
+    """
+
+    public: str = ""  # sha256 of the public set's file; "": members train one adapter
+    items: int = 0
+    answers: int = 0  # of each item
+
+    def __post_init__(self) -> None:
+        at_least(0, items=self.items, answers=self.answers)
+        if self.public:
+            check_hex(self.public, 32, "public")
+            require(self.items >= 1 and self.answers >= 2, "items and answers of the public set")
+
+    @property
+    def on(self) -> bool:
+        """Do members' models differ?"""
+        return bool(self.public)
+
+    @property
+    def size(self) -> int:
+        """Values that are summed."""
+        return self.items * self.answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorTable:
     """Where the coordinator answers, and how a node knows it."""
 
@@ -435,6 +464,7 @@ class Policy:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
+    distillation: DistillationTable = field(default_factory=DistillationTable)
     # what members' examples show the model, and the adapter is shown when it serves
     prompt: PromptFormat = HOUSEHOLD
     coordinator: CoordinatorTable
@@ -466,6 +496,22 @@ class Policy:
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
         check_ranks(self.adapter, {member.name: member.rank for member in self.members})
+        if self.distillation.on:
+            self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        """Scores are summed as they are: no step goes beyond their mean, and all members give all
+        of them.
+        """
+        recipe = self.recipe
+        plain = recipe.server_optimizer == "fedavg" and recipe.server_lr == 1.0
+        require(
+            plain and recipe.ranges == "fixed" and not recipe.agreed_steps,
+            'distillation takes the mean of scores: set recipe.server_optimizer = "fedavg", '
+            'server_lr = 1, ranges = "fixed" and agreed_steps = 0',
+        )
+        require(not self.ranked, "distillation has no columns that members could train alone")
+        require(not self.guard.on, 'distillation has no adapter to vote on: set guard.rule = "off"')
 
     @property
     def axes(self) -> Axes:
