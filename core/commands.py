@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import paths, screen
+from .engine.backends.openvino import commands as export_commands
+from .training.distillation import commands as distillation_commands
 
 if TYPE_CHECKING:
     from .models.hub.client import HubClient
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `model list|search|pull|remove|fit|show|convert`."""
+    """Add `model list|search|pull|remove|fit|show|convert|distill|export`."""
     _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
 
 
@@ -90,6 +92,8 @@ def _register_model(parser: ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="the .gguf file to write"
     )
     convert.set_defaults(run=convert_model, needs="train")
+    distillation_commands.register(actions)
+    export_commands.register(actions)
 
 
 def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]":
