@@ -94,6 +94,12 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     bench.add_argument(
         "--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing"
     )
+    bench.add_argument(
+        "--only",
+        metavar="PARTS",
+        help="of a suite that has parts, for example: bench engine --only long,exactness (another "
+        "name lists them)",
+    )
     bench.set_defaults(run=run_bench, needs="federation")
 
 
@@ -237,6 +243,9 @@ def run_bench(arguments: Namespace) -> int:
 
     if arguments.suite not in (None, *suites.SUITES):
         raise ConfigError(f"no suite {arguments.suite!r}; there are: {', '.join(suites.SUITES)}")
+    only = arguments.only.split(",") if arguments.only else ()
+    if only and not arguments.suite:
+        raise ConfigError("--only names parts of one suite; say which: bench SUITE --only PARTS")
     console = Console(highlight=False, stderr=arguments.json)
     errors = Console(highlight=False, stderr=True, style="dim")
     reports: dict[str, Any] = {}
@@ -262,6 +271,7 @@ def run_bench(arguments: Namespace) -> int:
                 quick=arguments.quick,
                 tell=lambda words: errors.print(f"… {words}"),
                 keep=partial(keep, name),
+                only=only,
             )
         # what it measured is kept, and the suites after it are run
         except QuietchoirError as error:

@@ -83,6 +83,7 @@ class AdapterRegistry:
         else:
             base = self._weights.tensors
             adapter.check(self._weights.architecture)
+            adapter = adapter.in_our_rows(self._weights.architecture)
         loaded = LoadedAdapter(name, *adapter.products(base))
         with self._lock:
             self._loaded[name] = loaded

@@ -1,7 +1,8 @@
 """Keys and values of a conversation, on disk.
 
-Knows one file format: safetensors with the tokens, what `Backend.read_cache` returned, compressed
-without loss, and which model and adapter both belong to. Knows nothing of blocks or of who asks.
+Knows one file format: safetensors with the tokens, what `Backend.read_cache` returned and behind it
+what recurrent layers remember at their end, compressed without loss, and which model and adapter
+all belong to. Knows nothing of blocks or of who asks.
 Always: a file is written whole or not at all, and read only if every byte is as it was written.
 Hazard: the file holds the conversation in clear, readable by its owner alone. Whoever can write it
 decides what the model believes to have read; the digest finds damage, not malice. Restore only
@@ -25,6 +26,7 @@ from ..paths import private_folder, write_atomically
 
 FORMAT = "quietchoir-conversation-2"
 TOKEN_BYTES = 4 << 20  # of the cache at most: four times those of the largest models that are known
+STATE_BYTES = 512 << 20  # of what recurrent layers remember behind it, likewise
 ENDING = ".conversation"
 FOLDER = "conversations"  # in the node's home: what the cache held when the node stopped
 
@@ -97,11 +99,12 @@ def read(path: Path) -> SavedConversation:
         raise CacheError(f"{path} holds tokens or a cache of another kind; delete it")
     said = metadata.get("bytes", "")
     size = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else -1
+    most = STATE_BYTES + TOKEN_BYTES * len(tokens)
     found = SavedConversation(
         metadata.get("model", ""),
         metadata.get("adapter", ""),
         tuple(tokens.tolist()),
-        _unpack(cache.tobytes(), size) if 0 <= size <= TOKEN_BYTES * len(tokens) else b"",
+        _unpack(cache.tobytes(), size) if 0 <= size <= most else b"",
     )
     if found.digest != metadata.get("digest"):
         raise CacheError(

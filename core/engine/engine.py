@@ -23,7 +23,7 @@ from ..errors import ConfigError, EngineError, OverloadedError, RequestError
 from ..models.transformers_model import ServedModel
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
-from .backends.select import BackendChoice, select
+from .backends.select import BackendChoice, beside_blocks, kept_states, running_at_once, select
 from .backends.threads import compute_alone, compute_with
 from .block_pool import BLOCK_TOKENS, BlockPool
 from .draft_model import DraftModel
@@ -35,6 +35,7 @@ from .sampling.logprobs import TokenLogprobs, capture_logits, token_logprobs
 from .sampling.sampler import sample
 from .scheduler import Batch, Scheduler, SchedulerLimits
 from .sequence import Sequence
+from .snapshots import StateSnapshots
 
 T = TypeVar("T")
 logger = log.get("engine")
@@ -126,17 +127,21 @@ class Engine:
         # tokens of one request, answer included
         pool, self.context = planned(weights, config, choice)
         self.backend = choice.build(pool.total, self.context)
+        states, most = self.backend.states, kept_states(config, choice.sequence_bytes)
+        snapshots = None if states is None or not most else StateSnapshots(states, most)
         self.scheduler = Scheduler(
             pool,
             SchedulerLimits(
-                max_running=running_at_once(config, choice),
+                max_running=running_at_once(config, choice.sequence_bytes),
                 max_waiting=config.max_waiting,
                 queue_timeout_s=config.queue_timeout_s,
-                share_prefixes=config.share_prefixes and self.backend.paged,
+                share_prefixes=config.share_prefixes
+                and (self.backend.paged or snapshots is not None),
                 drafts=config.drafts if self.backend.paged else 0,
             ),
             deterministic=self.backend.deterministic,
             window=0 if self.backend.windows is None else self.backend.windows.tokens,
+            snapshots=snapshots if config.share_prefixes else None,
         )
         if draft is not None and not isinstance(draft, DraftModel):
             draft = DraftModel.load(draft, weights, config, self.context, clock)
@@ -512,15 +517,6 @@ class Engine:
             )
 
 
-def running_at_once(config: EngineConfig, choice: BackendChoice) -> int:
-    """How many requests run together: where each has a state beside the cache, no more than half
-    of the cache's memory holds.
-    """
-    if not choice.sequence_bytes:
-        return config.max_running
-    return max(1, min(config.max_running, config.kv_bytes // 2 // choice.sequence_bytes))
-
-
 def planned(
     weights: ServedModel, config: EngineConfig, choice: BackendChoice
 ) -> tuple[BlockPool, int]:
@@ -536,8 +532,8 @@ def planned(
     """
     context = min(config.context, weights.context_length)
     longest = -(-context // BLOCK_TOKENS)
-    running = running_at_once(config, choice)
-    room = config.kv_bytes - running * choice.sequence_bytes
+    running = running_at_once(config, choice.sequence_bytes)
+    room = config.kv_bytes - beside_blocks(config, choice.sequence_bytes)
     if room < choice.block_bytes:
         raise ConfigError(
             f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values, which takes "

@@ -30,7 +30,7 @@ from ..models.files import gguf
 from ..models.hub import catalog
 from ..models.hub.catalog import InstalledModel
 from ..models.hub.known_models import BY_NAME, KnownModel
-from .backends.select import cache_bytes
+from .backends.select import beside_blocks, cache_bytes, running_at_once, sequence_bytes
 
 READ_BYTES = 256 << 20  # beyond every cache
 REPEATS = 3
@@ -76,6 +76,7 @@ class ModelNeeds:
     read_bytes: int  # of them for one token
     cache_bytes: int  # of one token of context; 0: not known
     context: int  # tokens that it holds
+    state_bytes: int = 0  # of what layers remember of one sequence beside the cache
 
 
 def measure_memory(limit: int = 0, cores: int | None = None) -> MachineMemory:
@@ -132,7 +133,9 @@ def fit(name: str, needs: ModelNeeds, machine: MachineMemory, engine: EngineConf
 def laid_out(needs: ModelNeeds, engine: EngineConfig) -> tuple[int, int]:
     """Tokens of one conversation, and bytes of the cache for a full batch of them."""
     context = min(engine.context, needs.context) if needs.context else engine.context
-    return context, min(engine.kv_bytes, engine.max_running * context * needs.cache_bytes)
+    states = beside_blocks(engine, needs.state_bytes)
+    running = running_at_once(engine, needs.state_bytes)
+    return context, min(engine.kv_bytes, states + running * context * needs.cache_bytes)
 
 
 def needs_of_all(names: Sequence[str] = ()) -> dict[str, ModelNeeds]:
@@ -198,6 +201,7 @@ def needs_of_path(path: Path) -> ModelNeeds:
         read_bytes=size,
         cache_bytes=cache_bytes(architecture),
         context=architecture.context_length,
+        state_bytes=sequence_bytes(architecture),
     )
 
 
@@ -211,6 +215,7 @@ def needs_of_file(path: Path) -> ModelNeeds:
         read_bytes=sum(read_share(name, sizes, architecture) for name in sizes),
         cache_bytes=cache_bytes(architecture),
         context=architecture.context_length,
+        state_bytes=sequence_bytes(architecture),
     )
 
 

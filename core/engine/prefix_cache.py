@@ -12,10 +12,19 @@ with the same words. Nodes that serve people who do not trust each other set `en
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .block_pool import BlockPool
 
 NO_BLOCK = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateSnapshot:
+    """A copy of what recurrent layers remember of a sequence, and after how many tokens."""
+
+    state: Any  # the backend's own, never written to
+    tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +36,8 @@ class PrefixNode:
     depth: int  # blocks from the start
     parent: "PrefixNode | None"
     children: dict[tuple[int, ...], "PrefixNode"] = field(default_factory=dict)
+    # where a sequence goes on from if the model's layers remember more than blocks hold
+    snapshot: StateSnapshot | None = None
 
     def path(self) -> list["PrefixNode"]:
         """From the first block to this one."""
@@ -128,3 +139,4 @@ class PrefixCache:
         if node.children or node.parent is None:
             raise RuntimeError(f"block {block} is given away before the blocks behind it")
         del node.parent.children[node.tokens]
+        node.snapshot = None

@@ -21,7 +21,7 @@ from . import conversations
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
 from .conversations import SavedConversation
-from .prefix_cache import PrefixNode
+from .prefix_cache import PrefixNode, StateSnapshot
 from .scheduler import Scheduler
 
 logger = log.get("engine")
@@ -107,7 +107,7 @@ class PromptCache:
         """
         prefixes, size = self.scheduler.prefixes, self.scheduler.pool.block_tokens
         found = prefixes.follow(prefixes.root(adapter), tokens, len(tokens) // size)
-        found = self.scheduler.usable(found)
+        found = self._saved(found)
         if not found:
             raise CacheError(
                 f"the cache holds nothing of these {len(tokens)} tokens; save right "
@@ -120,7 +120,7 @@ class PromptCache:
         leaves = [
             (adapter, path)
             for adapter, leaf in self.scheduler.prefixes.leaves()
-            if (path := self.scheduler.usable(leaf.path()))
+            if (path := self._saved(leaf.path()))
         ]
         return [self._of(path, adapter) for adapter, path in leaves[max(0, len(leaves) - most) :]]
 
@@ -156,9 +156,13 @@ class PromptCache:
             raise OverloadedError(
                 f"it needs {count} blocks of the cache, {pool.free} are free; try again later"
             )
-        blocks = pool.allocate(count)
+        blocks, cache, snapshot = pool.allocate(count), conversation.cache, None
         try:
-            self.backend.write_cache(blocks, conversation.cache)
+            if self.scheduler.snapshots is not None and (states := self.backend.states) is not None:
+                end = max(len(cache) - states.saved_bytes, 0)
+                snapshot = StateSnapshot(states.load(cache[end:]), len(tokens))
+                cache = cache[:end]
+            self.backend.write_cache(blocks, cache)
         except BaseException:
             pool.release(blocks)
             raise
@@ -173,16 +177,22 @@ class PromptCache:
                 pool.share(parent.block)
                 pool.release([block])
                 blocks[place] = parent.block
+        if snapshot is not None and self.scheduler.snapshots is not None:
+            self.scheduler.snapshots.put(parent, snapshot)
         pool.release(blocks)
+
+    def _saved(self, found: list[PrefixNode]) -> list[PrefixNode]:
+        """As many of these blocks as a file can hold with all that layers remember at their end."""
+        states = self.backend.states
+        return [] if states is not None and not states.saved_bytes else self.scheduler.usable(found)
 
     def _of(self, path: abc.Sequence[PrefixNode], adapter: str) -> SavedConversation:
         tokens = tuple(token for prefix in path for token in prefix.tokens)
-        return SavedConversation(
-            self.weights.digest,
-            adapter,
-            tokens,
-            self.backend.read_cache([prefix.block for prefix in path]),
-        )
+        cache, states = self.backend.read_cache([prefix.block for prefix in path]), b""
+        snapshot = path[-1].snapshot
+        if snapshot is not None and self.backend.states is not None:
+            states = self.backend.states.dump(snapshot.state)
+        return SavedConversation(self.weights.digest, adapter, tokens, cache + states)
 
     def _restore(self, conversation: SavedConversation) -> None:
         self.between_steps(lambda: self.put_back(conversation))

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from ..errors import ModelFileError
 from ..models.embedding.architecture import ScoreHead, numbers
 from ..models.embedding.gguf import RANK
-from ..models.embedding.model import EncoderModel, read
+from ..models.embedding.model import RANKS, EncoderModel, read
 from .backends.backend import Encoder
 from .backends.select import select_encoder
 from .embedder import readable
@@ -170,7 +170,8 @@ def read_head(model: EncoderModel) -> ScoreHead:
         raise ModelFileError(
             f"{model.path}: makes vectors and no scores, as far as it says; give a reranker, one "
             f"of BERT's, XLM-R's or ModernBERT's with one label, or Qwen3-Reranker (of a GGUF "
-            f"file the pooling type is {RANK}, or its own name says rerank)"
+            f"file the pooling type is {RANK}, or its own name says rerank; of a folder its name "
+            f"does, or its card says {RANKS!r})"
         )
     head = weights.tensors.get("head.weight", weights.tensors["embedding.weight"])
     rows = [numbers(head.part(token, token + 1))[0] for token in (yes, no)]

@@ -16,8 +16,11 @@ from .prefix_cache import PrefixCache, PrefixNode
 from .sampling.speculation import SpeculationCost
 from .sampling.state import LogitRow
 from .sequence import Sequence
+from .snapshots import StateSnapshots
 
 KEPT_WINDOWS = 2  # so that whoever goes on from a place within them finds one window whole
+ANSWER_BLOCKS = 4  # of an answer, between two places whose state is kept
+PROMPT_BLOCKS = 2  # fewer before a prompt's end are not worth a step of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +101,15 @@ class Scheduler:
         *,
         deterministic: bool = False,
         window: int = 0,
+        snapshots: StateSnapshots | None = None,
     ) -> None:
         """
         Args:
             deterministic: see `Backend`.
             window: see `LayerWindows.tokens`; 0: every layer sees everything.
+            snapshots: of what layers remember beside blocks; None: blocks hold all of it.
         """
-        self.pool = pool
+        self.pool, self.snapshots = pool, snapshots
         self.window = window
         self.kept_blocks = pool.needed(KEPT_WINDOWS * window)  # at a sequence's beginning
         self.prefixes = PrefixCache(pool)
@@ -194,6 +199,7 @@ class Scheduler:
                 runs.append(run)
             if None not in run:
                 self._publish(sequence)
+                self._keep_state(sequence)
                 self._trim(sequence)
         return runs
 
@@ -227,7 +233,8 @@ class Scheduler:
         for place, node in enumerate(found):
             if node.block in self.pool.hollow:
                 deepest = node.depth
-            if deepest <= self.first_seen(node.depth):
+            whole = self.snapshots is None or node.snapshot is not None
+            if whole and deepest <= self.first_seen(node.depth):
                 kept = place + 1
         return found[:kept]
 
@@ -387,9 +394,41 @@ class Scheduler:
         if sequence.remaining > 1:
             self._reuse(sequence)
         count = min(sequence.remaining, budget)
+        if self.snapshots is not None and not self._apart(sequence):
+            count = self._to_border(sequence, count)
         return Span(
             sequence, sequence.num_computed_tokens, count, sampled=int(count == sequence.remaining)
         )
+
+    def _to_border(self, sequence: Sequence, count: int) -> int:
+        """No more than so many tokens, to end where a state is worth keeping: where others went
+        another way, at the prompt's last whole block, else at any whole block.
+        """
+        size, start = self.pool.block_tokens, sequence.num_computed_tokens
+        end, last = start + count, (len(sequence.tokens) - 1) // size
+        root = sequence.prefix or self.prefixes.root(sequence.adapter_digest)
+        known = self.prefixes.follow(root, sequence.tokens, last)
+        borders = [known[-1].depth] if known else []
+        borders += [last] if last * size - start >= PROMPT_BLOCKS * size else []
+        for border in borders:
+            if start < border * size < end:
+                return border * size - start
+        whole = end // size * size
+        return count if end == len(sequence.tokens) or whole <= start else whole - start
+
+    def _keep_state(self, sequence: Sequence) -> None:
+        """Keep what layers remember, where a sequence stands at the end of a shared block."""
+        node, size = sequence.prefix, self.pool.block_tokens
+        if (
+            self.snapshots is None
+            or node is None
+            or not node.depth
+            or sequence.num_computed_tokens != node.depth * size
+        ):
+            return
+        prompt = (len(sequence.request.prompt) - 1) // size
+        if node.depth <= prompt or node.depth % ANSWER_BLOCKS == 0:
+            self.snapshots.keep(sequence, passing=node.depth != prompt and not node.children)
 
     def _apart(self, sequence: Sequence) -> bool:
         """Whether it computes everything itself, so that its text comes out the same another
@@ -426,6 +465,8 @@ class Scheduler:
         if found:
             sequence.prefix = found[-1]
             sequence.num_computed_tokens = found[-1].depth * self.pool.block_tokens
+            if self.snapshots is not None:
+                sequence.resumes = self.snapshots.find(found[-1])
             self.reused_tokens += len(found) * self.pool.block_tokens
 
     def _publish(self, sequence: Sequence) -> None:
@@ -469,7 +510,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         sequence.block_table = []
-        sequence.prefix = None
+        sequence.prefix = sequence.resumes = sequence.passing = None
         sequence.num_computed_tokens = sequence.hollow_blocks = 0
 
 

@@ -6,7 +6,7 @@ Always: `num_computed_tokens <= len(tokens)`, and a sequence without blocks has 
 """
 
 from .adapters import LoadedAdapter
-from .prefix_cache import PrefixNode
+from .prefix_cache import PrefixNode, StateSnapshot
 from .request import GenerationRequest
 from .sampling.grammar import LazyMatcher, Matcher
 from .sampling.speculation import DraftTrust
@@ -41,6 +41,9 @@ class Sequence:
         self.block_table: list[int] = []  # the numbers of its blocks, in the order of its tokens
         # the last of its blocks that others can find; None while it holds no blocks
         self.prefix: PrefixNode | None = None
+        self.resumes: StateSnapshot | None = None  # what its next step goes on from, if not its own
+        # where the latest snapshot of it stands that its next one takes the place of
+        self.passing: PrefixNode | None = None
         self.hollow_blocks = 0  # of the first ones, that all windows have left behind
         self.started = False  # it has run at least once
         self.guesses: tuple[int, ...] = ()  # a small model's, for its next step

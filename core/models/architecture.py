@@ -28,6 +28,10 @@ QKV = PROJECTIONS[:3]
 ROPE_PROJECTIONS = PROJECTIONS[:2]  # whose rows rope turns
 GATE_UP = PROJECTIONS[4:6]
 MLP_PROJECTIONS = PROJECTIONS[4:]
+# our own matrices that others' adapters change in models with delta nets (`Family.adapted`)
+ADAPTED_BESIDE = (
+    *("self_attn.out_gate", "linear_attn.in_proj", "linear_attn.gate", "linear_attn.out_proj"),
+)
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # behind a projection's name, as PEFT writes
 
 # Larger than any model that this code could hold; a file that claims more is damaged or hostile.
@@ -142,6 +146,13 @@ class Architecture:
     delta_key_dim: int = 0  # numbers of a head
     delta_value_dim: int = 0
     delta_tiled: bool = False
+    # those are Mamba-2's scans instead: what a head of values remembers is added to and forgotten,
+    # never corrected; its heads of keys are groups, their numbers a state's (Granite 4's hybrids)
+    state_spaces: bool = False
+    scan_norm: bool = False  # what a scan gives passes a norm over each group
+    scan_beside: bool = False  # in every layer, attention beside it (Falcon-H1)
+    # by layer, whether nothing is behind its mixer: no feed-forward; () = none is (Nemotron-H)
+    lone_mixers: tuple[bool, ...] = ()
     attention_gate: bool = False  # what attention gives passes a gate of each row (Qwen3-Next)
     # heads' scores fall with the distance by slopes that begin with this one's power of 2; 0.0 = no
     # such slopes (ALiBi: BLOOM, MPT)
@@ -164,9 +175,13 @@ class Architecture:
         """Whether this layer has a gated delta net in the place of attention."""
         return bool(self.deltas) and self.deltas[layer]
 
+    def is_lone(self, layer: int) -> bool:
+        """Whether this layer has no feed-forward."""
+        return bool(self.lone_mixers) and self.lone_mixers[layer]
+
     def attends(self, layer: int) -> bool:
         """Whether this layer has attention."""
-        return not (self.is_convolution(layer) or self.is_delta(layer))
+        return self.scan_beside or not (self.is_convolution(layer) or self.is_delta(layer))
 
     @property
     def attending(self) -> int:
@@ -273,7 +288,9 @@ class Architecture:
     def unadapted(self) -> str:
         """What its layers have that no adapter of ours changes; "" = nothing."""
         if self.deltas:
-            return "layers with gated delta nets"
+            return (
+                "layers with state spaces" if self.state_spaces else "layers with gated delta nets"
+            )
         return "latent attention" if self.latent_size else ""
 
     @property
@@ -359,8 +376,10 @@ class Architecture:
         """
         kinds = ("weight", "bias") if self.norm_biases else ("weight",)
         width = (1, self.hidden_size)
-        norms = {f"{name}.{kind}": width for name in self.norms() for kind in kinds}
         matrices = self.mixer_shapes(layer)
+        if self.is_lone(layer):
+            return {"input_layernorm.weight": width} | matrices
+        norms = {f"{name}.{kind}": width for name in self.norms() for kind in kinds}
         if not self.is_mixture(layer):
             size = self.dense_size if self.num_experts else self.intermediate_size
             matrices |= {
@@ -379,8 +398,9 @@ class Architecture:
                 "conv.out_proj.weight": (width, width),
                 "conv.kernel.weight": (1, self.conv_kernel * width),  # the earliest row's first
             }
-        if self.is_delta(layer):
-            return self.delta_shapes()
+        recurs = self.delta_shapes() if self.is_delta(layer) else {}
+        if not self.attends(layer):
+            return recurs
         shares = {"q": self.num_heads, "k": self.num_kv_heads} if self.wide_qk_norm else {}
         heads = {
             f"self_attn.{letter}_norm.weight": (1, self.head_dim * shares.get(letter, 1))
@@ -393,26 +413,40 @@ class Architecture:
         }
         gate = {"self_attn.out_gate.weight": plain["self_attn.q_proj.weight"]}
         plain |= gate if self.attention_gate else {}
-        return heads | sinks | (self.latent_shapes() if self.latent_size else plain)
+        return recurs | heads | sinks | (self.latent_shapes() if self.latent_size else plain)
 
     def delta_shapes(self) -> dict[str, tuple[int, int]]:
         """What a gated delta net has: `in_proj` makes queries, keys and values, `gate` what closes
-        its output, `beta` how far each value head learns a row, `alpha` how far it forgets.
+        its output, `beta` how far each value head learns a row, `alpha` how far it forgets. In a
+        scan, what it reads by and writes by (C and B) and its inputs stand for those three, and
+        `alpha` says how long a step each head takes.
         """
         width, heads = self.hidden_size, self.delta_value_heads
         values = heads * self.delta_value_dim
-        return {
+        shared = {
             "linear_attn.in_proj.weight": (self.delta_width, width),
             "linear_attn.gate.weight": (values, width),
-            "linear_attn.beta.weight": (heads, width),
             "linear_attn.alpha.weight": (heads, width),
             "linear_attn.out_proj.weight": (width, values),
             # the earliest row's first
             "linear_attn.kernel.weight": (1, self.conv_kernel * self.delta_width),
             "linear_attn.decay.weight": (1, heads),
             "linear_attn.decay_bias.weight": (1, heads),
-            "linear_attn.gain.weight": (1, self.delta_value_dim),
         }
+        if not self.state_spaces:
+            return shared | {
+                "linear_attn.beta.weight": (heads, width),
+                "linear_attn.gain.weight": (1, self.delta_value_dim),
+            }
+        norm = {"linear_attn.gain.weight": (1, values)} if self.scan_norm else {}
+        return (
+            shared
+            | norm
+            | {
+                "linear_attn.kernel.bias": (1, self.delta_width),
+                "linear_attn.skip.weight": (1, heads),  # what of an input passes a head by
+            }
+        )
 
     def latent_shapes(self) -> dict[str, tuple[int, int]]:
         """What latent attention has: `q_down` and `kv_down` make the latents (the shared key's
@@ -551,7 +585,7 @@ class Architecture:
             len(one)
             for one in (
                 *(self.windows, self.rope_bases, self.rope_stretched),
-                *(self.dense_layers, self.convolutions, self.deltas),
+                *(self.dense_layers, self.convolutions, self.deltas, self.lone_mixers),
             )
         ]
         if any(n not in (0, self.num_layers) for n in by_layer):
@@ -582,7 +616,16 @@ class Architecture:
             or self.delta_value_heads % self.delta_key_heads
             or self.convolutions
         ):
-            raise ValueError(f"its delta nets have keys {sizes} and values {values}")
+            raise ValueError(f"its delta nets or scans have keys {sizes} and values {values}")
+        if self.lone_mixers and (not self.state_spaces or self.num_experts):
+            raise ValueError("some of its layers have no feed-forward")
+        if (self.scan_beside or self.state_spaces) and (
+            not self.state_spaces
+            or (self.scan_beside and not all(self.deltas or (False,)))
+            or self.attention_gate
+            or self.post_norms
+        ):
+            raise ValueError("it has scans beside what none of them is known to have")
 
     def validate_mixture(self) -> None:
         """The same for what only mixtures have.

@@ -58,6 +58,16 @@ GGUF_ENDS: Mapping[str, str] = {
 HF_ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedPart:
+    """One of our matrices that a projection of a folder's is, or is cut into."""
+
+    name: str  # inside a layer
+    # which of the projection's rows and columns, in our order; None: all, as they stand
+    rows: NDArray[np.int64] | None = None
+    columns: NDArray[np.int64] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One family. What the fields cannot say, a subclass says in the three hooks at the end."""
@@ -131,6 +141,18 @@ class Family:
         """
         return settings.size("attention.head_count_kv", heads)
 
+    def gguf_inner(self, settings: GgufSettings) -> int:
+        """Width of a feed-forward."""
+        return settings.size("feed_forward_length")
+
+    def hf_scaled(
+        self,
+        found: dict[str, QuantTensor],
+        settings: HfSettings,  # noqa: ARG002
+    ) -> dict[str, QuantTensor]:
+        """A folder's tensors, those multiplied that a config says factors of."""
+        return found
+
     def hf_unpacked(
         self,
         found: dict[str, QuantTensor],
@@ -172,6 +194,18 @@ class Family:
         if hf_window(settings, plain.context_length):
             raise ValueError(f"some layers of this {self.name} model see only a window")
         return {}
+
+    def adapted(
+        self,
+        name: str,  # noqa: ARG002
+        layer: int,  # noqa: ARG002
+        architecture: Architecture,  # noqa: ARG002
+    ) -> tuple[AdaptedPart, ...] | None:
+        """What an adapter of a folder's projection changes of ours, where rows or columns stand
+        otherwise or nothing of ours has its name; empty: this layer has none. None: ours alike, of
+        `Architecture.projection`.
+        """
+        return None
 
     def to_gguf(
         self, architecture: Architecture

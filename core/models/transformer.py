@@ -321,20 +321,11 @@ class GatedDeltaNet(nn.Module):
         keep = (self.decay * functional.softplus(self.alpha(x).float() + self.decay_bias)).exp()
         out = rows.new_empty(len(x), own.delta_value_heads, own.delta_value_dim)
         for part, state in memory.sequences(self.layer):
-            seen = self._convolved(rows[part], state)
+            seen = convolved(rows[part], state, self.kernel)
             out[part] = self._remembered(seen, learn[part], keep[part], state)
         gate = functional.silu(self.gate(x).float()).view(out.shape)
         made: Tensor = self.out_proj((self.norm(out) * gate).flatten(1).to(x.dtype))
         return made
-
-    def _convolved(self, rows: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """[n, W] of one sequence -> [n, W]; its last rows are remembered."""
-        taps = self.architecture.conv_kernel
-        before = state.get("rows", rows.new_zeros(taps - 1, rows.shape[1]))
-        whole = torch.cat([before, rows])
-        state["rows"] = whole[len(rows) :].clone()
-        summed = (whole.unfold(0, taps, 1) * self.kernel.view(taps, -1).T).sum(-1)
-        return functional.silu(summed)
 
     def _remembered(
         self, rows: Tensor, learn: Tensor, keep: Tensor, state: dict[str, Tensor]
@@ -361,6 +352,95 @@ class GatedDeltaNet(nn.Module):
             out[row] = (matrix * q[row, :, :, None]).sum(1)
         state["matrix"] = matrix
         return out
+
+
+class SelectiveScan(nn.Module):
+    """What stands in the place of attention in Granite 4's hybrids, or beside it: each head keeps a
+    matrix of a state by its numbers, forgets a part of it with every row, by a step of that row's,
+    and adds the row's input times what it writes by.
+
+    Source: Dao and Gu 2024 (Mamba-2), section 3, as transformers' `models/granitemoehybrid`
+    computes it row by row.
+    """
+
+    in_proj: nn.Module
+    gate: nn.Module
+    alpha: nn.Module
+    out_proj: nn.Module
+    kernel: Tensor
+    decay: Tensor
+    decay_bias: Tensor
+    skip: Tensor
+    bias: Tensor
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        layer: int,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
+    ) -> None:
+        super().__init__()
+        self.layer, self.architecture, self.eps = layer, architecture, make.eps
+        for name in ("in_proj", "gate", "alpha", "out_proj"):
+            setattr(self, name, make.linear(own[f"linear_attn.{name}"]))
+        for name in ("kernel", "decay", "decay_bias", "skip"):
+            self.register_parameter(name, make.vector(own[f"linear_attn.{name}"]))
+        self.register_parameter("bias", make.vector(own["linear_attn.kernel.bias"]))
+        gain = make.vector(own["linear_attn.gain"]) if architecture.scan_norm else None
+        self.register_parameter("gain", gain)
+
+    def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:  # noqa: ARG002
+        """[N, D] -> [N, D]."""
+        memory, own = row_memory(attention), self.architecture
+        rows = self.in_proj(x).float()
+        steps = functional.softplus(self.alpha(x).float() + self.decay_bias)  # [N, heads]
+        out = rows.new_empty(len(x), own.delta_value_heads, own.delta_value_dim)
+        for part, state in memory.sequences(self.layer):
+            seen = convolved(rows[part], state, self.kernel, self.bias)
+            out[part] = self._scanned(seen, steps[part], state)
+        closed = out.flatten(1) * functional.silu(self.gate(x).float())
+        if self.gain is not None:
+            groups = closed.unflatten(1, (own.delta_key_heads, -1))
+            closed = functional.rms_norm(groups, groups.shape[2:], None, self.eps).flatten(1)
+            closed = closed * self.gain
+        made: Tensor = self.out_proj(closed.to(x.dtype))
+        return made
+
+    def _scanned(self, rows: Tensor, steps: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """[n, W] of one sequence, [n, heads] -> [n, heads, numbers]; the matrices after its last
+        row are remembered.
+        """
+        own = self.architecture
+        keys, heads = own.delta_key_heads * own.delta_key_dim, own.delta_value_heads
+        read, write, x = torch.split(rows, [keys, keys, rows.shape[1] - 2 * keys], dim=1)
+        each = heads // own.delta_key_heads
+        read, write = (
+            one.view(len(rows), own.delta_key_heads, -1).repeat_interleave(each, dim=1)
+            for one in (read, write)
+        )
+        x = x.view(len(rows), heads, -1)
+        matrix = state.get("matrix", x.new_zeros(heads, own.delta_key_dim, own.delta_value_dim))
+        keep, out = (self.decay * steps).exp(), torch.empty_like(x)
+        for row in range(len(rows)):
+            matrix = matrix * keep[row, :, None, None]
+            matrix = matrix + write[row, :, :, None] * (x[row] * steps[row, :, None])[:, None]
+            out[row] = (matrix * read[row, :, :, None]).sum(1) + x[row] * self.skip[:, None]
+        state["matrix"] = matrix
+        return out
+
+
+def convolved(
+    rows: Tensor, state: dict[str, Tensor], kernel: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """[n, W] of one sequence -> [n, W], by a kernel of [taps * W]; its last rows are remembered."""
+    taps = kernel.numel() // rows.shape[1]
+    before = state.get("rows", rows.new_zeros(taps - 1, rows.shape[1]))
+    whole = torch.cat([before, rows])
+    state["rows"] = whole[len(rows) :].clone()
+    summed = (whole.unfold(0, taps, 1) * kernel.view(taps, -1).T).sum(-1)
+    return functional.silu(summed if bias is None else summed + bias)
 
 
 def unit_length(heads: Tensor) -> Tensor:
@@ -492,14 +572,15 @@ class ExpertFeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention or a convolution, then feed-forward, each on a normed copy and added back; Gemma
-    norms what it adds as well, OLMo 2 that alone.
+    """Attention, a convolution or a recurrence, then feed-forward, each on a normed copy and added
+    back; Gemma norms what it adds as well, OLMo 2 that alone.
     """
 
     input_layernorm: RMSNorm
     post_attention_layernorm: RMSNorm
     pre_feedforward_layernorm: RMSNorm
     post_feedforward_layernorm: RMSNorm
+    mlp: nn.Module | None  # None: nothing is behind its mixer
 
     def __init__(self, layer: int, weights: Weights, make: LayerMaker) -> None:
         super().__init__()
@@ -512,17 +593,19 @@ class DecoderLayer(nn.Module):
         self.layer, self.post_norms = layer, architecture.post_norms
         self.pre_norms, self.scale = architecture.pre_norms, architecture.residual_scale
         self.parallel, self.one_norm = architecture.parallel, architecture.one_norm
-        for name in architecture.norms():
+        lone = architecture.is_lone(layer)
+        for name in architecture.norms()[:1] if lone else architecture.norms():
             setattr(self, name, make.wide_norm(own, name))
         attention = LatentAttention if architecture.latent_size else SelfAttention
         if architecture.is_convolution(layer):
             self.conv = ShortConvolution(layer, architecture, own, make)
-        elif architecture.is_delta(layer):
-            self.linear_attn = GatedDeltaNet(layer, architecture, own, make)
-        else:
+        if architecture.is_delta(layer):
+            recurrence = SelectiveScan if architecture.state_spaces else GatedDeltaNet
+            self.linear_attn = recurrence(layer, architecture, own, make)
+        if architecture.attends(layer):
             self.self_attn = attention(layer, architecture, own, make)
         mlp = ExpertFeedForward if architecture.is_mixture(layer) else FeedForward
-        self.mlp = mlp(architecture, own, make)
+        self.mlp = None if lone else mlp(architecture, own, make)
 
     def attention_input(self, x: Tensor) -> Tensor:
         """What attention sees of the rows, [N, D] -> [N, D]."""
@@ -535,6 +618,8 @@ class DecoderLayer(nn.Module):
 
     def mlp_residual(self, x: Tensor) -> Tensor:
         """What the feed-forward adds, [N, D] -> [N, D]."""
+        if self.mlp is None:
+            raise RuntimeError(f"layer {self.layer} has no feed-forward")
         if self.one_norm:
             return self._scaled(self.mlp(self.input_layernorm(x)))
         if not self.post_norms:
@@ -545,16 +630,16 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
         found = [self._modules.get(name) for name in ("conv", "linear_attn", "self_attn")]
-        mixer = next(one for one in found if one is not None)
-        added = self.attention_residual(mixer(self.attention_input(x), rope[self.layer], attention))
-        return self.with_mlp(x, added)
+        seen = self.attention_input(x)
+        mixed = [one(seen, rope[self.layer], attention) for one in found if one is not None]
+        return self.with_mlp(x, self.attention_residual(sum(mixed[1:], mixed[0])))
 
     def with_mlp(self, x: Tensor, added: Tensor) -> Tensor:
         """Rows [N, D], what attention adds to them, and what the feed-forward adds."""
         if self.parallel:
             return x + added + self.mlp_residual(x)
         x = x + added
-        return x + self.mlp_residual(x)
+        return x if self.mlp is None else x + self.mlp_residual(x)
 
     def _scaled(self, added: Tensor) -> Tensor:
         return added if self.scale == 1.0 else added * self.scale

@@ -39,6 +39,11 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
             "llama.cpp adds B A and no more: it has no place for this adapter's magnitudes or "
             "biases (DoRA, bias, lora_bias); export a PEFT folder instead"
         )
+    if architecture.unadapted:
+        raise ModelFileError(
+            f"{architecture.family}'s GGUF files hold rows in another order than adapters do; "
+            f"export a PEFT folder instead"
+        )
     named = {
         theirs(name, architecture): order(name, adapter.tensors[name], architecture)
         for name in adapter.tensors

@@ -46,6 +46,17 @@ SIZES = {"": "135M", "large": "about 1B, random weights"}
 BEST = {"": (1.4, 2.2, 2.0, 2.0, 1.1), "large": (1.0, 1.8, 1.5, None, 1.0)}
 # Ours alone, over a long context: what keys and values are kept as, and the key's prefix.
 LONG = {"long": "long.", "long_q8": "long.8bit.", "long_q4": "long.4bit."}
+# What `--only` may name, with about how long it takes on two quiet cores.
+PARTS = {
+    "speeds": "135M beside its peers, and first tokens from cold processes; 7 min",
+    "adapters": "what one costs, and eight; 1 min",
+    "balanced": "what that precision costs; 1 min",
+    "long": "a prompt of 8,000 tokens and an answer after it, each type of cache; 2 min",
+    "exactness": "logits of each precision, of each type of cache (kv) and of llama.cpp; 2 min",
+    "large": "about 1B beside the peers, and the memory's own speed; 6 min",
+    "speculation": "a draft model beside about 1B; 3 min",
+    "perplexity": "the serving path's, beside float32; 1 min",
+}
 LIBRARIES = {"llamacpp": "llama_cpp", "openvino": "openvino_genai", "transformers": "transformers"}
 
 
@@ -57,13 +68,14 @@ class EngineScale:
     prompt: int = 64  # before an answer
     prefill: int = 512  # of a long prompt
     long: int = 8000  # of a very long one
-    exact: int = 2048  # whose logits are compared with float32
+    exact: int = 1024  # whose logits are compared with float32
     large_tokens: int = 16  # at 1B, where prompts take most of the time, all three are smaller
     large_prompt: int = 16
     large_prefill: int = 256
     deep: int = 280  # layers of the default model's that make 1B
     guided: int = 96  # tokens of an answer with a draft model
     repeats: int = 5
+    large_repeats: int = 3
     cold_repeats: int = 3
     long_repeats: int = 2
     large: random_model.Sizes = random_model.BILLION
@@ -78,14 +90,17 @@ QUICK = EngineScale(
     deep=32,
     guided=8,
     repeats=1,
+    large_repeats=1,
     cold_repeats=1,
     large=random_model.TINY,
     read_bytes=1 << 24,
 )
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
-    """Run everything.
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run everything, or the named `PARTS`.
 
     Args:
         quick: few tokens and a tiny second model, to see that it runs; a peer that is not installed
@@ -95,6 +110,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     Raises:
         ConfigError: a peer is not installed.
     """
+    parts = only or tuple(PARTS)
     scale, missing = (
         (QUICK if quick else EngineScale()),
         [name for name in PEERS if not importlib.util.find_spec(LIBRARIES[name])],
@@ -110,35 +126,37 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         f"{scale.prefill}; at 1B {scale.large_tokens}, {scale.large_prompt} and "
         f"{scale.large_prefill}",
         "seed": SEED,
-        "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats,
-                    "long": scale.long_repeats},
+        "parts": list(parts),
+        "repeats": {"speeds": scale.repeats, "large": scale.large_repeats,
+                    "cold": scale.cold_repeats, "long": scale.long_repeats},
         "clock": "seconds on the wall, all cores",
         "memory": "VmHWM of each engine's process: its own and the mapped files' pages that it "
                   "touched, alike for all",
         "spread": {}, "ratio": {}, "large": {"ratio": {}}, "missing_peers": missing,
     }  # fmt: skip
     peers = [name for name in PEERS if name not in missing]
-    with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
-        model = catalog.find(MODEL)
-        compare("", files(model, Path(scratch), peers, report), scale, report, tell, keep)
-        adapters(model, scale, report, tell)
-        balanced(model, scale, report, tell)
-        long_contexts(model, scale, report, tell)
-        keep(report)
-        tell("logits of each precision, of each type of cache and of llama.cpp beside float32")
-        report |= exact_logits(model, Path(scratch), scale, peers)
-        keep(report)
-        large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
-        read = files(large, Path(scratch), peers, report["large"])
-        del read["no_compiler"]
-        # without a compiler a round of questions takes minutes at this size
-        compare("large", read, scale, report, tell, keep)
-        bandwidth(large, scale, report)
-        keep(report)
-        guided(model, large, Path(scratch), scale, report, tell)
-        keep(report)
-    tell("perplexity of the fast path and of float32 over the same blocks")
-    report["perplexity"] = perplexities(model, quick)
+    with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
+        model, scratch = catalog.find(MODEL), Path(folder)
+
+        def large() -> Path:
+            return random_model.write(scratch / "large.gguf", model, scale.large, seed=SEED)
+
+        run: dict[str, Callable[[], None]] = {
+            "speeds": lambda: compare(
+                "", files(model, scratch, peers, report), scale, report, tell, keep
+            ),
+            "adapters": lambda: adapters(model, scale, report, tell),
+            "balanced": lambda: balanced(model, scale, report, tell),
+            "long": lambda: long_contexts(model, scale, report, tell),
+            "exactness": lambda: exact_logits(model, scratch, scale, peers, report, tell),
+            "large": lambda: billion(large(), scratch, peers, scale, report, tell, keep),
+            "speculation": lambda: guided(model, large(), scratch, scale, report, tell),
+            "perplexity": lambda: perplexities(model, quick, report, tell),
+        }
+        for part in PARTS:  # in their order
+            if part in parts:
+                run[part]()
+                keep(report)
     # every engine wrote as many tokens as it was asked for, or the run would have ended
     report["exact"] = True
     return report
@@ -161,6 +179,22 @@ def files(model: Path, scratch: Path, peers: list[str], place: dict[str, Any]) -
     if "transformers" in peers:
         found["transformers"] = unpacked(weights.load(model), scratch / model.stem)
     return found
+
+
+def billion(
+    large: Path,
+    scratch: Path,
+    peers: list[str],
+    scale: EngineScale,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
+    keep: Keep,
+) -> None:
+    """The larger model. Without a compiler a round of questions takes minutes at this size."""
+    read = files(large, scratch, peers, report["large"])
+    del read["no_compiler"]
+    compare("large", read, scale, report, tell, keep)
+    bandwidth(large, scale, report)
 
 
 def compare(
@@ -201,7 +235,7 @@ def compare(
             with engine.excused():
                 engine.start()
         tell(f"{SIZES[size]}: {', '.join(orders)} in turn")
-        in_turn(engines, orders, scale.repeats, after)
+        in_turn(engines, orders, scale.large_repeats if size else scale.repeats, after)
         for engine in running(engines):
             with engine.excused():
                 place[engine.name]["peak_mb"] = engine.ask({"what": "peak_mb"})
@@ -368,10 +402,8 @@ def long_contexts(
     orders: dict[str, Order] = {
         "prefill": {"what": "prefill", "prompt": scale.prefill},
         "prefill_8k": {"what": "prefill", "prompt": scale.long},
-        "decode_8k": {
-            **{"what": "decode", "batch": 1},
-            **{"tokens": scale.tokens, "prompt": scale.long},
-        },
+        # after the prompt that was read a moment ago, which stands in the cache
+        "decode_8k": {"what": "answer", "tokens": scale.tokens, "prompt": scale.long},
     }
     with ExitStack() as stack:
         engines = [contender(name, model) for name in LONG]
@@ -387,9 +419,15 @@ def long_contexts(
 
 
 def exact_logits(
-    model: Path, scratch: Path, scale: EngineScale, peers: list[str]
-) -> dict[str, dict[str, dict[str, float]]]:
+    model: Path,
+    scratch: Path,
+    scale: EngineScale,
+    peers: list[str],
+    report: dict[str, Any],
+    tell: Callable[[str], None],
+) -> None:
     """`exactness` and `kv`, over Python's own documentation; llama.cpp reads the same file."""
+    tell("logits of each precision, of each type of cache and of llama.cpp beside float32")
     loaded = weights.load(model)
     tokens = documentation(loaded)[: scale.exact]
     beside = None
@@ -403,7 +441,7 @@ def exact_logits(
             beside = None
         finally:
             engine.close()
-    return distances(loaded, tokens, beside)
+    report |= distances(loaded, tokens, beside)
 
 
 def documentation(loaded: weights.Weights) -> list[int]:
@@ -433,16 +471,22 @@ def bandwidth(large: Path, scale: EngineScale, report: dict[str, Any]) -> None:
     report["large"]["of_bandwidth_b1"] = report["large"]["ours"]["b1"] * read / max(speeds)
 
 
-def perplexities(model: Path, quick: bool) -> dict[str, float]:
+def perplexities(
+    model: Path, quick: bool, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
     """Perplexity on Python's own documentation: the serving path, float32 over the same blocks,
     and percent between them.
     """
+    tell("perplexity of the fast path and of float32 over the same blocks")
     loaded = weights.load(model)
     tokens = documentation(loaded)[: 256 if quick else 4608]
     blocks = 512 // BLOCK_TOKENS
     fast = perplexity(select(loaded, EngineConfig()).build(blocks, 512), tokens)
     exact = perplexity(TorchRunner(loaded, blocks, compute=torch.float32), tokens)
-    return {"serving": fast, "float32": exact, "worse_percent": 100 * (fast / exact - 1)}
+    report["perplexity"] = {
+        **{"serving": fast, "float32": exact},
+        "worse_percent": 100 * (fast / exact - 1),
+    }
 
 
 def figures(report: dict[str, Any]) -> Iterator[Figure]:
@@ -493,22 +537,27 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(
             "ratio.no_compiler.b1", "×", "without a compiler over transformers, b1", at_least=3
         )
-    yield Figure(
-        "large.of_bandwidth_b1",
-        "",
-        "about 1B, b1: share of what the memory's speed allows",
-        at_least=0.7,
-    )
-    yield Figure("memory_read_gb_s", "GB/s", "  memory read here")
+    if "memory_read_gb_s" in report:
+        yield Figure(
+            "large.of_bandwidth_b1",
+            "",
+            "about 1B, b1: share of what the memory's speed allows",
+            at_least=0.7,
+        )
+        yield Figure("memory_read_gb_s", "GB/s", "  memory read here")
     yield from long_figures(report)
     yield from exact_figures(report)
-    yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
-    yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)
+    if "adapters" in report:
+        yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
+        yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)
     if "balanced" in report:
         yield Figure("balanced.b8", "", "precision balanced at b8: speed lost", at_most=0.03)
     if "speculation" in report:
         yield from speculation_figures()
-    yield Figure("perplexity.worse_percent", "%", "perplexity over that of float32", at_most=0.5)
+    if "perplexity" in report:
+        yield Figure(
+            "perplexity.worse_percent", "%", "perplexity over that of float32", at_most=0.5
+        )
 
 
 def long_figures(report: dict[str, Any]) -> Iterator[Figure]:

@@ -63,7 +63,7 @@ MAMBA2 = {
     "num_hidden_layers": 4,
     "mamba_n_heads": 8,
     "mamba_d_head": 16,
-    "mamba_d_state": 8,
+    "mamba_d_state": 16,
     "mamba_n_groups": 1,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -124,6 +124,9 @@ FAMILIES = (
         "shared_expert_intermediate_size": 32,
     }),
     SmallFamily("Qwen3.5", "qwen3_5_text", HEADS | DELTA),
+    SmallFamily("Qwen3.5-MoE", "qwen3_5_moe_text", EXPERTS | HEADS | DELTA | {
+        "shared_expert_intermediate_size": 32,
+    }),
     SmallFamily("Gemma", "gemma", HEADS),
     SmallFamily("Gemma 2", "gemma2", HEADS | WINDOW),
     SmallFamily("Gemma 3", "gemma3_text", HEADS | WINDOW),
@@ -177,7 +180,7 @@ FAMILIES = (
     SmallFamily("Nemotron", "nemotron"),
     SmallFamily("Nemotron-H", "nemotron_h", {
         "num_hidden_layers": 4, "hybrid_override_pattern": "M*M-", "mamba_num_heads": 8,
-        "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1,
+        "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
     }),
     SmallFamily("Ernie 4.5", "ernie4_5"),
     SmallFamily("Ernie 4.5 MoE", "ernie4_5_moe", {

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+from ...core.errors import ConfigError
 from .. import machine
 from .figures import Figure, Keep, look_up, misses, nobody, number, rounded, so_far
 
@@ -57,23 +58,34 @@ class Suite(Protocol):
     """What a suite's module offers."""
 
     def measure(
-        self, *, quick: bool, tell: Callable[[str], None], keep: Keep
+        self, *, quick: bool, tell: Callable[[str], None], keep: Keep, **only: Sequence[str]
     ) -> dict[str, Any]: ...
 
     def figures(self, report: dict[str, Any]) -> Sequence[Figure]: ...
 
 
 def run(
-    name: str, *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody
-) -> tuple[dict[str, Any], list[Figure]]:  # fmt: skip
+    name: str,
+    *,
+    quick: bool,
+    tell: Callable[[str], None],
+    keep: Keep = nobody,
+    only: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[Figure]]:
     """One suite's report, ready for a file, and the rows of its table.
 
     Args:
         name: a key of `SUITES`.
         tell: hears what is being measured, and each figure as soon as it is there.
         keep: gets the report, ready for a file and marked `unfinished`, after each part.
+        only: the parts that are run, where a suite names its `PARTS`; all by default.
+
+    Raises:
+        ConfigError: a part that this suite has not.
     """
-    suite = cast(Suite, importlib.import_module(f".{name}", __package__))
+    module = importlib.import_module(f".{name}", __package__)
+    check_parts(name, only, getattr(module, "PARTS", {}))
+    suite = cast(Suite, module)
     head, told = {"suite": name, "quick": quick, "machine": machine.line()}, set[str]()
 
     def part(report: dict[str, Any]) -> None:
@@ -83,6 +95,17 @@ def run(
             told.add(row.key)
         keep(rounded({**head, "unfinished": True, **report}))
 
-    found = suite.measure(quick=quick, tell=tell, keep=part)
+    chosen: dict[str, Sequence[str]] = {"only": only} if only else {}
+    found = suite.measure(quick=quick, tell=tell, keep=part, **chosen)
     rows = list(suite.figures(found))
     return rounded({**head, **found, "aims_missed": {} if quick else misses(found, rows)}), rows
+
+
+def check_parts(name: str, only: Sequence[str], parts: Mapping[str, str]) -> None:
+    """Raises: ConfigError: a part that the suite `name` has not."""
+    if unknown := [one for one in only if one not in parts]:
+        there = "; ".join(f"{part}: {what}" for part, what in parts.items())
+        raise ConfigError(
+            f"bench {name} has no part {unknown[0]!r:.40}; "
+            + (f"there are {there}" if parts else "it runs whole, leave --only out")
+        )

@@ -118,6 +118,7 @@ class FakeModel:
     owns_threads = False
     paged = True
     windows = None
+    states = None
     block_bytes = TINY_BLOCK_BYTES  # as if it held float32
 
     def __init__(self, blocks: int = 64) -> None:

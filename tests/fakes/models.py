@@ -77,6 +77,13 @@ DELTA = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 32,
 }
+SCANS = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_d_head": 16}
+HYBRID = {
+    **SCANS,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2
+    + ["linear_attention", "full_attention"],
+    "shared_intermediate_size": 80,
+}
 LLAMA4 = {
     "head_dim": 32,
     "num_local_experts": 5,
@@ -397,6 +404,52 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen35": ("Qwen3_5TextConfig", DELTA),
+    "qwen35moe": (
+        "Qwen3_5MoeTextConfig",
+        {
+            **DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+        },
+    ),
+    "granitehybrid": ("GraniteMoeHybridConfig", {**GRANITE, **HYBRID, "num_local_experts": 5}),
+    "granitehybrid-dense": (
+        "GraniteMoeHybridConfig",
+        {**GRANITE, **HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"},
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            **SCANS,
+            "head_dim": 16,
+            "mamba_d_ssm": 128,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mlp_multipliers": [0.9, 0.8],
+            "ssm_multipliers": [0.7, 0.9, 1.1, 1.2, 1.3],
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.85,
+            "key_multiplier": 0.75,
+            "attention_in_multiplier": 1.15,
+            "attention_out_multiplier": 0.95,
+            "embedding_multiplier": 1.5,
+            "lm_head_multiplier": 0.6,
+        },
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {
+            "hybrid_override_pattern": "M-M*-MM-",
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "head_dim": 32,
+        },
+    ),
+    "falcon_h1-plain": ("FalconH1Config", {**SCANS, "mamba_d_ssm": 128, "head_dim": 16}),
     "lfm2": ("Lfm2Config", CONVOLVED),
     "lfm2moe": (
         "Lfm2MoeConfig",
@@ -420,7 +473,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # whose folders hold norms less 1
 LESS_ONE = (
     *("Gemma2Config", "Gemma3TextConfig", "GemmaConfig", "NemotronConfig"),
-    *("Qwen3NextConfig", "Qwen3_5TextConfig"),
+    *("Qwen3NextConfig", "Qwen3_5TextConfig", "Qwen3_5MoeTextConfig"),
 )
 # whose norms are LayerNorms
 CENTRED = (
@@ -439,7 +492,10 @@ CENTRED = (
     "nemotron",
 )
 # in whose GGUF files rows of q and k take turns that do not in a folder
-TURNED = ("olmo", "llama", "smollm3", "granite", "granitemoe", "mistral3", "arcee")
+PLAIN_MIXERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+GRANITES = ("granite", "granitemoe", "granitehybrid")
+TURNED = ("olmo", "llama", "smollm3", *GRANITES, "mistral3", "arcee")
+DELTAS = ("qwen3next", "qwen35", "qwen35moe")
 
 
 def make_model(name: str, **changes: Any) -> Any:
@@ -545,7 +601,13 @@ class GgufWriter:
             "llama4_text": "llama4",
             "qwen3_next": "qwen3next",
             "qwen3_5_text": "qwen35",
+            "qwen3_5_moe_text": "qwen35moe",
+            "falcon_h1": "falcon-h1",
         }.get(self.config.model_type, self.config.model_type)
+        self.scans = any(name.endswith(".A_log") for name, _ in model.named_parameters())
+        self.scans &= "linear_attn" not in "".join(name for name, _ in model.named_parameters())
+        if self.scans and self.family == "granite":
+            self.family = "granitehybrid"
         self.writer = gguf.GGUFWriter(path, self.family)
         kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == self.family)
         # the package's own names, of a layer's tensors too
@@ -579,10 +641,12 @@ class GgufWriter:
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
         # the dense ones of Granite 4 call theirs otherwise
-        dense = config.model_type == "granitemoehybrid"
+        dense = config.model_type == "granitemoehybrid" and not config.num_local_experts
         ffn = config.shared_intermediate_size if dense else inner_size(config)
         if self.family == "lfm2":  # which works it out of the config's
             ffn = self.model.model.layers[0].feed_forward.w1.out_features
+        if self.family == "nemotron_h":
+            ffn = [ffn * (kind == "mlp") for kind in config.layer_types]
         writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
         one = config.model_type == "deepseek_v3"
@@ -590,11 +654,17 @@ class GgufWriter:
         if self.family.startswith("lfm2"):
             kept = [key_heads(config) * (kind != "conv") for kind in config.layer_types]
             writer.add_shortconv_l_cache(config.conv_L_cache)
+        if self.scans:
+            self.scan_sizes()
+        if self.family in ("granitehybrid", "nemotron_h"):
+            kept = [key_heads(config) * (kind == "full_attention") for kind in config.layer_types]
+        if self.family == "nemotron_h":
+            writer.add_rope_scaling_finetuned(False)
         writer.add_head_count_kv(kept)
         if self.family == "olmo":
             writer.add_layer_norm_eps(1e-5)
         for key in ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"):
-            if hasattr(config, key) and not self.family.startswith("lfm2"):
+            if hasattr(config, key) and not self.family.startswith(("lfm2", "nemotron_h")):
                 writer.add_layer_norm_eps(getattr(config, key))
         if hasattr(config, "rms_norm_eps") and self.family not in CENTRED:
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -618,7 +688,7 @@ class GgufWriter:
             writer.add_sliding_window_pattern(
                 [kind == "sliding_attention" for kind in config.layer_types]
             )
-        if self.family in ("qwen3next", "qwen35"):
+        if self.family in DELTAS:
             values = config.linear_num_value_heads
             writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
             writer.add_ssm_state_size(config.linear_key_head_dim)
@@ -638,21 +708,80 @@ class GgufWriter:
             writer.add_final_logit_softcapping(config.final_logit_softcapping)
         if self.family == "gemma3":
             writer.add_float32("gemma3.attention.scale", config.query_pre_attn_scalar**-0.5)
-        if self.family in ("granite", "granitemoe"):
+        if self.family in GRANITES:
             writer.add_float32(f"{self.family}.attention.scale", config.attention_multiplier)
             if shared := getattr(config, "shared_intermediate_size", 0):
-                if self.family == "granitemoe":
+                if self.family != "granite":
                     writer.add_expert_shared_feed_forward_length(shared)
-                else:
+                if self.family != "granitemoe":
                     writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
             writer.add_embedding_scale(config.embedding_multiplier)
             writer.add_residual_scale(config.residual_multiplier)
             writer.add_logit_scale(config.logits_scaling)
-        if experts := getattr(config, "num_local_experts", getattr(config, "num_experts", 0)):
+        experts = getattr(config, "num_local_experts", getattr(config, "num_experts", 0))
+        if experts and self.family != "nemotron_h":  # whose config always names some
             writer.add_expert_count(experts)
             taken = getattr(config, "num_experts_per_tok", None) or config.moe_topk
             writer.add_expert_used_count(taken)
             self.mixture()
+
+    def scan_sizes(self) -> None:
+        """What Mamba-2's layers say."""
+        config, writer = self.config, self.writer
+        names = ["conv_kernel", "ssm_state_size", "n_groups", "mamba_num_heads", "mamba_head_dim"]
+        if self.family != "nemotron_h":
+            own = ("d_conv", "d_state", "n_groups", "n_heads", "d_head")
+            names = [f"mamba_{name}" for name in own]
+        taps, states, groups, heads, size = (getattr(config, name) for name in names)
+        writer.add_ssm_conv_kernel(taps)
+        writer.add_ssm_state_size(states)
+        writer.add_ssm_group_count(groups)
+        writer.add_ssm_inner_size(heads * size)
+        writer.add_ssm_time_step_rank(heads)
+
+    def scan(self, name: str, tensor: Tensor) -> None:
+        """One of Mamba-2's tensors."""
+        config, (_, _, layer, _, leaf) = self.config, name.split(".", 4)
+        own = leaf.replace("conv1d", "ssm_conv1d").replace("norm.", "ssm_norm.")
+        own = {
+            "A_log": "ssm_a",
+            "D": "ssm_d",
+            "dt_bias": "ssm_dt.bias",
+            "in_proj.weight": "ssm_in.weight",
+            "out_proj.weight": "ssm_out.weight",
+        }.get(leaf, own)
+        if leaf == "A_log":
+            tensor = -tensor.exp()
+        if leaf in ("A_log", "D"):
+            tensor = tensor[:, None]
+        if leaf == "conv1d.weight":
+            tensor = tensor.squeeze(1)
+        if leaf == "norm.weight":
+            groups = getattr(config, "mamba_n_groups", None) or config.n_groups
+            tensor = tensor.view(groups, -1)
+        if self.family == "falcon-h1" and leaf == "out_proj.weight":
+            tensor = tensor * config.ssm_out_multiplier
+        if self.family == "falcon-h1" and leaf == "in_proj.weight":
+            inner, keys = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+            parts = tensor.split([inner, inner, keys, keys, config.mamba_n_heads])
+            factors = zip(parts, config.ssm_multipliers, strict=True)
+            tensor = torch.cat([part * own for part, own in factors]) * config.ssm_in_multiplier
+        self.writer.add_tensor(f"blk.{layer}.{own}", tensor.contiguous().numpy())
+
+    def falcon_factor(self, name: str) -> float:
+        """What the converter multiplies one of Falcon-H1's other matrices by."""
+        config, seen = self.config, self.config.attention_in_multiplier
+        factors = {
+            "gate_proj": config.mlp_multipliers[0],
+            "down_proj": config.mlp_multipliers[1],
+            "q_proj": seen,
+            "k_proj": seen * config.key_multiplier,
+            "v_proj": seen,
+            "o_proj": config.attention_out_multiplier,
+            "lm_head": config.lm_head_multiplier,
+            "embed_tokens": config.embedding_multiplier,
+        }
+        return next((own for part, own in factors.items() if part in name), 1.0)
 
     def latent(self) -> None:
         """What latent attention says: the third version as newer converters write it, whose one
@@ -691,9 +820,9 @@ class GgufWriter:
             writer.add_expert_weights_scale(config.routed_scaling_factor)
         if self.family in ("minimax-m2", "lfm2moe"):
             writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        if self.family not in ("llama", "olmoe", "granitemoe"):
+        if self.family not in ("llama", "olmoe", *GRANITES):
             writer.add_expert_feed_forward_length(width)
-        if self.family in ("qwen2moe", "qwen3next"):
+        if self.family in ("qwen2moe", "qwen3next", "qwen35moe"):
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
         if self.family in ("glm4moe", "dots1", "deepseek2"):
             writer.add_expert_shared_count(config.n_shared_experts)
@@ -746,7 +875,18 @@ class GgufWriter:
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
-        if self.family in ("qwen3next", "qwen35"):
+        if self.family == "nemotron_h":
+            name = name.replace("model.", "backbone.")
+        mixer = name.split(".")[4] if ".mixer." in name else ""
+        if ".mamba." in name or (mixer and mixer not in PLAIN_MIXERS):
+            self.scan(name, tensor)
+            return
+        if self.family == "falcon-h1":
+            tensor = tensor * self.falcon_factor(name)
+        if name.endswith("pre_ff_layernorm.weight"):
+            self.writer.add_tensor(f"blk.{name.split('.')[2]}.ffn_norm", tensor.numpy())
+            return
+        if self.family in DELTAS:
             if name.endswith("norm.weight") and "linear_attn" not in name:
                 tensor = tensor + 1
             if "linear_attn." in name:
@@ -812,7 +952,7 @@ class GgufWriter:
             heads = part.view(keys, -1, each, *part.shape[1:])
             return heads.transpose(0, 1).reshape(part.shape)
 
-        if self.family == "qwen35":
+        if self.family.startswith("qwen35"):
             if leaf.startswith(("in_proj_qkv", "conv1d")):
                 tensor = torch.cat([tensor[:rest], tiled(tensor[rest:], size)])
             elif leaf.startswith("in_proj_z"):
@@ -865,7 +1005,7 @@ class GgufWriter:
     def shared(self, name: str, tensor: Tensor) -> None:
         """Granite's feed-forward for all rows: gate and up in one, gate first."""
         layer = name.split(".")[2]
-        end = "_shexp" if self.family == "granitemoe" else ""
+        end = "_shexp" if getattr(self.config, "num_local_experts", 0) else ""
         kinds = ("gate", "up") if "input_linear" in name else ("down",)
         for own, values in zip(kinds, tensor.chunk(len(kinds)), strict=True):
             self.writer.add_tensor(

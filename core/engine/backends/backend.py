@@ -6,14 +6,16 @@ Always: who holds the cache counts it; saved bytes of one layout are never read 
 """
 
 from collections import abc
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CacheError
 from ...models.weights import Weights
+from ..prefix_cache import StateSnapshot
 from ..scheduler import Batch
+from ..sequence import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,30 @@ class LayerWindows(Protocol):
         ...
 
 
+class RecurrentStates(Protocol):
+    """What recurrent layers remember of each sequence beside the cache."""
+
+    saved_bytes: int  # of one in a saved conversation; 0: none is saved
+
+    def snapshot(self, sequence: Sequence) -> StateSnapshot:
+        """A copy of a sequence's, as its last step left it. A sequence that `resumes` one begins
+        its next span there.
+        """
+        ...
+
+    def dump(self, state: Any) -> bytes:
+        """A snapshot's state for a file."""
+        ...
+
+    def load(self, data: bytes) -> Any:
+        """What `dump` returned.
+
+        Raises:
+            CacheError: another size, or numbers that are not finite.
+        """
+        ...
+
+
 class Backend(Protocol):
     """One model on one kind of hardware, with a paged cache of keys and values."""
 
@@ -37,9 +63,14 @@ class Backend(Protocol):
     # it has threads for a step; else torch's in the engine's thread do the work
     owns_threads: bool
     # what a block of the pool stands for is in that block, and others may find it there; else it is
-    # memory that a sequence's one state takes, which drafts would spoil
+    # memory beside a sequence's one state, which drafts would spoil
     paged: bool
     block_bytes: int  # of the cache, one block over all layers, keys and values
+
+    @property
+    def states(self) -> "RecurrentStates | None":
+        """What layers remember beside blocks; None: nothing, or nobody else can go on from it."""
+        ...
 
     @property
     def windows(self) -> "LayerWindows | None":

@@ -229,3 +229,33 @@ def select_encoder(weights: EncoderWeights, threads: int) -> Encoder:
 def cache_bytes(architecture: Architecture) -> int:
     """Keys and values of one token over all layers, as the compiled kernels keep them."""
     return network.block_bytes(architecture) // BLOCK_TOKENS
+
+
+def sequence_bytes(architecture: Architecture) -> int:
+    """What all layers remember of one sequence beside the cache."""
+    return network.state_bytes(architecture)
+
+
+def running_at_once(config: EngineConfig, state_bytes: int) -> int:
+    """How many requests run together: where each has a state of so many bytes beside the cache, no
+    more than half of the cache's memory holds.
+    """
+    if not state_bytes:
+        return config.max_running
+    return max(1, min(config.max_running, config.kv_bytes // 2 // state_bytes))
+
+
+def kept_states(config: EngineConfig, state_bytes: int) -> int:
+    """How many copies of states are kept, for whoever goes on from there: a quarter of the cache's
+    memory, if it is known what they take.
+    """
+    if not config.share_prefixes:
+        return 0
+    return config.kv_bytes // 4 // state_bytes if state_bytes else config.max_running
+
+
+def beside_blocks(config: EngineConfig, state_bytes: int) -> int:
+    """Of the cache's memory, what states and their copies take."""
+    if not state_bytes:
+        return 0
+    return state_bytes * (running_at_once(config, state_bytes) + kept_states(config, state_bytes))

@@ -37,22 +37,24 @@ def sample(logits: Numbers, rows: abc.Sequence[LogitRow]) -> list[int | None]:
     """
     if not len(rows):
         return []
+    # once over the logits, which are megabytes; what is no number counts as the largest
+    best = logits.argmax(-1)
     # before a grammar writes minus infinity everywhere
-    sound = np.isfinite(logits.max(-1)).tolist()
+    sound = np.isfinite(logits[np.arange(len(best)), best]).tolist()
     for index, row in enumerate(rows):
         if row.state.penalised:
             row.state.penalties.apply(logits[index], row.ahead)
-    apply_grammar_mask(
-        logits,
-        [
-            (index, row.state.matcher, row.drafts)
-            for index, row in enumerate(rows)
-            if row.offset == 0 and row.state.matcher is not None
-        ],
-    )
+    formed = [
+        (index, row.state.matcher, row.drafts)
+        for index, row in enumerate(rows)
+        if row.offset == 0 and row.state.matcher is not None
+    ]
+    apply_grammar_mask(logits, formed)
+    if formed or any(row.state.penalised for row in rows):
+        best = logits.argmax(-1)
     sound = [ok and row.state.failure is None for ok, row in zip(sound, rows, strict=True)]
     chosen: list[int | None] = [
-        token if ok else None for token, ok in zip(logits.argmax(-1).tolist(), sound, strict=True)
+        token if ok else None for token, ok in zip(best.tolist(), sound, strict=True)
     ]
     drawn = [index for index, row in enumerate(rows) if row.state.temperature > 0 and sound[index]]
     if drawn:

@@ -126,7 +126,7 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
         family=family.name,
         num_layers=settings.size("block_count"),
         hidden_size=width,
-        intermediate_size=ffn or settings.size("feed_forward_length"),
+        intermediate_size=ffn or family.gguf_inner(settings),
         num_heads=heads,
         num_kv_heads=family.gguf_kv_heads(settings, heads),
         head_dim=head_dim,

@@ -174,7 +174,8 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTen
     skipped = (*family.hf_skipped, *TABLES)
     found = hf_folder.read_tensors(folder, skipped, stacked=family.hf_stacked)
     ours = {unwrapped(name, family): blocks for name, blocks in found.items()}
-    tensors = TensorMap(folder, family.hf_unpacked(ours, architecture), family.name)
+    unpacked = family.hf_unpacked(family.hf_scaled(ours, settings), architecture)
+    tensors = TensorMap(folder, unpacked, family.name)
     if family.further_layers:
         tensors.drop_layers("model.layers.", architecture.num_layers)
     named: dict[str, QuantTensor] = {}

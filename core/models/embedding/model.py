@@ -8,6 +8,7 @@ not; no torch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ MOST_LENGTH = 8192  # of one without
 TOKENIZER = "tokenizer.json"
 ROWS = 4096  # of a matrix that are looked at together
 BEYOND = 64  # control tokens that may stand behind an encoder's rows: Gemma has one, of pictures
+RANKS = "pipeline_tag: text-ranking"  # in the head of a model's card
+CARD_LETTERS = 4096
 PROBE = "a ꙮ"  # a letter that hardly a vocabulary has: what stands for it is there too
 
 
@@ -40,7 +43,7 @@ class EncoderModel:
     dense: tuple[npt.NDArray[np.float32], ...] = ()  # behind the encoder, [rows, columns] each
     # before a text, by what it is for
     prompts: Mapping[Role, str] = field(default_factory=dict)
-    judges: bool = False  # nothing says that it makes vectors alone: a decoder may say yes or no
+    judges: bool = False  # it says of itself that it scores pairs: a decoder, by a yes or a no
 
 
 def read(path: Path, *, scoring: bool = False) -> EncoderModel:
@@ -95,8 +98,23 @@ def read_folder(folder: Path, *, scoring: bool) -> EncoderModel:
     architecture = weights.architecture
     backend = read_tokenizer(folder, architecture)
     longest = read_longest(folder, architecture, scoring=scoring)
-    embeds = (folder / "modules.json").exists()  # as sentence-transformers marks those
-    return EncoderModel(folder, weights, backend, longest, tuple(dense), prompts, judges=not embeds)
+    return EncoderModel(
+        folder, weights, backend, longest, tuple(dense), prompts, judges=judges(folder)
+    )
+
+
+def judges(folder: Path) -> bool:
+    """Whether a folder says of itself that it scores pairs: by its name or the one that its config
+    remembers, or by its card. One with modules.json makes vectors.
+    """
+    if (folder / "modules.json").exists():
+        return False
+    origin = read_json(folder / "config.json").get("_name_or_path", "")
+    if any("rerank" in str(name).lower() for name in (folder.resolve().name, origin)):
+        return True
+    card = folder / "README.md"
+    with card.open(encoding="utf-8", errors="replace") if card.is_file() else StringIO() as text:
+        return RANKS in text.read(CARD_LETTERS)
 
 
 def check_finite(path: Path, weights: EncoderWeights) -> None:

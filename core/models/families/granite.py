@@ -1,7 +1,7 @@
 """Granite 3 and 4, dense: Llama with a factor on the embedding, on attention, on what layers add,
 and a divisor of logits; some without rope.
 
-Not covered: Granite 4's hybrids (state spaces).
+Granite 4's folders are read by `granitehybrid.py`.
 
 Source: transformers' `models/granite` and `models/granitemoehybrid`, llama.cpp's `granite` graph
 and its converter.
@@ -9,7 +9,7 @@ and its converter.
 
 from typing import Any
 
-from ..architecture import GATE_UP, Architecture
+from ..architecture import Architecture
 from ..family import Family
 from ..files.settings import GgufSettings, HfSettings
 
@@ -32,10 +32,8 @@ class Granite(Family):
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
-        hybrid = settings.model_type == "granitemoehybrid"
         return {
             **super().from_hf(settings, plain),
-            **(all_attention(settings, plain) if hybrid else {}),
             "embedding_scale": settings.real("embedding_multiplier"),
             "residual_scale": settings.real("residual_multiplier"),
             "attention_scale": settings.real("attention_multiplier"),
@@ -62,18 +60,6 @@ def without_rope(plain: Architecture) -> dict[str, Any]:
     return {"rope_bases": (0.0,) * plain.num_layers}
 
 
-def all_attention(settings: HfSettings, plain: Architecture) -> dict[str, Any]:
-    """What the dense ones of Granite 4 have in their own words."""
-    types = settings.entries("layer_types", plain.num_layers)
-    if types is None or not all(one in ("attention", "full_attention") for one in types):
-        raise ValueError("some of its layers are state spaces")
-    if settings.get("num_local_experts"):
-        raise ValueError("it is a mixture of experts")
-    turned = settings.get("position_embedding_type") == "rope"
-    width = settings.size("shared_intermediate_size")
-    return {"intermediate_size": width, **({} if turned else without_rope(plain))}
-
-
 DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
@@ -83,20 +69,7 @@ DEFAULTS = {
 }
 FAMILY = Granite(
     name="granite",
-    hf_defaults={
-        "granite": DEFAULTS,
-        "granitemoehybrid": {
-            **DEFAULTS,
-            "intermediate_size": 11008,
-            "shared_intermediate_size": 1024,
-            "num_local_experts": 8,
-        },
-    },
+    hf_defaults={"granite": DEFAULTS},
     interleaved=True,
-    hf_fused={"mlp.input_linear": GATE_UP},
-    hf_renamed={
-        ".shared_mlp.input_linear.": ".mlp.input_linear.",
-        ".shared_mlp.output_linear.": ".mlp.down_proj.",
-    },
     gguf_reads=("embedding_scale", "residual_scale", "logit_scale"),
 )

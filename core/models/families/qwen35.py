@@ -1,14 +1,17 @@
 """Qwen3.5, the dense ones: as Qwen3-Next, with one feed-forward for all rows. Its folders nest it
 beside what sees pictures, which is left out.
 
-Not covered: pictures, its mixtures (`qwen3_5_moe`), what Qwen3-Next does not cover.
+Not covered: pictures, what Qwen3-Next does not cover.
 
 Source: transformers' `models/qwen3_5`, llama.cpp's `qwen35` graph and its converter.
 """
 
 from typing import Any
 
+import numpy as np
+
 from ..architecture import Architecture
+from ..family import AdaptedPart
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor
 from .qwen2vl import SECTIONS, are_sections
@@ -52,6 +55,22 @@ class Qwen35(Qwen3Next):
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_unpacked`."""
         return super().hf_unpacked(renamed(found), architecture)
+
+    def delta_adapted(self, name: str, architecture: Architecture) -> tuple[AdaptedPart, ...]:
+        """As `Qwen3Next.delta_adapted`."""
+        own = architecture
+        values = np.arange(own.delta_value_heads * own.delta_value_dim)
+        if own.delta_tiled:  # as a GGUF file has them
+            heads = values.reshape(own.delta_key_heads, -1, own.delta_value_dim)
+            values = heads.transpose(1, 0, 2).reshape(-1)
+        keys = np.arange(2 * own.delta_key_heads * own.delta_key_dim)
+        return {
+            "linear_attn.in_proj_qkv": (
+                AdaptedPart("linear_attn.in_proj", np.concatenate([keys, len(keys) + values])),
+            ),
+            "linear_attn.in_proj_z": (AdaptedPart("linear_attn.gate", values),),
+            "linear_attn.out_proj": (AdaptedPart(name, columns=values),),
+        }.get(name, ())
 
 
 def renamed(found: dict[str, QuantTensor]) -> dict[str, QuantTensor]:

@@ -2,10 +2,11 @@
 passes a gate, with a norm over each head and rope of a quarter of it; a mixture of experts in every
 layer, and beside it a feed-forward that each row opens by a gate of its own.
 
-What a delta net remembers stands for one place of a text alone: beginnings are not shared, guesses
-not checked and conversations not kept.
+What a delta net remembers stands for one place of a text alone: nothing is guessed, and beginnings
+are shared from places where a copy of it was kept. Adapters that others trained change attention
+and what delta nets make of rows and give; none is trained here.
 Not covered: layers without experts among those that have them, layers that guess further tokens
-(left out), adapters, writing such a GGUF file.
+(left out), adapters of experts and of a delta net's rates, writing such a GGUF file.
 
 Source: transformers' `models/qwen3_next`, llama.cpp's `qwen3next` graph and its converter.
 """
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import Architecture
-from ..family import Family
+from ..architecture import ATTENTION_PROJECTIONS, Architecture
+from ..family import AdaptedPart, Family
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor
 from .lfm2 import kernels_upright
@@ -121,6 +122,39 @@ class Qwen3Next(Family):
                     made[GGUF.format(layer, ours)] = vector
         return made
 
+    def adapted(
+        self, name: str, layer: int, architecture: Architecture
+    ) -> tuple[AdaptedPart, ...] | None:
+        """As `Family.adapted`; not the rates of a delta net, nor what experts have."""
+        kind, size = name.partition(".")[0], architecture.head_dim
+        if kind == "mlp":
+            return () if architecture.num_experts else (AdaptedPart(name),)
+        if (kind == "self_attn") != architecture.attends(layer):
+            return ()
+        if name == "self_attn.q_proj":
+            rows = np.arange(2 * architecture.num_heads * size).reshape(-1, 2, size)
+            q, gate = (rows[:, place].reshape(-1) for place in range(2))
+            return AdaptedPart(name, q), AdaptedPart("self_attn.out_gate", gate)
+        if kind == "self_attn":
+            return (AdaptedPart(name),) if name in ATTENTION_PROJECTIONS else ()
+        return self.delta_adapted(name, architecture)
+
+    def delta_adapted(self, name: str, architecture: Architecture) -> tuple[AdaptedPart, ...]:
+        """The same of a delta net."""
+        if name == "linear_attn.in_proj_qkvz":
+            q, k, v, z = input_rows(architecture)
+            inputs = np.concatenate([q, k, v])
+            return AdaptedPart("linear_attn.in_proj", inputs), AdaptedPart("linear_attn.gate", z)
+        return (AdaptedPart(name),) if name == "linear_attn.out_proj" else ()
+
+
+def input_rows(architecture: Architecture) -> list[NDArray[np.int64]]:
+    """Which rows of a folder's inputs are queries, keys, values and gates."""
+    key, heads = architecture.delta_key_dim, architecture.delta_key_heads
+    values = architecture.delta_value_heads * architecture.delta_value_dim // heads
+    rows = np.arange(heads * (2 * key + 2 * values)).reshape(heads, -1)
+    return [part.reshape(-1) for part in np.split(rows, np.cumsum([key, key, values]), axis=1)]
+
 
 def row(numbers: NDArray[np.float32]) -> QuantTensor:
     """A vector of numbers."""
@@ -161,15 +195,11 @@ def split_inputs(made: dict[str, QuantTensor], prefix: str, architecture: Archit
         f"{prefix}alpha.weight",
         architecture,
     )
-    key, heads = architecture.delta_key_dim, architecture.delta_key_heads
-    values = architecture.delta_value_heads * architecture.delta_value_dim // heads
+    q, k, v, z = input_rows(architecture)
     whole = made.get(f"{prefix}in_proj_qkvz.weight")
-    if whole is None or whole.shape[0] != heads * (2 * key + 2 * values):
+    if whole is None or whole.shape[0] != len(q) + len(k) + len(v) + len(z):
         return
     del made[f"{prefix}in_proj_qkvz.weight"]
-    rows = np.arange(whole.shape[0]).reshape(heads, -1)
-    ends = np.cumsum([key, key, values])
-    q, k, v, z = (part.reshape(-1) for part in np.split(rows, ends, axis=1))
     made[f"{prefix}in_proj.weight"] = whole.take(np.concatenate([q, k, v]))
     made[f"{prefix}gate.weight"] = whole.take(z)
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,21 @@ from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
-from ..architecture import LORA_A, PROJECTIONS, ROPE_PROJECTIONS, Architecture
+from ..architecture import ADAPTED_BESIDE, LORA_A, PROJECTIONS, ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
+from ..family import AdaptedPart
 from ..files.lfs_pointer import refuse_pointer
 from ..quant.tensor import QuantTensor
-from .layout import TARGETS, AdapterShape, Layout, a_name, b_name, frozen_a
+from .layout import (
+    DELTA_PROJECTIONS,
+    OTHERS_TARGETS,
+    TARGETS,
+    AdapterShape,
+    Layout,
+    a_name,
+    b_name,
+    frozen_a,
+)
 
 __all__ = ["Adapter", "AdapterShape", "Layout", "assemble", "frozen_a"]
 
@@ -33,7 +43,8 @@ PREFIX = "base_model.model."  # PEFT's, before Hugging Face's names
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 # in the header of TENSOR_FILE; one key only, the library's order of several is random
 OWN_KEY = "quietchoir"
-MODULE = re.compile(r"model\.layers\.(\d{1,4})\.(" + "|".join(map(re.escape, PROJECTIONS)) + ")")
+NAMES = "|".join(map(re.escape, (*PROJECTIONS, *DELTA_PROJECTIONS, *ADAPTED_BESIDE)))
+MODULE = re.compile(rf"model\.layers\.(\d{{1,4}})\.({NAMES})(?!\w)")
 # what an adapter may have of a projection besides A and B, each [rows]
 MAGNITUDE, ADDED, BIAS = VECTORS = (".lora_magnitude_vector", ".lora_B.bias", ".bias")
 MAX_CONFIG_BYTES = 1 << 20
@@ -109,20 +120,47 @@ class Adapter:
                     f"{architecture.family}'s folders and not in ours, so it would be computed "
                     f"wrongly; use one that changes neither q_proj nor k_proj"
                 )
-            rows, columns = architecture.projection(projection)
+            parts = None if family is None else family.adapted(projection, layer, architecture)
+            rows, columns = (
+                architecture.projection(projection)
+                if parts is None or layer >= architecture.num_layers
+                else shape_of(parts, layer, architecture)
+            )
             expected: tuple[int, ...] = (rows, self.shape.rank)
             if name.endswith(LORA_A):
                 expected = (self.shape.rank, columns)
             elif vector_of(name):
                 expected = (rows,)
             there = layer < architecture.num_layers and (
-                architecture.has_projection(layer, projection)
+                architecture.has_projection(layer, projection) if parts is None else bool(parts)
             )
             if not there or tuple(tensor.shape) != expected:
                 raise ModelFileError(
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it "
                     f"was trained on"
                 )
+
+    def in_our_rows(self, architecture: Architecture) -> "Adapter":
+        """The same adapter of our own matrices, where a family's folders hold their rows or columns
+        otherwise; `check` has passed.
+        """
+        family, made = FAMILIES[architecture.family], {}
+        for name, tensor in self.tensors.items():
+            match = MODULE.match(name)
+            if match is None:
+                raise RuntimeError(f"{name} was not checked")
+            parts = family.adapted(match[2], int(match[1]), architecture)
+            if parts is None:
+                return self  # no family has some of this kind and some of that
+            ending = name[match.end() :]
+            for part in parts:
+                taken = tensor
+                if ending == LORA_A and part.columns is not None:
+                    taken = tensor[:, torch.from_numpy(part.columns)]
+                elif ending != LORA_A and part.rows is not None:
+                    taken = tensor[torch.from_numpy(part.rows)]
+                made[f"model.layers.{match[1]}.{part.name}{ending}"] = taken
+        return replace(self, tensors=made)
 
     def check_projections(self, base: Mapping[str, QuantTensor]) -> None:
         """The same of a model that is known by its matrices alone, as `products` takes them.
@@ -258,7 +296,10 @@ class Adapter:
                 rank=rank,
                 alpha=alpha,
                 upper_layers=len({module.split(".")[2] for module in modules}),
-                targets=tuple(own.get("targets") or (name for name in TARGETS if name in found)),
+                targets=tuple(
+                    own.get("targets")
+                    or (name for name in (*TARGETS, *OTHERS_TARGETS) if name in found)
+                ),
                 seed=own.get("seed", 0),
             )
         except (ArithmeticError, TypeError, ValueError) as error:
@@ -269,6 +310,15 @@ class Adapter:
                 f"get it again"
             )
         return cls(shape, str(own.get("base_digest", "")), tensors)
+
+
+def shape_of(
+    parts: tuple[AdaptedPart, ...], layer: int, architecture: Architecture
+) -> tuple[int, int]:
+    """Rows and columns of the projection that these are parts of; (0, 0) of none."""
+    own = architecture.layer_shapes(layer)
+    shapes = [own[f"{part.name}.weight"] for part in parts]
+    return sum(rows for rows, _ in shapes), max((columns for _, columns in shapes), default=0)
 
 
 def assemble(

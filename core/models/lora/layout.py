@@ -17,6 +17,12 @@ from torch import Tensor
 from ..architecture import LORA_A, LORA_B, PROJECTIONS, Architecture
 
 TARGETS = tuple(name.split(".")[1] for name in PROJECTIONS)  # "q_proj" … "down_proj"
+# what others' adapters change besides, in Qwen3-Next and Qwen3.5: taken, never trained here
+DELTA_PROJECTIONS = (
+    *("linear_attn.in_proj_qkvz", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    "linear_attn.out_proj",
+)
+OTHERS_TARGETS = tuple(name.split(".")[1] for name in DELTA_PROJECTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +36,7 @@ class AdapterShape:
     seed: int = 0  # public: everyone draws the frozen A from it
 
     def __post_init__(self) -> None:
-        unknown = set(self.targets) - set(TARGETS)
+        unknown = set(self.targets) - {*TARGETS, *OTHERS_TARGETS}
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(
                 f"targets {list(self.targets)}: expected some of {', '.join(TARGETS)}, each once"

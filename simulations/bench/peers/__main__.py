@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .workload import PREFILL, PROMPT, Peer, Prompts, decode_speed, prefill_speed
+from .workload import PREFILL, PROMPT, Peer, Prompts, answer_speed, decode_speed, prefill_speed
 
 COLD_TOKENS = 1
 
@@ -61,6 +61,8 @@ def obey(peer: Peer, prompts: Prompts, order: Mapping[str, Any]) -> float:
         return peak_mb()
     if order["what"] == "prefill":
         return prefill_speed(peer, prompts, order.get("prompt", PREFILL))
+    if order["what"] == "answer":
+        return answer_speed(peer, prompts, order["tokens"], order["prompt"])
     adapted = Adapted(peer, order["adapters"]) if order.get("adapters") else peer
     return decode_speed(
         adapted, prompts, order["batch"], order["tokens"], order.get("prompt", PROMPT)

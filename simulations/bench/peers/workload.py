@@ -33,6 +33,7 @@ class Prompts:
     """A stream of fresh prompts."""
 
     def __init__(self, seed: int, highest: int = HIGHEST) -> None:
+        self.latest: list[int] = []
         self._draws, self._range = (
             np.random.default_rng(seed),
             (min(LOWEST, highest // 2), min(HIGHEST, highest)),
@@ -41,6 +42,7 @@ class Prompts:
     def take(self, count: int, length: int) -> list[list[int]]:
         """`count` prompts of `length` tokens."""
         drawn: list[list[int]] = self._draws.integers(*self._range, (count, length)).tolist()
+        self.latest = drawn[-1]
         return drawn
 
 
@@ -56,6 +58,17 @@ def decode_speed(
 def prefill_speed(peer: Peer, prompts: Prompts, length: int = PREFILL) -> float:
     """Prompt tokens a second up to the first token of the answer."""
     return length / seconds(peer, prompts.take(1, length), 1)
+
+
+def answer_speed(peer: Peer, prompts: Prompts, tokens: int, length: int) -> float:
+    """Tokens a second of one answer after a prompt that its engine keeps: the latest one, if it is
+    of that length, else one that is read before.
+
+    Taking off the time of another prompt, as `decode_speed` does, would be lost in that time.
+    """
+    if len(prompts.latest) != length:
+        seconds(peer, prompts.take(1, length), 1)
+    return tokens / seconds(peer, [prompts.latest], tokens)
 
 
 def seconds(peer: Peer, prompts: Sequence[Sequence[int]], tokens: int) -> float:

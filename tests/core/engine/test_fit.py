@@ -30,6 +30,9 @@ def test_speed_is_what_memory_allows_and_room_is_weights_cache_and_the_program()
     larger = dataclasses.replace(needs, weight_bytes=11 << 30)
     assert fit.fit("x", larger, MACHINE, small).fits
     assert not fit.fit("x", larger, MACHINE, small).now
+    recurrent = dataclasses.replace(needs, cache_bytes=1 << 10, state_bytes=1 << 28)
+    found = fit.fit("x", recurrent, MACHINE, engine)  # two that run, four copies to go on from
+    assert found.cache_bytes == (2 + 4) * (1 << 28) + 2 * 4096 * (1 << 10)
     huge = dataclasses.replace(needs, weight_bytes=13 << 30)
     assert not fit.fit("x", huge, MACHINE, small).fits
 

@@ -340,6 +340,19 @@ def test_a_decoders_file_is_a_reranker_only_where_it_says_so(tmp_path: Path) -> 
         assert len(CrossEncoder.load(written(name, pooling)).score(QUERY, TEXTS)) == len(TEXTS)
 
 
+def test_a_decoders_folder_is_a_reranker_only_where_it_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "Qwen3-0.6B"
+    qwen3().save_pretrained(folder)
+    qwen_tokenizer().save(str(folder / "tokenizer.json"))
+    with pytest.raises(ModelFileError, match="of a folder its name does, or its card says"):
+        CrossEncoder.load(folder)
+    (folder / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n")
+    assert len(CrossEncoder.load(folder).score(QUERY, TEXTS)) == len(TEXTS)
+    (folder / "README.md").unlink()
+    renamed = folder.rename(tmp_path / "Qwen3-Reranker-0.6B")
+    assert len(CrossEncoder.load(renamed).score(QUERY, TEXTS)) == len(TEXTS)
+
+
 def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

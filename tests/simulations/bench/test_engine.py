@@ -14,6 +14,7 @@ from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, QuietchoirError
 from quietchoir.core.models import weights
+from quietchoir.core.models.hub import catalog
 from quietchoir.simulations.bench import contest, engine, gpu, random_model
 from quietchoir.simulations.bench.figures import look_up, misses, show
 from quietchoir.simulations.bench.peers.workload import Prompts
@@ -83,6 +84,9 @@ for line in [] if "--first" in sys.argv else sys.stdin:
 """
 
 
+LONG = {"prefill_8k": 1.0, "decode_8k": 1.0, "share": 1.0}
+
+
 def pretend(name: str, fatal: str, *, peer: bool) -> contest.Contender:
     one = contest.Contender(name, Path("none"), 1, peer=peer)
     one.command = [sys.executable, "-c", FAKE, fatal]
@@ -133,6 +137,20 @@ def test_a_peer_that_dies_is_a_row_with_its_signal_and_the_others_go_on(
     }
     show(Console(width=200), whole | head | {"aims_missed": misses(whole, rows)}, rows)
     assert "ended by SIGILL" in capsys.readouterr().out
+
+
+def test_only_the_named_parts_are_measured_and_have_rows(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "find", lambda name: model_path)
+    monkeypatch.setattr(engine, "compare", lambda *given: pytest.fail("nobody asked for speeds"))
+    monkeypatch.setattr(
+        engine, "long_contexts", lambda model, scale, report, tell: report.update(long=LONG)
+    )
+    report = engine.measure(quick=True, tell=lambda words: None, only=["long"])
+    rows = [row.key for row in engine.figures(report)]
+    assert rows == ["long.prefill_8k", "long.decode_8k", "long.share"]
+    assert report["parts"] == ["long"]
 
 
 def test_a_peer_whose_quantiser_dies_is_a_row_too(

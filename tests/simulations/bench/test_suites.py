@@ -5,9 +5,9 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -136,7 +136,7 @@ def test_a_missed_aim_is_said_with_by_how_much() -> None:
 
 def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="crypto"):
-        commands.run_bench(Namespace(suite="engin", json=False, out=None, quick=True))
+        commands.run_bench(Namespace(suite="engin", json=False, out=None, quick=True, only=None))
 
 
 def test_without_a_name_every_suite_is_run(
@@ -192,7 +192,7 @@ def test_rows_that_cannot_be_made_yet_do_not_end_a_run(
     monkeypatch.setattr(suites, "SUITES", {"cut": "short"})
     monkeypatch.setitem(sys.modules, f"{suites.__package__}.cut", Eager())
     with pytest.raises(QuietchoirError, match="the plug"):  # its own end
-        commands.run_bench(Namespace(suite="cut", json=True, out=None, quick=False))
+        commands.run_bench(Namespace(suite="cut", json=True, out=None, quick=False, only=None))
     assert "so far" not in capsys.readouterr().err
 
 
@@ -221,6 +221,34 @@ def test_a_share_of_few_cases_is_told_with_how_little_they_say() -> None:
     assert (round(low, 2), high) == (0.61, 1.0) and 0.46 < least < 0.5 < most < 0.54
 
 
+class InParts:
+    """A suite of two parts."""
+
+    PARTS: ClassVar = {"first": "one", "second": "two"}
+
+    def measure(self, *, only: Sequence[str] = ("first", "second"), **_: Any) -> dict[str, Any]:
+        return {"spread": {}, **{part: 1.0 for part in self.PARTS if part in only}}
+
+    def figures(self, report: dict[str, Any]) -> Iterator[Figure]:
+        yield from (Figure(part, "s", "row") for part in self.PARTS if part in report)
+
+
+def test_one_part_of_a_suite_is_measured_by_its_name_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.parts", InParts())
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.cut", Cut())
+    for only, keys in ((("second",), ["second"]), ((), ["first", "second"])):
+        _, rows = suites.run("parts", quick=True, tell=lambda words: None, only=only)
+        assert [row.key for row in rows] == keys
+    for name, said in (("parts", "there are first: one; second: two"), ("cut", "it runs whole")):
+        with pytest.raises(ConfigError, match=f"bench {name} has no part 'third'; {said}"):
+            suites.run(name, quick=True, tell=lambda words: None, only=("second", "third")[1:])
+    with pytest.raises(ConfigError, match="--only names parts of one suite"):
+        main_of = Namespace(suite=None, json=True, out=None, quick=True, only="long")
+        commands.run_bench(main_of)
+
+
 def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +256,7 @@ def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
     monkeypatch.setitem(sys.modules, f"{suites.__package__}.cut", Cut())
     file = tmp_path / "cut.json"
     with pytest.raises(QuietchoirError, match="the plug"):
-        commands.run_bench(Namespace(suite="cut", json=True, out=file, quick=False))
+        commands.run_bench(Namespace(suite="cut", json=True, out=file, quick=False, only=None))
     written = json.loads(file.read_text("utf-8"))
     assert (
         written["unfinished"] is True

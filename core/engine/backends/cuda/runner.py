@@ -34,6 +34,7 @@ class CudaRunner:
     owns_threads = False
     paged = True
     windows = None
+    states = None
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ....errors import EngineError
 from ....models.architecture import (
+    ADAPTED_BESIDE,
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
     PROJECTIONS,
@@ -61,7 +62,7 @@ ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RA
 ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE = range(RARE + 5, RARE + 8)
 QUERY_DOWN_NORM, LATENT_NORM, POSITIONS, CONV_KERNEL, SLOPES = range(RARE + 8, RARE + 13)
 EMBEDDING_NORM, EMBEDDING_NORM_BIAS, DELTA_KERNEL, DECAY = range(RARE + 13, RARE + 17)
-DECAY_BIAS, DELTA_GAIN, EXPERT_BIASES = range(RARE + 17, RARE + 20)
+DECAY_BIAS, DELTA_GAIN, DELTA_KERNEL_BIAS, SKIP, EXPERT_BIASES = range(RARE + 17, RARE + 22)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -81,6 +82,7 @@ LAST_SIZES = (
     *("latent_size", "query_rank", "value_dim", "positions", "conv_kernel"),
     *("temperature_floor", "expert_inputs", "attention_gate"),
     *("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim", "delta_tiled"),
+    *("state_spaces", "scan_beside"),
 )
 # of the whole model, where it has them
 ENDS = {
@@ -91,7 +93,7 @@ ENDS = {
 }
 # as roles, of latent attention or of a convolution alone
 QUERY_DOWN, LATENT, CONV_IN, CONV_OUT = -1, -2, -3, -4
-# of a gated delta net, and of attention that has a gate
+# of a gated delta net or a scan, and of attention that has a gate
 DELTA = {
     "linear_attn.in_proj": -5,
     "linear_attn.gate": -6,
@@ -100,6 +102,8 @@ DELTA = {
     "linear_attn.out_proj": -9,
 }
 OUT_GATE = -10
+# what adapters change, in the order of `Role` and `RareRole`, run.h
+ADAPTED = (*PROJECTIONS, *ADAPTED_BESIDE)
 # what stands in the place of attention, in the order of `Mixer`, run.h
 ATTENTION, CONVOLUTION, DELTA_NET = range(3)
 KV_TYPES = ("bf16", "q8", "q4")  # in the order of `KvType`, run.h
@@ -386,7 +390,8 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
         return f"beside convolutions the widths {widths} are no multiples of 32"
     sizes = (architecture.delta_key_dim, architecture.delta_value_dim)
     if architecture.deltas and (any(size % 16 for size in sizes) or max(sizes) > LARGEST_HEAD):
-        return f"its delta nets' heads of {sizes} are no multiples of 16 up to {LARGEST_HEAD}"
+        kind = "scans" if architecture.state_spaces else "delta nets"
+        return f"its {kind}' heads of {sizes} are no multiples of 16 up to {LARGEST_HEAD}"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
@@ -454,13 +459,17 @@ def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     if architecture.attention_gate:
         roles["self_attn.out_gate"] = OUT_GATE
     if architecture.is_delta(layer):
-        roles = dict(DELTA)
+        there = architecture.delta_shapes()
+        own = {name: role for name, role in DELTA.items() if f"{name}.weight" in there}
+        roles = own | (roles if architecture.attends(layer) else {})
     if architecture.is_convolution(layer):
         roles = {"conv.in_proj": CONV_IN, "conv.out_proj": CONV_OUT}
     if architecture.latent_size:
         roles["self_attn.kv_down"] = LATENT
     if architecture.query_rank:
         roles["self_attn.q_down"] = QUERY_DOWN
+    if architecture.is_lone(layer):
+        return roles
     if not architecture.is_mixture(layer):
         return roles | {name: PROJECTIONS.index(name) for name in architecture.mlp_projections}
     if architecture.shared_size:
@@ -479,6 +488,8 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
     found: dict[int, str] = {}
     if architecture.pre_norms:
         found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
+    if architecture.is_lone(layer):
+        del found[MLP_NORM]
     there = architecture.layer_shapes(layer)
     if "self_attn.q_norm.weight" in there:
         found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
@@ -501,6 +512,8 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
         DECAY: "linear_attn.decay.weight",
         DECAY_BIAS: "linear_attn.decay_bias.weight",
         DELTA_GAIN: "linear_attn.gain.weight",
+        DELTA_KERNEL_BIAS: "linear_attn.kernel.bias",
+        SKIP: "linear_attn.skip.weight",
     }
     return (
         found
@@ -511,9 +524,9 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
 
 def _mixer(architecture: Architecture, layer: int) -> int:
     """What a layer has through which its rows see earlier ones."""
-    if architecture.is_delta(layer):
-        return DELTA_NET
-    return CONVOLUTION if architecture.is_convolution(layer) else ATTENTION
+    if architecture.attends(layer):
+        return ATTENTION
+    return CONVOLUTION if architecture.is_convolution(layer) else DELTA_NET
 
 
 def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:
@@ -651,7 +664,7 @@ def scale_bytes(architecture: Architecture, kv_type: str) -> int:
 def _place(module: str) -> tuple[int, int]:
     """Layer and role of "model.layers.3.self_attn.q_proj"."""
     _, _, number, name = module.split(".", 3)
-    return int(number), PROJECTIONS.index(name)
+    return int(number), ADAPTED.index(name)
 
 
 def _floats(numbers: list[float]) -> np.ndarray:

@@ -17,7 +17,7 @@ from ...adapters import LoadedAdapter
 from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Batch
 from ..backend import label, unlabel
-from ..states import SequenceStates
+from ..states import FlatStates
 from . import library
 from .network import (
     Network,
@@ -77,12 +77,11 @@ class NativeRunner:
         self.paged = not own.deltas
         self.windows = windows_of(own, self.network.cache, kv_type) if self.paged else None
         numbers = state_bytes(own) // 4
-        self._states = SequenceStates[NDArray[np.float32]](
-            lambda: np.zeros(numbers, np.float32), lambda state: state.fill(0)
-        )
+        self.states = None if self.paged else FlatStates(numbers)
         convolve = sum(own.convolutions)
         inner = f"{own.attending}x{own.num_kv_heads}x{own.head_dim}"
         inner += f" and {convolve} rows of {own.hidden_size}" if convolve else ""
+        inner += "" if self.paged else f" and a state of {numbers}"
         self.layout = f"native {LAYOUTS[kv_type]} by block {inner}"
         # what says of itself whether it is a number: all of bf16, of integers their scales
         floats = None if kv_type == "bf16" else scale_bytes(own, kv_type) // 2
@@ -111,7 +110,7 @@ class NativeRunner:
             tokens += span.tokens
             tables += blocks
             wanted += int(span.sampled)
-        states = [] if self.paged else self._states.begin(batch.spans)
+        states = [] if self.states is None else self.states.begin(batch.spans)
         addresses = np.array([state.ctypes.data for state in states] or [0], np.uintp)
         adapters = self._packed([span.sequence.adapter for span in batch.spans])
         # one array: three would cost three times as long
@@ -132,8 +131,8 @@ class NativeRunner:
                 logits=logits.ctypes.data,
             )
         )
-        if states:
-            self._states.end(batch.spans)
+        if self.states is not None:
+            self.states.end(batch.spans)
         return logits
 
     def read_cache(self, blocks: abc.Sequence[int]) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ....models.architecture import PROJECTIONS
+from ....models.architecture import ADAPTED_BESIDE, PROJECTIONS
 from ...adapters import LoadedAdapter
 
 
@@ -67,5 +67,5 @@ def adapt(transformer: nn.Module, rows: AdapterRows) -> None:
     """Put an `AdaptedLinear` around every projection of every layer."""
     for name, layer in list(transformer.named_modules()):
         holder, _, leaf = name.rpartition(".")
-        if any(name.endswith(f".{projection}") for projection in PROJECTIONS):
+        if any(name.endswith(f".{projection}") for projection in (*PROJECTIONS, *ADAPTED_BESIDE)):
             setattr(transformer.get_submodule(holder), leaf, AdaptedLinear(layer, name, rows))

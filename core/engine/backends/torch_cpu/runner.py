@@ -43,8 +43,8 @@ class TorchRunner:
         dtype = cache_dtype(weights, compute)
         self.block_bytes = block_bytes(weights.architecture, dtype)
         self.cache = KeyValueCache(weights.architecture, blocks, dtype)
-        self.states = SequenceStates[LayerStates](dict, dict.clear)
         self.paged = not weights.architecture.deltas
+        self.states = None if self.paged else SequenceStates[LayerStates](dict, dict.clear, copied)
         self.adapter_rows = AdapterRows()
         adapt(self.transformer, self.adapter_rows)
 
@@ -56,13 +56,13 @@ class TorchRunner:
         tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
         # [N]
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
-        states = [] if self.paged else self.states.begin(spans)
+        states = [] if self.states is None else self.states.begin(spans)
         attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows, states)
         with self.adapter_rows.use(rows_by_adapter(spans)):
             x = self.transformer.layers_forward(
                 self.transformer.embed(tokens), positions, attention
             )  # [N, D]
-        if not self.paged:
+        if self.states is not None:
             self.states.end(spans)
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
@@ -77,6 +77,12 @@ class TorchRunner:
     def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""
         self.cache.clear_blocks(blocks)
+
+
+def copied(source: LayerStates, target: LayerStates) -> None:
+    """One state into another; its tensors are replaced by each step and never written to."""
+    target.clear()
+    target.update({layer: dict(own) for layer, own in source.items()})
 
 
 def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:

@@ -61,6 +61,7 @@ class TransformersRunner:
     owns_threads = False
     paged = False
     windows = None
+    states = None
 
     def __init__(
         self, model: TransformersModel, *, kept_bytes: int = 64 << 20, share: bool = True

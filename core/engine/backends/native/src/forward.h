@@ -350,9 +350,11 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   product(run, source, x, parts, 3, {STORE, run.qkv, stride, 1.f});
   team_barrier(*run.team);
   if (!shape.attention_gate) return;
-  const Source again =
+  static constexpr int32_t GATED[1] = {OUT_GATE_ROLE};
+  Source again =
       plain_source(stream.x, padded(shape.hidden_size), stream.rows, shape.hidden_size,
                    l.attention_norm, l.attention_norm_bias, l.out_gate, l.out_gate);
+  adapted(again, stream.adapter, layer, 1, GATED);
   const Prepared rows = prepare(run, again, own, member);
   const Part gate{&l.out_gate, nullptr, 0};
   const size_t width = padded(shape.num_heads * shape.head_dim);
@@ -418,17 +420,20 @@ inline Stream gather_output_rows(const Run& run, const Stream& all, int member) 
   return out;
 }
 
-// What attention or what stands in its place gives, added to the stream.
+// What attention or what stands in its place gives, added to the stream; `scanned`: what a scan
+// beside attention gives.
 inline void add_mixed(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
-                      int member) {
+                      int member, bool scanned = false) {
   static constexpr Role OUT[1] = {OUTPUT};
   const Layer& l = run.model->layers[layer];
-  const bool attends = l.mixer == ATTENDS;
+  const bool attends = l.mixer == ATTENDS && !scanned;
   const Matrix& out = attends ? l.matrix[OUTPUT] : l.mixer == CONVOLVES ? l.conv_out : l.delta_out;
   Source source =
       attends ? source_of(stream, stream.mixed, out.columns, nullptr, nullptr, layer, 1, OUT, l)
               : plain_source(stream.mixed, 0, stream.rows, out.columns, nullptr, nullptr, out, out);
   source.stride = mixed_width(run.model->shape);
+  static constexpr int32_t REMEMBERED[1] = {DELTA_OUT_ROLE};
+  if (!attends && l.mixer != CONVOLVES) adapted(source, stream.adapter, layer, 1, REMEMBERED);
   add_product(run, source, {&out, attends ? l.bias[OUTPUT] : nullptr, 0}, l.post_attention_norm,
               stream, own, member);
 }
@@ -483,23 +488,28 @@ inline void forward(Run& run, int member) {
   team_barrier(*run.team);
   for (int layer = 0; layer < shape.num_layers; layer++) {
     const Layer& l = model.layers[layer];
+    const bool recurs = remembers(shape, l);
+    if (recurs) delta_inputs(run, layer, stream, own, member);
+    if (shape.scan_beside) team_barrier(*run.team);
     if (l.mixer == CONVOLVES) {
       open_rows(run, layer, stream, own, member);
-    } else if (l.mixer == DELTA_NET) {
-      delta_inputs(run, layer, stream, own, member);
-    } else {
+    } else if (l.mixer == ATTENDS) {
       if (shape.latent_size) latent_queries_keys_values(run, layer, stream, own, member);
       else queries_keys_values(run, layer, stream, own, member);
       rope_and_write_kv(run, layer, member);
     }
     team_barrier(*run.team);
     const bool last = layer == shape.num_layers - 1;
-    if (last && !run.wanted && l.mixer != DELTA_NET) return;
-    if (l.mixer == CONVOLVES) convolve(run, layer, member);
-    else if (l.mixer == DELTA_NET) remember(run, layer, member);
-    else attend(run, layer, own);
-    team_barrier(*run.team);
+    if (last && !run.wanted && !recurs) return;
+    if (recurs) remember(run, layer, member);
     if (last && !run.wanted) return;
+    if (shape.scan_beside) {
+      team_barrier(*run.team);
+      add_mixed(run, layer, stream, own, member, true);
+    }
+    if (l.mixer == CONVOLVES) convolve(run, layer, member);
+    else if (l.mixer == ATTENDS) attend(run, layer, own);
+    team_barrier(*run.team);
     if (l.mixer == ATTENDS && shape.attention_gate) close_attention(run, member);
     if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
     if (shape.parallel) open_gates(run, layer, stream, own, member);

@@ -80,6 +80,9 @@ bool check(const Shape& s) {
       (s.delta_value_heads % s.delta_key_heads || s.delta_key_dim % 16 || s.delta_value_dim % 16 ||
        s.delta_key_dim > 256 || s.delta_value_dim > 256 || delta_values(s) % 32 || !s.conv_kernel))
     return complain("a delta net of heads of %d and %d", s.delta_key_dim, s.delta_value_dim), false;
+  if ((s.state_spaces || s.scan_beside) &&
+      (!s.state_spaces || !s.delta_value_heads || delta_values(s) / s.delta_key_heads % 16))
+    return complain("a scan of %d groups of %d numbers", s.delta_key_heads, delta_values(s)), false;
   if (s.expert_groups < 0 || s.expert_groups > s.num_experts ||
       (s.expert_groups > 1 &&
        (s.num_experts % s.expert_groups || s.groups_per_token < 1 ||
@@ -129,7 +132,7 @@ void lay_out_block(OwnedModel& model) {
         layer.cache = model.cache.block, model.cache.block += mixer == ATTENDS ? heads : rows;
   size_t state = 0;
   for (Layer& layer : model.owned_layers)
-    if (layer.mixer == DELTA_NET) layer.cache = state, state += delta_state(s);
+    if (remembers(s, layer)) layer.state = state, state += delta_state(s);
 }
 
 }  // namespace
@@ -243,7 +246,7 @@ static Matrix* find_rare_matrix(const Shape& s, Layer& layer, int role, int& row
   columns = s.hidden_size;
   if (layer.mixer == ATTENDS && role == OUT_GATE && s.attention_gate)
     return rows = s.num_heads * s.head_dim, &layer.out_gate;
-  if (layer.mixer != DELTA_NET) return nullptr;
+  if (!remembers(s, layer) || (role == DELTA_BETA && s.state_spaces)) return nullptr;
   switch (role) {
     case DELTA_IN: return rows = delta_width(s), &layer.delta_in;
     case DELTA_GATE: return rows = delta_values(s), &layer.delta_gate;
@@ -353,6 +356,8 @@ enum Vector {
   DECAY,
   DECAY_BIAS,
   DELTA_GAIN,
+  DELTA_KERNEL_BIAS,
+  SKIP,
   EXPERT_BIASES,
   VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
@@ -375,10 +380,12 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     case LATENT_NORM: return s.latent_size;
     case POSITIONS: return s.positions * s.hidden_size;
     case CONV_KERNEL: return layer.mixer == CONVOLVES ? s.conv_kernel * s.hidden_size : 0;
-    case DELTA_KERNEL: return layer.mixer == DELTA_NET ? s.conv_kernel * delta_width(s) : 0;
+    case DELTA_KERNEL: return remembers(s, layer) ? s.conv_kernel * delta_width(s) : 0;
+    case DELTA_KERNEL_BIAS: return remembers(s, layer) ? delta_width(s) : 0;
     case DECAY:
-    case DECAY_BIAS: return s.delta_value_heads;
-    case DELTA_GAIN: return s.delta_value_dim;
+    case DECAY_BIAS:
+    case SKIP: return s.delta_value_heads;
+    case DELTA_GAIN: return s.state_spaces ? delta_values(s) : s.delta_value_dim;
     case BIASES + GATE:
     case BIASES + UP: return shared_width(s, layer);
   }
@@ -397,6 +404,8 @@ static const float** place_of(OwnedModel& model, Layer& layer, int which) {
   if (which == DECAY) return &layer.decay;
   if (which == DECAY_BIAS) return &layer.decay_bias;
   if (which == DELTA_GAIN) return &layer.delta_gain;
+  if (which == DELTA_KERNEL_BIAS) return &layer.delta_kernel_bias;
+  if (which == SKIP) return &layer.skip;
   if (which == SLOPES) return &model.slopes;
   if (which == EMBEDDING_NORM) return &model.embedding_norm;
   if (which == EMBEDDING_NORM_BIAS) return &model.embedding_norm_bias;
@@ -448,17 +457,21 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
     return complain("the head, embedding, its positions or the last norm is missing"), false;
   for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
-    bool whole = (l.attention_norm || l.post_attention_norm) && (l.mlp_norm || l.post_mlp_norm);
-    const bool shared = shared_width(model->shape, l);
+    // Beside scans a layer may have no feed-forward; else one lacks nothing of its own.
+    const bool lone = model->shape.state_spaces && !l.mlp_norm && !l.post_mlp_norm && !l.experts &&
+                      !l.matrix[UP].data && !l.matrix[DOWN].data;
+    bool whole =
+        (l.attention_norm || l.post_attention_norm) && (lone || l.mlp_norm || l.post_mlp_norm);
+    const bool shared = shared_width(model->shape, l) && !lone;
     for (int role = l.mixer != ATTENDS ? GATE : QUERY; role < (shared ? ROLES : GATE); role++)
       whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated));
     if (model->shape.latent_size) whole = whole && l.latent.data && l.latent_norm;
     if (model->shape.query_rank) whole = whole && l.query_down.data && l.query_down_norm;
     if (l.mixer == CONVOLVES) whole = whole && l.conv_in.data && l.conv_out.data && l.conv_kernel;
-    if (l.mixer == DELTA_NET)
-      whole = whole && l.delta_in.data && l.delta_gate.data && l.delta_beta.data &&
-              l.delta_alpha.data && l.delta_out.data && l.delta_kernel && l.decay && l.decay_bias &&
-              l.delta_gain;
+    if (remembers(model->shape, l))
+      whole = whole && l.delta_in.data && l.delta_gate.data && l.delta_alpha.data &&
+              l.delta_out.data && l.delta_kernel && l.decay && l.decay_bias &&
+              (model->shape.state_spaces ? l.skip != nullptr : l.delta_beta.data && l.delta_gain);
     if (l.mixer == ATTENDS && model->shape.attention_gate) whole = whole && l.out_gate.data;
     if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
     for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
@@ -468,11 +481,28 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
   return true;
 }
 
+// Rows and columns of what an adapter changes in a layer; 0: there is none.
+static int adapted_rows(const OwnedModel& model, int layer, int role, int& columns) {
+  const Shape& s = model.shape;
+  if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ADAPTED || s.latent_size) return 0;
+  const Layer& l = model.layers[layer];
+  columns = role == DELTA_OUT_ROLE ? delta_values(s)
+            : role < ROLES         ? columns_of(s, role)
+                                   : s.hidden_size;
+  if (role < GATE) return l.mixer == ATTENDS ? rows_of(s, role) : 0;
+  if (role < ROLES) return s.num_experts ? 0 : rows_of(s, role);
+  if (role == OUT_GATE_ROLE) return l.out_gate.rows;
+  if (!remembers(s, l)) return 0;
+  return role == DELTA_IN_ROLE     ? delta_width(s)
+         : role == DELTA_GATE_ROLE ? delta_values(s)
+                                   : s.hidden_size;
+}
+
 QC_EXPORT OwnedAdapter* quietchoir_adapter_new(const OwnedModel* model) {
   try {
     std::unique_ptr<OwnedAdapter> adapter(new OwnedAdapter());
     adapter->model = model;
-    adapter->owned.resize(size_t(model->shape.num_layers) * ROLES);
+    adapter->owned.resize(size_t(model->shape.num_layers) * ADAPTED);
     adapter->factors = adapter->owned.data();
     return adapter.release();
   } catch (const std::exception& error) { return complain("%s", error.what()), nullptr; }
@@ -485,12 +515,10 @@ QC_EXPORT void quietchoir_adapter_free(OwnedAdapter* adapter) { delete adapter; 
 QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role, int rank,
                                       int columns, int rows, const float* down, const float* up) {
   try {
-    const Shape& s = adapter->model->shape;
-    if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES || rank < 1 ||
-        rank > 1024 || s.latent_size ||
-        (role < GATE && adapter->model->layers[layer].mixer != ATTENDS) ||
-        columns != columns_of(s, role) || rows != rows_of(s, role) ||
-        (s.num_experts && role >= GATE))
+    int expected_columns = 0;
+    const int expected_rows = adapted_rows(*adapter->model, layer, role, expected_columns);
+    if (!expected_rows || rank < 1 || rank > 1024 || columns != expected_columns ||
+        rows != expected_rows)
       return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns,
                       role, layer),
              false;
@@ -504,7 +532,7 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
         up_at[(size_t(row / STRIP) * rank + r) * STRIP + row % STRIP] =
             to_bf16(up[size_t(row) * rank + r]);
     }
-    adapter->factors[layer * ROLES + role] = {rank, down_at, up_at, nullptr, nullptr};
+    adapter->factors[layer * ADAPTED + role] = {rank, down_at, up_at, nullptr, nullptr};
     if (rank > adapter->rank) adapter->rank = rank;
     adapter->numbers.push_back(std::move(numbers));
     return true;
@@ -516,15 +544,15 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
 QC_EXPORT bool quietchoir_adapter_output(OwnedAdapter* adapter, int layer, int role, int rows,
                                          const float* gain, const float* shift) {
   try {
-    const Shape& s = adapter->model->shape;
-    if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES ||
-        rows != rows_of(s, role) || !adapter->factors[layer * ROLES + role].rank)
+    int columns = 0;
+    if (!rows || rows != adapted_rows(*adapter->model, layer, role, columns) ||
+        !adapter->factors[layer * ADAPTED + role].rank)
       return complain("gains of %d rows for matrix %d of layer %d", rows, role, layer), false;
     const size_t wide = size_t((rows + STRIP - 1) / STRIP) * STRIP;
     std::unique_ptr<float[]> both(new float[2 * wide]());
     std::memcpy(both.get(), gain, size_t(rows) * 4);
     std::memcpy(both.get() + wide, shift, size_t(rows) * 4);
-    LoraFactors& factors = adapter->factors[layer * ROLES + role];
+    LoraFactors& factors = adapter->factors[layer * ADAPTED + role];
     factors.gain = both.get(), factors.shift = both.get() + wide;
     adapter->outputs.push_back(std::move(both));
     return true;

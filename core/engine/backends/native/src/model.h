@@ -60,7 +60,7 @@ struct OwnedModel : Model {
 };
 
 struct OwnedAdapter : Adapter {
-  const Model* model = nullptr;
+  const OwnedModel* model = nullptr;
   std::vector<LoraFactors> owned;
   std::vector<std::unique_ptr<uint16_t[]>> numbers;
   std::vector<std::unique_ptr<float[]>> outputs;

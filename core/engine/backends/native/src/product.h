@@ -41,13 +41,13 @@ struct Source {
   const float* norm_bias;
   const Adapter* const* adapter;
   int layer;   // -1: no adapters
-  int inputs;  // matrices that read these rows
-  Role role[MOST_INPUTS];
+  int inputs;  // matrices that read these rows and that adapters may change
+  int32_t role[MOST_INPUTS];
   bool quantised, dense;  // what the matrices want
   int terms;              // the most that one of them wants
 };
 
-// Rows for matrices that no adapter changes.
+// Rows for matrices that no adapter changes, or that `adapted` names behind.
 inline Source plain_source(const float* x, size_t stride, int rows, int columns, const float* norm,
                            const float* norm_bias, const Matrix& a, const Matrix& b) {
   const bool quantised = wants_integers(a) || wants_integers(b),
@@ -62,9 +62,16 @@ struct Prepared {
   const float* lora;  // [rows][MOST_INPUTS][rank]: each adapter's down x, as far as it has one
 };
 
-inline const LoraFactors* factors_of(const Adapter* adapter, int layer, Role role) {
+// Adapters change the first `inputs` matrices that read these rows, which have these roles.
+inline void adapted(Source& source, const Adapter* const* adapter, int layer, int inputs,
+                    const int32_t* roles) {
+  source.adapter = adapter, source.layer = layer, source.inputs = inputs;
+  for (int i = 0; i < inputs; i++) source.role[i] = roles[i];
+}
+
+inline const LoraFactors* factors_of(const Adapter* adapter, int layer, int role) {
   if (!adapter || layer < 0) return nullptr;
-  const LoraFactors* factors = adapter->factors + layer * ROLES + role;
+  const LoraFactors* factors = adapter->factors + layer * ADAPTED + role;
   return factors->rank ? factors : nullptr;
 }
 
@@ -150,7 +157,7 @@ inline Prepared prepare(const Run& run, const Source& source, const ThreadScratc
 struct Part {
   const Matrix* matrix;
   const float* bias;  // or null
-  int input;          // which of the source's roles it is
+  int input;          // which of the source's roles it is; -1: no adapter changes it
 };
 
 // out += up * with, over `rank` pairs; even and odd ones in two sums. Both of these add in this
@@ -215,7 +222,8 @@ inline void multiply(const Run& run, const Source& source, const Prepared& x, co
                      int strip, int panel, float* out) {
   const int rows = x.panels.height(panel);
   multiply_panel(*part.matrix, strip, x.panels, panel, out);
-  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows, out);
+  if (run.rank && source.layer >= 0 && part.input >= 0)
+    add_lora(run, source, x, part, strip, panel, rows, out);
   if (part.bias)
     for (int t = 0; t < rows; t++)
       store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));

@@ -15,6 +15,9 @@ constexpr int CHUNK = 128;        // tokens that attention takes at a time
 constexpr int MOST_TAPS = BLOCK;  // rows that a convolution sees at most
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
+// What adapters change besides: attention's gate, and of a delta net its inputs, gate and output.
+enum RareRole : int32_t { OUT_GATE_ROLE = ROLES, DELTA_IN_ROLE, DELTA_GATE_ROLE, DELTA_OUT_ROLE,
+                          ADAPTED };
 constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
 enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, RELU, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
@@ -55,9 +58,11 @@ struct Shape {
   int32_t expert_inputs;                    // shares scale what experts are given
   int32_t attention_gate;                   // what attention gives passes a gate of each row
   int32_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim;  // see delta.h
-  int32_t delta_tiled;  // value head i is served by i modulo the key heads
-  int32_t kv_type;      // KvType
-  int32_t head_terms;   // of the largest logits, where more than the head's own
+  int32_t delta_tiled;   // value head i is served by i modulo the key heads
+  int32_t state_spaces;  // what would be delta nets are Mamba-2's scans
+  int32_t scan_beside;   // of attention, in every layer
+  int32_t kv_type;       // KvType
+  int32_t head_terms;    // of the largest logits, where more than the head's own
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -97,9 +102,16 @@ struct Layer {
   Matrix delta_in, delta_gate, delta_beta, delta_alpha, delta_out;
   const float* delta_kernel;        // [conv_kernel][delta width], the earliest row's first
   const float *decay, *decay_bias;  // [value heads]
-  const float* delta_gain;          // [value size]
-  size_t cache;  // bytes before this layer's part of a block, or numbers of a sequence's state
+  const float* delta_gain;          // [value size], of scans [values] or null
+  const float* delta_kernel_bias;   // [delta width]; null: none
+  const float* skip;                // [value heads], of scans
+  size_t cache;                     // bytes before this layer's part of a block
+  size_t state;                     // numbers before its part of a sequence's state
 };
+
+QC_INLINE bool remembers(const Shape& s, const Layer& layer) {
+  return layer.mixer == DELTA_NET || s.scan_beside;
+}
 
 // Numbers of a row that a delta net's convolution sees; rows of its four inputs side by side, each
 // to a multiple of STRIP; and numbers that one layer remembers of a sequence.
@@ -126,7 +138,7 @@ struct LoraFactors {
 };
 
 struct Adapter {
-  LoraFactors* factors;  // [layers][ROLES]
+  LoraFactors* factors;  // [layers][ADAPTED]
   int32_t rank;          // the largest
 };
 

@@ -29,7 +29,7 @@ BOUND = 3e-2
 
 SETS = library.instruction_sets() if library.available() is None else ("none",)
 # what only some of these do, and no other test does on every set
-RARE = ("lfm2moe", "qwen3next", "llama4", "mpt", "opt")
+RARE = ("lfm2moe", "qwen3next", "falcon_h1", "llama4", "mpt", "opt")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
