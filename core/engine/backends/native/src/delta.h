@@ -1,5 +1,5 @@
-// A gated delta net, which stands in the place of attention in some layers, or Mamba-2's scan, which
-// may stand beside it.
+// A gated delta net, which stands in the place of attention in some layers, or a scan of Mamba-2,
+// which may stand beside it.
 //
 //   delta  [rows][queries, keys, values | closing gates | by how much each head learns | and
 //          forgets], each part to a multiple of STRIP; of a scan what it reads by, what it writes
@@ -29,9 +29,8 @@ inline void delta_inputs(const Run& run, int layer, const Stream& stream, const 
   const Layer& l = run.model->layers[layer];
   Source source = plain_source(stream.x, padded(s.hidden_size), stream.rows, s.hidden_size,
                                l.attention_norm, l.attention_norm_bias, l.delta_in, l.delta_gate);
-  const Matrix* const matrices[4] = {&l.delta_in, &l.delta_gate,
-                                     s.state_spaces ? &l.delta_alpha : &l.delta_beta,
-                                     &l.delta_alpha};
+  const Matrix* const matrices[4] = {
+      &l.delta_in, &l.delta_gate, s.state_spaces ? &l.delta_alpha : &l.delta_beta, &l.delta_alpha};
   const int count = s.state_spaces ? 3 : 4;
   static constexpr int32_t CHANGED[2] = {DELTA_IN_ROLE, DELTA_GATE_ROLE};
   adapted(source, stream.adapter, layer, 2, CHANGED);

@@ -351,9 +351,8 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   team_barrier(*run.team);
   if (!shape.attention_gate) return;
   static constexpr int32_t GATED[1] = {OUT_GATE_ROLE};
-  Source again =
-      plain_source(stream.x, padded(shape.hidden_size), stream.rows, shape.hidden_size,
-                   l.attention_norm, l.attention_norm_bias, l.out_gate, l.out_gate);
+  Source again = plain_source(stream.x, padded(shape.hidden_size), stream.rows, shape.hidden_size,
+                              l.attention_norm, l.attention_norm_bias, l.out_gate, l.out_gate);
   adapted(again, stream.adapter, layer, 1, GATED);
   const Prepared rows = prepare(run, again, own, member);
   const Part gate{&l.out_gate, nullptr, 0};

@@ -16,8 +16,13 @@ constexpr int MOST_TAPS = BLOCK;  // rows that a convolution sees at most
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
 // What adapters change besides: attention's gate, and of a delta net its inputs, gate and output.
-enum RareRole : int32_t { OUT_GATE_ROLE = ROLES, DELTA_IN_ROLE, DELTA_GATE_ROLE, DELTA_OUT_ROLE,
-                          ADAPTED };
+enum RareRole : int32_t {
+  OUT_GATE_ROLE = ROLES,
+  DELTA_IN_ROLE,
+  DELTA_GATE_ROLE,
+  DELTA_OUT_ROLE,
+  ADAPTED
+};
 constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
 enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, RELU, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
