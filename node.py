@@ -418,6 +418,7 @@ class Node:
             calibration_of=calibrations.find,
             is_named=adapters.names,
             wishes_of=adapters.wishes,
+            leans=adapters.leans,
             config=self.config.tools,
             window=window,
             documents=self.documents.collections,

@@ -243,6 +243,14 @@ class AdapterSwitch:
         router = None if route is None else self._router()
         return (text,) if route is None or router is None else route.wishes(text, router.embed)
 
+    def leans(self, adapter: str | None, text: str) -> bool:
+        """Whether an adapter's request means something only after the one before it, under the same
+        terms.
+        """
+        route = None if adapter is None else self._routes[2].get(adapter)
+        router = None if route is None else self._router()
+        return route is None or router is None or route.leans(router.embed([text])[0])
+
     def _routes_of(self, active: str, router: Router) -> Mapping[str, Route]:
         """Routes of the active adapter, and of the last one of every other federation."""
         at, of, routes = self._routes

@@ -162,6 +162,7 @@ class Assistant:
         calibration_of: Callable[[str | None], Calibration | None] = lambda _: None,
         is_named: Callable[[str | None, Sequence[str], Sequence[ToolCall]], bool] = lambda *_: True,
         wishes_of: Callable[[str | None, str], Sequence[str]] = lambda _, text: (text,),
+        leans: Callable[[str | None, str], bool] = lambda *_: True,
         config: ToolsConfig | None = None,
         ranking: ToolRanking | None = None,
         window: ContextWindow | None = None,
@@ -181,6 +182,8 @@ class Assistant:
             is_named: whether what was said, the request last, names what an adapter of tool calls
                 would call; where not, it is talk, and the plain model's to answer.
             wishes_of: what of one sentence an adapter of single calls is asked one after the other.
+            leans: whether a request to such an adapter means something only after the one before
+                it; else it is shown alone.
             window: fits conversations; None: by their words alone.
             documents: searches collections; None: there are none.
             libraries: asks those on other machines; None: none is known.
@@ -198,6 +201,7 @@ class Assistant:
         self.calibration_of = calibration_of
         self.is_named = is_named
         self.wishes_of = wishes_of
+        self.leans = leans
         self.config = config or ToolsConfig()
         self.approvals = approvals or Approvals(self.config)
         self.ranking = ranking or ToolRanking()
@@ -239,7 +243,7 @@ class Assistant:
                 parted = "\n\n" if turn.said.strip() else ""
                 if turn.wishes:  # which stand on a line each
                     parted = "\n" if parted or turn.made else ""
-                self._go_on(turn, last=last)
+                await self._go_on(turn, last=last)
                 yield LoopStepEvent(number, last)
                 if parted:
                     yield Text(parted)
@@ -302,7 +306,7 @@ class Assistant:
         known = self._known_tools(ask)
         self._check_choice(ask, known)
         form = self._call_format(ask)
-        messages = self._as_trained(ask, known)
+        messages = self._as_trained(ask, known, leans=await self._leans(ask))
         if ask.use_memory and not self._prompt_format(ask).ends_with_call:
             messages = with_facts(messages, await asyncio.to_thread(self.facts))
         listed = await self._listed(ask, known, form)
@@ -334,10 +338,10 @@ class Assistant:
         kept = cited(found.passages, lambda text: len(self.tokenizer.encode(text)), room)
         return kept, found.reports
 
-    def _go_on(self, turn: Turn, *, last: bool) -> None:
+    async def _go_on(self, turn: Turn, *, last: bool) -> None:
         """Prepare the next generation; the last one cannot call."""
         if turn.wishes:
-            self._next_wish(turn)
+            await self._next_wish(turn)
             return
         turn.reads_foreign = turn.foreign
         turn.constraint = None if last else self._constraint(turn.ask, turn.known, turn.form)
@@ -358,14 +362,17 @@ class Assistant:
             return (text,)
         return await asyncio.to_thread(self.wishes_of, ask.adapter, text)
 
-    def _next_wish(self, turn: Turn) -> None:
+    async def _next_wish(self, turn: Turn) -> None:
         """Ask for the next one behind the calls of the one before, as second requests were learned,
-        or alone, where there were none; it is shown nothing that a tool said.
+        or alone, where there were none or it does not lean on them; it is shown nothing that a tool
+        said.
         """
         head = [message for message in turn.messages if message.role == "system"]
         before = next(one for one in reversed(turn.messages) if one.role == "user")
-        called = [before, Message("assistant", "", tuple(turn.calls))] if turn.calls else []
         turn.question, *rest = turn.wishes
+        adapter, called = turn.ask.adapter, list[Message]()
+        if bool(turn.calls) and await asyncio.to_thread(self.leans, adapter, turn.question):
+            called = [before, Message("assistant", "", tuple(turn.calls))]
         turn.messages = [*head, *called, Message("user", turn.question)]
         turn.wishes = rest
 
@@ -699,7 +706,16 @@ class Assistant:
         except ModelFileError as error:
             raise RequestError(str(error)) from error
 
-    def _as_trained(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
+    async def _leans(self, ask: ChatRequest) -> bool:
+        """Whether the newest request is to be shown behind the one before it."""
+        called = any(message.calls for message in ask.messages)
+        if not called or self._prompt_format(ask).turns != "follow_up":
+            return True
+        return await asyncio.to_thread(self.leans, ask.adapter, ask.messages[-1].content)
+
+    def _as_trained(
+        self, ask: ChatRequest, known: Mapping[str, ToolInfo], *, leans: bool
+    ) -> Sequence[Message]:
         """What the model is shown: with an adapter, what its card says that its training showed it.
 
         A caller that brings a system message of its own is shown as it is; so is one without tools,
@@ -712,6 +728,8 @@ class Assistant:
         head = (Message("system", prompt.system),) if prompt.system else ()
         if not self._is_shown_own(ask):
             return (*head, *ask.messages)
+        if not leans:
+            return (*head, ask.messages[-1])
         is_own = partial(self.approvals.is_own, ask.conversation)
         return (*head, *as_trained(ask.messages, prompt, is_own))
 

@@ -8,8 +8,10 @@ home, holds for that adapter and that embedding model alone, and is never sent.
 
 A classifier is a logistic regression over the sentence's embedding, with a second set of weights
 for what is said right after a request that the adapter answered: "and the kitchen too" is a command
-there and nothing elsewhere. Its thresholds follow from examples that it did not learn from, talk by
-whole clusters, so that what judges it is of kinds that it never saw.
+there and nothing elsewhere. A third set tells such requests from those that stand by themselves:
+an adapter of single requests does worse at these behind others. The thresholds follow from examples
+that it did not learn from, talk by whole clusters, so that what judges it is of kinds that it never
+saw.
 
 Source: Jang et al. 2023, "Exploring the Benefits of Training Expert Language Models over
 Instruction Tuning", arXiv 2302.03202: an expert is chosen by the embedding of its training
@@ -22,7 +24,7 @@ is printed by `quietchoir bench silence`, on talk and tasks that nothing here wa
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from .calibration import wording
 Vectors = npt.NDArray[np.float32]  # [N, D], of length one
 Embed = Callable[[Sequence[str]], Vectors]
 FILE = "route.safetensors"  # in an adapter's folder
-TENSORS, TOLD = ("weights", "thresholds"), "told"
+TENSORS, LEANING, TOLD = ("weights", "thresholds"), "leaning", "told"
 EMBEDDING = "minilm-l6-v2"  # of the catalog
 LOOKED_BACK = 3  # requests of a conversation that are looked at, the last among them
 MOST_EXAMPLES = 512  # of an adapter's, evenly from all
@@ -83,6 +85,8 @@ class Route:
     thresholds: Vectors  # [2], log-odds: of a request by itself; of one that follows
     implied: frozenset[str] = frozenset()  # what calls may hold that nobody said, with their tool
     joined: frozenset[str] = frozenset()  # names that hold a joint: the "salt and pepper lamp"
+    # [D + 1], the bias last: of requests that lean on the one before them; empty: nobody knows
+    leaning: Vectors = field(default_factory=lambda: np.empty(0, np.float32))
 
     def lead(self, vector: Vectors, *, follows: bool) -> float:
         """By how much, in log-odds, a request [D] is the adapter's; below zero it is not.
@@ -93,6 +97,13 @@ class Route:
         return float(log_odds(self.weights, vector[None], np.array([follows]))[0]) - float(
             self.thresholds[int(follows)]
         )
+
+    def leans(self, vector: Vectors) -> bool:
+        """Whether a request [D] of the adapter's means something only after the one before it; so
+        it is taken where its examples do not tell.
+        """
+        known = self.leaning
+        return not len(known) or float(vector @ known[:-1] + known[-1]) > 0
 
     def wishes(self, text: str, embed: Embed) -> Sequence[str]:
         """The two wishes of one sentence, in their order, or the sentence: it is cut where both
@@ -239,7 +250,38 @@ def fit_route(examples: Sequence[RouteExample], general: Sequence[str], embed: E
     implied = frozenset(one for example in examples for one in example.implied)
     values = {one for example in examples for one in example.values}
     joined = frozenset(one for one in values if JOINT.search(one))
-    return Route(fitted(rows, own, follows), np.array(found, np.float32), implied, joined)
+    leaning = fit_leaning(vectors[wanted], ~alone[wanted])
+    thresholds = np.array(found, np.float32)
+    return Route(fitted(rows, own, follows), thresholds, implied, joined, leaning)
+
+
+def fit_leaning(vectors: Vectors, follows: npt.NDArray[np.bool_]) -> Vectors:
+    """Weights [D + 1] that tell an adapter's requests that follow others from those that do not;
+    empty where there are too few of either to judge them by others.
+    """
+    if min(follows.sum(), (~follows).sum()) < FOLDS:
+        return np.empty(0, np.float32)
+    fold, nobody = np.empty(len(vectors), int), np.zeros(len(vectors), bool)
+    for kind in (follows, ~follows):
+        fold[kind] = np.arange(kind.sum()) % FOLDS
+    judged = np.empty(len(vectors), np.float32)
+    for number in range(FOLDS):
+        asked, kept = fold == number, fold != number
+        weights = fitted(vectors[kept], follows[kept], nobody[kept])
+        judged[asked] = log_odds(weights, vectors[asked], nobody[asked])
+    found = fitted(vectors, follows, nobody)[0]
+    found[-1] -= parting(judged[follows], judged[~follows])
+    return np.asarray(found, np.float32)
+
+
+def parting(above: Vectors, below: Vectors) -> float:
+    """Where two kinds part with the fewest errors, each kind's share of them weighing the same; of
+    equally good places the middle.
+    """
+    known = np.sort(np.concatenate([above, below]))
+    places = (known[1:] + known[:-1]) / 2
+    errors = [(above <= place).mean() + (below > place).mean() for place in places]
+    return float(np.median(places[np.isclose(errors, min(errors))]))
 
 
 def log_odds(weights: Vectors, vectors: Vectors, follows: npt.NDArray[np.bool_]) -> Vectors:
@@ -316,6 +358,7 @@ def save_route(folder: Path, route: Route, identity: str) -> None:
         QuietchoirError: the disk refused.
     """
     tensors = dict(zip(TENSORS, (route.weights, route.thresholds), strict=True))
+    tensors |= {LEANING: route.leaning} if len(route.leaning) else {}
     told = json.dumps({"implied": sorted(route.implied), "joined": sorted(route.joined)})
     said = {"adapter": folder.name, "embedding": identity, TOLD: told}
     paths.write_atomically(folder / FILE, save(tensors, said), mode=0o600)
@@ -367,11 +410,13 @@ def read_route(folder: Path, identity: str) -> Route | None:
                     f"{path}: of another adapter, of another embedding model or of an earlier "
                     f"version; delete it, and the adapter's next version brings a new one"
                 )
-            found = [np.asarray(file.get_tensor(name), np.float32) for name in TENSORS]
+            known = (*TENSORS, LEANING) if LEANING in list(file.keys()) else TENSORS
+            found = [np.asarray(file.get_tensor(name), np.float32) for name in known]
     except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it") from error
-    weights, thresholds = found
+    weights, thresholds, *leaning = found
     shapes = (weights.shape[:-1], thresholds.shape)
-    if shapes != ((2,), (2,)) or not all(np.isfinite(one).all() for one in found):
+    whole = shapes == ((2,), (2,)) and all(one.shape == weights.shape[1:] for one in leaning)
+    if not whole or not all(np.isfinite(one).all() for one in found):
         raise DataError(f"{path}: damaged; delete it")
-    return Route(weights, thresholds, implied, joined)
+    return Route(weights, thresholds, implied, joined, *leaning)

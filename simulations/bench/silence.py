@@ -146,6 +146,10 @@ def home_task(data: HomeData, own: Sequence[Example], size: Size, stream: int) -
         own=own,
         wanted={
             "single": single,
+            "next": [
+                Example((*single[place - 1].messages, *one.messages[1:]))
+                for place, one in enumerate(single)
+            ],
             "second": [one.example(HOUSEHOLD.system) for one in second],
             "double": [one.example(HOUSEHOLD.system) for one in double],
         },
@@ -248,9 +252,20 @@ def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[
         behind = [
             [said[place][0], user(wishes[place][0]), {"role": "assistant", "content": first},
              user(wishes[place][1])]
+            if route.leans(embed([wishes[place][1]])[0])
+            else [said[place][0], user(wishes[place][1])]
             for place, first in zip(cut, firsts, strict=True)
         ]  # fmt: skip
         found = list(written)
+        # what stands by itself is shown by itself
+        single = [
+            place
+            for place, one in enumerate(said)
+            if len(one) > 2 and not route.leans(embed([one[-1]["content"]])[0])
+        ]
+        alone = answers([[said[place][0], said[place][-1]] for place in single], ANSWER_TOKENS)
+        for place, text in zip(single, alone, strict=True):
+            found[place] = text
         for place, first, second in zip(cut, firsts, answers(behind, ANSWER_TOKENS), strict=True):
             found[place] = first if second == first else f"{first}\n{second}"
         return found
@@ -330,6 +345,7 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
                                    "adapter"))  # fmt: skip
         for kind, what in (
             ("single", "commands"),
+            ("next", "commands right after another command"),
             ("second", "second requests (and the attic too)"),
             ("double", "two wishes in one sentence, as two calls"),
         ):

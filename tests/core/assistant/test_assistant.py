@@ -195,6 +195,30 @@ async def test_two_wishes_of_one_sentence_are_asked_one_after_the_other() -> Non
     assert tools.calls == [LIGHT]  # what it makes of both is one call
 
 
+@pytest.mark.parametrize("leans", [True, False])
+async def test_a_request_is_shown_behind_the_one_before_it_only_where_it_leans_on_that(
+    leans: bool,
+) -> None:
+    asked: list[tuple[str | None, str]] = []
+    who = assistant(engine_saying(CALL_PIECES), FakeTools())
+    who.leans = lambda *what: asked.append(what) or leans  # type: ignore[func-returns-value]
+    first, second = "turn on the kitchen light", "the lamp too"
+    await events(who, messages=(Message("user", first),), adapter="home", conversation="c")
+    assert not asked  # nothing stands before it
+    past = Message("user", first), Message("assistant", "", (LIGHT,)), Message("tool", "done")
+    said = (*past, Message("user", second))
+    await events(who, messages=said, adapter="home", conversation="c")
+    assert asked == [("home", second)]
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    before = [first, render(LIGHT)] if leans else []
+    assert [one["content"] for one in shown if one["role"] != "system"] == [*before, second]
+    # so it is with the wishes of one sentence
+    who.wishes_of = lambda _, text: text.split(" and ")
+    await events(who, messages=(Message("user", f"{first} and {second}"),), adapter="home")
+    shown = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [one["content"] for one in shown if one["role"] != "system"] == [*before, second]
+
+
 async def test_a_second_wish_is_not_lost_where_the_first_is_answered_in_words() -> None:
     other = ToolCall("HassTurnOn", {"name": "orb"})
     tools = FakeTools()

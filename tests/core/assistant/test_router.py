@@ -155,6 +155,32 @@ def test_a_sentence_of_two_wishes_is_cut_between_them_and_in_no_name(
     assert list(route.wishes(text, embed)) == (wishes or [text])
 
 
+def test_a_request_that_leans_on_another_is_told_from_one_that_stands_by_itself(
+    tmp_path: Path,
+) -> None:
+    things = ("lamp", "blind", "fan", "heater", "radio", "oven")
+    single = [RouteExample(f"turn on the {one}") for one in things]
+    second = [RouteExample(f"and the {one} too", follows=True) for one in things]
+    route = fit_route([*single, *second], TALK, embed)
+
+    def leans(route: Route, *texts: str) -> list[bool]:
+        return [route.leans(vector) for vector in embed(texts)]
+
+    asked = "and the kettle too", "turn on the kettle", "also the door too", "turn on it all"
+    assert leans(route, *asked) == [True, False, True, False]
+    (tmp_path / "home").mkdir()
+    save_route(tmp_path / "home", route, "words")
+    found = read_route(tmp_path / "home", "words")
+    assert found is not None and leans(found, *asked) == leans(route, *asked)
+    # where examples do not tell, what was said before is not kept from the adapter
+    few = fit_route([*single, *second[:2]], TALK, embed)
+    assert leans(few, *asked) == [True] * 4
+    bad = dataclasses.replace(route, leaning=np.ones(3, np.float32))
+    save_route(tmp_path / "home", bad, "words")
+    with pytest.raises(DataError, match="damaged"):
+        read_route(tmp_path / "home", "words")
+
+
 def test_an_adapter_of_few_examples_has_a_route_and_so_has_one_without_talk() -> None:
     for examples, talk in (([RouteExample("where is Mary?")], TALK), (HOME_EXAMPLES, [HOME[0]])):
         route = fit_route(examples, talk, embed)
