@@ -235,7 +235,12 @@ async def start(confined: SandboxPolicy) -> tuple[asyncio.subprocess.Process, Pa
         SandboxUnavailableError: this kernel cannot confine it, or not with what it was granted.
     """
     user = interpreter.unprivileged_user()
-    stage = await asyncio.to_thread(staged, confined, level(), user)
+    try:
+        stage = await asyncio.to_thread(staged, confined, level(), user)
+    except OSError as error:
+        raise SandboxUnavailableError(
+            f"no place for what a plugin reads ({error}); free the disk, or mend the folder"
+        ) from error
     try:
         how = await asyncio.to_thread(launch, confined, stage, user)
         return await linux.spawned(how, "a plugin without namespaces"), stage

@@ -86,6 +86,15 @@ def test_what_it_cannot_hold_is_refused_in_words() -> None:
         landlock.launch(confined(broker=3), Path("/s"), None)
 
 
+async def test_where_its_files_find_no_place_it_is_not_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: landlock.LEAST)
+    monkeypatch.setattr(landlock, "place_for", lambda user: tmp_path / "gone")
+    with pytest.raises(SandboxUnavailableError, match="no place for what a plugin reads"):
+        await landlock.start(confined())
+
+
 @pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
 def test_the_filter_leaves_one_process_its_own_signals_and_nothing_of_others(
     machine: str, column: int
