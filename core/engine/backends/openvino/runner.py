@@ -17,7 +17,7 @@ from ....errors import DeviceLostError
 from ....hardware.plan import PlannedDevice, Planner
 from ....models.weights import Weights
 from ...scheduler import Batch, Span
-from ..backend import LayerWindows
+from ..backend import LayerWindows, RecurrentStates
 from ..native.runner import NativeRunner
 from . import graph
 
@@ -110,6 +110,11 @@ class PlannedRunner:
         jobs, size = frozenset({PREFILL}), F32_BYTES * weights.parameters
         devices = [PlannedDevice(OWN, jobs), *(PlannedDevice(name, jobs, size) for name in others)]
         self.planner = planner or Planner(devices)
+
+    @property
+    def states(self) -> RecurrentStates | None:
+        """See `Backend.states`."""
+        return self.inner.states
 
     @property
     def windows(self) -> LayerWindows | None:
