@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import paths, screen
 from .engine.backends.openvino import commands as export_commands
 from .training.distillation import commands as distillation_commands
+from .training.quantization import commands as quantization_commands
 
 if TYPE_CHECKING:
     from .models.hub.client import HubClient
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `model list|search|pull|remove|fit|show|convert|distill|export`."""
+    """Add `model list|search|pull|remove|fit|show|convert|distill|export|quantize|gc`."""
     _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
 
 
@@ -94,6 +95,12 @@ def _register_model(parser: ArgumentParser) -> None:
     convert.set_defaults(run=convert_model, needs="train")
     distillation_commands.register(actions)
     export_commands.register(actions)
+    quantization_commands.register(actions)
+    garbage = actions.add_parser(
+        "gc", help="what of the models' folder nobody needs: shown, and with --delete given up"
+    )
+    garbage.add_argument("--delete", action="store_true", help="do it; without it nothing changes")
+    garbage.set_defaults(run=collect_garbage)
 
 
 def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]":
@@ -324,6 +331,7 @@ def fit_models(arguments: Namespace) -> None:
     from . import config
     from .engine import fit
     from .errors import ConfigError
+    from .models.hub import catalog
 
     engine = config.load(arguments.config).engine
     if arguments.context is not None:
@@ -332,9 +340,11 @@ def fit_models(arguments: Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"--context: {error}") from error
     needs = fit.needs_of_all(arguments.models)
+    disk = {model.name: model.size for model in catalog.installed()}
     machine = fit.measure_memory(engine.memory_bytes)
     table = screen.table(
-        *("model", "weights", "with its cache", "runs here", "tokens/s at most"),
+        *("model", "memory", "with its cache", "disk", "download", "runs here"),
+        "tokens/s at most",
         ids=("model",),
         box=None,
     )
@@ -344,6 +354,8 @@ def fit_models(arguments: Namespace) -> None:
             name,
             size_text(found.weight_bytes),
             size_text(found.bytes),
+            size_text(disk[name]) if name in disk else "",
+            "" if name in disk else size_text(found.weight_bytes),
             "too large" if not found.fits else "yes" if found.now else "when memory is freed",
             f"{found.tokens_per_s:.0f}" if found.fits else "",
         )
@@ -382,6 +394,21 @@ def convert_model(arguments: Namespace) -> None:
         raise ConfigError(f"{arguments.out}: is there already and is kept; choose another name")
     to_gguf.save(weights.load(catalog.find(arguments.model)), arguments.out, arguments.type.upper())
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.0f} MB")
+
+
+def collect_garbage(arguments: Namespace) -> None:
+    """Print what of the models' folder nobody needs; give it up if asked."""
+    from .models.hub import store
+
+    found = store.collect() if arguments.delete else store.garbage()
+    for one in found:
+        stays = f"; stays: {one.kept}" if one.kept else ""
+        print(f"{one.path}: {size_text(one.bytes)}, {one.why}{stays}")
+    freed = size_text(sum(one.bytes for one in found if not one.kept))
+    if arguments.delete:
+        print(f"{freed} are free again")
+    else:
+        print(f"{freed} could be freed; `quietchoir model gc --delete` does it")
 
 
 @contextmanager

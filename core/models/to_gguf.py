@@ -1,5 +1,5 @@
 """A model as a GGUF file, under llama.cpp's names and in its row orders, quantised on the way if
-asked.
+asked, or as it is held.
 
 Knows what `from_gguf` reads, the other way round. Knows nothing of folders.
 Always: before a byte is written, `from_gguf` is asked what it would read from such a file; unless
@@ -9,6 +9,7 @@ that is the same architecture, nothing is written. The file takes its name only 
 import os
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,7 +33,10 @@ from .tokenizer.vocabulary import Vocabulary
 from .weights import Weights
 
 # GGUF's number for "mostly of this type".
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
+    **{"Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,17 @@ class TensorPlan:
     interleaved: bool
 
 
-def save(weights: Weights, path: Path, quant_type: str) -> None:
-    """Write `weights` to `path`, its matrices as `quant_type`.
+def save(weights: Weights, path: Path, quant_type: str | None = None) -> None:
+    """Write `weights` to `path`.
+
+    Args:
+        quant_type: of its matrices, rounded plainly; None: each tensor as it is held.
 
     Raises:
         ModelFileError: what GGUF or this reader of it cannot hold, or a model that is quantised
         already. ModelError: no room or no permission; nothing stays.
     """
-    metadata, extra = describe(weights, quant_type)
+    metadata, extra = describe(weights, quant_type or main_type(weights))
     plans = list(plan(weights, quant_type))
     check(weights, metadata, extra, plans)
     try:
@@ -91,14 +98,22 @@ def scratch_file(path: Path) -> Iterator[Path]:
             Path(name).unlink(missing_ok=True)
 
 
-def type_of(weights: Weights, name: str, quant_type: str) -> str:
+def main_type(weights: Weights) -> str:
+    """The type that most of the weights are held in."""
+    held: Counter[str] = Counter()
+    for blocks in weights.tensors.values():
+        held[blocks.quant_type] += blocks.shape[0] * blocks.shape[1]
+    return held.most_common(1)[0][0]
+
+
+def type_of(weights: Weights, name: str, quant_type: str | None) -> str:
     """As what one of our tensors is written."""
-    return stored_type(name, weights.tensors[name].shape, quant_type)
+    held = weights.tensors[name]
+    return held.quant_type if quant_type is None else stored_type(name, held.shape, quant_type)
 
 
-def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
-    """Every tensor of the file, with its type."""
-    family = FAMILIES[weights.architecture.family]
+def require_plain(weights: Weights, quant_type: str) -> None:
+    """Raises: ModelFileError: a type that is not written, or a model that is quantised already."""
     if quant_type not in FILE_TYPES:
         raise ModelFileError(
             f"type {quant_type} cannot be written; choose one of {', '.join(FILE_TYPES)}"
@@ -112,8 +127,15 @@ def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
         name = min(quantised)
         raise ModelFileError(
             f"{name} is {quantised[name]} already, and quantising twice ruins it; convert from the "
-            f"original model folder"
+            f"original model folder, or see what `model quantize` makes of it"
         )
+
+
+def plan(weights: Weights, quant_type: str | None) -> Iterator[TensorPlan]:
+    """Every tensor of the file, with its type."""
+    family = FAMILIES[weights.architecture.family]
+    if quant_type is not None:
+        require_plain(weights, quant_type)
     tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
     for ours, theirs in GGUF_ENDS.items():
         name = f"{ours}.weight"
@@ -128,7 +150,7 @@ def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
 
 
 def layer_plan(
-    weights: Weights, family: Family, layer: int, quant_type: str
+    weights: Weights, family: Family, layer: int, quant_type: str | None
 ) -> Iterator[TensorPlan]:
     """Every tensor of one layer."""
     architecture, prefix = weights.architecture, f"model.layers.{layer}."
@@ -151,7 +173,7 @@ def layer_plan(
 def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     """The blocks of one tensor as they stand in the file."""
     try:
-        parts = [quantize(weights.tensors[name], one.quant_type) for name in one.parts]
+        parts = [written_as(weights.tensors[name], one.quant_type) for name in one.parts]
     except ValueError as error:
         raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
     if not one.stacked and len(parts) > 1 and all(part.shape[0] == 1 for part in parts):
@@ -164,6 +186,12 @@ def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     if not one.interleaved:
         return whole
     return from_gguf.reordered(whole, weights.architecture, from_gguf.interleave)
+
+
+def written_as(blocks: QuantTensor, quant_type: str) -> QuantTensor:
+    """One of our tensors in the type of the file's. Raises: ValueError: as `quantize`."""
+    as_it_is = blocks.quant_type == quant_type and quant_type not in PLAIN
+    return blocks if as_it_is else quantize(blocks, quant_type)
 
 
 def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[str, QuantTensor]]:

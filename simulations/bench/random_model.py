@@ -6,7 +6,7 @@ Always: the same sizes and seed make the same file; the tokenizer is that of the
 from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,18 @@ BILLION = Sizes(
 TINY = Sizes(num_layers=8, hidden_size=64, intermediate_size=128, num_heads=4, num_kv_heads=2)
 
 
-def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Write the file unless it is there: Q4_0 matrices, a Q8_0 embedding that is the head too,
-    float32 norms.
+THIRTEEN = Sizes(
+    num_layers=40, hidden_size=5120, intermediate_size=13824, num_heads=40, num_kv_heads=40
+)
+
+
+def write(path: Path, like: Path, sizes: Sizes, *, seed: int, kind: str = "Q4_0") -> Path:
+    """Write the file unless it is there: matrices and an embedding that is the head too, float32
+    norms; one matrix in memory at a time.
 
     Args:
         like: a GGUF file of the Llama family, whose tokenizer is taken over.
+        kind: "Q4_0", whose embedding is Q8_0, or "F16".
     """
     if path.exists():
         return path
@@ -73,38 +79,55 @@ def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
         "rope.dimension_count": sizes.hidden_size // sizes.num_heads,
     }.items():
         writer.add_uint32(f"llama.{key}", value)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32("llama.rope.freq_base", 10_000.0)
     vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
-    add(
-        writer,
-        "token_embd",
-        eight_bit(draws, vocabulary, sizes.hidden_size),
-        gguf.GGMLQuantizationType.Q8_0,
-    )
-    writer.add_tensor("output_norm.weight", np.ones(sizes.hidden_size, np.float32))
-    for layer in range(sizes.num_layers):
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.hidden_size, np.float32))
-        for name, shape in sizes.matrices().items():
-            add(
-                writer,
-                f"blk.{layer}.{name}",
-                four_bit(draws, *shape),
-                gguf.GGMLQuantizationType.Q4_0,
-            )
+    matrix, embedding = (four_bit, eight_bit) if kind == "Q4_0" else (sixteen_bit, sixteen_bit)
+    tensors = list(tensors_of(sizes, vocabulary))
+    for name, shape in tensors:
+        announce(writer, name, shape, form_of(name, shape, kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape in tensors:
+        if len(shape) == 1:
+            writer.write_tensor_data(np.ones(shape, np.float32))
+        else:
+            make = embedding if name == "token_embd" else matrix
+            writer.write_tensor_data(make(draws, *shape))
     writer.close()
     part.rename(path)
     return path
 
 
-def add(writer: Any, name: str, raw: Bytes, kind: gguf.GGMLQuantizationType) -> None:
-    """One matrix, given as the bytes of its rows."""
-    writer.add_tensor(f"{name}.weight", raw, raw_dtype=kind)
+def tensors_of(sizes: Sizes, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes, in the order of the file."""
+    yield "token_embd", (vocabulary, sizes.hidden_size)
+    yield "output_norm", (sizes.hidden_size,)
+    for layer in range(sizes.num_layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{norm}", (sizes.hidden_size,)
+        for name, shape in sizes.matrices().items():
+            yield f"blk.{layer}.{name}", shape
+
+
+def form_of(name: str, shape: tuple[int, ...], kind: str) -> gguf.GGMLQuantizationType:
+    """The type of one tensor."""
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    wide = kind == "Q4_0" and name == "token_embd"
+    return gguf.GGMLQuantizationType["Q8_0" if wide else kind]
+
+
+def announce(
+    writer: Any, name: str, shape: tuple[int, ...], form: gguf.GGMLQuantizationType
+) -> None:
+    """Describe a tensor that follows."""
+    size = gguf.quants.quant_shape_to_byte_shape(shape, form)
+    writer.add_tensor_info(
+        f"{name}.weight", size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=form
+    )
 
 
 def copy_tokenizer(reader: Any, writer: Any) -> None:
@@ -127,6 +150,12 @@ def four_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
     blocks = rows * columns // GROUP
     scale = np.float16(1 / (4.6 * np.sqrt(columns)))  # 4.6: spread of -8 … 7
     return with_scale(scale, draws.integers(0, 256, (blocks, GROUP // 2), np.uint8), rows)
+
+
+def sixteen_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
+    """F16 rows [rows, bytes]."""
+    numbers = draws.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(columns))
+    return numbers.astype(np.float16).view(np.uint8)
 
 
 def eight_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:

@@ -24,6 +24,8 @@ SUITES: Mapping[str, str] = {
     "block_types": "the same model in every type of file, beside llama.cpp on the same file",
     "families": "does each family of models load, who computes it, and as transformers does: wrong "
     "must be 0",
+    "compress": "fewer bits: size, speed and perplexity beside llama.cpp's quantiser; training "
+    "that wins back what rounding lost; distilled students",
     "kernels": "one matrix by each instruction set of this processor, beside the memory's own "
     "speed",
     "context": "what of a long conversation reaches the model, beside keeping the newest tokens; "

@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ from ... import log, paths, tables
 from ...config import SamplingConfig
 from ...errors import ConfigError, LicenceError, ModelError, ModelNotFoundError, QuietchoirError
 from ..files.gguf import SPLIT
-from . import elsewhere, fetch
+from . import elsewhere, fetch, store
 from .client import HubClient
 from .fetch import Fetching, Progress, RemoteFile
 from .known_models import BY_NAME, KNOWN_MODELS, KnownModel, is_open
@@ -483,7 +483,9 @@ def bring(found: PullOffer, pull: Fetching) -> CatalogEntry:
     with tempfile.TemporaryDirectory(
         dir=paths.models(), prefix=".pull-", ignore_cleanup_errors=True
     ) as scratch:
-        staged = fetch.fetch(found.source, wanted, dataclasses.replace(pull, scratch=Path(scratch)))
+        staged = staged_files(
+            found.source, wanted, dataclasses.replace(pull, scratch=Path(scratch))
+        )
         entry = CatalogEntry(
             name=found.name,
             licence=found.licence,
@@ -503,12 +505,32 @@ def bring(found: PullOffer, pull: Fetching) -> CatalogEntry:
             paths.write_atomically(final / ENTRY, json.dumps(written(entry), indent=1).encode())
         for one, whole in zip(wanted, staged, strict=True):
             shutil.move(whole, one.target)  # a rename, in one file system: never half a file
+        for file in entry.files:
+            store.share(final / file.name, file.sha256)
         kept = {file.name for file in entry.files}
         for file in before.files if before is not None else ():
             if file.name not in kept:
                 (final / file.name).unlink(missing_ok=True)
+                store.forget(file.sha256)
         paths.sync_folder(final)
     return entry
+
+
+def staged_files(source: str, wanted: Sequence[RemoteFile], pull: Fetching) -> list[Path]:
+    """Whole files in the scratch folder, in order: those whose content is on this disk under
+    another name are not fetched.
+
+    Raises:
+        IntegrityError, ModelError, PullStoppedError: as `fetch.fetch`.
+    """
+    here = {}
+    for file in wanted:
+        own = pull.scratch / f"here-{file.target.name}"
+        if store.take(file.sha256, file.size, own):
+            here[file.path] = own
+    missing = [file for file in wanted if file.path not in here]
+    fetched = iter(fetch.fetch(source, missing, pull) if missing else ())
+    return [here[file.path] if file.path in here else next(fetched) for file in wanted]
 
 
 def require_ours(name: str, wanted: Iterable[RemoteFile]) -> None:
@@ -600,6 +622,8 @@ def remove(name: str) -> int:
     with alone(found.name):
         for file in (*(file.name for file in entry.files), ENTRY):
             (folder(entry) / file).unlink(missing_ok=True)
+        for gone in entry.files:
+            store.forget(gone.sha256)
         if not any(folder(entry).iterdir()):
             folder(entry).rmdir()
     return found.size

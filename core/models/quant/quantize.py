@@ -1,6 +1,7 @@
-"""Numbers into blocks: 8 or 4 bits a weight.
+"""Numbers into blocks, each weight to the nearest point of its block's grid.
 
-Knows two block types and how to choose their scales. Knows nothing of files or layers.
+Knows how the two oldest types choose their scales, by which models in memory are told apart
+(`weights.load`); the others are of `grid.py`. Knows nothing of files, layers or texts.
 Always: blocks come out that every reader of the format understands; numbers that are not finite are
 refused. What is quantised already is not done a second time: that raised SmolLM2's perplexity from
 15.7 to 21.
@@ -11,8 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .grid import GRIDS, encode_weighted
 from .tensor import PLAIN, QuantTensor
-from .types import GROUP
+from .types import GROUP, QUANT_TYPES
 
 SLAB_ROWS = 4096  # rows worked on at a time, so that the float32 copy stays small
 # Where a scale is looked for: the largest weight on step -8, and 18 scales around that. Source: the
@@ -61,8 +63,8 @@ def widened(blocks: QuantTensor) -> QuantTensor:
 def encoded(blocks: QuantTensor, quant_type: str) -> QuantTensor:
     """A matrix's numbers as blocks of this type, a slab of rows at a time."""
     encode = ENCODERS[quant_type]
-    if blocks.shape[1] % GROUP and quant_type in ("Q4_0", "Q8_0"):
-        raise ValueError(f"{blocks.shape[1]} columns do not fit blocks of {GROUP}")
+    if blocks.shape[1] % (wide := QUANT_TYPES[quant_type].columns):
+        raise ValueError(f"{blocks.shape[1]} columns do not fit blocks of {wide}")
     slabs = []
     for start in range(0, blocks.shape[0], SLAB_ROWS):
         rows = blocks.part(start, min(start + SLAB_ROWS, blocks.shape[0])).dequantize()
@@ -122,7 +124,17 @@ def encode_as(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return encode_plain
 
 
+def encode_on(name: str) -> Callable[[Tensor], Tensor]:
+    """Rows on the grids of this type, all weights alike."""
+
+    def encode_grid(rows: Tensor) -> Tensor:
+        return encode_weighted(rows, torch.ones(1), name)[0]
+
+    return encode_grid
+
+
 ENCODERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    **{name: encode_on(name) for name in GRIDS},
     "Q4_0": encode_q4_0,
     "Q8_0": encode_q8_0,
     "F32": encode_as(torch.float32),

@@ -2,7 +2,7 @@
 output.
 
     python -m quietchoir.simulations.bench.peers NAME MODEL --threads N
-        [--first | --repack FILE [--type TYPE] | --logits TOKENS OUT]
+        [--first | --repack FILE [--type TYPE] [--importance MATRIX] | --logits TOKENS OUT]
 
 `--first` ends after the first token of one prompt: what a cold start costs. `--repack` writes the
 model by llama.cpp's quantiser, as it likes it best or as TYPE, in this process, for whatever kills
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--first", action="store_true")
     parser.add_argument("--repack", type=Path, metavar="FILE")
     parser.add_argument("--type", default="Q4_0")
+    parser.add_argument("--importance", type=Path, metavar="MATRIX")
     parser.add_argument("--logits", type=Path, nargs=2, metavar=("TOKENS", "OUT"))
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -94,7 +95,7 @@ def main() -> None:
     if arguments.repack:
         from .llamacpp import repacked
 
-        written = repacked(arguments.model, arguments.repack, arguments.type)
+        written = repacked(arguments.model, arguments.repack, arguments.type, arguments.importance)
         print(written, file=answers, flush=True)
         return
     if arguments.logits:

@@ -79,9 +79,14 @@ class LlamaCpp:
         )
 
 
-def repacked(model: Path, out: Path, file_type: str = "Q4_0") -> Path:
+def repacked(
+    model: Path, out: Path, file_type: str = "Q4_0", importance: Path | None = None
+) -> Path:
     """The same model as another type, written once to `out`; llama.cpp has its fastest kernels for
     Q4_0.
+
+    Args:
+        importance: an importance matrix that its quantiser weighs errors by.
     """
     if not out.exists():
         from llama_cpp import llama_cpp as api
@@ -91,12 +96,32 @@ def repacked(model: Path, out: Path, file_type: str = "Q4_0") -> Path:
         parameters = api.llama_model_quantize_default_params()
         parameters.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{file_type}")
         parameters.allow_requantize = True
+        weighed = weighing(api, importance) if importance else None
+        if weighed is not None:
+            parameters.imatrix = weighed
         part = out.with_suffix(".part")
         if api.llama_model_quantize(str(model).encode(), str(part).encode(), parameters):
             raise RuntimeError(f"llama.cpp could not requantise {model}")
         api.llama_log_set(api.llama_log_callback(), None)  # `silence` ends with this function
         part.rename(out)
     return out
+
+
+def weighing(api: Any, path: Path) -> Any:
+    """An importance matrix as llama.cpp's quantiser takes it: an array whose last entry is empty.
+    Whoever has it keeps it alive: C holds no reference.
+    """
+    import ctypes
+
+    from ....core.models.quantization import importance
+
+    entries = importance.read(path).entries
+    array = (api.llama_model_imatrix_data * (len(entries) + 1))()
+    array.kept = [means.reshape(-1) for means in entries.values()]
+    for place, name, means in zip(array, entries, array.kept, strict=False):
+        place.name, place.size = name.encode(), means.size
+        place.data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return array
 
 
 def write_logits(model: Path, threads: int, said: Path, out: Path) -> None:

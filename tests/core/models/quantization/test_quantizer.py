@@ -1,0 +1,239 @@
+"""A model to fewer bits, on a small random one: nearer than plain rounding, within its size, the
+same after it was killed; and llama.cpp reads it.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from quietchoir.core.errors import ConfigError, ModelError, ModelFileError
+from quietchoir.core.models import to_gguf, weights
+from quietchoir.core.models.quant.tensor import plain
+from quietchoir.core.models.quantization import quantizer, sensitivity
+from quietchoir.core.models.quantization.importance import ImportanceMatrix
+from quietchoir.core.models.quantization.quantizer import Journal, Request
+from quietchoir.core.models.weights import Weights
+from quietchoir.core.training.quantization.quality import text_loss
+from quietchoir.tests.fakes.models import make_model
+from quietchoir.tests.fakes.tokenizers import save
+
+
+def folder(name: str, path: Path, **changes: Any) -> Weights:
+    make_model(name, vocab_size=720, **changes).save_pretrained(path)
+    save("llama3", path)
+    return weights.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return folder("llama3", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def mixture_model(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return folder("qwen3moe", tmp_path_factory.mktemp("mixture"))
+
+
+def texts(seed: int = 0, count: int = 12) -> list[list[int]]:
+    """Texts of few words, so that inputs go together."""
+    draws = np.random.default_rng(seed)
+    words = np.random.default_rng(9).integers(10, 700, 24)
+    return draws.choice(words, (count, 40)).tolist()
+
+
+def made(model: Weights, folder: Path, **asked: Any) -> Weights:
+    request = Request(**{"quant_type": "Q4_0", "texts": texts(), **asked})
+    return quantizer.quantize(model, request, Journal(folder / "journal", request.digest(model)))
+
+
+def far(model: Weights, found: Weights) -> float:
+    """Of the logits of a text that was not calibrated on, relative."""
+    from quietchoir.core.models.attention import packed_attention
+    from quietchoir.core.models.transformer import Transformer
+    from quietchoir.core.training.frozen_layers import dense_linear
+
+    tokens = torch.tensor([token for text in texts(seed=1) for token in text])
+    logits = []
+    for one in (model, found):
+        network = Transformer(one, dense_linear(torch.float32))
+        positions = torch.arange(40).repeat(12)
+        attend = packed_attention([40] * 12, one.architecture.windows)
+        with torch.no_grad():
+            x = network.layers_forward(network.embed(tokens), positions, attend)
+            logits.append(network.logits(x))
+    return float((logits[1] - logits[0]).norm() / logits[0].norm())
+
+
+def test_a_calibrated_model_is_nearer_than_a_plainly_rounded_one(
+    model: Weights, tmp_path: Path
+) -> None:
+    found = made(model, tmp_path)
+    kinds = {name: blocks.quant_type for name, blocks in found.tensors.items()}
+    assert kinds["model.layers.3.mlp.up_proj.weight"] == "Q4_0"
+    assert kinds["lm_head.weight"] == "Q8_0"  # narrower than a block of Q6_K
+    assert kinds["model.layers.3.input_layernorm.weight"] == "F32"
+    plainly = quantizer.plainly(model, found)
+    assert {name: one.quant_type for name, one in plainly.tensors.items()} == kinds
+    assert far(model, found) < 0.85 * far(model, plainly)
+
+
+def test_an_importance_matrix_alone_weighs_errors(model: Weights, tmp_path: Path) -> None:
+    matrix = quantizer.measure_importance(model, texts(), "few words")
+    assert {"blk.0.attn_q.weight", "blk.2.ffn_down.weight"} < matrix.entries.keys()
+    found = made(model, tmp_path, texts=(), importance=matrix)
+    assert far(model, found) < far(model, quantizer.plainly(model, found))
+    other = ImportanceMatrix(entries={"blk.0.attn_q.weight": np.ones((1, 5), np.float32)}, chunks=1)
+    with pytest.raises(ModelFileError, match="5 numbers in the importance matrix and"):
+        made(model, tmp_path / "other", texts=(), importance=other)
+    with pytest.raises(ModelFileError, match="names no matrix of this model"):
+        made(model, tmp_path / "none", texts=(), importance=replace(other, entries={}))
+
+
+def test_experts_are_rounded_by_what_each_is_given(mixture_model: Weights, tmp_path: Path) -> None:
+    found = made(mixture_model, tmp_path)
+    assert found.tensors["model.layers.1.mlp.experts.2.up_proj.weight"].quant_type == "Q4_0"
+    assert found.tensors["model.layers.1.mlp.gate.weight"].quant_type == "F32"
+    assert far(mixture_model, found) < far(mixture_model, quantizer.plainly(mixture_model, found))
+    to_gguf.save(found, tmp_path / "mixture.gguf")
+    read = weights.load(tmp_path / "mixture.gguf")
+    for name, blocks in found.tensors.items():
+        assert torch.equal(read.tensors[name].dequantize(), blocks.dequantize()), name
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(
+    model: Weights, tmp_path: Path
+) -> None:
+    request = Request(quant_type="Q4_0", texts=texts())
+    told: list[str] = []
+
+    def killed(words: str) -> None:
+        told.append(words)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    where, digest = tmp_path / "journal", request.digest(model)
+    with pytest.raises(KeyboardInterrupt):
+        quantizer.quantize(model, request, Journal(where, digest), killed)
+    done = {path.name: path.stat().st_mtime_ns for path in where.glob("*.bin")}
+    assert 0 < len(done) < 60
+    found = quantizer.quantize(model, request, Journal(where, digest), told.append)
+    assert told[3] == told[2]  # the layer that was not done, and none before it
+    assert all((where / name).stat().st_mtime_ns == when for name, when in done.items())
+    whole = made(model, tmp_path / "whole")
+    for name, blocks in whole.tensors.items():
+        assert np.array_equal(blocks.memory, found.tensors[name].memory), name
+
+
+def test_a_journal_of_other_settings_is_begun_anew_and_a_folder_of_others_is_left_alone(
+    model: Weights, tmp_path: Path
+) -> None:
+    made(model, tmp_path)
+    other = Request(quant_type="Q5_K", texts=texts()).digest(model)
+    assert Journal(tmp_path / "journal", other).types is None
+    assert [*(tmp_path / "journal").glob("*.bin")] == []
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
+    with pytest.raises(ModelError, match="did not leave there"):
+        Journal(tmp_path / "photos", other)
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
+
+
+def test_a_mixture_keeps_its_size_and_loses_less(model: Weights, tmp_path: Path) -> None:
+    least = made(model, tmp_path / "least")
+    to_gguf.save(least, tmp_path / "least.gguf")
+    size = int(1.12 * (tmp_path / "least.gguf").stat().st_size)
+    found = made(model, tmp_path, size=size)
+    to_gguf.save(found, tmp_path / "mixed.gguf")
+    assert 0.9 * size < (tmp_path / "mixed.gguf").stat().st_size <= size
+    kinds = {blocks.quant_type for blocks in found.tensors.values()}
+    assert len(kinds & {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}) > 1
+    assert far(model, found) < far(model, least)
+    with pytest.raises(ConfigError, match=r"MB at least, and .* give a larger --size"):
+        made(model, tmp_path / "small", size=size // 3)
+    with pytest.raises(ConfigError, match="--size needs --calibrate"):
+        made(model, tmp_path / "blind", size=size, texts=())
+
+
+def test_sensitivity_predicts_what_rounding_a_matrix_costs(model: Weights) -> None:
+    """Of a quarter of the model's matrices the costliest three by the estimate cost more, measured,
+    than the cheapest three.
+    """
+    felt = sensitivity.measure(model, texts(count=4))
+    names = sorted(name for name in felt if name != "lm_head.weight")[::5]
+    ranked = sorted(names, key=lambda name: felt[name].cost(model.tensors[name], "Q4_0"))
+    tokens = [token for text in texts() for token in text]
+
+    def measured(changed: list[str]) -> float:
+        rounded = {
+            name: plain(quantizer.encoded(model.tensors[name], "Q4_0").dequantize())
+            for name in changed
+        }
+        return text_loss(replace(model, tensors={**model.tensors, **rounded}), tokens)
+
+    base = text_loss(model, tokens)
+    assert abs(measured(ranked[-3:]) - base) > abs(measured(ranked[:3]) - base)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_what_fits_no_block_of_256_takes_the_next_of_32(
+    kind: str, model: Weights, tmp_path: Path
+) -> None:
+    found = made(model, tmp_path, quant_type=kind)
+    held = found.tensors["model.layers.0.mlp.up_proj.weight"]
+    wide = held.shape[1] % 256 == 0
+    assert held.quant_type == (kind if wide else quantizer.NARROW[kind])
+    to_gguf.save(found, tmp_path / "k.gguf")
+    assert len(gguf.GGUFReader(tmp_path / "k.gguf").tensors) > 60
+
+
+def test_a_model_of_so_few_bits_is_refused_and_one_of_more_is_taken(
+    model: Weights, tmp_path: Path
+) -> None:
+    eight = made(model, tmp_path / "eight", quant_type="Q8_0")
+    four = made(eight, tmp_path / "four")
+    assert four.tensors["model.layers.0.mlp.up_proj.weight"].quant_type == "Q4_0"
+    assert four.tensors["lm_head.weight"] is eight.tensors["lm_head.weight"]  # 8 bits already
+    for kind in ("Q4_0", "Q5_K"):
+        with pytest.raises(ModelFileError, match=f"Q4_0 already, and {kind} is not fewer"):
+            made(four, tmp_path / kind, quant_type=kind)
+
+
+def test_weights_that_are_not_finite_are_refused_by_their_name(
+    model: Weights, tmp_path: Path
+) -> None:
+    name = "model.layers.5.mlp.up_proj.weight"
+    broken = model.tensors[name].dequantize()
+    broken[3, 3] = torch.inf
+    hurt = replace(model, tensors={**model.tensors, name: plain(broken)})
+    with pytest.raises(ModelFileError, match=rf"{name}: .*not finite"):
+        made(hurt, tmp_path, texts=())
+
+
+needs_llamacpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is a peer of the benchmarks"
+)
+
+
+@needs_llamacpp
+def test_llama_cpp_computes_the_same_from_a_mixed_file(model: Weights, tmp_path: Path) -> None:
+    least = made(model, tmp_path / "least")
+    to_gguf.save(least, tmp_path / "least.gguf")
+    found = made(model, tmp_path, size=int(1.12 * (tmp_path / "least.gguf").stat().st_size))
+    to_gguf.save(found, tmp_path / "mixed.gguf")
+    tokens = texts(seed=1, count=1)[0]
+    (tmp_path / "said.json").write_text(json.dumps({"window": 40, "tokens": tokens}))
+    peer = (sys.executable, "-m", "quietchoir.simulations.bench.peers", "llamacpp")
+    asked = ("--threads", "1", "--logits", tmp_path / "said.json", tmp_path / "logits.npy")
+    subprocess.run([*peer, tmp_path / "mixed.gguf", *asked], check=True, capture_output=True)
+    theirs = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    loss = torch.nn.functional.cross_entropy(theirs[:-1], torch.tensor(tokens[1:]))
+    assert abs(float(loss) - text_loss(found, tokens)) < 0.05  # it rounds activations to 8 bits
