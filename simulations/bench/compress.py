@@ -101,7 +101,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         "exact": True,
     }
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
-        bench = Bench(Path(scratch), scale, report, tell, quick)
+        bench = CompressBench(Path(scratch), scale, report, tell, quick)
         bench.sixteen_bits()
         keep(report)
         bench.rounded(peer=peer)
@@ -128,7 +128,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class CompressBench:
     """The real model's part: files in one folder, figures in one report."""
 
     scratch: Path
@@ -197,11 +197,13 @@ class Bench:
 
     def quantised(self, name: str, kind: str, size: int) -> None:
         """One file of ours."""
-        request = quantizer.Request(
+        request = quantizer.QuantizationRequest(
             quant_type=kind, size=size, texts=self.texts(self.scale.calibration)
         )
         original = self.model()
-        journal = quantizer.Journal(self.scratch / f"{name}.journal", request.digest(original))
+        journal = quantizer.QuantizationJournal(
+            self.scratch / f"{name}.journal", request.digest(original)
+        )
         self.tell(f"{name}: layer by layer")
         made = self.timed(name, lambda: quantizer.quantize(original, request, journal))
         to_gguf.save(made, self.path(name))

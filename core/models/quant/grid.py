@@ -245,7 +245,7 @@ def pack_eight(head: tuple[Tensor, ...], q: Tensor) -> Tensor:
 
 def fit_k(kind: GridType, blocks: Tensor, importance: Tensor, tries: Sequence[float]) -> Grid:
     """Q4_K, Q5_K: six bits each for the step and the offset of eight groups."""
-    groups, heavy = blocks.view(-1, kind.group), importance.view(-1, kind.group)
+    groups, heavy = blocks.view(-1, kind.group), importance.reshape(-1, kind.group)
     found = best_affine(groups, heavy, kind, tries, signed=False)
     outer, inner = [], []
     for numbers in found:
@@ -302,7 +302,7 @@ def pack_k_five(head: tuple[Tensor, ...], q: Tensor) -> Tensor:
 
 def fit_six(kind: GridType, blocks: Tensor, importance: Tensor, tries: Sequence[float]) -> Grid:
     """Q6_K: a signed byte for the step of each of 16 groups."""
-    groups, heavy = blocks.view(-1, kind.group), importance.view(-1, kind.group)
+    groups, heavy = blocks.view(-1, kind.group), importance.reshape(-1, kind.group)
     steps = best_steps(groups, heavy, kind, tries).view(len(blocks), -1)
     largest = steps.gather(1, steps.abs().argmax(1, keepdim=True))
     unit = as_half(largest / -128)

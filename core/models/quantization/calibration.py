@@ -45,32 +45,32 @@ class Gram:
         return self.sum.diagonal() / self.rows
 
 
-class Watch:
+class InputObserver:
     """Makes matrices that remember their inputs; those that are given the same share a Gram."""
 
     def __init__(self) -> None:
         self.last: Gram | None = None
 
     def __call__(self, blocks: QuantTensor) -> nn.Module:
-        return WatchedLinear(blocks, self)
+        return ObservedLinear(blocks, self)
 
 
-class WatchedLinear(nn.Module):
+class ObservedLinear(nn.Module):
     """x W^T, in float32."""
 
-    def __init__(self, blocks: QuantTensor, watch: Watch | None = None) -> None:
+    def __init__(self, blocks: QuantTensor, observer: InputObserver | None = None) -> None:
         super().__init__()
-        self.weight, self.watch = blocks.dequantize(), watch
+        self.weight, self.observer = blocks.dequantize(), observer
         self.gram: Gram | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, columns] -> [N, rows]."""
-        if self.watch is not None:
+        if self.observer is not None:
             if self.gram is None:
-                last = self.watch.last
+                last = self.observer.last
                 shared = last is not None and last.last is x
                 self.gram = last if shared else Gram(x.shape[1])
-                self.watch.last = self.gram
+                self.observer.last = self.gram
             if self.gram is not None:
                 self.gram.add(x)
         return x @ self.weight.T
@@ -78,11 +78,11 @@ class WatchedLinear(nn.Module):
 
 def plain_linear(blocks: QuantTensor) -> nn.Module:
     """A matrix that remembers nothing."""
-    return WatchedLinear(blocks)
+    return ObservedLinear(blocks)
 
 
 @dataclass(slots=True)
-class Calibration:
+class CalibrationPass:
     """A text on its way through the layers."""
 
     weights: Weights
@@ -96,17 +96,17 @@ class Calibration:
         return sum(map(len, self.hidden))
 
     @torch.no_grad()
-    def watch(self) -> dict[str, Gram]:
+    def observe(self) -> dict[str, Gram]:
         """What the next layer's matrices are given, by name ("model.layers.3.mlp.up_proj"); the
         text stays before that layer.
         """
-        network = self.network(Watch())
+        network = self.network(InputObserver())
         for x, lengths in zip(self.hidden, self.windows, strict=True):
             self.through(network, x, lengths)
         return {
             name: module.gram
             for name, module in network.named_modules()
-            if isinstance(module, WatchedLinear) and module.gram is not None
+            if isinstance(module, ObservedLinear) and module.gram is not None
         }
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ def pieces(tokens: Sequence[int], window: int = WINDOW) -> list[list[int]]:
 
 
 @torch.no_grad()
-def begin(weights: Weights, texts: Sequence[Sequence[int]]) -> Calibration:
+def begin(weights: Weights, texts: Sequence[Sequence[int]]) -> CalibrationPass:
     """Texts (tokens each, no longer than the context) before the first layer.
 
     Raises:
@@ -171,10 +171,10 @@ def begin(weights: Weights, texts: Sequence[Sequence[int]]) -> Calibration:
             chunks.append([])
         chunks[-1].append(text)
     hidden = [embed(torch.tensor([token for text in chunk for token in text])) for chunk in chunks]
-    return Calibration(weights, [[len(text) for text in chunk] for chunk in chunks], hidden)
+    return CalibrationPass(weights, [[len(text) for text in chunk] for chunk in chunks], hidden)
 
 
-def passes(calibration: Calibration) -> Iterator[int]:
+def passes(calibration: CalibrationPass) -> Iterator[int]:
     """The numbers of the layers that are still to come."""
     while calibration.layer < calibration.weights.architecture.num_layers:
         yield calibration.layer

@@ -32,7 +32,7 @@ from ..quant.types import GROUP, QUANT_TYPES
 from ..to_gguf import TensorPlan
 from ..weights import Weights
 from . import calibration, sensitivity
-from .calibration import Calibration, Gram
+from .calibration import CalibrationPass, Gram
 from .importance import ImportanceMatrix
 
 TARGETS = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -41,14 +41,14 @@ NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # What a mixture is made of, the smallest first.
 LADDERS = {GROUP: ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 256: ("Q4_K", "Q5_K", "Q6_K", "Q8_0")}
 WHOLE = ("model.embed_positions.weight",)  # tables that no matrix product reads
-FELT_WINDOWS = 4  # of the text, on which sensitivity is measured
+FISHER_WINDOWS = 4  # of the text, on which sensitivity is measured
 FORMAT = 1  # of the journal
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class QuantizationRequest:
     """What is asked for."""
 
     quant_type: str  # of `TARGETS`
@@ -64,7 +64,7 @@ class Request:
         return hashlib.sha256(json.dumps(said).encode() + weighed).hexdigest()
 
 
-class Journal:
+class QuantizationJournal:
     """The matrices that are done, each in a file of its own."""
 
     def __init__(self, folder: Path, digest: str) -> None:
@@ -125,7 +125,10 @@ def journal_of(out: Path) -> Path:
 
 
 def quantize(
-    weights: Weights, request: Request, journal: Journal, tell: Tell = lambda words: None
+    weights: Weights,
+    request: QuantizationRequest,
+    journal: QuantizationJournal,
+    tell: Tell = lambda words: None,
 ) -> Weights:
     """The same model with its matrices as blocks of few bits, mapped from the journal.
 
@@ -147,7 +150,7 @@ def quantize(
             f"its matrices are {held} already, and {request.quant_type} is not fewer bits; start "
             f"from the original model, or choose a smaller type"
         )
-    made = Rounding(weights, kinds, journal, tell).all(request, plans)
+    made = LayerRounding(weights, kinds, journal, tell).all(request, plans)
     tensors = {**weights.tensors, **made}
     if is_tied(weights):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -186,7 +189,7 @@ def changing(
     return {name: kind for name, kind in found.items() if weights.tensors[name].quant_type != kind}
 
 
-def prepared(weights: Weights, request: Request) -> list[TensorPlan]:
+def prepared(weights: Weights, request: QuantizationRequest) -> list[TensorPlan]:
     """Every tensor of the file to be, once all is checked that can be before the work begins."""
     if request.quant_type not in TARGETS:
         raise ConfigError(f"no type {request.quant_type}; choose one of {', '.join(TARGETS)}")
@@ -219,7 +222,7 @@ def type_for(name: str, shape: tuple[int, int], quant_type: str) -> str:
 
 
 def chosen_types(
-    weights: Weights, request: Request, plans: Sequence[TensorPlan], tell: Tell
+    weights: Weights, request: QuantizationRequest, plans: Sequence[TensorPlan], tell: Tell
 ) -> dict[str, str]:
     """A type for each tensor of the file."""
 
@@ -239,14 +242,14 @@ def chosen_types(
     if not request.texts:
         raise ConfigError("--size needs --calibrate with a text: sensitivity is measured on it")
     tell("sensitivity: one pass forth and back over the text")
-    felt = sensitivity.measure(weights, spread(request.texts, FELT_WINDOWS))
+    fisher = sensitivity.measure(weights, spread(request.texts, FISHER_WINDOWS))
     if is_tied(weights):
-        felt["model.embed_tokens.weight"] = felt.pop("lm_head.weight")
+        fisher["model.embed_tokens.weight"] = fisher.pop("lm_head.weight")
     choices, left = [], request.size - overhead(weights, plans)
     for one in plans:
-        parts = [(weights.tensors[name], felt.get(name)) for name in one.parts]
+        parts = [(weights.tensors[name], fisher.get(name)) for name in one.parts]
         own = held[one.name]
-        if found[one.name] not in GRIDS or any(feeling is None for _, feeling in parts):
+        if found[one.name] not in GRIDS or any(factors is None for _, factors in parts):
             left -= sum(sensitivity.bytes_as(part.shape, found[one.name]) for part, _ in parts)
             continue
         kinds = [*ladder(shape(one)[1], request.quant_type)]
@@ -256,11 +259,11 @@ def chosen_types(
             kind: sum(sensitivity.bytes_as(part.shape, kind) for part, _ in parts) for kind in kinds
         }
         costs = {
-            kind: sum(feeling.cost(part, kind) for part, feeling in parts if feeling)
+            kind: sum(factors.cost(part, kind) for part, factors in parts if factors)
             for kind in kinds
             if kind != own
         }
-        choices.append(sensitivity.Choice(one.name, sizes, {own: 0.0} | costs))
+        choices.append(sensitivity.TypeChoice(one.name, sizes, {own: 0.0} | costs))
     return found | sensitivity.mixture(choices, left)
 
 
@@ -293,15 +296,17 @@ def spread(texts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class LayerRounding:
     """One run through all matrices."""
 
     weights: Weights
     kinds: Mapping[str, str]  # by our names
-    journal: Journal
+    journal: QuantizationJournal
     tell: Tell
 
-    def all(self, request: Request, plans: Sequence[TensorPlan]) -> dict[str, QuantTensor]:
+    def all(
+        self, request: QuantizationRequest, plans: Sequence[TensorPlan]
+    ) -> dict[str, QuantTensor]:
         """Every tensor that changes, by our name."""
         weighed = importance_of(request.importance, plans, self.weights)
         made: dict[str, QuantTensor] = {}
@@ -331,10 +336,10 @@ class Rounding:
         return {name: blocks for name, blocks in found.items() if blocks is not None}
 
     def layer(
-        self, names: Sequence[str], done: Mapping[str, QuantTensor], passed: Calibration
+        self, names: Sequence[str], done: Mapping[str, QuantTensor], passed: CalibrationPass
     ) -> dict[str, QuantTensor]:
         """Those of a layer that are not done; matrices of one input are rounded together."""
-        grams, made = passed.watch(), {}
+        grams, made = passed.observe(), {}
         together: dict[tuple[int, str], list[str]] = {}
         for name in names:
             gram = grams.get(name.removesuffix(".weight"))
@@ -433,7 +438,7 @@ def measure_importance(
     rows = passed.rows
     for layer in calibration.passes(passed):
         tell(f"importance: layer {layer + 1} of {weights.architecture.num_layers}")
-        grams = passed.watch()
+        grams = passed.observe()
         for theirs, parts in names.items():
             own = [grams.get(part.removesuffix(".weight")) for part in parts]
             if all(gram is not None for gram in own):

@@ -31,7 +31,7 @@ SLAB_ROWS = 4096  # of a matrix, whose error is worked out at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Feeling:
+class FisherFactors:
     """What a matrix's inputs and outputs say of its errors."""
 
     inputs: Tensor  # mean of x x^T, float32 [columns, columns]
@@ -48,7 +48,7 @@ class Feeling:
         return 0.5 * total
 
 
-class FeelingLinear(nn.Module):
+class FisherLinear(nn.Module):
     """x W^T that remembers inputs and gradients."""
 
     def __init__(self, blocks: QuantTensor) -> None:
@@ -61,23 +61,23 @@ class FeelingLinear(nn.Module):
         self.gram.add(x.detach())
         y = x @ self.weight.T
         if y.requires_grad:
-            y.register_hook(self.felt)
+            y.register_hook(self.add_gradient)
         return y
 
-    def felt(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor) -> None:
         """Gradients [N, rows] of the summed loss."""
         self.squares += gradient.square().sum(0)
 
     @property
-    def feeling(self) -> Feeling:
+    def factors(self) -> FisherFactors:
         """Means over the rows; of a matrix that no row reached, nothing."""
         rows = max(self.gram.rows, 1)
-        return Feeling(self.gram.sum / rows, self.squares / rows)
+        return FisherFactors(self.gram.sum / rows, self.squares / rows)
 
 
-def measure(weights: Weights, texts: Sequence[Sequence[int]]) -> dict[str, Feeling]:
+def measure(weights: Weights, texts: Sequence[Sequence[int]]) -> dict[str, FisherFactors]:
     """Every matrix's, by name, over texts of at least two tokens."""
-    network = Transformer(weights, FeelingLinear)
+    network = Transformer(weights, FisherLinear)
     for text in texts:
         tokens = torch.tensor(text)
         x = network.embed(tokens[:-1]).requires_grad_()
@@ -85,14 +85,14 @@ def measure(weights: Weights, texts: Sequence[Sequence[int]]) -> dict[str, Feeli
         logits = network.logits(network.layers_forward(x, torch.arange(len(x)), attend))
         functional.cross_entropy(logits, tokens[1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
     return {
-        f"{name}.weight": module.feeling
+        f"{name}.weight": module.factors
         for name, module in network.named_modules()
-        if isinstance(module, FeelingLinear)
+        if isinstance(module, FisherLinear)
     }
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TypeChoice:
     """One matrix, or several under one name of the file, as each of some types."""
 
     name: str
@@ -119,7 +119,7 @@ class Choice:
             place = best[1]
 
 
-def mixture(choices: Iterable[Choice], size: int) -> dict[str, str]:
+def mixture(choices: Iterable[TypeChoice], size: int) -> dict[str, str]:
     """A type for each choice, so that all together cost least within `size` bytes: of all steps up
     those first that save most a byte.
 

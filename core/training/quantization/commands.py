@@ -115,13 +115,13 @@ def run(arguments: Namespace) -> None:
             arguments.imatrix
         )
         print(f"{arguments.imatrix}: the importance matrix, in llama.cpp's format")
-    request = quantizer.Request(
+    request = quantizer.QuantizationRequest(
         quant_type=arguments.to.upper(),
         size=int((arguments.size or 0) * 1e6),
         texts=texts,
         importance=matrix,
     )
-    journal = quantizer.Journal(quantizer.journal_of(out), request.digest(original))
+    journal = quantizer.QuantizationJournal(quantizer.journal_of(out), request.digest(original))
     quantised = quantizer.quantize(original, request, journal, tell)
     if arguments.qat is None:
         to_gguf.save(quantised, out)

@@ -150,7 +150,7 @@ class FakeQuantLinear(nn.Module):
         return QuantTensor(self.kind.name, self.shape, raw.view(self.shape[0], -1))
 
 
-class AdaptedLinear(nn.Module):
+class ErrorAdapter(nn.Module):
     """x (Q(W) + B A)^T: what is rounded stays, A and B are trained."""
 
     def __init__(self, held: Tensor, original: Tensor, rank: int) -> None:
@@ -209,7 +209,7 @@ class TeacherDistance(torch.autograd.Function):
         return gradient * (outer[0] / ctx.count), None, None, None
 
 
-class Student:
+class QuantizedStudent:
     """The quantised network with its trained parts."""
 
     def __init__(self, quantised: Weights, original: Weights, settings: QatSettings) -> None:
@@ -226,7 +226,7 @@ class Student:
                 return dense_linear(torch.float32)(blocks)
             first = original.tensors[name].dequantize()
             if settings.mode == "adapters":
-                return AdaptedLinear(blocks.dequantize(), first, settings.rank)
+                return ErrorAdapter(blocks.dequantize(), first, settings.rank)
             return FakeQuantLinear(blocks, first)
 
         self.network = Transformer(quantised, make)
@@ -274,7 +274,7 @@ class Student:
         return {
             called: tensor.detach().clone()
             for name, module in self.network.named_modules()
-            if isinstance(module, AdaptedLinear)
+            if isinstance(module, ErrorAdapter)
             for called, tensor in ((a_name(name), module.a), (b_name(name), module.b))
         }
 
@@ -308,7 +308,10 @@ def train(
     texts = [text for text in texts if len(text) > 1]
     if not texts:
         raise DataError("there is no text of two tokens to train on; give a longer one")
-    student, teacher = Student(quantised, original, settings), Teacher(original, settings)
+    student, teacher = (
+        QuantizedStudent(quantised, original, settings),
+        OriginalTeacher(original, settings),
+    )
     optimizer = torch.optim.AdamW(
         student.groups(settings.rate), weight_decay=0.0, betas=(0.9, 0.95), fused=True
     )
@@ -341,7 +344,7 @@ def train(
     )
 
 
-class Teacher:
+class OriginalTeacher:
     """The unquantised model, and how far from it another one is."""
 
     def __init__(self, original: Weights, settings: QatSettings) -> None:
@@ -351,7 +354,7 @@ class Teacher:
         self.head = head_of(self.network)
         self.student_head: Tensor | None = None
 
-    def distance(self, student: Student, batch: Sequence[Sequence[int]]) -> Tensor:
+    def distance(self, student: QuantizedStudent, batch: Sequence[Sequence[int]]) -> Tensor:
         """Nats a token, with the student's gradient."""
         tokens = torch.tensor([token for text in batch for token in text])
         lengths = [len(text) for text in batch]
@@ -405,7 +408,7 @@ def schedule(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def keep(student: Student, settings: QatSettings, folder: Path, step: int) -> None:
+def keep(student: QuantizedStudent, settings: QatSettings, folder: Path, step: int) -> None:
     """The state on disk; the optimizer starts afresh from it."""
     said = {"step": str(step), "settings": repr(settings)}
     tensors = {name: one.detach().contiguous() for name, one in student.parameters.items()}
@@ -415,7 +418,7 @@ def keep(student: Student, settings: QatSettings, folder: Path, step: int) -> No
 
 
 @torch.no_grad()
-def restore(student: Student, settings: QatSettings, folder: Path | None) -> int:
+def restore(student: QuantizedStudent, settings: QatSettings, folder: Path | None) -> int:
     """Take over what an earlier run of the same settings kept; how many steps that had done."""
     path = folder / CHECKPOINT if folder is not None else None
     if path is None or not path.is_file():

@@ -20,7 +20,7 @@ from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.quantization import quantizer, sensitivity
 from quietchoir.core.models.quantization.importance import ImportanceMatrix
-from quietchoir.core.models.quantization.quantizer import Journal, Request
+from quietchoir.core.models.quantization.quantizer import QuantizationJournal, QuantizationRequest
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.quantization.quality import text_loss
 from quietchoir.tests.fakes.models import make_model
@@ -51,8 +51,10 @@ def texts(seed: int = 0, count: int = 12) -> list[list[int]]:
 
 
 def made(model: Weights, folder: Path, **asked: Any) -> Weights:
-    request = Request(**{"quant_type": "Q4_0", "texts": texts(), **asked})
-    return quantizer.quantize(model, request, Journal(folder / "journal", request.digest(model)))
+    request = QuantizationRequest(**{"quant_type": "Q4_0", "texts": texts(), **asked})
+    return quantizer.quantize(
+        model, request, QuantizationJournal(folder / "journal", request.digest(model))
+    )
 
 
 def far(model: Weights, found: Weights) -> float:
@@ -112,7 +114,7 @@ def test_experts_are_rounded_by_what_each_is_given(mixture_model: Weights, tmp_p
 def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     model: Weights, tmp_path: Path
 ) -> None:
-    request = Request(quant_type="Q4_0", texts=texts())
+    request = QuantizationRequest(quant_type="Q4_0", texts=texts())
     told: list[str] = []
 
     def killed(words: str) -> None:
@@ -122,10 +124,10 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(
 
     where, digest = tmp_path / "journal", request.digest(model)
     with pytest.raises(KeyboardInterrupt):
-        quantizer.quantize(model, request, Journal(where, digest), killed)
+        quantizer.quantize(model, request, QuantizationJournal(where, digest), killed)
     done = {path.name: path.stat().st_mtime_ns for path in where.glob("*.bin")}
     assert 0 < len(done) < 60
-    found = quantizer.quantize(model, request, Journal(where, digest), told.append)
+    found = quantizer.quantize(model, request, QuantizationJournal(where, digest), told.append)
     assert told[3] == told[2]  # the layer that was not done, and none before it
     assert all((where / name).stat().st_mtime_ns == when for name, when in done.items())
     whole = made(model, tmp_path / "whole")
@@ -137,13 +139,13 @@ def test_a_journal_of_other_settings_is_begun_anew_and_a_folder_of_others_is_lef
     model: Weights, tmp_path: Path
 ) -> None:
     made(model, tmp_path)
-    other = Request(quant_type="Q5_K", texts=texts()).digest(model)
-    assert Journal(tmp_path / "journal", other).types is None
+    other = QuantizationRequest(quant_type="Q5_K", texts=texts()).digest(model)
+    assert QuantizationJournal(tmp_path / "journal", other).types is None
     assert [*(tmp_path / "journal").glob("*.bin")] == []
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
     with pytest.raises(ModelError, match="did not leave there"):
-        Journal(tmp_path / "photos", other)
+        QuantizationJournal(tmp_path / "photos", other)
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
 
 
@@ -167,9 +169,9 @@ def test_sensitivity_predicts_what_rounding_a_matrix_costs(model: Weights) -> No
     """Of a quarter of the model's matrices the costliest three by the estimate cost more, measured,
     than the cheapest three.
     """
-    felt = sensitivity.measure(model, texts(count=4))
-    names = sorted(name for name in felt if name != "lm_head.weight")[::5]
-    ranked = sorted(names, key=lambda name: felt[name].cost(model.tensors[name], "Q4_0"))
+    fisher = sensitivity.measure(model, texts(count=4))
+    names = sorted(name for name in fisher if name != "lm_head.weight")[::5]
+    ranked = sorted(names, key=lambda name: fisher[name].cost(model.tensors[name], "Q4_0"))
     tokens = [token for text in texts() for token in text]
 
     def measured(changed: list[str]) -> float:

@@ -36,15 +36,17 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 @pytest.fixture(scope="module")
 def rounded(original: Weights, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    request = quantizer.Request(quant_type="Q4_0")
-    journal = quantizer.Journal(tmp_path_factory.mktemp("j") / "journal", request.digest(original))
+    request = quantizer.QuantizationRequest(quant_type="Q4_0")
+    journal = quantizer.QuantizationJournal(
+        tmp_path_factory.mktemp("j") / "journal", request.digest(original)
+    )
     return quantizer.quantize(original, request, journal)
 
 
 def distance(found: Weights, original: Weights) -> float:
     """From the original, on texts that were trained on."""
-    teacher = qat.Teacher(original, FULL)
-    return float(teacher.distance(qat.Student(found, original, FULL), TEXTS).detach())
+    teacher = qat.OriginalTeacher(original, FULL)
+    return float(teacher.distance(qat.QuantizedStudent(found, original, FULL), TEXTS).detach())
 
 
 def test_full_training_comes_nearer_and_keeps_every_type(
@@ -113,7 +115,7 @@ def test_an_adapter_starts_at_the_error_of_rounding_and_is_served_with_the_file(
 ) -> None:
     tokens = [token for text in TEXTS for token in text]
     settings = QatSettings(mode="adapters", steps=12, lr=1e-3, rank=8, **EXACT)
-    start = qat.Student(rounded, original, settings).adapter()
+    start = qat.QuantizedStudent(rounded, original, settings).adapter()
     name = "model.layers.1.mlp.down_proj"
     exact = original.tensors[f"{name}.weight"].dequantize()
     error = exact - rounded.tensors[f"{name}.weight"].dequantize()
