@@ -210,10 +210,10 @@ class CompressBench:
         self.judge(name)
 
     def trained(self) -> None:
-        """The calibrated file, trained to say what the 16-bit model says; then norms alone, and an
-        adapter.
+        """The calibrated file, trained to say what the 16-bit model says; then with an adapter
+        alone.
         """
-        modes = ("full",) if self.quick else ("full", "norms", "adapters")
+        modes = ("full",) if self.quick else ("full", "adapters")
         for mode in modes:
             name = "qat" if mode == "full" else f"qat_{mode}"
             steps = self.scale.steps if mode == "full" else self.scale.steps // 3

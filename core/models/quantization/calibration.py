@@ -96,13 +96,19 @@ class CalibrationPass:
         return sum(map(len, self.hidden))
 
     @torch.no_grad()
-    def observe(self) -> dict[str, Gram]:
-        """What the next layer's matrices are given, by name ("model.layers.3.mlp.up_proj"); the
-        text stays before that layer.
+    def observe(self, *, advance: bool = False) -> dict[str, Gram]:
+        """What the next layer's matrices are given, by name ("model.layers.3.mlp.up_proj").
+
+        Args:
+            advance: go on with what the layer makes as it is; else the text stays before it.
         """
         network = self.network(InputObserver())
-        for x, lengths in zip(self.hidden, self.windows, strict=True):
+        passed = [
             self.through(network, x, lengths)
+            for x, lengths in zip(self.hidden, self.windows, strict=True)
+        ]
+        if advance:
+            self.hidden, self.layer = passed, self.layer + 1
         return {
             name: module.gram
             for name, module in network.named_modules()

@@ -438,7 +438,7 @@ def measure_importance(
     rows = passed.rows
     for layer in calibration.passes(passed):
         tell(f"importance: layer {layer + 1} of {weights.architecture.num_layers}")
-        grams = passed.observe()
+        grams = passed.observe(advance=True)
         for theirs, parts in names.items():
             own = [grams.get(part.removesuffix(".weight")) for part in parts]
             if all(gram is not None for gram in own):
@@ -446,7 +446,6 @@ def measure_importance(
                 alike = own.count(own[0]) == len(own)
                 stacked = torch.stack(squares[:1] if alike else squares)
                 entries[theirs] = stacked.numpy().astype(np.float32)
-        passed.go_on({})
     head = passed.head_inputs().squares[None].numpy().astype(np.float32)
     entries |= {theirs: head for theirs in names if theirs == "output.weight"}
     return ImportanceMatrix(
