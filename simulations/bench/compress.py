@@ -213,7 +213,7 @@ class CompressBench:
         """The calibrated file, trained to say what the 16-bit model says; then with an adapter
         alone.
         """
-        modes = ("full",) if self.quick else ("full", "adapters")
+        modes: tuple[qat.Mode, ...] = ("full",) if self.quick else ("full", "adapters")
         for mode in modes:
             name = "qat" if mode == "full" else f"qat_{mode}"
             steps = self.scale.steps if mode == "full" else self.scale.steps // 3
@@ -309,8 +309,7 @@ def descriptions() -> str:
     for one in metadata.distributions():
         name = one.metadata["Name"] or ""
         if name.lower() != "quietchoir":
-            said = one.metadata.get("Description") or one.metadata.get_payload()
-            found[name.lower()] = str(said or "")
+            found[name.lower()] = str(one.metadata.json.get("description") or "")
     parts = [
         part.strip()
         for name in sorted(found)

@@ -38,7 +38,8 @@ def compensation(gram: Tensor) -> Tensor:
             inverse = torch.cholesky_inverse(factor)
             upper, wrong = torch.linalg.cholesky_ex(inverse, upper=True)
         if not wrong:
-            return upper.float()
+            found: Tensor = upper.float()
+            return found
         damping *= 10
         if damping > MOST_DAMPING:
             raise ValueError("its inputs on the calibration text are no sound sample")

@@ -165,12 +165,13 @@ def read_gguf(path: Path) -> ImportanceMatrix:
             raise ValueError(f"{name:.80} has {len(sums)} rows and {len(tokens)} counts")
         # an expert that no row asked tells nothing: all its inputs weigh the same
         asked = tokens > 0
-        entries[name.removesuffix(SUMS)] = np.where(asked, sums / np.where(asked, tokens, 1), 1.0)
+        found = np.where(asked, sums / np.where(asked, tokens, 1), 1.0).astype(np.float32)
+        entries[name.removesuffix(SUMS)] = found
     if not entries:
         raise ValueError("it holds no sums")
     datasets = file.metadata.get("imatrix.datasets", [])
     return ImportanceMatrix(
-        entries={name: means.astype(np.float32) for name, means in entries.items()},
+        entries=entries,
         chunks=file.value("imatrix.chunk_count", int, 0),
         chunk_size=file.value("imatrix.chunk_size", int, 0),
         datasets=tuple(map(str, datasets)) if isinstance(datasets, list) else (),

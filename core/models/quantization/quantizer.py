@@ -356,7 +356,7 @@ class LayerRounding:
                 factors[key] = self.sound(group[0], gram)
             matrices = [self.finite(name) for name in group]
             raw = encode_with_feedback(torch.cat(matrices), factors[key], kind)
-            parts = raw.split([len(matrix) for matrix in matrices])
+            parts = torch.split(raw, [len(matrix) for matrix in matrices])
             for name, own in zip(group, parts, strict=True):
                 made[name] = self.journal.put(
                     name, QuantTensor(kind, self.weights.tensors[name].shape, own.contiguous())

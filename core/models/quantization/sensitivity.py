@@ -4,9 +4,10 @@ Knows one pass forth and back over a text, and errors of rounding. Knows nothing
 Always: a mixture is never larger than the size that was asked for; what cannot be smaller is
 refused with how small it can be.
 
-Source: the loss grows by half of the error's quadratic form in the Fisher matrix, which is taken as
-Martens and Grosse 2015 (K-FAC) take it, a product of what inputs and what gradients of outputs do;
-of the latter the diagonal alone.
+Source: the divergence from what the model says now grows by half of the error's quadratic form in
+the Fisher matrix, which is taken as Martens and Grosse 2015 (K-FAC) take it: targets are drawn from
+the model's own likelihoods, and inputs and gradients of outputs make a product, of the latter the
+diagonal alone.
 
 Memory: the whole network in float32, and gradients of one window.
 """
@@ -61,7 +62,7 @@ class FisherLinear(nn.Module):
         self.gram.add(x.detach())
         y = x @ self.weight.T
         if y.requires_grad:
-            y.register_hook(self.add_gradient)
+            y.register_hook(self.add_gradient)  # type: ignore[no-untyped-call]
         return y
 
     def add_gradient(self, gradient: Tensor) -> None:
@@ -77,13 +78,13 @@ class FisherLinear(nn.Module):
 
 def measure(weights: Weights, texts: Sequence[Sequence[int]]) -> dict[str, FisherFactors]:
     """Every matrix's, by name, over texts of at least two tokens."""
-    network = Transformer(weights, FisherLinear)
+    network, draws = Transformer(weights, FisherLinear), torch.Generator().manual_seed(0)
     for text in texts:
-        tokens = torch.tensor(text)
-        x = network.embed(tokens[:-1]).requires_grad_()
+        x = network.embed(torch.tensor(text)).requires_grad_()
         attend = packed_attention([len(x)], weights.architecture.windows)
         logits = network.logits(network.layers_forward(x, torch.arange(len(x)), attend))
-        functional.cross_entropy(logits, tokens[1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
+        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=draws)[:, 0]
+        functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
     return {
         f"{name}.weight": module.factors
         for name, module in network.named_modules()
@@ -104,7 +105,7 @@ class TypeChoice:
         The best step comes first.
         """
         order = sorted(self.bytes, key=lambda kind: (self.bytes[kind], self.costs[kind]))
-        place, found = order[0], []
+        place, found = order[0], list[tuple[float, str, str]]()
         while True:
             above = [kind for kind in order if self.bytes[kind] > self.bytes[place]]
             gains = [

@@ -130,8 +130,11 @@ class FakeQuantLinear(nn.Module):
         self.gain = nn.Parameter(torch.zeros_like(step), requires_grad=one_step)
 
     def steps(self) -> Tensor:
-        """[m, 1]."""
-        return self.step * (1 + self.gain)
+        """[m, 1], as float16 will hold them, gradients straight through."""
+        if not self.gain.requires_grad:
+            return self.step
+        exact = self.step * (1 + self.gain)
+        return exact + (as_half(exact.detach()).float() - exact.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, columns] -> [N, rows]."""

@@ -24,7 +24,7 @@ from ...errors import DataError
 from ...models import weights
 from ...models.attention import packed_attention
 from ...models.lora.layout import a_name, b_name
-from ...models.quant.tensor import QuantTensor
+from ...models.quant.tensor import QuantTensor, plain
 from ...models.quantization.calibration import WINDOW, pieces
 from ...models.tokenizer.tokenizer import Tokenizer
 from ...models.transformer import Transformer
@@ -103,10 +103,11 @@ def text_loss(
     beside = adapter or {}
 
     def make(blocks: QuantTensor) -> nn.Module:
-        linear, name = dense_linear(torch.float32)(blocks), names[id(blocks)]
+        name = names[id(blocks)]
         if a_name(name) in beside:
-            linear.weight += beside[b_name(name)] @ beside[a_name(name)]
-        return linear
+            change = beside[b_name(name)] @ beside[a_name(name)]
+            blocks = plain(blocks.dequantize() + change)
+        return dense_linear(torch.float32)(blocks)
 
     network = Transformer(model, make)
     total, counted = 0.0, 0

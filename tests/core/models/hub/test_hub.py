@@ -19,7 +19,7 @@ from quietchoir.core.errors import (
     ModelNotFoundError,
     PullStoppedError,
 )
-from quietchoir.core.models.hub import catalog, client
+from quietchoir.core.models.hub import catalog, client, store
 from quietchoir.core.models.hub.client import HubClient
 from quietchoir.core.models.hub.known_models import KNOWN_MODELS
 from quietchoir.core.models.hub.offer import offered
@@ -63,7 +63,8 @@ def asks(hub: FakeHub) -> HubClient:
 
 def left_in(home: Path) -> set[str]:
     models = home / "models"
-    return {str(path.relative_to(models)) for path in models.rglob("*") if path.is_file()}
+    files = (path.relative_to(models) for path in models.rglob("*") if path.is_file())
+    return {str(path) for path in files if store.BLOBS not in path.parts}
 
 
 def test_of_a_repository_the_file_is_chosen_said_fetched_and_found_by_its_name(

@@ -17,6 +17,7 @@ import torch
 
 from quietchoir.core.errors import ConfigError, ModelError, ModelFileError
 from quietchoir.core.models import to_gguf, weights
+from quietchoir.core.models.quant.quantize import encoded
 from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.quantization import quantizer, sensitivity
 from quietchoir.core.models.quantization.importance import ImportanceMatrix
@@ -28,7 +29,7 @@ from quietchoir.tests.fakes.tokenizers import save
 
 
 def folder(name: str, path: Path, **changes: Any) -> Weights:
-    make_model(name, vocab_size=720, **changes).save_pretrained(path)
+    make_model(name, vocab_size=720, num_hidden_layers=3, **changes).save_pretrained(path)
     save("llama3", path)
     return weights.load(path)
 
@@ -80,9 +81,9 @@ def test_a_calibrated_model_is_nearer_than_a_plainly_rounded_one(
 ) -> None:
     found = made(model, tmp_path)
     kinds = {name: blocks.quant_type for name, blocks in found.tensors.items()}
-    assert kinds["model.layers.3.mlp.up_proj.weight"] == "Q4_0"
+    assert kinds["model.layers.1.mlp.up_proj.weight"] == "Q4_0"
     assert kinds["lm_head.weight"] == "Q8_0"  # narrower than a block of Q6_K
-    assert kinds["model.layers.3.input_layernorm.weight"] == "F32"
+    assert kinds["model.layers.1.input_layernorm.weight"] == "F32"
     plainly = quantizer.plainly(model, found)
     assert {name: one.quant_type for name, one in plainly.tensors.items()} == kinds
     assert far(model, found) < 0.85 * far(model, plainly)
@@ -126,7 +127,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         quantizer.quantize(model, request, QuantizationJournal(where, digest), killed)
     done = {path.name: path.stat().st_mtime_ns for path in where.glob("*.bin")}
-    assert 0 < len(done) < 60
+    assert len(done) == 14  # of two layers of three
     found = quantizer.quantize(model, request, QuantizationJournal(where, digest), told.append)
     assert told[3] == told[2]  # the layer that was not done, and none before it
     assert all((where / name).stat().st_mtime_ns == when for name, when in done.items())
@@ -166,23 +167,20 @@ def test_a_mixture_keeps_its_size_and_loses_less(model: Weights, tmp_path: Path)
 
 
 def test_sensitivity_predicts_what_rounding_a_matrix_costs(model: Weights) -> None:
-    """Of a quarter of the model's matrices the costliest three by the estimate cost more, measured,
-    than the cheapest three.
+    """The five matrices that cost most by the estimate move logits further than the five that cost
+    least.
     """
     fisher = sensitivity.measure(model, texts(count=4))
-    names = sorted(name for name in fisher if name != "lm_head.weight")[::5]
+    names = [name for name in fisher if name != "lm_head.weight"]
     ranked = sorted(names, key=lambda name: fisher[name].cost(model.tensors[name], "Q4_0"))
-    tokens = [token for text in texts() for token in text]
 
-    def measured(changed: list[str]) -> float:
+    def moved(changed: list[str]) -> float:
         rounded = {
-            name: plain(quantizer.encoded(model.tensors[name], "Q4_0").dequantize())
-            for name in changed
+            name: plain(encoded(model.tensors[name], "Q4_0").dequantize()) for name in changed
         }
-        return text_loss(replace(model, tensors={**model.tensors, **rounded}), tokens)
+        return far(model, replace(model, tensors={**model.tensors, **rounded}))
 
-    base = text_loss(model, tokens)
-    assert abs(measured(ranked[-3:]) - base) > abs(measured(ranked[:3]) - base)
+    assert moved(ranked[-5:]) > 1.5 * moved(ranked[:5])
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
@@ -194,7 +192,7 @@ def test_what_fits_no_block_of_256_takes_the_next_of_32(
     wide = held.shape[1] % 256 == 0
     assert held.quant_type == (kind if wide else quantizer.NARROW[kind])
     to_gguf.save(found, tmp_path / "k.gguf")
-    assert len(gguf.GGUFReader(tmp_path / "k.gguf").tensors) > 60
+    assert len(gguf.GGUFReader(tmp_path / "k.gguf").tensors) > 25
 
 
 def test_a_model_of_so_few_bits_is_refused_and_one_of_more_is_taken(
@@ -212,7 +210,7 @@ def test_a_model_of_so_few_bits_is_refused_and_one_of_more_is_taken(
 def test_weights_that_are_not_finite_are_refused_by_their_name(
     model: Weights, tmp_path: Path
 ) -> None:
-    name = "model.layers.5.mlp.up_proj.weight"
+    name = "model.layers.2.mlp.up_proj.weight"
     broken = model.tensors[name].dequantize()
     broken[3, 3] = torch.inf
     hurt = replace(model, tensors={**model.tensors, name: plain(broken)})

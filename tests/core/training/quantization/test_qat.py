@@ -5,6 +5,7 @@ with what its file holds, and goes on after it was killed.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from quietchoir.core.errors import DataError, ModelError, TrainingError
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.quant.grid import GRIDS
+from quietchoir.core.models.quant.quantize import encoded
+from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.quantization import quantizer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.quantization import qat, quality
@@ -21,7 +24,7 @@ from quietchoir.core.training.quantization.qat import QatSettings
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import save
 
-EXACT = {"precision": "float32", "seed": 3, "windows": 4}
+EXACT: dict[str, Any] = {"precision": "float32", "seed": 3, "windows": 4}
 FULL = QatSettings(mode="full", steps=24, lr=1e-3, **EXACT)
 TEXTS = np.random.default_rng(0).integers(10, 700, (16, 24)).tolist()
 
@@ -68,21 +71,18 @@ def test_full_training_comes_nearer_and_keeps_every_type(
 def test_the_forward_pass_computes_with_what_the_blocks_will_hold(kind: str) -> None:
     draw = torch.Generator().manual_seed(1)
     matrix = torch.randn(8, 256, generator=draw)
-    from quietchoir.core.models.quant.tensor import plain
-
-    blocks = quantizer.encoded(plain(matrix), kind)
+    blocks = encoded(plain(matrix), kind)
     linear = qat.FakeQuantLinear(blocks, matrix)
     x = torch.randn(5, 256, generator=draw)
     assert torch.equal(linear.blocks().dequantize(), blocks.dequantize())
     assert torch.allclose(linear(x), x @ blocks.dequantize().T, atol=1e-4)
     with torch.no_grad():
-        linear.weight += 0.05 * torch.randn(linear.weight.shape, generator=draw)
+        linear.weight.add_(0.05 * torch.randn(linear.weight.shape, generator=draw))
         if linear.gain.requires_grad:
-            linear.gain += 0.02
+            linear.gain.add_(0.02)
     after = linear.blocks().dequantize()
     assert not torch.equal(after, blocks.dequantize())
-    # a step that is trained is rounded to float16 at last
-    assert torch.allclose(linear(x), x @ after.T, atol=0.05)
+    assert torch.allclose(linear(x), x @ after.T, atol=1e-3)
 
 
 def test_gradients_pass_straight_through_where_the_grid_reaches() -> None:
@@ -173,6 +173,8 @@ def test_what_cannot_be_trained_is_a_sentence(original: Weights, rounded: Weight
     with pytest.raises(ModelError, match="quantise it without --qat"):
         qat.train(rounded, capped, TEXTS, FULL)
     with pytest.raises(TrainingError, match="not finite; lower the rate"):
-        qat.train(rounded, original, TEXTS, replace(FULL, mode="norms", lr=0.99, steps=400))
+        broken = plain(torch.full((1, original.architecture.hidden_size), torch.nan))
+        hurt = replace(rounded, tensors={**rounded.tensors, "model.norm.weight": broken})
+        qat.train(hurt, original, TEXTS, FULL)
     with pytest.raises(ValueError, match="out of range"):
         QatSettings(mode="full", steps=0)
