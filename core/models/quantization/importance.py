@@ -139,7 +139,7 @@ def read_legacy(data: bytes) -> ImportanceMatrix:
         sums = np.frombuffer(taken(4 * whole(MAX_COLUMNS, "numbers")), "<f4")
         if not len(sums) or name in entries:
             raise ValueError(f"{name:.80} is empty, or there twice")
-        entries[name] = (sums / np.float32(calls))[None]
+        entries[name] = (sums / np.float32(calls)).astype(np.float32)[None]
     chunks, datasets = 0, tuple[str, ...]()
     if place < len(data):  # older ones end here
         chunks = whole(2**31 - 1, "pieces")
