@@ -3,7 +3,8 @@ quietchoir.tests.browser.picture URL "request" …`.
 
 The URL is the line that `quietchoir serve` prints. Each request is typed and answered before the
 next one; `--instead` edits the last one, which begins a branch; `--panel` opens a window by its
-name.
+name. docs/page.png is of a new home: `… URL "Hello." --settings '{"temperature": 0}' --instead
+"Write a Python function is_even(n)."`.
 """
 
 import argparse
