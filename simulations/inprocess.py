@@ -8,9 +8,13 @@ is missing from the answers.
 from collections.abc import Callable, Iterator, Mapping
 
 from ..core import log
-from ..core.errors import QuietchoirError
+from ..core.errors import FederationError, QuietchoirError
 
 logger = log.get("simulations.link")
+
+
+class SilentError(FederationError):
+    """A party does not answer, as its scenario says: nothing to tell anybody."""
 
 
 class InProcessLink:
@@ -34,6 +38,8 @@ class InProcessLink:
                 continue
             try:
                 answer = self.parties[name](message)
+            except SilentError:
+                continue
             except QuietchoirError as error:
                 logger.warning("%s did not answer: %s", name, error)
                 continue

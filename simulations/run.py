@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..core import paths
 from ..core.config import ConsentConfig
-from ..core.errors import ConfigError, FederationError
+from ..core.errors import ConfigError
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import AdderService, MemberService
 from ..crypto.identity.keys import KEY_BYTES, Identity
@@ -40,6 +40,7 @@ from ..federation.wire import messages
 from .aggregation import simulated
 from .availability import conduct
 from .cast import Cast, Turncoat, adapter_of, make_learners
+from .inprocess import SilentError
 from .population import PartyData, populate
 from .protocol_costs import rules_of
 from .report import PartyTrainedEvent
@@ -66,7 +67,7 @@ class SimulatedParty:
         """As `Client.handle`, unless it is time to vanish.
 
         Raises:
-            FederationError: never seen by anybody but the link, which takes it for silence.
+            SilentError: never seen by anybody but the link, which takes it for silence.
         """
         learner = self.client.learner
         if self.left or self.dropouts.share or isinstance(learner, Turncoat):
@@ -77,16 +78,16 @@ class SimulatedParty:
         return self.client.handle(message)
 
     def vanish(self, task: messages.Task) -> None:
-        """Raises FederationError: now."""
+        """Raises SilentError: now."""
         name, number = self.client.name, task.round_id.round
         for fault, left in self.left.items():
             if left and number == fault.round and task.stage == fault.stage:
                 self.left[fault] -= 1
-                raise FederationError(
+                raise SilentError(
                     f"{name} is silent at {task.stage} of round {number}, as the scenario says"
                 )
         if self.dropouts.share and self.stage_of(task.round_id) == task.stage:
-            raise FederationError(f"{name} is silent at {task.stage} of round {number}, by chance")
+            raise SilentError(f"{name} is silent at {task.stage} of round {number}, by chance")
 
     def stage_of(self, round_id: messages.RoundId) -> str:
         """Where it goes silent in this attempt, if it does."""

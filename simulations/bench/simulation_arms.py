@@ -167,6 +167,7 @@ def pfl(parties: int, values: int, rounds: int, real: bool, mode: str) -> list[f
     from pfl.data.dataset import Dataset
     from pfl.data.federated_dataset import FederatedDataset
     from pfl.data.sampling import get_user_sampler
+    from pfl.hyperparam.base import ModelHyperParams
     from pfl.metrics import Metrics
     from pfl.model.base import StatefulModel
     from pfl.stats import MappedVectorStatistics
@@ -205,7 +206,7 @@ def pfl(parties: int, values: int, rounds: int, real: bool, mode: str) -> list[f
         def train_one_user(
             self, initial_model_state: Any, model: Any, user_dataset: Any, central_context: Any
         ) -> Any:
-            learner, flat = learners[user_dataset.raw_data[0]], model.flat
+            learner, flat = learners[int(user_dataset.raw_data[0][0])], model.flat
             learner.evaluate(flat)
             model.flat = learner.train(flat, seed=SEED).flat
             return model.get_model_difference(initial_model_state), Metrics()
@@ -220,7 +221,7 @@ def pfl(parties: int, values: int, rounds: int, real: bool, mode: str) -> list[f
 
     users = [str(number) for number in range(parties)]
     sampler = get_user_sampler("minimize_reuse", users)
-    people = FederatedDataset(lambda name: Dataset([int(name)], user_id=name), sampler)
+    people = FederatedDataset(lambda name: Dataset([np.array([int(name)])], user_id=name), sampler)
     settings = NNAlgorithmParams(
         central_num_iterations=rounds,
         evaluation_frequency=10**9,
@@ -230,7 +231,12 @@ def pfl(parties: int, values: int, rounds: int, real: bool, mode: str) -> list[f
     began[0] = time.monotonic()
     backend = SimulatedBackend(training_data=people, val_data=people)
     Averaging().run(
-        settings, backend, Vector(), None, callbacks=[Watch()], send_metrics_to_platform=False
+        settings,
+        backend,
+        Vector(),
+        ModelHyperParams(),
+        callbacks=[Watch()],
+        send_metrics_to_platform=False,
     )
     return found
 
