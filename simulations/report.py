@@ -25,6 +25,7 @@ from ..federation.rounds.report import privacy_sentence
 KILO = 1000
 SHOWN = 10  # values of a sample
 FEW = 8  # parties of whom each is told
+REASON = 60  # letters of why a run ended, in a table
 ABREAST = 4  # results that stand beside each other; more of them below each other
 FILE_WIDTH = 150  # characters
 TOLD: tuple[type[FederationEvent], ...] = (  # of the coordinator's, beside rounds
@@ -237,7 +238,7 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "whole run, s": lambda one: f"{one['seconds']:.3g}",
     "whole run, processor s": lambda one: f"{one['processor_s']:.3g}",
     "attempts without a sum": lambda one: str(len(one["aborted"])),
-    "ended early": lambda one: one["failed"] or one["stopped"] or "–",
+    "ended early": lambda one: shortened(one["failed"] or one["stopped"]),
 }
 
 
@@ -261,6 +262,11 @@ def protection_words(scenario: Mapping[str, Any]) -> str:
     """The mode, and whether it was run."""
     mode: str = scenario["protection"]["mode"]
     return f"{mode}, modelled" if scenario["protection_cost"] == "modelled" else mode
+
+
+def shortened(words: str) -> str:
+    """The beginning of a reason; the file has all of it."""
+    return words if 0 < len(words) <= REASON else f"{words[:REASON]}…" if words else "–"
 
 
 def of_spread(one: Mapping[str, Any], which: str) -> str:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]
 COLOURS = ("#2f6fdb", "#d9792b", "#2c8a57", "#a23b72", "#5b6675", "#b8860b", "#3aa6b9", "#7a5cc0")
-WIDTH, HEIGHT, BAR = 7.2, 3.4, 0.42  # inches
+WIDTH, HEIGHT, BAR, ABOVE = 7.2, 3.4, 0.42, 0.9  # inches
+STYLES = ("-", "--", ":")  # of lines, one after the other when colours are used up
 PER_CENT = 100.0
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -76,9 +77,6 @@ def draw_svg(draw: "Callable[[Axes, Sequence[Result]], None]", results: Sequence
         axes = figure.subplots()
         draw(axes, results)
         axes.spines[["top", "right"]].set_visible(False)
-        rows = axes.get_yaxis().get_label_text() == "" and len(results) > 1
-        if rows:  # one bar a result, labelled beside it
-            figure.set_figheight(max(HEIGHT * 0.6, 1.2 + BAR * len(results)))
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None})
     svg = target.getvalue()
@@ -87,10 +85,10 @@ def draw_svg(draw: "Callable[[Axes, Sequence[Result]], None]", results: Sequence
 
 def accuracy_picture(axes: "Axes", results: Sequence[Result]) -> None:
     """Over rounds."""
-    for colour, one in coloured(results):
+    for look, one in looks(results):
         rounds = [at for at, _ in one["curve"]]
         shares = [PER_CENT * share for _, share in one["curve"]]
-        axes.plot(rounds, shares, color=colour, marker="o", markersize=3, label=title_of(one))
+        axes.plot(rounds, shares, marker="o", markersize=3, label=title_of(one), **look)
     axes.set_xlabel("rounds done")
     axes.set_ylabel("accuracy on held-out examples, %")
     axes.set_ylim(bottom=0)
@@ -99,11 +97,11 @@ def accuracy_picture(axes: "Axes", results: Sequence[Result]) -> None:
 
 def epsilon_picture(axes: "Axes", results: Sequence[Result]) -> None:
     """Privacy spent, over rounds."""
-    for colour, one in coloured(results):
+    for look, one in looks(results):
         points = [(line["round"], line["epsilon"]) for line in one["rounds"]]
         known = [(at, spent) for at, spent in points if spent is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), color=colour, label=title_of(one))
+            axes.plot(*zip(*known, strict=True), label=title_of(one), **look)
     axes.set_xlabel("rounds done")
     axes.set_ylabel("epsilon spent")
     axes.set_ylim(bottom=0)
@@ -124,9 +122,10 @@ def spread_picture(axes: "Axes", results: Sequence[Result]) -> None:
         {to: PER_CENT * one["spread"][of] for to, of in keys.items()} | {"label": title_of(one)}
         for one in shown
     ]
+    as_tall_as(axes, len(shown))
     axes.bxp(boxes, showfliers=False, orientation="horizontal", widths=BAR)
     axes.invert_yaxis()
-    axes.set_xlabel("parties' accuracy on their own held-out examples, %: least, quarters, most")
+    axes.set_xlabel("a party's accuracy on its own held-out examples, %")
 
 
 def bars(
@@ -134,6 +133,7 @@ def bars(
 ) -> None:
     """A row a result, in it a bar a part."""
     height = 0.8 / len(parts)
+    as_tall_as(axes, len(results))
     for number, (words, read) in enumerate(parts.items()):
         values = [read(one) or 0.0 for one in results]
         places = [row + (number - (len(parts) - 1) / 2) * height for row in range(len(results))]
@@ -144,6 +144,13 @@ def bars(
     axes.invert_yaxis()
     if len(parts) > 1:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def as_tall_as(axes: "Axes", rows: int) -> None:
+    """As tall as so many rows need."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(WIDTH, ABOVE + BAR * max(2, rows))
 
 
 def bytes_picture(axes: "Axes", results: Sequence[Result]) -> None:
@@ -173,10 +180,11 @@ def seconds_picture(axes: "Axes", results: Sequence[Result]) -> None:
 
 
 def attack_picture(axes: "Axes", results: Sequence[Result]) -> None:
-    """What attackers got."""
+    """What attackers got, beside the same scenarios without them."""
+    attacked = {one["name"] for one in results if one["scenario"]["attack"]}
     bars(
         axes,
-        results,
+        [one for one in results if one["name"] in attacked],
         {
             "accuracy": lambda one: PER_CENT * (one["accuracy"]["after"] or 0.0),
             "triggered": lambda one: PER_CENT * (one["attack_success"] or 0.0),
@@ -231,9 +239,18 @@ PICTURES: dict[
 }
 
 
-def coloured(results: Sequence[Result]) -> list[tuple[str, Result]]:
-    """Each with its colour."""
-    return [(COLOURS[at % len(COLOURS)], one) for at, one in enumerate(results)]
+def looks(results: Sequence[Result]) -> list[tuple[dict[str, Any], Result]]:
+    """Each with its colour and its kind of line."""
+    return [
+        (
+            {
+                "color": COLOURS[at % len(COLOURS)],
+                "linestyle": STYLES[at // len(COLOURS) % len(STYLES)],
+            },
+            one,
+        )
+        for at, one in enumerate(results)
+    ]
 
 
 def legend(axes: "Axes", results: Sequence[Result]) -> None:
