@@ -15,7 +15,7 @@ from ..core.paths import write_atomically
 from . import life_pictures, results, results_page, round_picture
 
 RESULTS = "results"  # below docs/: of `quietchoir simulate run NAME`, a folder each
-SIMULATED = {"non-iid": "accuracy", "dp-sweep": "accuracy", "poisoning": "attack"}
+SIMULATED = {"non-iid": "accuracy", "poisoning": "attack"}
 ARMS = (
     ("central", "central training on everybody's requests", "#5b6675"),
     ("alone_union", "each household alone", "#d9792b"),

@@ -135,10 +135,12 @@ def bars(
     height = 0.8 / len(parts)
     as_tall_as(axes, len(results))
     for number, (words, read) in enumerate(parts.items()):
-        values = [read(one) or 0.0 for one in results]
+        values = [read(one) for one in results]
         places = [row + (number - (len(parts) - 1) / 2) * height for row in range(len(results))]
-        drawn = axes.barh(places, values, height * 0.9, color=COLOURS[number], label=words)
-        axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize="small")
+        lengths = [value or 0.0 for value in values]
+        drawn = axes.barh(places, lengths, height * 0.9, color=COLOURS[number], label=words)
+        told = ["" if value is None else f"{value:.3g}" for value in values]
+        axes.bar_label(drawn, told, padding=3, fontsize="small")
     axes.set_yticks(range(len(results)), [title_of(one) for one in results])
     axes.margins(x=0.12)
     axes.invert_yaxis()
@@ -187,7 +189,7 @@ def attack_picture(axes: "Axes", results: Sequence[Result]) -> None:
         [one for one in results if one["name"] in attacked],
         {
             "accuracy": lambda one: PER_CENT * (one["accuracy"]["after"] or 0.0),
-            "triggered": lambda one: PER_CENT * (one["attack_success"] or 0.0),
+            "triggered": triggered,
         },
     )
     axes.set_xlabel("%: right answers, and triggered requests answered as attackers want")
@@ -198,6 +200,12 @@ def personal_picture(axes: "Axes", results: Sequence[Result]) -> None:
     shown = [one for one in results if one["personal"]]
     bars(axes, shown, {arm: partial(personal_mean, arm) for arm in ("alone", "shared", "personal")})
     axes.set_xlabel("mean accuracy on a party's own held-out examples, %")
+
+
+def triggered(one: Result) -> float | None:
+    """Triggered requests that are answered as attackers want, in per cent; None: nobody attacks."""
+    success = one["attack_success"]
+    return None if success is None else PER_CENT * float(success)
 
 
 def personal_mean(arm: str, one: Result) -> float:
