@@ -49,7 +49,7 @@ HEAD, LOCK = "index.json", "in-use"
 PARTS = ("embeddings", "table", "hint")  # arrays of an index, each in a file
 NEAR_PARTS = ("order", "near-map", "near-table", "near-hint")  # and of one with clusters
 FORMAT = 3
-CLUSTERED_FROM = 20_000  # passages; fewer are scored whole in the same time
+CLUSTERED_FROM = 50_000  # passages; fewer are scored whole in the same time
 LOG = log.get("federation.library")
 
 

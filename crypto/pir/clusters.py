@@ -27,6 +27,7 @@ from . import lwe
 Vectors = npt.NDArray[np.float32]
 
 GROUPS = 26  # clusters that a question opens, one a group
+MEANS = 8  # directions that stand for a cluster, so that the nearest one is found
 CLUSTERS = 10  # of a group: a question is scored against about a tenth of the library
 SLACK = 1.15  # room of all clusters together, beside what they hold
 SLAB_ROWS = 4096  # of the hint, which the keeper multiplies at once: depths fill them
@@ -36,6 +37,9 @@ LARGEST = 127  # number of the table
 FINEST = 512  # numbers for an entry of 1: those of embeddings are of at most a quarter
 DROPPED_BITS = 16  # of a score's word, below its noise
 SAMPLE, ITERATIONS = 20_000, 8  # of k-means
+# Questions that passages stand for where clusters are dealt: this far off, and each near so many
+# clusters, of which the first count most.
+ASKED, AWAY, NEAREST = 4000, 0.05, 20
 CHUNK = 8192  # passages compared with all centroids at a time
 COUNT_BYTES = 4
 
@@ -87,25 +91,25 @@ class ClusterLayout:
     @property
     def map_bytes(self) -> int:
         """Size of what an asker must know beforehand."""
-        return COUNT_BYTES * (1 + self.clusters) + self.columns
+        return COUNT_BYTES * (1 + self.clusters) + MEANS * self.columns
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterMap:
     """What an asker must know of the clusters: a public part of a library.
 
-    It tells a mean of some hundred passages' embeddings, in 8 bits, and how many they are.
+    It tells means of some dozen passages' embeddings each, in 8 bits, and how many a cluster has.
     """
 
     layout: ClusterLayout
     scale: int  # of the table's numbers: so many for an entry of 1
     counts: npt.NDArray[np.int64]  # passages of each cluster; numbered in this order
-    centroids: npt.NDArray[np.int8]  # [clusters, dimension]
+    means: npt.NDArray[np.int8]  # [clusters, MEANS, dimension]
 
     def encode(self) -> bytes:
         """`map_bytes` of them."""
         head = np.concatenate([[self.scale], self.counts]).astype("<u4").tobytes()
-        return head + self.centroids.tobytes()
+        return head + self.means.tobytes()
 
     @staticmethod
     def decode(raw: bytes, layout: ClusterLayout) -> "ClusterMap":
@@ -121,18 +125,18 @@ class ClusterMap:
         cut = COUNT_BYTES * (1 + layout.clusters)
         head = np.frombuffer(raw[:cut], "<u4").astype(np.int64)
         scale, counts = int(head[0]), head[1:]
-        centroids = np.frombuffer(raw[cut:], np.int8).reshape(layout.clusters, -1)
+        means = np.frombuffer(raw[cut:], np.int8).reshape(layout.clusters, MEANS, -1)
         if (
             not LARGEST <= scale <= FINEST
             or counts.sum() != layout.passages
             or counts.max() > layout.depth
         ):
             raise ProtocolError("a map of clusters that do not add up; ask its host's owner")
-        return ClusterMap(layout, scale, counts, centroids)
+        return ClusterMap(layout, scale, counts, means)
 
     def nearest(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """The cluster of each group that is nearest, [GROUPS], by their numbers in the group."""
-        near = self.centroids.astype(np.float64) @ direction
+        near = (self.means.astype(np.float64) @ direction).max(axis=1)
         best: npt.NDArray[np.int64] = near.reshape(GROUPS, CLUSTERS).argmax(axis=1)
         return best
 
@@ -215,7 +219,10 @@ def arrange(embeddings: Vectors, seed: int = 0) -> npt.NDArray[np.int64]:
         centroids = _means(sample, (sample @ centroids.T).argmax(axis=1), centroids)
     held = _fitted(embeddings, centroids, layout.depth)
     numbers = np.empty(layout.clusters, np.int64)
-    numbers[_dealt(_means(embeddings, held, centroids))] = np.arange(layout.clusters)
+    away = AWAY * random.standard_normal((ASKED, layout.dimension)).astype(np.float32)
+    asked = embeddings[random.integers(0, len(embeddings), ASKED)] + away
+    spread = _spread(embeddings, held, layout.clusters)
+    numbers[_dealt((spread @ asked.T).max(axis=1).T)] = np.arange(layout.clusters)
     return numbers[held]
 
 
@@ -230,7 +237,7 @@ def table_of(embeddings: Vectors, clusters: npt.NDArray[np.int64]) -> ClusterTab
     table = whole.reshape(GROUPS, layout.depth, -1)
     size = layout.group_columns
     hints = [lwe.hint(part, at * size) for at, part in enumerate(table)]
-    means = _means(embeddings, clusters, np.zeros((layout.clusters, layout.dimension), np.float32))
+    means = _spread(embeddings, clusters, layout.clusters)
     small = np.rint(LARGEST / max(1e-9, float(np.abs(means).max())) * means).astype(np.int8)
     return ClusterTable(ClusterMap(layout, scale, counts, small), table, np.concatenate(hints))
 
@@ -242,6 +249,20 @@ def _means(vectors: Vectors, held: npt.NDArray[np.int64], before: Vectors) -> Ve
         mine = vectors[held == cluster]
         if len(mine) and (length := np.linalg.norm(mean := mine.mean(axis=0))) > 0:
             found[cluster] = mean / length
+    return found
+
+
+def _spread(vectors: Vectors, held: npt.NDArray[np.int64], clusters: int) -> Vectors:
+    """Directions that stand for each cluster, [clusters, MEANS, dimension]; zeros for an empty
+    one.
+    """
+    found = np.zeros((clusters, MEANS, vectors.shape[1]), np.float32)
+    for cluster in np.unique(held):
+        mine = vectors[held == cluster]
+        means = np.resize(mine[:: max(1, len(mine) // MEANS)], found[cluster].shape)
+        for _ in range(ITERATIONS):
+            means = _means(mine, (mine @ means.T).argmax(axis=1), means)
+        found[cluster] = means
     return found
 
 
@@ -265,16 +286,24 @@ def _fitted(vectors: Vectors, centroids: Vectors, depth: int) -> npt.NDArray[np.
     return held
 
 
-def _dealt(centroids: Vectors) -> npt.NDArray[np.int64]:
-    """Clusters in the order of groups, neighbours in different ones: a question opens one a group.
+def _dealt(near: Vectors) -> npt.NDArray[np.int64]:
+    """Clusters in the order of groups, those that one question would open in different ones.
 
-    The most crowded are dealt first, each to the group with room whose nearest member is farthest.
+    The most wanted are dealt first, each to the group with room whose members are least wanted
+    together with it.
+
+    Args:
+        near: of questions and clusters, [questions, clusters].
     """
-    near = centroids @ centroids.T
+    count = min(NEAREST, near.shape[1])
+    wanted = np.zeros_like(near)
+    first = np.argsort(-near, axis=1)[:, :count]
+    wanted[np.arange(len(near))[:, None], first] = (1 + np.arange(count)) ** -0.5
+    together = wanted.T @ wanted
     groups: list[list[int]] = [[] for _ in range(GROUPS)]
-    for cluster in np.argsort(-near.sum(axis=1), kind="stable"):
+    for cluster in np.argsort(-together.sum(axis=1), kind="stable"):
+        row = together[cluster]
         free = [group for group in groups if len(group) < CLUSTERS]
-        row = near[cluster]
-        best = min(free, key=lambda group: max(row[group], default=-1.0))
+        best = min(free, key=lambda group: float(row[group].sum()))
         best.append(int(cluster))
     return np.array([cluster for group in groups for cluster in group])

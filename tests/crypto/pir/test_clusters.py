@@ -73,10 +73,12 @@ def test_every_passage_has_a_place_and_neighbours_lie_in_different_groups(rows):
     layout = ClusterLayout(*embeddings.shape)
     assert np.bincount(held).max() <= layout.depth and held.max() < layout.clusters
     assert np.array_equal(arrange(gathered(PASSAGES, DIMENSION)), arrange(gathered(PASSAGES, 32)))
-    means = np.stack([embeddings[held == at].mean(axis=0) for at in np.unique(held)])
-    group = np.unique(held) // CLUSTERS
-    near = means @ means.T - 2 * np.eye(len(means))
-    assert (group == group[near.argmax(axis=1)]).mean() < 0.05  # by chance a 26th
+    group, same = held // CLUSTERS, []
+    for row in embeddings[::50]:
+        near = np.argsort(-(embeddings @ row), kind="stable")[:30]
+        two = list(dict.fromkeys(held[near]))[:2]  # the clusters of what is nearest
+        same.append(two[0] // CLUSTERS == two[-1] // CLUSTERS and len(two) == 2)
+    assert len(group) == PASSAGES and np.mean(same) < 0.035  # by chance a 26th
 
 
 def test_where_too_many_want_a_cluster_the_nearest_get_it():
