@@ -45,6 +45,7 @@ from .events import (
     RenewedEvent,
     StaysEvent,
     StepEvent,
+    TrainedEvent,
     WithheldEvent,
 )
 from .membership import roster
@@ -328,6 +329,7 @@ class ClientNode:
         None  # makes personal adapters, if the owner wants that
     )
     ended: QuietchoirError | None = None
+    trained: TrainedEvent | None = None  # the last training
     adopted: str | None = None  # the finished adapter that came last; empty in a rehearsal
 
     def take_part(self, policy: Policy) -> None:
@@ -416,16 +418,24 @@ class ClientNode:
             accountant=PrivacyAccountant(policy, self.size, self.name, self.database),
             buffer=self.buffer,
             cache=self.cache,
-            on_event=self.on_event,
+            on_event=self.hear,
             on_answer=partial(self.note_sent, policy),
         )
 
+    def hear(self, event: FederationEvent) -> None:
+        """What the member's part in a round tells."""
+        if isinstance(event, TrainedEvent):
+            self.trained = event
+        self.on_event(event)
+
     def note_sent(self, policy: Policy, task: Task, size: int) -> None:
         """Write down what leaves. Raises: QuietchoirError: the disk refuses, and nothing leaves."""
-        place = task.round_id
+        place, told, self.trained = task.round_id, self.trained, None
+        limits = {} if told is None else {"clipped": told.clipped or 0.0, "left": told.left or 0}
         SentMessages(self.database).note(
-            place.run, place.round, task.stage, policy.protection.mode, size
-        )
+            place.run, place.round, task.stage, policy.protection.mode, size,
+            {name: value for name, value in limits.items() if value},
+        )  # fmt: skip
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
         """Keep a finished adapter; leave after the first one if that is wanted."""
@@ -611,8 +621,11 @@ def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
             else "make it with: quietchoir data build"
         )
         raise DataError(f"{folder}: no {TRAIN} in it; {advice}")
+    test = folder / TEST
     found = Examples(
-        read_jsonl(folder / TRAIN), read_jsonl(folder / TEST) if (folder / TEST).exists() else []
+        read_jsonl(folder / TRAIN),
+        # an empty one is what `data build` writes where there is nothing to hold out
+        read_jsonl(test) if test.exists() and test.stat().st_size else [],
     )
     check_prompts([*found.train, *found.test], prompt, str(folder))
     return found

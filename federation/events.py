@@ -137,6 +137,11 @@ class TrainedEvent(FederationEvent):
     loss: float
     tokens: int  # answer tokens
     columns: int | None = None  # that it trained, where not all train all of them
+    # of its values, 0 to 1, that moved further than the federation's range and are cut to it; None:
+    # none
+    clipped: float | None = None
+    # examples that wait for a later round's draw: the recipe bounds a round's steps; None: none
+    left: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +283,14 @@ class BucketsEvent(FederationEvent):
     """What sums of buckets tell that one sum would not."""
 
     kind = "buckets"
+    price: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningEvent(FederationEvent):
+    """What it costs that the recipe chooses its learning rate."""
+
+    kind = "tuning"
     price: str
 
 

@@ -222,6 +222,17 @@ def write_report(arguments: Namespace) -> None:
         Console(highlight=False).print(str(path), soft_wrap=True)
 
 
+def earlier_report(path: Path | None) -> dict[str, Any]:
+    """What an earlier run wrote there; nothing where there is none, or something else."""
+    import json
+
+    try:
+        found = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def run_bench(arguments: Namespace) -> int:
     """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several ended
     early.
@@ -263,6 +274,7 @@ def run_bench(arguments: Namespace) -> int:
         faulthandler.enable(sys.__stderr__)
         for end in (signal.SIGTERM, signal.SIGHUP):
             faulthandler.register(end, sys.__stderr__, chain=True)
+    earlier = earlier_report(arguments.out)
     failed = False
     for name in [arguments.suite] if arguments.suite else suites.here():
         try:
@@ -272,6 +284,7 @@ def run_bench(arguments: Namespace) -> int:
                 tell=lambda words: errors.print(f"… {words}"),
                 keep=partial(keep, name),
                 only=only,
+                earlier=earlier if arguments.suite else earlier.get(name),
             )
         # what it measured is kept, and the suites after it are run
         except QuietchoirError as error:

@@ -231,14 +231,14 @@ class Division:
 def build_jsonl(
     file: Path, folder: Path, division: Division | None = None, kind: str = "chat"
 ) -> list[DatasetInfo]:
-    """Divide a file of conversations among parties and each party's part into train and test.
+    """Divide a file of conversations among parties and each party's part into train and test. A
+    party whose rows all ask the same has an empty test, and is told so.
 
     Args:
         kind: of its rows, one of `conversations.FORMATS`.
 
     Raises:
-        DataError: bad lines (each with its number), lines without the key, a party with a single
-            row or whose rows all ask the same; nothing was written.
+        DataError: bad lines (each with its number), lines without the key; nothing was written.
         QuietchoirError: the disk refused; nothing was written.
     """
     by = division or Division()
@@ -251,15 +251,19 @@ def build_jsonl(
         name = names[value]
         chosen = limited(own, by.limit, by.seed, name)
         train, test = divide(chosen, by.test_share, by.seed, name)
-        if not train or not test:
+        if not test:
             what = (
                 "one example"
                 if len(chosen) == 1
                 else (f"{len(chosen)} examples that all ask the same")
             )
-            raise DataError(
-                f"{file}: {name} has {what}; at least two different ones are needed, "
-                f"to train and to test"
+            logger.warning(
+                "%s: %s has %s, which trains and leaves none to test: its %s is empty, and it has "
+                "no part in votes; two that ask different things would do",
+                file,
+                name,
+                what,
+                TEST,
             )
         files |= party_files(folder / name, train, test)
         found.append(DatasetInfo(name, folder / name, len(train), len(test), False))
@@ -366,8 +370,8 @@ def shuffle(seed: int, name: str, purpose: str = "") -> np.random.Generator:
 def divide(
     rows: Sequence[ExampleRow], share: float, seed: int, name: str
 ) -> tuple[list[Example], list[Example]]:
-    """Train and test parts, by a shuffle that follows from seed and party name; one is empty if all
-    rows ask the same.
+    """Train and test parts, by a shuffle that follows from seed and party name; there is no test
+    if all rows ask the same.
 
     Rows that ask the same, and all that one row teaches, stay together.
     """

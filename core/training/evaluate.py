@@ -14,6 +14,7 @@ from ..models.quant.tensor import QuantTensor
 from .frozen_layers import Prepared
 from .lora_layers import UpperLayers
 from .loss import ArgmaxCheck
+from .packing import fitting
 
 BATCH = 32  # examples scored together
 
@@ -24,6 +25,13 @@ class Score:
 
     correct: int
     total: int
+    right: int = 0  # answer tokens that are the likeliest, each behind the right ones before it
+    tokens: int = 0  # of all answers
+
+    @property
+    def near(self) -> float:
+        """Share of such tokens, 0 to 1: it tells adapters apart whose answers are all wrong."""
+        return self.right / self.tokens if self.tokens else 0.0
 
     @property
     def accuracy(self) -> float:
@@ -31,25 +39,33 @@ class Score:
         return self.correct / self.total if self.total else 0.0
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(self.correct + other.correct, self.total + other.total)
+        return Score(
+            self.correct + other.correct,
+            self.total + other.total,
+            self.right + other.right,
+            self.tokens + other.tokens,
+        )
 
 
 def score(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> Score:
     """Score all prepared examples with the B that `upper` holds."""
-    return Score(sum(exact(upper, prepared, head)), len(prepared))
+    missed, tokens = misses(upper, prepared, head), prepared.answer_tokens
+    return Score(missed.count(0), len(prepared), tokens - sum(missed), tokens)
 
 
 @torch.inference_mode()
-def exact(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> list[bool]:
-    """For each prepared example, whether greedy decoding would give exactly its answer."""
-    hits: list[bool] = []
+def misses(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> list[int]:
+    """For each prepared example, how many of its answer's tokens are not the likeliest; 0: greedy
+    decoding would give exactly its answer.
+    """
+    found: list[int] = []
     check = ArgmaxCheck(head, upper.head)
     for start in range(0, len(prepared), BATCH):
         indices = range(start, min(start + BATCH, len(prepared)))
-        x, batch = prepared.batch(indices)
-        wrong = ~check(upper.answers(x, batch), batch.targets)
-        misses = torch.zeros(len(indices), dtype=torch.int64).index_add_(
-            0, batch.owner, wrong.long()
-        )
-        hits += (misses == 0).tolist()
-    return hits
+        missed = torch.zeros(len(indices), dtype=torch.int64)
+        for places in fitting([prepared.examples[index].rows for index in indices]):
+            x, batch = prepared.batch([indices[place] for place in places])
+            wrong = ~check(upper.answers(x, batch), batch.targets)
+            missed.index_add_(0, torch.tensor(places)[batch.owner], wrong.long())
+        found += missed.tolist()
+    return found

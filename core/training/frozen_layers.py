@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import DataError
 from ..models.quant.tensor import QuantTensor
@@ -58,8 +59,9 @@ class Prepared:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, PackedBatch]:
         """Hidden rows [N, D] and layout of some examples."""
+        layout = plan([self.examples[index] for index in indices], self.shared, self.windows)
         rows = torch.cat([self.start, *(self.own[index] for index in indices)])
-        return rows, plan([self.examples[index] for index in indices], self.shared, self.windows)
+        return functional.pad(rows, (0, 0, 0, len(layout.home) - len(rows))), layout
 
 
 def dense_linear(dtype: torch.dtype) -> Callable[[QuantTensor], nn.Module]:
@@ -110,7 +112,8 @@ def prepare(
         raise DataError(f"the model's lower layers overflow in {dtype}; prepare again in float32")
     own: list[Tensor] = []
     for chunk, x in zip(chunks, hidden, strict=True):
-        own += torch.split(x[shared:], [example.rows - shared for example in chunk])
+        lengths = [example.rows - shared for example in chunk]
+        own += torch.split(x[shared : shared + sum(lengths)], lengths)
     return Prepared(
         tuple(tokens), shared, hidden[0][:shared].clone(), tuple(own), weights.architecture.windows
     )

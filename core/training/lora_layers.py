@@ -20,7 +20,7 @@ from ..models.lora.layout import AdapterShape, Layout, a_name, b_name, frozen_a
 from ..models.transformer import DecoderLayer, RopeTables, Transformer
 from ..models.weights import Weights
 from .frozen_layers import dense_linear
-from .packing import PackedBatch
+from .packing import PackedBatch, few_rows
 
 DENSE = 0.9  # share of rows with a gradient above which they are not picked out
 ADAPTER = "default"  # PEFT's name for the one adapter
@@ -83,7 +83,8 @@ class UpperLayers:
         *lower, last = (cast(DecoderLayer, layer) for layer in self.model.model.layers.values())
         for layer in lower:
             x = layer(x, rope, batch)
-        out: Tensor = self.model.model.norm(last_layer(last, x, rope, batch))
+        rows = last_layer(last, x, rope, batch)[: len(batch.targets)]
+        out: Tensor = self.model.model.norm(rows)
         scale = self.model.architecture.logit_scale  # of logits, and the head is linear
         return out if scale == 1.0 else out * scale
 
@@ -110,7 +111,7 @@ class LoraProduct(torch.autograd.Function):
         (grad,) = outer
         weight, a, b, low = ctx.saved_tensors
         # rows of examples that teach nothing, and padding of none: there is nothing to go back
-        live = torch.nonzero(grad.any(dim=1))[:, 0]
+        live = few_rows(grad.any(dim=1))
         some, whole = len(live) < len(grad) * DENSE, None
         if some:
             whole, grad, low = grad, grad[live], low[live]
@@ -148,7 +149,7 @@ def lora_linear(module: nn.Module, others: Tensor | None = None) -> Callable[[Te
 
 def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBatch) -> Tensor:
     """The last layer where only answers are read: keys and values of all rows, everything else
-    of M rows, [M, D]. A layer that does not attend reads all rows.
+    of those in `answer_rows`, [>= M, D]. A layer that does not attend reads all rows.
     """
     if "self_attn" not in layer._modules:
         return cast(Tensor, layer(x, rope, batch))[batch.answer_rows]

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..models.quant.tensor import QuantTensor
+from .packing import few_rows, few_sizes
 
 # rows that are multiplied with the head at once: fewer leave the processor waiting for the head
 MATRIX_ROWS = 512
@@ -39,6 +41,13 @@ def logits_room(head: Tensor) -> Tensor:
     return head.new_empty(MATRIX_ROWS, len(head))
 
 
+def logits_of(rows: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """Logits of rows [n, D] in `room`, [>= n, V]: behind them zeros, up to one of a few sizes."""
+    count = min(few_sizes(len(rows)), len(room))
+    padded = functional.pad(rows, (0, 0, 0, count - len(rows))) if count > len(rows) else rows
+    return torch.mm(padded, weight.T, out=room[:count])
+
+
 class AnswerLoss(torch.autograd.Function):
     """Summed cross-entropy over the full vocabulary. The gradient is made on the way forward,
     while logits are at hand.
@@ -62,8 +71,8 @@ class AnswerLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32)
         for start in range(0, len(rows), len(room)):
             part = slice(start, start + len(room))
-            logit_grad = room[: len(rows[part])]  # logits that become softmax - onehot in place
-            torch.mm(rows[part], weight.T, out=logit_grad)
+            logits = logits_of(rows[part], weight, room)
+            logit_grad = logits[: len(rows[part])]  # they become softmax - onehot in place
             missed = []
             for piece, wanted in zip(
                 torch.split(logit_grad, CHUNK_ROWS),
@@ -75,12 +84,13 @@ class AnswerLoss(torch.autograd.Function):
                 missed.append(lacking)
             if likelihood is not None:
                 likelihood += logit_grad.sum(dim=0, dtype=torch.float32)
-            live = torch.nonzero(torch.cat(missed) >= SURE)[:, 0]
+            unsure = torch.cat(missed) >= SURE
+            live = few_rows(unsure)
             if len(live) > DENSE * len(logit_grad):
-                torch.mm(logit_grad, weight, out=gradient[part])
+                gradient[part] = (logits @ weight)[: len(logit_grad)]
             else:
                 gradient[part] = 0
-                gradient[start + live] = logit_grad[live] @ weight
+                gradient[start + live] = (logit_grad[live] * unsure[live, None]) @ weight
         ctx.save_for_backward(gradient)
         return total
 
@@ -159,9 +169,10 @@ class VocabularyHead:
         """Choose the part for the next losses, if it is small enough to be worth it."""
         likelihood[self.targets] = torch.inf
         ascending, order = likelihood.sort()
-        tokens = order[ascending.cumsum(0) > OUTSIDE * rows].sort().values
-        if 2 * len(tokens) > len(self.weight):
+        count = few_sizes(int((ascending.cumsum(0) > OUTSIDE * rows).sum()))
+        if 2 * count > len(self.weight):
             return
+        tokens = order[-count:].sort().values
         self.left, self.part = NARROW_LOSSES, self.weight[tokens]
         self.part_room = self.room.view(-1)[: len(self.room) * len(tokens)].view(-1, len(tokens))
         self.place = torch.zeros(len(self.weight), dtype=torch.int64)
@@ -218,7 +229,7 @@ class ArgmaxCheck:
         """The same for rows whose logits fit into the room."""
         wide = rows.float()
         own = (wide * self.head.rows(targets)).sum(dim=1)
-        logits = torch.mm(rows, self.dense.T, out=self.room[: len(rows)])
+        logits = logits_of(rows, self.dense, self.room)[: len(rows)]
         logits.scatter_(1, targets[:, None], -torch.inf)
         rival = logits.amax(dim=1).float()
         # what a rival's rounded logit can be off by

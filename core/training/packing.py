@@ -8,7 +8,7 @@ example sees the common start and the example's own earlier rows, nothing else, 
 example ran alone.
 
 Layout of the N rows: `shared` rows of the common start, then each example's own rows, one example
-after the other.
+after the other; then rows that nobody reads, up to one of a few sizes (`few_sizes`).
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,29 @@ from .examples import Example
 # (16 x 60 rows, bfloat16: 18.0 ms against 1.6 ms a layer); for long rows its small memory counts
 # more.
 PLAIN_LENGTH = 192
+# Rows of a padded batch, B x L, that go through the layers together: one long text among short ones
+# would have them all padded to its length.
+PLACES = 1 << 13
+SIZES = 3  # log2 of how many sizes there are between a power of two and the next
+
+
+def few_sizes(count: int) -> int:
+    """The next of a few sizes, eight to an octave and multiples of 8: at most an eighth more.
+
+    A product in bfloat16 is compiled for its shape and kept for the whole run (oneDNN's primitive
+    cache), so that a new number of rows in each step takes more and more memory, and the time to
+    compile.
+    """
+    step = 1 << max(SIZES, (max(1, count) - 1).bit_length() - 1 - SIZES)
+    return -(-max(1, count) // step) * step
+
+
+def few_rows(wanted: Tensor) -> Tensor:
+    """The rows that are wanted, bool [N], and as many others as make it one of a few sizes; int64.
+    Those wanted come first.
+    """
+    count = min(few_sizes(int(wanted.sum())), len(wanted))
+    return wanted.to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +131,9 @@ class PackedBatch:
     home: Tensor  # int64 [N]: the inverse, the place of each row
     count: int  # B
     longest: int  # L
-    answer_rows: Tensor  # int64 [M]: rows whose next token is part of an answer
+    # int64 [>= M]: rows whose next token is part of an answer; behind them the last row, which
+    # nobody reads, up to one of a few sizes
+    answer_rows: Tensor
     targets: Tensor  # int64 [M]: those next tokens
     owner: Tensor  # int64 [M]: which example each belongs to
     windows: tuple[int, ...] = ()  # the architecture's: how far rows of each layer see
@@ -164,7 +189,7 @@ def plan(
     """Lay out `examples` whose first `shared` tokens are alike, for a model whose layers have
     these windows.
     """
-    longest = max(example.rows for example in examples)
+    longest = few_sizes(max(example.rows for example in examples))
     # padding looks at row 0; nobody looks at padding
     place = torch.zeros(len(examples), longest, dtype=torch.int64)
     place[:, :shared] = torch.arange(shared)
@@ -181,6 +206,12 @@ def plan(
         targets.append(torch.tensor(example.answer))
         owner.append(torch.full((len(example.answer),), index))
         start += example.rows - shared
+    answers = sum(map(len, targets))
+    unread = few_sizes(start + 1) - start  # at least one
+    nowhere = torch.zeros(unread, dtype=torch.int64)
+    positions.append(nowhere)
+    home.append(nowhere)
+    answer_rows.append(torch.full((few_sizes(answers) - answers,), start + unread - 1))
     return PackedBatch(
         positions=torch.cat(positions),
         place=place.view(-1),
@@ -194,9 +225,26 @@ def plan(
     )
 
 
+def fitting(rows: Sequence[int], most: int = PLACES) -> list[list[int]]:
+    """Places of `rows` in groups whose padded rows are at most `most`, or one example: all of them
+    in their order if they fit, else by length.
+
+    Args:
+        rows: of each example.
+    """
+    if len(rows) * max(rows, default=0) <= most:
+        return [list(range(len(rows)))]
+    found: list[list[int]] = [[]]
+    for place in sorted(range(len(rows)), key=rows.__getitem__):
+        if found[-1] and (len(found[-1]) + 1) * rows[place] > most:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
 def input_tokens(examples: Sequence[TokenExample], shared: int) -> Tensor:
     """Token ids of the rows of `plan(examples, shared)`, int64 [N]."""
     flat = list(examples[0].prompt[:shared])
     for example in examples:
         flat += (example.prompt + example.answer)[shared : example.rows]
-    return torch.tensor(flat)
+    return torch.tensor(flat + [0] * (few_sizes(len(flat) + 1) - len(flat)))

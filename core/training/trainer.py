@@ -24,6 +24,7 @@ from .examples import Example
 from .frozen_layers import OnProgress, Prepared
 from .lora_layers import UpperLayers
 from .loss import VocabularyHead
+from .packing import fitting
 from .precision import dtype_name, resolve_dtype
 
 
@@ -37,6 +38,8 @@ class Hyperparameters:
     batch: int = 16  # examples of one step
     epochs: int = 1
     weight_decay: float = 0.01
+    # of the optimizer, at most; the shuffle decides whose turn is another time; 0: all
+    max_steps: int = 0
     # pull towards the B that training started from; Li et al. 2020, FedProx, equation 2
     proximal: float = 0.0
 
@@ -47,10 +50,11 @@ class Hyperparameters:
             and self.lr > 0
             and self.proximal >= 0
         )
-        if not (numbers and self.batch >= 1 and self.epochs >= 1 and 0 <= self.weight_decay < 1):
+        counts = self.batch >= 1 and self.epochs >= 1 and self.max_steps >= 0
+        if not (numbers and counts and 0 <= self.weight_decay < 1):
             raise ValueError(
                 f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay "
-                f"{self.weight_decay}, "
+                f"{self.weight_decay}, max_steps {self.max_steps}, "
                 f"proximal {self.proximal}: out of range"
             )
 
@@ -73,6 +77,8 @@ class TrainResult:
     tokens: int  # answer tokens trained on
     loss: float  # mean over all answer tokens, each as it was met
     precision: str  # "float32" or "bfloat16"
+    steps: int  # of the optimizer
+    left: int  # examples, each counted once an epoch, for which there were not enough steps
 
 
 class Trainer:
@@ -166,12 +172,15 @@ class Trainer:
             total, tokens = total + loss * count, tokens + count
             if on_step is not None:
                 on_step(StepInfo(number, len(batches), loss))
+        trained = sum(map(len, batches))
         return TrainResult(
             master.detach(),
-            len(prepared) * hyperparameters.epochs,
+            trained,
             tokens,
             total / tokens,
             self.precision,
+            len(batches),
+            len(prepared) * hyperparameters.epochs - trained,
         )
 
     def step(
@@ -182,13 +191,16 @@ class Trainer:
         Args:
             head: for whoever takes many steps; by default the whole vocabulary is asked.
         """
-        x, batch = prepared.batch(indices)
-        count = len(batch.targets)
-        rows = self.upper.answers(x, batch)
-        head = head or VocabularyHead(self.upper.head, batch.targets)
-        loss = head.loss(rows, batch.targets) / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach()), count
+        examples = [prepared.examples[index] for index in indices]
+        count, total = sum(len(one.answer) for one in examples), 0.0
+        for places in fitting([one.rows for one in examples]):
+            x, batch = prepared.batch([indices[place] for place in places])
+            rows = self.upper.answers(x, batch)
+            head = head or VocabularyHead(self.upper.head, prepared.targets)
+            loss = head.loss(rows, batch.targets) / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total, count
 
     def evaluate(self, flat_b: Tensor, prepared: Prepared) -> Score:
         """How many answers the model would give exactly, with adapter `flat_b` (float32 [n])."""
@@ -203,7 +215,9 @@ class Trainer:
 
 
 def order(count: int, hyperparameters: Hyperparameters, seed: int) -> list[list[int]]:
-    """Batches of all epochs: every epoch a new shuffle that follows from `seed`."""
+    """Batches of all epochs, up to `max_steps`: every epoch a new shuffle that follows from
+    `seed`.
+    """
     rng = np.random.default_rng([seed])
     batches = []
     for _ in range(hyperparameters.epochs):
@@ -212,4 +226,4 @@ def order(count: int, hyperparameters: Hyperparameters, seed: int) -> list[list[
             shuffled[start : start + hyperparameters.batch]
             for start in range(0, count, hyperparameters.batch)
         ]
-    return batches
+    return batches[: hyperparameters.max_steps or None]

@@ -81,19 +81,29 @@ def merge(steps: Sequence[Step]) -> Step:
 
 
 def buckets(
-    policy: Policy, adapter: bytes, ready: Collection[str], shares: RankMasks | None = None
-) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    policy: Policy,
+    adapter: bytes,
+    ready: Collection[str],
+    shares: RankMasks | None = None,
+    groups: Sequence[Collection[str]] = (),
+) -> tuple[tuple[str, ...], ...]:
     """`ready` members split for sums of their own, each over `Policy.smallest_sum` at least; sizes
     differ by at most one.
 
     Args:
         adapter: digest of the one that the sums are about: the same members from the same adapter
         are split alike, again.
+        groups: of the cohort, that trained at different rates: each is a sum, if enough of it are
+        ready; else all are one.
 
     Who was ready is known after the work only, so nobody can choose a bucket before that. Where
     members train different columns, the minimum is of those that train the most, and they are dealt
     out first.
     """
+    if groups:
+        split = tuple(tuple(sorted(set(group).intersection(ready))) for group in groups)
+        if min(map(len, split)) >= policy.smallest_sum:
+            return split
     if policy.aggregation.buckets == 1:
         return (tuple(sorted(ready)),)
     if policy.can.model_held_by == "members":

@@ -190,9 +190,8 @@ class DeltaChain:
             make.
         """
         policy, recipe = self.policy, self.policy.recipe
-        if not 1 <= len(step.totals) <= policy.aggregation.buckets or not ALL <= step.bucket < len(
-            step.totals
-        ):
+        most = max(policy.aggregation.buckets, 2 if recipe.tuning == "auto" else 1)
+        if not 1 <= len(step.totals) <= most or not ALL <= step.bucket < len(step.totals):
             raise MessageError(
                 f"a step of {len(step.totals)} sums, of which {step.bucket} counts; refused"
             )

@@ -275,8 +275,10 @@ class MaskedClient:
         policy, contributors = context.policy, read_contributors(ready, context)
         assert self.values is not None  # the party calls each stage once
         self.contributors, cohort = contributors, contributors.ready
-        if policy.aggregation.buckets > 1:
-            split = buckets(policy, context.sum_context.adapter, contributors.ready, shares)
+        groups = context.sum_context.groups
+        if policy.aggregation.buckets > 1 or groups:
+            adapter = context.sum_context.adapter
+            split = buckets(policy, adapter, contributors.ready, shares, groups)
             cohort = next(one for one in split if context.name in one)
         group = BucketGroup.of(cohort, len(context.cohort), contributors, context.subjects)
         told = messages.session_context(context.sum_context.broadcast_digest, ready)
@@ -314,6 +316,7 @@ class MaskedClient:
             "subjects": [subject.hex() for subject in context.subjects],
             "start": sum_context.start,
             "ranges": [dataclasses.astuple(one) for one in sum_context.ranges],
+            "groups": sum_context.groups,
             "tokens": self.tokens,
             "counted": self.counted,
             "check": None if check is None else [check.key.hex(), check.survivors],
@@ -350,6 +353,7 @@ class MaskedClient:
             fields["start"],
             shares,
             bytes.fromhex(fields["adapter"]),
+            tuple(map(tuple, fields["groups"])),
         )
         self.context = dataclasses.replace(
             context,

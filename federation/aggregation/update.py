@@ -52,6 +52,8 @@ class SumContext:
     shares: RankMasks | None = None  # who trains which coordinates; None: everybody all of them
     # `adapter_digest` the one that the sum is about; nothing where members do not share one
     adapter: bytes = b""
+    # of the cohort, each trained at a rate of its own (`halves`); nothing: all at one
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
 def seed_of(policy: Policy, round_id: RoundId) -> bytes:
@@ -78,19 +80,30 @@ def terms_of(
     broadcast_digest: bytes,
     start: str,
     adapter: bytes,
+    rates: int = 1,
 ) -> SumContext:
     """What the contributions of this place have in common; the same at the server and at members.
 
     Args:
         ranges: of the update's tensors, as they are told; cohort: who trains, nobody where it is
-        scored. The others as `SumContext`.
+        scored; rates: at so many, each of a group. The others as `SumContext`.
 
     Raises:
         MessageError: ranges that the federation does not allow.
     """
     given = read_spans(ranges, size, policy.recipe.update_range) if ranges else ()
     shares = rank_masks_of(policy, cohort, round_id.attempt) if cohort and policy.ranked else None
-    return SumContext(given, seed_of(policy, round_id), broadcast_digest, start, shares, adapter)
+    groups = halves(policy, adapter, cohort) if rates > 1 else ()
+    return SumContext(
+        given, seed_of(policy, round_id), broadcast_digest, start, shares, adapter, groups
+    )
+
+
+def halves(policy: Policy, adapter: bytes, cohort: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Two groups of a cohort, by a public draw: the same from the same adapter, again."""
+    seed = hashlib.sha256(b"quietchoir trial groups 1" + policy.digest + adapter).digest()
+    order = sorted(cohort, key=lambda name: hashlib.sha256(seed + name.encode()).digest())
+    return tuple(tuple(sorted(order[start::2])) for start in range(2))
 
 
 @functools.lru_cache(maxsize=16)
@@ -128,19 +141,20 @@ class Statistics:
 
     scored: int = 0  # parties that scored held-out answers
     score: int = 0  # share of them that is right, per cent
+    near: int = 0  # share of their tokens that is right, per cent
     trained: int = 0  # parties that trained
     loss_milli: int = 0  # mean loss of an answer token, in thousandths
     clipped: int = 0  # share of the update's coordinates that were cut to the range, per cent
 
     @staticmethod
-    def scores(correct: int, total: int) -> "Statistics":
-        """Of one party that got `correct` of `total` held-out answers right; nothing where there
-        are none.
+    def scores(correct: int, total: int, near: float = 0.0) -> "Statistics":
+        """Of one party that got `correct` of `total` held-out answers right, and a share `near` of
+        their tokens; nothing where there are none.
         """
-        return (
-            Statistics(scored=1, score=round(SCORE_UNIT * correct / total))
-            if total
-            else Statistics()
+        if not total:
+            return Statistics()
+        return Statistics(
+            scored=1, score=round(SCORE_UNIT * correct / total), near=round(SCORE_UNIT * near)
         )
 
     @property
@@ -149,6 +163,11 @@ class Statistics:
         scored.
         """
         return self.score / (SCORE_UNIT * self.scored) if self.scored else None
+
+    @property
+    def nearness(self) -> float:
+        """Mean over parties of the share of held-out answers' tokens that are right."""
+        return self.near / (SCORE_UNIT * self.scored) if self.scored else 0.0
 
     @property
     def loss(self) -> float | None:
@@ -317,8 +336,8 @@ class Codec:
 
     @property
     def scores(self) -> slice:
-        """Where the scores' digits lie in a contribution: its first two counters."""
-        return slice(self.size, self.size + 2 * self.digits)
+        """Where the scores' digits lie in a contribution: its first three counters."""
+        return slice(self.size, self.size + 3 * self.digits)
 
     def clipped(self, update: Vector) -> int:
         """How many coordinates of `update` are cut: outside their range; with noise all of them,

@@ -6,6 +6,7 @@ the first two only read.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def show_memberships(arguments: Namespace) -> None:
     for row in rows:
         taken = f"{len(row['rounds'])} rounds, {row['bytes'] / 1e6:.2f} MB sent"
         state = "; paused: nothing is trained or sent" if row["paused"] else ""
+        state += limits(row["rounds"])
         if row["latest"]:
             state += f"; {one_line(row['latest']['words'])}"
         print(
@@ -140,6 +142,18 @@ def show_memberships(arguments: Namespace) -> None:
         )
     if not rows:
         print(NO_MEMBER)
+
+
+def limits(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """What of the last training did not count, as part of a sentence; empty where all did."""
+    last = next((one for one in rounds if "train" in one["stages"]), {})
+    cut, left = last.get("clipped", 0.0), last.get("left", 0)
+    words = (
+        f"{100 * cut:.1f} % of its values were cut to the federation's range" if cut else "",
+        f"{left} of its examples waited for a later round" if left else "",
+    )
+    found = ", ".join(filter(None, words))
+    return f"; in its last training {found}" if found else ""
 
 
 def print_rounds(seen: dict[str, Any]) -> None:

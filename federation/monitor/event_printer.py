@@ -15,6 +15,7 @@ from ..events import (
     FederationEvent,
     PreparingEvent,
     RoundEvent,
+    TrainedEvent,
     WaitingEvent,
 )
 
@@ -64,7 +65,9 @@ def sentence(
         loss = entry["loss"]
         words = f"round {entry['round']}: {len(entry['parties'])} members, {entry['seconds']} s"
         shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
-        return f"{words}, loss {shown}, accuracy before it {percent(entry['accuracy'])}"
+        rates = " and ".join(f"{one:.3g}" for one in entry.get("rates", ()))
+        rate = f", {rates} times the learning rate" if rates else ""
+        return f"{words}, loss {shown}{rate}, accuracy before it {percent(entry['accuracy'])}"
     sentences = {
         "waiting": "{present} of {roster} "
         "members are here, need "
@@ -92,9 +95,11 @@ def sentence(
         "page": "the rounds are shown at {url}",
         "stopped": "stopped after round {round}: {reason}",
         "buckets": "{price}",
+        "tuning": "{price}",
         "spent": "round {round}: not trained, this node's privacy budget is used up: {reason}",
         "train": "round {round}: training",
-        "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
+        "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}"
+        + (limits(event) if isinstance(event, TrainedEvent) else ""),
         "refused": "refused: {reason}",
         "adopted": "a finished adapter came: {adapter}"
         if isinstance(event, AdoptedEvent) and event.adapter
@@ -113,6 +118,13 @@ def sentence(
     named = entry.get("missing", entry.get("members"))
     names = (", ".join(map(str, named)) or "nobody") if isinstance(named, list) else ""
     return sentences[event.name].format(**{"waits_for": "", **entry, "names": names}).strip()
+
+
+def limits(event: TrainedEvent) -> str:
+    """What of a training did not count, as the end of a sentence; empty where all did."""
+    left = f"; {event.left} examples wait for a later round (recipe.local_steps)"
+    cut = f"; {percent(event.clipped)} of its values are cut to the range (recipe.update_range)"
+    return (left if event.left else "") + (cut if event.clipped else "")
 
 
 def is_short(event: FederationEvent) -> bool:

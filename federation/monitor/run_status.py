@@ -39,6 +39,7 @@ SHOWN = (
     "accuracy",
     "scored",
     "epsilon",
+    "rates",
 )
 
 

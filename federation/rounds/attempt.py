@@ -28,6 +28,7 @@ from ..store.checkpoint import Logbook, RunState, Vector
 from ..wire import messages
 from ..wire.link import Messenger, Traffic
 from ..wire.messages import Reply, RoundId
+from . import tuning
 from .global_model import ServerHeld
 from .report import RoundReport
 from .validation import parents_score
@@ -99,6 +100,7 @@ class ReadyGroup:
     worked: float
     # buffered: steps between each contribution's adapter and the newest; else all are of the newest
     staleness: Mapping[str, int] = field(default_factory=dict)
+    rates: tuple[float, ...] = (1.0,)  # as `Work.rates`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +217,16 @@ class RoundAttempt:
             cohort=drawn.cohort,
             absent=drawn.absent,
             round=self.logbook.state.round + 1,
+            rates=self.rates(drawn.cohort) if training else (1.0,),
         )
+
+    def rates(self, cohort: Collection[str]) -> tuple[float, ...]:
+        """Of the recipe's learning rate, for the next round."""
+        policy = self.policy
+        if policy.recipe.tuning == "fixed":
+            return (1.0,)
+        halved = policy.trials > 1 and len(cohort) >= policy.trials * policy.smallest_sum
+        return tuning.next_rates(self.logbook.state.history, halved=halved)
 
     def aggregate(self, group: ReadyGroup) -> Outcome:
         """Sum what these members have ready.
@@ -288,9 +299,10 @@ class RoundAttempt:
 
     def split(self, ready: tuple[str, ...], sum_context: SumContext) -> tuple[tuple[str, ...], ...]:
         """Those that are ready, by the sums that they are in."""
-        if self.policy.aggregation.buckets == 1:
+        adapter, groups = sum_context.adapter, sum_context.groups
+        if self.policy.aggregation.buckets == 1 and not groups:
             return (ready,)
-        return buckets(self.policy, sum_context.adapter, ready, sum_context.shares)
+        return buckets(self.policy, adapter, ready, sum_context.shares, groups)
 
     def combine(self, group: ReadyGroup, length: int) -> tuple[Sum, ...]:
         """Go through the protection's stages; members that fall silent are the protection's to
@@ -368,6 +380,7 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
     if not counters.scored and policy.guard.on and group.kind == messages.TRAIN:
         scored = parents_score(state.history) or scored
     scales, shares = [scale for _, scale in group.ranges], group.sum_context.shares
+    tuned = group.kind == messages.TRAIN and policy.recipe.tuning == "auto"
     entry = RoundReport(
         kind=group.kind,
         round=state.round + 1,
@@ -382,15 +395,17 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
         **scored,
         update_norm=0.0,
         buckets=len(outcome.sums),
+        near=round(counters.nearness, 4),
         clipped_share=counters.clipped_share,
+        rates=list(group.rates) if tuned else None,
         ranges=[min(scales), max(scales)] if scales else [],
         epsilon=None if group.spent is None else group.spent.epsilon,
         columns=None if shares is None else shares.columns_of(outcome.parties),
         staleness=sorted(group.staleness[name] for name in outcome.parties if group.staleness),
     )
     table = dataclasses.asdict(entry)
-    # written with the verdict; where not all train all columns; where rounds are buffered
-    absent = [name for name in ("guard", "columns") if table[name] is None]
+    # written with the verdict; where not all train all columns; where rounds are tuned; buffered
+    absent = [name for name in ("guard", "columns", "rates") if table[name] is None]
     for name in (*absent, *(() if group.staleness else ("staleness",))):
         del table[name]
     return table

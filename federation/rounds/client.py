@@ -50,7 +50,7 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Vector
 from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
-from ..training.learner import Counts, Learner, Trained, slowed
+from ..training.learner import Counts, Learner, Trained, Tunable
 from ..wire import messages
 from ..wire.messages import GROUP, Reply, RoundId, Task
 from .attempt import Draw
@@ -60,6 +60,7 @@ from .member_held import OwnModel
 from .model_broadcast import ClientModelCache, FollowedModel
 from .privacy_accountant import PrivacyAccountant
 from .scheduler import check
+from .tuning import LEAST_STEPS, UNTUNED, check_rates
 
 logger = log.get("federation.client")
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
@@ -212,6 +213,8 @@ class Client:
         round_id, training = task.round_id, task.stage == messages.TRAIN
         found = self.resolve(round_id, task.stage, task.payload)
         order = found.order
+        if order.rates != UNTUNED:
+            check_rates(self.policy, order.rates, training=training)
         if task.stage in (messages.TRAIN, messages.SCORE):
             drawn = Draw(order.cohort, order.absent)
             check(self.policy, round_id, drawn, self.name, everybody=not training)
@@ -261,6 +264,8 @@ class Client:
         found = self.resolve(round_id, task.stage, payload)
         order = found.order
         messages.check_train(order)
+        if order.rates != UNTUNED:
+            check_rates(self.policy, order.rates, training=False)
         self.begin(round_id)
         self.model.keep(found)
         if (kept := self.kept(task)) is None:
@@ -331,7 +336,7 @@ class Client:
         codec = Codec(self.size, self.policy, sum_context)
         statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
         if staleness:  # its scores are of an adapter that is not the one this step starts from
-            statistics = dataclasses.replace(statistics, scored=0, score=0)
+            statistics = dataclasses.replace(statistics, scored=0, score=0, near=0)
         scores = self.policy.privacy.counts and statistics.scored > 0
         adapter = bytes.fromhex(kept.adapter)
         return self.contribute(
@@ -438,6 +443,7 @@ class Client:
             broadcast_digest=broadcast_digest,
             start=order.state if policy.followed else "",
             adapter=adapter,
+            rates=len(order.rates),
         )
 
     def begin(self, round_id: RoundId, *, pays: bool = False, undoes: bool = False) -> str:
@@ -505,9 +511,14 @@ class Client:
             if sum_context.shares is None
             else sum_context.shares.of(self.name)
         )
+        recipe = self.policy.recipe
+        halves = sum_context.groups
+        mine = next((at for at, group in enumerate(halves) if self.name in group), 0)
+        share = recipe.lr_share(order.round) * order.rates[mine]
+        least = LEAST_STEPS if recipe.tuning == "auto" else 0
         learner = self.learner
-        if (share := self.policy.recipe.lr_share(order.round)) != 1.0:
-            learner = slowed(learner, share)
+        if isinstance(learner, Tunable):
+            learner = learner.tuned(share, recipe.local_steps, least)
         if sum_context.shares is not None:
             learner = narrowed(learner, columns, self.policy.adapter.rank)
         trained: Trained = learner.train(
@@ -520,17 +531,22 @@ class Client:
         update = trained.flat.astype(np.float32) - order.flat
         for one in transforms_of(self.policy, sum_context, self.name, steps=trained.steps):
             update = one.apply(update)
+        clipped = self.clipped(update, sum_context)
         statistics = dataclasses.replace(
-            Statistics.scores(counts.correct, counts.total),
+            Statistics.scores(counts.correct, counts.total, counts.near),
             trained=1,
             loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),
-            clipped=Codec(self.size, self.policy, sum_context).percent(
-                self.clipped(update, sum_context)
-            ),
+            clipped=Codec(self.size, self.policy, sum_context).percent(clipped),
         )
-        shown = None if sum_context.shares is None else columns
         self.on_event(
-            TrainedEvent(round=order.round, loss=trained.loss, tokens=trained.tokens, columns=shown)
+            TrainedEvent(
+                round=order.round,
+                loss=trained.loss,
+                tokens=trained.tokens,
+                columns=None if sum_context.shares is None else columns,
+                clipped=round(clipped / max(1, update.size), 4) or None,
+                left=trained.left or None,
+            )
         )
         return update, statistics, trained.tokens
 
@@ -552,7 +568,8 @@ class Client:
     def score(self, order: messages.Work) -> tuple[Vector, Statistics, int]:
         """Score the adapter; there is no change to send."""
         counts = self.learner.evaluate(order.flat)
-        return np.zeros(0, np.float32), Statistics.scores(counts.correct, counts.total), 0
+        scores = Statistics.scores(counts.correct, counts.total, counts.near)
+        return np.zeros(0, np.float32), scores, 0
 
 
 def training_seed(round_id: RoundId, adapter: bytes, name: str) -> int:

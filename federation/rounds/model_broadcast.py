@@ -120,14 +120,15 @@ class ServerHeldDelta(ServerHeld):
         optimizer. A vote costs nothing more, since what was voted on is what the next round starts
         from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
         """
-        recipe, sums = policy.recipe, policy.aggregation.buckets
+        recipe, sums = policy.recipe, max(policy.aggregation.buckets, policy.trials)
         named = 2 * cohort * any(one.rank for one in policy.members)
         body = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes
         header = (STEP_BYTES + MEMBER_BYTES * named) * sums
         if attested(policy):  # the sum that it signed is only named
             header += 2 * (2 * SIGNATURE_BYTES + MEMBER_BYTES) * cohort * sums
             sums -= 1
-        times = 1 + policy.aggregation.buckets if policy.guard.rule == "choose" else 1
+        chosen = policy.guard.rule == "choose" or policy.trials > 1
+        times = 1 + max(policy.aggregation.buckets, policy.trials) if chosen else 1
         vectors = 3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2
         change, whole = (
             (body * sums + header) * times,

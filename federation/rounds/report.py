@@ -36,9 +36,11 @@ class RoundReport:
     # of the adapter that the round started from, mean over the members that scored it
     accuracy: float | None
     scored: int  # members that did; 0: none, or too few to tell
+    near: float  # the same of the share of their tokens that are right
     clipped_share: float
     update_norm: float  # of the mean update
     buckets: int = 1  # sums that were opened
+    rates: list[float] | None = None  # of the recipe's learning rate, where rounds choose it
     ranges: list[float] = field(
         default_factory=list
     )  # narrowest and widest of the tensors' ranges; empty: the federation's one

@@ -207,6 +207,7 @@ class Synchronous:
         sum_context = terms_of(
             policy, attempt.size, round_id, order.ranges, found.cohort if training else (),
             broadcast_digest=broadcast_digest, start=order.state, adapter=adapter_digest(flat),
+            rates=len(order.rates),
         )  # fmt: skip
         answers = self.work(kind, order, able, round_id)
         return ReadyGroup(
@@ -216,6 +217,7 @@ class Synchronous:
             answers=attempt.settle(answers, len(found.cohort), sum_context),
             sum_context=sum_context,
             ranges=order.ranges,
+            rates=order.rates,
             spent=spent,
             started=started,
             worked=time.monotonic(),

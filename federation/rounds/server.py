@@ -25,12 +25,20 @@ from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import CryptoWorker
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import combine, optimizer_of
-from ..events import AbortedEvent, BucketsEvent, DeliveredEvent, OnEvent, RoundEvent, StoppedEvent
+from ..events import (
+    AbortedEvent,
+    BucketsEvent,
+    DeliveredEvent,
+    OnEvent,
+    RoundEvent,
+    StoppedEvent,
+    TuningEvent,
+)
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import messages
 from ..wire.link import Link, Messenger
-from . import validation
+from . import tuning, validation
 from .attempt import Outcome, RoundAttempt, write_entry
 from .delivery import Delivery
 from .global_model import ServerHeld
@@ -164,11 +172,14 @@ class RoundServer:
         several = self.policy.aggregation.buckets > 1
         if several and (price := buckets_sentence(self.policy)) is not None:
             self.on_event(BucketsEvent(price=price))
+        if self.tuned:
+            self.on_event(TuningEvent(price=tuning.price(self.policy, self.size)))
         try:
-            self.learn(goal)
+            stopped = self.learn(goal)
         # an end like any other: what was learned until here is delivered
         except BudgetError as reason:
             stopped = str(reason)
+        if stopped:
             self.on_event(StoppedEvent(round=self.state.round, reason=stopped))
         self.scheduler.finish()
         if not self.state.finished:
@@ -177,15 +188,23 @@ class RoundServer:
             self.insist(self.deliver)
         return stopped
 
-    def learn(self, goal: int) -> None:
-        """Rounds until `goal` are done.
+    def learn(self, goal: int) -> str:
+        """Rounds until `goal` are done, or no further one would help; then why.
 
         Raises:
             RoundAborted: as `run`. BudgetError: the next one cannot be paid.
         """
         self.scheduler.start()
         while self.state.round < goal:
+            if self.tuned and (reason := tuning.settled(self.state.history)):
+                return reason
             self.insist(self.train_round, self.scheduler.retry)
+        return ""
+
+    @property
+    def tuned(self) -> bool:
+        """Do rounds choose their learning rate?"""
+        return self.policy.recipe.tuning == "auto"
 
     def take(self, policy: Policy) -> None:
         """Go on under a later version of the federation file that differs in who belongs,
@@ -236,8 +255,8 @@ class RoundServer:
         """Keep the first change if members do not find it worse; else the best of the others, each
         a bucket's own; else none.
 
-        Where the file says "choose", all of them are scored. An undone round leaves the parent,
-        with an optimizer at rest.
+        Where the file says "choose", or each was made at a rate of its own, all of them are scored.
+        An undone round leaves the parent, with an optimizer at rest.
 
         Raises:
             RoundAborted: too few voted, as often as the recipe allows; nothing is kept.
@@ -247,9 +266,13 @@ class RoundServer:
         self.logbook.skip()
         first, *others = (self.model.step(parent, change) for change in changes)
         server, verdict = first, self.insist(lambda: self.vote(first.flat, [entry]))
-        further = others if not verdict.kept or self.policy.guard.rule == "choose" else []
+        tried = len(entry.get("rates", ())) > 1
+        further = others if not verdict.kept or tried or self.policy.guard.rule == "choose" else []
+        trials, sent = list[float](), verdict.bytes
         for number, other in enumerate(further, start=1):
             salvaged = self.insist(lambda flat=other.flat: self.vote(flat, [entry]))  # type: ignore[misc]
+            trials.append(salvaged.rank)
+            sent += salvaged.bytes
             if salvaged.kept and (not verdict.kept or salvaged.rank > verdict.rank):
                 server, verdict = (
                     other,
@@ -259,7 +282,8 @@ class RoundServer:
                 )
         if not verdict.kept:
             server = self.model.rest(parent)
-        self.commit(server, {**entry, "guard": dataclasses.asdict(verdict)})
+        said = dataclasses.asdict(verdict) | {"bytes": sent} | ({"trials": trials} if tried else {})
+        self.commit(server, {**entry, "guard": said})
 
     def vote(self, flat: Vector, running: Sequence[dict[str, Any]] = ()) -> Verdict:
         """What the members say of the adapter `flat` ([0] in sealed mode: of the one they hold).
@@ -273,9 +297,11 @@ class RoundServer:
             (counters, len(total.parties))
             for counters, total in zip(outcome.votes, outcome.sums, strict=True)
         ]
-        return validation.judge(
-            self.policy.guard, votes, validation.best_of([*self.state.history, *running])
-        )
+        history = [*self.state.history, *running]
+        nearest = validation.nearest_of(history) if self.tuned else 0.0
+        verdict = validation.judge(self.policy.guard, votes, validation.best_of(history), nearest)
+        sent = sum((*outcome.traffic.up.values(), *outcome.traffic.down.values()))
+        return dataclasses.replace(verdict, bytes=sent)
 
     def owes_vote(self) -> bool:
         """Sealed mode: members step by themselves, so they judge afterwards; is the last step

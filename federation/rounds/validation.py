@@ -33,36 +33,58 @@ class Verdict:
     best: float | None  # of the adapters that were kept before
     kept: bool
     reason: str
+    near: float = 0.0  # share of held-out answers' tokens that are right
+    bytes: int = 0  # of the vote's messages, both ways, all members
 
     @property
     def rank(self) -> float:
         """For choosing among several."""
-        return -1.0 if self.accuracy is None else self.accuracy
+        return -1.0 if self.accuracy is None else self.accuracy + self.near
 
 
 def judge(
-    guard: GuardTable, votes: Sequence[tuple[Statistics, int]], best: float | None
+    guard: GuardTable,
+    votes: Sequence[tuple[Statistics, int]],
+    best: float | None,
+    nearest: float = 0.0,
 ) -> Verdict:
-    """The verdict of `votes`: counters of a bucket, and how many members are in it."""
+    """The verdict of `votes`: counters of a bucket, and how many members are in it.
+
+    Args:
+        best: accuracy of adapters that were kept; nearest: share of tokens that were right, to undo
+        what falls far below that too: where no answer is right yet, it tells a step too far.
+    """
     sound = [
         one
         for one, parties in votes
-        if 0 < one.scored <= parties and one.score <= SCORE_UNIT * one.scored
+        if 0 < one.scored <= parties and max(one.score, one.near) <= SCORE_UNIT * one.scored
     ]
     found = [one.accuracy for one in sound if one.accuracy is not None]
     accuracy = statistics.median(found) if found else None
-    kept = accuracy is not None and (best is None or accuracy >= best - guard.margin)
+    near = statistics.median([one.nearness for one in sound]) if sound else 0.0
+    fell = near < nearest - guard.margin
+    kept = accuracy is not None and (best is None or accuracy >= best - guard.margin) and not fell
     if accuracy is None:
         reason = "undone: too few could score it; give members held-out examples (test.jsonl)"
     elif kept:
         reason = "kept"
+    elif fell:
+        reason = (
+            f"undone: {near:.3f} of the answers' tokens are right, more than {guard.margin:g} "
+            f"below the best, {nearest:.3f}"
+        )
     else:
         reason = (
             f"undone: accuracy {accuracy:.3f} is more than {guard.margin:g} below the best, "
             f"{best:.3f}"
         )
     return Verdict(
-        accuracy=accuracy, scored=Statistics.sum(sound).scored, best=best, kept=kept, reason=reason
+        accuracy=accuracy,
+        scored=Statistics.sum(sound).scored,
+        best=best,
+        kept=kept,
+        reason=reason,
+        near=near,
     )
 
 
@@ -73,6 +95,13 @@ def best_of(history: Sequence[dict[str, Any]]) -> float | None:
         entry["guard"]["accuracy"] for entry in history if (entry.get("guard") or {}).get("kept")
     ]
     return max(found, default=None)
+
+
+def nearest_of(history: Sequence[dict[str, Any]]) -> float:
+    """The best share of answers' tokens of an adapter that was kept."""
+    found = [entry["near"] for entry in history]
+    found += [entry["guard"]["near"] for entry in history if (entry.get("guard") or {}).get("kept")]
+    return max(found, default=0.0)
 
 
 def parents_score(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

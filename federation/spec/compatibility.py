@@ -43,6 +43,7 @@ class Axes:
     min_tokens: int = 0
     counts: bool = True  # counters travel beside the update
     guard: str = "off"
+    tuned: bool = False  # rounds choose their learning rate
     engines: bool = False  # Flower's own carry the messages
 
     @property
@@ -108,6 +109,22 @@ RULES = (
             f'guard.rule = "{axes.guard}" needs privacy.counters = "exact": votes are counters'
         ),
         nature="votes are counters",
+    ),
+    Exclusion(
+        lambda axes: axes.tuned and axes.guard == "off",
+        lambda axes: (
+            'recipe.tuning = "auto" needs guard.rule = "vote" (or "choose"): what members say of '
+            "each new adapter chooses the learning rate, and undoes what was too high"
+        ),
+        nature="a rate that nobody judges is not chosen",
+    ),
+    Exclusion(
+        lambda axes: axes.tuned and axes.buffered,
+        lambda axes: (
+            'recipe.tuning = "auto" needs schedule.rounds = "synchronous": a buffered step is made '
+            "of changes that were trained at several rates"
+        ),
+        nature="a vote on a step of several rates says nothing of any one",
     ),
     Exclusion(
         lambda axes: axes.rule != "mean" and axes.can.sums_per_round == "one",

@@ -61,8 +61,12 @@ HELP: dict[str, dict[str, str]] = {
         "lr": "learning rate of a member's own steps",
         "lr_last": "the last round's learning rate as a share of the first's, above 0 to 1; it "
         "falls in a line",
+        "tuning": "the learning rate as it is written, or (auto) from --lr on by members' votes "
+        "after each round",
         "batch": "examples of one step of a member",
         "epochs": "how often a member goes through its examples in one round",
+        "local_steps": "a member's steps of one round, at most; who has more examples trains on "
+        "others of them each time; 0: all",
         "server_lr": "how far the adapter goes along the mean of the changes",
         "server_momentum": "of fedavgm, how much of the last round's step goes on; 0 to 1",
         "server_optimizer": "what makes the next adapter of the mean",

@@ -164,8 +164,13 @@ class Recipe:
     lr: float = 1e-2
     # the last round's learning rate as a share of the first's: between them it falls in a line
     lr_last: float = 1.0
+    # "auto": rounds try higher rates and lower ones, and members' votes choose (`rounds.tuning`)
+    tuning: Literal["fixed", "auto"] = "fixed"
     batch: int = 16
     epochs: int = 1
+    # Steps of a member's optimizer in one round, at most: who has more examples trains on others of
+    # them in each round. Far more steps move a member beyond `update_range`. 0: all.
+    local_steps: int = 48
     server_lr: float = 1.0
     server_momentum: float = 0.7
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavgm"
@@ -210,6 +215,7 @@ class Recipe:
         )
         at_least(
             0,
+            local_steps=self.local_steps,
             proximal=self.proximal,
             agreed_steps=self.agreed_steps,
             evaluate_every=self.evaluate_every,
@@ -621,11 +627,31 @@ class Policy:
 
     @property
     def smallest_sum(self) -> int:
-        """Members that any sum has: buckets, each over few, have `min_cohort` besides those that
-        may collude.
+        """Members that any sum has: buckets and halves, each over few, have `min_cohort` besides
+        those that may collude.
         """
-        few = self.aggregation.buckets > 1 and self.protection.mode != "plain"
-        return self.protection.min_cohort + (self.colluders if few else 0)
+        several = self.aggregation.buckets > 1 or self.trials > 1
+        return self.protection.min_cohort + (self.colluders if several and self.masks else 0)
+
+    @property
+    def masks(self) -> bool:
+        """Is an update hidden from the coordinator?"""
+        return not self.can.server_reads_updates
+
+    @property
+    def trials(self) -> int:
+        """Rates that are tried at once in the first rounds of a recipe that chooses its own: two,
+        where a cohort is large enough for a sum of each (and sums are all that a step is made of),
+        else one after the other.
+        """
+        fits = (
+            self.recipe.tuning == "auto"
+            and self.can.model_held_by == "server"
+            and self.aggregation.rule == "mean"
+            and not self.ranked
+        )
+        least = self.protection.min_cohort + (self.colluders if self.masks else 0)
+        return 2 if fits and min(len(self.members), self.cohort_size()) >= 2 * least else 1
 
     @property
     def group_size(self) -> int:
@@ -678,6 +704,7 @@ def axes_of(tables: Tables, *, ranked: bool) -> Axes:
         min_tokens=tables.protection.min_tokens,
         counts=tables.privacy.counts,
         guard=tables.guard.rule,
+        tuned=tables.recipe.tuning == "auto",
     )
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ...core.training.trainer import Hyperparameters, StepInfo, Trainer
 
 
+SMALLEST_BATCH = 4  # that is chosen for a member with few examples
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """The adapter after local training, and what it took."""
@@ -27,6 +30,7 @@ class Trained:
     tokens: int  # answer tokens
     loss: float  # mean over answer tokens
     steps: int = 0  # of the optimizer; 0 if it has none
+    left: int = 0  # examples for which there were not enough steps: later rounds draw them
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Counts:
 
     correct: int
     total: int
+    near: float = 0.0  # share of their tokens that are right, 0 to 1
 
 
 class Learner(Protocol):
@@ -50,17 +55,14 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Slowing(Protocol):
-    """A learner that has a learning rate."""
+class Tunable(Protocol):
+    """A learner that has a learning rate, and steps."""
 
-    def slowed(self, share: float) -> Learner:
-        """The same, at a share of its rate."""
+    def tuned(self, share: float, max_steps: int, least_steps: int) -> Learner:
+        """The same, at a share of its rate, with so many steps at most (0: all); in smaller
+        batches where its examples do not give `least_steps`.
+        """
         ...
-
-
-def slowed(learner: Learner, share: float) -> Learner:
-    """`learner` at a share of its learning rate; as it is if it has none."""
-    return learner.slowed(share) if share != 1.0 and isinstance(learner, Slowing) else learner
 
 
 class TrainerLearner:
@@ -96,10 +98,13 @@ class TrainerLearner:
         other.columns = columns
         return other
 
-    def slowed(self, share: float) -> "TrainerLearner":
-        """The same, at a share of its learning rate."""
-        other = copy.copy(self)
-        other.recipe = replace(self.recipe, lr=self.recipe.lr * share)
+    def tuned(self, share: float, max_steps: int, least_steps: int) -> "TrainerLearner":
+        """As `Tunable`."""
+        other, recipe = copy.copy(self), self.recipe
+        batch, visits = recipe.batch, len(self.prepared) * recipe.epochs
+        while batch > SMALLEST_BATCH and visits < least_steps * batch:
+            batch //= 2
+        other.recipe = replace(recipe, lr=recipe.lr * share, batch=batch, max_steps=max_steps)
         return other
 
     def train(self, flat: Vector, seed: int) -> Trained:
@@ -125,18 +130,13 @@ class TrainerLearner:
                 start, self.prepared, self.recipe, seed=seed, on_step=self.on_step
             )
         after = np.asarray(result.flat_b.detach().to("cpu", torch.float32).numpy(), np.float32)
-        steps = (
-            0
-            if self.recipe is None
-            else -(-result.examples // (self.recipe.batch * self.recipe.epochs))
-            * self.recipe.epochs
-        )
         return Trained(
             flat=after,
             examples=result.examples,
             tokens=result.tokens,
             loss=result.loss,
-            steps=steps,
+            steps=result.steps,
+            left=result.left,
         )
 
     def evaluate(self, flat: Vector) -> Counts:
@@ -146,4 +146,4 @@ class TrainerLearner:
         if self.test is None:
             return Counts(0, 0)
         score = self.trainer.evaluate(torch.from_numpy(np.array(flat, np.float32)), self.test)
-        return Counts(score.correct, score.total)
+        return Counts(score.correct, score.total, score.near)

@@ -179,6 +179,9 @@ class Work:
     # the round as the coordinator counts them, from 1: for people, and for the learning rate where
     # it falls; `RoundId.round` also counts those that came to nothing
     round: int = 0
+    # of the recipe's learning rate, where rounds choose it (`..rounds.tuning`): one, or one for
+    # each half of the cohort
+    rates: tuple[float, ...] = (1.0,)
 
     def header(self) -> dict[str, Any]:
         """Everything but the vector, as JSON's types; what is told is what is hashed."""
@@ -288,6 +291,7 @@ HEADERS: dict[type, dict[str, Field]] = {
         "cohort": NAMES,
         "absent": NAMES,
         "round": WHOLE,
+        "rates": each(REAL),
     },
     Ready: {"scores": FLAG, "before": each(NAMES)},
     Group: {

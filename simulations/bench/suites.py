@@ -4,7 +4,8 @@ Knows each suite's module by name. Imports none of them until it is run.
 A suite is a module with `measure(quick=, tell=, keep=)`, which returns its report, and
 `figures(report)`, the rows of its table; a report has the keys `what`, `seed`, `repeats`, `clock`,
 `spread` and `exact` besides its figures. After each part a suite hands what it has so far to
-`keep`, so that a run that is cut off keeps what it measured.
+`keep`, so that a run that is cut off keeps what it measured. One that says `RESUMES` is given as
+`earlier` what such a run kept, and goes on from there.
 """
 
 import importlib
@@ -39,6 +40,8 @@ SUITES: Mapping[str, str] = {
     "Debian; and how fast among 100,000 passages",
     "search": "a private question among 1,000 to 100,000 passages: host, asker, bytes, recall; "
     "beside TenSEAL's product",
+    "learn": "three tasks, together by recipes that are fixed or choose themselves, beside alone "
+    "and central with its best knobs; training beside peft's loop",
     "assistant": "the right tool, a question before an action, and injections; trains one adapter",
     "confidence": "calls that are carried out unasked: how many are right; part of the suite above",
     "silence": "talk that adapters answer with a call, with and without the router; second "
@@ -73,6 +76,7 @@ def run(
     tell: Callable[[str], None],
     keep: Keep = nobody,
     only: Sequence[str] = (),
+    earlier: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[Figure]]:
     """One suite's report, ready for a file, and the rows of its table.
 
@@ -81,6 +85,7 @@ def run(
         tell: hears what is being measured, and each figure as soon as it is there.
         keep: gets the report, ready for a file and marked `unfinished`, after each part.
         only: the parts that are run, where a suite names its `PARTS`; all by default.
+        earlier: what an earlier run kept of this suite.
 
     Raises:
         ConfigError: a part that this suite has not.
@@ -97,7 +102,9 @@ def run(
             told.add(row.key)
         keep(rounded({**head, "unfinished": True, **report}))
 
-    chosen: dict[str, Sequence[str]] = {"only": only} if only else {}
+    chosen: dict[str, Any] = {"only": only} if only else {}
+    if getattr(module, "RESUMES", False):
+        chosen["earlier"] = earlier
     found = suite.measure(quick=quick, tell=tell, keep=part, **chosen)
     rows = list(suite.figures(found))
     return rounded({**head, **found, "aims_missed": {} if quick else misses(found, rows)}), rows

@@ -117,6 +117,13 @@ WRONG: dict[str, tuple[Callable[[Path], Path | None], str]] = {
 }
 
 
+def test_a_folder_with_nothing_held_out_is_one_to_train_on(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", chatter(1))
+    (tmp_path / "test.jsonl").write_bytes(b"")  # as `data build` leaves it for one example
+    found = client_node.examples_in(tmp_path, CHATTER)
+    assert (len(found.train), found.test) == (1, [])
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
     kind: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

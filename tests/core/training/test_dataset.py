@@ -88,14 +88,6 @@ def test_bad_lines_are_named_and_nothing_is_written(tmp_path: Path) -> None:
             [record("a", team="x"), record("b"), record("c", team="x"), record("d", team=[1])],
             r"lines 2, 4",
         ),
-        (
-            [record("a", team="x"), record("b", team="x"), record("c", team="lone")],
-            "lone has one example",
-        ),
-        (
-            [record("a", team="x"), record("b", team="x"), *[record("c", team="same")] * 3],
-            "same has 3 examples that all ask",
-        ),
         ([record("a", team="x"), record("b", team="\ud83d")], "lines 2"),
     ],
 )
@@ -106,6 +98,28 @@ def test_a_key_that_does_not_divide_well_writes_nothing(
     with pytest.raises(DataError, match=fault):
         build_jsonl(file, tmp_path / "out", Division(partition_by="team"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [([record("c")], "one example"), ([record("c")] * 3, "3 examples that all ask the same")],
+)
+def test_a_party_that_has_nothing_to_hold_out_trains_and_is_told(
+    tmp_path: Path, rows: list[dict[str, Any]], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [record(text, team="x") for text in "ab"]
+    lone = [row | {"team": "lone"} for row in rows]
+    file = write(tmp_path / "a.jsonl", [*others, *lone])
+    (tmp_path / "out/lone").mkdir(parents=True)
+    (tmp_path / "out/lone/test.jsonl").write_text("of an earlier build")
+    with caplog.at_level("WARNING", logger="quietchoir"):
+        found = build_jsonl(file, tmp_path / "out", Division(partition_by="team"))
+    assert [(one.name, one.train, one.test) for one in found] == [
+        ("lone", len(rows), 0),
+        ("x", 1, 1),
+    ]
+    assert (tmp_path / "out/lone/test.jsonl").read_bytes() == b""
+    assert "lone" in caplog.text and what in caplog.text and "no part in votes" in caplog.text
 
 
 def test_a_party_s_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:

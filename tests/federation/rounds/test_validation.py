@@ -58,6 +58,8 @@ def test_the_verdict_is_the_median_of_buckets_that_can_be_true() -> None:
     assert judge(guard, votes((200, 4), (240, 4), (0, 4)), None).accuracy == 0.5
     liar = judge(guard, votes((200, 4), (10**6, 10**4), (401, 4)), None)
     assert (liar.accuracy, liar.scored) == (0.5, 4)
+    far = [(Statistics(scored=4, near=40), 4)]
+    assert judge(guard, far, None).kept and not judge(guard, far, 0.0, 0.2).kept
     nobody = judge(guard, votes((0, 0)), None)
     assert not nobody.kept and "test.jsonl" in nobody.reason
 

@@ -278,7 +278,7 @@ WORK = messages.Work(
 )
 WORK_HEADER = (
     rb'{"absent":["cat"],"card":"\u00e9","cohort":["ann","ben"],"evaluate":true,'
-    rb'"ranges":[[1,0.1],[2,1e-07]],"round":3,"state":"ab"}'
+    rb'"ranges":[[1,0.1],[2,1e-07]],"rates":[1.0],"round":3,"state":"ab"}'
 )
 GROUP = messages.Group(
     version=9,
