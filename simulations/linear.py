@@ -12,6 +12,7 @@ Source: Weinberger et al. 2009, "Feature hashing for large scale multitask learn
 steps are those of Adam (Kingma and Ba 2015), as the adapter's trainer takes them.
 """
 
+import copy
 import dataclasses
 import itertools
 import re
@@ -105,12 +106,14 @@ class LinearLearner:
 
     def __init__(self, train: Texts, test: Texts, labels: LabelSet, recipe: Recipe) -> None:
         self.texts, self.test, self.classes, self.recipe = train, test, len(labels.places), recipe
+        self.max_steps = 0  # of one round; 0: all
 
-    def slowed(self, share: float) -> "LinearLearner":
-        """The same, at a share of its learning rate."""
-        other = LinearLearner.__new__(LinearLearner)
-        other.texts, other.test, other.classes = self.texts, self.test, self.classes
+    def tuned(self, share: float, max_steps: int, least_steps: int) -> "LinearLearner":
+        """The same, at a share of its learning rate, in so many steps; its batches stay."""
+        del least_steps
+        other = copy.copy(self)
         other.recipe = dataclasses.replace(self.recipe, lr=self.recipe.lr * share)
+        other.max_steps = max_steps
         return other
 
     def train(self, flat: Vector, seed: int) -> Trained:
@@ -123,6 +126,8 @@ class LinearLearner:
         for _ in range(recipe.epochs):
             order = rng.permutation(n)
             for at in range(0, n, recipe.batch):
+                if self.max_steps and steps == self.max_steps:
+                    break
                 rows = order[at : at + recipe.batch]
                 slope, loss = gradient(weights, x[rows], y[rows])
                 if recipe.proximal:

@@ -45,7 +45,8 @@ from ...federation.rounds.report import RunReport
 from ...federation.spec.policy import AdapterTable, GuardTable, ProtectionTable, Recipe
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import TrainerLearner
-from ..run import Cast, simulate
+from ..cast import Cast
+from ..run import simulate
 from ..scenario import Population, Scenario
 from .figures import Figure, Keep
 from .peers.reference import unpacked
@@ -372,14 +373,14 @@ def missing(
             for arm in ARMS:
                 if arm in done:
                     continue
-                result = {
+                measured: Mapping[str, Callable[[], dict[str, Any]]] = {
                     "zero_shot": experiment.zero_shot,
                     "alone": experiment.alone,
                     "central": lambda: experiment.central(knobs),  # noqa: B023
                     "fixed": lambda: experiment.together(auto=False),  # noqa: B023
                     "auto": lambda: experiment.together(auto=True),  # noqa: B023
-                }[arm]()
-                yield task, seed, arm, result
+                }
+                yield task, seed, arm, measured[arm]()
             best = runs[task][str(seed)]["central"]["knobs"]
             knobs = (Hyperparameters(lr=best["lr"], batch=best["batch"]),)
 
