@@ -65,8 +65,8 @@ class CompressScale:
 
     calibration: int = 8192  # tokens
     training: int = 65536  # of them, to draw batches from
-    text: int = 4096  # whose perplexity is compared
-    steps: int = 60
+    text: int = 2048  # whose perplexity is compared
+    steps: int = 40
     tokens: int = 48  # of an answer whose speed is compared
     prompt: int = 32
     repeats: int = 3
