@@ -113,8 +113,8 @@ class QueryBudget:
             name, account = asker.raw.hex(), self.account(asker)
             if account == STRANGERS and not self._strangers:
                 raise AuthenticationError(
-                    "this library answers those whom its owner listed; send its owner the key "
-                    "that `quietchoir library key` prints"
+                    "this library answers those whom its owner listed; ask with the token that you "
+                    "were given, or send its owner the key that `quietchoir library key` prints"
                 )
             if sequence <= self._last.get(name, -1):
                 raise MessageError(
