@@ -39,7 +39,8 @@ from ...core.training.precision import resolve_dtype
 from ...core.training.trainer import Hyperparameters, Trainer
 from ...federation.spec.policy import Recipe
 from ...federation.training.distillation import DistillationLearner
-from ..run import Cast, simulate
+from ..cast import Cast
+from ..run import simulate
 from ..scenario import Population, Scenario
 from . import random_model
 from .confidence import kept_adapter
