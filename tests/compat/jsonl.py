@@ -373,12 +373,6 @@ FILES: dict[str, tuple[bytes, str]] = {  # name: content → a word of the sente
         b'{"messages": 5}\n' * 40,
         "lines 1, 2, 3, 4, 5, 6, 7, 8 and 32 more: expected an object",
     ),
-    "rows that are all alike": (packed([asks(1)] * 5), ""),
-    "one row": (packed([asks(1)]), ""),
-    "alike but for the answers": (
-        packed([row(ASKED, {**SAID, "content": f"{number}"}) for number in range(5)]),
-        "",
-    ),
 }
 PARTIES: dict[str, tuple[list[object], list[str]]] = {  # name: values of the key → folders
     "letters of every script": (
