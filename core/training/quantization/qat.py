@@ -55,7 +55,7 @@ class QatSettings:
     mode: Mode = "full"
     steps: int = 60
     windows: int = 2  # pieces of text of one step
-    lr: float = 0.0  # of the mode's main numbers; 0: its own, measured
+    lr: float = 0.0  # of the mode's main numbers; 0: its own
     rank: int = 16  # of an adapter
     precision: str = "auto"
     seed: int = 1
@@ -71,7 +71,7 @@ class QatSettings:
     @property
     def rate(self) -> float:
         """Of the optimizer."""
-        return self.lr or {"full": 3e-5, "norms": 1e-3, "adapters": 3e-4}[self.mode]
+        return self.lr or {"full": 1e-5, "norms": 3e-4, "adapters": 1e-4}[self.mode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ class QuantizedStudent:
         gains = [one for one in self.parameters.values() if id(one) in norms]
         own = {id(one) for one in (*few, *gains)}
         rest = [one for one in self.parameters.values() if id(one) not in own]
-        further = 10 * rate if self.mode == "full" else rate
+        further = 3 * rate if self.mode == "full" else rate
         found = [(rest, rate), (few, further), (gains, further)]
         return [{"params": params, "lr": own_rate} for params, own_rate in found if params]
 
