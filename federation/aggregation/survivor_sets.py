@@ -48,14 +48,12 @@ def choose(
         if fit:
             chosen |= max(fit, key=lambda one: (len(one), sorted(one)))
         elif known:
-            # the one that most of those that are ready tell: one that is made up has one voice
+            # the one that most of those that are ready tell: one that is made up has one voice.
+            # Of several sums at once, one whose member is away; none is waited for in vain
+            voices = {one: sum(one in before.get(name, ()) for name in bucket) for one in known}
+            short = [one for one in known if not one <= bucket and 2 * voices[one] >= len(one) > 2]
             nearest = max(
-                known,
-                key=lambda one: (
-                    sum(one in before.get(name, ()) for name in bucket),
-                    len(one & bucket),
-                    sorted(one),
-                ),
+                short or known, key=lambda one: (voices[one], len(one & bucket), sorted(one))
             )
             missing |= nearest - bucket
             reason = (
@@ -72,7 +70,8 @@ def eligible(
     need: int, here: Collection[str], signed: Collection[str], sets: Collection[frozenset[str]]
 ) -> frozenset[str]:
     """Whom to draw from where sums from the same adapter may have been opened already: members that
-    are in none of them, else exactly one of these sets, else whoever is there.
+    are in none of them, else exactly one of these sets, else those of one round's several sums
+    together, else whoever is there.
 
     Whoever is left out is named absent, so the draw's check holds. Without this a cohort of near
     half the roster rarely is drawn so that it has enough new members, or all of the old ones.
@@ -83,6 +82,10 @@ def eligible(
     if len(fresh := frozenset(here).difference(signed)) >= need:
         return fresh
     whole = [one for one in sets if one.issubset(here) and len(one) >= need]
+    if not whole:
+        alone = (one for one in sets if all(one == other or not one & other for other in sets))
+        together = frozenset[str]().union(*(one for one in alone if one.issubset(here)))
+        whole = [together] if len(together) >= need else []
     return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
 
 

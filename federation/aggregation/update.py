@@ -100,10 +100,15 @@ def terms_of(
 
 
 def halves(policy: Policy, adapter: bytes, cohort: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Two groups of a cohort, by a public draw: the same from the same adapter, again."""
-    seed = hashlib.sha256(b"quietchoir trial groups 1" + policy.digest + adapter).digest()
-    order = sorted(cohort, key=lambda name: hashlib.sha256(seed + name.encode()).digest())
-    return tuple(tuple(sorted(order[start::2])) for start in range(2))
+    """Two groups of a cohort, by a public draw: the same from the same adapter, again. Where
+    everybody is asked, the roster is dealt out, so that who is away moves nobody to the other
+    group.
+    """
+    everybody = [one.name for one in policy.members]
+    dealt = everybody if policy.cohort_size() == len(everybody) else cohort
+    seed = hashlib.sha256(b"quietchoir trial groups 2" + policy.digest + adapter).digest()
+    order = sorted(dealt, key=lambda name: hashlib.sha256(seed + name.encode()).digest())
+    return tuple(tuple(sorted(set(order[start::2]).intersection(cohort))) for start in range(2))
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,7 +9,7 @@ federation's minimum.
 
 import dataclasses
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..aggregation.buckets import buckets
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose, confirmed, eligible
-from ..aggregation.update import Codec, Statistics, SumContext
+from ..aggregation.update import Codec, Statistics, SumContext, halves
 from ..events import OnEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
@@ -123,7 +123,6 @@ class Outcome:
 class Signed:
     """Who may be in a sum about one adapter that was lost or undone."""
 
-    kind: str = ""
     adapter: bytes = b""
     # whom this coordinator summed, or tried to
     chosen: set[frozenset[str]] = field(default_factory=set)
@@ -144,6 +143,13 @@ class Signed:
         own = (one for one in self.chosen if one.isdisjoint(self.reported))
         return confirmed(self.reported).union(own)
 
+    def before(self, names: Collection[str]) -> dict[str, Sets]:
+        """What each of `names` signed for: by its own word, else by this coordinator's account."""
+        return {
+            name: self.reported.get(name, frozenset(one for one in self.chosen if name in one))
+            for name in names
+        }
+
     def summed(self, names: Collection[str]) -> None:
         """These may be in a sum from now on; what they said before is of the past."""
         self.chosen.add(frozenset(names))
@@ -162,6 +168,7 @@ class RoundAttempt:
         # nobody of those that were ready last can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
         self.signed = Signed()
+        self.signed_by_kind: dict[str, Signed] = {}  # a vote forgets nothing of what was trained
 
     @property
     def policy(self) -> Policy:
@@ -178,8 +185,10 @@ class RoundAttempt:
         of another step.
         """
         adapter = adapter_digest(flat) if flat.size else str(self.logbook.state.round).encode()
-        if (self.signed.kind, self.signed.adapter) != (kind, adapter):
-            self.signed = Signed(kind, adapter)
+        known = self.signed_by_kind.get(kind)
+        if known is None or known.adapter != adapter:
+            known = self.signed_by_kind[kind] = Signed(adapter)
+        self.signed = known
 
     def eligible(self, here: frozenset[str]) -> frozenset[str]:
         """Whom of those that are there to ask: who can be summed with whom from this adapter."""
@@ -217,16 +226,25 @@ class RoundAttempt:
             cohort=drawn.cohort,
             absent=drawn.absent,
             round=self.logbook.state.round + 1,
-            rates=self.rates(drawn.cohort) if training else (1.0,),
+            rates=self.rates(flat, drawn.cohort) if training else (1.0,),
         )
 
-    def rates(self, cohort: Collection[str]) -> tuple[float, ...]:
-        """Of the recipe's learning rate, for the next round."""
-        policy = self.policy
+    def rates(self, flat: Vector, cohort: Sequence[str]) -> tuple[float, ...]:
+        """Of the recipe's learning rate, for the next round from the adapter `flat`: of as many
+        sums as those that were opened from it before, if any was.
+        """
+        policy, least = self.policy, self.policy.smallest_sum
         if policy.recipe.tuning == "fixed":
             return (1.0,)
-        halved = policy.trials > 1 and len(cohort) >= policy.trials * policy.smallest_sum
-        return tuning.next_rates(self.logbook.state.history, halved=halved)
+        halved = policy.trials > 1 and len(cohort) >= policy.trials * least
+        before, again = self.signed.before(cohort), False
+        if halved and any(before.values()):
+            split = halves(policy, adapter_digest(flat), cohort)
+            two = choose(split, before, need=least, least=least).members
+            need = policy.needed(len(cohort))
+            one = choose([cohort], before, need=need, least=need).members
+            halved = again = len(two) > len(one)
+        return tuning.next_rates(self.logbook.state.history, halved=halved, again=again)
 
     def aggregate(self, group: ReadyGroup) -> Outcome:
         """Sum what these members have ready.
@@ -337,7 +355,8 @@ class RoundAttempt:
                 stage, payloads = step
                 if stage == server.opens_at:
                     self.logbook.keep(opening=True)
-                    self.signed.summed(answers.chosen)
+                    for cohort, _ in each:
+                        self.signed.summed(set(cohort).intersection(answers.chosen))
                 for reply in self.messenger.ask(stage, payloads, group.round_id, timeout_s):
                     try:
                         server.receive(reply.sender, reply.payload)

@@ -13,7 +13,8 @@ ever nearer. Members vote on each half's step and on both together, and the best
 Then, or from the first round on, one after the other, in cohorts of any size and in every mode:
 
     the vote rose      a little more than before, up to the highest rate that is tried
-    a step was undone  half of what it was made at, and never that much again
+    a step was undone  half of what it was made at, and never that much again; of two rates, half
+                       of the lower one and a lower one beside it, over the same two halves
     no rise for long   half, and no more than that from now on; then the run ends
 
 A vote is the share of held-out answers that are right and the share of their tokens that are: the
@@ -113,14 +114,20 @@ def trend(history: Sequence[dict[str, Any]]) -> Trend:
     return found
 
 
-def next_rates(history: Sequence[dict[str, Any]], *, halved: bool) -> tuple[float, ...]:
+def next_rates(
+    history: Sequence[dict[str, Any]], *, halved: bool, again: bool = False
+) -> tuple[float, ...]:
     """Of the file's learning rate, for the next round.
 
     Args:
         halved: the cohort is large enough for two.
+        again: two that were undone: members sign for sums of the same halves alone, from the same
+        adapter, so two are tried again.
     """
     found = trend(history)
     other = min(found.cap, found.rate * found.apart)
+    if again:
+        return found.rate, other if other != found.rate else max(LOWEST, found.rate / APART)
     if halved and found.tried < TRIALS and other != found.rate:
         return found.rate, other
     return (found.rate,)

@@ -140,3 +140,7 @@ def test_whom_no_sum_holds_is_asked_first_then_one_sum_as_it_was_then_whoever_is
     assert eligible(POLICY.needed(), EVERYBODY[:6], old, [old]) == old
     assert eligible(POLICY.needed(), EVERYBODY[1:6], old, [old]) == frozenset(EVERYBODY[1:6])
     assert eligible(POLICY.needed(), EVERYBODY, (), ()) == frozenset(EVERYBODY)
+    # several sums of one round, none of which is enough: all that were in them
+    halves, both = [frozenset(EVERYBODY[:2]), frozenset(EVERYBODY[2:5])], EVERYBODY[:5]
+    assert eligible(4, EVERYBODY[:7], both, halves) == frozenset(both)
+    assert eligible(4, EVERYBODY[1:7], both, halves) == frozenset(EVERYBODY[1:7])

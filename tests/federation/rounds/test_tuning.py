@@ -2,6 +2,7 @@
 rate that no round of the federation chooses.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,11 @@ def test_of_two_rates_the_better_one_goes_on_beside_one_ever_nearer() -> None:
     assert tuning.next_rates(history, halved=True) == (nearer,)  # enough was tried
     # one half was too small for a sum: nothing is known of either rate
     assert tuning.next_rates([voted(0.3, 1.0, APART)], halved=True) == (1.0, APART)
-    assert rate([voted(0.1, 1.0, APART, kept=False, trials=[0.1, 0.0])]) == 0.5
+    undone = [voted(0.1, 1.0, APART, kept=False, trials=[0.1, 0.0])]
+    assert rate(undone) == 0.5
+    assert tuning.next_rates(undone, halved=True, again=True) == (0.5, 0.25)
+    lowest = [voted(0.1, LOWEST, LOWEST, kept=False)]
+    assert tuning.next_rates(lowest, halved=True, again=True) == (LOWEST, LOWEST)
 
 
 def test_a_vote_that_could_not_be_held_says_nothing_of_the_rate() -> None:
@@ -186,6 +191,61 @@ def test_halves_of_a_cohort_try_a_rate_each_and_the_better_one_goes_on(
     assert report.history[0]["rates"] == [1.0] and report.history[0]["buckets"] == 1
 
 
+class Cliff(Hill):
+    """Falls off at once when it steps too far."""
+
+    def tuned(self, share: float, max_steps: int, least_steps: int) -> "Cliff":
+        return Cliff(self.rates, share)
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        at = float(flat.mean())
+        return Counts(int(np.clip(round(60 + 200 * at if at < 0.05 else 0), 0, 100)), 100)
+
+
+def test_after_a_trial_that_was_undone_members_sum_the_same_halves_to_the_runs_end(
+    tmp_path: Path,
+) -> None:
+    home = house(8, mode="masked", recipe=AUTO | {"rounds": 5}, tables=VOTE)
+    members, away = clients(home, SIZE, lambda name: Cliff([])), set[str]()
+    link = SilentLink({name: one.handle for name, one in members.items()}, lambda name, _: False)
+    everybody = link.present()
+    link.present = lambda: everybody - away  # type: ignore[method-assign]
+
+    with closing(Store(tmp_path)) as store:
+        run = coordinator(home, members, SIZE, store=store, link=link)
+        run.train_round()
+        [first] = run.state.history
+        assert first["rates"] == [1.0, APART] and first["buckets"] == 2
+        assert not first["guard"]["kept"] and not run.state.server.flat.any()
+
+        # one sum over all of them is what no member signs for, and nobody is waited for in vain
+        chosen = run.attempt.rates
+        run.attempt.rates = lambda flat, cohort: (0.5,)  # type: ignore[method-assign]
+        with pytest.raises(RoundAborted, match="may have been opened before"):
+            run.train_round()
+        assert not run.attempt.missing
+        run.attempt.rates = chosen  # type: ignore[method-assign]
+        # one of a half is away: it is waited for
+        away.add("hal")
+        with pytest.raises(RoundAborted, match="waiting for hal"):
+            run.train_round()
+        assert run.attempt.awaited(link.present()) == {"hal"}
+        away.clear()
+
+    with closing(Store(tmp_path)) as store:  # killed; it remembers no sets, members tell them
+        run = coordinator(home, members, SIZE, store=store, link=link)
+        report = run.run()
+    assert len(run.aborted) == 1 and "may have been opened before" in run.aborted[0]
+    assert report.rounds == len(report.history) == 5
+    second = report.history[1]
+    assert second["rates"] == [0.5, 0.25] and second["buckets"] == 2 and second["guard"]["kept"]
+    undone = [place for place, one in enumerate(report.history[:-1]) if not one["guard"]["kept"]]
+    assert len(undone) > 1  # and again, with the sets known: no attempt is lost
+    assert all(report.history[place + 1]["buckets"] == 2 for place in undone)
+    after = report.accuracy["after"]
+    assert after is not None and after > 0.6
+
+
 def test_a_half_that_is_too_small_for_a_sum_is_summed_with_the_other() -> None:
     home = house(8, mode="masked", recipe=AUTO, tables=VOTE)
     members = clients(home, SIZE, lambda name: Hill([]))
@@ -217,7 +277,7 @@ def test_a_member_takes_no_rate_that_its_federation_cannot_choose() -> None:
             check_rates(large, (1.0, one), training=True)
     home = house(mode="masked", recipe=AUTO, tables=VOTE)
     run = coordinator(home, clients(home, SIZE), SIZE)
-    run.attempt.rates = lambda cohort: (100.0,)  # type: ignore[method-assign]
+    run.attempt.rates = lambda flat, cohort: (100.0,)  # type: ignore[method-assign]
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.run()
     assert not run.state.server.flat.any()
