@@ -1,6 +1,6 @@
 """What a family of processes holds, how to stop it for a while, and how to end it.
 
-Knows /proc. Knows nothing of plugins or bubblewrap.
+Knows /proc, and whom to tell of a family. Knows nothing of plugins or bubblewrap.
 Always: only descendants of the process that was started here, and its own group, are signalled,
 never a name and never another group. What cannot be counted or stopped is not let run: an error
 while looking ends the family.
@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from .keeper import KEEPER
 
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -99,6 +101,11 @@ class Watchdog:
         self._ran: list[bytes] | None = None  # for how long each had, when it was stopped
         self._refusals = 0
         self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
+        handle = os.pidfd_open(leader)
+        try:
+            KEEPER.hold(handle)
+        finally:
+            os.close(handle)
 
     async def watch(self) -> None:
         """Look every `INTERVAL_S` until something is over its bound, or cannot be looked at. Of a
@@ -160,6 +167,7 @@ class Watchdog:
                 handle = os.pidfd_open(pids[1])
                 if pids[1] in children(self.leader):
                     self._first = handle
+                    KEEPER.hold(handle)
                 else:  # it had ended, and the number may be another's
                     os.close(handle)
 
@@ -202,7 +210,7 @@ def family(root: int) -> list[int]:
     """`root` and all its descendants, as this machine numbers them; a process whose main thread has
     ended by the number of one that goes on, which /proc and signals take as well.
     """
-    found = [root]
+    found = [living(root)]
     for pid in found:  # grows while it is read: a breadth-first walk
         found += map(living, children(pid))
     return found

@@ -4,11 +4,13 @@ needs any more.
 Knows files, hashes and links. Knows nothing of hubs or of what a model is.
 Always: a model's file and its place under its hash are one file with two names (a hard link), so
 that two models, nodes or adapters of one base share its bytes on disk and, mapped, in memory; what
-a model names, what a pull is bringing and what a program has mapped is never given up. Where the
+a model names, by a symbolic link too, what a pull is bringing and what a program has mapped is
+never given up, nor what lies behind a link. Where the
 file system has no hard links, files lie as they are and nothing is shared.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +22,7 @@ from . import fetch
 
 BLOBS = ".blobs"  # beside the models
 PULLS, LOCKS, SCRATCH = ".pull-*", ".lock-*", ".gguf-*"
+HASH = re.compile(r"[0-9a-f]{64}")
 PROCESSES = Path("/proc")
 
 
@@ -96,22 +99,43 @@ def garbage() -> list[Garbage]:
     """All that could be given up, and what of it stays because it is in use."""
     folder, mapped = paths.models(), mapped_files()
     pulling = "a pull is under way" if any(map(is_held, folder.glob(LOCKS))) else ""
+    linked = linked_files(folder)
     found = []
-    for stored in sorted((folder / BLOBS).glob("*")):
+    for stored in ours(folder / BLOBS, "*"):
         status = stored.stat()
-        if stored.is_file() and status.st_nlink == 1:
-            used = (status.st_dev, status.st_ino) in mapped
-            kept = pulling or ("a program has it open" if used else "")
+        content = HASH.fullmatch(stored.name) and stored.is_file() and status.st_nlink == 1
+        if content and (place := (status.st_dev, status.st_ino)) not in linked:
+            kept = pulling or ("a program has it open" if place in mapped else "")
             found.append(Garbage(stored, status.st_size, "no model names it", kept))
-    for path in sorted((folder / fetch.PARTIAL).glob("*")):
+    for path in ours(folder / fetch.PARTIAL, "*"):
         found.append(Garbage(path, path.stat().st_size, "a pull that was broken off", pulling))
-    for path in sorted(folder.glob(PULLS)):
+    for path in ours(folder, PULLS):
         found.append(Garbage(path, fetch.folder_size(path), "a pull that was killed", pulling))
-    for path in sorted(folder.glob(SCRATCH)):
+    for path in ours(folder, SCRATCH):
         status = path.stat()
         used = (status.st_dev, status.st_ino) in mapped
         kept = "a program has it open" if used else ""
         found.append(Garbage(path, status.st_size, "a conversion that was killed", kept))
+    return found
+
+
+def ours(folder: Path, pattern: str) -> list[Path]:
+    """Files and folders of `folder` itself. A link was not made here, nor what it leads to."""
+    if folder.is_symlink():
+        return []
+    return [path for path in sorted(folder.glob(pattern)) if not path.is_symlink()]
+
+
+def linked_files(folder: Path) -> set[tuple[int, int]]:
+    """Device and inode of every file that a symbolic link below `folder` names, as its owner made
+    it.
+    """
+    found = set()
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            with suppress(OSError):  # it leads nowhere
+                status = path.stat()
+                found.add((status.st_dev, status.st_ino))
     return found
 
 
@@ -124,7 +148,7 @@ def collect() -> list[Garbage]:
         else:
             one.path.unlink(missing_ok=True)
     for emptied in (paths.models() / BLOBS, paths.models() / fetch.PARTIAL):
-        with suppress(OSError):  # it is not there, or others are in it
+        with suppress(OSError):  # it is not there, or a link, or others are in it
             emptied.rmdir()
     return [one for one in given_up if not one.path.exists()]
 

@@ -71,13 +71,16 @@ def check_member(folder: Path, told: dict[str, Any]) -> None:
         told["vault"]["seed"]
     )
     for run in (RUN, OTHER):
-        now, before = told["vault"][run]
+        now, last = told["vault"][run]
         earlier = client_store.before(run)
         assert client_store.progress(run).encode().hex() == now
-        assert (None if earlier is None else earlier.encode().hex()) == before
+        assert (None if earlier is None else earlier.encode().hex()) == last
     kept = ContributionBuffer(database).look(RUN, told["contribution"]["rules"])
     assert kept is not None
-    assert {**kept.record().fields, "update": kept.update.tolist()} == told["contribution"]
+    before = told["contribution"]
+    counters = {**before["statistics"], "near": 0}  # which the former version did not count
+    found = {**kept.record().fields, "update": kept.update.tolist()}
+    assert found == {**before, "statistics": counters}
     memory = ClientModelCache(database).memory(RUN)
     assert [[name, state.encode().hex()] for name, state in memory.held] == told["recall"]["held"]
     assert list(memory.trail) == told["recall"]["trail"]

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,31 @@ def test_garbage_is_shown_then_given_up_and_what_a_model_names_stays(
     assert left == {"one/one.bin", f".blobs/{DIGEST}", "mine.gguf"}
     assert kept.read_bytes() == BASE
     assert store.garbage() == []
+
+
+def test_what_an_owner_linked_to_and_what_lies_behind_a_link_is_not_given_up(
+    models: Path, tmp_path: Path
+) -> None:
+    """The instance: a folder that `.blobs` was a link to lost every file with a single name."""
+    blobs, outside = models / store.BLOBS, tmp_path / "outside"
+    blobs.mkdir(parents=True)
+    outside.mkdir()
+    orphan, named = blobs / ("ab" * 32), blobs / ("cd" * 32)
+    orphan.write_bytes(b"left")
+    named.write_bytes(b"named")
+    (models / "mine").mkdir()
+    (models / "mine" / "mine.gguf").symlink_to(named)
+    precious = outside / ("ef" * 32)
+    precious.write_bytes(b"precious")
+    (blobs / ("01" * 32)).symlink_to(precious)
+    (blobs / ("23" * 32)).symlink_to(outside / "nowhere")
+    (blobs / "notes.txt").write_bytes(b"by hand")
+    (models / ".pull-x").symlink_to(outside)
+    assert [one.path for one in store.collect()] == [orphan]  # the control: without a link it goes
+    shutil.rmtree(blobs)
+    blobs.symlink_to(outside)
+    assert store.collect() == []
+    assert precious.read_bytes() == b"precious" and (models / "mine" / "mine.gguf").is_symlink()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system has no /proc")

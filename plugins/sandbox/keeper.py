@@ -1,0 +1,106 @@
+"""A process beside the node that ends its sandboxes if the node dies without doing so.
+
+Knows handles of processes (pidfds). Knows nothing of what they are. Imports nothing but the
+standard library: its own process runs this file, isolated.
+Always: whoever is held is killed once the node has ended, however it ended; nobody else is.
+
+A parent-death signal is not enough. The kernel does not hand it on to threads, so a plugin whose
+second thread calls execve goes on without one (prctl(2), PR_SET_PDEATHSIG); so does one that
+executes a file with capabilities.
+
+Not covered: who kills this process too. The node begins another for the next sandbox; those from
+before have their parent-death signal alone.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+
+class Keeper:
+    """The node's end of it. The process begins with the first handle."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._line: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def hold(self, handle: int) -> None:
+        """Have the process of this pidfd killed when the node is gone; the handle stays the
+        caller's.
+
+        Raises:
+            OSError: nobody holds it; do not let it run.
+        """
+        with self._lock:
+            if self._line is None or self._process is None or self._process.poll() is not None:
+                self._begin()
+            assert self._line is not None
+            socket.send_fds(self._line, [b"\0"], [handle])
+
+    def _begin(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        self._line, theirs = socket.socketpair()
+        node = os.pidfd_open(os.getpid())
+        try:
+            # a session of its own: what a terminal sends to the node's is not for it
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", __file__, str(node)],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[node],
+                cwd="/",
+                env={},
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(node)
+
+
+KEEPER = Keeper()
+
+
+def keep(line: socket.socket, node: int) -> None:
+    """Hold what comes over `line` until that ends, or the process of the handle `node` has."""
+    held = set[int]()
+    looks = select.poll()
+    looks.register(line, select.POLLIN)
+    looks.register(node, select.POLLIN)
+    while True:
+        for ready, _ in looks.poll():
+            if ready in held:  # it has ended
+                looks.unregister(ready)
+                held.discard(ready)
+                os.close(ready)
+            elif ready == line.fileno() and (handles := received(line)):
+                for handle in handles:
+                    held.add(handle)
+                    looks.register(handle, select.POLLIN)
+            else:
+                for handle in held:
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                return
+
+
+def received(line: socket.socket) -> list[int]:
+    """Handles that came; none once the other end is closed."""
+    try:
+        return socket.recv_fds(line, 1, 1)[1]
+    except ConnectionError:
+        return []
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with the node, not before
+    with socket.socket(fileno=0) as stdin:
+        keep(stdin, int(sys.argv[1]))
