@@ -225,6 +225,15 @@ def accuracies(learners: Mapping[str, Learner], flat: Vector) -> dict[str, float
     return {name: one.correct / one.total for name, one in counts.items() if one.total}
 
 
+def pooled(learners: Mapping[str, Learner], flat: Vector) -> float | None:
+    """Share of all their held-out answers that are right with the adapter `flat` [n]; None: there
+    are none.
+    """
+    counts = [learner.evaluate(flat) for learner in learners.values()]
+    total = sum(one.total for one in counts)
+    return round(sum(one.correct for one in counts) / total, 4) if total else None
+
+
 def start(size: int) -> Vector:
     """The adapter that changes nothing [n]."""
     return np.zeros(size, np.float32)

@@ -272,6 +272,12 @@ class Scenario:
             or (self.population.kind != "rehearsal" and not self.population.ranks),
             'model = "linear" needs examples, which a rehearsal has not, and has no ranks',
         )
+        for one in self.attack:
+            require(
+                one.from_round <= self.recipe.rounds,
+                f"[[attack]] from_round = {one.from_round} of {self.recipe.rounds} rounds: it "
+                f"would never begin",
+            )
         ranks = self.population.ranks
         check_ranks(self.adapter, {f"party {at}": rank for at, rank in enumerate(ranks, start=1)})
         ranked = any(0 < rank < self.adapter.rank for rank in ranks)
@@ -352,8 +358,8 @@ def arms(name: str, changes: Mapping[str, Sequence[Any]] | None = None) -> list[
     say what they are `called`.
 
     Args:
-        changes: dotted key → values, besides or instead of the file's `[sweep]`; one value changes
-            the key and is in no label.
+        changes: dotted key → values, besides or instead of the file's `[sweep]`. Each is in the
+            label, so that its result lies beside that of the file as it stands.
 
     Raises:
         ConfigError: as `load`.
@@ -378,7 +384,7 @@ def arms(name: str, changes: Mapping[str, Sequence[Any]] | None = None) -> list[
                         put(arm, name, inner, path)
             else:
                 put(arm, key, value, path)
-            if len(chosen[key]) > 1:
+            if len(chosen[key]) > 1 or key in (changes or {}):
                 words.append(label_of(key, value))
         found.append(ScenarioArm(" ".join(words), read(arm, path)))
     return found

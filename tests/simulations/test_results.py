@@ -81,6 +81,8 @@ def test_parties_learn_from_a_table_and_the_result_says_what_of(ran: Path) -> No
     assert honest["versions"]["quietchoir"] and honest["data"] and "cores" in honest["machine"]
     assert honest["attack_success"] is None and attacked["attack_success"] > 0.5
     assert attacked["spread"]["parties"] == 5  # of honest ones
+    # scored for them alone: attackers give every adapter full marks
+    assert abs(attacked["accuracy"]["after"] - attacked["spread"]["mean"]) < 0.1
 
 
 def test_a_result_that_is_there_is_found_and_of_other_data_is_made_anew(
@@ -97,6 +99,7 @@ def test_a_result_that_is_there_is_found_and_of_other_data_is_made_anew(
     assert not main([*command, "--set", "recipe.rounds=2"])
     told = capsys.readouterr().out
     assert "found in" not in told and "2 of 2" in told
+    assert json.loads(file.read_text())["data"] == "other"  # of another setting: beside it
     file.write_text(json.dumps(kept))
 
 

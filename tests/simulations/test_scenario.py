@@ -131,10 +131,10 @@ def test_a_sweep_is_one_scenario_for_each_choice(tmp_path: Path) -> None:
     )
     found = scenario.arms(str(path), {"seed": [7], "recipe.lr": [0.3, 0.4]})
     assert [arm.label for arm in found] == [
-        "lr=0.3 attack=none",
-        "lr=0.3 attack=flip/1",
-        "lr=0.4 attack=none",
-        "lr=0.4 attack=flip/1",
+        "lr=0.3 attack=none seed=7",
+        "lr=0.3 attack=flip/1 seed=7",
+        "lr=0.4 attack=none seed=7",
+        "lr=0.4 attack=flip/1 seed=7",
     ]
     assert {(arm.scenario.seed, arm.scenario.recipe.rounds) for arm in found} == {(7, 2)}
     assert len({scenario.digest(arm.scenario) for arm in found}) == 4
@@ -145,6 +145,10 @@ def test_a_sweep_is_one_scenario_for_each_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
+        (
+            '[[attack]]\nkind = "flip"\nfrom_round = 99',
+            "from_round = 99 of .* rounds: it would never",
+        ),
         ('[sweep]\n"recipe.lr" = 0.1', r"\[sweep\] lists values by dotted key"),
         ('[sweep]\n"recipe.epoch" = [1]', r"recipe\.epoch = 1 is unknown; did you mean epochs\?"),
         ('[sweep]\n"name.x" = [1]', r"name\.x leads through name, which is no table"),
