@@ -30,12 +30,11 @@ from ..core.errors import (
     QuietchoirError,
 )
 from ..core.paths import write_atomically
-from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity
+from ..crypto.identity.keys import Identity, PublicIdentity
 from ..crypto.pir.clusters import ClusterMap
 from ..crypto.pir.search import KEY_PART_BYTES, Near, Opened, PirClient, Shape, unit
 from .index import PROBE, Embeds, Passage
 from .messages import (
-    CLUSTERS_PATH,
     MANIFEST_BYTES,
     PATH,
     LibraryManifest,
@@ -300,16 +299,16 @@ class SearchSession:
 
     async def _map(self, manifest: LibraryManifest) -> ClusterMap:
         """The map of the clusters: as it is kept, if it is of this state of the library."""
-        host = f"clusters-{self._address.host.fingerprint[:16]}"
-        kept = self._kept / f"{host}-{manifest.library.hex()[:16]}" if self._kept else None
+        # one for each of our keys: who fetches none under a new key would be known by that
+        ours = f"clusters-{self._address.host.fingerprint[:16]}-{self._identity.public.fingerprint}"
+        kept = self._kept / f"{ours}-{manifest.library.hex()[:16]}" if self._kept else None
         if kept is not None and kept.exists():
             with contextlib.suppress(CryptoError, OSError):
                 return decode_clusters(kept.read_bytes(), manifest, self._address.host)
-        limit = manifest.shape.clusters.map_bytes + SIGNATURE_BYTES
-        raw = await self._exchange("GET", b"", limit, CLUSTERS_PATH)
+        raw = b"".join(await self._ask(RequestKind.CLUSTERS, ()))
         found = decode_clusters(raw, manifest, self._address.host)
         if kept is not None:
-            for former in kept.parent.glob(f"{host}-*"):
+            for former in kept.parent.glob(f"{ours}-*"):
                 former.unlink()
             write_atomically(kept, raw, mode=0o600)
         return found
@@ -333,11 +332,11 @@ class SearchSession:
             self._address.host,
         )
 
-    async def _exchange(self, method: str, body: bytes, limit: int, path: str = PATH) -> bytes:
+    async def _exchange(self, method: str, body: bytes, limit: int) -> bytes:
         self.moved.up += len(body)  # whether or not somebody answers
         try:
             async with self._http.request(
-                method, self._address.url + path, data=body or None, allow_redirects=False
+                method, self._address.url + PATH, data=body or None, allow_redirects=False
             ) as reply:
                 raw = await _bounded(reply.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -31,7 +31,6 @@ from .budget import QueryBudget
 from .classifier import Classifier
 from .index import Index
 from .messages import (
-    CLUSTERS_PATH,
     PATH,
     LibraryManifest,
     ReplyKind,
@@ -108,6 +107,11 @@ class LibraryService:
             clustered=index.clusters is not None,
             probe=tuple(np.round(index.probe.astype(float), 5).tolist()),
         )
+        self._map = (
+            encode_clusters(index.clusters.map, self.manifest.library, identity)
+            if index.clusters is not None
+            else b""
+        )
 
     @property
     def budget(self) -> QueryBudget:
@@ -136,10 +140,9 @@ class LibraryService:
         Raises:
             ProtocolError: there are none.
         """
-        if self.server.clusters is None:
+        if not self._map:
             raise ProtocolError("this library has no clusters; ask it whole")
-        known, library = self.server.clusters.map, self.manifest.library
-        return encode_clusters(known, library, self._identity)
+        return self._map
 
     def answer(self, raw: bytes) -> tuple[int, bytes]:
         """HTTP status and signed reply to one request; never raises for what an asker sent."""
@@ -168,6 +171,11 @@ class LibraryService:
     def _answer(self, request: SearchRequest) -> list[bytes]:
         if request.kind is RequestKind.KEYS:
             return self._take_keys(request)
+        if request.kind is RequestKind.CLUSTERS:
+            exactly(request.parts, ())
+            found = self.clusters()
+            self._charge(request)
+            return [found]
         keys = self._keys_of(request)
         if request.kind is RequestKind.NEAR:
             self.server.check_near(request.parts)
@@ -226,10 +234,6 @@ def application(service: LibraryService) -> web.Application:
     async def describe(_: web.Request) -> web.Response:
         return web.Response(body=service.describe(), content_type="application/json")
 
-    async def clusters(_: web.Request) -> web.Response:
-        body = await asyncio.to_thread(service.clusters)
-        return web.Response(body=body, content_type="application/octet-stream")
-
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
         async with door:
@@ -238,9 +242,7 @@ def application(service: LibraryService) -> web.Application:
 
     around = [connections.occupy, errors.answer_errors, connections.read_bodies(BODY_S)]
     app = web.Application(middlewares=around, client_max_size=request_limit(service.manifest.shape))
-    app.add_routes(
-        [web.get(PATH, describe), web.get(CLUSTERS_PATH, clusters), web.post(PATH, answer)]
-    )
+    app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
     return app
 
 

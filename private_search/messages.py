@@ -35,7 +35,6 @@ CLUSTERS_CONTEXT = bind("quietchoir library clusters 3")
 REQUEST_CONTEXT = bind("quietchoir library request 3")
 REPLY_CONTEXT = bind("quietchoir library reply 3")
 PATH = "/library"  # GET the manifest, POST a request
-CLUSTERS_PATH = "/library/clusters"  # GET their map
 REQUEST_MAGIC, REPLY_MAGIC = b"QCQ3", b"QCR3"
 REQUEST_HEAD = struct.Struct(">4sB8s32s32s32sQB")
 REPLY_HEAD = struct.Struct(">4sB32sB")
@@ -76,6 +75,7 @@ class RequestKind(enum.IntEnum):
     CHOICE = 3
     CLASSIFY = 4  # parts as of a question
     NEAR = 5  # a question near itself, counted as one
+    CLUSTERS = 6  # their map; without parts
 
 
 class ReplyKind(enum.IntEnum):
@@ -206,6 +206,7 @@ def reply_limit(shape: Shape) -> int:
             sum(shape.answer_parts),
             sum(shape.column_parts),
             sum(shape.near_answer_parts) if shape.clustered else 0,
+            shape.clusters.map_bytes + SIGNATURE_BYTES if shape.clustered else 0,
         )
         + SIGNATURE_BYTES
     )

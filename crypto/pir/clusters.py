@@ -8,7 +8,8 @@ the scores of one cluster, and which one, only the asker knows. The keeper's wor
 once, whatever is asked (Tiptoe's idea, with one cluster a group instead of one in all).
 
 Knows vectors, places and numbers modulo 2^32. Knows nothing of texts, of SEAL, or of who asks.
-Always: as many clusters are opened as there are groups, and every group's part is of one size.
+Always: as many clusters are opened as there are groups, and every group's part is of one size. A
+mean that is told is of at least `FEWEST` different passages, and of none that another is of.
 
 Source: Henzinger, Dauterman, Corrigan-Gibbs, Zeldovich, "Private Web Search with Tiptoe", eprint
 2023/1438, section 4.
@@ -27,7 +28,8 @@ from . import lwe
 Vectors = npt.NDArray[np.float32]
 
 GROUPS = 26  # clusters that a question opens, one a group
-MEANS = 8  # directions that stand for a cluster, so that the nearest one is found
+MEANS = 8  # directions at most that stand for a cluster, so that the nearest one is found
+FEWEST = 12  # different passages of which a mean is told; of fewer it would tell these
 CLUSTERS = 10  # of a group: a question is scored against about a tenth of the library
 SLACK = 1.15  # room of all clusters together, beside what they hold
 SLAB_ROWS = 4096  # of the hint, which the keeper multiplies at once: depths fill them
@@ -96,15 +98,19 @@ class ClusterLayout:
 
 @dataclass(frozen=True, slots=True)
 class ClusterMap:
-    """What an asker must know of the clusters: a public part of a library.
+    """What an asker must know of the clusters: a part of a library that all who may ask are told.
 
-    It tells means of some dozen passages' embeddings each, in 8 bits, and how many a cluster has.
+    It tells directions of means, each of `FEWEST` different embeddings or more, in 8 bits, and how
+    many passages a cluster has.
+
+    Hazard: a dozen passages that say nearly the same are told by their mean; and who compares the
+    maps of two editions sees means move, hence something of a passage that came or went.
     """
 
     layout: ClusterLayout
     scale: int  # of the table's numbers: so many for an entry of 1
     counts: npt.NDArray[np.int64]  # passages of each cluster; numbered in this order
-    means: npt.NDArray[np.int8]  # [clusters, MEANS, dimension]
+    means: npt.NDArray[np.int8]  # [clusters, MEANS, dimension]; fewer are repeated
 
     def encode(self) -> bytes:
         """`map_bytes` of them."""
@@ -137,6 +143,7 @@ class ClusterMap:
     def nearest(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """The cluster of each group that is nearest, [GROUPS], by their numbers in the group."""
         near = (self.means.astype(np.float64) @ direction).max(axis=1)
+        near[self.counts == 0] = -np.inf  # nothing is there
         best: npt.NDArray[np.int64] = near.reshape(GROUPS, CLUSTERS).argmax(axis=1)
         return best
 
@@ -217,7 +224,7 @@ def arrange(embeddings: Vectors, seed: int = 0) -> npt.NDArray[np.int64]:
     centroids = sample[: layout.clusters].copy()
     for _ in range(ITERATIONS):
         centroids = _means(sample, (sample @ centroids.T).argmax(axis=1), centroids)
-    held = _fitted(embeddings, centroids, layout.depth)
+    held = _peopled(embeddings, centroids, layout.depth)
     numbers = np.empty(layout.clusters, np.int64)
     away = AWAY * random.standard_normal((ASKED, layout.dimension)).astype(np.float32)
     asked = embeddings[random.integers(0, len(embeddings), ASKED)] + away
@@ -253,17 +260,64 @@ def _means(vectors: Vectors, held: npt.NDArray[np.int64], before: Vectors) -> Ve
 
 
 def _spread(vectors: Vectors, held: npt.NDArray[np.int64], clusters: int) -> Vectors:
-    """Directions that stand for each cluster, [clusters, MEANS, dimension]; zeros for an empty
-    one.
+    """Directions that stand for each cluster, [clusters, MEANS, dimension]; zeros for one of fewer
+    than `FEWEST` different passages.
     """
     found = np.zeros((clusters, MEANS, vectors.shape[1]), np.float32)
+    kinds = _kinds(vectors)
     for cluster in np.unique(held):
-        mine = vectors[held == cluster]
-        means = np.resize(mine[:: max(1, len(mine) // MEANS)], found[cluster].shape)
-        for _ in range(ITERATIONS):
-            means = _means(mine, (mine @ means.T).argmax(axis=1), means)
-        found[cluster] = means
+        mine = held == cluster
+        if len(means := _part_means(vectors[mine], kinds[mine])):
+            found[cluster] = np.resize(means, found[cluster].shape)
     return found
+
+
+def _part_means(vectors: Vectors, kinds: npt.NDArray[np.int64]) -> Vectors:
+    """Directions of the parts of one cluster, [at most MEANS, dimension], none of a part with fewer
+    than `FEWEST` different passages.
+
+    Parts have nothing in common: two means, one with a passage and one without it, would tell it.
+    """
+    means = np.resize(vectors[:: max(1, len(vectors) // MEANS)], (MEANS, vectors.shape[1]))
+    for _ in range(ITERATIONS):
+        means = _means(vectors, (vectors @ means.T).argmax(axis=1), means)
+    while len(means):
+        part = (vectors @ means.T).argmax(axis=1)
+        counts = _different(part, kinds, len(means))
+        if counts.min() >= FEWEST:
+            return _means(vectors, part, np.zeros_like(means))
+        means = np.delete(means, counts.argmin(), axis=0)
+    return means
+
+
+def _kinds(vectors: Vectors) -> npt.NDArray[np.int64]:
+    """A number for each row, of equal rows the same."""
+    found: dict[bytes, int] = {}
+    return np.array([found.setdefault(row.tobytes(), len(found)) for row in vectors])
+
+
+def _different(
+    held: npt.NDArray[np.int64], kinds: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
+    """How many different rows each part holds, [count]."""
+    most = int(kinds.max()) + 1
+    return np.bincount(np.unique(held * most + kinds) // most, minlength=count)
+
+
+def _peopled(vectors: Vectors, centroids: Vectors, depth: int) -> npt.NDArray[np.int64]:
+    """The cluster of each passage, as `_fitted`; those of fewer than `FEWEST` different ones are
+    given up, as long as there is room for all, and stay empty.
+    """
+    kinds, kept = _kinds(vectors), np.arange(len(centroids))
+    while True:
+        held = _fitted(vectors, centroids[kept], depth)
+        counts = _different(held, kinds, len(kept))
+        order = np.argsort(counts, kind="stable")  # the emptiest first
+        spare = len(kept) + (-len(vectors) // depth)
+        few = order[counts[order] < FEWEST][: min(spare, max(1, len(kept) // 2))]
+        if not len(few):
+            return kept[held]
+        kept = np.delete(kept, few)
 
 
 def _fitted(vectors: Vectors, centroids: Vectors, depth: int) -> npt.NDArray[np.int64]:

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from quietchoir.core.errors import AuthenticationError, ProtocolError
+from quietchoir.core.errors import AuthenticationError, MessageError, ProtocolError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.private_search import host, index
 from quietchoir.private_search.budget import QueryBudget
-from quietchoir.private_search.client import LibraryAddress, SearchCost, ask
+from quietchoir.private_search.client import LibraryAddress, SearchCost, SearchSession, ask
 from quietchoir.private_search.index import Passage
 from quietchoir.private_search.messages import (
-    CLUSTERS_PATH,
+    RequestKind,
+    SearchRequest,
     decode_clusters,
-    decode_manifest,
+    decode_reply,
     encode_clusters,
 )
 from quietchoir.tests.fakes.search import FakeEmbedder, fake_index
@@ -77,22 +78,67 @@ async def test_a_question_near_itself_is_answered_and_counted_as_one(service, tm
         again = await ask(address, TEXTS[12], FakeEmbedder(), ASKER, **asked)
         kept.write_bytes(kept.read_bytes()[:-1])  # a damaged one is fetched anew
         last = await ask(address, TEXTS[3], FakeEmbedder(), ASKER, **asked)
-        async with aiohttp.ClientSession() as http, http.get(base + CLUSTERS_PATH) as reply:
-            raw = await reply.read()
+        async with aiohttp.ClientSession() as http:
+            session = SearchSession(address, ASKER, http)
+            manifest = await session.fetch()
+            (raw,) = await session._ask(RequestKind.CLUSTERS, ())
+            other = SearchSession(address, EVE, http, kept=tmp_path)  # not known by what it has
+            await other._map(await other.fetch())
         await runner.cleanup()
     assert answer.found[0].passage == Passage("0/77.md", TEXTS[77]) and len(answer.found) == 2
     assert [one.found[0].passage.text for one in (again, last)] == [TEXTS[12], TEXTS[3]]
     map_bytes = service.manifest.shape.clusters.map_bytes
     assert answer.bytes_down == last.bytes_down > again.bytes_down + map_bytes - 100
-    assert service.budget.spent()["strangers"] == {"KEYS": 3, "QUESTION": 3, "CHOICE": 6}
+    assert service.budget.spent()["strangers"] == {
+        "CLUSTERS": 4,
+        "KEYS": 3,
+        "QUESTION": 3,
+        "CHOICE": 6,
+    }
     shape = service.manifest.shape
     cost = SearchCost.of(shape, 1, 2)
     said = cost.session_bytes + cost.near_bytes + shape.clusters.map_bytes
     assert 0 < answer.bytes_up + answer.bytes_down - said < 4000
-    manifest = decode_manifest(service.describe(), HOST.public)
     assert (
         decode_clusters(raw, manifest, HOST.public).encode() == service.server.clusters.map.encode()
     )
+
+
+async def test_a_map_is_for_those_who_may_ask_signed_counted_and_once(built, tmp_path):
+    budget = QueryBudget(
+        tmp_path / "b.json", limit=11, listed=frozenset({ASKER.public.raw.hex()}), strangers=False
+    )
+    closed = host.LibraryService(built[0], HOST, budget)
+
+    def wanted(asker: Identity, sequence: int, signer: Identity) -> bytes:
+        request = SearchRequest(
+            kind=RequestKind.CLUSTERS,
+            library=closed.manifest.library,
+            asker=asker.public,
+            key_id=b"",
+            sequence=sequence,
+            parts=(),
+        )
+        return request.encode(signer)
+
+    try:
+        for raw, said in (
+            (wanted(EVE, 1, EVE), "whom its owner listed"),
+            (wanted(ASKER, 1, EVE), "signature"),
+        ):
+            with pytest.raises(AuthenticationError, match=said):
+                decode_reply(closed.answer(raw)[1], raw, HOST.public)
+        assert budget.spent() == {}
+        raw = wanted(ASKER, 1, ASKER)
+        (found,) = decode_reply(closed.answer(raw)[1], raw, HOST.public)
+        decode_clusters(found, closed.manifest, HOST.public)
+        with pytest.raises(MessageError, match="sent before"):
+            decode_reply(closed.answer(raw)[1], raw, HOST.public)
+        assert budget.spent() == {ASKER.public.raw.hex(): {"CLUSTERS": 1}}
+        paths = {str(route.url_for()) for route in host.application(closed).router.routes()}
+        assert paths == {"/library"}
+    finally:
+        closed.close()
 
 
 def test_a_map_of_another_host_or_another_state_is_not_believed(service):
