@@ -242,7 +242,7 @@ class Node:
             files=files,
             reads=grants.named_in(config),
             write=self.write_text,
-            guarded=(*config.tools.never, *config.tools.ask),
+            rules=config.tools,
         )
         self.parts = AsyncExitStack()
         limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])

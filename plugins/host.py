@@ -10,22 +10,23 @@ import asyncio
 import difflib
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core import log, paths
+from ..core.assistant.approvals import Approvals
 from ..core.assistant.tools import Effect, ToolInfo, ToolResult
-from ..core.config import PluginsConfig
+from ..core.config import PluginsConfig, ToolsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
 from . import delegation, installing, manifest, skills
 from .audit import Audit, Call, Outcome
 from .elicitation import AskOwner
 from .hidden import legible
-from .manifest import Manifest
+from .manifest import Manifest, ToolEntry
 from .registry import lock
 from .running import IDLE_S, Plugin
 from .sampling import Write
@@ -48,8 +49,7 @@ class PluginHost:
         installed: installed plugins may answer besides those that the configuration enables.
         reads: what the node's configuration names: no plugin is started that may write there.
         write: this node's model, for plugins that were granted its use; None: there is none.
-        guarded: tools that no plugin calls, whatever its manifest names: those which the owner
-            forbids, or wants to be asked about each time.
+        rules: the owner's, by which plugins call each other's tools, whatever a manifest names.
         ask: puts a form of a plugin's to the owner; None: nobody can.
         sandbox: what confines them; "auto": the best that this machine has.
     """
@@ -66,14 +66,14 @@ class PluginHost:
         reads: Iterable[Path] = (),
         write: Write | None = None,
         sandbox: Wanted = "auto",
-        guarded: Collection[str] = (),
+        rules: ToolsConfig | None = None,
         ask: AskOwner | None = None,
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
-        self._write_text, self._sandbox, self._guarded = write, sandbox, frozenset(guarded)
+        self._write_text, self._sandbox, self._approvals = write, sandbox, Approvals(rules)
         self._ask = ask
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._reads = (*self._bundles, *reads)
@@ -172,17 +172,15 @@ class PluginHost:
         if not self.report.available:
             return []
         return [
-            ToolInfo(
-                tool.name,
-                tool.description,
-                tool.schema,
-                plugin.manifest.id,
-                self.effect(plugin, tool.effect),
-            )
+            self._info(plugin, tool)
             for plugin in self.plugins.values()
             if plugin.disabled is None
             for tool in plugin.manifest.tools
         ]
+
+    def _info(self, plugin: Plugin, tool: ToolEntry) -> ToolInfo:
+        effect = self.effect(plugin, tool.effect)
+        return ToolInfo(tool.name, tool.description, tool.schema, plugin.manifest.id, effect)
 
     def effect(self, plugin: Plugin, said: Effect) -> Effect:
         """What a call of this plugin may do at most, by itself and by the tools of others that it
@@ -201,11 +199,20 @@ class PluginHost:
     async def _carry(
         self, asker: str, plugin_id: str, tool: str, arguments: Mapping[str, Any]
     ) -> tuple[str, bool]:
-        """A call of `asker`'s, which its manifest names. Raises: as `call`."""
+        """A call of `asker`'s, which its manifest names, for a call of it that the owner's rules
+        let pass. Raises: as `call`, or they do not let pass this one.
+        """
         owner = self._owners.get(tool)
         if owner is None or owner.manifest.id != plugin_id:
             raise ToolError(f"{plugin_id}:{tool} is not enabled here")
-        if tool in self._guarded:
+        asking = self.plugins[asker]
+        found = [
+            self._info(plugin, entry)
+            for plugin, name in ((asking, asking.calling), (owner, tool))
+            for entry in plugin.manifest.tools
+            if entry.name == name
+        ]
+        if len(found) != 2 or not self._approvals.covers(*found):
             raise ToolError(f"{tool} is not called by plugins here, by its owner's rule")
         result = await self.call(ToolCall(tool, dict(arguments)), caller=asker)
         return result.text, result.ok

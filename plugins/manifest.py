@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ..core import tables
+from ..core.assistant.approvals import OWN_TOOLS
 from ..core.assistant.tools import Effect
 from ..core.errors import ConfigError, ManifestError
 from . import endpoints
@@ -432,7 +433,7 @@ def parse(files: Mapping[str, bytes], folder: Path) -> Manifest:
 
 def offered(head: Head, kind: str) -> ToolEntry:
     """The host's own tool for one of OFFERS. What a server does meanwhile nobody said, so where it
-    may change a folder its owner is asked as before a change.
+    may change a folder, or something on the owner's network, he is asked as before a change.
     """
     description, takes = OFFERS[kind]
     schema = {
@@ -442,7 +443,8 @@ def offered(head: Head, kind: str) -> ToolEntry:
         "additionalProperties": False,
     }
     name = head.id.partition("/")[2].replace("-", "_")
-    effect: Effect = "write" if head.permissions.write_folders else "read"
+    asked = head.permissions
+    effect: Effect = "write" if asked.write_folders or asked.hosts else "read"
     return ToolEntry(f"{name}_{kind}", description.format(head.id), schema, effect, kind)
 
 
@@ -450,8 +452,8 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
     """Check one promised tool.
 
     Raises:
-        ManifestError: unknown field, bad name, hidden characters, or a schema that is not an
-        object's.
+        ManifestError: unknown field, bad name or one of the node's own tools, hidden characters,
+        or a schema that is not an object's.
     """
     known = {"name", "description", "inputSchema", "annotations", "effect"} | SAID
     if not isinstance(item, dict) or set(item) - known:
@@ -463,6 +465,10 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
     description = item.get("description", "")  # MCP lets a tool go without
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise ManifestError(f"{where}.name = {name!r}; expected 1 to 64 letters, digits, _ . or -")
+    if name.casefold() in {own.name for own in OWN_TOOLS}:
+        raise ManifestError(
+            f"{where}.name = {name!r}, which is the node's own tool; give it another name"
+        )
     if not isinstance(description, str) or legible(description) != description:
         raise ManifestError(
             f"{where}.description: expected a text without hidden characters, which could instruct "

@@ -105,6 +105,7 @@ class Plugin:
         self._sources, self.sandbox = sources, sandbox
         self.disabled: str | None = None
         self.connection: PluginConnection | None = None
+        self.calling = ""  # its tool whose call it has its turn for
         self._runs_on: Interpreter | None = None
         granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
@@ -140,6 +141,7 @@ class Plugin:
                 f"plugin {self.manifest.id} was busy for {deadline_s:g} s; ask again"
             ) from None
         try:
+            self.calling = tool
             if self._quiet is not None:
                 self._quiet.cancel()  # it sleeps, or waits for the lock that we hold
             try:
@@ -153,6 +155,7 @@ class Plugin:
                     self.connection = None
                 await self._keep()  # before the answer: what it says it did is on the disk
         finally:
+            self.calling = ""
             self._lock.release()
             if self.connection is not None:
                 self._quiet = asyncio.create_task(self._fall_quiet(self.connection))

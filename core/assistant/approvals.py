@@ -36,6 +36,8 @@ REMEMBER = ToolInfo(
         "additionalProperties": False,
     },
 )
+OWN_TOOLS = (REMEMBER,)  # the node's; nobody else's is called like one of them
+STRICTER: tuple[Rule, ...] = ("allow", "confident", "ask", "never")  # the strictest last
 Verdict = Rule  # of one call: "allow", "ask" or "never"
 
 
@@ -103,6 +105,18 @@ class Approvals:
             "outside": self.rules.outside,
         }
         return named.get(tool.name) or by_effect[tool.effect]
+
+    def covers(self, asked: ToolInfo, called: ToolInfo) -> bool:
+        """Whether a call of `asked` that was allowed may have `called` carried out for it: the
+        owner's rule for `called` is not "never", no "always ask" by its name, and no stricter than
+        the one that `asked` was judged by.
+        """
+        rule = self.rule(called)
+        return (
+            rule != "never"
+            and called.name not in self.rules.ask
+            and STRICTER.index(self.rule(asked)) >= STRICTER.index(rule)
+        )
 
     def is_foreign(self, conversation: str, *, continued: bool) -> bool:
         """Whether text of others may stand in a conversation that is now answered.
@@ -210,7 +224,8 @@ class Approvals:
 
 def misnamed(rules: ToolsConfig, on_offer: Iterable[str]) -> list[str]:
     """Names that the rules hold and no tool here has: such a rule protects nothing."""
-    return sorted({*rules.allow, *rules.ask, *rules.never}.difference(on_offer, [REMEMBER.name]))
+    own = [tool.name for tool in OWN_TOOLS]
+    return sorted({*rules.allow, *rules.ask, *rules.never}.difference(on_offer, own))
 
 
 def question_of(call: ToolCall, tool: ToolInfo) -> str:

@@ -636,7 +636,7 @@ class Assistant:
             and self.approvals.rule(REMEMBER) != "never"
         )
         if memory and not self._prompt_format(ask).ends_with_call:
-            known.setdefault(REMEMBER.name, REMEMBER)
+            known[REMEMBER.name] = REMEMBER  # whoever else offers one of that name
         return known
 
     def _check_choice(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from quietchoir.core.assistant.approvals import Approvals
+from quietchoir.core.assistant.tools import Effect, ToolInfo
+from quietchoir.core.config import ToolsConfig
 from quietchoir.core.errors import ManifestError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import delegation, manifest
@@ -52,7 +55,7 @@ async def test_a_plugin_calls_what_it_was_granted_and_nothing_else(
         written(tmp_path, "fourth"),
     ]
     enabled = tuple(f"tests/{name}" for name in names)
-    host = await hosts(*folders, enabled=enabled, guarded=("fourth",))
+    host = await hosts(*folders, enabled=enabled, rules=ToolsConfig(never=("fourth",)))
     # the owner is asked before the first as before the third, which it can reach
     assert {tool.name: tool.effect for tool in host.tools()} == {
         "first": "outside",
@@ -75,6 +78,47 @@ async def test_a_plugin_calls_what_it_was_granted_and_nothing_else(
         ("first", ""),
     ]
     assert verify(log)[0] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("effect", "rules", "done"),
+    [
+        ("outside", ToolsConfig(), True),  # its owner was asked before the first, by the same rule
+        ("outside", ToolsConfig(outside="never", allow=("first",)), False),
+        ("outside", ToolsConfig(allow=("first",)), False),
+        ("outside", ToolsConfig(allow=("first", "third")), True),
+        ("write", ToolsConfig(), True),
+        ("write", ToolsConfig(write="never", allow=("first",)), False),
+        ("write", ToolsConfig(write="ask", outside="allow"), False),  # the first reaches outside
+        ("read", ToolsConfig(read="never"), False),
+        ("read", ToolsConfig(ask=("third", "first")), False),
+    ],
+)
+def test_no_plugin_has_done_what_the_owners_rules_keep_from_it(
+    effect: Effect, rules: ToolsConfig, done: bool
+) -> None:
+    reach: Effect = (
+        "write" if effect == "read" else "outside" if rules.outside == "allow" else effect
+    )
+    approvals = Approvals(rules)
+    first, third = ToolInfo("first", "", effect=reach), ToolInfo("third", "", effect=effect)
+    assert approvals.covers(first, third) is done
+
+
+async def test_a_tool_that_the_owner_forbids_by_its_kind_is_not_reached_through_another(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [
+        written(tmp_path, "first", "tests/third:third"),
+        written(tmp_path, "third", effect="outside"),
+    ]
+    for rules, said in (
+        (ToolsConfig(outside="never", allow=("first",)), "by its owner's rule"),
+        (ToolsConfig(outside="allow"), "heard: third was asked"),
+    ):
+        host = await hosts(*folders, enabled=("tests/first", "tests/third"), rules=rules)
+        assert said in (await host.call(ToolCall("first", {"tool": "tests/third:third"}))).text
+        await host.stop()
 
 
 async def test_plugins_that_call_in_a_circle_or_a_long_chain_do_not_run(

@@ -53,6 +53,8 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"tools": [ATTACK, ATTACK]}, "share a name"),
         ({"tools": [ATTACK | {"extra": 1}]}, r"tools\[0\]: expected name, description"),
         ({"tools": [ATTACK | {"name": "a b"}]}, "1 to 64 letters"),
+        ({"tools": [ATTACK | {"name": "remember"}]}, "is the node's own tool"),
+        ({"tools": [ATTACK | {"name": "Remember"}]}, "is the node's own tool"),
         ({"tools": [ATTACK | {"description": "calm\u200b\u202e"}]}, "without hidden characters"),
         ({"tools": [ATTACK | {"inputSchema": {"type": "array"}}]}, "JSON Schema"),
         ({"tools": [ATTACK | {"description": "Something else."}]}, "tools_digest is"),

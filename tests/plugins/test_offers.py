@@ -80,10 +80,13 @@ def test_a_manifest_says_which_and_no_tool_of_the_server_takes_their_place(tmp_p
     folder = write_bundle(tmp_path / "own", OFFERING, [own], offers=["prompts"])
     with pytest.raises(ManifestError, match="share a name"):
         manifest.read(folder)
-    writes = write_bundle(
-        tmp_path / "writes", OFFERING, offers=["prompts"], permissions={"write_folders": ["out"]}
-    )
-    assert manifest.read(writes).tools[-1].effect == "write"
+    for asked, effect in (
+        ({}, "read"),
+        ({"write_folders": ["out"]}, "write"),
+        ({"hosts": ["home"]}, "write"),  # nobody pinned what a server does while it is read
+    ):
+        acts = write_bundle(tmp_path / "acts", OFFERING, offers=["prompts"], permissions=asked)
+        assert manifest.read(acts).tools[-1].effect == effect
     other = write_bundle(tmp_path / "other", OFFERING, offers=["completions"])
     with pytest.raises(ManifestError, match="expected resources or prompts"):
         manifest.read(other)

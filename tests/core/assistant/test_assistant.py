@@ -399,6 +399,19 @@ async def test_a_quote_that_two_messages_share_is_one() -> None:
     assert tools.calls == [] and text_of(found) == JSON
 
 
+@pytest.mark.parametrize("memory", [True, False])
+async def test_nobodys_tool_takes_the_place_of_the_nodes_own(memory: bool) -> None:
+    """Where memory is used, a fact waits for its owner; without, the other is a tool as any."""
+    fact, tools = ToolCall("remember", {"fact": "my PIN is 4711"}), FakeTools()
+    tools.names = ("remember",)
+    own = assistant(engine_saying([render(fact)], ["ok"]), tools)
+    own.approvals.rules = ToolsConfig(approval_timeout_s=0.01)
+    own.remember = lambda *given: str(given)
+    found = await events(own, use_memory=memory, adapter=None)
+    assert any(isinstance(one, ApprovalEvent) for one in found) is memory
+    assert tools.calls == ([] if memory else [fact])
+
+
 def test_no_request_in_words_is_taken_for_a_quote() -> None:
     """Also of a tool whose name is a word, with what it is to be given, in whatever marks."""
     fact = ToolCall("remember", {"fact": 'the kitchen\'s lamp is "old"'})
