@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ...models.quantization.importance import ImportanceMatrix
     from ...models.weights import Weights
+    from .qat import QatResult
     from .quality import ModelQuality
 
 TARGETS = ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0")
@@ -63,7 +64,11 @@ def register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "alone, or an adapter beside the file",
     )
     verb.add_argument(
-        "--steps", type=int, default=60, metavar="N", help="of that training (default 60)"
+        "--steps",
+        type=int,
+        default=60,
+        metavar="N",
+        help="of that training at most; it ends when it no longer helps (default 60)",
     )
     verb.add_argument(
         "--rank", type=int, default=16, metavar="R", help="of the adapter (default 16)"
@@ -180,8 +185,7 @@ def trained(
     settings = qat.QatSettings(mode=arguments.qat, steps=arguments.steps, rank=arguments.rank)
     result = qat.train(quantised, original, texts, settings, folder=folder, on_step=tell_step)
     to_gguf.save(result.weights, arguments.out)
-    first, last = result.distance
-    print(f"qat     {first:.4f} nats a token from the original at first, {last:.4f} at last")
+    print(f"qat     {told_training(result, settings.steps)}")
     if result.adapter:
         beside = arguments.out.with_suffix(".adapter")
         digest = weights.digest_of(arguments.out)
@@ -199,6 +203,21 @@ def trained(
     print(
         f"        plain rounding to these types loses {lost:.4f} nats a token on the text for "
         f"perplexity" + (f", {(rounded - won) / lost:.0%} of them are won back" if lost > 0 else "")
+    )
+
+
+def told_training(result: "QatResult", steps: int) -> str:
+    """Which state is kept, and why."""
+    first, last = result.distance
+    kept = (
+        f"the state after step {result.kept} is kept"
+        if result.kept
+        else "the start is kept, no step made it better"
+    )
+    ended = f"; ended after {result.steps} of {steps}: {result.ended}" if result.ended else ""
+    return (
+        f"{first:.4f} nats a token from the original at the start, {last:.4f} at last, on text "
+        f"held out of the training: {kept}, the best of {len(result.judged)} judged{ended}"
     )
 
 

@@ -5,7 +5,9 @@ Knows fake-quantised matrices, their gradients and an optimizer. Knows nothing o
 the first rounding was found.
 Always: the forward pass computes with exactly what the blocks will hold; the targets are the
 unquantised model's own likelihoods and no text's, so that a model comes nearer to itself and not to
-the text; a gradient that is not finite ends it with an error. Embedding and head stay as they are.
+the text; what comes out is the best state on a part of the text that no step saw, and the start is
+one of those states, so that training makes nothing worse there. Embedding and head stay as they
+are.
 
 Source: Bengio et al. 2013 for gradients straight through the rounding, Esser et al. 2020 (LSQ) for
 those of the steps, Liu et al. 2023 (LLM-QAT) for the model as its own teacher, Li et al. 2023
@@ -15,7 +17,7 @@ those of the steps, Liu et al. 2023 (LLM-QAT) for the model as its own teacher, 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +45,11 @@ MODES: tuple[Mode, ...] = ("full", "norms", "adapters")
 CHUNK_ROWS = 256  # rows whose logits are held at a time
 INSIDE = 0.49  # of a step: how far a weight may start from the point that it is rounded to
 CHECKPOINT = "qat.safetensors"
+BEST = "best."  # before the names of the best state's tensors in it
 KEEP_EVERY = 20  # steps
+JUDGE_EVERY = 5  # steps
+PATIENCE = 3  # judgements without a better one, after which it ends
+HELD_OUT, HELD_OUT_MOST = 0.125, 4  # of the texts, and how many of them
 WARM_UP = 0.1  # of all steps
 CLIP = 1.0  # norm of all gradients together
 
@@ -80,7 +86,20 @@ class QatResult:
 
     weights: Weights  # blocks of the same types, ready for a file
     adapter: Mapping[str, Tensor]  # A and B of mode "adapters", by PEFT's names
-    distance: tuple[float, float]  # nats a token from the unquantised model, first and last steps
+    # by step, 0 the start: nats a token from the unquantised model on what was held out
+    judged: Mapping[int, float]
+    steps: int  # that were taken
+    ended: str  # why before all were; "" if all were
+
+    @property
+    def kept(self) -> int:
+        """The step whose state this is, the first of the best."""
+        return min(self.judged, key=lambda step: self.judged[step])
+
+    @property
+    def distance(self) -> tuple[float, float]:
+        """Held out: of the start, of what is kept."""
+        return self.judged[0], self.judged[self.kept]
 
 
 class FakeQuant(torch.autograd.Function):
@@ -200,7 +219,8 @@ class TeacherDistance(torch.autograd.Function):
             wanted = (taught[part] @ teacher_head.T).float().log_softmax(1)
             likely = wanted.exp()
             total += (likely * (wanted - own)).sum()
-            gradient[part] = (own.exp_() - likely).to(head.dtype) @ head
+            if ctx.needs_input_grad[0]:
+                gradient[part] = (own.exp_() - likely).to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         ctx.count = len(rows)
         return total / len(rows)
@@ -256,21 +276,20 @@ class QuantizedStudent:
         found = [(rest, rate), (few, further), (gains, further)]
         return [{"params": params, "lr": own_rate} for params, own_rate in found if params]
 
-    def weights(self) -> Weights:
-        """The model as it is now, in the same types."""
-        tensors = dict(self.quantised.tensors)
-        if self.mode != "adapters":
-            tensors |= {
-                name: plain(norm.weight.detach()[None].float().clone())
-                for name, norm in self.norms.items()
-                if name in tensors
-            }
-        tensors |= {
+    def changed(self) -> dict[str, QuantTensor]:
+        """What training changes of the quantised model's tensors, in the same types."""
+        if self.mode == "adapters":
+            return {}
+        found = {
+            name: plain(norm.weight.detach()[None].float().clone())
+            for name, norm in self.norms.items()
+            if name in self.quantised.tensors
+        }
+        return found | {
             f"{name}.weight": module.blocks()
             for name, module in self.network.named_modules()
             if isinstance(module, FakeQuantLinear)
         }
-        return replace(self.quantised, tensors=tensors)
 
     def adapter(self) -> dict[str, Tensor]:
         """A and B of mode "adapters", by PEFT's names; scaled by 1."""
@@ -291,16 +310,17 @@ def train(
     folder: Path | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, distance: None,
 ) -> QatResult:
-    """Bring the quantised model nearer to the original.
+    """Bring the quantised model nearer to the original, and end when it no longer comes nearer.
 
     Args:
         quantised: what rounding made of `original`.
-        texts: tokens, each at most the context long; of all of them batches are drawn.
+        texts: tokens, each at most the context long; batches are drawn of all but those by which
+            states are judged.
         folder: where the state is kept now and then; a run that was killed goes on from there.
         on_step: hears number, count and nats a token from the original.
 
     Raises:
-        DataError: no text. TrainingError: a distance or gradient that is not finite.
+        DataError: too little text. TrainingError: a start that is no finite number of nats away.
         ModelError: a model whose logits are capped or added to, which this does not follow.
     """
     if original.architecture.logit_softcap or original.architecture.head_bias:
@@ -308,9 +328,7 @@ def train(
             f"this {original.architecture.family} model caps its logits or adds to them, and "
             f"training does not follow that; quantise it without --qat"
         )
-    texts = [text for text in texts if len(text) > 1]
-    if not texts:
-        raise DataError("there is no text of two tokens to train on; give a longer one")
+    taught, apart = held_out(texts)
     student, teacher = (
         QuantizedStudent(quantised, original, settings),
         OriginalTeacher(original, settings),
@@ -319,32 +337,91 @@ def train(
         student.groups(settings.rate), weight_decay=0.0, betas=(0.9, 0.95), fused=True
     )
     rates = [group["lr"] for group in optimizer.param_groups]
-    done = restore(student, settings, folder)
-    distances: list[float] = []
-    for step, batch in batches(texts, settings):
+    done, best = restore(student, settings, folder) or (0, BestState())
+    if not done:
+        best.judge(0, student, teacher, apart)
+        if not math.isfinite(best.judged[0]):
+            raise TrainingError(
+                f"the quantised model's distance from its original is {best.judged[0]}, not "
+                f"finite, before any step; look at both models"
+            )
+    ended = ""
+    for step, batch in batches(taught, settings):
         if step < done:
             continue
+        if best.stale:
+            ended = "it no longer fell"
+            break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step, settings.steps)
         distance = teacher.distance(student, batch)
         optimizer.zero_grad()
         distance.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(student.parameters.values(), CLIP)
-        value = float(distance.detach())
-        if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-            raise TrainingError(
-                f"step {step + 1} of {settings.steps}: distance {value}, not finite; lower the rate"
-            )
+        if not bool(torch.isfinite(distance.detach() + norm)):
+            ended = "a gradient was not finite"
+            break
         optimizer.step()
-        distances.append(value)
-        on_step(step + 1, settings.steps, value)
-        if folder is not None and (step + 1) % KEEP_EVERY == 0:
-            keep(student, settings, folder, step + 1)
-    some = max(1, len(distances) // 5)
-    first, last = distances[:some] or [math.nan], distances[-some:] or [math.nan]
-    return QatResult(
-        student.weights(), student.adapter(), (sum(first) / len(first), sum(last) / len(last))
-    )
+        done = step + 1
+        on_step(done, settings.steps, float(distance.detach()))
+        if done % JUDGE_EVERY == 0 or done == settings.steps:
+            best.judge(done, student, teacher, apart)
+        if folder is not None and done % KEEP_EVERY == 0:
+            keep(student, best, settings, folder, done)
+    tensors = {**quantised.tensors, **best.changed}
+    return QatResult(replace(quantised, tensors=tensors), best.adapter, best.judged, done, ended)
+
+
+def held_out(texts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Texts to train on, and those that states are judged by: some of them, evenly far from each
+    other, of one text its end.
+
+    Raises:
+        DataError: too little for both.
+    """
+    texts = [text for text in texts if len(text) > 1]
+    if not texts or (len(texts) == 1 and len(texts[0]) < 4):
+        raise DataError(
+            "there are no two texts of two tokens, to train on and to judge by; give a longer one"
+        )
+    if len(texts) == 1:
+        cut = len(texts[0]) - max(2, int(HELD_OUT * len(texts[0])))
+        return [texts[0][:cut]], [texts[0][cut:]]
+    count = min(HELD_OUT_MOST, max(1, int(HELD_OUT * len(texts))))
+    apart = {(2 * place + 1) * len(texts) // (2 * count) for place in range(count)}
+    taught = [text for place, text in enumerate(texts) if place not in apart]
+    return taught, [texts[place] for place in sorted(apart)]
+
+
+@dataclass(slots=True)
+class BestState:
+    """The state that came nearest to the original on what was held out, and how near each came."""
+
+    judged: dict[int, float] = field(default_factory=dict)  # nats a token, by step
+    changed: dict[str, QuantTensor] = field(default_factory=dict)
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def judge(
+        self,
+        step: int,
+        student: QuantizedStudent,
+        teacher: "OriginalTeacher",
+        apart: Sequence[Sequence[int]],
+    ) -> None:
+        """Measure the student as it is after so many steps, and keep it if none was better."""
+        total = sum(len(text) * float(teacher.distance(student, [text])) for text in apart)
+        found = total / sum(map(len, apart))
+        if all(found < other for other in self.judged.values()):
+            self.changed = student.changed() if step else {}  # of the start, as it was given
+            self.adapter = student.adapter()
+        self.judged[step] = found if math.isfinite(found) else math.inf
+
+    @property
+    def stale(self) -> bool:
+        """Whether so many states in a row were no better that no better one is waited for."""
+        found = [*self.judged.values()]
+        return len(found) - found.index(min(found)) > PATIENCE
 
 
 class OriginalTeacher:
@@ -411,30 +488,50 @@ def schedule(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def keep(student: QuantizedStudent, settings: QatSettings, folder: Path, step: int) -> None:
-    """The state on disk; the optimizer starts afresh from it."""
-    said = {"step": str(step), "settings": repr(settings)}
+def keep(
+    student: QuantizedStudent, best: BestState, settings: QatSettings, folder: Path, step: int
+) -> None:
+    """The state and the best one on disk; the optimizer starts afresh from it."""
+    said = {"step": step, "settings": repr(settings), "judged": [*best.judged.items()]}
     tensors = {name: one.detach().contiguous() for name, one in student.parameters.items()}
+    tensors |= {f"{BEST}{name}": one.contiguous() for name, one in best.adapter.items()}
+    tensors |= {f"{BEST}{name}": torch.as_tensor(one.raw) for name, one in best.changed.items()}
     # one key: the library's order of several is random
     header = {"qat": json.dumps(said, sort_keys=True)}
     write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata=header))
 
 
 @torch.no_grad()
-def restore(student: QuantizedStudent, settings: QatSettings, folder: Path | None) -> int:
-    """Take over what an earlier run of the same settings kept; how many steps that had done."""
+def restore(
+    student: QuantizedStudent, settings: QatSettings, folder: Path | None
+) -> tuple[int, BestState] | None:
+    """Take over what an earlier run of the same settings kept; how many steps that had done, and
+    its best state.
+    """
     path = folder / CHECKPOINT if folder is not None else None
     if path is None or not path.is_file():
-        return 0
+        return None
     try:
         with safetensors.safe_open(path, "pt") as file:
             said = json.loads((file.metadata() or {})["qat"])
-            if said["settings"] != repr(settings) or {*file.keys()} != {*student.parameters}:
-                return 0
+            names = {*file.keys()}
+            held = {name for name in names if name.startswith(BEST)}
+            if said["settings"] != repr(settings) or names - held != {*student.parameters}:
+                return None
+            best = BestState({int(step): float(nats) for step, nats in said["judged"]})
+            for name in held:
+                own, tensor = name.removeprefix(BEST), file.get_tensor(name)
+                if (blocks := student.quantised.tensors.get(own)) is None:
+                    best.adapter[own] = tensor
+                    continue
+                kind = "F32" if own in student.norms else blocks.quant_type
+                best.changed[own] = QuantTensor(kind, blocks.shape, tensor)
             for name, one in student.parameters.items():
                 one.copy_(file.get_tensor(name))
-            return int(said["step"])
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+            return int(said["step"]), best
+    except (
+        OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError
+    ) as error:  # fmt: skip
         raise TrainingError(f"{path}: damaged ({error!s:.100}); delete it") from error
 
 

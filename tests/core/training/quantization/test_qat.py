@@ -19,14 +19,15 @@ from quietchoir.core.models.quant.quantize import encoded
 from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.quantization import quantizer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training.quantization import qat, quality
+from quietchoir.core.training.quantization import commands, qat, quality
 from quietchoir.core.training.quantization.qat import QatSettings
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import save
 
 EXACT: dict[str, Any] = {"precision": "float32", "seed": 3, "windows": 4}
 FULL = QatSettings(mode="full", steps=24, lr=1e-3, **EXACT)
-TEXTS = np.random.default_rng(0).integers(10, 700, (16, 24)).tolist()
+# of few tokens, so that what is learned holds for texts that were not trained on
+TEXTS = np.random.default_rng(0).integers(10, 22, (16, 24)).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,51 @@ def test_gradients_pass_straight_through_where_the_grid_reaches() -> None:
     assert float(step.grad) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("mode", "rate"), [("full", 0.3), ("norms", 0.9), ("adapters", 0.9)])
+def test_a_rate_far_too_high_gives_the_start_back_and_ends_early(
+    mode: qat.Mode, rate: float, original: Weights, rounded: Weights
+) -> None:
+    settings = QatSettings(mode=mode, steps=60, lr=rate, rank=4, **EXACT)
+    start = qat.QuantizedStudent(rounded, original, settings)
+    result = qat.train(rounded, original, TEXTS, settings)
+    assert result.kept == 0 and result.distance[0] == result.distance[1]
+    assert max(result.judged.values()) > 2 * result.judged[0]  # it did become worse
+    assert result.steps == qat.PATIENCE * qat.JUDGE_EVERY
+    assert result.ended == "it no longer fell"
+    for name, blocks in result.weights.tensors.items():
+        assert np.array_equal(blocks.memory, rounded.tensors[name].memory)
+    for name, factor in start.adapter().items():
+        assert torch.equal(result.adapter[name], factor)
+    said = commands.told_training(result, settings.steps)
+    assert "the start is kept" in said and "ended after 15 of 60" in said
+
+
+def test_a_state_in_between_is_the_one_that_is_kept(
+    original: Weights, rounded: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_far(step: int, _steps: int) -> float:
+        return 1.0 if step < 10 else 500.0
+
+    monkeypatch.setattr(qat, "schedule", too_far)
+    result = qat.train(rounded, original, TEXTS, replace(FULL, steps=20))
+    assert result.kept == 10 and result.judged[20] > result.judged[0] > result.judged[10]
+    _, apart = qat.held_out(TEXTS)
+    teacher = qat.OriginalTeacher(original, FULL)
+    with torch.no_grad():
+        found = teacher.distance(qat.QuantizedStudent(result.weights, original, FULL), apart)
+    assert float(found) == pytest.approx(result.distance[1], rel=1e-3)
+
+
+def test_states_are_judged_by_text_that_no_step_sees() -> None:
+    for texts in (TEXTS, TEXTS[:2], [list(range(40))]):
+        taught, apart = qat.held_out(texts)
+        assert apart and all(len(text) > 1 for text in (*taught, *apart))
+        assert not {tuple(text) for text in taught} & {tuple(text) for text in apart}
+        assert sorted(t for one in (*taught, *apart) for t in one) == sorted(
+            token for text in texts for token in text
+        )
+
+
 def test_norms_alone_leave_every_block_as_it_was(original: Weights, rounded: Weights) -> None:
     settings = QatSettings(mode="norms", steps=16, lr=1e-2, **EXACT)
     result = qat.train(rounded, original, TEXTS, settings)
@@ -167,12 +213,12 @@ def told_only(told: list[int]) -> Callable[[int, int, float], None]:
 
 
 def test_what_cannot_be_trained_is_a_sentence(original: Weights, rounded: Weights) -> None:
-    with pytest.raises(DataError, match="no text of two tokens"):
+    with pytest.raises(DataError, match="no two texts of two tokens"):
         qat.train(rounded, original, [[5]], FULL)
     capped = replace(original, architecture=replace(original.architecture, logit_softcap=30.0))
     with pytest.raises(ModelError, match="quantise it without --qat"):
         qat.train(rounded, capped, TEXTS, FULL)
-    with pytest.raises(TrainingError, match="not finite; lower the rate"):
+    with pytest.raises(TrainingError, match="not finite, before any step"):
         broken = plain(torch.full((1, original.architecture.hidden_size), torch.nan))
         hurt = replace(rounded, tensors={**rounded.tensors, "model.norm.weight": broken})
         qat.train(hurt, original, TEXTS, FULL)
