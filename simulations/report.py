@@ -235,8 +235,8 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "sent by a party, a round": lambda one: bytes_words(one, "bytes_up"),
     "sent to a party, a round": lambda one: bytes_words(one, "bytes_down"),
     "a round, s": lambda one: mean_words(one, "seconds", "{:.3g}"),
-    "whole run, s": lambda one: f"{one['seconds']:.3g}",
-    "whole run, processor s": lambda one: f"{one['processor_s']:.3g}",
+    "whole run, s": lambda one: whole(one, "seconds"),
+    "whole run, processor s": lambda one: whole(one, "processor_s"),
     "attempts without a sum": lambda one: str(len(one["aborted"])),
     "ended early": lambda one: shortened(one["failed"] or one["stopped"]),
 }
@@ -283,6 +283,13 @@ def mean_words(one: Mapping[str, Any], key: str, words: str) -> str:
     """The mean of a round's number."""
     values = [entry[key] for entry in one["rounds"]]
     return words.format(sum(values) / len(values)) if values else "–"
+
+
+def whole(one: Mapping[str, Any], key: str) -> str:
+    """Seconds of a whole run, where they were taken: not of other processes, nor of a run that was
+    ended and went on.
+    """
+    return "–" if one[key] is None or one.get("resumed") else f"{one[key]:.3g}"
 
 
 def bytes_words(one: Mapping[str, Any], key: str) -> str:

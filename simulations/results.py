@@ -9,6 +9,7 @@ not made again; a run that was killed goes on from its last whole round, where t
 (`run.resumable`), and from its beginning elsewhere.
 """
 
+import hashlib
 import json
 import platform
 import re
@@ -114,7 +115,8 @@ def perform(
         told.note(event)
         report(event)
 
-    state = folder / STATE if resumable(scenario) else None
+    state = state_of(folder, arm) if resumable(scenario) else None
+    resumed = state is not None and state.exists()
     wall, processor = time.monotonic(), time.process_time()
     laps: list[schedule_comparison.Lap] = []
     failed, outcome = "", None
@@ -137,8 +139,10 @@ def perform(
         **head_of(arm),
         "parties": len(cast.learners),
         "values": cast.size,
+        # of the last leg, if a run that was ended went on
         "seconds": round(seconds, 3),
         "processor_s": round(processor_s, 3),
+        "resumed": resumed,
         "peak_mb": round(peak_mb(), 1),
         "failed": failed,
         **told.measures(scenario, outcome, cast.size),
@@ -151,9 +155,15 @@ def perform(
     if scenario.scale.parties:
         result["computed"] = protocol_costs.compute(scenario, cast.size)
     keep(folder, result)
-    if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
+    for left in folder.glob(f"{STATE}-*"):  # of other settings too
+        shutil.rmtree(left, ignore_errors=True)
     return result
+
+
+def state_of(folder: Path, arm: ScenarioArm) -> Path:
+    """Where a run that is ended goes on: of this very scenario over these very bytes."""
+    asked = digest(arm.scenario) + data_digest(arm.scenario.population)
+    return folder / f"{STATE}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
 def head_of(arm: ScenarioArm) -> dict[str, Any]:

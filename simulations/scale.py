@@ -270,7 +270,8 @@ def perform(arm: ScenarioArm, folder: Path) -> dict[str, Any]:
         "parties": plan.nodes,
         "values": plan.size,
         "seconds": round(time.monotonic() - wall, 3),
-        "processor_s": 0.0,  # other processes'
+        "processor_s": None,  # other processes'
+        "resumed": False,
         "peak_mb": outcome.memory_mb,
         "failed": "",
         **told.measures(scenario, None, plan.size),

@@ -52,7 +52,7 @@ class Keeper:
             # a session of its own: what a terminal sends to the node's is not for it
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", __file__, str(node)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[node],

@@ -161,8 +161,30 @@ def test_a_killed_run_goes_on_from_its_last_whole_round(tmp_path: Path) -> None:
 
     found = results.perform(ScenarioArm("", LONG), None, tmp_path, note)
     assert went_on == [3, 4] and [line["round"] for line in found["rounds"]] == [1, 2, 3, 4]
-    assert not (tmp_path / results.STATE).exists()  # nobody's keys stay
+    assert found["resumed"]
+    assert not [*tmp_path.glob(f"{results.STATE}*")]  # nobody's keys stay
     assert results.finished(tmp_path, LONG) == found
+
+
+def test_what_a_killed_run_left_is_of_no_use_to_another_setting(tmp_path: Path) -> None:
+    """The instance: rounds at one rate went on under another, and the result named the second."""
+
+    def kill(event: FederationEvent) -> None:
+        if isinstance(event, RoundEvent) and event.name == "round":
+            raise Killed
+
+    with pytest.raises(Killed):
+        results.perform(ScenarioArm("", LONG), None, tmp_path, kill)
+    other = dataclasses.replace(LONG, recipe=Recipe(rounds=4, lr=0.5))
+    begun: list[int] = []
+
+    def note(event: FederationEvent) -> None:
+        if isinstance(event, RoundEvent) and event.name == "round":
+            begun.append(event.entry["round"])
+
+    found = results.perform(ScenarioArm("", other), None, tmp_path, note)
+    assert begun == [1, 2, 3, 4] and not found["resumed"]
+    assert not [*tmp_path.glob(f"{results.STATE}*")]
 
 
 def test_a_run_whose_members_hold_what_would_be_lost_begins_anew() -> None:
