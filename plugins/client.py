@@ -33,10 +33,12 @@ MAX_NOISE = 100  # lines in a row that are no message, or answer nobody
 MAX_CHATTER = 10_000  # notifications and requests of a plugin between two of its answers
 MAX_SERVING = 4  # texts of the model and answers of other plugins that it waits for at once
 MAX_UNREAD = 100  # answers of ours that a plugin has not read
+MAX_ID = 256  # characters of a request's number: each unread answer holds one
 MAX_PASSED = 16 << 20  # bytes of a line that is passed over because it is longer than `MAX_LINE`
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
 MAX_PAGES, MAX_TOOLS = 256, 1024  # of tools/list
+MAX_LISTED = 2 << 20  # bytes of all that is read while a list is asked for, page by page
 WORDS = 200  # characters of a plugin's own reasons that are passed on
 GRACE_S = 1.0  # after a call was cancelled the plugin has so long to answer a ping
 END_S = 10.0  # how long its end is waited for after it was killed
@@ -73,6 +75,7 @@ class PluginConnection:
             {"uri": PurePosixPath(one).as_uri(), "name": PurePosixPath(one).name} for one in folders
         ]
         self.noise = self.chatter = 0
+        self._read = 0  # bytes of whole lines
         self._others = others
         self._forms = forms
         self._limit: asyncio.Timeout | None = None  # of the call that waits
@@ -275,9 +278,12 @@ class PluginConnection:
         """A whole list; None if it is none, or does not end."""
         found: list[dict[str, Any]] = []
         cursor: Any = None
+        begun = self._read
         for _ in range(MAX_PAGES):
             page = await self._request(method, {"cursor": cursor} if cursor else {})
             listed = page.get(field)
+            if self._read - begun > MAX_LISTED:
+                break
             if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
                 break
             found += listed
@@ -370,6 +376,7 @@ class PluginConnection:
             if not line:
                 self.kill("it ended by itself" + self._last_words())
                 return
+            self._read += len(line)
             try:
                 message = json.loads(line)
                 # who counts takes time, so only where there are brackets enough
@@ -385,6 +392,8 @@ class PluginConnection:
             # one line may hold several messages (MCP 2025-03-26)
             for one in message if isinstance(message, list) and message else (message,):
                 self._receive(one)
+            if self._replies:
+                await asyncio.sleep(0)  # who reads them is no flood: let them be written
 
     async def _line(self, stream: asyncio.StreamReader) -> bytes | None:
         """The next line, empty at the end; None for one that is too long: it is passed over, and
@@ -437,19 +446,28 @@ class PluginConnection:
         if type(number) not in (int, str):
             self.list_changed |= method == "notifications/tools/list_changed"
             return
-        refusal = {"code": METHOD_NOT_FOUND, "message": "this host answers no such request"}
-        if (service := self._services.get(method)) is not None:
-            params = message.get("params")
-            self._serve(number, params if isinstance(params, dict) else {}, service)
+        if isinstance(number, str) and len(number) > MAX_ID:
+            self.kill(f"a request whose number has {len(number)} characters; at most {MAX_ID}")
+            return
+        if len(self._replies) >= MAX_UNREAD:
+            self.kill("it asks, and does not read what it is answered")
             return
         answers: dict[str, Any] = {"ping": {}}
         if self.roots:
             answers["roots/list"] = {"roots": self.roots}
-        known = answers.get(method)
-        answer = {"error": refusal} if known is None else {"result": known}
-        if len(self._replies) >= MAX_UNREAD:
-            self.kill("it asks, and does not read what it is answered")
-            return
+        answer: dict[str, Any]
+        if (service := self._services.get(method)) is not None:
+            if len(self._serving) < MAX_SERVING and self._limit is not None:
+                params = message.get("params")
+                self._serve(number, params if isinstance(params, dict) else {}, service)
+                return
+            why = "nothing is done but for a call that is waited for, and a few things at once"
+            answer = {"error": {"code": REFUSED, "message": why}}
+        elif (known := answers.get(method)) is not None:
+            answer = {"result": known}
+        else:
+            why = "this host answers no such request"
+            answer = {"error": {"code": METHOD_NOT_FOUND, "message": why}}
         # In a task of its own: a plugin that does not read must not stop us from reading.
         task = asyncio.create_task(self._reply({"jsonrpc": "2.0", "id": number, **answer}))
         self._replies.add(task)
@@ -466,8 +484,6 @@ class PluginConnection:
         async def served() -> None:
             answer: dict[str, Any]
             try:
-                if len(self._serving) > MAX_SERVING or self._limit is None:
-                    raise HostRefusal(REFUSED, "nothing is done but for a call that is waited for")
                 with self._paused() if service is self._forms else nullcontext():
                     answer = {"result": await service.create(params)}
             except HostRefusal as error:

@@ -14,6 +14,7 @@ import pytest_asyncio
 from quietchoir.core.errors import ToolError
 from quietchoir.plugins import client, manifest
 from quietchoir.plugins.client import PluginConnection
+from quietchoir.plugins.delegation import OtherTools
 from quietchoir.plugins.sampling import ModelAccess, Written
 from quietchoir.plugins.sandbox import linux
 from quietchoir.plugins.sandbox.watchdog import Bounds
@@ -33,7 +34,10 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
     open_ones: list[PluginConnection] = []
 
     async def begin(
-        program: str, memory_mb: int = 512, folders: Sequence[str] = ()
+        program: str,
+        memory_mb: int = 512,
+        folders: Sequence[str] = (),
+        others: OtherTools | None = None,
     ) -> PluginConnection:
         pipe = asyncio.subprocess.PIPE
         started = await asyncio.create_subprocess_exec(
@@ -49,7 +53,7 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
             limit=linux.MAX_LINE,
         )
         bounds = Bounds(memory_mb << 20)
-        open_ones.append(PluginConnection(started, "tests/server", bounds, folders))
+        open_ones.append(PluginConnection(started, "tests/server", bounds, folders, others=others))
         return open_ones[-1]
 
     yield begin
@@ -306,6 +310,73 @@ while True: print(said, flush=True)
 """
     with pytest.raises(ToolError, match="10001 messages that answer nothing"):
         await (await connect(program)).call("a", {}, 30)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_what_is_asked_of_a_service_is_dropped_unless_it_is_done_and_answers_are_read(
+    connect: Callable[..., Any], reads: bool
+) -> None:
+    """The same requests: a plugin that reads is told, one that does not is ended."""
+    atonce, served = list[int](), asyncio.Event()
+
+    async def carry(plugin: str, tool: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        atonce.append(len(connection._serving))
+        await served.wait()
+        return "done", True
+
+    program = f"""
+request = json.loads(sys.stdin.readline())
+asked = {{"jsonrpc": "2.0", "method": "quietchoir/tools/call"}}
+refused = 0
+for number in range(5000):
+    params = {{"tool": "a/b:c", "arguments": {{"x": "x" * 1000}}}}
+    print(json.dumps(asked | {{"id": number, "params": params}}), flush=True)
+    if {reads} and number >= {client.MAX_SERVING}:
+        refused += json.loads(sys.stdin.readline())["error"]["code"] == -1
+reply(request, result={{"content": [{{"type": "text", "text": str(refused)}}]}})
+time.sleep(60)
+"""
+    connection = await connect(program, others=OtherTools(("a/b:c",), carry))
+    if reads:
+        assert await connection.call("a", {}, 60) == (str(5000 - client.MAX_SERVING), True)
+    else:
+        with pytest.raises(ToolError, match="does not read what it is answered"):
+            await connection.call("a", {}, 60)
+    assert max(atonce) <= client.MAX_SERVING
+
+
+async def test_a_request_with_a_number_as_long_as_a_book_ends_its_plugin(
+    connect: Callable[..., Any],
+) -> None:
+    program = """
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"jsonrpc": "2.0", "id": "7" * 300, "method": "ping"}), flush=True)
+time.sleep(60)
+"""
+    with pytest.raises(ToolError, match="whose number has 300 characters"):
+        await (await connect(program)).call("a", {}, 60)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(10_000, True), (900_000, False)])
+async def test_a_list_is_no_larger_than_is_kept_of_it(
+    connect: Callable[..., Any], size: int, fits: bool
+) -> None:
+    program = f"""
+for line in sys.stdin:
+    request = json.loads(line)
+    page = int((request.get("params") or {{}}).get("cursor") or 0)
+    more = {{"nextCursor": str(page + 1)}} if page < 39 else {{}}
+    tools = [{{"name": f"tool{{page}}", "x": "x" * {size}}}]
+    if "id" in request:
+        reply(request, result={{"protocolVersion": "2025-06-18", "tools": tools}} | more)
+"""
+    connection = await connect(program)
+    if fits:
+        assert len(await connection.handshake(60)) == 40
+    else:
+        with pytest.raises(ToolError, match="is not a list of tools that ends"):
+            await connection.handshake(60)
+        assert connection._read < client.MAX_LISTED + 2 * linux.MAX_LINE  # with its introduction
 
 
 async def test_a_list_of_many_pages_is_read_to_its_end(connect: Callable[..., Any]) -> None:
