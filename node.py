@@ -291,6 +291,7 @@ class Node:
             self.config.embedding.model,
         )
         self.parts.push_async_callback(asyncio.to_thread, self.documents.close)
+        self.parts.push_async_callback(asyncio.to_thread, self.libraries.close)
         self.metrics.add(
             self.stats, prefix="engine_", counters=ENGINE_COUNTERS, gauges=ENGINE_GAUGES
         )

@@ -3,7 +3,8 @@
 Knows a file of addresses, one key for each host, and how much was sent to whom. Knows no text: a
 question is embedded and encrypted by `client`, and nothing of it is kept here.
 Always: nothing is sent but by `ask`, and only to the libraries that it names; what a question cost
-is on the disk when its answer is given.
+is on the disk when its answer is given. A library that does not answer holds up nobody but who
+asked it: questions wait in a loop of their own, in one thread, each for a bounded time.
 """
 
 import asyncio
@@ -11,9 +12,11 @@ import fcntl
 import json
 import ssl
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +31,14 @@ from .budget import FOLDER
 from .tokens import identity
 
 if TYPE_CHECKING:
-    from .client import LibraryAddress, SearchTraffic
+    from .client import Found, LibraryAddress, SearchTraffic
     from .index import Embeds
 
 EMBEDDER = "minilm-l6-v2"  # of hosts and askers alike
 FILE, LOCK = "known.json", "known.lock"
 READ = 2  # passages that every question of a conversation reads, whatever it finds
+ANSWER_S = 60.0  # that a conversation waits for a library in all, other questions to it included
+TURN_S = 0.05  # between two looks whether another question is through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,19 @@ class KnownLibraries:
 
     def __init__(self, embedder: "Callable[[], Embeds]") -> None:
         self._embedder = embedder
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None  # while its thread runs
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Event
+
+    def close(self) -> None:
+        """Ask nothing more; questions that wait are given up."""
+        with self._starting:
+            if self._loop is None or self._thread is None:
+                return
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+            self._loop = self._thread = None
 
     def entries(self) -> list[KnownLibrary]:
         """All of them, by name.
@@ -102,10 +120,11 @@ class KnownLibraries:
             self._one(entries, name)
             del entries[name]
 
-    def ask(
+    async def ask(
         self, names: Sequence[str], question: str
     ) -> list[tuple[SourceReport, list[RetrievedPassage]]]:
-        """Ask these, one after the other, and read `READ` passages of each.
+        """Ask these, all at a time, and read `READ` passages of each; whoever is cancelled here
+        asks them nothing more.
 
         Returns:
             What each was sent and what came back; where one gave no answer, why, and nothing else.
@@ -115,39 +134,85 @@ class KnownLibraries:
         """
         entries = self._read()
         chosen = [self._one(entries, name) for name in dict.fromkeys(names)]
-        return [self._ask(entry, question) for entry in chosen]
+        all_of_them = self._ask_all(chosen, question)
+        return await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(all_of_them, self._running())
+        )
 
-    def _ask(
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The loop that questions wait in; its thread is begun with the first."""
+        with self._starting:
+            if self._loop is None:
+                begun: Future[asyncio.AbstractEventLoop] = Future()
+
+                async def run() -> None:
+                    self._ended = asyncio.Event()
+                    begun.set_result(asyncio.get_running_loop())
+                    await self._ended.wait()
+
+                self._thread = threading.Thread(
+                    target=lambda: asyncio.run(run()), name="libraries", daemon=True
+                )
+                self._thread.start()
+                self._loop = begun.result()
+            return self._loop
+
+    async def _ask_all(
+        self, chosen: Sequence[KnownLibrary], question: str
+    ) -> list[tuple[SourceReport, list[RetrievedPassage]]]:
+        return await asyncio.gather(*(self._ask(entry, question) for entry in chosen))
+
+    async def _ask(
         self, entry: KnownLibrary, question: str
     ) -> tuple[SourceReport, list[RetrievedPassage]]:
-        from .client import LibraryAddress, SearchTraffic, ask
+        from .client import SearchTraffic
 
-        report = SourceReport(name=LIBRARY + entry.name, place=entry.url)
-        moved = SearchTraffic()
+        moved, problem = SearchTraffic(), ""
+        found: tuple[Found, ...] = ()
         try:
-            parts.require("federation", "asking a library")
-            address = LibraryAddress.parse(entry.address)
-            tls = asker_tls(address, Path(entry.certificate) if entry.certificate else None)
-            with asking(address) as key:
-                asked = ask(
-                    address,
-                    question,
-                    self._embedder(),
-                    key,
-                    passages=READ,
-                    near=True,
-                    tls=tls,
-                    moved=moved,
-                    kept=room(),
-                )
-                found = asyncio.run(asked).found
+            async with asyncio.timeout(ANSWER_S):
+                found = await self._search(entry, question, moved)
+        except TimeoutError:
+            problem = (
+                f"{entry.url}: no whole answer in {ANSWER_S:.0f} s; ask again, or leave it out of "
+                f"this conversation"
+            )
         except QuietchoirError as error:
-            report, found = replace(report, problem=str(error)), ()
-        self._count(entry.name, moved)
-        report = replace(report, sent_bytes=moved.up, received_bytes=moved.down)
+            problem = str(error)
+        finally:
+            self._count(entry.name, moved)
+        report = SourceReport(
+            name=LIBRARY + entry.name,
+            place=entry.url,
+            sent_bytes=moved.up,
+            received_bytes=moved.down,
+            problem=problem,
+        )
         return report, [
             RetrievedPassage(0, one.passage.source, 0, 0, 0, "", one.passage.text) for one in found
         ]
+
+    async def _search(
+        self, entry: KnownLibrary, question: str, moved: "SearchTraffic"
+    ) -> "tuple[Found, ...]":
+        from .client import LibraryAddress, ask
+
+        parts.require("federation", "asking a library")
+        address = LibraryAddress.parse(entry.address)
+        tls = asker_tls(address, Path(entry.certificate) if entry.certificate else None)
+        async with asking_in_turn(address) as key:
+            answer = await ask(
+                address,
+                question,
+                self._embedder(),
+                key,
+                passages=READ,
+                near=True,
+                tls=tls,
+                moved=moved,
+                kept=room(),
+            )
+        return answer.found
 
     def _count(self, name: str, moved: "SearchTraffic") -> None:
         with self._changed() as entries:
@@ -237,6 +302,19 @@ def asking(address: "LibraryAddress", token: str | None = None) -> Iterator[Iden
             print("waiting for another question of this node to this library", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield asker(address, token)
+
+
+@asynccontextmanager
+async def asking_in_turn(address: "LibraryAddress") -> AsyncIterator[Identity]:
+    """As `asking`, in a loop that others wait in as well, and can be given up."""
+    with (room() / f"{_asker_name(address)}.lock").open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(TURN_S)
+        yield asker(address)
 
 
 def asker_tls(address: "LibraryAddress", certificate: Path | None) -> ssl.SSLContext | None:

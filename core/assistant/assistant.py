@@ -10,7 +10,7 @@ import asyncio
 import math
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -76,7 +76,31 @@ Remember = Callable[
     [str, str, int, str], object
 ]  # a fact, its conversation, its turn, what was said
 PASSAGES_SHARE = 2  # of the context, one part at most is passages of documents
+Found = tuple[tuple[Citation, ...], tuple[SourceReport, ...]]
 logger = log.get("assistant")
+
+
+class Passages:
+    """What is found for one question, looked for once whoever waits for it, and no longer than
+    somebody does.
+    """
+
+    def __init__(self, find: Callable[[], Coroutine[None, None, Found]]) -> None:
+        self._find = find
+        self._task: asyncio.Task[Found] | None = None
+        self._waiting = 0
+
+    async def found(self) -> Found:
+        """The passages, and who saw what. Raises: what `find` raises."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._find())
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._task.cancel()  # nothing, where it ended
 
 
 class LanguageEngine(Protocol):
@@ -211,8 +235,13 @@ class Assistant:
         self.remember = remember
         self.most_listed = self.config.listed or (FEW_TOOLS if small else None)
 
-    async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def reply(
+        self, ask: ChatRequest, passages: "Passages | None" = None
+    ) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
+
+        Args:
+            passages: for it, where several answers share them.
 
         Yields:
             `Cited`, where collections are asked; `LeftOut`, where the conversation did not fit;
@@ -229,7 +258,7 @@ class Assistant:
             ask = replace(ask, messages=tuple(map(without_thoughts, ask.messages)))
         wishes = await self._wishes(ask)
         first = replace(ask.messages[-1], content=wishes[0])
-        turn = await self._begin(replace(ask, messages=(*ask.messages[:-1], first)))
+        turn = await self._begin(replace(ask, messages=(*ask.messages[:-1], first)), passages)
         if wishes[1:]:  # what was given is the whole sentence: a cut may go through a quotation
             turn.ask, turn.wishes = ask, wishes[1:]
         if ask.collections:
@@ -279,7 +308,13 @@ class Assistant:
             async for event in events:
                 yield event
 
-    async def _begin(self, ask: ChatRequest, before: Turn | None = None) -> Turn:
+    def passages(self, ask: ChatRequest) -> "Passages":
+        """What is found for several answers to it, once they are begun."""
+        return Passages(partial(self._cite, ask))
+
+    async def _begin(
+        self, ask: ChatRequest, passages: "Passages | None" = None, before: Turn | None = None
+    ) -> Turn:
         """What the model is shown, what it may call, and in which form.
 
         Args:
@@ -295,7 +330,7 @@ class Assistant:
         question = next((m.content for m in reversed(ask.messages) if m.role == "user"), "")
         if ask.collections:
             citations, sources = (
-                await asyncio.to_thread(self._cite, ask)
+                await (passages or self.passages(ask)).found()
                 if before is None
                 else (before.citations, before.sources)
             )
@@ -329,13 +364,15 @@ class Assistant:
             question=question,
         )
 
-    def _cite(self, ask: ChatRequest) -> tuple[tuple[Citation, ...], tuple[SourceReport, ...]]:
+    async def _cite(self, ask: ChatRequest) -> Found:
         """Passages for the newest question, and who saw what of it. Raises: RetrievalError: no such
         collection or library, or it does not open.
         """
-        found = self.sources.find(ask.collections, question_of(ask.messages), MOST_PASSAGES)
+        found = await self.sources.find(ask.collections, question_of(ask.messages), MOST_PASSAGES)
         room = self.context // PASSAGES_SHARE
-        kept = cited(found.passages, lambda text: len(self.tokenizer.encode(text)), room)
+        kept = await asyncio.to_thread(
+            cited, found.passages, lambda text: len(self.tokenizer.encode(text)), room
+        )
         return kept, found.reports
 
     async def _go_on(self, turn: Turn, *, last: bool) -> None:
@@ -476,7 +513,7 @@ class Assistant:
         if turn.made or turn.said.strip():
             left = replace(ask.messages[-1], content="\n".join(turn.unnamed))
             ask = replace(ask, messages=(*ask.messages[:-1], left))
-        found = await self._begin(replace(ask, adapter=None, use_tools=False), turn)
+        found = await self._begin(replace(ask, adapter=None, use_tools=False), before=turn)
         found.completion_tokens = turn.completion_tokens
         return found
 

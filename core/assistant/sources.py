@@ -5,6 +5,7 @@ Always: a library is asked only where the request names it, as its owner chose f
 conversation; what left this machine is told with the passages, also where nothing came back.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,10 +24,11 @@ Ranked = Sequence[tuple[str, RetrievedPassage]]  # best first, each with its sou
 class LibraryAsker(Protocol):
     """Whoever can ask libraries without telling them what."""
 
-    def ask(
+    async def ask(
         self, names: Sequence[str], question: str, /
     ) -> Sequence[tuple[SourceReport, Sequence[RetrievedPassage]]]:
-        """What each was sent, and the passages that were read there, best first.
+        """What each was sent, and the passages that were read there, best first. Ends in a bounded
+        time whatever they do, and holds none of the threads that others answer with.
 
         Raises:
             UnknownEntryError: no such library; nothing was sent.
@@ -37,7 +39,7 @@ class LibraryAsker(Protocol):
 class NoLibraries:
     """A node that knows none."""
 
-    def ask(
+    async def ask(
         self, names: Sequence[str], _question: str
     ) -> list[tuple[SourceReport, list[RetrievedPassage]]]:
         """Nothing; a name is refused."""
@@ -61,7 +63,7 @@ class Sources:
     documents: PassageFinder
     libraries: LibraryAsker
 
-    def find(self, names: Sequence[str], question: str, most: int) -> Retrieved:
+    async def find(self, names: Sequence[str], question: str, most: int) -> Retrieved:
         """The best passages of all that are named, by their ranks in each.
 
         Raises:
@@ -69,10 +71,10 @@ class Sources:
         """
         remote = [name for name in names if name.startswith(LIBRARY)]
         local = [name for name in names if not name.startswith(LIBRARY)]
-        own = self.documents.find(local, question, most)
+        own = await asyncio.to_thread(self.documents.find, local, question, most)
         if not remote:
             return Retrieved(own)
-        asked = self.libraries.ask([name.removeprefix(LIBRARY) for name in remote], question)
+        asked = await self.libraries.ask([name.removeprefix(LIBRARY) for name in remote], question)
         lists = [[(report.name, passage) for passage in found] for report, found in asked]
         kept = tuple(SourceReport(name=name) for name in dict.fromkeys(local))
         return Retrieved(fused([own, *lists], most), (*kept, *(report for report, _ in asked)))

@@ -73,7 +73,8 @@ class Answering:
             asked = [message.content for message in body.ask.messages if message.role == "user"]
             adapter = await model.profile.adapters.choose(body.model, asked)
             ask = asked_of(model, body, adapter)
-            choices = [model.assistant.reply(one) for one in drafts(ask, body.n)]
+            passages = model.assistant.passages(ask)  # looked for once, however many answers
+            choices = [model.assistant.reply(one, passages) for one in drafts(ask, body.n)]
             if self.history is not None and ask.conversation:
                 choices = [recorded(self.history, ask, body.source, one) for one in choices]
             yield pending(model, ask, choices, loading_s)

@@ -5,6 +5,8 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,30 @@ async def node(library, tmp_path: Path) -> AsyncIterator[Served]:
         yield running
     collections.close()
     memory.close()
+    served.libraries.close()
+
+
+class Silent:
+    """Takes connections and never answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.reached, self.left = asyncio.Event(), asyncio.Event()
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        self.reached.set()
+        await reader.read()  # until whoever asks goes away
+        self.left.set()
+        writer.close()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self.take, "127.0.0.1", 0)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/#{KEY}"
+        finally:
+            server.close()
 
 
 async def asked(node: Served, **fields: object) -> dict[str, Any]:
@@ -180,6 +206,43 @@ async def test_a_library_that_gives_no_answer_is_said_and_the_rest_answers(node,
     problem = message["sources"][1]
     assert "no library answers there" in problem["problem"] and problem["sent_bytes"] == 0
     assert "nothing from there" in problem["told"]
+
+
+async def test_a_library_that_never_answers_holds_up_nobody_else_and_is_left_when_its_asker_goes(
+    node, library, monkeypatch
+):
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))  # for all of the node
+    silent = Silent()
+    async with silent.listening() as address, asyncio.timeout(60):
+        node.libraries.add("silent", address)
+        body = {
+            "messages": [{"role": "user", "content": BUS}],
+            "collections": ["library:silent"],
+            "n": 8,
+        }
+        waiting = asyncio.create_task(node.post(CHAT, body))
+        more = asyncio.create_task(node.post(CHAT, body))  # another question to it
+        await silent.reached.wait()
+        assert (await asked(node))["content"] == "At one [1]."
+        message = await asked(node, collections=["own", LIBRARY])
+        assert {one["collection"] for one in message["citations"]} == {"own", LIBRARY}
+        once = len(library.seen)
+        await node.post(CHAT, body | {"collections": [LIBRARY]})
+        assert len(library.seen) == 2 * once  # for eight answers
+        assert not waiting.done() and silent.asked == 1  # one question at a time
+        silent.reached.clear()
+        waiting.cancel()
+        await silent.left.wait()
+        await silent.reached.wait()  # now the other one's turn has come
+        silent.left.clear()
+        more.cancel()
+        await silent.left.wait()
+        monkeypatch.setattr(known, "ANSWER_S", 0.5)
+        message = await asked(node, collections=["own", "library:silent"])
+        assert [one["collection"] for one in message["citations"]] == ["own"]
+        assert "no whole answer in" in message["sources"][1]["problem"]
+        await asyncio.gather(waiting, more, return_exceptions=True)
+    assert silent.asked == 3
 
 
 def test_names_and_addresses_are_right_or_refused_and_a_damaged_file_is_not_forgotten():
