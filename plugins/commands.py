@@ -234,17 +234,17 @@ def run_once(chosen: argparse.Namespace) -> int:
 
 
 async def at_terminal(form: "Form") -> Mapping[str, Any] | None:
-    """Put a plugin's form to whoever sits here."""
+    """Put a plugin's form to whoever sits here; whatever it says is on the lines that we begin."""
     print(f"{form.plugin} asks: {one_line(form.message)}")
     for field in form.fields:
-        print(f"  {field.told()}")
+        print(f"  {one_line(field.told())}")
     try:
-        asked = await asyncio.to_thread(typed, "Answer it? [y/N] ")
+        asked = await typed_line("Answer it? [y/N] ")
         if asked.strip().lower() not in ("y", "yes"):
             return None
         given = {}
         for field in form.fields:
-            while text := (await asyncio.to_thread(typed, f"{field.label}: ")).strip():
+            while text := (await typed_line(f"{one_line(field.label)}: ")).strip():
                 try:
                     given[field.name] = field.read(text)
                     break
@@ -253,6 +253,25 @@ async def at_terminal(form: "Form") -> Mapping[str, Any] | None:
         return given
     except EOFError:
         return None
+
+
+async def typed_line(prompt: str) -> str:
+    """One line of a terminal's, read once it is there: whoever gives up waiting leaves nothing
+    behind that reads what is typed afterwards.
+
+    Raises: as `typed`.
+    """
+    print(prompt, end="", flush=True)
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, there.set)
+    try:
+        await there.wait()
+    except asyncio.CancelledError:
+        print()  # what comes next begins a line
+        raise
+    finally:
+        loop.remove_reader(sys.stdin)
+    return typed("")
 
 
 def arguments_of(text: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def form_of(plugin: str, params: Mapping[str, Any]) -> Form:
     asked = schema.get("required", []) if isinstance(schema, dict) else []
     required = asked if isinstance(asked, list) else []
     fields = (field_of(name, row, name in required) for name, row in rows.items())
-    return Form(plugin, legible(message), tuple(fields))
+    return Form(plugin, plain(message), tuple(fields))
 
 
 def field_of(name: Any, row: Any, required: bool) -> Field:
@@ -191,14 +191,19 @@ def field_of(name: Any, row: Any, required: bool) -> Field:
         raise FormRefused(INVALID, f"{name!r}: choices must be texts")
     labels = [row.get("title") or name, row.get("description") or ""]
     texts = [name, *options, *labels]
-    plain = all(isinstance(one, str) and len(one) <= MAX_LABEL for one in texts)
-    if not plain or len(options) > MAX_OPTIONS or legible(name) != name:
+    short = all(isinstance(one, str) and len(one) <= MAX_LABEL for one in texts)
+    if not short or len(options) > MAX_OPTIONS or legible(name) != name:
         raise FormRefused(
             INVALID, f"a field has at most {MAX_OPTIONS} choices and {MAX_LABEL} characters of each"
         )
-    if any(legible(one) != one for one in options):
-        raise FormRefused(INVALID, f"{name!r}: choices that a reader does not see whole")
+    if any(plain(one) != one for one in options):
+        raise FormRefused(INVALID, f"{name!r}: choices that a reader does not see whole, in a line")
     bounds = ("minLength", "maxLength") if kind == "string" else ("minimum", "maximum")
     least, most = (bound if type(bound := row.get(one)) in (int, float) else None for one in bounds)
-    label = one_line(legible("; ".join(one for one in labels if one)))
+    label = plain("; ".join(one for one in labels if one))
     return Field(name, kind, label, required, tuple(options), least, most)
+
+
+def plain(text: str) -> str:
+    """A plugin's text on one line, without gaps that could push the rest to the next one."""
+    return " ".join(one_line(legible(text)).split())

@@ -1,6 +1,8 @@
 """A plugin's form: small, flat, answered by its owner or by nobody."""
 
+import argparse
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,12 @@ from typing import Any
 import pytest
 
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins import elicitation
+from quietchoir.plugins import commands, elicitation
 from quietchoir.plugins.audit import Elicited
 from quietchoir.plugins.elicitation import Form, FormRefused, OwnersForms, form_of
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from .conftest import hostile, write_bundle
+from .conftest import ATTACK, hostile, write_bundle
 
 SIZE = {"type": "integer", "title": "Size", "minimum": 1, "maximum": 9}
 SCHEMA: dict[str, Any] = {
@@ -71,6 +73,17 @@ def test_a_form_is_shown_in_words_and_its_values_are_what_was_asked_for() -> Non
         {"requestedSchema": {"properties": {"a": {"type": "string", "enum": [1]}}}},
         {"requestedSchema": {"properties": {"a": {"type": "string", "title": "x" * 300}}}},
         {"requestedSchema": {"properties": {"a\u200b\u200b\u200b": SIZE}}},
+        {
+            "requestedSchema": {
+                "properties": {"a": {"type": "string", "enum": ["x\nquietchoir: y"]}}
+            }
+        },
+        {"requestedSchema": {"properties": {"a": {"type": "string", "enum": ["x" + " " * 90]}}}},
+        {
+            "requestedSchema": {
+                "properties": {"a": {"type": "string", "oneOf": [{"const": "x\u2028y"}]}}
+            }
+        },
     ],
 )
 def test_what_is_no_small_flat_form_is_refused(changed: dict[str, Any]) -> None:
@@ -124,3 +137,64 @@ async def test_the_owner_is_asked_while_the_calls_own_time_stands_still(
     found = await host.call(ToolCall("attack"))
     assert found.text == "{'action': 'accept', 'content': {'size': 3, 'colour': 'blue'}}"
     assert limits == [None]
+
+
+IMPATIENT = f"""
+import json, sys
+def heard():
+    return json.loads(sys.stdin.readline())
+def say(**parts):
+    print(json.dumps({{"jsonrpc": "2.0", **parts}}), flush=True)
+about = {{"protocolVersion": "2025-11-25", "capabilities": {{}}, "serverInfo": {{}}}}
+say(id=heard()["id"], result=about)
+heard()
+say(id=heard()["id"], result={{"tools": [{ATTACK!r}]}})
+number = heard()["id"]
+say(id="form", method="elicitation/create", params={ASKED!r})
+if WAITS:
+    text = json.dumps(heard()["result"])
+else:
+    say(id="open", method="ping")
+    heard()  # by now it is asked
+    text = "I know already"
+say(id=number, result={{"content": [{{"type": "text", "text": text}}]}})
+heard()
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_whoever_sits_at_a_terminal_answers_a_form_or_is_let_go_with_the_call(
+    sandbox: SandboxReport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    waits: bool,
+) -> None:
+    source = IMPATIENT.replace("WAITS", str(waits))
+    folder = write_bundle(tmp_path / "hostile", source)
+    (tmp_path / "config.toml").write_text(f'[plugins]\nfolders = ["{folder}"]\n')
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    keyboard, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin, os.fdopen(keyboard, "wb", buffering=0) as hands:
+        monkeypatch.setattr("sys.stdin", stdin)
+        if waits:
+            hands.write(b"y\n12\n5\n\nno\n\n")
+        chosen = argparse.Namespace(
+            config=tmp_path / "config.toml",
+            id="tests/hostile",
+            tool="attack",
+            arguments="{}",
+            file=[],
+        )
+        assert commands.run_once(chosen) == 0
+        hands.write(b"typed later\n")
+        assert stdin.readline() == "typed later\n"
+    shown = capsys.readouterr().out
+    assert "tests/hostile asks: Which one?\n  Size: a whole number\n" in shown
+    said = shown.splitlines()[-1]
+    if waits:
+        assert "expected from 1 to 9" in shown
+        *_, said = said.partition("{")
+        assert said == '"action": "accept", "content": {"size": 5, "gift": false}}'
+    else:
+        assert said == "I know already"
