@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ..core.errors import QuietchoirError
-from .sampling import INVALID, REFUSED, HostRefusal
+from .sampling import INVALID, REFUSED, HostRefusal, RequestRate
 
 METHOD = CAPABILITY = "quietchoir/tools/call"
 MAX_CALLS = 100  # during one call of its own
+MAX_REQUESTS = 600  # a minute, also of one that is called over and over itself
 MAX_LINKS = 3  # of a chain of plugins that call each other
 # plugin and tool that is called, and its arguments → text, and whether the tool says that it worked
 Carry = Callable[[str, str, Mapping[str, Any]], Awaitable[tuple[str, bool]]]
@@ -40,6 +41,7 @@ class OtherTools:
         self.allowed, self._carry = allowed, carry
         self._turn = asyncio.Lock()
         self._count = 0
+        self._rate = RequestRate(MAX_REQUESTS)
 
     def begin(self) -> None:
         """A call of its own begins."""
@@ -56,6 +58,10 @@ class OtherTools:
         self._count += 1
         if self._count > MAX_CALLS:
             raise DelegationRefused(REFUSED, f"more than {MAX_CALLS} calls of others in one call")
+        if self._rate.ask():
+            raise DelegationRefused(
+                REFUSED, f"more than {MAX_REQUESTS} calls of others in a minute"
+            )
         plugin, _, tool = wanted.partition(":")
         async with self._turn:
             try:

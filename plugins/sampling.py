@@ -22,6 +22,7 @@ from .audit import Outcome, Sampled
 
 INVALID, REFUSED = -32602, -1  # JSON-RPC; MCP's "user rejected"
 MAX_MESSAGES, MAX_PROMPT_BYTES = 64, 64 << 10
+MAX_REQUESTS = 120  # a minute; each is a row of the log
 FRAME_TOKENS = 16  # that a template puts around a message, at most
 
 
@@ -51,12 +52,30 @@ class SamplingRefused(HostRefusal):
     """The model does not write."""
 
 
+@dataclass(slots=True)
+class RequestRate:
+    """How often a plugin asks for something in a minute."""
+
+    most: int
+    clock: Callable[[], float] = time.monotonic
+    _minute: int = -1
+    _count: int = 0
+
+    def ask(self) -> int:
+        """One request more; how many of this minute are beyond what is answered."""
+        minute = int(self.clock() // 60)
+        self._count = self._count + 1 if minute == self._minute else 1
+        self._minute = minute
+        return max(0, self._count - self.most)
+
+
 class ModelAccess:
     """The model, as one plugin may use it.
 
     Args:
         most_tokens: in an hour.
-        tell: hears of every request, without what was said.
+        tell: hears of every request that was not one too many, and once a minute of those that
+            were, without what was said.
     """
 
     def __init__(
@@ -70,6 +89,7 @@ class ModelAccess:
         self.plugin, self.most_tokens = plugin, most_tokens
         self._write, self._tell, self._clock = write, tell, clock
         self._spent: Counter[int] = Counter()  # by minute
+        self._rate = RequestRate(MAX_REQUESTS, clock)
         self._turn = asyncio.Lock()
 
     def left(self) -> int:
@@ -87,6 +107,10 @@ class ModelAccess:
         size = sum(len(message["content"].encode(errors="replace")) for message in messages)
         if size > MAX_PROMPT_BYTES:  # before it is cut into tokens, which takes a second for 1 MB
             raise SamplingRefused(INVALID, f"{size} bytes; a prompt has at most {MAX_PROMPT_BYTES}")
+        if beyond := self._rate.ask():
+            if beyond == 1:  # one row says that there were too many
+                self._log(0, 0.0, "refused")
+            raise SamplingRefused(REFUSED, f"more than {MAX_REQUESTS} requests in a minute")
         begun, tokens = time.monotonic(), 0
         outcome: Outcome = "failed"
         async with self._turn:

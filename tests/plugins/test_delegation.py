@@ -161,6 +161,11 @@ async def test_requests_that_are_none_and_too_many_are_refused() -> None:
         await others.create({"tool": "a/b:c"})
     others.begin()
     await others.create({"tool": "a/b:c"})
+    often = OtherTools(("a/b:c",), carry)
+    with pytest.raises(DelegationRefused, match="more than 600 calls of others in a minute"):
+        for _ in range(2 * delegation.MAX_REQUESTS + 1):  # two minutes may share them
+            often.begin()  # it is called itself each time
+            await often.create({"tool": "a/b:c"})
 
 
 def test_a_manifest_names_tools_of_others_by_their_plugins(tmp_path: Path) -> None:

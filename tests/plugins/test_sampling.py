@@ -1,6 +1,7 @@
 """What a plugin may have the model write: what was granted, while it is asked for something."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from quietchoir.core.errors import EngineError, RequestError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.audit import Sampled
-from quietchoir.plugins.sampling import ModelAccess, SamplingRefused, Written
+from quietchoir.plugins.sampling import MAX_REQUESTS, ModelAccess, SamplingRefused, Written
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
 from .conftest import hostile, write_bundle
@@ -99,6 +100,35 @@ async def test_an_answer_given_up_is_paid_for_with_its_prompt_and_a_broken_one_i
     with pytest.raises(SamplingRefused, match="no room"):
         await failing.create(asked())
     assert failing.left() == 70
+
+
+async def test_requests_without_end_are_few_rows_of_the_log() -> None:
+    """Of those that are done, refused and broken alike: each costs a row, some no token."""
+
+    async def broken(messages: Messages, answer: int, tokens: int) -> Written:
+        raise EngineError("no room")
+
+    now = [0.0]
+    for tokens, write, outcome in (
+        (10**6, echo, "ok"),
+        (1, echo, "refused"),
+        (9, broken, "failed"),
+    ):
+        log, now[0] = list[Sampled](), 0.0
+        access = ModelAccess("a/b", tokens, write, log.append, lambda: now[0])
+        said = list[str]()
+        for _ in range(1000):
+            try:
+                said.append(str(await access.create(asked())))
+            except SamplingRefused as error:
+                said.append(str(error))
+        assert len(log) == MAX_REQUESTS + 1
+        assert (log[-2].outcome, log[-1].outcome) == (outcome, "refused")
+        assert sum("more than 120 requests" in one for one in said) == 1000 - MAX_REQUESTS
+        now[0] = 60.0
+        with contextlib.suppress(SamplingRefused):
+            await access.create(asked())
+        assert len(log) == MAX_REQUESTS + 2 and log[-1].outcome == outcome
 
 
 BODY = """
