@@ -172,7 +172,7 @@ def results_of(name: str, arguments: Namespace, console: "Console") -> list[dict
     for arm in arms(name, changes):
         scenario, folder = arm.scenario, results.folder_of(arguments.out, arm)
         if arguments.engine == "ray":
-            found.append(scale.perform(arm, folder))
+            found.append(scale.perform(arm, folder / arguments.engine))
             continue
         if not arguments.again and (known := results.finished(folder, scenario)) is not None:
             console.print(f"  {report.title_of(known)}: found in {folder} (--again runs it anew)")

@@ -87,14 +87,15 @@ def gather(places: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def finished(folder: Path, scenario: Scenario) -> dict[str, Any] | None:
-    """The result that is there already, if it is of this very scenario, data and version."""
+    """The result that is there already, if it is of this very scenario, data and version, and made
+    by the engine of one process.
+    """
     if not (folder / RESULT).exists():
         return None
     found = load(folder)
     same = (digest(scenario), data_digest(scenario.population), __version__)
-    return (
-        found if (found["digest"], found["data"], found["versions"]["quietchoir"]) == same else None
-    )
+    of = (found["digest"], found["data"], found["versions"]["quietchoir"])
+    return found if of == same and "engine" not in found else None
 
 
 def perform(

@@ -241,8 +241,10 @@ def perform(arm: ScenarioArm, folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: what Flower's engine cannot play. QuietchoirError: as `simulated`.
     """
+    check_engine(arm.scenario)
+    quiet = dataclasses.replace(arm.scenario.recipe, evaluate_every=0)
+    arm = dataclasses.replace(arm, scenario=dataclasses.replace(arm.scenario, recipe=quiet))
     scenario = arm.scenario
-    check_engine(scenario)
     population = scenario.population
     usual = Scenario(name=scenario.name, population=population)
     plan = ClusterPlan(
@@ -256,7 +258,7 @@ def perform(arm: ScenarioArm, folder: Path) -> dict[str, Any]:
         threshold=scenario.protection.threshold,
         ranks=population.ranks,
         rank=scenario.adapter.rank,
-        recipe={**differing(scenario.recipe, usual.recipe), "evaluate_every": 0},
+        recipe=differing(scenario.recipe, usual.recipe),
         tables={name: getattr(scenario, name) for name in ("privacy", "guard", "aggregation")},
     )
     wall = time.monotonic()
