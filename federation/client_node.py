@@ -463,13 +463,20 @@ class ClientNode:
         return kept
 
     def keep_own(self, flat: Vector) -> None:
-        """Learn what members agreed on at the end, and write this node's own adapter."""
+        """Write this node's own adapter, with what members agreed on at the end where its held-out
+        examples do not find that worse.
+        """
         from .training.distillation import DistillationLearner
 
         if isinstance(self.learner, DistillationLearner):
-            self.learner.learn(flat, 0)
+            adapter, learned = self.learner.finished(flat)
+            if not learned:
+                logger.warning(
+                    "what the coordinator says was agreed on makes this node's held-out answers "
+                    "worse; its adapter is kept without it"
+                )
             folder = self.folder / "own-adapter"
-            self.learner.adapter().save(folder, mode=0o600)
+            adapter.save(folder, mode=0o600)
             self.on_event(OwnAdapterEvent(folder=str(folder)))
 
     def remember_route(self, adapter: str) -> None:

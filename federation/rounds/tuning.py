@@ -25,8 +25,9 @@ Source: halves and votes: successive halving with two candidates, Jamieson, Talw
 back-propagation method", section 3 (a little up while the error falls; half, and the step undone,
 where it rises). The end: Prechelt 1998, "Early stopping, but when?".
 
-Hazard: whoever may vote moves the rate, by at most one voice (`validation`); it cannot leave
-`check_rates`'s bounds. A half's sum is over fewer members than the cohort (`price` says how many).
+Hazard: whoever lies in a vote moves the rate as it likes (`validation`); it cannot leave
+`check_rates`'s bounds. A half's sum is over fewer members than the cohort (`price` says how many);
+that halves are tried in the first rounds alone is the coordinator's word, members take them in any.
 Not covered: ranks, layers and epochs are as the file says; so are batches, but for members with few
 examples, which make theirs smaller by themselves (`LEAST_STEPS`).
 """
@@ -81,7 +82,7 @@ class Trend:
 
     def rose(self, verdict: dict[str, Any]) -> bool:
         """Is this the best so far?"""
-        vote = verdict["accuracy"] + verdict["near"]
+        vote = verdict["accuracy"] + verdict.get("near", 0.0)
         better = bool(verdict["kept"]) and vote > self.vote
         if better:
             self.vote, self.accuracy = vote, verdict["accuracy"]
@@ -166,8 +167,8 @@ def price(policy: Policy, size: int) -> str:
     whole = not policy.followed and policy.can.model_held_by == "server"
     told = f", {4 * size / 1e6:.2f} MB down for each member" if whole else ""
     halves = (
-        f"; the first {TRIALS} open two sums, each over {policy.smallest_sum} members or more, "
-        f"instead of one, and vote on both and on their mean"
+        f"; {TRIALS} of them, or as many as the coordinator likes, open two sums, each over "
+        f"{policy.smallest_sum} members or more, instead of one, and vote on both and their mean"
         if policy.trials > 1
         else ""
     )

@@ -2,7 +2,7 @@
 
 Knows counts and history. Knows nothing of how votes travel, or of adapters.
 Always: what is judged is the median over the buckets' accuracies (of one bucket: its accuracy); a
-bucket whose counts cannot be those of honest members is left out; each member has one voice,
+bucket whose counts cannot be those of honest members is left out; each honest member has one voice,
 whatever the number of its examples; an adapter that too few could score is not kept.
 
 The vote is an attempt of its own, between two rounds: so no member trains from an adapter that is
@@ -10,8 +10,10 @@ then undone, and no sum, and no privacy, is spent on it. It costs a download of 
 more pass through the masks, a second or so; the passes over held-out examples are those that the
 next round would have made.
 
-Not covered: a change that leaves held-out answers as they are (a backdoor). A member that lies
-about its score moves one bucket's accuracy by up to one voice of the bucket's.
+Not covered: a change that leaves held-out answers as they are (a backdoor). One member that lies in
+its counters decides its bucket's vote, or has it left out, and under masks nobody sees who: where
+there is one bucket it undoes each round, or none; and a lie that is kept as the best stands for the
+rest of the run. A sum bounds no summand.
 """
 
 import statistics
@@ -99,8 +101,9 @@ def best_of(history: Sequence[dict[str, Any]]) -> float | None:
 
 def nearest_of(history: Sequence[dict[str, Any]]) -> float:
     """The best share of answers' tokens of an adapter that was kept."""
-    found = [entry["near"] for entry in history]
-    found += [entry["guard"]["near"] for entry in history if (entry.get("guard") or {}).get("kept")]
+    kept = [entry["guard"] for entry in history if (entry.get("guard") or {}).get("kept")]
+    # those that earlier versions wrote have none
+    found = [entry.get("near", 0.0) for entry in (*history, *kept)]
     return max(found, default=0.0)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ...core.errors import ConfigError
 from ...core.prompt import HOUSEHOLD, PromptFormat
 from ...core.tables import above, at_least
+from ...core.training.distillation.settings import MAX_VALUES
 from . import compatibility
 from .address import Address
 from .compatibility import CAPABILITIES, Axes, Capabilities
@@ -392,6 +393,10 @@ class DistillationTable:
         if self.public:
             check_hex(self.public, 32, "public")
             require(self.items >= 1 and self.answers >= 2, "items and answers of the public set")
+            require(
+                self.size <= MAX_VALUES,
+                f"{self.size} values of a public set, {MAX_VALUES} at most: take fewer items",
+            )
 
     @property
     def on(self) -> bool:

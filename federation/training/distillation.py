@@ -6,7 +6,7 @@ Knows nothing of messages or protection: a sum of scores is protected, counted a
 of updates is.
 Always: the member's adapter stays here; a score lies within half the federation's `update_range`,
 so that no contribution is cut; the adapter of the last training is on the disk before anything of
-it is sent.
+it is sent; what it learns from a finished run's scores is in no later sum.
 
 Source: Jeong et al. 2018 (federated distillation); Li and Wang 2019 (FedMD), whose members compare
 scores of a public set.
@@ -15,6 +15,7 @@ scores of a public set.
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,16 @@ def read_public(path: Path, policy: Policy) -> PublicSet:
         DataError: another file than the one that its owner signed.
     """
     found, agreed = PublicSet.read(path), policy.distillation
+    shape = (len(found.items), found.answers)
     if found.digest != agreed.public:
         raise DataError(
             f"{path}: has sha256 {found.digest[:16]}…, {policy.name} agreed on "
             f"{agreed.public[:16]}…; get the file from its owner"
+        )
+    if shape != (agreed.items, agreed.answers):
+        raise DataError(
+            f"{path}: {shape[0]} items of {shape[1]} answers, {policy.name} was signed for "
+            f"{agreed.items} of {agreed.answers}; its owner founds it anew from the file"
         )
     return found
 
@@ -83,6 +90,7 @@ class DistillationLearner:
         """
         self.scorer, self.train_set, self.test, self.recipe = scorer, train, test, recipe
         self.folder, self.on_step, self.learned_epochs = folder, on_step, learned_epochs
+        self.now = recipe  # this round's
         self.own = self._read()
 
     @property
@@ -90,11 +98,17 @@ class DistillationLearner:
         """What holds this member's model."""
         return self.scorer.trainer
 
+    def tuned(self, share: float, max_steps: int, least_steps: int) -> "DistillationLearner":
+        """As `Tunable`, for the next training; the own adapter is one, so this is no copy."""
+        del least_steps  # of a recipe that goes by votes, which scores have none of
+        self.now = replace(self.recipe, lr=self.recipe.lr * share, max_steps=max_steps)
+        return self
+
     def train(self, flat: Vector, seed: int) -> Trained:
         """Learn what the others say, then from the own examples; say what the model says now."""
         self.learn(flat, seed)
         result = self.trainer.train(
-            self.own, self.train_set, self.recipe, seed=seed, on_step=self.on_step
+            self.own, self.train_set, self.now, seed=seed, on_step=self.on_step
         )
         self._keep(result.flat_b)
         return Trained(
@@ -102,19 +116,15 @@ class DistillationLearner:
             examples=result.examples,
             tokens=result.tokens,
             loss=result.loss,
+            left=result.left,
         )
 
     def learn(self, flat: Vector, seed: int) -> None:
         """Move the own adapter towards the scores [n] that members agreed on; before the first
         round they agreed on nothing.
         """
-        if not flat.any():
-            return
-        agreed = torch.from_numpy(np.array(flat, np.float32)).view(-1, self.scorer.public.answers)
-        own, _ = self.scorer.learn(
-            self.own, agreed, lr=self.recipe.lr / 2, epochs=self.learned_epochs, seed=seed
-        )
-        self._keep(own)
+        if flat.any():
+            self._keep(self._learned(flat, self.now.lr, seed))
 
     def evaluate(self, flat: Vector) -> Counts:
         """The own adapter on the own held-out examples; `flat` is nobody's adapter."""
@@ -122,12 +132,36 @@ class DistillationLearner:
         if self.test is None:
             return Counts(0, 0)
         score = self.trainer.evaluate(self.own, self.test)
-        return Counts(score.correct, score.total)
+        return Counts(score.correct, score.total, score.near)
 
-    def adapter(self) -> Adapter:
-        """The own adapter, as it is now."""
+    def finished(self, flat: Vector) -> tuple[Adapter, bool]:
+        """An adapter that learned the scores [n] of a finished run, and True; the own one as it is,
+        and False, where it answers more of the own held-out examples.
+
+        Whoever hands out `flat` may have made it up: it is the coordinator's word. So the own one,
+        from which later rounds go on, stays as it is.
+
+        Hazard: without held-out examples whatever is handed out is learned.
+        """
+        own, learned = self.own, self._learned(flat, self.recipe.lr, 0) if flat.any() else self.own
+        if self.test is not None:
+            before, after = (self.trainer.evaluate(one, self.test) for one in (own, learned))
+            if (after.correct, after.near) < (before.correct, before.near):
+                return self._assembled(own), False
+        return self._assembled(learned), True
+
+    def _learned(self, flat: Vector, lr: float, seed: int) -> torch.Tensor:
+        """The own adapter, moved towards scores [n], cut to what a score can be."""
+        agreed = torch.from_numpy(np.array(flat, np.float32)).view(-1, self.scorer.public.answers)
+        limit = self.scorer.limit
+        learned, _ = self.scorer.learn(
+            self.own, agreed.clamp(-limit, limit), lr=lr / 2, epochs=self.learned_epochs, seed=seed
+        )
+        return learned
+
+    def _assembled(self, flat_b: torch.Tensor) -> Adapter:
         weights = self.trainer.weights
-        return assemble(self.trainer.shape, weights.architecture, weights.digest, self.own)
+        return assemble(self.trainer.shape, weights.architecture, weights.digest, flat_b)
 
     def _keep(self, flat_b: torch.Tensor) -> None:
         self.own = flat_b

@@ -103,7 +103,8 @@ MAY_DIFFER = {
     "path": "the steps to the adapter that is meant: where they end is hashed, whatever they "
     "started from",
     "holds": "asks for names of states, says nothing, changes nothing",
-    "adopt": "no sum follows from it; it has a place of its own",
+    "adopt": "no sum follows from it; it has a place of its own. Of scores a member learns beside "
+    "the adapter that its later contributions are made from",
     "undo": "no sum follows from it; the adapter that it leads to is in the state's tag, which "
     "later work names",
     "greet": "asks for a hello, says nothing",

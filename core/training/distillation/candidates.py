@@ -20,9 +20,9 @@ from torch import Tensor
 from ...errors import DataError, TrainingError
 from ..examples import Example
 from ..trainer import Trainer
+from .settings import MAX_VALUES
 
 MAX_BYTES = 64 << 20  # of a public set's file
-MAX_VALUES = 1 << 20  # items times answers: what travels in each round
 ROLES = ("system", "user", "assistant")
 BATCH = 8  # items of one step
 

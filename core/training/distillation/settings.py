@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from ...errors import ConfigError
 
+MAX_VALUES = 1 << 20  # a public set's items times answers: what travels in each round
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationSettings:

@@ -11,7 +11,7 @@ import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.federation.events import StoppedEvent, TuningEvent
-from quietchoir.federation.rounds import tuning
+from quietchoir.federation.rounds import tuning, validation
 from quietchoir.federation.rounds.tuning import (
     APART,
     ENOUGH,
@@ -126,6 +126,9 @@ def test_of_two_rates_the_better_one_goes_on_beside_one_ever_nearer() -> None:
 
 def test_a_vote_that_could_not_be_held_says_nothing_of_the_rate() -> None:
     assert rate([voted(None, 1.0, kept=False)]) == 1.0
+    old = [voted(0.3, 1.0)]
+    del old[0]["guard"]["near"]  # as a run's earlier version wrote it
+    assert rate(old) == UP and validation.nearest_of(old) == 0.0
     unvoted = {"kind": messages.TRAIN, "rates": [1.0]}
     assert rate([unvoted]) == 1.0 and rate([{"kind": "score"}]) == 1.0
 

@@ -11,6 +11,7 @@ import torch
 
 from quietchoir.core.errors import ConfigError, DataError
 from quietchoir.core.models.lora.adapter import Adapter, AdapterShape
+from quietchoir.core.models.lora.layout import Layout
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.distillation.candidates import CandidateScorer, PublicItem, PublicSet
 from quietchoir.core.training.trainer import Hyperparameters, Trainer
@@ -168,7 +169,7 @@ def test_an_adapter_is_kept_before_anything_of_it_is_sent_and_taken_up_again(
     first.train(np.zeros(TABLE.size, np.float32), 1)
     again = learner(scorers[0], KNOWN["ann"], folder=tmp_path)
     assert torch.equal(first.own, again.own)
-    again.adapter().save(tmp_path / "own")
+    again.finished(np.zeros(TABLE.size, np.float32))[0].save(tmp_path / "own")
     assert Adapter.load(tmp_path / "own").base_digest == scorers[0].trainer.weights.digest
     np.save(tmp_path / OWN_FILE, np.zeros(3, np.float32))
     with pytest.raises(DataError, match="join with the model that it was trained with"):
@@ -176,6 +177,62 @@ def test_an_adapter_is_kept_before_anything_of_it_is_sent_and_taken_up_again(
     (tmp_path / OWN_FILE).write_bytes(b"no array")
     with pytest.raises(DataError, match="damaged"):
         learner(scorers[0], KNOWN["ann"], folder=tmp_path)
+
+
+def flat_of(adapter: Adapter) -> torch.Tensor:
+    """All its B in one vector, as trainers have it."""
+    return Layout(adapter.shape, tiny_pair(0)[0].architecture).flatten(adapter.tensors)
+
+
+def scores_for(answers: dict[str, str], size: float = 7.0) -> np.ndarray:
+    """Scores that are sure of these answers, flat."""
+    rows = [[size if one == answers[asked] else -size / 2 for one in ANSWERS] for asked in ASKED]
+    return np.array(rows, np.float32).reshape(-1)
+
+
+def test_what_a_coordinator_hands_out_at_the_end_is_in_no_later_sum_and_makes_nothing_worse(
+    scorers: list[CandidateScorer], tmp_path: Path
+) -> None:
+    right = dict(zip(ASKED, RIGHT, strict=True))
+    wrong = {question: ANSWERS[ANSWERS.index(answer) - 1] for question, answer in right.items()}
+    one = learner(scorers[0], FIRST, folder=tmp_path)
+    one.train(np.zeros(TABLE.size, np.float32), 1)
+    own, kept = one.own.clone(), (tmp_path / OWN_FILE).read_bytes()
+    blind = flat_of(one.finished(scores_for(wrong, 1e6))[0])
+    # nothing to check it with: the lie is learned, by the copy that is handed to the owner
+    assert not torch.equal(blind, own)
+    one.test = scorers[0].trainer.prepare([conversation(*pair) for pair in right.items()])
+    before, after = (one.trainer.evaluate(flat, one.test).near for flat in (own, blind))
+    assert after < before - 0.1
+    adapter, learned = one.finished(scores_for(wrong, 1e6))
+    assert not learned and torch.equal(flat_of(adapter), own)
+    adapter, learned = one.finished(scores_for(right))
+    assert learned and not torch.equal(flat_of(adapter), own)
+    # what is contributed next is made from what was there before, in memory and on the disk
+    assert torch.equal(one.own, own) and (tmp_path / OWN_FILE).read_bytes() == kept
+    one.learn(scores_for(wrong), 1)
+    assert not torch.equal(one.own, own)  # a round's own scores do move it
+
+
+def test_a_members_training_keeps_to_the_rounds_rate_and_steps(
+    scorers: list[CandidateScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = list[tuple[float, int]](), Trainer.train
+
+    def spy(self: Trainer, start: Any, prepared: Any, recipe: Hyperparameters, **more: Any) -> Any:
+        result = real(self, start, prepared, recipe, **more)
+        seen.append((recipe.lr, result.steps))
+        return result
+
+    monkeypatch.setattr(Trainer, "train", spy)
+    recipe = RECIPE | {"local_steps": 1, "lr_last": 1 / 3, "lr": TRAINING.lr}
+    home = house(4, recipe=recipe, tables={"distillation": TABLE})
+    members = clients(home, TABLE.size, lambda name: learner(scorers[0], KNOWN[name]))
+    run = coordinator(home, members, TABLE.size)
+    for _ in range(2):
+        run.insist(run.train_round)
+    assert {steps for _, steps in seen} == {1}
+    assert [rate for rate, _ in seen[::4]] == pytest.approx([TRAINING.lr, TRAINING.lr / 3])
 
 
 GOOD = {"messages": [{"role": "user", "content": "?"}], "answers": ["a", "b"]}
@@ -219,6 +276,12 @@ def test_a_federation_of_scores_is_founded_and_joined_with_its_public_set_alone(
             check_public(changed, policy)
     with pytest.raises(ConfigError, match="leave --public out"):
         check_public(ours, house(3).policy)
+    for items, answers in ((3, 2), (2, 3)):
+        tables = {"distillation": dataclasses.replace(table, items=items, answers=answers)}
+        with pytest.raises(DataError, match="2 items of 2 answers, choir was signed for"):
+            read_public(path, house(3, recipe=RECIPE, tables=tables).policy)
+    with pytest.raises(ValueError, match="1048576 at most"):
+        dataclasses.replace(table, items=10**7, answers=10**4)
     path.write_text(json.dumps(GOOD))
     with pytest.raises(DataError, match="get the file from its owner"):
         read_public(path, policy)
