@@ -180,6 +180,10 @@ class PlannedRunner:
 
 
 def is_prompt(span: Span) -> bool:
-    """Does a span begin a sequence, long enough to ask, without an adapter or drafts?"""
-    plain = span.sequence.adapter is None and not span.drafts
-    return plain and span.start == 0 and span.count >= LEAST_ROWS
+    """Does a span begin a sequence, long enough to ask, without an adapter or drafts? Where the
+    same text is wanted again the kernels compute it: which device is next may change.
+    """
+    sequence = span.sequence
+    plain = sequence.adapter is None and not span.drafts
+    again = sequence.request.sampling_params.repeatable
+    return plain and not again and span.start == 0 and span.count >= LEAST_ROWS

@@ -1,5 +1,6 @@
 """Prompts on another device: the same answers, and nobody waits for a device that is gone."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,21 @@ def test_a_prompt_moves_when_its_device_disappears(weights: Weights) -> None:
     assert planned.planner.lost == {"other": "it was pulled out"}
     assert prompts.asked == 1
     assert engine.stats().failed == 0
+    planned.close()
+
+
+def test_who_wants_the_same_text_again_stays_with_the_kernels(weights: Weights) -> None:
+    """The instance: eight answers to one seeded request were of two texts."""
+    prompts = TorchPrompts(weights)
+    engine, planned = engine_of(weights, prompts)
+    seeded = [
+        dataclasses.replace(one, sampling_params=SamplingParams(max_tokens=6, seed=7))
+        for one in requests(5)
+    ]
+    generate(engine, seeded)
+    assert prompts.asked == 0
+    generate(engine, requests(5))
+    assert prompts.asked > 0  # the control
     planned.close()
 
 
