@@ -77,7 +77,7 @@ class LibraryAddress:
             named = parts.port != 0 and (parts.hostname or "").encode("idna")
         except ValueError:
             raise refusal from None
-        if parts.scheme not in ("http", "https") or not named:
+        if parts.scheme not in ("http", "https") or not named or "@" in parts.netloc:
             raise refusal
         try:
             return LibraryAddress(

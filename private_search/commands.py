@@ -43,7 +43,8 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--max-queries",
         type=int,
         default=MAX_QUERIES,
-        help="questions (and passages) for each account, ever",
+        help="questions (and passages) for each account, ever; all of them together tell coarse "
+        f"embeddings of every passage (README), fewer tell less; default {MAX_QUERIES}",
     )
     serve.add_argument(
         "--allow",

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from ..core import log
 from ..core.errors import ConfigError, DataError
 from ..core.paths import private_folder, write_atomically
+from ..core.screen import visible
 from ..crypto.pir import clusters, lwe
 from ..crypto.pir.clusters import ClusterLayout, ClusterMap, ClusterTable
 from ..crypto.pir.search import MAX_PASSAGES, PassageTable
@@ -73,8 +74,10 @@ class Passage:
 
     @staticmethod
     def decode(raw: bytes) -> "Passage":
-        """Undo `encode`; bytes that are no text are shown as the replacement character."""
-        source, _, text = raw.decode("utf-8", "replace").partition("\n")
+        """Undo `encode`. Bytes that are no text are shown as the replacement character; what a
+        screen obeys, such as an override of the direction of writing, is left out.
+        """
+        source, _, text = visible(raw.decode("utf-8", "replace")).partition("\n")
         return Passage(source, text)
 
 

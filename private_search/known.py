@@ -92,7 +92,8 @@ class KnownLibraries:
         """Let conversations ask one, where their owner chooses it.
 
         Raises:
-            ConfigError: no name, address or token for one, or a name or key that is there already.
+            ConfigError: no name, address or token for one, or a name or address that is there
+            already.
         """
         from .client import LibraryAddress
 
@@ -105,9 +106,12 @@ class KnownLibraries:
         with self._changed() as entries:
             if name in entries:
                 raise ConfigError(f"a library {name} is known already; remove it first")
+            written = f"{parsed.url}/#{parsed.host.raw.hex()}"
+            for entry in entries.values():
+                if entry.address == written:
+                    raise ConfigError(f"this library is known already, as {entry.name}")
             asker(parsed, token)
             pem = "" if certificate is None else str(certificate.resolve())
-            written = f"{parsed.url}/#{parsed.host.raw.hex()}"
             entries[name] = KnownLibrary(name=name, address=written, certificate=pem)
 
     def remove(self, name: str) -> None:

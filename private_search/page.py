@@ -31,7 +31,7 @@ SHARED = (
     "vendor/htm-preact.js",
 )
 SEES = (
-    "that somebody asked, when, and from which network address",
+    "that somebody asked, or fetched the map of clusters, when, and from which network address",
     "which account asked: a key made for this host alone, or the name of a token",
     "how many passages were read, and how many texts were classified",
     "sizes, which are the same whatever is asked",

@@ -5,8 +5,11 @@ a name, and counts what is asked against it. Whoever has the token is that asker
 Knows one file of a home. Always: no token can be read out of it.
 """
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -54,12 +57,11 @@ class TokenList:
             raise ConfigError(
                 f"{name!r} is no name for a token; take small letters, digits, _ and -"
             )
-        names = self.names()
-        if name in names:
-            raise ConfigError(f"{name} has a token already; remove it first")
-        secret = os.urandom(KEY_BYTES)
-        token = f"{MARK}{secret.hex()}"
-        self._write({**names, name: identity(token).public.raw.hex()})
+        token = f"{MARK}{os.urandom(KEY_BYTES).hex()}"
+        with self._changed() as names:
+            if name in names:
+                raise ConfigError(f"{name} has a token already; remove it first")
+            names[name] = identity(token).public.raw.hex()
         return token
 
     def remove(self, name: str) -> None:
@@ -68,16 +70,21 @@ class TokenList:
         Raises:
             UnknownEntryError: none is called so.
         """
-        names = self.names()
-        if name not in names:
-            raise UnknownEntryError(
-                f"no token is called {name[:80]!r}; there are: {', '.join(names) or 'none'}"
-            )
-        del names[name]
-        self._write(names)
+        with self._changed() as names:
+            if name not in names:
+                raise UnknownEntryError(
+                    f"no token is called {name[:80]!r}; there are: {', '.join(names) or 'none'}"
+                )
+            del names[name]
 
-    def _write(self, names: dict[str, str]) -> None:
-        write_atomically(self._path, json.dumps(names).encode(), mode=0o600)
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, str]]:
+        """The names, kept from other processes, and written when the block ends well."""
+        with self._path.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            names = self.names()
+            yield names
+            write_atomically(self._path, json.dumps(names).encode(), mode=0o600)
 
 
 def identity(token: str) -> Identity:

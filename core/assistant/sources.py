@@ -81,13 +81,18 @@ class Sources:
 
 
 def fused(lists: Sequence[Ranked], most: int) -> list[tuple[str, RetrievedPassage]]:
-    """One list of many. A text that stands in two of them counts twice, under its first source."""
+    """One list of many. A text that stands in two of them counts twice, under its first source; in
+    one of them it counts once, wherever else it stands there: no source raises its own.
+    """
     worth: dict[str, float] = {}
     first: dict[str, tuple[str, RetrievedPassage]] = {}
     for one in lists:
+        counted = set[str]()
         for rank, (source, passage) in enumerate(one, 1):
             text = passage.text.strip()
-            worth[text] = worth.get(text, 0.0) + 1 / (FUSION + rank)
+            if text not in counted:
+                worth[text] = worth.get(text, 0.0) + 1 / (FUSION + rank)
+            counted.add(text)
             first.setdefault(text, (source, passage))
     order = sorted(worth, key=lambda text: worth[text], reverse=True)  # of equal ones the first
     return [first[text] for text in order[:most]]

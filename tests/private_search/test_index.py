@@ -61,6 +61,7 @@ def test_no_text_makes_a_passage_too_long_and_no_character_is_lost(text):
 def test_a_passage_survives_its_encoding_and_long_names_keep_their_end():
     passage = Passage("notes/ä.md", "first line\nsecond line")
     assert Passage.decode(passage.encode()) == passage
+    assert Passage.decode("a\u202e.md\nsaid\u202e so\tthere\n".encode()).text == "said so\tthere\n"
 
     name = index.short_name(Path("ä" * 300) / "end.md")
     assert len(name.encode()) <= index.NAME_BYTES and name.endswith("/end.md")

@@ -251,6 +251,8 @@ def test_names_and_addresses_are_right_or_refused_and_a_damaged_file_is_not_forg
     libraries.add("town", address)
     for name, where, said in (
         ("town", address, "known already"),
+        ("twin", address, "known already, as town"),
+        ("other", f"http://ann:pw@127.0.0.1:1/#{KEY}", "not a library's address"),
         ("To wn", address, "no name for a library"),
         ("other", "http://127.0.0.1:1/", "copy the"),
     ):
@@ -280,6 +282,9 @@ def test_ranks_are_fused_and_a_text_of_two_sources_counts_twice():
     two = [("b", passage(text)) for text in ("other", " both\n", "last")]
     found = [(source, each.text) for source, each in fused([one, two], 4)]
     assert found == [("a", "both"), ("a", "first"), ("b", "other"), ("a", "third")]
+    again = [("b", passage("same")), ("b", passage("same"))]  # nobody raises a text of its own
+    own = [("a", passage("first"))]
+    assert [source for source, _ in fused([own, again], 4)] == ["a", "b"]
 
 
 def test_a_report_never_holds_a_question_and_says_where_it_went():

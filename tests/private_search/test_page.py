@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import pytest
@@ -65,6 +66,9 @@ async def test_a_token_is_an_account_and_the_page_shows_that_it_asked_and_not_wh
     assert "cello" not in json.dumps(seen) and "the question" in str(seen["hidden"])
     assert "quietchoir_library_questions_total 1.0" in metrics
     assert "quietchoir_library_keys 1.0" in metrics and "ann" not in metrics
+    with ThreadPoolExecutor(6) as six:
+        list(six.map(TokenList(known.room()).add, "bcdefg"))  # at once, and none is lost
+    assert set(TokenList(known.room()).names()) == {"ann", *"bcdefg"}
     assert token not in (known.room() / tokens.FILE).read_text()
     assert token.removeprefix(tokens.MARK) not in (known.room() / tokens.FILE).read_text()
 

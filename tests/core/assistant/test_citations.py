@@ -56,6 +56,14 @@ def test_only_as_many_passages_as_there_is_room_for_are_shown_the_best_first():
     assert [each.number for each in cited(found, count, 1000)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_passage_that_is_too_long_keeps_none_out_and_a_librarys_says_that_it_is_one():
+    long = RetrievedPassage(0, "note.txt", 0, 0, 0, "", "\ufffd " * 500)
+    there = RetrievedPassage(0, "note.txt", 0, 0, 0, "", "A stranger's.")
+    kept = cited([("library:x", long), ("house", LEASE), ("library:x", there)], count, 100)
+    assert [(one.number, one.collection) for one in kept] == [(1, "house"), (2, "library:x")]
+    assert 'from="note.txt, library:x"' in marked(kept)
+
+
 def test_without_passages_the_conversation_is_as_it_was():
     asked = (Message("user", "hi"),)
     assert with_passages(asked, ()) == asked and with_facts(asked, ()) == asked

@@ -210,7 +210,9 @@ def test_a_map_is_read_whole_or_refused(clusters):
         ClusterLayout(GROUPS * CLUSTERS - 1, 8)
 
 
-def test_an_answer_to_another_key_and_other_sizes_are_refused(keeper, questioner, clusters, rows):
+def test_an_answer_to_another_key_and_other_sizes_are_refused(
+    keeper, questioner, clusters, rows, monkeypatch
+):
     parts, near = questioner.near(rows[0][0], clusters.map)
     for wrong in ([], parts[:1], [parts[0][:-4], parts[1]]):
         with pytest.raises(ProtocolError, match="expected"):
@@ -218,7 +220,15 @@ def test_an_answer_to_another_key_and_other_sizes_are_refused(keeper, questioner
     stranger = PirClient(keeper.shape)
     try:
         answer = keeper.near(stranger.keys(), parts)
+        worked, scores = [], ClusterMap.scores
+
+        def watched(*given):
+            worked.append(given)
+            return scores(*given)
+
+        monkeypatch.setattr(ClusterMap, "scores", watched)
         with pytest.raises(ProtocolError, match="no mask off"):
             questioner.near_scores(answer, near)
+        assert len(worked) == 1  # as of an answer that opens: the host sees when we go on
     finally:
         stranger.close()
