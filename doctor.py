@@ -261,10 +261,13 @@ def plugins(config: Config) -> Finding:
         return Finding("plugins", False, str(error), essential=True)
     tools = [tool.name for plugin in host.plugins.values() for tool in plugin.manifest.tools]
     text = f"{', '.join(host.plugins) or 'none enabled'}: {len(tools)} tools"
+    off = {name: plugin.disabled for name, plugin in host.plugins.items() if plugin.disabled}
+    if off:
+        text = f"{text}; off: {'; '.join(f'{name}: {why}' for name, why in off.items())}"
     if strange := misnamed(config.tools, tools):
         rules = f"[tools] names {', '.join(strange)}, as no tool here is called; mend these rules"
         return Finding("plugins", False, f"{text}; {rules}")
-    return Finding("plugins", True, text)
+    return Finding("plugins", not off, text)
 
 
 def token(_config: Config) -> Finding:

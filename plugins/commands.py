@@ -163,8 +163,10 @@ def show(chosen: argparse.Namespace) -> int:
     from . import installing
     from .host import available
     from .registry import lock
+    from .running import plugin_folder, refused_by
     from .sandbox.probe import probe
 
+    report = probe()
     plugins = config.load(chosen.config).plugins
     let_in = installing.installed()
     found = available((*plugins.folders, *let_in))
@@ -175,12 +177,13 @@ def show(chosen: argparse.Namespace) -> int:
             origin = origins.get(plugin_id)
             state = f"installed from {origin.registry}" if origin else "installed"
             state = one_line(lock.halted(terms)) or state
+        if why := refused_by(report.launcher, terms, plugin_folder(plugin_id)):
+            state = f"{state}; off: {one_line(why)}"
         print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools")
         print(f"    {one_line(terms.head.description)}")
         print(f"    may use: {'; '.join(terms.head.asks())}")
     for folder, reason in sorted(found.refused.items()):
         print(f"{folder}  refused: {one_line(str(reason))}")
-    report = probe()
     told = "; ".join(filter(None, (report.reason, report.advice)))
     print(f"sandbox: {'' if report.available else 'none. '}{told}")
     return 0

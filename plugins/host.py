@@ -186,14 +186,18 @@ class PluginHost:
         """What a call of this plugin may do at most, by itself and by the tools of others that it
         may call.
         """
-        found = [plugin.effect(said)]
-        if plugin.disabled is None:
-            for wanted in plugin.manifest.head.permissions.tools:
+        found, reached = {plugin.effect(said)}, [plugin]
+        for one in reached:
+            for wanted in one.manifest.head.permissions.tools if one.disabled is None else ():
                 name, _, tool = wanted.partition(":")
-                other = self.plugins.get(name)
-                for entry in other.manifest.tools if other is not None else ():
-                    if entry.name == tool and other is not None:
-                        found.append(self.effect(other, entry.effect))
+                other = self._owners.get(tool)
+                if other is None or other.manifest.id != name:
+                    continue
+                found |= {
+                    other.effect(own.effect) for own in other.manifest.tools if own.name == tool
+                }
+                if other not in reached:
+                    reached.append(other)
         return max(found, key=EFFECTS.index)
 
     async def _carry(

@@ -32,6 +32,7 @@ VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")  # three that can be
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OTHER_TOOL = re.compile(rf"{ID.pattern}:{TOOL_NAME.pattern}")
+MAX_OTHER_TOOLS = 100  # that a plugin may call
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 # What a server may offer besides tools. The host makes one reading tool of each, in words of its
 # own; what comes is the server's, and not pinned.
@@ -129,6 +130,13 @@ class Permissions:
             raise ValueError(
                 f"permissions.tools names {unknown[0]!r}; expected publisher/name:tool"
             )
+        if len(self.tools) > MAX_OTHER_TOOLS:
+            raise ValueError(
+                f"permissions.tools names {len(self.tools)}; at most {MAX_OTHER_TOOLS} are granted"
+            )
+        if len(set(self.tools)) < len(self.tools):
+            twice = next(one for one in self.tools if self.tools.count(one) > 1)
+            raise ValueError(f"permissions.tools names {twice!r} twice; name each tool once")
         if both := set(self.folders) & set(self.write_folders):
             raise ValueError(
                 f"permissions name the folder {min(both)} to read and to write; write includes read"

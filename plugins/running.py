@@ -61,6 +61,20 @@ def plugin_folder(plugin_id: str) -> Path:
     return paths.home() / "plugins" / plugin_id
 
 
+def refused_by(launcher: Launcher, terms: Manifest, folder: Path) -> str:
+    """What a manifest asks for, its owner filled in in the plugin's private `folder`, and this
+    launcher cannot hold, in words; empty if all can be held.
+    """
+    if launcher == "bubblewrap":
+        return ""
+    try:
+        found = grants.read(folder)
+    except ConfigError:
+        found = PluginSettings()  # its start says what is wrong
+    names = {*found.folders, *found.environment, *found.hosts}
+    return landlock.refuses(terms.head.permissions.filled(names))
+
+
 def say(row: Row) -> None:
     """Note what a plugin that is only tried did besides its calls."""
     logger.info("%s", row)
@@ -257,17 +271,8 @@ class Plugin:
         return self._granted
 
     def refused_by(self, launcher: Launcher) -> str:
-        """What its manifest asks for, its owner filled in, and this launcher cannot hold, in words;
-        empty if all can be held.
-        """
-        if launcher == "bubblewrap":
-            return ""
-        try:
-            found = grants.read(self.folder)
-        except ConfigError:
-            found = PluginSettings()  # its start says what is wrong
-        names = {*found.folders, *found.environment, *found.hosts}
-        return landlock.refuses(self.manifest.head.permissions.filled(names))
+        """As `refused_by`."""
+        return refused_by(launcher, self.manifest, self.folder)
 
     async def _launcher(self) -> Launcher:
         """What confines it: found once, so that no later start finds something weaker.

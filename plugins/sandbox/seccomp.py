@@ -3,11 +3,11 @@
 Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of
 processes: bytes out.
 Always: what is not on the list is refused with EPERM, and so are commands of prctl, fcntl, ioctl
-and setsockopt that are not on theirs. Sockets that have a name open only where a network is
-granted, and are TCP's; nobody listens but `inside.py`, before the plugin's first line. A call of
-another architecture or of the x32 table kills the process. clone3, and what is newer than the list,
-fails with ENOSYS: the C library then falls back to what is older, to clone, whose flags can be
-read.
+and setsockopt that are not on theirs, and pairs of sockets that are not the machine's own. Sockets
+that have a name open only where a network is granted, and are TCP's; nobody listens but
+`inside.py`, before the plugin's first line. A call of another architecture or of the x32 table
+kills the process. clone3, and what is newer than the list, fails with ENOSYS: the C library then
+falls back to what is older, to clone, whose flags can be read.
 
 Not covered: bugs in the system calls that stay allowed.
 Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and
@@ -125,12 +125,15 @@ MODES = (
     ((85, None), 1),
 )  # fmt: skip
 OPENAT2, SET_ID_BITS = (437, 437), 0o6000
+# A pair of another family than AF_UNIX fails, but has the kernel load what that family is made of.
+EVERYWHERE_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (("socketpair", 0, (1,)),)
 # Without namespaces, where it shares files and processes with others of its user:
 # - it stays one process, so that who ends it has ended all of it; threads it may have;
 # - signals and limits are its own alone; `inside.py` puts its number in the place of OWN, which is
 #   no process's;
 # - calls that Landlock does not judge, and that change a file or tell more of it than it is there;
-# - pairs of sockets are streams: a datagram of one could be addressed to any local socket.
+# - pairs of sockets are streams: a datagram of one could be addressed to any local socket;
+# - clocks are the machine's, or its own (-6, -2): those of other processes tell when they compute.
 OWN = 0x7FFFFFFF
 CLONE_THREAD = 0x00010000
 SHARED_REFUSED = (
@@ -139,12 +142,16 @@ SHARED_REFUSED = (
     *("getxattr", "lgetxattr", "listxattr", "llistxattr"),
 )
 SOCKETPAIR_TYPES = (1, 0x801, 0x80001, 0x80801)  # SOCK_STREAM, as in SOCKET_ARGUMENTS
+CLOCKS = (*range(12), 0xFFFFFFFA, 0xFFFFFFFE)  # CLOCK_REALTIME to CLOCK_TAI
 # which argument, and what it may be
 SHARED_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     ("kill", 0, (OWN,)),
     ("tgkill", 0, (OWN,)),
     ("prlimit64", 0, (0, OWN)),
     ("socketpair", 1, SOCKETPAIR_TYPES),
+    ("clock_gettime", 0, CLOCKS),
+    ("clock_getres", 0, CLOCKS),
+    ("clock_nanosleep", 0, CLOCKS),
 )
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
 NEW_NAMESPACES = 0x7E020000
@@ -195,6 +202,7 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
     if architecture == X86_64:
         program += [(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
+    program += bound(column, EVERYWHERE_ARGUMENTS)
     if extra.shared:
         program += alone(column)
     if extra.writes:
@@ -225,7 +233,13 @@ def alone(column: int) -> list[Instruction]:
     for name in SHARED_REFUSED:
         if (number := ALLOWED[name][column]) is not None:
             program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
-    for name, argument, allowed in SHARED_ARGUMENTS:
+    return program + bound(column, SHARED_ARGUMENTS)
+
+
+def bound(column: int, arguments: Sequence[tuple[str, int, tuple[int, ...]]]) -> list[Instruction]:
+    """Refuse these calls unless an argument is one of those that are listed."""
+    program: list[Instruction] = []
+    for name, argument, allowed in arguments:
         number = ALLOWED[name][column]
         assert number is not None  # each machine has them
         lefts = range(len(allowed), 0, -1)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from quietchoir import doctor
+from quietchoir.core.config import Config, PluginsConfig
 from quietchoir.core.errors import ConfigError, QuietchoirError, ToolError
 from quietchoir.plugins import commands
-from quietchoir.plugins.sandbox.probe import SandboxReport
+from quietchoir.plugins.sandbox.probe import Launcher, SandboxReport
 
 from .conftest import hostile, write_bundle
 
@@ -39,6 +41,30 @@ def test_list_shows_what_a_plugin_may_do_and_whether_it_can_be_confined(
         "60 s of a processor each; 2 MB of scratch space in memory"
     ) in shown
     assert "sandbox: bubblewrap" in shown
+
+
+@pytest.mark.parametrize("launcher", ["landlock", "bubblewrap"])
+def test_what_cannot_be_held_here_is_listed_as_off_with_the_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    launcher: Launcher,
+) -> None:
+    """By the list and by doctor, as the node does it."""
+    report = SandboxReport(True, f"{launcher} confines them", launcher=launcher)
+    monkeypatch.setattr("quietchoir.plugins.sandbox.probe.probe", lambda *wanted: report)
+    monkeypatch.setattr("quietchoir.plugins.host.probe", lambda *wanted: report)
+    folder = write_bundle(tmp_path / "hostile", "pass", permissions={"network": ["example.org"]})
+    settings = PluginsConfig(enabled=("tests/hostile", "quietchoir/household"), folders=(folder,))
+    monkeypatch.setattr("quietchoir.core.config.load", lambda path: Config(plugins=settings))
+    assert run("plugin", "list") == 0
+    shown = capsys.readouterr().out
+    found = doctor.plugins(Config(plugins=settings))
+    why = "off: it asks for the network, which is granted where bubblewrap confines it"
+    assert (f"enabled; {why}" in shown) is (launcher == "landlock")
+    assert ("off: tests/hostile: it asks for the network" in found.text) is not found.well
+    assert found.well is (launcher == "bubblewrap") and not found.essential
+    assert "quietchoir/household 0.1.0  enabled, 42 tools\n" in shown
 
 
 def test_run_carries_out_one_call(

@@ -172,6 +172,10 @@ def test_a_manifest_names_tools_of_others_by_their_plugins(tmp_path: Path) -> No
     for name in ("tool", "tests/first:first", "tests/other:", "x/y:z w"):
         with pytest.raises(ManifestError, match=r"permissions\.tools"):
             manifest.read(written(tmp_path, "first", name))
+    with pytest.raises(ManifestError, match="twice; name each tool once"):
+        manifest.read(written(tmp_path, "first", *["tests/other:ask"] * 2))
+    with pytest.raises(ManifestError, match="at most 100 are granted"):
+        manifest.read(written(tmp_path, "first", *[f"tests/other:t{one}" for one in range(101)]))
     terms = manifest.read(written(tmp_path, "first", "tests/other:ask"))
     assert "call tests/other:ask of other plugins, and by that do what those may" in (
         terms.head.asks()

@@ -122,6 +122,12 @@ def test_the_filter_leaves_one_process_its_own_signals_and_nothing_of_others(
     assert said("prlimit64", 0) == seccomp.ALLOW and said("prlimit64", 1) == no
     assert said("socketpair", 1, 0x80801) == seccomp.ALLOW
     assert said("socketpair", 1, 2) == said("socketpair", 1, 5) == no
+    # CLOCK_MONOTONIC; its own processor time; those of process 1 and of a thread of another
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
+        assert said(name, 1) == said(name, 0xFFFFFFFA) == seccomp.ALLOW
+        others = [(~1 << 3 | 2) & 0xFFFFFFFF, (~4711 << 3 | 6) & 0xFFFFFFFF]
+        assert [said(name, one) for one in others] == [no] * 2
+        assert said(name, others[0], of=usual) == seccomp.ALLOW  # where others have no numbers
     assert said("openat") == said("execve") == seccomp.ALLOW
 
 

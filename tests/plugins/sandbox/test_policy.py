@@ -125,6 +125,7 @@ def test_of_all_numbers_only_the_listed_calls_pass(machine: str, column: int) ->
     architecture = seccomp.MACHINES[machine]
     program = seccomp.compile_filter(machine)
     allowed = {numbers[column] for numbers in seccomp.ALLOWED.values()} - {None}
+    allowed -= {seccomp.ALLOWED["socketpair"][column]}  # argument 0: no family
     clone, ioctl, fcntl = seccomp.CLONE[column], seccomp.IOCTL[column], (72, 25)[column]
     for number in range(4096):
         found = verdict(program, number, architecture=architecture)
@@ -233,6 +234,24 @@ def test_of_prctl_fcntl_and_setsockopt_only_the_listed_commands_pass(
     assert not prctl & {1, 4, 78}  # PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_FUTEX_HASH
     assert not fcntl & {10, 37, 38, 1031}  # F_SETSIG, F_OFD_SETLK, F_OFD_SETLKW, F_SETPIPE_SZ
     assert not setsockopt & {7, 8, 26}  # SO_SNDBUF, SO_RCVBUF, SO_ATTACH_FILTER
+
+
+@pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_pairs_of_sockets_are_the_machines_own_alone(
+    machine: str, column: int, shared: bool
+) -> None:
+    """Another family fails too, but only after the kernel has loaded what it is made of."""
+    program = seccomp.compile_filter(machine, seccomp.Extra(shared=shared))
+    number = seccomp.ALLOWED["socketpair"][column]
+    assert number is not None
+    passed = {
+        family
+        for family in (*range(64), 1 << 31, 0xFFFFFFFF)
+        if verdict(program, number, (family, 1), architecture=seccomp.MACHINES[machine])
+        == seccomp.ALLOW
+    }
+    assert passed == {1}
 
 
 def test_a_clone_is_judged_by_its_flags() -> None:
