@@ -314,7 +314,7 @@ def bring_up(collections: "Collections", name: str) -> int:
     from .plugins.documents import parsing
 
     with parsing() as parser, progress_bar() as progress:
-        done = collections.update(name, parser, progress)
+        done = collections.update(name, parser, progress, retry=True)
     chunks, vectors = collections.store(name).count()
     passages = screen.counted(chunks, "passage")
     print(f"{name}: {told(done)}; {passages}, {vectors} of them found by meaning")

@@ -119,9 +119,11 @@ class Collections:
         ranks = max(map(len, lists), default=0)
         return [one[rank] for rank in range(ranks) for one in lists if rank < len(one)][:most]
 
-    def update(self, name: str, parser: Parser, progress: Progress = nobody) -> Update:
+    def update(
+        self, name: str, parser: Parser, progress: Progress = nobody, *, retry: bool = False
+    ) -> Update:
         """Bring one up to what its sources hold now. Raises: as `search`, and `indexing.update`."""
-        return update(self.store(name), parser, self._embedder(), progress)
+        return update(self.store(name), parser, self._embedder(), progress, retry=retry)
 
     def changed(self, name: str, suffixes: frozenset[str]) -> bool:
         """Has one of its sources changed? A collection whose passphrase nobody gave yet has not:

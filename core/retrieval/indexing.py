@@ -61,7 +61,7 @@ class Update:
 
     read: int = 0  # documents
     replaced: int = 0  # of them, those that were here in another version
-    unchanged: int = 0
+    unchanged: int = 0  # and in the collection
     removed: int = 0
     embedded: int = 0  # chunks
     problems: dict[str, str] = field(default_factory=dict)  # path → what to do
@@ -78,11 +78,15 @@ def update(
     parser: Parser,
     embedder: Embedder | None = None,
     progress: Progress = nobody,
+    *,
+    retry: bool = False,
 ) -> Update:
     """Bring a collection up to what its sources hold now.
 
     Args:
         embedder: None: words alone are found, until an update with one.
+        retry: what could not be read before is read again, though its file is the same: a parser's
+            deadline and a permission pass. Who looks every few seconds leaves it alone.
 
     Raises:
         RetrievalError: the disk refuses; what was done up to then stands, and the next update goes
@@ -104,7 +108,7 @@ def update(
     for place, path in enumerate(dict.fromkeys(found)):
         progress("documents", place, len(found))
         here.add(str(path))
-        take(store, parser, path, before.get(str(path)), done)
+        take(store, parser, path, before.get(str(path)), done, retry)
     for gone in before.keys() - here:
         if not dropped(gone):
             store.remove(gone)
@@ -199,19 +203,25 @@ def regular(path: Path) -> bool:
 
 
 def take(
-    store: CollectionStore, parser: Parser, path: Path, before: DocumentEntry | None, done: Update
+    store: CollectionStore,
+    parser: Parser,
+    path: Path,
+    before: DocumentEntry | None,
+    done: Update,
+    retry: bool,
 ) -> None:
-    """Read one document if it is new or was changed."""
+    """Read one document if it is new or was changed; or could not be read, and `retry` is asked."""
     try:
         state = path.stat()
         same = before is not None and (before.size, before.modified_ns) == (
             state.st_size,
             state.st_mtime_ns,
         )
-        if before is not None and same:
-            done.unchanged += 1
+        if before is not None and same and not (before.problem and retry):
             if before.problem:
                 done.problems[str(path)] = before.problem
+            else:
+                done.unchanged += 1
             return
         if state.st_size > parser.max_bytes:
             raise DocumentError(
@@ -228,7 +238,7 @@ def take(
     entry = DocumentEntry(
         str(path), state.st_size, state.st_mtime_ns, hashlib.sha256(data).digest()
     )
-    if before is not None and before.digest == entry.digest:
+    if before is not None and before.digest == entry.digest and not before.problem:
         store.touch(entry)
         done.unchanged += 1
         return
@@ -257,8 +267,13 @@ def refuse(
 ) -> None:
     """Tell why a document is not found; what an earlier version of it said is not found either."""
     done.problems[entry.path] = entry.problem
-    if before is None or before.problem != entry.problem or before.chunks:
+    if before is None or before.chunks or told(before) != told(entry):
         store.put(entry, ())
+
+
+def told(entry: DocumentEntry) -> tuple[str, int, int]:
+    """Why a document is not found, and of which version of its file that holds."""
+    return entry.problem, entry.size, entry.modified_ns
 
 
 def embed(store: CollectionStore, embedder: Embedder, done: Update, progress: Progress) -> None:

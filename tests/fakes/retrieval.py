@@ -24,9 +24,12 @@ class LineParser:
 
     def __init__(self) -> None:
         self.parsed: list[str] = []
+        self.late = frozenset[str]()  # files at which it runs into its deadline
 
     def parse(self, name: str, data: bytes) -> list[TextBlock]:
         self.parsed.append(name)
+        if name in self.late:
+            raise DocumentError(f"{name}: the parser gave up (no answer in time); split it")
         if b"\0" in data:
             raise DocumentError(f"{name}: named .txt, but its bytes are no text; rename it")
         return [

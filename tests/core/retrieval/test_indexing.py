@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RetrievalError, UnknownEntryError
-from quietchoir.core.retrieval.indexing import update
+from quietchoir.core.retrieval.indexing import changed, update
 from quietchoir.core.retrieval.search import Search
 from quietchoir.core.retrieval.store import CollectionStore
 from quietchoir.tests.fakes.retrieval import LineParser, WordEmbedder
@@ -82,7 +82,30 @@ def test_a_document_that_cannot_be_read_is_told_once_and_stops_nobody(store, fol
         str(folder / "bad.txt"): "bad.txt: named .txt, but its bytes are no text; rename it"
     }
     parser = LineParser()
-    assert update(store, parser).problems and not parser.parsed  # as long as it is the same file
+    done = update(store, parser)
+    assert done.problems and not parser.parsed  # as long as it is the same file
+    assert done.unchanged == 2  # it is not one of them
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_document_whose_parser_ran_out_of_time_is_read_when_asked_again_or_touched(
+    store, folder, touched
+):
+    parser = LineParser()
+    parser.late = frozenset({"lease.txt"})
+    (folder / "bad.txt").write_bytes(b"\0\0")
+    assert update(store, parser).read == 1
+    late, bad = str(folder / "lease.txt"), str(folder / "bad.txt")
+    parser.late = frozenset()
+    if touched:
+        os.utime(late, (1, 1))
+        os.utime(bad, (1, 1))
+    done = update(store, parser, retry=not touched)
+    assert (done.read, done.unchanged, list(done.problems)) == (1, 1, [bad])
+    assert parser.parsed[3:] == ["bad.txt", "lease.txt"]
+    assert "the rent is due in March" in content(store)[-1][2]
+    assert not changed(store, parser.suffixes)  # a node that looks leaves the broken one alone
+    assert update(store, parser).problems and len(parser.parsed) == 5
 
 
 def test_a_file_of_400_mb_is_refused_unread(store, folder):
