@@ -103,9 +103,7 @@ def test_who_wants_the_same_text_again_stays_with_the_kernels(weights: Weights) 
         for one in requests(5)
     ]
     generate(engine, seeded)
-    assert prompts.asked == 0
-    generate(engine, requests(5))
-    assert prompts.asked > 0  # the control
+    assert prompts.asked == 0  # of as many without a seed some are (above)
     planned.close()
 
 
