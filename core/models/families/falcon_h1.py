@@ -60,7 +60,7 @@ class FalconH1(Family):
         self, found: dict[str, QuantTensor], settings: HfSettings
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_scaled`; in the folder's own type, as its GGUF files have them."""
-        gates, downs = settings.get("mlp_multipliers") or (1.0, 1.0)
+        gates, downs = settings.reals("mlp_multipliers", 2) or (1.0, 1.0)
         seen = settings.real("attention_in_multiplier")
         factors: dict[str, Any] = {
             ".mlp.gate_proj.weight": gates,
@@ -112,9 +112,7 @@ def scan_factors(settings: HfSettings) -> np.ndarray[Any, np.dtype[np.float32]]:
     """By how much each row of a scan's inputs is multiplied."""
     inner, heads = inner_size(settings), settings.size("mamba_n_heads")
     keys = settings.size("mamba_n_groups") * settings.size("mamba_d_state")
-    parts = settings.get("ssm_multipliers") or (1.0,) * 5
-    if len(parts) != 5:
-        raise ValueError(f"it has {len(parts)} factors of a scan's inputs")
+    parts = settings.reals("ssm_multipliers", 5) or (1.0,) * 5
     whole = settings.real("ssm_in_multiplier") * np.array(parts, np.float32)
     return np.repeat(whole, [inner, inner, keys, keys, heads])
 

@@ -149,7 +149,7 @@ def scan_from_hf(settings: HfSettings, inner: int) -> dict[str, Any]:
     for key in ("mamba_proj_bias", "projectors_bias", "mlp_bias"):
         if settings.get(key):
             raise ValueError(f"{key} is true")
-    least, most = map(number_of, settings.get("time_step_limit") or (0.0, math.inf))
+    least, most = settings.reals("time_step_limit", 2) or (0.0, math.inf)
     if least > 0.0 or most < math.inf:
         raise ValueError(f"its steps are between {least} and {most}")
     heads = settings.size("mamba_n_heads")
@@ -161,11 +161,6 @@ def scan_from_hf(settings: HfSettings, inner: int) -> dict[str, Any]:
         "delta_key_dim": settings.size("mamba_d_state"),
         "delta_value_dim": inner // heads,
     }
-
-
-def number_of(said: Any) -> float:
-    """A number of a config; what JSON has no word for stands in an object."""
-    return float(said["__float__"] if isinstance(said, dict) else said)
 
 
 def scans_apart(

@@ -5,6 +5,7 @@ what a setting means.
 Always: a setting of another type or size than asked for is a `ModelFileError` with its key.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,28 @@ class HfSettings:
                 f"get the model again"
             )
         return float(found)
+
+    def reals(self, key: str, count: int) -> list[float] | None:
+        """`count` finite numbers, or infinities as JSON has them (`{"__float__": "Infinity"}`);
+        None: it says none.
+
+        Raises:
+            ModelFileError: anything else.
+        """
+        found = self.get(key)
+        if found is None:
+            return None
+        try:
+            listed = [one["__float__"] if isinstance(one, dict) else one for one in found]
+            numbers = [float(one) for one in listed if not isinstance(one, bool)]
+        except (TypeError, ValueError, KeyError, OverflowError):
+            numbers = []
+        if len(numbers) != count or any(math.isnan(one) for one in numbers):
+            raise ModelFileError(
+                f"{self.path}: found {key} = {found!r:.60}, expected {count} numbers; "
+                f"get the model again"
+            )
+        return numbers
 
     def rule(self, key: str) -> dict[str, Any]:
         """An object, empty where there is none."""

@@ -6,6 +6,7 @@ A tenth of the random cases by default, all of them with QUIETCHOIR_FUZZ=full.
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import random
@@ -22,6 +23,7 @@ import torch
 from quietchoir.core.errors import ModelError, ModelFileError, ModelNotFoundError, RequestError
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.files.settings import HfSettings
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.tests.fakes.models import GgufWriter, make_model
 from quietchoir.tests.fakes.tokenizers import save
@@ -469,3 +471,14 @@ def test_folders_with_spoiled_tensors_are_refused_or_compute(
         loaded += attempt(copy, make_linear)
     assert loaded < CASES // 9
     assert peak() - before < GROWTH
+
+
+@pytest.mark.parametrize(
+    "said", [1, "x", [1.0], ["a"] * 2, [0.0, {"a": 1}], [True, True], [[1], [2]], [math.nan, 1.0]]
+)
+def test_a_list_of_numbers_is_that_or_refused(said: Any) -> None:
+    """The instances: factors and bounds of state spaces ended in Python's own errors."""
+    with pytest.raises(ModelFileError, match=r"c\.json: found factors = .*, expected 2 numbers"):
+        HfSettings(Path("c.json"), {"factors": said}, {}).reals("factors", 2)
+    known = HfSettings(Path("c.json"), {"factors": [0, {"__float__": "Infinity"}]}, {})
+    assert known.reals("factors", 2) == [0.0, math.inf]
