@@ -136,7 +136,7 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         "--plan",
         action="store_true",
         help="instead: measure which device is fastest here for prompts, answers, embeddings and "
-        "training of the configured models (a minute), and show it",
+        "training of the configured models (some minutes), and show it",
     )
     examining.set_defaults(run=doctor)
     register_upkeep(verbs)

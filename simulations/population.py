@@ -179,7 +179,9 @@ def read_csv(file: Path, population: Population) -> list[Labelled]:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    head = text.partition("\n")[0]
+    separated = ";" if ";" in head and "," not in head else ","  # Excel's, where "," is in numbers
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else separated
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns = [population.text, population.label, *([population.key] if population.key else [])]
     found, lacking = list[Labelled](), list[int]()

@@ -20,6 +20,7 @@ from .power import PowerState, read_state
 
 T = TypeVar("T")
 TRIES = 2  # of a job's size on a device before it is judged: a first one may compile
+BEATEN = 3.0  # times the best: who takes so much longer is not measured again
 KEPT = 5  # latest times of a job's size on a device; the best of them counts
 LOOK_S = 30.0  # memory and power are looked at so often
 HOT = 90.0  # degrees Celsius, from which on a processor slows itself down
@@ -129,11 +130,16 @@ class Planner:
     def measure(
         self, job: str, size: int, work: Mapping[str, Callable[[], object]], repeats: int
     ) -> None:
-        """Have each device do the same job, in turns; a first time of each does not count."""
+        """Have each device do the same job, in turns; a first time of each does not count. Who is
+        beaten by far at the second is asked no more.
+        """
         for name in self.available(job, tuple(work)):
             self._timed(name, work[name])
+        times = self._times[job, bucket(size)]
         for _ in range(repeats):
             for name in self.available(job, tuple(work)):
+                if name in times and min(times[name]) > BEATEN * min(map(min, times.values())):
+                    continue
                 if (seconds := self._timed(name, work[name])) is not None:
                     self.note(job, size, name, seconds)
 

@@ -121,6 +121,14 @@ def test_a_table_that_cannot_be_dealt_is_refused_with_its_place(
         people_of(path, **{"partition": "iid", "parties": 2, **how})
 
 
+def test_a_table_as_excel_writes_it_where_numbers_have_commas_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f'"say {n}, please; now";class{n % 2}' for n in range(10)]
+    path.write_bytes("\r\n".join(["text;label", *rows]).encode("utf-8-sig"))
+    found = requests(people_of(path, partition="iid", parties=2))
+    assert found == [f"say {n}, please; now" for n in range(10)]
+
+
 def test_other_columns_can_be_named_and_another_content_is_another_digest(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text("utterance\tintent\n" + "".join(f"say {n}\tclass{n % 2}\n" for n in range(10)))

@@ -58,6 +58,17 @@ def test_each_device_is_tried_and_then_the_fastest_does_the_job() -> None:
     assert (one.job, one.size, one.device, set(one.others)) == ("prefill", 16, "own", {"other"})
 
 
+@pytest.mark.parametrize(("takes", "times"), [(1.0, 4), (4.0, 2)])
+def test_a_device_that_is_beaten_by_far_is_not_measured_again(takes: float, times: int) -> None:
+    machine = Machine()
+    machine.takes["own"] = takes
+    work = {name: machine.job(name, 16) for name in machine.takes}
+    machine.planner.measure("prefill", 16, work, 3)
+    assert (machine.done.count("own"), machine.done.count("other")) == (times, 4)
+    (one,) = machine.planner.plan()
+    assert (one.device, one.others) == ("other", {"own": 16 * takes})
+
+
 def test_a_job_moves_when_its_device_disappears() -> None:
     machine = Machine()
     machine.run(times=2 * TRIES + 1)
