@@ -24,7 +24,7 @@ from torch import Tensor
 from ...errors import ConfigError, ModelError, ModelFileError
 from ...paths import make_folder, write_atomically
 from .. import to_gguf
-from ..quant.feedback import compensation, encode_with_feedback
+from ..quant.feedback import Compensation, compensation, encode_with_feedback
 from ..quant.grid import GRIDS, encode_weighted
 from ..quant.quantize import ENCODERS, ENDS, ROUTER, SLAB_ROWS, encoded
 from ..quant.tensor import PLAIN, QuantTensor
@@ -42,7 +42,7 @@ NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LADDERS = {GROUP: ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 256: ("Q4_K", "Q5_K", "Q6_K", "Q8_0")}
 WHOLE = ("model.embed_positions.weight",)  # tables that no matrix product reads
 FISHER_WINDOWS = 4  # of the text, on which sensitivity is measured
-FORMAT = 1  # of the journal
+FORMAT = 2  # of the journal
 
 Tell = Callable[[str], None]
 
@@ -349,7 +349,7 @@ class LayerRounding:
                 made[name] = self.one(name, None)
             else:
                 together.setdefault((id(gram), self.kinds[name]), []).append(name)
-        factors: dict[int, Tensor] = {}
+        factors: dict[int, Compensation] = {}
         for (key, kind), group in together.items():
             gram = grams[group[0].removesuffix(".weight")]
             if key not in factors:
@@ -363,10 +363,10 @@ class LayerRounding:
                 )
         return made
 
-    def sound(self, name: str, gram: Gram) -> Tensor:
+    def sound(self, name: str, gram: Gram) -> Compensation:
         """`compensation`, with the name of who could not have it."""
         try:
-            return compensation(gram.sum)
+            return compensation(gram.sum, gram.rows)
         except ValueError as error:
             raise ModelFileError(f"{name}: {error}; choose another text or model") from error
 

@@ -73,7 +73,7 @@ def inputs(columns: int, count: int = 2000) -> Tensor:
 def test_feedback_changes_outputs_less_than_the_best_rounding_of_each_weight(name: str) -> None:
     rows, x = drawn(16, 256)[3:], inputs(256)
     gram = x.T @ x
-    raw = encode_with_feedback(rows, compensation(gram), name)
+    raw = encode_with_feedback(rows, compensation(gram, len(x)), name)
 
     def output_error(found: Tensor) -> float:
         return float((x @ (found - rows).T).square().sum())
@@ -84,15 +84,28 @@ def test_feedback_changes_outputs_less_than_the_best_rounding_of_each_weight(nam
 
 def test_without_inputs_that_go_together_feedback_is_the_nearest_point_of_the_best_grid() -> None:
     rows, sizes = drawn(8, 256), torch.linspace(0.5, 2, 256)
-    raw = encode_with_feedback(rows, compensation(torch.diag(sizes)), "Q4_0")
-    damped = sizes + 0.01 * sizes.mean()
-    assert torch.equal(raw, encode_weighted(rows, damped, "Q4_0")[0])
+    raw = encode_with_feedback(rows, compensation(torch.diag(sizes), 1000), "Q4_0")
+    assert torch.equal(raw, encode_weighted(rows, sizes, "Q4_0")[0])
+
+
+def test_what_goes_together_by_chance_in_a_short_text_is_hardly_made_up_for() -> None:
+    rows, seen = (
+        drawn(16, 256)[3:],
+        torch.randn(256, 256, generator=torch.Generator().manual_seed(6)),
+    )
+    raw = encode_with_feedback(rows, compensation(seen.T @ seen, len(seen)), "Q4_0")
+    best = encode_weighted(rows, torch.ones(256), "Q4_0")[1]
+
+    def error(found: Tensor) -> float:
+        return float((found - rows).square().sum())  # of inputs that do not go together
+
+    assert error(dequantize_rows("Q4_0", raw)) < 1.1 * error(best)
 
 
 def test_inputs_that_are_no_sample_are_refused_and_dead_ones_are_not() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        compensation(torch.full((4, 4), torch.nan))
+        compensation(torch.full((4, 4), torch.nan), 8)
     x = inputs(64, 10)  # fewer rows than columns
     x[:, 7] = 0
-    assert bool(torch.isfinite(compensation(x.T @ x)).all())
-    assert bool(torch.isfinite(compensation(torch.zeros(8, 8))).all())
+    assert bool(torch.isfinite(compensation(x.T @ x, 10).upper).all())
+    assert bool(torch.isfinite(compensation(torch.zeros(8, 8), 10).upper).all())
