@@ -50,6 +50,7 @@ from ...crypto.pir import search as pir
 from ...private_search import index
 from ...private_search.budget import QueryBudget
 from ...private_search.client import LibraryAddress, SearchCost, SearchSession
+from ...private_search.commands import MAX_QUERIES
 from ...private_search.host import LibraryService, serve
 from ...private_search.index import Index, Passage
 from .figures import Figure, Keep, nobody
@@ -235,6 +236,8 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
             yield from near_figures(f"{name}.clustered")
     yield Figure("stolen.error", "", "embeddings, off by: a question for each dimension, no budget")
     yield Figure("stolen.granted_error", "", "the same from what a budget grants at most")
+    yield Figure("stolen.granted_cosine", "", "cosine of such an embedding with the passage's")
+    yield Figure("stolen.default_cosine", "", "the same from what a budget grants unless told")
     yield Figure("memory_gb_s", "GB/s", "memory, read by one thread")
     yield Figure("pir.gb_per_s", "GB/s", "table scanned")
     yield Figure("pir.bandwidth_fraction", "", "of the memory's speed", at_least=0.6)
@@ -249,6 +252,7 @@ def near_figures(name: str) -> Iterator[Figure]:
     yield Figure(f"{name}.down_kb", "kB", "scores down")
     yield Figure(f"{name}.kb", "kB", "both")
     yield Figure(f"{name}.map_kb", "kB", "map of the clusters, once a session")
+    yield Figure(f"{name}.map_cosine", "", "largest of a mean that the map tells with a passage")
     yield Figure(f"{name}.recall_at_10", "", "of the ten best in clear", at_least=0.95)
     yield Figure(f"{name}.recall_rounded", "", "as good as these by the shown digits")
     yield Figure(f"{name}.opened", "", "of the library scored, whichever part it was")
@@ -358,7 +362,15 @@ def ask_near(
         "down_kb": down / 1e3,
         "kb": (up + down) / 1e3,
         "map_kb": shape.clusters.map_bytes / 1e3,
+        "map_cosine": told_of_one(clusters.map.means, rows),
     }
+
+
+def told_of_one(means: npt.NDArray[np.int8], rows: npt.NDArray[np.float32]) -> float:
+    """How near a mean that the map tells comes to a single passage: the largest cosine."""
+    flat = means.reshape(-1, rows.shape[1]).astype(np.float32)
+    flat /= np.maximum(1, np.linalg.norm(flat, axis=1, keepdims=True))
+    return max(float((part @ rows.T).max()) for part in np.array_split(flat, 16))
 
 
 def bare_recall(built: Index, vectors: npt.NDArray[np.float32]) -> float:
@@ -395,26 +407,41 @@ def scanned(built: Index, memory: npt.NDArray[np.uint64], memory_gb_s: float) ->
 
 def stolen(built: Index) -> dict[str, float]:
     """What an asker of chosen questions makes of the answers: relative error of the embeddings,
-    from as many as there are dimensions, and from as many as a budget may grant.
+    from as many as there are dimensions, and from as many as a budget may grant; and how near they
+    are then (median cosine). It asks along the directions in which other passages, the first half
+    of them, differ most: questions of length 1, like any others.
     """
     rows = built.rows()
+    known, rows_of_others = np.array_split(rows, 2)
+    mean = known.mean(axis=0)
+    directions = np.linalg.svd(known - mean, full_matrices=True)[2]
     with mock.patch.object(pir, "Worker", InProcess):
         server = pir.PirServer(built.embeddings, built.table)
         client = pir.PirClient(server.shape)
     keys, dimension = client.keys(), rows.shape[1]
     columns = [
         client.scores(server.score(keys, client.question(one)))
-        for one in np.eye(dimension, dtype=np.float32)
+        for one in directions.astype(np.float32)
     ]
     server.close()
     whole, granted = np.stack(columns, axis=1), server.shape.largest_budget
-    part = whole * (np.arange(dimension) < granted)
-    size = float(np.linalg.norm(rows))
+    size = float(np.linalg.norm(rows_of_others))
+
+    def guessed(count: int) -> tuple[float, float]:
+        """Relative error, and median cosine, of so many answers; what was not asked is the mean."""
+        asked = directions[:count]
+        made = whole[len(known) :, :count] @ asked + mean - asked.T @ (asked @ mean)
+        cosine = (made * rows_of_others).sum(axis=1) / np.linalg.norm(made, axis=1)
+        return float(np.linalg.norm(made - rows_of_others)) / size, float(np.median(cosine))
+
+    granted_error, granted_cosine = guessed(granted)
     return {
         "questions": dimension,
-        "error": float(np.linalg.norm(whole - rows)) / size,
+        "error": guessed(dimension)[0],
         "granted": granted,
-        "granted_error": float(np.linalg.norm(part - rows)) / size,
+        "granted_error": granted_error,
+        "granted_cosine": granted_cosine,
+        "default_cosine": guessed(MAX_QUERIES)[1],
     }
 
 
