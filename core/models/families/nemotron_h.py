@@ -96,14 +96,16 @@ class NemotronH(Family):
         self, found: dict[str, QuantTensor], architecture: Architecture
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_unpacked`."""
-        made = merged(found, re.compile(r"model\.layers\.(\d+)\.(.+)"), "model.layers.{}.{}", HF)
+        made = merged(
+            found, re.compile(r"model\.layers\.(\d{1,4})\.(.+)"), "model.layers.{}.{}", HF
+        )
         return scans_apart(made, HF_SCAN, "model.layers.{}.", "linear_attn.", architecture)
 
     def gguf_unpacked(
         self, found: Mapping[str, QuantTensor], architecture: Architecture
     ) -> Mapping[str, QuantTensor]:
         """As `Family.gguf_unpacked`."""
-        made = merged(found, re.compile(r"blk\.(\d+)\.(.+)"), "blk.{}.{}", GGUF)
+        made = merged(found, re.compile(r"blk\.(\d{1,4})\.(.+)"), "blk.{}.{}", GGUF)
         return scans_apart(made, GGUF_SCAN, "blk.{}.", "scan_", architecture)
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -23,7 +24,10 @@ import torch
 from quietchoir.core.errors import ModelError, ModelFileError, ModelNotFoundError, RequestError
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.families import nemotron_h
 from quietchoir.core.models.files.settings import HfSettings
+from quietchoir.core.models.files.tensor_map import TensorMap
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.tests.fakes.models import GgufWriter, make_model
 from quietchoir.tests.fakes.tokenizers import save
@@ -482,3 +486,15 @@ def test_a_list_of_numbers_is_that_or_refused(said: Any) -> None:
         HfSettings(Path("c.json"), {"factors": said}, {}).reals("factors", 2)
     known = HfSettings(Path("c.json"), {"factors": [0, {"__float__": "Infinity"}]}, {})
     assert known.reals("factors", 2) == [0.0, math.inf]
+
+
+def test_a_layer_with_a_number_of_thousands_of_digits_is_no_layer() -> None:
+    """The instance: Python refuses to read so long a number, and its own error came out."""
+    rows = QuantTensor("F32", (1, 32), torch.ones(1, 32).view(torch.uint8))
+    names = ("model.layers.3.norm.weight", f"model.layers.{'1' * 5000}.norm.weight")
+    tensors = TensorMap(Path("model"), dict.fromkeys(names, rows), "llama")
+    tensors.drop_layers("model.layers.", 2)
+    assert [*tensors.left] == [names[1]]
+    pattern, rules = re.compile(r"model\.layers\.(\d{1,4})\.(.+)"), nemotron_h.HF
+    kept = nemotron_h.merged({names[1]: rows}, pattern, "model.layers.{}.{}", rules)
+    assert [*kept] == [names[1]]
