@@ -27,6 +27,7 @@ Numbers = NDArray[np.float32]
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_ENTRIES, MAX_NAME, MAX_COLUMNS = 1 << 20, 256, 1 << 28
 LEGACY = ".dat"  # the ending of the older kind
+MOST_CALLS = 2**31 - 1  # that it can say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,8 @@ class ImportanceMatrix:
 
     def legacy(self) -> bytes:
         """The older kind: sums over the pieces, and how many those are."""
-        calls, parts = max(self.chunks, 1), [struct.pack("<i", len(self.entries))]
+        calls = min(max(self.chunks, 1), MOST_CALLS)  # means stay; newer files count further
+        parts = [struct.pack("<i", len(self.entries))]
         for name, means in self.entries.items():
             encoded, sums = name.encode(), (means * np.float32(calls)).astype("<f4")
             parts.append(struct.pack("<i", len(encoded)) + encoded)
@@ -135,14 +137,14 @@ def read_legacy(data: bytes) -> ImportanceMatrix:
     entries: dict[str, Numbers] = {}
     for _ in range(whole(MAX_ENTRIES, "matrices")):
         name = taken(whole(MAX_NAME, "letters of a name")).decode()
-        calls = max(whole(2**31 - 1, "calls"), 1)
+        calls = max(whole(MOST_CALLS, "calls"), 1)
         sums = np.frombuffer(taken(4 * whole(MAX_COLUMNS, "numbers")), "<f4")
         if not len(sums) or name in entries:
             raise ValueError(f"{name:.80} is empty, or there twice")
         entries[name] = (sums / np.float32(calls)).astype(np.float32)[None]
     chunks, datasets = 0, tuple[str, ...]()
     if place < len(data):  # older ones end here
-        chunks = whole(2**31 - 1, "pieces")
+        chunks = whole(MOST_CALLS, "pieces")
         datasets = (taken(whole(1 << 16, "letters")).decode(errors="replace"),)
     return ImportanceMatrix(entries=entries, chunks=chunks, datasets=datasets)
 

@@ -59,9 +59,12 @@ class QuantizationRequest:
     def digest(self, weights: Weights) -> str:
         """What a journal must be of, to be gone on with."""
         texts = hashlib.sha256(json.dumps([list(text) for text in self.texts]).encode())
-        weighed = b"" if self.importance is None else self.importance.legacy()
         said = (FORMAT, weights.digest, self.quant_type, self.size, texts.hexdigest())
-        return hashlib.sha256(json.dumps(said).encode() + weighed).hexdigest()
+        found = hashlib.sha256(json.dumps(said).encode())
+        for name, means in self.importance.entries.items() if self.importance else ():
+            found.update(hashlib.sha256(name.encode()).digest())
+            found.update(hashlib.sha256(means.tobytes()).digest())
+        return found.hexdigest()
 
 
 class QuantizationJournal:
@@ -85,7 +88,7 @@ class QuantizationJournal:
             elif folder.exists() and any(folder.glob("[!.]*")):
                 raise FileExistsError("it has no plan.json")
             make_folder(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(
                 f"{folder}: holds what this program did not leave there, or cannot be written "
                 f"({error}); move it away"

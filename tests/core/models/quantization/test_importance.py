@@ -2,6 +2,7 @@
 too; damaged ones are sentences.
 """
 
+import dataclasses
 import struct
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def test_a_model_is_no_matrix_and_a_missing_file_says_so(tmp_path: Path, model_p
         importance.read(model_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
         importance.read(tmp_path / "none.dat")
+
+
+def test_more_pieces_than_the_older_kind_can_say_are_no_error(tmp_path: Path) -> None:
+    """The instance: a legal count in a GGUF file ended `model quantize` in a struct.error."""
+    many = dataclasses.replace(MATRIX, chunks=2**31)
+    many.write(tmp_path / "m.dat")
+    found = importance.read(tmp_path / "m.dat")
+    assert found.chunks == 2**31 - 1 and [*found.entries] == [*MATRIX.entries]
