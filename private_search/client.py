@@ -60,6 +60,11 @@ class LibraryAddress:
     url: str
     host: PublicIdentity
 
+    @property
+    def text(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.url}/#{self.host.raw.hex()}"
+
     @staticmethod
     def parse(text: str) -> "LibraryAddress":
         """Read the line that `quietchoir library serve` prints.

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
-    from .client import SearchAnswer, SearchCost
+    from .client import LibraryAddress, SearchAnswer, SearchCost
     from .index import Embeds
 
 PORT = 8770
 MAX_QUERIES = 64
+ADDRESS_HELP = "http://HOST:PORT/#KEY, as the host printed it, or a name from `library add`"
 TOKEN_HELP = "what the library's owner gave you to ask with; kept in this node's home"
 FROM_NOW = "a library that is served already sees it at its next start"
 MAX_WORKERS = 64
@@ -89,7 +90,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     serve.add_argument("--json", action="store_true", help="one line of JSON when ready")
     serve.set_defaults(run=run_serve, needs="federation")
     ask = kinds.add_parser("ask", help="ask a library; its host sees only ciphertext")
-    ask.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    ask.add_argument("address", help=ADDRESS_HELP)
     ask.add_argument("question")
     ask.add_argument(
         "--passages", type=int, default=1, help="how many passages to read (default 1)"
@@ -114,7 +115,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     label = kinds.add_parser(
         "classify", help="which of a library's labels fits a text; its host sees only ciphertext"
     )
-    label.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    label.add_argument("address", help=ADDRESS_HELP)
     label.add_argument("text")
     label.add_argument(
         "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
@@ -123,7 +124,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     label.add_argument("--json", action="store_true", help="one line of JSON")
     label.set_defaults(run=run_classify, needs="federation")
     status = kinds.add_parser("status", help="what a library says of itself and what asking costs")
-    status.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    status.add_argument("address", help=ADDRESS_HELP)
     status.add_argument(
         "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
     )
@@ -263,25 +264,29 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
 
     from ..core.errors import ConfigError
     from . import known
-    from .client import LibraryAddress, ask
+    from .client import SearchTraffic, ask
 
     if arguments.passages < 1 or not arguments.question.strip():
         raise ConfigError("a question and at least one passage to read are needed; ask something")
-    address = LibraryAddress.parse(arguments.address)
-    tls, embedder = known.asker_tls(address, arguments.certificate), embedder or _embedder()
+    address, tls = _library(arguments)
+    embedder, moved = embedder or _embedder(), SearchTraffic()
     with known.asking(address, arguments.token) as asker:
-        answer = asyncio.run(
-            ask(
-                address,
-                arguments.question,
-                embedder,
-                asker,
-                passages=arguments.passages,
-                near=arguments.near,
-                kept=known.room(),
-                tls=tls,
+        try:
+            answer = asyncio.run(
+                ask(
+                    address,
+                    arguments.question,
+                    embedder,
+                    asker,
+                    passages=arguments.passages,
+                    near=arguments.near,
+                    kept=known.room(),
+                    tls=tls,
+                    moved=moved,
+                )
             )
-        )
+        finally:
+            known.KnownLibraries(_embedder).count(address.text, moved)
     if arguments.json:
         _print_json(answer)
         return
@@ -300,12 +305,12 @@ def run_classify(arguments: argparse.Namespace, embedder: "Embeds | None" = None
 
     from ..core.errors import ConfigError
     from . import known
-    from .client import LibraryAddress, classify
+    from .client import classify
 
     if not arguments.text.strip():
         raise ConfigError("a text is needed; write one")
-    address = LibraryAddress.parse(arguments.address)
-    tls, embedder = known.asker_tls(address, arguments.certificate), embedder or _embedder()
+    address, tls = _library(arguments)
+    embedder = embedder or _embedder()
     with known.asking(address, arguments.token) as asker:
         found = asyncio.run(classify(address, arguments.text, embedder, asker, tls=tls))
     if arguments.json:
@@ -324,12 +329,10 @@ def run_status(arguments: argparse.Namespace) -> None:
     import asyncio
 
     from . import known
-    from .client import LibraryAddress, SearchCost, describe
+    from .client import SearchCost, describe
 
-    address = LibraryAddress.parse(arguments.address)
-    manifest = asyncio.run(
-        describe(address, known.asker(address), tls=known.asker_tls(address, arguments.certificate))
-    )
+    address, tls = _library(arguments)
+    manifest = asyncio.run(describe(address, known.asker(address), tls=tls))
     cost = SearchCost.of(manifest.shape, manifest.text_bytes, 1)
     if arguments.json:
         told = {
@@ -349,6 +352,18 @@ def run_status(arguments: argparse.Namespace) -> None:
         f"{manifest.edition[:8]}, {manifest.questions} questions to an account."
     )
     print(_explained(cost))
+
+
+def _library(arguments: argparse.Namespace) -> "tuple[LibraryAddress, ssl.SSLContext | None]":
+    """The library of this name or address, and what pins its certificate."""
+    from . import known
+    from .client import LibraryAddress
+
+    named, pem = known.KnownLibraries(_embedder).at(arguments.address), arguments.certificate
+    if named is not None and pem is None and named.certificate:
+        pem = Path(named.certificate)
+    address = LibraryAddress.parse(arguments.address if named is None else named.address)
+    return address, known.asker_tls(address, pem)
 
 
 def _cost(cost: "SearchCost") -> dict[str, int]:
@@ -420,8 +435,9 @@ def run_list(arguments: argparse.Namespace) -> None:
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last)) if entry.last else "never"
         )
         print(
-            f"{entry.name}  {entry.url}  {entry.questions} questions, {entry.bytes_up / 1000:.0f} "
-            f"kB of ciphertext up, {entry.bytes_down / 1000:.0f} kB down, last {last}"
+            f"{entry.name}  {entry.address}  {entry.questions} questions, "
+            f"{entry.bytes_up / 1000:.0f} kB of ciphertext up, "
+            f"{entry.bytes_down / 1000:.0f} kB down, last {last}"
         )
 
 

@@ -106,13 +106,12 @@ class KnownLibraries:
         with self._changed() as entries:
             if name in entries:
                 raise ConfigError(f"a library {name} is known already; remove it first")
-            written = f"{parsed.url}/#{parsed.host.raw.hex()}"
             for entry in entries.values():
-                if entry.address == written:
+                if entry.address == parsed.text:
                     raise ConfigError(f"this library is known already, as {entry.name}")
             asker(parsed, token)
             pem = "" if certificate is None else str(certificate.resolve())
-            entries[name] = KnownLibrary(name=name, address=written, certificate=pem)
+            entries[name] = KnownLibrary(name=name, address=parsed.text, certificate=pem)
 
     def remove(self, name: str) -> None:
         """Forget one. Our key for its host stays: it counts there against the same account.
@@ -184,7 +183,7 @@ class KnownLibraries:
         except QuietchoirError as error:
             problem = str(error)
         finally:
-            self._count(entry.name, moved)
+            self.count(entry.address, moved)
         report = SourceReport(
             name=LIBRARY + entry.name,
             place=entry.url,
@@ -218,9 +217,16 @@ class KnownLibraries:
             )
         return answer.found
 
-    def _count(self, name: str, moved: "SearchTraffic") -> None:
+    def at(self, given: str) -> KnownLibrary | None:
+        """The one that has this name or this address."""
+        return next((one for one in self.entries() if given in (one.name, one.address)), None)
+
+    def count(self, address: str, moved: "SearchTraffic") -> None:
+        """Add what a question moved to the libraries of this address."""
         with self._changed() as entries:
-            if (entry := entries.get(name)) is not None and moved.up:
+            for name, entry in entries.items():
+                if entry.address != address or not moved.up:
+                    continue
                 entries[name] = replace(
                     entry,
                     questions=entry.questions + 1,

@@ -19,6 +19,7 @@ from quietchoir.private_search import commands, host, known
 from quietchoir.private_search.budget import QueryBudget
 from quietchoir.private_search.client import Found, LibraryAddress, SearchAnswer, SearchCost
 from quietchoir.private_search.index import Passage
+from quietchoir.private_search.known import KnownLibraries
 from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 KEY = Identity.generate().public.raw.hex()
@@ -82,13 +83,16 @@ def test_two_processes_one_private_question(folder, tmp_path, capsys):
         commands.run_ask(
             parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder()
         )
+        libraries = KnownLibraries(FakeEmbedder)
+        libraries.add("strings", ready["address"])
         commands.run_ask(
-            parsed("ask", ready["address"], "Which strings has a cello?", "--explain"),
-            FakeEmbedder(),
+            parsed("ask", "strings", "Which strings has a cello?", "--explain"), FakeEmbedder()
         )
+        (entry,) = libraries.entries()
+        assert entry.questions == 1 and entry.bytes_up > 0 < entry.bytes_down
         words = "tomatoes want sun and water"
         commands.run_classify(parsed("classify", ready["address"], words, "--json"), FakeEmbedder())
-        commands.run_status(parsed("status", ready["address"], "--json"))
+        commands.run_status(parsed("status", "strings", "--json"))
         with pytest.raises(Exception, match="used up"):
             commands.run_ask(parsed("ask", ready["address"], "A third one?"), FakeEmbedder())
         child.send_signal(signal.SIGINT)
