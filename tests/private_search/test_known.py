@@ -161,7 +161,7 @@ async def test_a_library_is_asked_where_it_was_chosen_and_cited_beside_what_is_h
     assert town["sent_bytes"] == sum(map(len, library.seen)) > 300_000
     assert "not the question, nor what was read" in town["told"] and BUS not in json.dumps(town)
     for raw in library.seen:
-        assert b"harbour" not in raw and b"bus" not in raw.lower()
+        assert b"harbour" not in raw.lower()  # a shorter word stands in noise by chance
     _, told = await node.get("/api/libraries")
     (entry,) = told["libraries"]
     assert (entry["collection"], entry["questions"]) == (LIBRARY, 1)
