@@ -1,7 +1,7 @@
 """How a simulation sums what pretended parties contribute: memory that does not grow with them, and
 masked rounds without their masks.
 
-    simulated("run")        contributions wait on disk, not in memory; all else is as it is
+    simulated("run", …)     contributions wait on disk, not in memory, and are rounded by the seed
     simulated("modelled")   besides, masked mode without keys, shares, streams and signatures:
                             advertise → share → mask → consistency → unmask, the same stages, empty
                             but for `mask`
@@ -14,6 +14,7 @@ other to the last integer. Nothing modelled is protected: it stands in the regis
 `simulated` lasts, in a process that pretends to be everybody.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from typing import Any, cast
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import ProtocolError, ThresholdError
+from ..crypto.ring import encode
 from ..crypto.secagg import SecAggConfig
 from ..crypto.secagg.session import Session
 from ..federation.aggregation import secagg
@@ -39,6 +42,8 @@ from ..federation.aggregation.secagg import (
     encode_contributors,
     narrow,
 )
+from ..federation.aggregation.update import Rounded
+from ..federation.store.checkpoint import Vector
 from ..federation.wire import messages
 
 TOKEN_BYTES = 4
@@ -249,8 +254,8 @@ class ModelledServer:
 
 
 @contextmanager
-def simulated(protection_cost: str) -> Iterator[None]:
-    """Sums of pretended parties, for as long as this lasts. Args: as `Scenario.protection_cost`."""
+def simulated(protection_cost: str, seed: int) -> Iterator[None]:
+    """Sums of pretended parties, for as long as this lasts. Args: as of `Scenario`."""
     spool, plain, masked = Spool(), AGGREGATIONS["plain"], AGGREGATIONS["masked"]
     here: dict[str, Any] = {
         "plain": Aggregation(
@@ -260,7 +265,12 @@ def simulated(protection_cost: str) -> Iterator[None]:
     if protection_cost == "modelled":
         client = cast(Any, partial(ModelledClient, spool=spool))
         here["masked"] = Aggregation(client, ModelledServer, masked.wire_cost)
-    with mock.patch.dict(AGGREGATIONS, here):
+
+    def rounded(self: Rounded, update: Vector) -> npt.NDArray[np.uint64]:
+        key = hashlib.sha256(f"quietchoir simulated rounding {seed} ".encode() + update.tobytes())
+        return encode(update, self.ranges, self.bits, key=key.digest()).astype(np.uint64)
+
+    with mock.patch.dict(AGGREGATIONS, here), mock.patch.object(Rounded, "apply", rounded):
         try:
             yield
         finally:

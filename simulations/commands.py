@@ -182,7 +182,12 @@ def results_of(name: str, arguments: Namespace, console: "Console") -> list[dict
             models[scenario.model] = weights.load(catalog.find(scenario.model))
         console.print(f"[bold]{arm.label or scenario.name}[/bold]")
         model = models.get(scenario.model)
-        with report.RunProgress(console, scenario.recipe.rounds, scenario.population.count) as bars:
+        with report.RunProgress(
+            console,
+            scenario.recipe.rounds,
+            scenario.population.count,
+            modelled=scenario.protection_cost == "modelled",
+        ) as bars:
             found.append(results.perform(arm, model, folder, bars))
         console.print(f"  {folder / results.RESULT}")
     return found

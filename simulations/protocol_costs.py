@@ -10,6 +10,7 @@ seconds are lower bounds. Of a cohort of 100 that was played, a member's compute
 and the coordinator's 0.5; `quietchoir bench simulate` tells both.
 """
 
+import dataclasses
 import math
 import secrets
 import statistics
@@ -28,7 +29,10 @@ from ..crypto.secagg import SecAggConfig
 from ..crypto.secagg.messages import HEADER_BYTES, Receipt
 from ..crypto.secagg.session import Plan, Session
 from ..federation.aggregation.base import MESSAGE_BYTES, WireCost
+from ..federation.aggregation.delta_chain import attested
+from ..federation.aggregation.secagg import proof_bytes
 from ..federation.aggregation.update import Codec
+from ..federation.rounds.server import held_by
 from ..federation.spec.policy import CoordinatorTable, ModelTable, Policy
 from .scenario import Scenario
 
@@ -194,11 +198,19 @@ def wire_of(scenario: Scenario, size: int) -> WireCost:
     """What one party of a masked round sends and is sent, its adapter included, when everybody who
     is asked stays.
     """
-    policy = rules_of(scenario)
-    cohort = min(policy.recipe.cohort or scenario.population.count or 3, MOST)
+    cohort = min(scenario.recipe.cohort or scenario.population.count or 3, MOST)
+    recipe = dataclasses.replace(scenario.recipe, cohort=cohort)
+    policy = rules_of(dataclasses.replace(scenario, recipe=recipe))
     session = session_of(cohort, Codec(size, policy).length, scenario.protection.bits)
     up, down = bytes_of(session, session.plan(cohort), cohort, cohort)
-    return WireCost(up, down + 4 * size)
+    total = BitRing(length=size, bits=scenario.protection.bits, parties=cohort).wire_bytes
+    if attested(policy):  # the opened sum comes back, and is signed; the next step names it
+        up, down = up + proof_bytes(cohort), down + total
+    told = held_by(policy).wire_cost(policy, size, cohort)
+    # who follows is told each step that was made since it was drawn last, so many in the mean
+    missed = max(0.0, scenario.population.count / cohort - 1)
+    late = min(told.late_down, round(missed * total))
+    return WireCost(up, down + told.down + late)
 
 
 def rules_of(scenario: Scenario) -> Policy:

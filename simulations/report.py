@@ -65,8 +65,12 @@ def size(count: float) -> str:
     return f"{count / KILO**2:.2f} MB" if count >= KILO**2 else f"{count / KILO:.0f} kB"
 
 
-def line(event: FederationEvent, rounds: int) -> str | None:
-    """One event as a line of text, or None if it is not worth one."""
+def line(event: FederationEvent, rounds: int, *, modelled: bool = False) -> str | None:
+    """One event as a line of text, or None if it is not worth one.
+
+    Args:
+        modelled: what was sent is without what protects it.
+    """
     match event:
         case PartyPreparedEvent():
             return f"  {event.party}: {event.train} requests to learn from, {event.test} held out"
@@ -89,7 +93,7 @@ def line(event: FederationEvent, rounds: int) -> str | None:
                 f"  round {entry['round']:>2}/{rounds}   accuracy so far "
                 f"{percent(entry['accuracy']):>7}   "
                 f"loss {entry['loss'] or 0:.3f}   {len(entry['parties'])} nodes   "
-                f"{size(sum(sent) / len(sent))} sent by each   "
+                f"{size(sum(sent) / len(sent))} sent by each{', bare' if modelled else ''}   "
                 f"{entry['seconds']:.1f} s, {entry['seconds'] - entry['work_seconds']:.2f} s of it "
                 f"protection"
                 f"{spent}{columns}{undone}"
@@ -180,8 +184,11 @@ def wide_console() -> Console:
 class RunProgress:
     """A run while it goes on: a bar on a terminal, else a line a round."""
 
-    def __init__(self, console: Console, rounds: int, parties: int) -> None:
+    def __init__(
+        self, console: Console, rounds: int, parties: int, *, modelled: bool = False
+    ) -> None:
         self.console, self.rounds, self.parties = console, rounds, parties
+        self.modelled = modelled
         self.bars = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -212,7 +219,7 @@ class RunProgress:
             case RoundEvent(name="round", entry=entry):
                 self.bars.update(self.whole, completed=entry["round"])
                 self.bars.reset(self.part, total=self.parties or None)
-        if (text := line(event, self.rounds)) is not None:
+        if (text := line(event, self.rounds, modelled=self.modelled)) is not None:
             self.console.print(text)
 
 

@@ -1,14 +1,15 @@
 """One simulated federation: the real parties and the real coordinator over an in-process link.
 
 Knows how to put them together. Knows nothing of how they work.
-Always: keys and masks are fresh in every run, data and training follow from the scenario's seed;
-what many members would each find alike is found once (`crypto.shared`), and what one of them has
-ready waits on disk (`aggregation`): neither changes what is sent, refused or summed.
+Always: masks and noise are fresh in every run; all else, pretended members' keys, draws, training
+and the rounding of updates, follows from the scenario and its seed, so that without noise two runs
+are one another's to the last bit; what many members would each find alike is found once
+(`crypto.shared`), and what one of them has ready waits on disk (`aggregation`): neither changes
+what is sent, refused or summed.
 """
 
 import dataclasses
 import hashlib
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,12 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..core import paths
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import AdderService, MemberService
-from ..crypto.identity.keys import KEY_BYTES, Identity
+from ..crypto.identity.keys import Identity
 from ..crypto.shared import sharing
 from ..federation.aggregation import encrypted, secagg, state_transfer
 from ..federation.aggregation.base import ClientSecrets
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 NO_ADDRESS = "127.0.0.1:1"  # nobody listens: messages go from function to function
 NO_MODEL = "0" * 64  # digest of what is no model file's
-KEYS = "keys"  # beside a run that can go on: pretended members' keys, which protect nobody
 NONCE_BYTES = 16
 
 
@@ -127,7 +126,7 @@ def simulate(
         people = populate(scenario)
         check(scenario, people)
         cast = make_learners(scenario, weights, people, report)
-    nonce, coordinator_key, identities = keys_of(folder, sorted(cast.learners))
+    nonce, coordinator_key, identities = keys_of(scenario.seed, sorted(cast.learners))
     policy = describe(scenario, weights, nonce, coordinator_key, identities)
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
@@ -150,7 +149,7 @@ def simulate(
     run = hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32]
     with (
         sharing(),
-        simulated(scenario.protection_cost),
+        simulated(scenario.protection_cost, scenario.seed),
         closing(Store(folder, run=run)) as store,
         closing(crypto_worker),
         closing(adder),
@@ -179,25 +178,20 @@ def resumable(scenario: Scenario) -> bool:
     return told_whole and not alone
 
 
-def keys_of(folder: Path | None, names: Sequence[str]) -> tuple[str, Identity, dict[str, Identity]]:
-    """The federation's number, its coordinator's key and everybody's; the same as before, if they
-    lie in `folder`.
+def keys_of(seed: int, names: Sequence[str]) -> tuple[str, Identity, dict[str, Identity]]:
+    """The federation's number, its coordinator's key and everybody's: draws follow from them.
+
+    Hazard: they are nobody's secrets, and protect nobody.
     """
-    length = NONCE_BYTES + KEY_BYTES * (1 + len(names))
-    raw = secrets.token_bytes(length)
-    if folder is not None:
-        file = paths.private_folder(folder) / KEYS
-        if not file.exists():
-            paths.write_atomically(file, raw, mode=0o600)
-        raw = file.read_bytes()
-        if len(raw) != length:
-            raise ConfigError(
-                f"{file}: keys of other members than this scenario's; take the folder away, and "
-                f"the run begins anew"
-            )
-    seeds = [raw[at : at + KEY_BYTES] for at in range(NONCE_BYTES, length, KEY_BYTES)]
-    first, *others = (Identity(Ed25519PrivateKey.from_private_bytes(seed)) for seed in seeds)
-    return raw[:NONCE_BYTES].hex(), first, dict(zip(names, others, strict=True))
+
+    def follow(what: str) -> bytes:
+        return hashlib.sha256(f"quietchoir simulation {what} of seed {seed}".encode()).digest()
+
+    first, *others = (
+        Identity(Ed25519PrivateKey.from_private_bytes(follow(what)))
+        for what in ("coordinator", *(f"member {name}" for name in names))
+    )
+    return follow("nonce")[:NONCE_BYTES].hex(), first, dict(zip(names, others, strict=True))
 
 
 def adopted(

@@ -603,6 +603,11 @@ def message_bytes(cohort: int) -> int:
     return MESSAGE_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
 
 
+def proof_bytes(cohort: int) -> int:
+    """Of a member, about: what an opened sum that comes back is checked with, and signed."""
+    return cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
+
+
 def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     """What a contribution of `size` values costs in a cohort of so many; where members sign the
     opened sum, it comes back, and boxes and uploads carry what it is checked with.
@@ -616,6 +621,6 @@ def wire_cost(policy: Policy, size: int, cohort: int) -> WireCost:
     if delta_chain.attested(policy):
         shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
         length += tag.width(bits)
-        overhead += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
+        overhead += proof_bytes(cohort)
     words = BitRing(length=length, bits=bits, parties=cohort).wire_bytes
     return WireCost(words + overhead, shown + overhead)
