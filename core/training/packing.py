@@ -163,6 +163,10 @@ class PackedBatch:
         seen = self.place[torch.where(there, self.home[:, None] - back, self.home[:, None])]
         return rows[seen] * there[..., None]
 
+    def answers(self, rows: Tensor) -> Tensor:
+        """Rows of the answers [M, D] out of those of all tokens [N, D]."""
+        return rows[self.answer_rows[: len(self.targets)]]
+
     def spread(self, rows: Tensor) -> Tensor:
         """[N, heads, hd] -> [B, heads, L, hd]."""
         padded = rows.index_select(0, self.place).view(self.count, self.longest, *rows.shape[1:])

@@ -97,7 +97,7 @@ class NemotronH(Family):
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_unpacked`."""
         made = merged(
-            found, re.compile(r"model\.layers\.(\d{1,4})\.(.+)"), "model.layers.{}.{}", HF
+            found, re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)"), "model.layers.{}.{}", HF
         )
         return scans_apart(made, HF_SCAN, "model.layers.{}.", "linear_attn.", architecture)
 
@@ -105,7 +105,7 @@ class NemotronH(Family):
         self, found: Mapping[str, QuantTensor], architecture: Architecture
     ) -> Mapping[str, QuantTensor]:
         """As `Family.gguf_unpacked`."""
-        made = merged(found, re.compile(r"blk\.(\d{1,4})\.(.+)"), "blk.{}.{}", GGUF)
+        made = merged(found, re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)"), "blk.{}.{}", GGUF)
         return scans_apart(made, GGUF_SCAN, "blk.{}.", "scan_", architecture)
 
 

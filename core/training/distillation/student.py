@@ -148,8 +148,9 @@ class StudentNetwork(nn.Module):
         for number, layer in enumerate(lower):
             x = layer(x, rope, batch)
             if number in taps:
-                seen.append(x[batch.answer_rows])
-        out: Tensor = network.model.norm(last_layer(last, x, rope, batch))
+                seen.append(batch.answers(x))
+        read = last_layer(last, x, rope, batch)[: len(batch.targets)]
+        out: Tensor = network.model.norm(read)
         scale = network.architecture.logit_scale
         return (out if scale == 1.0 else out * scale), seen
 

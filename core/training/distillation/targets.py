@@ -49,7 +49,7 @@ def answer_rows(
     hidden = [first.embed(input_tokens(chunk, shared)) for chunk in chunks]
 
     def answers() -> Tensor:
-        return torch.cat([x[rows.answer_rows] for x, rows in zip(hidden, layouts, strict=True)])
+        return torch.cat([rows.answers(x) for x, rows in zip(hidden, layouts, strict=True)])
 
     seen = dict[int, Tensor]()
     for layer in range(weights.architecture.num_layers):

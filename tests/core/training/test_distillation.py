@@ -127,7 +127,7 @@ def test_a_student_is_the_kept_layers_and_its_words_are_the_teachers(
     rope = whole.rope_tables(batch.positions, x.dtype)
     for layer in (1, 3):
         x = whole.model.layers[str(layer)](x, rope, batch)
-    expected = whole.logits(x)[batch.answer_rows]
+    expected = whole.logits(batch.answers(x))
     network = StudentNetwork(student, torch.float32)
     rows, _ = network(given, batch, ())
     torch.testing.assert_close(rows @ network.head.T, expected, rtol=1e-4, atol=1e-4)
