@@ -41,7 +41,7 @@ from .sandbox.policy import (
     SandboxPolicy,
 )
 from .sandbox.probe import Launcher, Wanted, inside_source, probe
-from .sandbox.watchdog import Bounds
+from .sandbox.watchdog import Bounds, kill_group
 from .storage import PluginStorage
 
 if TYPE_CHECKING:
@@ -318,7 +318,11 @@ class Plugin:
             bounds = Bounds(limits.memory_mb << 20, leads=True, threads=limits.processes)
             started, stage = await landlock.start(confined)
             folders = [f"{stage}{seen}" for seen in folders]
-            connection = self._connect(started, bounds, folders)
+            try:
+                connection = self._connect(started, bounds, folders)
+            except BaseException:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
             connection.afterwards = lambda: shutil.rmtree(stage, ignore_errors=True)
             return connection
         bounds = Bounds(
@@ -333,9 +337,18 @@ class Plugin:
     def _connect(
         self, started: asyncio.subprocess.Process, bounds: Bounds, folders: Sequence[str]
     ) -> PluginConnection:
-        return PluginConnection(
-            started, self.manifest.id, bounds, folders, self._model, self._others, self._forms
-        )
+        try:
+            return PluginConnection(
+                started, self.manifest.id, bounds, folders, self._model, self._others, self._forms
+            )
+        except BaseException as error:
+            kill_group(started.pid)  # nobody watches it
+            if not isinstance(error, OSError):
+                raise
+            raise ToolError(
+                f"plugin {self.manifest.id} cannot be watched ({error.strerror}), so it does not "
+                f"run; end other programs, or plugins, and try again"
+            ) from error
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
         """Disable the plugin for good if what it offers is not what its manifest promised:

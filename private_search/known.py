@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import parts, paths
 from ..core.assistant.citations import LIBRARY, SourceReport
-from ..core.errors import ConfigError, QuietchoirError, UnknownEntryError
+from ..core.errors import ConfigError, QuietchoirError, RetrievalError, UnknownEntryError
 from ..core.retrieval.collections import NAME
 from ..core.retrieval.store import RetrievedPassage
 from ..crypto.identity.keys import Identity
@@ -137,9 +137,9 @@ class KnownLibraries:
         """
         entries = self._read()
         chosen = [self._one(entries, name) for name in dict.fromkeys(names)]
-        all_of_them = self._ask_all(chosen, question)
+        loop = self._running()
         return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(all_of_them, self._running())
+            asyncio.run_coroutine_threadsafe(self._ask_all(chosen, question), loop)
         )
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -153,11 +153,23 @@ class KnownLibraries:
                     begun.set_result(asyncio.get_running_loop())
                     await self._ended.wait()
 
-                self._thread = threading.Thread(
-                    target=lambda: asyncio.run(run()), name="libraries", daemon=True
-                )
+                def turn() -> None:
+                    try:
+                        asyncio.run(run())
+                    except BaseException as error:
+                        if begun.done():
+                            raise
+                        begun.set_exception(error)
+
+                self._thread = threading.Thread(target=turn, name="libraries", daemon=True)
                 self._thread.start()
-                self._loop = begun.result()
+                try:
+                    self._loop = begun.result()
+                except OSError as error:
+                    raise RetrievalError(
+                        f"libraries cannot be asked now ({error.strerror}); end other programs "
+                        f"and ask again"
+                    ) from error
             return self._loop
 
     async def _ask_all(

@@ -13,6 +13,7 @@ before have their parent-death signal alone.
 """
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -80,27 +81,33 @@ def keep(line: socket.socket, node: int) -> None:
                 looks.unregister(ready)
                 held.discard(ready)
                 os.close(ready)
-            elif ready == line.fileno() and (handles := received(line)):
+            elif ready == line.fileno() and (handles := received(line)) is not None:
                 for handle in handles:
                     held.add(handle)
                     looks.register(handle, select.POLLIN)
             else:
+                line.setblocking(False)
+                while (handles := received(line)) is not None:  # what nobody has read yet
+                    held.update(handles)
                 for handle in held:
                     with suppress(ProcessLookupError):
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
                 return
 
 
-def received(line: socket.socket) -> list[int]:
-    """Handles that came; none once the other end is closed."""
+def received(line: socket.socket) -> list[int] | None:
+    """Handles that came, none if there was no room for them; None: there are no more."""
     try:
-        return socket.recv_fds(line, 1, 1)[1]
-    except ConnectionError:
-        return []
+        said, handles, *_ = socket.recv_fds(line, 1, 1)
+    except (ConnectionError, BlockingIOError):
+        return None
+    return handles if said else None
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with the node, not before
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each sandbox
     with socket.socket(fileno=0) as stdin:
         keep(stdin, int(sys.argv[1]))

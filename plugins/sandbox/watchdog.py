@@ -91,6 +91,9 @@ class Watchdog:
     Args:
         leader: started by us as the leader of a process group.
         over: hears once, with the reason, that the family holds more than it may.
+
+    Raises:
+        OSError: nobody would end it with this process; do not let it run.
     """
 
     def __init__(self, leader: int, bounds: Bounds, over: Callable[[str], None]) -> None:
@@ -101,11 +104,12 @@ class Watchdog:
         self._ran: list[bytes] | None = None  # for how long each had, when it was stopped
         self._refusals = 0
         self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
-        handle = os.pidfd_open(leader)
-        try:
-            KEEPER.hold(handle)
-        finally:
-            os.close(handle)
+        with suppress(ProcessLookupError):  # it has ended already
+            handle = os.pidfd_open(leader)
+            try:
+                KEEPER.hold(handle)
+            finally:
+                os.close(handle)
 
     async def watch(self) -> None:
         """Look every `INTERVAL_S` until something is over its bound, or cannot be looked at. Of a

@@ -17,7 +17,7 @@ from quietchoir.core.assistant.citations import Cited, SourceReport
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.sources import fused
 from quietchoir.core.assistant.terminal import TerminalChat
-from quietchoir.core.errors import ConfigError, UnknownEntryError
+from quietchoir.core.errors import ConfigError, RetrievalError, UnknownEntryError
 from quietchoir.core.retrieval.collections import Collections
 from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.retrieval.store import RetrievedPassage
@@ -296,3 +296,21 @@ def test_a_report_never_holds_a_question_and_says_where_it_went():
     assert {"name", "place", "sent_bytes", "received_bytes", "problem"} == set(
         SourceReport.__slots__
     )
+
+
+async def test_a_loop_that_cannot_begin_is_an_error_and_not_a_wait(monkeypatch):
+    """The instance: without a descriptor left the node's own loop waited for ever."""
+    libraries = KnownLibraries(FakeEmbedder)
+    libraries.add("town", f"http://127.0.0.1:1/#{KEY}")
+
+    def none_left(coroutine):
+        coroutine.close()
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as without:
+        without.setattr("quietchoir.private_search.known.asyncio.run", none_left)
+        with pytest.raises(RetrievalError, match="cannot be asked now"):
+            await libraries.ask(["town"], "where")
+    ((report, _),) = await libraries.ask(["town"], "where")  # nobody listens there
+    assert report.problem
+    libraries.close()

@@ -89,7 +89,9 @@ def forget(sha256: str) -> None:
     """Give up a content that no model names any more."""
     stored = blob(sha256)
     with suppress(OSError):
-        if stored.stat().st_nlink == 1:
+        status = stored.stat()
+        linked = linked_files(paths.models())
+        if status.st_nlink == 1 and (status.st_dev, status.st_ino) not in linked:
             stored.unlink()
     with suppress(OSError):  # others are in it
         stored.parent.rmdir()
@@ -128,14 +130,20 @@ def ours(folder: Path, pattern: str) -> list[Path]:
 
 def linked_files(folder: Path) -> set[tuple[int, int]]:
     """Device and inode of every file that a symbolic link below `folder` names, as its owner made
-    it.
+    it, in folders that are links too.
     """
-    found = set()
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            with suppress(OSError):  # it leads nowhere
-                status = path.stat()
-                found.add((status.st_dev, status.st_ino))
+    found, seen = set[tuple[int, int]](), set[tuple[int, int]]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in (Path(place, name) for name in files):
+            if path.is_symlink():
+                with suppress(OSError):  # it leads nowhere
+                    status = path.stat()
+                    found.add((status.st_dev, status.st_ino))
     return found
 
 

@@ -27,6 +27,20 @@ print(*pids, flush=True)
 time.sleep(600)
 """
 
+# One that is killed while its keeper is still beginning.
+HASTY = """
+import os, signal, subprocess, sys
+from quietchoir.plugins.sandbox.keeper import KEEPER
+pids = [
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid for _ in range(6)
+]
+print(*pids, flush=True)
+sys.stdin.readline()
+for pid in pids:
+    KEEPER.hold(os.pidfd_open(pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 # The first thread ends; the second goes on.
 HEADLESS = """
 import ctypes, threading, time
@@ -68,6 +82,26 @@ def test_who_is_held_ends_with_the_node_and_who_is_not_goes_on(
     started.wait()
     assert ended(held)
     assert not ended(other, 0)  # without it: the control
+
+
+def test_what_a_killed_node_had_only_just_handed_over_ends_too() -> None:
+    """The instance: of six handles that waited in the line one was read, and five lived on."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", HASTY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None and started.stdin is not None
+    handles = [os.pidfd_open(int(pid)) for pid in started.stdout.readline().split()]
+    try:
+        started.stdin.write("\n")
+        started.stdin.close()
+        started.wait()
+        assert len(handles) == 6 and all(map(ended, handles))
+    finally:
+        started.stdout.close()
+        for handle in handles:
+            if not ended(handle, 0):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
 
 
 async def test_who_has_ended_its_first_thread_is_stopped_and_counted_like_any_other() -> None:

@@ -240,6 +240,25 @@ async def test_who_asks_for_the_network_is_off_and_says_why(
     assert host.plugins["tests/hostile"].connection is None
 
 
+async def test_who_cannot_be_watched_does_not_run(
+    inside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance: no descriptor was left to watch it by, and it ran on without any bound."""
+    host, handles = await inside(hostile("return 'ran'")), list[int]()
+
+    def refuse(handle: int) -> None:
+        handles.append(os.dup(handle))
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as without:
+        without.setattr(watchdog.KEEPER, "hold", refuse)
+        with pytest.raises(ToolError, match="cannot be watched"):
+            await host.call(ToolCall("attack"))
+    assert len(handles) == 1 and has_ended(handles[0])
+    os.close(handles[0])
+    assert (await host.call(ToolCall("attack"))).text == "ran"  # the control
+
+
 def test_it_ends_with_the_node_and_its_folder_goes_at_the_next_start(
     shared: SandboxReport, tmp_path: Path
 ) -> None:

@@ -104,7 +104,18 @@ def test_what_an_owner_linked_to_and_what_lies_behind_a_link_is_not_given_up(
     (blobs / ("23" * 32)).symlink_to(outside / "nowhere")
     (blobs / "notes.txt").write_bytes(b"by hand")
     (models / ".pull-x").symlink_to(outside)
+    away = tmp_path / "away"  # a model's folder that is a link
+    away.mkdir()
+    lent = blobs / ("45" * 32)
+    lent.write_bytes(b"lent")
+    (away / "model.gguf").symlink_to(lent)
+    (away / "back").symlink_to(models)
+    (models / "linked").symlink_to(away)
     assert [one.path for one in store.collect()] == [orphan]  # the control: without a link it goes
+    orphan.write_bytes(b"left")
+    for digest in ("ab", "cd", "45"):
+        store.forget(digest * 32)
+    assert not orphan.exists() and named.exists() and lent.exists()
     shutil.rmtree(blobs)
     blobs.symlink_to(outside)
     assert store.collect() == []
