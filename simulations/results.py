@@ -163,7 +163,7 @@ def perform(
 
 def state_of(folder: Path, arm: ScenarioArm) -> Path:
     """Where a run that is ended goes on: of this very scenario over these very bytes."""
-    asked = digest(arm.scenario) + data_digest(arm.scenario.population)
+    asked = digest(arm.scenario) + data_digest(arm.scenario.population) + __version__
     return folder / f"{STATE}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 

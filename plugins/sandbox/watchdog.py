@@ -17,6 +17,7 @@ receive buffers.
 import asyncio
 import os
 import re
+import select
 import signal
 import stat
 import time
@@ -30,6 +31,7 @@ from .keeper import KEEPER
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_S, RESTING_S = 0.2, 0.5  # between two looks; while all is stopped
+EARLY_S, EARLY_LOOKS = 0.005, 40  # between the first ones, for the first process inside
 ROUNDS = 1000  # of signals, some 2 ms each, after which a family that does not stop is ended
 UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set up
 # What the kernel may hold behind a descriptor, which is in no process's own memory: a pipe's 16
@@ -116,7 +118,7 @@ class Watchdog:
         family that is stopped no more is read than for how long each process has run: as long as
         that is what it was, none did anything, a child of its own included.
         """
-        reason = None
+        reason = await self._find_first()
         while reason is None:
             # who has nothing to do wakes up with all others like it
             resting = RESTING_S - time.monotonic() % RESTING_S
@@ -131,6 +133,20 @@ class Watchdog:
             if frozen and self.frozen is not frozen:
                 reason = None  # it was woken while we looked
         self._over(reason)
+
+    async def _find_first(self) -> str | None:
+        """Hold on to the first process inside soon after it begins: only then does it end with
+        this process whatever it does. Returns why that cannot be, as `_excess`.
+        """
+        for _ in range(EARLY_LOOKS if self._outside else 0):
+            try:
+                self._remember(family(self.leader))
+            except Exception as error:
+                return f"it cannot be watched ({error})"
+            if self._first is not None:
+                break
+            await asyncio.sleep(EARLY_S)
+        return None
 
     async def freeze(self) -> None:
         """Stop all descendants of the leader: whoever is not asked does not compute."""
@@ -166,6 +182,9 @@ class Watchdog:
 
     def _remember(self, pids: Sequence[int]) -> None:
         """Hold on to the first process inside: with it all others of its pid namespace end."""
+        if self._first is not None and select.select([self._first], [], [], 0)[0]:
+            os.close(self._first)  # it was one that set the sandbox up, and has ended
+            self._first = None
         if self._first is None and len(pids) > 1:
             with suppress(ProcessLookupError):
                 handle = os.pidfd_open(pids[1])

@@ -104,11 +104,12 @@ class HfSettings:
         if found is None:
             return None
         try:
-            listed = [one["__float__"] if isinstance(one, dict) else one for one in found]
-            numbers = [float(one) for one in listed if not isinstance(one, bool)]
+            listed = found if isinstance(found, list) else []
+            numbers = [float(one["__float__"] if isinstance(one, dict) else one) for one in listed]
         except (TypeError, ValueError, KeyError, OverflowError):
             numbers = []
-        if len(numbers) != count or any(math.isnan(one) for one in numbers):
+        strange = any(isinstance(one, bool | str) for one in listed)
+        if len(numbers) != count or strange or any(math.isnan(one) for one in numbers):
             raise ModelFileError(
                 f"{self.path}: found {key} = {found!r:.60}, expected {count} numbers; "
                 f"get the model again"

@@ -16,7 +16,7 @@ import pytest
 from quietchoir.core.errors import SandboxUnavailableError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.manifest import Permissions, PluginLimits
-from quietchoir.plugins.sandbox import interpreter, landlock, policy, seccomp, watchdog
+from quietchoir.plugins.sandbox import interpreter, keeper, landlock, policy, seccomp, watchdog
 from quietchoir.plugins.sandbox.policy import SandboxPolicy
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
@@ -251,7 +251,7 @@ async def test_who_cannot_be_watched_does_not_run(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as without:
-        without.setattr(watchdog.KEEPER, "hold", refuse)
+        without.setattr(keeper.KEEPER, "hold", refuse)
         with pytest.raises(ToolError, match="cannot be watched"):
             await host.call(ToolCall("attack"))
     assert len(handles) == 1 and has_ended(handles[0])

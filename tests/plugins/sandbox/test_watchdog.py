@@ -200,6 +200,7 @@ async def test_a_family_that_is_stopped_is_not_read_through_until_one_ran(
         return run_times(pids)
 
     watched = Watchdog(away[0].pid, Bounds(1 << 30), lambda reason: None)
+    assert watched._excess() is None  # it holds on to the first inside from now on
     await watched.freeze()
     times = run_times(watched.frozen)
     assert times is not None

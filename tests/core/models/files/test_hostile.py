@@ -478,7 +478,21 @@ def test_folders_with_spoiled_tensors_are_refused_or_compute(
 
 
 @pytest.mark.parametrize(
-    "said", [1, "x", [1.0], ["a"] * 2, [0.0, {"a": 1}], [True, True], [[1], [2]], [math.nan, 1.0]]
+    "said",
+    [
+        1,
+        "12",
+        {"1": 0, "2": 0},
+        [True, 1, 2],
+        ["1", "2"],
+        "x",
+        [1.0],
+        ["a"] * 2,
+        [0.0, {"a": 1}],
+        [True, True],
+        [[1], [2]],
+        [math.nan, 1.0],
+    ],
 )
 def test_a_list_of_numbers_is_that_or_refused(said: Any) -> None:
     """The instances: factors and bounds of state spaces ended in Python's own errors."""
