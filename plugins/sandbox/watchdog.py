@@ -139,12 +139,12 @@ class Watchdog:
         this process whatever it does. Returns why that cannot be, as `_excess`.
         """
         for _ in range(EARLY_LOOKS if self._outside else 0):
+            if self._first is not None:
+                break
             try:
                 self._remember(family(self.leader))
             except Exception as error:
                 return f"it cannot be watched ({error})"
-            if self._first is not None:
-                break
             await asyncio.sleep(EARLY_S)
         return None
 
