@@ -21,7 +21,7 @@ HOST, PATIENCE_S = "127.0.0.1", 60.0
 def test_all_of_them_end_and_the_door_stays_open(
     loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "HEAD_S", 1.0)
+    monkeypatch.setattr(listener, "HEAD_S", 3.0)
     monkeypatch.setattr(listener, "UNPROVEN", 5)
     port = free_port()
     policy = roster.load(make_federation(tmp_path, port))
@@ -36,10 +36,10 @@ def test_all_of_them_end_and_the_door_stays_open(
                 return held.enter_context(closing(socket.create_connection((HOST, port))))
 
             lines = [line() for _ in range(20)]  # four times as many as there may be, at once
-            lines += [
-                held.enter_context(closing(context.wrap_socket(line(), server_hostname=HOST)))
-                for _ in range(3)
-            ]
+            for _ in range(3):  # on a busy machine one may be ended in its handshake already
+                with suppress(ConnectionError, ssl.SSLError):
+                    wrapped = context.wrap_socket(line(), server_hostname=HOST)
+                    lines.append(held.enter_context(closing(wrapped)))
             with httpx.Client(verify=context, base_url=f"https://{HOST}:{port}") as client:
                 assert client.get("/v1/fleet/pull-messages").status_code == 405
             for one in lines:
