@@ -145,7 +145,7 @@ class Distiller:
         if path.exists():
             try:
                 found = json.loads(path.read_bytes())
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = {}
             other = [name for name in mine if found.get(name) != mine[name]]
             if other:

@@ -530,7 +530,8 @@ def restore(
                 one.copy_(file.get_tensor(name))
             return int(said["step"]), best
     except (
-        OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError
+        OSError, ValueError, RecursionError, KeyError, TypeError, RuntimeError,
+        safetensors.SafetensorError,
     ) as error:  # fmt: skip
         raise TrainingError(f"{path}: damaged ({error!s:.100}); delete it") from error
 
