@@ -18,18 +18,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from ..core.config import ServerConfig
 from ..core.metrics import CONTENT_TYPE, PREFIX, Read
-from ..core.server import auth, connections, errors, static
-from ..core.server.app import claim
+from ..core.server import auth, connections, static
+from ..core.server.app import claim, status_application
 from .host import LibraryService
 from .messages import RequestKind
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent / "ui"
-# of a node's own page
-SHARED = (
-    *("api.js", "texts.js", "texts/en.json", "theme.js", "icon.svg", "style.css"),
-    "vendor/htm-preact.js",
-)
 SEES = (
     "that somebody asked, or fetched the map of clusters, when, and from which network address",
     "which account asked: a key made for this host alone, or the name of a token",
@@ -114,8 +109,6 @@ class LibraryPage:
         counted = Read(lambda: numbers(service), f"{PREFIX}library_", COUNTERS, GAUGES)
         self.metrics.register(counted)
         self.files = static.Pages(FOLDER)
-        shared = static.Pages()
-        self.files.files |= {name: shared.files[name] for name in SHARED}
         self.socket: socket.socket = claim(ServerConfig(host=HOST, port=port))
         self._runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=0.5)
         self._listening: asyncio.Server | None = None
@@ -127,18 +120,7 @@ class LibraryPage:
 
     def application(self) -> web.Application:
         """All routes behind the guard."""
-        app = web.Application(
-            middlewares=[connections.occupy, errors.answer_errors, auth.guard(self.token, HOST)]
-        )
-        app.on_response_prepare.append(static.add_headers)
-        app.add_routes(
-            [
-                web.get("/api/status", self.told),
-                web.get("/metrics", self.scrape),
-                *self.files.routes(),
-            ]
-        )
-        return app
+        return status_application(self.token, HOST, self.files, self.told, self.scrape)
 
     async def told(self, _request: web.Request) -> web.Response:
         """Everything as JSON."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from .. import log
 from ..assistant.approvals import Approvals
@@ -137,6 +138,21 @@ def encryption(config: ServerConfig) -> ssl.SSLContext | None:
             f"--certificate takes a PEM file, --key that of its key, without a passphrase"
         ) from error
     return context
+
+
+def status_application(
+    token: str, host: str, files: static.Pages, status: Handler, scrape: Handler
+) -> web.Application:
+    """A page that only shows something, behind the same guard: `status` as JSON, `scrape` as
+    Prometheus reads it.
+    """
+    app = web.Application(
+        middlewares=[connections.occupy, errors.answer_errors, auth.guard(token, host)]
+    )
+    app.on_response_prepare.append(static.add_headers)
+    told = [web.get("/api/status", status), web.get("/metrics", scrape)]
+    app.add_routes([*told, *files.routes()])
+    return app
 
 
 def claim(config: ServerConfig) -> socket.socket:

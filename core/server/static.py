@@ -34,12 +34,20 @@ HEADERS = {
 }
 
 
+# What other pages have of this one.
+SHARED = (
+    *("api.js", "texts.js", "texts/en.json", "theme.js", "icon.svg", "style.css"),
+    "vendor/htm-preact.js",
+)
+
+
 class Pages:
-    """The page's files."""
+    """A page's files: those of its folder, and what it has of the node's own."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         files = [path for path in folder.rglob("*") if path.suffix in KINDS]
-        self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        own = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        self.files = {name: (FOLDER / name).read_bytes() for name in SHARED} | own
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""

@@ -22,22 +22,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from ...core.config import ServerConfig
-from ...core.server import auth, connections, errors, static
-from ...core.server.app import claim
+from ...core.server import auth, connections, static
+from ...core.server.app import claim, status_application
 from .run_status import RunStatus
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent / "ui"
-# of a node's own page
-SHARED = (
-    "api.js",
-    "texts.js",
-    "texts/en.json",
-    "theme.js",
-    "icon.svg",
-    "style.css",
-    "vendor/htm-preact.js",
-)
 START_S = 30.0
 PREFIX = "quietchoir_"
 COUNTERS = {
@@ -119,8 +109,6 @@ class Page:
     def __init__(self, status: RunStatus, port: int, home: Path) -> None:
         self.run_status, self.metrics, self.token = status, metrics(status), auth.load_token(home)
         self.files = static.Pages(FOLDER)
-        shared = static.Pages()
-        self.files.files |= {name: shared.files[name] for name in SHARED}
         self.socket = claim(ServerConfig(host=HOST, port=port))
         self.port = int(self.socket.getsockname()[1])
         self.ready, self.loop = threading.Event(), asyncio.new_event_loop()
@@ -134,18 +122,7 @@ class Page:
 
     def application(self) -> web.Application:
         """All routes behind the guard."""
-        app = web.Application(
-            middlewares=[connections.occupy, errors.answer_errors, auth.guard(self.token, HOST)]
-        )
-        app.on_response_prepare.append(static.add_headers)
-        app.add_routes(
-            [
-                web.get("/api/status", self.status),
-                web.get("/metrics", self.scrape),
-                *self.files.routes(),
-            ]
-        )
-        return app
+        return status_application(self.token, HOST, self.files, self.status, self.scrape)
 
     async def status(self, _request: web.Request) -> web.Response:
         """The run as JSON."""

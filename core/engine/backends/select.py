@@ -97,7 +97,11 @@ def _planned(weights: Weights, runner: NativeRunner, config: EngineConfig) -> Ba
     """The compiled kernels, with another device for prompts."""
     from .openvino.runner import PlannedRunner, devices_of
 
-    return PlannedRunner(weights, runner, devices_of(weights, config.threads))
+    devices = devices_of(weights, config.threads)
+    logger.info(
+        "whole prompts go to %s where that measures faster than the kernels", ", ".join(devices)
+    )
+    return PlannedRunner(weights, runner, devices)
 
 
 def _refuse_native_settings(config: EngineConfig, reason: str) -> None:
