@@ -346,7 +346,7 @@ class Asker:
                 to huge numbers without an error: bind a key id to every message.
         """
         ring, out = self._ring, []
-        scale = 2.0 ** (ring.parameters.matrix_scale_bits + ring.parameters.query_scale_bits)
+        scale = 2.0**ring.parameters.answer_scale_bits
         for answer in answers:
             plain = ring.seal.Plaintext()
             self._decryptor.decrypt(ring.lengthened(answer, scale), plain)
@@ -525,6 +525,13 @@ class Multiplier:
         return found
 
     def _baby_steps(self, first: Any, turning: Any) -> list[Any]:
+        """The question turned by 0 to 31, each twice itself: turned, less its negative turned.
+
+        SEAL's key switching multiplies numbers of 0 to q with a key's errors, not of -q/2 to q/2.
+        The mean, q/2 times these errors, is the same in every turn of one key, and stands in few
+        slots, a hundred times what chance adds there; of the negative it is the same, so the
+        difference is without it.
+        """
         if (
             first.scale != 2.0**self._ring.parameters.query_scale_bits
             or first.size() != 2
@@ -533,12 +540,22 @@ class Multiplier:
             raise ProtocolError(
                 "a ciphertext with another scale, size or level than the table's; update both sides"
             )
-        steps = [first]
-        for _ in range(1, BABY_STEPS):
-            turned = self._ring.seal.Ciphertext()
-            self._evaluator.rotate_vector(steps[-1], 1, turning, turned)
-            steps.append(turned)
+        negative = self._ring.seal.Ciphertext()
+        self._evaluator.negate(first, negative)
+        steps, pair = [], (first, negative)
+        for step in range(BABY_STEPS):
+            if step:
+                pair = (self._turned(pair[0], turning), self._turned(pair[1], turning))
+            twice = self._ring.seal.Ciphertext()
+            self._evaluator.sub(*pair, twice)
+            twice.scale = 2 * twice.scale
+            steps.append(twice)
         return steps
+
+    def _turned(self, ciphertext: Any, turning: Any) -> Any:
+        turned = self._ring.seal.Ciphertext()
+        self._evaluator.rotate_vector(ciphertext, 1, turning, turned)
+        return turned
 
     def _giant_steps(
         self, blocks: Sequence[Sequence[Any]], steps: Sequence[Sequence[Any]], turning: Any

@@ -78,10 +78,7 @@ class RingParameters:
                 f"{self.name}: the last prime must be the largest, found "
                 f"{self.prime_bits}; reorder them"
             )
-        if (
-            self.scheme == "ckks"
-            and self.matrix_scale_bits + self.query_scale_bits > self.data_bits - 2
-        ):
+        if self.scheme == "ckks" and self.answer_scale_bits > self.data_bits - 2:
             raise ConfigError(
                 f"{self.name}: the scales leave no room for scores of size 1 in "
                 f"{self.data_bits} bits; lower one"
@@ -96,6 +93,11 @@ class RingParameters:
     def data_bits(self) -> int:
         """Bits of modulus that a fresh ciphertext has."""
         return sum(self.prime_bits[:-1]) if len(self.prime_bits) > 1 else self.prime_bits[0]
+
+    @property
+    def answer_scale_bits(self) -> int:
+        """CKKS: scale of an answer; every step of a question is the sum of two (`ckks`)."""
+        return self.matrix_scale_bits + self.query_scale_bits + 1
 
     @property
     def slots(self) -> int:
@@ -173,7 +175,7 @@ SEARCH = RingParameters(
     degree=4096,
     prime_bits=(54, 55),
     matrix_scale_bits=18,
-    query_scale_bits=33,
+    query_scale_bits=32,
     purpose="one encrypted vector times a plaintext matrix, one multiplication deep",
 )
 # One prime and no key switching: sums need neither. SEAL's noise is at most 21 (centred binomial;

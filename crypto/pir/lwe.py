@@ -155,12 +155,12 @@ def symbols(answer: Words, masked: npt.NDArray[np.float64]) -> npt.NDArray[np.ui
 
     Args:
         masked: hint x secret, nearly; what it is off by more than 2^25 would change a symbol.
-            Off it is by the noise of CKKS (deviation 2^21.4 measured, with `search.PASSAGE_NOISE`
-            2^21.6), and the answer by the query's errors times the row: 102.4 x 18.5 x sqrt(65535)
-            = 2^18.9 where symbols are spread evenly, x 32 instead of 18.5 in a row of padding:
-            2^19.7 at most. Together 2^21.7, so a symbol is wrong with a chance of
-            erfc(9.8 / sqrt(2)) < 2^-72, a passage of 2752 symbols with 2^-60, and its checksum
-            says so.
+            Off it is by the noise of CKKS (deviation 2^21.7 in every slot, with
+            `search.PASSAGE_NOISE`, measured), and the answer by the query's errors times the row:
+            102.4 x 18.5 x sqrt(65535) = 2^18.9 where symbols are spread evenly, x 32 instead of
+            18.5 in a row of padding: 2^19.7 at most. Together 2^21.75, so a symbol is wrong with a
+            chance of erfc(9.5 / sqrt(2)) < 2^-68, a passage of 2752 symbols with 2^-57, and its
+            checksum says so.
     """
     value = np.rint((answer.astype(np.float64) - masked) / (1 << SHIFT)).astype(np.int64)
     return ((value + CENTRE) % (1 << SYMBOL_BITS)).astype(np.uint8)

@@ -44,7 +44,7 @@ SCORE_ERROR = 5e-4
 # The hint times a ternary secret: words of 2^31 by a secret of norm 26, a deviation of 15 x 2^31.
 # A thirty-second of it leaves the modulus of the cipher room for 8.5 deviations; how the two
 # factors share it was measured: the hint's rounding and the cipher's noise are alike there.
-HINT_FACTOR, SECRET_FACTOR = 2.0, 2.0**-6
+HINT_FACTOR, SECRET_FACTOR = 2.0**0.25, 2.0**-5.25
 HINT_UNIT = 2.0**31
 MASK_UNIT = HINT_UNIT / HINT_FACTOR / SECRET_FACTOR
 MOST_PRODUCT = 8  # of a hint with a secret, as it is opened

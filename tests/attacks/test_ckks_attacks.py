@@ -158,7 +158,7 @@ class Liar:
         both -= self.ring.modulus * (both > self.ring.modulus / 2)
         slots = np.fft.ifft(both * np.exp(1j * np.pi * np.arange(N) / N)) * N
         turned = slots[:, [(pow(3, at, 2 * N) - 1) // 2 for at in range(N // 2)]]
-        scale = 2.0 ** (SEARCH.query_scale_bits + SEARCH.matrix_scale_bits)
+        scale = 2.0**SEARCH.answer_scale_bits
         return np.concatenate([turned.real, turned.imag], axis=1) / scale
 
 

@@ -201,9 +201,9 @@ def test_an_answer_that_lost_its_low_bits_opens_to_the_same_numbers(asker, keys,
     whole = np.asarray(ring.coder.decode_complex(plain)).real
     short = ring.lengthened(ring.shortened(cipher), 2.0**SEARCH.query_scale_bits)
     asker._decryptor.decrypt(short, plain)
-    # 2^22 dropped, at a scale of 2^33: 2^18 times what it is at the scale of an answer
+    # 2^22 dropped, at a scale of 2^32: 2^19 times what it is at the scale of an answer
     lost = np.asarray(ring.coder.decode_complex(plain)).real - whole
-    assert 0 < np.std(lost) * 2.0**-SEARCH.matrix_scale_bits < 2.0**-18
+    assert 0 < np.std(lost) * 2.0 ** -(SEARCH.matrix_scale_bits + 1) < 2.0**-18
 
 
 def test_a_matrix_wider_than_the_ring_is_refused():

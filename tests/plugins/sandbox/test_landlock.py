@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +161,18 @@ serve("tests/hostile", "1.0.0")
 """
 
 
+@pytest.fixture
+def papers() -> Iterator[Path]:
+    """A folder that the plugin's user can reach; pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "note").write_text("a note")
+        yield Path(folder)
+
+
 async def test_a_plugin_reads_keeps_and_runs_threads_as_in_the_other_sandbox(
-    inside: Callable[..., Any], tmp_path: Path
+    inside: Callable[..., Any], tmp_path: Path, papers: Path
 ) -> None:
-    papers = tmp_path / "papers"
-    papers.mkdir()
-    (papers / "note").write_text("a note")
-    for place in (papers, *papers.parents[:3]):
-        place.chmod(place.stat().st_mode | 0o055)
     private = tmp_path / "plugins" / "tests" / "hostile"
     private.mkdir(parents=True)
     (private / "home.json").write_text('{"name": "nine"}')
