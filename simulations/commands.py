@@ -239,8 +239,8 @@ def earlier_report(path: Path | None) -> dict[str, Any]:
 
 
 def run_bench(arguments: Namespace) -> int:
-    """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several ended
-    early.
+    """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several, or a
+    part of one, ended early.
 
     Raises:
         ConfigError: no such suite. QuietchoirError: the only suite that was asked for ended early.
@@ -286,7 +286,7 @@ def run_bench(arguments: Namespace) -> int:
             report, rows = suites.run(
                 name,
                 quick=arguments.quick,
-                tell=lambda words: errors.print(f"… {words}"),
+                tell=lambda words: errors.print(f"… {words}", markup=False),
                 keep=partial(keep, name),
                 only=only,
                 earlier=earlier if arguments.suite else earlier.get(name),
@@ -301,6 +301,7 @@ def run_bench(arguments: Namespace) -> int:
             continue
         keep(name, report)
         figures.show(console, report, rows)
+        failed = failed or bool(report.get("failed"))
     if arguments.json:
         print(text())
     return int(failed)

@@ -1,11 +1,11 @@
 """The suite `compress`: what fewer bits save and cost, beside llama.cpp's quantiser on the same
 importance data; and what a model takes of a machine.
 
-Knows the ways to make a model smaller, each a file that is measured as it would be served. Knows
-nothing of how students are distilled or work is placed: files beside this one do that, where they
-are there.
+Knows the ways to make a model smaller, each a file that is measured as it would be served. How
+students are distilled and work is placed, the two files beside this one measure.
 Always: perplexity is float32's over the blocks of each file, on a text that no calibration saw;
-arms that are compared have files of one size, or ours is the smaller.
+arms that are compared have files of one size, or ours is the smaller; a part that fails is named in
+the report with its reason, and the others are run.
 
 The only trained weights that a package carries are 4-bit blocks (Q4_1). They are decoded, and each
 channel between two matrices is scaled by a number of its own, which changes no logit and leaves no
@@ -13,17 +13,21 @@ block on the grid that it came from: this is the 16-bit model here, and its perp
 """
 
 import importlib.util
+import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module, metadata
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -37,14 +41,27 @@ from ...core.models.quantization import quantizer
 from ...core.models.quantization.calibration import WINDOW, pieces
 from ...core.models.weights import Weights
 from ...core.training.quantization import qat, quality
-from . import random_model
+from . import compress_distill, compress_plan, random_model
 from .contest import Order, in_turn
 from .engine import LIBRARIES, MODEL, SEED, contender
-from .figures import Figure, Keep, nobody
+from .figures import Figure, Keep, has, nobody
 from .stopwatch import put
 
-# Suites of their own that add to this one: a function `rows(report, quick)` in each.
-BESIDE = ("compress_distill", "compress_plan")
+# What `--only` may name, with about how long it takes on two quiet cores. A part makes the files of
+# others that it needs.
+PARTS = {
+    "rounding": "4 bits by plain rounding, by llama.cpp, by error feedback: perplexity; 2 min",
+    "speeds": "135M: size and decode of 4 bits against 16; 1 min",
+    "large": "about 1B, random weights: the same; 1 min",
+    "13b": "13B, random weights: disk, memory, speed; 2 min",
+    "plan": "does the plan of devices choose the faster one; 2 min",
+    "federated_distillation": "members whose models differ, alone and together; 2 min",
+    "mixed": "types by measured sensitivity, beside llama.cpp's; 3 min",
+    "qat": "4 bits, trained, and by an adapter alone: what of rounding's loss it wins back; 5 min",
+    "llamacpp_reads": "llama.cpp's perplexity of our files over ours; 1 min",
+    "student": "half the depth, taught: accuracy kept, speed; 6 min",
+}
+PEER_NEEDED = {"rounding", "mixed", "qat", "llamacpp_reads"}
 SIZES = {"large": random_model.BILLION, "13b": random_model.THIRTEEN}
 ARMS = {
     "fp16": "16 bits",
@@ -53,6 +70,7 @@ ARMS = {
     "calibrated": "4 bits, error feedback, no larger than llama.cpp's",
     "mixed": "types by measured sensitivity, no larger than llama.cpp's",
     "qat": "4 bits, trained, no larger than llama.cpp's",
+    "qat_adapters": "4 bits beside a trained adapter (its 16 bits not counted)",
     "llamacpp_q4_k": "Q4_K_S by llama.cpp with importance data",
     "mixed_q4_k": "types by measured sensitivity, no larger than that",
 }
@@ -63,10 +81,10 @@ PARAGRAPH = 400  # letters at least of what counts as prose in a package's descr
 class CompressScale:
     """How much is measured."""
 
-    calibration: int = 8192  # tokens
-    training: int = 65536  # of them, to draw batches from
+    calibration: int = 4096  # tokens
+    training: int = 16384  # of them, to draw batches from
     text: int = 2048  # whose perplexity is compared
-    steps: int = 40
+    steps: int = 16  # of training all weights; half of them of an adapter alone
     tokens: int = 48  # of an answer whose speed is compared
     prompt: int = 32
     repeats: int = 3
@@ -78,14 +96,17 @@ QUICK = CompressScale(
 )
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
-    """Run everything; `keep` gets the report after each part.
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run everything, or the named `PARTS`; `keep` gets the report after each.
 
     Raises:
-        ConfigError: llama.cpp, the peer, is not installed.
+        ConfigError: llama.cpp, the peer, is not installed, and a part needs it.
     """
-    scale = QUICK if quick else CompressScale()
-    if not (peer := importlib.util.find_spec(LIBRARIES["llamacpp"]) is not None) and not quick:
+    scale, parts = QUICK if quick else CompressScale(), only or tuple(PARTS)
+    peer = importlib.util.find_spec(LIBRARIES["llamacpp"]) is not None
+    if not (peer or quick) and PEER_NEEDED.intersection(parts):
         raise ConfigError(
             "llama.cpp is not installed; run `make bench`, which installs the peers, or "
             "pip install -e '.[peers]'"
@@ -95,192 +116,235 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         f"on {scale.calibration} tokens of installed packages' descriptions, perplexity on "
         f"{scale.text} of Python's language reference",
         "seed": SEED,
+        "parts": list(parts),
         "repeats": {"speeds": scale.repeats},
         "clock": "seconds on the wall, all cores",
-        **{"spread": {}, "perplexity": {}, "mb": {}, "seconds": {}, "deployment": {}, "rows": []},
-        "exact": True,
+        **{name: {} for name in ("spread", "perplexity", "mb", "seconds", "part_s", "deployment")},
+        **{"size_saved": {}, "failed": {}, "exact": True},
     }
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
-        bench = CompressBench(Path(scratch), scale, report, tell, quick)
-        bench.sixteen_bits()
-        keep(report)
-        bench.rounded(peer=peer)
-        keep(report)
-        bench.calibrated()
-        keep(report)
-        bench.trained()
-        keep(report)
-        if peer:
-            bench.read_by_llamacpp()
-        bench.speeds()
-        keep(report)
-    for size in scale.sizes:
-        with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
-            random_weights(size, Path(scratch), scale, report, tell)
-        keep(report)
-    for name in BESIDE:
-        if importlib.util.find_spec(f".{name}", __package__):
-            tell(f"{name}: its own part")
-            found = import_module(f".{name}", __package__).rows(report, quick)
-            report["rows"] += [asdict(row) for row in found or ()]
+        bench = CompressBench(Path(scratch), scale, report, tell, quick, peer)
+        run: dict[str, Callable[[], None]] = {
+            "rounding": bench.rounding,
+            "speeds": bench.speeds,
+            "large": lambda: bench.random_weights("large"),
+            "13b": lambda: bench.random_weights("13b"),
+            "plan": lambda: compress_plan.measure_plan(report, quick, tell),
+            "federated_distillation": lambda: compress_distill.federation(report, quick, tell),
+            "mixed": bench.mixed,
+            "qat": bench.trained,
+            "llamacpp_reads": bench.read_by_llamacpp,
+            "student": lambda: compress_distill.student(report, quick, tell),
+        }
+        for part in PARTS:  # in their order
+            if part not in parts:
+                continue
+            tell(f"part {part}")
+            begun, before = time.perf_counter(), spent_s()
+            try:
+                run[part]()
+            except Exception as error:  # whatever it is: the other parts are measured
+                tell(traceback.format_exc())
+                report["failed"][part] = f"{type(error).__name__}: {error}"
+            spent = {"wall": time.perf_counter() - begun, "processor": spent_s() - before}
+            report["part_s"][part] = spent
             keep(report)
     return report
 
 
 @dataclass(frozen=True, slots=True)
 class CompressBench:
-    """The real model's part: files in one folder, figures in one report."""
+    """Parts over files in one folder, figures in one report; a file is made when it is first asked
+    for.
+    """
 
     scratch: Path
     scale: CompressScale
     report: dict[str, Any]
     tell: Callable[[str], None]
     quick: bool
+    peer: bool  # llama.cpp is there
 
-    def path(self, name: str) -> Path:
-        """Of an arm's file."""
-        return self.scratch / f"{name}.gguf"
+    def rounding(self) -> None:
+        """16 bits, and 4 by rounding alone."""
+        self.judge("fp16", "rounded", *(("llamacpp",) if self.peer else ()), "calibrated")
+        self.recovered("calibrated")
 
-    def sixteen_bits(self) -> None:
-        """The model, and the importance of its matrices' inputs."""
-        self.tell("the 16-bit model, and its importance matrix")
-        loaded = weights.load(catalog.find(MODEL))
-        loaded = rescaled(first_layers(loaded, 2) if self.quick else loaded)
-        to_gguf.save(loaded, self.path("fp16"), "F16")
-        self.judge("fp16")
-        self.timed(
-            "importance",
-            lambda: quantizer.measure_importance(
-                self.model(), self.texts(self.scale.calibration), "package descriptions"
-            ).write(self.scratch / "importance.dat"),
-        )
-
-    def rounded(self, *, peer: bool) -> None:
-        """llama.cpp's quantiser without and with importance data; without llama.cpp plain rounding
-        of our own.
-        """
-        if not peer:
-            to_gguf.save(self.model(), self.path("rounded"), "Q4_0")
-            self.judge("rounded")
-            return
-        weighed = ("--importance", str(self.scratch / "importance.dat"))
-        for name, kind, more in (
-            ("rounded", "Q4_0", ()),
-            ("llamacpp", "Q4_0", weighed),
-            ("llamacpp_q4_k", "Q4_K_S", weighed),
-        ):
-            engine = contender("llamacpp", self.path("fp16"))
-            try:
-                self.timed(
-                    name,
-                    lambda engine=engine, name=name, kind=kind, more=more: engine.prepare(  # type: ignore[misc]
-                        "--repack", str(self.path(name)), "--type", kind, *more
-                    ),
-                )
-            finally:
-                engine.close()
-            self.judge(name)
-
-    def calibrated(self) -> None:
-        """Ours: one type by error feedback, and types by sensitivity within the size of
-        llama.cpp's file.
-        """
-        self.quantised("calibrated", "Q4_0", 0)
-        for name, kind, like in (
-            ("mixed", "Q4_0", "llamacpp"),
-            ("mixed_q4_k", "Q4_K", "llamacpp_q4_k"),
-        ):
-            rival = self.path(like) if self.path(like).exists() else self.path("calibrated")
-            if like != "llamacpp" and rival == self.path("calibrated"):
-                continue  # nothing to be compared with
-            self.quantised(name, kind, rival.stat().st_size)
-
-    def quantised(self, name: str, kind: str, size: int) -> None:
-        """One file of ours."""
-        request = quantizer.QuantizationRequest(
-            quant_type=kind, size=size, texts=self.texts(self.scale.calibration)
-        )
-        original = self.model()
-        journal = quantizer.QuantizationJournal(
-            self.scratch / f"{name}.journal", request.digest(original)
-        )
-        self.tell(f"{name}: layer by layer")
-        made = self.timed(name, lambda: quantizer.quantize(original, request, journal))
-        to_gguf.save(made, self.path(name))
-        self.judge(name)
+    def mixed(self) -> None:
+        """Types by sensitivity within the size of llama.cpp's files; without it, of ours."""
+        self.judge("llamacpp" if self.peer else "calibrated", "mixed")
+        if self.peer:
+            self.judge("llamacpp_q4_k", "mixed_q4_k")
 
     def trained(self) -> None:
         """The calibrated file, trained to say what the 16-bit model says; then with an adapter
         alone.
         """
-        modes: tuple[qat.Mode, ...] = ("full",) if self.quick else ("full", "adapters")
-        for mode in modes:
-            name = "qat" if mode == "full" else f"qat_{mode}"
-            steps = self.scale.steps if mode == "full" else self.scale.steps // 3
-            self.tell(f"{name}: {steps} steps")
-            settings = qat.QatSettings(mode=mode, steps=max(1, steps), seed=SEED)
-            begun = weights.load(self.path("calibrated"))
-            original, texts = self.model(), self.texts(self.scale.training)
-            result = self.timed(
-                name,
-                lambda begun=begun, original=original, texts=texts, settings=settings: qat.train(  # type: ignore[misc]
-                    begun, original, texts, settings
-                ),
-            )
-            to_gguf.save(result.weights, self.path(name))
-            self.judge(name, result.adapter)
-        losses = {arm: math.log(self.report["perplexity"][arm]) for arm in ("fp16", "rounded")}
-        lost = losses["rounded"] - losses["fp16"]
-        for key, arm in {"qat_recovered": "qat", "calibrated_recovered": "calibrated"}.items():
-            now = math.log(self.report["perplexity"][arm])
-            self.report[key] = (losses["rounded"] - now) / lost
+        self.judge("fp16", "rounded", "calibrated", "qat")
+        self.recovered("qat")
+        if not self.quick:
+            self.judge("qat_adapters")
+
+    def recovered(self, arm: str) -> None:
+        """Of the nats a token that plain rounding lost, the share that an arm wins back."""
+        losses = {name: math.log(self.report["perplexity"][name])
+                  for name in ("fp16", "rounded", arm)}  # fmt: skip
+        self.report[f"{arm}_recovered"] = (losses["rounded"] - losses[arm]) / (
+            losses["rounded"] - losses["fp16"]
+        )
 
     def read_by_llamacpp(self) -> None:
-        """llama.cpp's own perplexity over our trained file, from its logits."""
-        import json
-
+        """llama.cpp's own perplexity over our files, from its logits; nothing without it."""
         tokens = self.held_out()[: min(512, self.scale.text)]
         said, out = self.scratch / "said.json", self.scratch / "logits.npy"
         said.write_text(json.dumps({"window": WINDOW, "tokens": tokens}))
-        for arm in ("qat", "mixed"):
-            engine = contender("llamacpp", self.path(arm))
-            try:
-                engine.prepare("--logits", str(said), str(out))
-            finally:
-                engine.close()
+        for arm in ("qat", "mixed") if self.peer else ():
+            self.prepared(arm, "--logits", str(said), str(out))
             logits = torch.from_numpy(np.load(out))[:-1]
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:]))
-            own = quality.text_loss(weights.load(self.path(arm)), tokens)
+            own = quality.text_loss(weights.load(self.file(arm)), tokens)
             # it rounds activations to 8 bits
             self.report.setdefault("llamacpp_reads", {})[arm] = float(loss.exp()) / math.exp(own)
             self.report["exact"] &= abs(float(loss) - own) < 0.05
 
     def speeds(self) -> None:
         """16 bits and 4 bits in turn, one answer at a time."""
+        files = {"f16": self.file("fp16"), "q4": self.file("calibrated")}
         self.tell("135M: 16 bits and 4 bits in turn")
-        beside("135m", {"f16": self.path("fp16"), "q4": self.path("qat")}, self.scale, self.report)
+        beside("135m", files, self.scale, self.report)
 
-    def judge(self, name: str, adapter: Mapping[str, Tensor] | None = None) -> None:
-        """Size and perplexity of an arm's file."""
-        path = self.path(name)
-        self.report["mb"][name] = path.stat().st_size / 1e6
-        loss = quality.text_loss(weights.load(path), self.held_out(), adapter)
-        self.report["perplexity"][name] = math.exp(loss)
-        self.tell(
-            f"  {name}: {self.report['mb'][name]:.1f} MB, perplexity "
-            f"{self.report['perplexity'][name]:.3f}"
+    def random_weights(self, size: str) -> None:
+        """A shape of random weights: size, memory and speed; 16 bits too where they fit. A quick
+        run has none.
+        """
+        if size not in self.scale.sizes:
+            return
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            random_weights(size, Path(folder), self.scale, self.report, self.tell)
+
+    def judge(self, *arms: str) -> None:
+        """Sizes and perplexities of the files of those arms that have none yet."""
+        for arm in arms:
+            if arm in self.report["perplexity"]:
+                continue
+            path, beside = self.file(arm), self.scratch / f"{arm}.adapter.safetensors"
+            adapter = safetensors.torch.load_file(beside) if beside.exists() else None
+            self.report["mb"][arm] = path.stat().st_size / 1e6
+            loss = quality.text_loss(weights.load(path), self.held_out(), adapter)
+            self.report["perplexity"][arm] = math.exp(loss)
+            self.tell(
+                f"  {arm}: {self.report['mb'][arm]:.1f} MB, perplexity "
+                f"{self.report['perplexity'][arm]:.3f}"
+            )
+
+    def file(self, arm: str) -> Path:
+        """An arm's file, made now if it is not there; its making's processor seconds, children's
+        too, in the report.
+        """
+        path = self.scratch / f"{arm}.gguf"
+        if not path.exists():
+            self.need(arm)
+            self.tell(f"  {arm}: its file is made")
+            before = spent_s()
+            self.make(arm, path)
+            self.report["seconds"][arm] = spent_s() - before
+        return path
+
+    def need(self, arm: str) -> None:
+        """Make what the making of an arm begins with."""
+        if arm != "fp16":
+            self.file("fp16")
+        if arm.startswith("llamacpp"):
+            self.importance()
+        if arm.startswith("mixed"):
+            self.file(self.rival(arm))
+        if arm.startswith("qat"):
+            self.file("calibrated")
+
+    def make(self, arm: str, path: Path) -> None:
+        """One arm's file."""
+        if arm == "fp16":
+            self.sixteen_bits(path)
+        elif arm.startswith("qat"):
+            self.train(arm, path)
+        elif arm in ("calibrated", "mixed", "mixed_q4_k"):
+            self.quantise(arm, path)
+        elif self.peer:
+            self.repack(arm, path)
+        else:
+            to_gguf.save(self.model(), path, "Q4_0")  # plain rounding of our own
+
+    def sixteen_bits(self, path: Path) -> None:
+        """The model itself."""
+        loaded = weights.load(catalog.find(MODEL))
+        loaded = rescaled(first_layers(loaded, 2) if self.quick else loaded)
+        to_gguf.save(loaded, path, "F16")
+
+    def repack(self, arm: str, path: Path) -> None:
+        """llama.cpp's quantiser, with importance data or without."""
+        weighed = () if arm == "rounded" else ("--importance", str(self.importance()))
+        kind = "Q4_K_S" if arm == "llamacpp_q4_k" else "Q4_0"
+        self.prepared("fp16", "--repack", str(path), "--type", kind, *weighed)
+
+    def importance(self) -> Path:
+        """Mean squares of the 16-bit matrices' inputs, as llama.cpp reads them."""
+        path = self.scratch / "importance.dat"
+        if not path.exists():
+            texts, before = self.texts(self.scale.calibration), spent_s()
+            found = quantizer.measure_importance(self.model(), texts, "package descriptions")
+            found.write(path)
+            self.report["seconds"]["importance"] = spent_s() - before
+        return path
+
+    def quantise(self, arm: str, path: Path) -> None:
+        """Ours: one type by error feedback, or types by sensitivity within a rival's size."""
+        size = 0 if arm == "calibrated" else self.file(self.rival(arm)).stat().st_size
+        request = quantizer.QuantizationRequest(
+            quant_type="Q4_K" if arm == "mixed_q4_k" else "Q4_0",
+            size=size,
+            texts=self.texts(self.scale.calibration),
         )
+        original = self.model()
+        journal = quantizer.QuantizationJournal(
+            self.scratch / f"{arm}.journal", request.digest(original)
+        )
+        to_gguf.save(quantizer.quantize(original, request, journal), path)
+        journal.clear()
 
-    def timed(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives; its processor seconds, children's too, in the report."""
-        before = spent_s()
-        found = work()
-        self.report["seconds"][name] = spent_s() - before
-        return found
+    def rival(self, arm: str) -> str:
+        """Whose size a mixture may have."""
+        if not self.peer:
+            return "calibrated"
+        return {"mixed": "llamacpp", "mixed_q4_k": "llamacpp_q4_k"}[arm]
+
+    def train(self, arm: str, path: Path) -> None:
+        """Training from the calibrated file: all weights, or an adapter beside it."""
+        mode: qat.Mode = "adapters" if arm == "qat_adapters" else "full"
+        steps = max(1, self.scale.steps // (2 if mode == "adapters" else 1))
+        settings = qat.QatSettings(mode=mode, steps=steps, seed=SEED)
+        begun, texts = weights.load(self.file("calibrated")), self.texts(self.scale.training)
+        result = qat.train(begun, self.model(), texts, settings, on_step=self.step_told)
+        if result.adapter:
+            beside = path.with_suffix(".adapter.safetensors")
+            safetensors.torch.save_file(dict(result.adapter), beside)
+        to_gguf.save(result.weights, path)
+        self.report.setdefault("qat_judged", {})[arm] = dict(result.judged)
+
+    def step_told(self, step: int, steps: int, distance: float) -> None:
+        """For whoever waits."""
+        self.tell(f"  step {step} of {steps}: {distance:.4f} nats")
+
+    def prepared(self, arm: str, *arguments: str) -> None:
+        """Have llama.cpp do something with an arm's file, to its end."""
+        engine = contender("llamacpp", self.file(arm))
+        try:
+            engine.prepare(*arguments)
+        finally:
+            engine.close()
 
     def model(self) -> Weights:
         """The 16-bit model."""
-        return weights.load(self.path("fp16"))
+        return weights.load(self.file("fp16"))
 
     def texts(self, count: int) -> list[list[int]]:
         """So many tokens of what packages say of themselves, in windows spread evenly."""
@@ -303,6 +367,7 @@ def spent_s() -> float:
     return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
+@cache
 def descriptions() -> str:
     """The prose of installed packages' descriptions, in the order of their names."""
     found = {}
@@ -397,8 +462,8 @@ def beside(
             spent = (meter.joules() or 0.0) - before
             report[size]["q4"]["watts"] = spent / (time.perf_counter() - begun)
     if "f16" in found:
-        put(report, f"{size}.speedup_b1", found["q4"].over(found["f16"]))
-        report[size]["size_saved"] = 1 - report[size]["q4"]["mb"] / report[size]["f16"]["mb"]
+        put(report, f"speedup_b1.{size}", found["q4"].over(found["f16"]))
+        report["size_saved"][size] = 1 - report[size]["q4"]["mb"] / report[size]["f16"]["mb"]
     report["deployment"][size] = {
         "disk_mb": report[size]["q4"]["mb"],
         "memory_mb": report[size]["q4"]["peak_mb"],
@@ -429,12 +494,13 @@ def random_weights(
     free = discovery.memory_sizes()[1]
     kinds = {"q4": ("Q4_0", 0.6), "f16": ("F16", 2.1)}
     wanted = {
-        name: kind for name, (kind, bytes_each) in kinds.items() if bytes_each * numbers < free / 2
+        name: kind for name, (kind, each) in kinds.items() if each * numbers < MOST_OF_FREE * free
     }
     report[size] = {"weights": numbers, "f16_mb": 2 * numbers / 1e6}
     if "q4" not in wanted:
         report[size]["left_out"] = (
-            f"{free / 1e9:.1f} GB of memory are free, it needs twice its file"
+            f"{free / 1e9:.1f} GB of memory are free, it needs "
+            f"{0.6 * numbers / MOST_OF_FREE / 1e9:.1f}"
         )
         tell(f"{size}: left out, {report[size]['left_out']}")
         return
@@ -445,41 +511,43 @@ def random_weights(
     }
     small = replace(scale, tokens=12, prompt=8, repeats=min(2, scale.repeats))
     beside(size, files, small, report)
-    report[size].setdefault("size_saved", 1 - report[size]["q4"]["mb"] / report[size]["f16_mb"])
+    report["size_saved"].setdefault(size, 1 - report[size]["q4"]["mb"] / report[size]["f16_mb"])
 
 
 def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
-    """Rows of the table."""
-    for arm in report["perplexity"]:
-        words = ARMS.get(arm, f"the same, {arm.removeprefix('qat_')} alone")
+    """Rows of the table: those that were measured."""
+    return (row for row in all_figures(report) if has(report, row.key))
+
+
+def all_figures(report: Mapping[str, Any]) -> Iterator[Figure]:
+    """Rows of the table, measured or not."""
+    for arm in ARMS:
         most = {
             "calibrated": ("llamacpp", "rounded"),
             "mixed": ("llamacpp", "rounded"),
             "mixed_q4_k": ("llamacpp_q4_k",),
         }.get(arm, ())
         bars = [report["perplexity"][one] for one in most if one in report["perplexity"]]
-        yield Figure(f"perplexity.{arm}", "", words, at_most=min(bars, default=None))
+        yield Figure(f"perplexity.{arm}", "", ARMS[arm], at_most=min(bars, default=None))
         yield Figure(f"mb.{arm}", "MB", "  its file")
     yield Figure("qat_recovered", "", "of rounding's loss, won back by training", at_least=0.7)
     yield Figure("calibrated_recovered", "", "  by error feedback alone")
-    for arm in report.get("llamacpp_reads", ()):
+    for arm in ("qat", "mixed"):
         yield Figure(f"llamacpp_reads.{arm}", "×", f"{arm}: perplexity by llama.cpp over ours")
-    for size in ("135m", *(size for size in SIZES if size in report)):
-        if "left_out" in report.get(size, {}):
-            yield Figure(f"{size}.left_out", "", f"{size}: left out")
-            continue
-        yield Figure(f"{size}.size_saved", "", f"{size}: of 16 bits' file", at_least=SAVED[size])
-        if size == "135m" or "f16" in report[size]:
-            yield Figure(f"{size}.speedup_b1", "×", f"{size}: decode over 16 bits", at_least=2)
+    for size in ("135m", *SIZES):
+        yield Figure(f"{size}.left_out", "", f"{size}: left out")
+        yield Figure(f"size_saved.{size}", "", f"{size}: of 16 bits' file", at_least=SAVED[size])
+        yield Figure(f"speedup_b1.{size}", "×", f"{size}: decode over 16 bits", at_least=2)
         limits = LIMITS.get(size, {})
         for key, unit in (("disk_mb", "MB"), ("memory_mb", "MB"), ("tokens_per_s", "tokens/s")):
             name = f"deployment.{size}.{key}"
             yield Figure(name, unit, f"  {key.partition('_')[0]}", at_most=limits.get(key))
         yield Figure(f"deployment.{size}.watts", "W", "  watts")
-    for row in report["rows"]:
-        yield Figure(**row)
+    yield from compress_distill.FIGURES
+    yield from compress_plan.FIGURES
 
 
+MOST_OF_FREE = 0.7  # of the memory, what a file of random weights may take
 # 0.75 less what scales cost: half a bit of sixteen, and an embedding of eight.
 SAVED = {"135m": 0.66, "large": 0.7, "13b": 0.71}
 LIMITS = {"13b": {"disk_mb": 8000.0, "memory_mb": 15000.0}}

@@ -11,7 +11,7 @@ on the same examples as often, and are asked the same held-out requests.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ...core.models.lora.merge import merged
 from ...core.models.weights import Weights
 from ...core.training.dataset import make_homes
 from ...core.training.distillation.candidates import CandidateScorer, PublicItem, PublicSet
-from ...core.training.distillation.distiller import Distiller
+from ...core.training.distillation.distiller import DistillationProgress, Distiller
 from ...core.training.distillation.settings import DistillationSettings
 from ...core.training.distillation.student import evenly, kept
 from ...core.training.distillation.targets import exact_answers
@@ -44,7 +44,7 @@ from ..run import simulate
 from ..scenario import Population, Scenario
 from . import random_model
 from .confidence import kept_adapter
-from .figures import Figure, has
+from .figures import Figure
 from .stopwatch import Arm, interleaved, put
 
 MODEL = "smollm2-135m-instruct"
@@ -52,31 +52,14 @@ SEED = 1
 HOUSEHOLDS, TRAIN, TEST = 2, 150, 60  # of the student's task
 TYPE = "Q4_0"  # of both files that are timed
 TIMED = 12  # requests that both answer
-SETTINGS = DistillationSettings(epochs=5, lr=1e-3, temperature=2.0, hard=0.3)
+TELL_EVERY = 20  # steps
+SETTINGS = DistillationSettings(epochs=10, lr=1e-3, temperature=2.0, hard=0.3)
 
 # The federation: each member's few examples; of a public item its answer and so many others.
 MEMBERS, OWN, HELD_OUT, PUBLIC, ANSWERS = 4, 40, 20, 32, 4
 UPPER, ROUNDS = 4, 2
 RECIPE = Hyperparameters(lr=1e-2, batch=8, epochs=1)
 RANGE = 16.0
-
-
-def rows(
-    report: dict[str, Any], quick: bool, tell: Callable[[str], None] = lambda _: None
-) -> Sequence[Figure]:
-    """Measure, put it into `report`, and say which figures there are.
-
-    Args:
-        quick: tiny sizes; what is measured means nothing.
-    """
-    report.setdefault("spread", {})
-    with tempfile.TemporaryDirectory() as folder:
-        model = weights.load(model_file(Path(folder), quick))
-    tell("a student of half the depth")
-    student(report, model, quick, tell)
-    tell("members whose models differ")
-    report["federated_distillation"] = federated(model, quick)
-    return figures(report)
 
 
 def model_file(folder: Path, quick: bool) -> Path:
@@ -89,26 +72,21 @@ def model_file(folder: Path, quick: bool) -> Path:
     )
 
 
-def figures(report: Mapping[str, Any]) -> Sequence[Figure]:
-    """The rows of the table."""
-    found = (
-        Figure("student.accuracy_teacher", "share", "exact answers of the teacher, held out"),
-        Figure("student.accuracy_student", "share", "of the student at half its depth"),
-        Figure("student.accuracy_kept", "of the teacher's", "of it kept", at_least=0.8),
-        Figure("student.speedup", "x", "prompts and answers, the student's speed", at_least=1.7),
-        Figure("student.speedup_decode", "x", "answers alone, one at a time"),
-        Figure("student.size", "of the teacher's", "the student's file"),
-        Figure("federated_distillation.alone", "share", "right of held-out choices, alone"),
-        Figure("federated_distillation.together", "share", "the same members, masked scores"),
-        Figure("federated_distillation.bytes", "bytes", "a member's masked scores of a round"),
-    )
-    return [row for row in found if has(report, row.key)]
+FIGURES = (
+    Figure("student.accuracy_teacher", "share", "exact answers of the teacher, held out"),
+    Figure("student.accuracy_student", "share", "of the student at half its depth"),
+    Figure("student.accuracy_kept", "of the teacher's", "of it kept", at_least=0.8),
+    Figure("student.speedup", "x", "prompts and answers, the student's speed", at_least=1.7),
+    Figure("student.speedup_decode", "x", "answers alone, one at a time"),
+    Figure("student.size", "of the teacher's", "the student's file"),
+    Figure("federated_distillation.alone", "share", "right of held-out choices, alone"),
+    Figure("federated_distillation.together", "share", "the same members, masked scores"),
+    Figure("federated_distillation.bytes", "bytes", "a member's masked scores of a round"),
+)
 
 
-def student(
-    report: dict[str, Any], model: Weights, quick: bool, tell: Callable[[str], None]
-) -> None:
-    """Teach half of the model what the whole one learned."""
+def student(report: dict[str, Any], quick: bool, tell: Callable[[str], None]) -> None:
+    """Teach half of the model what the whole one learned; into `report`."""
     homes = make_homes(
         households=1 if quick else HOUSEHOLDS,
         train=4 if quick else TRAIN,
@@ -117,30 +95,45 @@ def student(
     )
     examples = [request.example() for home in homes for request in home.train]
     held_out = [request.example() for home in homes for request in home.test]
-    teacher = model
-    if not quick:
-        teacher = merged(model, kept_adapter(model, examples, tell), "bench")
-    layers = teacher.architecture.num_layers
     settings = dataclasses.replace(SETTINGS, epochs=1, batch=4) if quick else SETTINGS
-    with tempfile.TemporaryDirectory() as folder:
-        whole, dtype = Path(folder) / "teacher.gguf", resolve_dtype("auto")
+    found = report.setdefault("student", {})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, dtype = Path(scratch), resolve_dtype("auto")
+        teacher = weights.load(model_file(folder, quick))
+        if not quick:
+            teacher = merged(teacher, kept_adapter(teacher, examples, tell), "bench")
+        layers, whole = teacher.architecture.num_layers, folder / "teacher.gguf"
         to_gguf.save(kept(teacher, range(layers)), whole, TYPE)
-        half = kept(teacher, evenly(layers, layers // 2))
-        run = Distiller(teacher, half, examples, settings, Path(folder) / "run", quant_type=TYPE)
-        path = run.run().student
         tokens = tokenize(held_out, teacher.tokenizer, longest=teacher.context_length)
-        known, learned = (
-            exact_answers(weights.load(file), tokens, dtype) / len(tokens) for file in (whole, path)
-        )
-        found = report.setdefault("student", {})
+        known = exact_answers(weights.load(whole), tokens, dtype) / len(tokens)
+        found["accuracy_teacher"] = known
+        tell(f"  the teacher answers {known:.3f} of held-out requests")
+        half = kept(teacher, evenly(layers, layers // 2))
+        path = Distiller(
+            teacher,
+            half,
+            examples,
+            settings,
+            folder / "run",
+            quant_type=TYPE,
+            on_progress=lambda done: told_of(done, tell),
+        ).run().student  # fmt: skip
+        learned = exact_answers(weights.load(path), tokens, dtype) / len(tokens)
         found |= {
-            "accuracy_teacher": known,
             "accuracy_student": learned,
             "accuracy_kept": learned / known if known else 0.0,
             "size": path.stat().st_size / whole.stat().st_size,
         }
+        tell(f"  the student {learned:.3f}")
         prompts = [one.prompt for one in tokens[: 2 if quick else TIMED]]
         time_both(report, whole, path, prompts, repeats=1 if quick else 5)
+
+
+def told_of(progress: DistillationProgress, tell: Callable[[str], None]) -> None:
+    """Every now and then, for whoever waits."""
+    if progress.done % TELL_EVERY == 0:
+        loss = f", loss {progress.loss:.3f}" if progress.loss is not None else ""
+        tell(f"  {progress.part}: {progress.done} of {progress.total}{loss}")
 
 
 def time_both(
@@ -210,10 +203,17 @@ def choices(examples: Sequence[Example], pool: Sequence[str], seed: int) -> Choi
     return Choices(PublicSet(tuple(items), ""), tuple(right))
 
 
-def federated(model: Weights, quick: bool) -> dict[str, float]:
-    """Members with two models, apart and together; the mean of their held-out choices that are
-    right.
+def federation(report: dict[str, Any], quick: bool, tell: Callable[[str], None]) -> None:
+    """Members with two models, apart and together, into `report`: the mean of their held-out
+    choices that are right.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        model = weights.load(model_file(Path(folder), quick))
+        report["federated_distillation"] = federated(model, quick, tell)
+
+
+def federated(model: Weights, quick: bool, tell: Callable[[str], None]) -> dict[str, float]:
+    """Shares, and bytes of a member in a round."""
     own, held, public = (2, 2, 2) if quick else (OWN, HELD_OUT, PUBLIC)
     members, rounds = (3, 1) if quick else (MEMBERS, ROUNDS)
     homes = make_homes(households=members + 1, train=max(own, public), test=held, seed=SEED)
@@ -226,12 +226,11 @@ def federated(model: Weights, quick: bool) -> dict[str, float]:
     models = (model, kept(model, evenly(layers, 2 * layers // 3)))
     shape = AdapterShape(rank=8, alpha=16.0, upper_layers=UPPER)
     trainers = [Trainer(one, shape) for one in models]
+    tell("  the public answers through the layers that are frozen")
+    scorers = [CandidateScorer(one, asked.public, 0.48 * RANGE) for one in trainers]
     learners = {
         f"household-{index}": DistillationLearner(
-            CandidateScorer(trainers[index % 2], asked.public, 0.48 * RANGE),
-            trainers[index % 2].prepare(spoken[index][:own]),
-            None,
-            RECIPE,
+            scorers[index % 2], trainers[index % 2].prepare(spoken[index][:own]), None, RECIPE
         )
         for index in range(members)
     }
@@ -244,12 +243,14 @@ def federated(model: Weights, quick: bool) -> dict[str, float]:
         ]
         return float(np.mean(found))
 
+    tell("  alone")
     # alone: as many epochs over the own examples as the federation has rounds
     alone_recipe = dataclasses.replace(RECIPE, epochs=rounds)
     alone = []
     for index, one in enumerate(learners.values()):
         flat = one.trainer.train(one.own, one.train_set, alone_recipe, seed=SEED).flat_b
         alone.append(held_out.accuracy(judges[index % 2], flat))
+    tell("  together")
     scenario = scenario_of(members, rounds, asked.public.size)
     ended: dict[str, Any] = {}
     report = simulate(

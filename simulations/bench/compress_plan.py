@@ -22,7 +22,7 @@ from ...core.models.embedding import model as embedding_model
 from ...core.models.hub import catalog
 from ...core.training.plan import REPEATS, add_training, measure
 from .compress_distill import model_file
-from .figures import Figure, has
+from .figures import Figure
 
 EMBEDDING_MODEL = "minilm-l6-v2"
 # Sizes that the judge asks besides those that were planned for.
@@ -30,37 +30,29 @@ BETWEEN: Mapping[str, Sequence[int]] = {PREFILL: (24, 100, 300), DECODE: (6,)}
 JUDGED = 7  # repeats
 
 
-def rows(
-    report: dict[str, Any], quick: bool, tell: Callable[[str], None] = lambda _: None
-) -> Sequence[Figure]:
-    """Measure, put it into `report`, and say which figures there are."""
-    report.setdefault("spread", {})
+FIGURES = (
+    Figure("plan.right", "share", "jobs and sizes where the plan's device was the fastest"),
+    Figure("plan.regret", "of the time", "lost where it was not, over all jobs"),
+    Figure("plan.cases", "", "jobs and sizes with more than one device"),
+    Figure("plan.own_prefill", "tokens/s", "prompt of 512, our kernels"),
+    Figure("plan.openvino_prefill", "tokens/s", "the same, OpenVINO's processor"),
+)
+
+
+def measure_plan(report: dict[str, Any], quick: bool, tell: Callable[[str], None]) -> None:
+    """Measure, into `report`."""
     config = Config()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, closing(Jobs()) as jobs:
         model = weights.load(model_file(Path(folder), quick))
-    with closing(Jobs()) as jobs:
         add_decoders(jobs, model, config.engine, longest=512)
         if not quick:
             encoder = embedding_model.read(catalog.find(EMBEDDING_MODEL))
             add_encoders(jobs, encoder.weights, 0)
             add_training(jobs, model, tell)
         tell("the plan of this machine's devices")
-        planner = measure(jobs, lambda _: None, 1 if quick else REPEATS)
+        planner = measure(jobs, tell, 1 if quick else REPEATS)
         tell("what each device really takes")
         report["plan"] = judged(planner, jobs, 1 if quick else JUDGED)
-    return figures(report)
-
-
-def figures(report: Mapping[str, Any]) -> Sequence[Figure]:
-    """The rows of the table."""
-    found = (
-        Figure("plan.right", "share", "jobs and sizes where the plan's device was the fastest"),
-        Figure("plan.regret", "of the time", "lost where it was not, over all jobs"),
-        Figure("plan.cases", "", "jobs and sizes with more than one device"),
-        Figure("plan.own_prefill", "tokens/s", "prompt of 512, our kernels"),
-        Figure("plan.openvino_prefill", "tokens/s", "the same, OpenVINO's processor"),
-    )
-    return [row for row in found if has(report, row.key)]
 
 
 def judged(planner: Planner, jobs: Jobs, repeats: int) -> dict[str, Any]:

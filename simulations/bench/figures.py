@@ -136,6 +136,8 @@ def show(console: "Console", report: Mapping[str, Any], figures: Sequence[Figure
     if not console.is_terminal:
         console.width = UNFOLDED  # in a file a row is a line
     console.print(table, soft_wrap=True)
+    for part, why in report.get("failed", {}).items():
+        console.print(f"part {part} failed: {why}", soft_wrap=True, markup=False)
     console.print(f"exact everywhere: {'yes' if report['exact'] else '[red]NO[/red]'}")
 
 

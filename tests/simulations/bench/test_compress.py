@@ -11,7 +11,6 @@ import torch
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.training.quantization.quality import text_loss
 from quietchoir.simulations.bench import compress, suites
-from quietchoir.simulations.bench.figures import look_up
 from quietchoir.simulations.bench.stopwatch import Sample
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import save
@@ -44,22 +43,44 @@ class Engine:
         return 100.0
 
 
-def test_every_figure_is_there_and_files_have_the_sizes_that_are_said(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)  # no peers, no neighbours
+@pytest.fixture
+def alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite over the tiny model, without a peer."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     monkeypatch.setattr(compress, "MODEL", str(tiny))
     monkeypatch.setattr(compress, "contender", Engine)
     speeds = {"f16": Sample((2.0,)), "q4": Sample((5.0,))}
     monkeypatch.setattr(compress, "turns", lambda *_: speeds)
-    report, rows = suites.run("compress", quick=True, tell=lambda _: None)
-    assert all(look_up(report, row.key) is not None for row in rows)
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_figure_is_there_and_files_have_the_sizes_that_are_said() -> None:
+    parts = ("rounding", "speeds", "mixed", "qat")
+    report, rows = suites.run("compress", quick=True, tell=lambda _: None, only=parts)
+    assert report["failed"] == {} and {*report["part_s"]} == {*parts}
     keys = {row.key for row in rows}
     arms = {f"perplexity.{arm}" for arm in ("fp16", "rounded", "calibrated", "mixed", "qat")}
-    assert arms < keys and {"qat_recovered", "135m.speedup_b1", "135m.size_saved"} < keys
-    assert report["135m"]["speedup_b1"] == 2.5
+    assert arms < keys and {"qat_recovered", "speedup_b1.135m", "size_saved.135m"} < keys
+    assert report["speedup_b1"]["135m"] == 2.5
     assert report["mb"]["mixed"] <= report["mb"]["calibrated"] < report["mb"]["fp16"]
     assert report["exact"] is True
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_part_that_fails_is_named_and_the_others_are_measured_and_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(compress.compress_plan, "measure_plan", lost)
+    kept: list[dict[str, Any]] = []
+    report, rows = suites.run(
+        "compress", quick=True, tell=lambda _: None, keep=kept.append, only=("plan", "speeds")
+    )
+    assert report["failed"] == {"plan": "RuntimeError: the device is gone"}
+    assert "speedup_b1.135m" in {row.key for row in rows} and "plan.right" not in report
+    assert [{*one["part_s"]} for one in kept] == [{"speeds"}, {"speeds", "plan"}]
 
 
 def test_channels_that_are_scaled_change_no_logit_and_leave_the_grid(tiny: Path) -> None:
