@@ -308,9 +308,10 @@ def _embedded(
     missing = {
         name: text for name, text in zip(names, texts, strict=True) if name not in store.found
     }
-    for start in range(0, len(missing), AT_ONCE):
-        tell(len(texts) - len(missing) + start, len(texts))
-        batch = list(missing)[start : start + AT_ONCE]
+    new = list(missing)
+    for start in range(0, len(new), AT_ONCE):
+        tell(len(texts) - len(new) + start, len(texts))
+        batch = new[start : start + AT_ONCE]
         store.add(batch, embedder.embed([missing[name] for name in batch]))
     store.keep(names)
     return np.stack([store.found[name] for name in names])

@@ -39,6 +39,8 @@ Scores = npt.NDArray[np.float32]
 
 # standard deviation on a cosine; neighbours closer than this may change places
 SCORE_NOISE = 2.0**-11
+# the same of a question near itself: what CKKS makes of the hint's product comes to it
+NEAR_NOISE = 2.0**-9
 # largest error of the arithmetic alone, noise not counted; measured 2.5e-4 at 1000 passages
 SCORE_ERROR = 5e-4
 # The hint times a ternary secret: words of 2^31 by a secret of norm 26, a deviation of 15 x 2^31.
@@ -514,8 +516,7 @@ class PirClient:
 
     def near_scores(self, answer: Sequence[bytes], near: Near) -> Scores:
         """Open the scores of the clusters that were asked, [passages]; below -1 elsewhere. They
-        deviate by 2^-9, four times `SCORE_NOISE` (a test measures it), and by what the table's
-        8 bits round.
+        deviate by `NEAR_NOISE` (a test measures it), and by what the table's 8 bits round.
 
         Raises:
             ProtocolError, WorkerError: as `scores`.

@@ -1,13 +1,15 @@
 """The suite `search`: what a private question costs, among 1,000, 10,000 and 100,000 passages.
 
 Knows Python's and the system's documentation as they lie on a Debian machine (pages, and texts
-packed or not; no change logs), and the questions of two FAQs (`retrieval`). The product's own index
-is built of them, and kept in the node's home with the vectors: a build that was stopped goes on,
-and a second run embeds nothing. Passages are the product's; of 100,000 each is cut to 48 words,
-since embedding is what takes time (a first run says for how long: `100k.embed_s`).
+packed or not; no change logs), and the questions of two FAQs (`retrieval`). Passages are cut as the
+product cuts them; of 100,000 each is cut to 48 words (34 on average) once more, since embedding is
+what takes time. Vectors are kept in the node's home by their text and the model, so that a run that
+was stopped embeds what is left, also after the kernels were built anew; the product's own index is
+built of them in every run.
 Always: every question is asked under encryption and in clear, and recall is of the ten best in
 clear; every passage that is fetched is compared with the text; TenSEAL's own matrix product, on the
-same vectors, takes its turn in the same run.
+same vectors, takes its turn in the same run. A size that fails is named, and the others are
+measured.
 
 One thread does all the work that is counted; `question_s` alone is on the wall, over HTTP on
 loopback, with as many workers as cores. TenSEAL's product holds 3712 passages of 384 dimensions in
@@ -28,9 +30,11 @@ import socket
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -40,16 +44,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.engine.embedder import SentenceEmbedder
+from ...core.errors import QuietchoirError
 from ...core.hardware.discovery import core_count
 from ...core.models.hub import catalog
-from ...core.paths import home
+from ...core.paths import home, private_folder
 from ...core.worker import Worker
 from ...crypto.identity.keys import Identity
 from ...crypto.pir import kernel, lwe
 from ...crypto.pir import search as pir
 from ...private_search import index
 from ...private_search.budget import QueryBudget
-from ...private_search.client import LibraryAddress, SearchCost, SearchSession
+from ...private_search.client import PROBE_COSINE, LibraryAddress, SearchCost, SearchSession
 from ...private_search.commands import MAX_QUERIES
 from ...private_search.host import LibraryService, serve
 from ...private_search.index import Index, Passage
@@ -59,7 +64,17 @@ from .stopwatch import Sample, clock, put
 
 WHAT = "private questions among passages of Python's and the system's documentation"
 Result = TypeVar("Result")
+# What `--only` may name, with about how long it takes on two quiet cores; embedding once.
+PARTS = {
+    "1k": "1,000 passages of at most 160 words; what answers give away (1 minute)",
+    "10k": "10,000 of them (3 minutes, and 3 to embed them)",
+    "100k": "100,000 of at most 48 words, whole and near the question (6 minutes, and 8)",
+}
 BEST = 10  # recall is of so many
+# Two scores are a tie where they differ by less than so many deviations of what a difference of two
+# noisy ones is off by: neighbours so close change places by chance.
+TIE = 4 * 2**0.5
+CHECKED = 16  # vectors of an earlier run that are made again, to see that they are the same
 SHOWN = 2  # places of a score that an asker is shown: finer digits carry noise
 MM_BITS = (40, 26, 40)
 MM_DEGREE = 8192
@@ -76,6 +91,7 @@ class LibrarySize:
     asked: int = 200
     fetched: int = 10
     whole: int = 5  # questions over HTTP
+    clustered: bool | None = None  # None: as the product does
 
 
 SIZES = {
@@ -84,8 +100,8 @@ SIZES = {
     "100k": LibrarySize(100_000, 48),
 }
 QUICK = {
-    name: LibrarySize(count, 24, asked=2, fetched=1, whole=1)
-    for name, count in (("1k", 20), ("10k", 40), ("100k", 80))
+    name: LibrarySize(count, 24, asked=2, fetched=1, whole=1, clustered=count > 40)
+    for name, count in (("1k", 20), ("10k", 40), ("100k", 300))
 }
 
 
@@ -110,100 +126,181 @@ class Recall:
 
     share: float  # of the ten best
     rounded: float  # of what was found, as good as the tenth best by the digits that are shown
+    tied: float  # of what was found, as good as the tenth best, or a tie with it
     lost_by: float  # cosine that the tenth best has over the worst that was found
 
     @staticmethod
-    def of(clear: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> "Recall":
-        """Of scores in clear and those that were opened."""
+    def of(
+        clear: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], noise: float
+    ) -> "Recall":
+        """Of scores in clear, and those that were opened: off by a deviation of `noise`."""
         right, found = best_of(clear), best_of(scores)
-        tenth, worst = float(clear[right].min()), clear[found]
-        rounded = np.round(worst, SHOWN) >= round(tenth, SHOWN)
+        tenth, own = float(clear[right].min()), clear[found]
+        rounded = np.round(own, SHOWN) >= round(tenth, SHOWN)
         return Recall(
             len(set(right) & set(found)) / len(right),
             float(rounded.mean()),
-            tenth - float(worst.min()),
+            float((own >= tenth - TIE * noise).mean()),
+            tenth - float(own.min()),
         )
 
+    @staticmethod
+    def figures(recalls: Sequence["Recall"]) -> dict[str, float]:
+        """Means over all questions, and the largest loss."""
+        return {
+            "recall_at_10": statistics.fmean(each.share for each in recalls),
+            "recall_rounded": statistics.fmean(each.rounded for each in recalls),
+            "recall_tied": statistics.fmean(each.tied for each in recalls),
+            "lost_by": max(each.lost_by for each in recalls),
+        }
 
-class TimedEmbedder:
-    """An embedder, and the processor seconds that it took."""
 
-    def __init__(self, embedder: index.Embeds) -> None:
-        self.embedder, self.seconds = embedder, 0.0
+class KeptEmbedder:
+    """An embedder that never embeds a text twice, and the processor seconds that it took.
+
+    Vectors are of one model, whichever build of its kernels made them: builds differ by less than
+    two askers of a library may. Some are made again, and all are forgotten where they are others.
+    """
+
+    def __init__(self, embedder: SentenceEmbedder) -> None:
+        self.embedder, self.seconds, self.embedded = embedder, 0.0, 0
+        model = sha256(embedder.identity.encode()).hexdigest()[:16]
+        path = private_folder(home() / "bench") / f"search-{model}.vectors"
+        self._vectors = index.VectorFile(path, embedder.width)
+
+    def fill(self, texts: Sequence[str], tell: Callable[[str], None]) -> None:
+        """Embed those of these that are new; on the disk after every few."""
+        known = [text for text in texts if digest(text) in self._vectors.found]
+        again = known[:: max(1, len(known) // CHECKED)]
+        if again:
+            cosines = (self.embed(again) * self.embedder.embed(again)).sum(axis=1)
+            if not cosines.min() >= PROBE_COSINE:
+                tell(f"  vectors of an earlier run are others ({cosines.min():.4f}): made anew")
+                self._vectors.keep(())
+        missing = [text for text in dict.fromkeys(texts) if digest(text) not in self._vectors.found]
+        self.seconds, self.embedded = 0.0, len(missing)
+        for start in range(0, len(missing), index.AT_ONCE):
+            if start % (100 * index.AT_ONCE) == 0:
+                tell(f"  {start} of {len(missing)} passages embedded, {self.seconds:.0f} s")
+            part = missing[start : start + index.AT_ONCE]
+            vectors, seconds = timed(partial(self.embedder.embed, part))
+            self._vectors.add([digest(text) for text in part], vectors)
+            self.seconds += seconds
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """As the embedder."""
-        found, seconds = timed(partial(self.embedder.embed, texts))
-        self.seconds += seconds
-        return found
+        found = self._vectors.found
+        new = [text for text in texts if digest(text) not in found]
+        fresh = dict(zip(new, self.embedder.embed(new), strict=True))
+        return np.stack([fresh[one] if one in fresh else found[digest(one)] for one in texts])
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
+def digest(text: str) -> bytes:
+    """Names a text among vectors."""
+    return sha256(text.encode()).digest()[: index.DIGEST_BYTES]
+
+
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build, ask, fetch, and time.
 
     Raises:
         ConfigError: the documentation or the embedding model is not on this machine; says how to
         get it.
+        QuietchoirError: a size could not be measured whole; the others were.
     """
     embedder = SentenceEmbedder.load(catalog.find("minilm-l6-v2"))
     asked = [question for name in ("python", "debian") for question, _ in questions(name)]
+    sizes = QUICK if quick else SIZES
+    sizes = {name: size for name, size in sizes.items() if name in (only or PARTS)}
     report: dict[str, Any] = {
         "what": WHAT,
         "seed": "none: nothing is drawn but keys and noise",
         "clock": "processor seconds of one thread; question_s is on the wall",
+        "parts": list(sizes),
         "repeats": {"questions": len(asked)},
         "spread": {},
         "exact": True,
+        "ended": {},
     }
     memory = np.ones(1 << (20 if quick else 25), np.uint64)
     report["memory_gb_s"] = memory.nbytes / best(memory.sum) / 1e9
     report["kernel"] = kernel.paths() > 0
-    for name, size in (QUICK if quick else SIZES).items():
-        passages = list(itertools.islice(documentation(size.words), size.passages))
-        tell(f"{name}: index of {len(passages)} passages")
-        room = home() / "bench" / f"search-{name}-{len(passages)}"
-        timer = TimedEmbedder(embedder)
-        built, seconds = timed(
-            lambda: index.build(passages, timer, room, partial(progress, tell))  # noqa: B023
-        )
-        vectors = embedder.embed(asked[: size.asked])
-        report[name] = {
-            "passages": built.passages,
-            "words": size.words,
-            "index_s": seconds - timer.seconds,
-            "embed_s": timer.seconds,
-        }
-        tell(f"{name}: {len(vectors)} questions")
-        ask_all(report, name, built, built.ordered(passages), vectors, size)
-        if built.clusters is not None:
-            tell(f"{name}: the same near themselves")
-            report[name]["clustered"] = ask_near(report, name, built, vectors)
-        report[name]["pir"] |= scanned(built, memory, report["memory_gb_s"])
-        if name == "10k":
-            tell("10k: the same without flooding")
-            report[name]["recall_bare"] = bare_recall(built, vectors)
-        if name == "1k":
-            tell("1k: as many questions as dimensions")
-            report["stolen"] = stolen(built)
-        tell(f"{name}: TenSEAL's product")
-        report[name]["ratio_mm"] = (
-            tenseal_seconds(built, vectors[0]) * 1000 / report[name]["server_ms"]
-        )
+    kept = KeptEmbedder(embedder)
+    for name, size in sizes.items():
+        try:
+            with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as room:
+                measure_size(report, name, size, kept, asked, memory, Path(room), tell, keep)
+        except Exception as error:  # whatever it is: the other sizes are measured
+            report["ended"][name] = f"{type(error).__name__}: {error}"
+            tell(f"{name} ended: {traceback.format_exc()}")
         keep(report)
-        tell(f"{name}: {size.whole} questions over HTTP")
-        asyncio.run(whole_questions(report, name, built, embedder, asked[: size.whole]))
-        if built.clusters is not None:
-            near = f"{name}.clustered"
-            asyncio.run(whole_questions(report, near, built, embedder, asked[: size.whole]))
-        keep(report)
-    report["pir"] = report["100k"]["pir"]
+    if report["ended"]:
+        raise QuietchoirError(
+            "; ".join(f"{name} ended: {words}" for name, words in report["ended"].items())
+        )
+    if "100k" in report:
+        report["pir"] = report["100k"]["pir"]
     return report
+
+
+def measure_size(
+    report: dict[str, Any],
+    name: str,
+    size: LibrarySize,
+    kept: KeptEmbedder,
+    asked: Sequence[str],
+    memory: npt.NDArray[np.uint64],
+    room: Path,
+    tell: Callable[[str], None],
+    keep: Keep,
+) -> None:
+    """All of one size's figures; kept after each step."""
+    passages = list(itertools.islice(documentation(size.words), size.passages))
+    tell(f"{name}: vectors of {len(passages)} passages")
+    kept.fill([passage.text for passage in passages], tell)
+    tell(f"{name}: index of them")
+    built, seconds = timed(partial(index.build, passages, kept, room, clustered=size.clustered))
+    vectors = kept.embedder.embed(asked[: size.asked])
+    report[name] = {
+        "passages": built.passages,
+        "words": size.words,
+        "words_mean": statistics.fmean(len(passage.text.split()) for passage in passages),
+        "index_s": seconds,
+        "embedded": kept.embedded,
+        "embed_s": kept.seconds,
+    }
+    keep(report)
+    tell(f"{name}: {len(vectors)} questions")
+    ask_all(report, name, built, built.ordered(passages), vectors, size)
+    report[name]["pir"] |= scanned(built, memory, report["memory_gb_s"])
+    keep(report)
+    if built.clusters is not None:
+        tell(f"{name}: the same near themselves")
+        ask_near(report, name, built, vectors)
+        keep(report)
+    tell(f"{name}: {size.whole} questions over HTTP")
+    ways = [name] if built.clusters is None else [name, f"{name}.clustered"]
+    for way in ways:
+        asyncio.run(whole_questions(report, way, built, kept.embedder, asked[: size.whole]))
+        keep(report)
+    tell(f"{name}: TenSEAL's product")
+    mm_s = tenseal_seconds(built, vectors[0])
+    report[name]["ratio_mm"] = 1000 * mm_s / report[name]["server_ms"]
+    keep(report)
+    if name == "10k":
+        tell("10k: the same without flooding")
+        report[name]["recall_bare"] = bare_recall(built, vectors)
+    if name == "1k":
+        tell("1k: as many questions as dimensions")
+        report["stolen"] = stolen(built)
 
 
 def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
     aims = {"10k": (100.0, 200.0, 20.0, 1.0), "100k": (800.0, None, None, None), "1k": (None,) * 4}
-    for name in SIZES:
+    for name in report["parts"]:
         server, kb, ratio, question = aims[name]
         among = f"among {report[name]['passages']} passages"
         yield Figure(f"{name}.server_ms", "ms", f"{among}: host, scores", at_most=server)
@@ -215,8 +312,7 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
         yield Figure(f"{name}.kb", "kB", "both", at_most=kb)
         yield Figure(f"{name}.key_kb", "kB", "keys, once a session")
         yield Figure(f"{name}.recall_at_10", "", "of the ten best in clear", at_least=1)
-        yield Figure(f"{name}.recall_rounded", "", "as good as these by the shown digits")
-        yield Figure(f"{name}.lost_by", "", "cosine by which the worst found is below the tenth")
+        yield from tie_figures(name)
         if name == "10k":
             yield Figure(f"{name}.recall_bare", "", "the same, answers not flooded with noise")
         yield Figure(f"{name}.pir.server_ms", "ms", "host, one passage")
@@ -228,19 +324,34 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
         yield Figure(f"{name}.pir.hint_kept_mb", "MB", "hint that the host keeps")
         yield Figure(f"{name}.break_even", "", "questions after which a download is cheaper")
         yield Figure(f"{name}.start_s", "s", "host's matrices encoded, one thread")
-        yield Figure(f"{name}.embed_s", "s", "passages embedded, those that were not before")
+        yield Figure(f"{name}.embedded", "", "passages embedded now; the rest by a run before")
+        yield Figure(f"{name}.embed_s", "s", "of these, all together")
         yield Figure(f"{name}.index_s", "s", "index built of them")
         yield Figure(f"{name}.peak_mb", "MB", "workers' memory, all together")
         yield Figure(f"{name}.question_s", "s", "a whole question on the wall", at_most=question)
         if "clustered" in report[name]:
             yield from near_figures(f"{name}.clustered")
-    yield Figure("stolen.error", "", "embeddings, off by: a question for each dimension, no budget")
-    yield Figure("stolen.granted_error", "", "the same from what a budget grants at most")
-    yield Figure("stolen.granted_cosine", "", "cosine of such an embedding with the passage's")
-    yield Figure("stolen.default_cosine", "", "the same from what a budget grants unless told")
+    if "1k" in report["parts"]:
+        yield Figure("stolen.error", "", "embeddings, off by: a question a dimension, no budget")
+        yield Figure("stolen.granted_error", "", "the same from what a budget grants at most")
+        yield Figure("stolen.granted_cosine", "", "cosine of such an embedding with the passage's")
+        yield Figure("stolen.default_cosine", "", "the same from what a budget grants unless told")
     yield Figure("memory_gb_s", "GB/s", "memory, read by one thread")
-    yield Figure("pir.gb_per_s", "GB/s", "table scanned")
-    yield Figure("pir.bandwidth_fraction", "", "of the memory's speed", at_least=0.6)
+    if "100k" in report["parts"]:
+        yield Figure("pir.gb_per_s", "GB/s", "table scanned")
+        yield Figure("pir.bandwidth_fraction", "", "of the memory's speed", at_least=0.6)
+
+
+def tie_figures(name: str, at_least: float | None = 1) -> Iterator[Figure]:
+    """Rows of what neighbours that lie close make of the ten best."""
+    yield Figure(
+        f"{name}.recall_tied",
+        "",
+        f"as good as these, or a tie: {TIE / 2**0.5:.0f} deviations of a difference",
+        at_least=at_least,
+    )
+    yield Figure(f"{name}.recall_rounded", "", "as good as these by the shown digits")
+    yield Figure(f"{name}.lost_by", "", "cosine by which the worst found is below the tenth")
 
 
 def near_figures(name: str) -> Iterator[Figure]:
@@ -254,7 +365,8 @@ def near_figures(name: str) -> Iterator[Figure]:
     yield Figure(f"{name}.map_kb", "kB", "map of the clusters, once a session")
     yield Figure(f"{name}.map_cosine", "", "largest of a mean that the map tells with a passage")
     yield Figure(f"{name}.recall_at_10", "", "of the ten best in clear", at_least=0.95)
-    yield Figure(f"{name}.recall_rounded", "", "as good as these by the shown digits")
+    yield Figure(f"{name}.recall_opened", "", "of these, in the part that was scored")
+    yield from tie_figures(name, at_least=None)
     yield Figure(f"{name}.opened", "", "of the library scored, whichever part it was")
     yield Figure(f"{name}.peak_mb", "MB", "workers' memory, all together")
     yield Figure(f"{name}.question_s", "s", "a whole question on the wall")
@@ -291,7 +403,7 @@ def ask_all(
         times["server_ms"].append(host)
         times["client_ms"].append(asker + opening)
         times["plain_ms"].append(plain)
-        recalls.append(Recall.of(clear, scores))
+        recalls.append(Recall.of(clear, scores, pir.SCORE_NOISE))
         if number < size.fetched:
             wanted = int(scores.argmax())
             prepared, asker = timed(partial(client.prepare, 1))
@@ -309,9 +421,7 @@ def ask_all(
     fetched = sum(shape.choice_parts) + sum(shape.column_parts)
     found |= {
         "queries": len(vectors),
-        "recall_at_10": statistics.fmean(each.share for each in recalls),
-        "recall_rounded": statistics.fmean(each.rounded for each in recalls),
-        "lost_by": max(each.lost_by for each in recalls),
+        **Recall.figures(recalls),
         "up_kb": up / 1e3,
         "down_kb": down / 1e3,
         "kb": (up + down) / 1e3,
@@ -328,7 +438,7 @@ def ask_all(
 
 def ask_near(
     report: dict[str, Any], name: str, built: Index, vectors: npt.NDArray[np.float32]
-) -> dict[str, float]:
+) -> None:
     """Every question near itself: the clusters of which the host sees nothing."""
     rows, clusters = built.rows(), built.clusters
     assert clusters is not None
@@ -336,7 +446,7 @@ def ask_near(
         server = pir.PirServer(built.embeddings, built.table, clusters=clusters)
         server.start()
         client = pir.PirClient(server.shape)
-    keys, recalls, opened = client.keys(), [], []
+    keys, recalls, opened, reached = client.keys(), [], [], []
     times: dict[str, list[float]] = {"server_ms": [], "client_ms": [], "scan_ms": []}
     words = lwe.mask(clusters.map.layout.columns, clusters.map.layout.group_columns).words
     for vector in vectors:
@@ -345,18 +455,19 @@ def ask_near(
         scores, opening = timed(partial(client.near_scores, answer, near))
         times["server_ms"].append(host)
         times["client_ms"].append(asker + opening)
-        recalls.append(Recall.of(rows @ vector, scores))
-        opened.append(float((scores > -1.5).mean()))
+        clear, scored = rows @ vector, scores > -1.5
+        recalls.append(Recall.of(clear, scores, pir.NEAR_NOISE))
+        opened.append(float(scored.mean()))
+        reached.append(float(scored[best_of(clear)].mean()))
     times["scan_ms"].append(best(lambda: clusters.scan(words, pir.SCORE_NOISE)))
     server.close()
     for key, seconds in times.items():
         put(report, f"{name}.clustered.{key}", Sample(tuple(seconds)), 1000)
     shape = server.shape
     up, down = sum(shape.near_parts), sum(shape.near_answer_parts)
-    found: dict[str, float] = report[name]["clustered"]
-    return found | {
-        "recall_at_10": statistics.fmean(each.share for each in recalls),
-        "recall_rounded": statistics.fmean(each.rounded for each in recalls),
+    report[name]["clustered"] |= {
+        **Recall.figures(recalls),
+        "recall_opened": statistics.fmean(reached),
         "opened": statistics.fmean(opened),
         "up_kb": up / 1e3,
         "down_kb": down / 1e3,
@@ -380,10 +491,10 @@ def bare_recall(built: Index, vectors: npt.NDArray[np.float32]) -> float:
         server = pir.PirServer(built.embeddings, built.table, noisy=False)
         client = pir.PirClient(server.shape)
     keys = client.keys()
-    found = [
-        Recall.of(rows @ vector, client.scores(server.score(keys, client.question(vector)))).share
-        for vector in vectors
-    ]
+    found = []
+    for vector in vectors:
+        scores = client.scores(server.score(keys, client.question(vector)))
+        found.append(Recall.of(rows @ vector, scores, 0.0).share)
     server.close()
     return statistics.fmean(found)
 
@@ -543,12 +654,6 @@ def text_of(page: Path) -> str:
     if page.suffix == ".html":
         text = html.unescape(re.sub(r"<[^>]*>", "", HIDDEN.sub("", text))).replace("¶", "")
     return re.sub(r"[ \t]+", " ", text)
-
-
-def progress(tell: Callable[[str], None], done: int, total: int) -> None:
-    """Say now and then how many passages are embedded."""
-    if done % (100 * index.AT_ONCE) == 0:
-        tell(f"  {done} of {total} passages embedded")
 
 
 def best_of(scores: npt.NDArray[np.float32]) -> list[int]:
