@@ -18,6 +18,7 @@ from .federation.cli import history
 
 if TYPE_CHECKING:
     from .core.assistant.context import Message
+    from .core.assistant.elicitation import ElicitResult
     from .core.assistant.events import Event
     from .core.config import Config
     from .core.history.recorder import KeptChat
@@ -429,6 +430,10 @@ class LocalReplier:
     async def answer(self, id: str, approved: bool, remember: bool) -> None:
         """The owner's word."""
         self.node.assistant.approvals.answer(id, approved, remember=remember)
+
+    async def respond(self, id: str, result: "ElicitResult") -> None:
+        """What became of a form of a tool's."""
+        self.node.assistant.approvals.respond(id, result)
 
 
 def remote(arguments: Namespace) -> "RemoteAssistant":

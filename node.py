@@ -32,7 +32,7 @@ from .core.assistant.model_pool import LoadedModel, ModelFacts, ModelPool, Model
 from .core.assistant.passages import PassageRanker
 from .core.assistant.router import Route, Router, read_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
-from .core.assistant.tools import ToolInfo, ToolResult, Tools
+from .core.assistant.tools import ALONE, CallContext, ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
 from .core.engine import fit
 from .core.engine.conversations import FOLDER
@@ -125,11 +125,13 @@ class TracedTools:
         """As `Tools`."""
         return self._tools.tools()
 
-    async def call(self, call: ToolCall, deadline_s: float, /) -> ToolResult:
+    async def call(
+        self, call: ToolCall, deadline_s: float, context: CallContext = ALONE, /
+    ) -> ToolResult:
         """As `Tools`."""
         known = any(call.name == tool.name for tool in self.tools())
         with self._trace.around(f"tool {call.name}" if known else "tool that is none"):
-            return await self._tools.call(call, deadline_s)
+            return await self._tools.call(call, deadline_s, context)
 
 
 def traced(trace: Trace, times: StepTimes) -> None:
@@ -237,12 +239,14 @@ class Node:
         files: Mapping[str, Mapping[str, Path]] = (
             {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
         )
+        self.approvals = Approvals(config.tools)
         self.plugins = PluginHost(
             config.plugins,
             files=files,
             reads=grants.named_in(config),
             write=self.write_text,
-            rules=config.tools,
+            approvals=self.approvals,
+            elicits=True,
         )
         self.parts = AsyncExitStack()
         limit = config.engine.memory_bytes or int(fit.SHARE * discovery.memory_sizes()[0])
@@ -255,7 +259,6 @@ class Node:
             keep_s=config.engine.keep_loaded_s,
         )
         self.models: dict[str, ModelParts] = {}  # by name, those that are loaded
-        self.approvals = Approvals(config.tools)
         self._counted: dict[str, int] = {}  # by engines that were let go
         self.documents: NodeDocuments
         self.server: NodeServer

@@ -484,7 +484,7 @@ class PluginConnection:
         async def served() -> None:
             answer: dict[str, Any]
             try:
-                with self._paused() if service is self._forms else nullcontext():
+                with self.paused() if service is self._forms else nullcontext():
                     answer = {"result": await service.create(params)}
             except HostRefusal as error:
                 answer = {"error": {"code": error.code, "message": str(error)}}
@@ -497,8 +497,12 @@ class PluginConnection:
         task.add_done_callback(self._serving.discard)
 
     @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """The time of the call that waits does not run: its owner reads."""
+    def paused(self) -> Iterator[None]:
+        """The time of the call that waits does not run: its owner reads.
+
+        Raises:
+            HostRefusal: it stands still already, or no call is waited for.
+        """
         limit, loop = self._limit, asyncio.get_running_loop()
         until = limit.when() if limit is not None else None
         if limit is None or until is None:

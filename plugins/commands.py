@@ -10,7 +10,6 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ..core.errors import ConfigError, PluginError, RegistryError, ToolError
 from ..core.screen import one_line, typed
 
 if TYPE_CHECKING:
-    from .elicitation import Form
+    from ..core.assistant.elicitation import ElicitResult, Form
     from .manifest import Manifest
     from .registry.client import Release
 
@@ -192,6 +191,7 @@ def show(chosen: argparse.Namespace) -> int:
 def run_once(chosen: argparse.Namespace) -> int:
     """Call one tool and print its text; exit status 1 if the tool says that it failed."""
     from ..core import config
+    from ..core.assistant.tools import ALONE, CallContext
     from ..core.toolcall import ToolCall
     from . import grants, installing
     from .host import PluginHost, available
@@ -213,7 +213,7 @@ def run_once(chosen: argparse.Namespace) -> int:
         files={chosen.id: handed},
         installed=False,
         reads=grants.named_in(settings),
-        ask=at_terminal if sys.stdin.isatty() else None,
+        elicits=sys.stdin.isatty(),
     )
 
     async def once() -> int:
@@ -227,7 +227,8 @@ def run_once(chosen: argparse.Namespace) -> int:
                     f"{chosen.id} has no tool {chosen.tool!r}; among its {len(known)} "
                     f"tools are {', '.join(near)}"
                 )
-            result = await host.call(ToolCall(chosen.tool, arguments))
+            context = CallContext(elicit=at_terminal) if sys.stdin.isatty() else ALONE
+            result = await host.call(ToolCall(chosen.tool, arguments), None, context)
         finally:
             await host.stop()
         print(result.text)
@@ -236,26 +237,11 @@ def run_once(chosen: argparse.Namespace) -> int:
     return asyncio.run(once())
 
 
-async def at_terminal(form: "Form") -> Mapping[str, Any] | None:
-    """Put a plugin's form to whoever sits here; whatever it says is on the lines that we begin."""
-    print(f"{form.plugin} asks: {one_line(form.message)}")
-    for field in form.fields:
-        print(f"  {one_line(field.told())}")
-    try:
-        asked = await typed_line("Answer it? [y/N] ")
-        if asked.strip().lower() not in ("y", "yes"):
-            return None
-        given = {}
-        for field in form.fields:
-            while text := (await typed_line(f"{one_line(field.label)}: ")).strip():
-                try:
-                    given[field.name] = field.read(text)
-                    break
-                except ValueError as error:
-                    print(f"expected {one_line(str(error))}")
-        return given
-    except EOFError:
-        return None
+async def at_terminal(form: "Form") -> "ElicitResult":
+    """Put a plugin's form to whoever sits here."""
+    from ..core.assistant.terminal import fill_in
+
+    return await fill_in(form, typed_line, lambda text: print(text, end="", flush=True))
 
 
 async def typed_line(prompt: str) -> str:

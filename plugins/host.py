@@ -18,13 +18,12 @@ from typing import Any
 
 from ..core import log, paths
 from ..core.assistant.approvals import Approvals
-from ..core.assistant.tools import Effect, ToolInfo, ToolResult
-from ..core.config import PluginsConfig, ToolsConfig
+from ..core.assistant.tools import ALONE, CallContext, Effect, ToolInfo, ToolResult
+from ..core.config import PluginsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
 from . import delegation, installing, manifest, skills
 from .audit import Audit, Call, Outcome
-from .elicitation import AskOwner
 from .hidden import legible
 from .manifest import Manifest, ToolEntry
 from .registry import lock
@@ -49,8 +48,9 @@ class PluginHost:
         installed: installed plugins may answer besides those that the configuration enables.
         reads: what the node's configuration names: no plugin is started that may write there.
         write: this node's model, for plugins that were granted its use; None: there is none.
-        rules: the owner's, by which plugins call each other's tools, whatever a manifest names.
-        ask: puts a form of a plugin's to the owner; None: nobody can.
+        approvals: the owner's rules and what was said in a conversation, by which plugins call each
+            other's tools, whatever a manifest names.
+        elicits: whoever calls may be shown a plugin's form (`CallContext.elicit`).
         sandbox: what confines them; "auto": the best that this machine has.
     """
 
@@ -66,15 +66,15 @@ class PluginHost:
         reads: Iterable[Path] = (),
         write: Write | None = None,
         sandbox: Wanted = "auto",
-        rules: ToolsConfig | None = None,
-        ask: AskOwner | None = None,
+        approvals: Approvals | None = None,
+        elicits: bool = False,
     ) -> None:
         self.config = config
         self.plugins: dict[str, Plugin] = {}
         self.report = SandboxReport(False, "the plugin host was not started", "start it first")
         self._files, self._idle_s, self._installed = files or {}, idle_s, installed
-        self._write_text, self._sandbox, self._approvals = write, sandbox, Approvals(rules)
-        self._ask = ask
+        self._write_text, self._sandbox, self._elicits = write, sandbox, elicits
+        self._approvals = approvals or Approvals()
         self._bundles = (*config.folders, *bundles, *installing.installed())
         self._reads = (*self._bundles, *reads)
         self._folder = folder or paths.home() / "plugins"
@@ -110,7 +110,7 @@ class PluginHost:
                 self._write_text,
                 self._reads,
                 carry=partial(self._carry, plugin_id),
-                ask=self._ask,
+                elicits=self._elicits,
             )
             for tool in terms.tools:
                 if tool.name in self._owners:
@@ -216,19 +216,27 @@ class PluginHost:
             for entry in plugin.manifest.tools
             if entry.name == name
         ]
-        if len(found) != 2 or not self._approvals.covers(*found):
+        context = asking.on_behalf()
+        if len(found) != 2 or not self._approvals.covers(found[0], found[1], context.conversation):
             raise ToolError(f"{tool} is not called by plugins here, by its owner's rule")
-        result = await self.call(ToolCall(tool, dict(arguments)), caller=asker)
+        result = await self.call(ToolCall(tool, dict(arguments)), None, context, caller=asker)
         return result.text, result.ok
 
     async def call(
-        self, call: ToolCall, deadline_s: float | None = None, *, caller: str = ""
+        self,
+        call: ToolCall,
+        deadline_s: float | None = None,
+        context: CallContext = ALONE,
+        /,
+        *,
+        caller: str = "",
     ) -> ToolResult:
         """Carry out one call in its plugin's sandbox; the text is cleaned of what a reader cannot
         see, and cut.
 
         Args:
             deadline_s: default, and longest: `plugins.call_timeout_s`.
+            context: for whom; what a plugin of it calls in turn is for the same.
             caller: the plugin that asks for it; empty: nobody of them.
 
         Raises:
@@ -255,7 +263,7 @@ class PluginHost:
         began, text = time.monotonic(), ""
         try:
             text, ok = await plugin.call(
-                call.name, call.arguments, min(deadline_s or longest, longest)
+                call.name, call.arguments, min(deadline_s or longest, longest), context
             )
             outcome = "ok" if ok else "tool error"
         finally:

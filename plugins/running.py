@@ -10,18 +10,19 @@ import json
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import log, paths
-from ..core.assistant.tools import Effect
+from ..core.assistant.elicitation import Elicit, ElicitResult, Form
+from ..core.assistant.tools import ALONE, CallContext, Effect
 from ..core.errors import ConfigError, PluginError, SandboxUnavailableError, ToolError
 from . import endpoints, grants, manifest, offers
 from .audit import Row
 from .client import PluginConnection
 from .delegation import Carry, OtherTools
-from .elicitation import AskOwner, OwnersForms
+from .elicitation import OwnersForms
 from .endpoints import Endpoint, is_public
 from .grants import SETTINGS, PluginSettings
 from .manifest import Manifest
@@ -103,7 +104,7 @@ class Plugin:
         sources: Sequence[Path] = (),
         sandbox: Wanted = "auto",
         carry: Carry | None = None,
-        ask: AskOwner | None = None,
+        elicits: bool = False,
     ) -> None:
         """
         Args:
@@ -112,14 +113,15 @@ class Plugin:
             name the manifest asks for. tell: hears where it connected to, and what the model wrote
             for it. write: this node's model; None: there is none. sources: what this node
             reads, to which no plugin writes. sandbox: what confines it; "auto": what its first
-            start finds. carry: who calls tools of other plugins for it; None: nobody. ask: who
-            asks its owner for it; None: nobody.
+            start finds. carry: who calls tools of other plugins for it; None: nobody. elicits:
+            it is told that whoever calls it may be shown a form.
         """
         self.manifest, self.folder, self.config, self.idle_s = manifest, folder, config, idle_s
         self._sources, self.sandbox = sources, sandbox
         self.disabled: str | None = None
         self.connection: PluginConnection | None = None
         self.calling = ""  # its tool whose call it has its turn for
+        self.context = ALONE  # for whom
         self._runs_on: Interpreter | None = None
         granted = manifest.head.permissions.storage_bytes
         self._storage = PluginStorage(folder / "storage", granted) if granted else None
@@ -129,7 +131,7 @@ class Plugin:
         self._model = ModelAccess(manifest.id, tokens, write, tell) if tokens and write else None
         allowed = manifest.head.permissions.tools
         self._others = OtherTools(allowed, carry) if allowed and carry else None
-        self._forms = OwnersForms(manifest.id, ask, tell) if ask else None
+        self._forms = OwnersForms(manifest.id, self._asked_by, tell) if elicits else None
         self._hosts_own = {tool.name: tool.offers for tool in manifest.tools if tool.offers}
         self._broker: Broker | None = None
         self._granted: tuple[Endpoint, ...] | None = None
@@ -137,7 +139,11 @@ class Plugin:
         self._quiet: asyncio.Task[None] | None = None
 
     async def call(
-        self, tool: str, arguments: Mapping[str, Any], deadline_s: float
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        deadline_s: float,
+        context: CallContext = ALONE,
     ) -> tuple[str, bool]:
         """Call `tool`, starting the plugin if need be; one call at a time. Waiting for its turn,
         the start, and the call itself have `deadline_s` each: nobody pays for who came before.
@@ -155,7 +161,7 @@ class Plugin:
                 f"plugin {self.manifest.id} was busy for {deadline_s:g} s; ask again"
             ) from None
         try:
-            self.calling = tool
+            self.calling, self.context = tool, context
             if self._quiet is not None:
                 self._quiet.cancel()  # it sleeps, or waits for the lock that we hold
             try:
@@ -169,10 +175,27 @@ class Plugin:
                     self.connection = None
                 await self._keep()  # before the answer: what it says it did is on the disk
         finally:
-            self.calling = ""
+            self.calling, self.context = "", ALONE
             self._lock.release()
             if self.connection is not None:
                 self._quiet = asyncio.create_task(self._fall_quiet(self.connection))
+
+    def _asked_by(self) -> Elicit | None:
+        return self.context.elicit
+
+    def on_behalf(self) -> CallContext:
+        """For whom another plugin carries out a call that this one asks for: whoever is shown a
+        form then, neither's time runs.
+        """
+        connection, elicit = self.connection, self.context.elicit
+        if connection is None or elicit is None:
+            return self.context
+
+        async def standing_still(form: Form) -> ElicitResult:
+            with connection.paused():
+                return await elicit(form)
+
+        return replace(self.context, elicit=standing_still)
 
     async def warm(self, deadline_s: float) -> None:
         """Start it, if it does not run. Raises: as `call`."""

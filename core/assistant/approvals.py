@@ -1,8 +1,9 @@
-"""What the assistant may do unasked, and the questions that wait for its owner.
+"""What the assistant may do unasked, and the questions and forms that wait for its owner.
 
 Knows the owner's rules, what a tool's call does, and conversations by the names that clients give
 them. Knows nothing of models, plugins or HTTP.
-Always: a question that is not answered in time is a refusal. Where foreign text stands in a
+Always: a question that is not answered in time is a refusal, and a form gives nothing; of a form
+nothing is remembered. Where foreign text stands in a
 conversation, nothing is changed without a yes that was given in it, and each call that reaches
 outside needs a yes of its own. A conversation that holds answers and that this process has not seen
 begin counts as one with foreign text.
@@ -16,11 +17,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from ..config import Rule, ToolsConfig
 from ..errors import ApprovalError
 from ..toolcall import ToolCall
+from .elicitation import ANSWER_S, ElicitResult, Form
 from .tools import ToolInfo
+
+A = TypeVar("A")
 
 REMEMBERED = 1_024  # conversations that are known
 SHOWN = 200  # characters of one argument in a question; of a fact, all
@@ -51,27 +56,45 @@ class Conversation:
     own: tuple[ToolCall, ...] = ()
 
 
-@dataclass(slots=True)
-class Question:
-    """A call that waits."""
+@dataclass(slots=True, kw_only=True)
+class Unanswered(Generic[A]):
+    """What its owner has yet to answer."""
 
     id: str
     conversation: str
+    timeout_s: float
+    until: float  # on the event loop's clock; whoever asks slowly has no more time for it
+    answer: "asyncio.Future[A]"
+
+    def is_open(self) -> bool:
+        """Whether an answer is still taken."""
+        return not self.answer.done() and asyncio.get_running_loop().time() <= self.until
+
+
+@dataclass(slots=True, kw_only=True)
+class Question(Unanswered[bool]):
+    """A call that waits."""
+
     call: ToolCall
     tool: ToolInfo
     text: str
-    timeout_s: float
-    until: float  # on the event loop's clock; whoever asks slowly has no more time for it
-    answer: "asyncio.Future[bool]"
+
+
+@dataclass(slots=True, kw_only=True)
+class Elicitation(Unanswered[ElicitResult]):
+    """A form that a call waits for."""
+
+    form: Form
 
 
 class Approvals:
-    """The owner's rules, and the questions that are open. For one event loop."""
+    """The owner's rules, and the questions and forms that are open. For one event loop."""
 
     def __init__(self, rules: ToolsConfig | None = None) -> None:
         self.rules = rules or ToolsConfig()
         self._conversations: OrderedDict[str, Conversation] = OrderedDict()
         self._open: dict[str, Question] = {}
+        self._forms: dict[str, Elicitation] = {}
 
     def verdict(
         self, tool: ToolInfo, conversation: str, *, confident: bool, foreign: bool
@@ -83,8 +106,7 @@ class Approvals:
             foreign: text that neither owner nor model wrote may stand before the model
                 (`is_foreign`).
         """
-        known = self._conversations.get(conversation) or Conversation()
-        own = known.rules.get(tool.name)
+        own = self._said(tool, conversation)
         rule = own or self.rule(tool)
         if rule in ("never", "ask"):
             return rule
@@ -106,17 +128,23 @@ class Approvals:
         }
         return named.get(tool.name) or by_effect[tool.effect]
 
-    def covers(self, asked: ToolInfo, called: ToolInfo) -> bool:
+    def covers(self, asked: ToolInfo, called: ToolInfo, conversation: str = "") -> bool:
         """Whether a call of `asked` that was allowed may have `called` carried out for it: the
-        owner's rule for `called` is not "never", no "always ask" by its name, and no stricter than
-        the one that `asked` was judged by.
+        owner's rule for `called` is not "never", nor was that said in this conversation; it is no
+        "always ask" by its name, and no stricter than the one that `asked` was judged by. A yes
+        that is remembered is for what the model calls, and loosens nothing here.
         """
         rule = self.rule(called)
         return (
-            rule != "never"
+            "never" not in (rule, self._said(called, conversation))
             and called.name not in self.rules.ask
             and STRICTER.index(self.rule(asked)) >= STRICTER.index(rule)
         )
+
+    def _said(self, tool: ToolInfo, conversation: str) -> Rule | None:
+        """What its owner said of a tool in this conversation; None: nothing that is remembered."""
+        known = self._conversations.get(conversation)
+        return None if known is None else known.rules.get(tool.name)
 
     def is_foreign(self, conversation: str, *, continued: bool) -> bool:
         """Whether text of others may stand in a conversation that is now answered.
@@ -155,16 +183,12 @@ class Approvals:
     @contextmanager
     def ask(self, call: ToolCall, tool: ToolInfo, conversation: str) -> Iterator[Question]:
         """A question, open while the block runs; `wait` for its answer."""
-        loop = asyncio.get_running_loop()
+        seconds = self.rules.approval_timeout_s
         question = Question(
-            id=f"ask_{secrets.token_hex(12)}",
-            conversation=conversation,
+            **self._waiting("ask", conversation, seconds),
             call=call,
             tool=tool,
             text=question_of(call, tool),
-            timeout_s=self.rules.approval_timeout_s,
-            until=loop.time() + self.rules.approval_timeout_s,
-            answer=loop.create_future(),
         )
         self._open[question.id] = question
         try:
@@ -172,13 +196,44 @@ class Approvals:
         finally:
             del self._open[question.id]
 
-    async def wait(self, question: Question) -> bool | None:
+    @contextmanager
+    def elicit(self, form: Form, conversation: str) -> Iterator[Elicitation]:
+        """A form, open while the block runs; `wait` for what becomes of it."""
+        seconds = min(self.rules.approval_timeout_s, ANSWER_S)
+        waiting = Elicitation(**self._waiting("form", conversation, seconds), form=form)
+        self._forms[waiting.id] = waiting
+        try:
+            yield waiting
+        finally:
+            del self._forms[waiting.id]
+
+    async def wait(self, waiting: Unanswered[A]) -> A | None:
         """The owner's word; None: there was none in time."""
         try:
-            async with asyncio.timeout_at(question.until):
-                return await question.answer
+            async with asyncio.timeout_at(waiting.until):
+                return await waiting.answer
         except TimeoutError:
             return None
+
+    def elicitations(self) -> Sequence[Elicitation]:
+        """The forms that are open, the oldest first."""
+        return list(self._forms.values())
+
+    def respond(self, id: str, result: ElicitResult) -> None:
+        """Answer a form; one that is filled in wrongly stays open.
+
+        Raises:
+            ApprovalError: no such form is open. ValueError: what it asks for, and was not given.
+        """
+        waiting = self._forms.get(id)
+        if waiting is None or not waiting.is_open():
+            raise ApprovalError(
+                f"no form {id[:40]!r} is open; it was answered, ran out of time, or its asker went "
+                "away"
+            )
+        if result.action == "accept":
+            waiting.form.checked(result.content)
+        waiting.answer.set_result(result)
 
     def pending(self) -> Sequence[Question]:
         """The questions that are open, the oldest first."""
@@ -196,9 +251,7 @@ class Approvals:
             the answer could be remembered.
         """
         question = self._open.get(id)
-        if question is not None and asyncio.get_running_loop().time() > question.until:
-            question = None
-        if question is None or question.answer.done():
+        if question is None or not question.is_open():
             raise ApprovalError(
                 f"no question {id[:40]!r} is open; it was answered, ran out of time, or its asker "
                 "went away"
@@ -213,6 +266,16 @@ class Approvals:
                 known = self._conversation(question.conversation)
                 known.rules[question.tool.name] = "allow" if approved else "never"
         question.answer.set_result(approved)
+
+    def _waiting(self, kind: str, conversation: str, seconds: float) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        return {
+            "id": f"{kind}_{secrets.token_hex(12)}",
+            "conversation": conversation,
+            "timeout_s": seconds,
+            "until": loop.time() + seconds,
+            "answer": loop.create_future(),
+        }
 
     def _conversation(self, name: str) -> Conversation:
         known = self._conversations.setdefault(name, Conversation())

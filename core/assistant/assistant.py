@@ -10,8 +10,16 @@ import asyncio
 import math
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Container, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Container,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -48,11 +56,14 @@ from .citations import (
     with_passages,
 )
 from .context import ContextWindow, LeftOut, Message, Prompt, as_trained
+from .elicitation import ElicitResult, Form
 from .events import (
     ANY_TOOL,
     ApprovalEvent,
     ApprovedEvent,
     ChatRequest,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     LoopStepEvent,
@@ -65,7 +76,7 @@ from .sources import LibraryAsker, NoLibraries, Sources
 from .thoughts import CLOSING, OPENING, ThoughtReader, without_thoughts
 from .tool_prompt import TemplateEncoder, ToolPrompt
 from .tool_ranking import ToolRanking
-from .tools import ToolInfo, ToolResult, Tools
+from .tools import CallContext, ToolInfo, ToolResult, Tools
 
 ANSWER_SHARE = 4  # of the context, one part is kept for an answer of no stated length
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
@@ -246,7 +257,8 @@ class Assistant:
         Yields:
             `Cited`, where collections are asked; `LeftOut`, where the conversation did not fit;
             text pieces; for each call a `ToolCallEvent`, where the owner is asked an
-            `ApprovalEvent` and an `ApprovedEvent`, and a `ToolResultEvent`; before each further
+            `ApprovalEvent` and an `ApprovedEvent`, for each form of the tool's an
+            `ElicitationEvent` and an `ElicitedEvent`, and a `ToolResultEvent`; before each further
             generation a `LoopStepEvent`; `Finished` last. Calls of the caller's own tools have no
             result: it brings one in its next request.
 
@@ -544,11 +556,16 @@ class Assistant:
                 "nobody said yes in time." if said is None else "the owner said no."
             )
         if verdict == "allow":
-            result = await (
-                self._remember(turn, call) if tool is REMEMBER else self._carry_out(call)
-            )
-            if tool is not REMEMBER:  # whatever a tool does, others wrote what it brings
-                turn.foreign = True
+            if tool is REMEMBER:
+                result = await self._remember(turn, call)
+            else:
+                async with aclosing(self._carry_out(call, turn.ask.conversation)) as events:
+                    async for event in events:
+                        if isinstance(event, ToolResult):
+                            result = event
+                        else:
+                            yield event
+                turn.foreign = True  # whatever a tool does, others wrote what it brings
                 self.approvals.read(turn.ask.conversation)
         else:
             result = ToolResult(refusal, ok=False)
@@ -849,17 +866,61 @@ class Assistant:
             return ToolResult(f"Not kept: {error}", ok=False)
         return ToolResult("Kept.")
 
-    async def _carry_out(self, call: ToolCall) -> ToolResult:
+    async def _carry_out(
+        self, call: ToolCall, conversation: str
+    ) -> AsyncGenerator[ElicitationEvent | ElicitedEvent | ToolResult, None]:
+        """One call, and the forms that its owner is shown meanwhile; its result comes last."""
+        ready: asyncio.Queue[ElicitationEvent | ElicitedEvent | ToolResult | None] = asyncio.Queue()
+
+        async def elicit(form: Form) -> ElicitResult:
+            with self.approvals.elicit(form, conversation) as waiting, standing_still(limit):
+                ready.put_nowait(ElicitationEvent(waiting.id, call.id, form, waiting.timeout_s))
+                result = await self.approvals.wait(waiting)
+            if result is None:
+                ready.put_nowait(ElicitedEvent(waiting.id, "cancel", "timeout"))
+                raise TimeoutError
+            ready.put_nowait(ElicitedEvent(waiting.id, result.action, "owner"))
+            return result
+
+        async def carried_out() -> None:
+            try:
+                async with limit:
+                    context = CallContext(conversation, elicit)
+                    result = await self.tools.call(call, self.call_timeout_s, context)
+                ready.put_nowait(replace(result, text=result.text[:RESULT_CHARACTERS]))
+            except PluginError as error:
+                ready.put_nowait(ToolResult(str(error), ok=False))
+            except TimeoutError:  # the tools' own deadline should have come first
+                late = f"{call.name} gave no answer within {self.call_timeout_s:g} s"
+                ready.put_nowait(ToolResult(late, ok=False))
+            finally:
+                ready.put_nowait(None)
+
+        limit = asyncio.timeout(self.call_timeout_s + GRACE_S)
+        task = asyncio.create_task(carried_out())
         try:
-            async with asyncio.timeout(self.call_timeout_s + GRACE_S):
-                result = await self.tools.call(call, self.call_timeout_s)
-        except PluginError as error:
-            return ToolResult(str(error), ok=False)
-        except TimeoutError:  # the tools' own deadline should have come first
-            return ToolResult(
-                f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False
-            )
-        return replace(result, text=result.text[:RESULT_CHARACTERS])
+            while (event := await ready.get()) is not None:
+                yield event
+            await task  # a bug of ours is raised here
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def standing_still(limit: asyncio.Timeout) -> Iterator[None]:
+    """A call's time does not run: its owner reads."""
+    loop, until = asyncio.get_running_loop(), limit.when()
+    if until is None:  # he reads another form of it
+        yield
+        return
+    left = until - loop.time()
+    limit.reschedule(None)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # the call ended meanwhile
+            limit.reschedule(loop.time() + left)
 
 
 def new_id() -> str:

@@ -11,6 +11,7 @@ from ..engine.sampling.params import SamplingParams
 from ..toolcall import ToolCall
 from .citations import Cited
 from .context import LeftOut, Message
+from .elicitation import Action, Form
 from .tools import Effect, ToolInfo, ToolResult
 
 ANY_TOOL = "*"
@@ -98,6 +99,25 @@ class ApprovedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ElicitationEvent:
+    """A call waits for a form of its tool's, or of a tool that it calls, to be filled in."""
+
+    id: str  # under which it is answered
+    tool_call_id: str
+    form: Form
+    timeout_s: float  # then it gives nothing
+
+
+@dataclass(frozen=True, slots=True)
+class ElicitedEvent:
+    """What became of the form; not what was filled in. A result of its call ends it too."""
+
+    id: str
+    action: Action
+    by: str  # "owner" or "timeout"
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResultEvent:
     """The tool came back, or the call was not carried out; the result says why."""
 
@@ -123,6 +143,8 @@ Event = (
     | ToolCallEvent
     | ApprovalEvent
     | ApprovedEvent
+    | ElicitationEvent
+    | ElicitedEvent
     | ToolResultEvent
     | Finished
 )

@@ -7,7 +7,7 @@ Always: Ctrl-C while an answer runs ends the answer; at the prompt it ends the c
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -17,9 +17,12 @@ from ..screen import one_line, visible
 from ..toolcall import render
 from .citations import Cited
 from .context import LeftOut, Message
+from .elicitation import ElicitResult, Form
 from .events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     Text,
@@ -51,6 +54,10 @@ class Replier(Protocol):
 
     async def answer(self, id: str, approved: bool, remember: bool) -> None:
         """The owner's word on one of its questions."""
+        ...
+
+    async def respond(self, id: str, result: ElicitResult) -> None:
+        """What became of a form of a tool's."""
         ...
 
     def renew(self) -> None:
@@ -109,6 +116,8 @@ class TerminalChat:
                         brought.append(Message("tool", event.result.text, (), event.id))
                     elif isinstance(event, ApprovalEvent):
                         await self.decide(event)
+                    elif isinstance(event, ElicitationEvent):
+                        await self.fill_in(event)
         except (asyncio.CancelledError, KeyboardInterrupt):
             self.write(" (stopped)\n")
             if said and not called.calls:  # a call without its result would be half an exchange
@@ -129,6 +138,19 @@ class TerminalChat:
         try:
             always = word == "a" and choices == CHOICES
             await self.replier.answer(event.id, word == "y" or always, always)
+        except QuietchoirError as error:
+            self.write(f"{one_line(str(error))}\n")
+
+    async def fill_in(self, event: ElicitationEvent) -> None:
+        """Have a form filled in, or not."""
+
+        async def read(prompt: str) -> str:
+            with interruptible():
+                return self.read(prompt)
+
+        result = await fill_in(event.form, read, self.write)
+        try:
+            await self.replier.respond(event.id, result)
         except QuietchoirError as error:
             self.write(f"{one_line(str(error))}\n")
 
@@ -178,8 +200,35 @@ class TerminalChat:
                 self.write(f" [{CUT[reason]}]")
             case ApprovedEvent(by="timeout"):
                 self.write("[no answer in time, so it is not done] ")
+            case ElicitedEvent(by="timeout"):
+                self.write("[no answer in time, so it is told nothing] ")
             case ToolsListedEvent(names, offered):
                 self.write(f"[of {offered} tools, {len(names)} that may fit are shown to it]\n")
+
+
+async def fill_in(form: Form, read: Callable[[str], Awaitable[str]], write: Write) -> ElicitResult:
+    """Put a tool's form to whoever sits here; whatever it says is on the lines that we begin."""
+    write(f"{one_line(form.plugin)} asks: {one_line(form.message)}\n")
+    for field in form.fields:
+        write(f"  {one_line(field.described())}\n")
+    try:
+        if (await read("Answer it? [y/N] ")).strip().lower() not in ("y", "yes"):
+            return ElicitResult("decline")
+        given = {}
+        for field in form.fields:
+            while text := (await read(f"{one_line(field.label)}: ")).strip():
+                try:
+                    given[field.name] = field.read(text)
+                    break
+                except ValueError as error:
+                    write(f"expected {one_line(str(error))}\n")
+    except EOFError:
+        return ElicitResult("decline")
+    try:
+        return ElicitResult("accept", form.checked(given))
+    except ValueError as error:
+        write(f"not sent: {one_line(str(error))}\n")
+        return ElicitResult("cancel")
 
 
 @contextmanager

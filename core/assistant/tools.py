@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..toolcall import ToolCall
+from .elicitation import Elicit
 
 # What a call does: it tells something of this machine; it changes something here; it reaches
 # somebody else, to whom it may also tell something.
@@ -37,6 +38,17 @@ class ToolResult:
     ok: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """For whom a call is carried out."""
+
+    conversation: str = ""  # whose rules hold; "": nothing was said in it
+    elicit: Elicit | None = None  # puts a form to the owner; None: nobody can be asked
+
+
+ALONE = CallContext()
+
+
 class Tools(Protocol):
     """Whoever can carry out tool calls."""
 
@@ -44,8 +56,10 @@ class Tools(Protocol):
         """The tools that can be called now; may change while the node runs."""
         ...
 
-    async def call(self, call: ToolCall, deadline_s: float, /) -> ToolResult:
-        """Carry out `call` within `deadline_s` seconds.
+    async def call(
+        self, call: ToolCall, deadline_s: float, context: CallContext = ALONE, /
+    ) -> ToolResult:
+        """Carry out `call` within `deadline_s` seconds, besides those in which its owner is asked.
 
         Raises:
             ToolError: unknown tool, refused arguments, out of time, or the plugin died.
@@ -60,6 +74,8 @@ class NoTools:
         """None at all."""
         return ()
 
-    async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
+    async def call(
+        self, call: ToolCall, _deadline_s: float, _context: CallContext = ALONE
+    ) -> ToolResult:
         """Refuse, in a result and not an error: the conversation goes on."""
         return ToolResult(f"no tool is called {call.name}", ok=False)

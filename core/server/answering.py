@@ -23,6 +23,8 @@ from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
     ChatRequest,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     Text,
@@ -238,6 +240,9 @@ class Collected:
     calls: list[ToolCallEvent] = field(default_factory=list)
     results: list[ToolResultEvent] = field(default_factory=list)
     approvals: dict[str, tuple[ApprovalEvent, ApprovedEvent | None]] = field(default_factory=dict)
+    elicitations: dict[str, tuple[ElicitationEvent, ElicitedEvent | None]] = field(
+        default_factory=dict
+    )
     cited: Cited | None = None
     left_out: LeftOut | None = None
     end: Finished | None = None
@@ -259,6 +264,10 @@ class Collected:
                 self.approvals[event.id] = event, None
             case ApprovedEvent():
                 self.approvals[event.id] = self.approvals[event.id][0], event
+            case ElicitationEvent():
+                self.elicitations[event.id] = event, None
+            case ElicitedEvent():
+                self.elicitations[event.id] = self.elicitations[event.id][0], event
             case Cited():
                 self.cited = event
             case LeftOut():

@@ -5,7 +5,7 @@ Knows the stream's framing and the chunk's shape. Knows nothing of terminals.
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,9 +13,12 @@ import aiohttp
 
 from ..assistant.citations import Citation, Cited, SourceReport
 from ..assistant.context import LeftOut, Message
+from ..assistant.elicitation import ElicitResult, Form
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     LoopStepEvent,
@@ -80,14 +83,23 @@ class RemoteAssistant:
         Raises:
             EngineError: it is not open any more, or the node went away.
         """
-        body = {"approved": approved, "remember": remember}
+        await self._post(f"approvals/{id}", {"approved": approved, "remember": remember})
+
+    async def respond(self, id: str, result: ElicitResult) -> None:
+        """Answer a form of a tool's.
+
+        Raises:
+            EngineError: as `answer`, or it is filled in wrongly.
+        """
+        filled_in = {"content": dict(result.content)} if result.action == "accept" else {}
+        await self._post(f"elicitations/{id}", {"action": result.action, **filled_in})
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
         timeout = aiohttp.ClientTimeout(total=CONNECT_S)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout) as session,
-                session.post(
-                    f"{self.url}/api/approvals/{id}", json=body, headers=self.headers
-                ) as response,
+                session.post(f"{self.url}/api/{path}", json=body, headers=self.headers) as response,
             ):
                 await check(response)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -211,6 +223,11 @@ def from_delta(delta: dict[str, Any], calls: dict[str, ToolCall]) -> list[Event]
         )
     for one in delta.get("approved", ()):
         found.append(ApprovedEvent(one["id"], one["approved"], one["by"]))
+    for one in delta.get("elicitations", ()):
+        form = Form.of(one["plugin"], one["message"], one["requested_schema"])
+        found.append(ElicitationEvent(one["id"], one["tool_call_id"], form, one["timeout_s"]))
+    for one in delta.get("elicited", ()):
+        found.append(ElicitedEvent(one["id"], one["action"], one["by"]))
     for one in delta.get("tool_results", ()):
         found.append(ToolResultEvent(one["tool_call_id"], ToolResult(one["content"], one["ok"])))
     if step := delta.get("step"):

@@ -21,6 +21,8 @@ from ..assistant.context import LeftOut
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     LoopStepEvent,
@@ -97,6 +99,10 @@ class Shapes:
                 delta = {"approvals": [asked(event)]}
             case ApprovedEvent():
                 delta = {"approved": [dataclasses.asdict(event)]}
+            case ElicitationEvent():
+                delta = {"elicitations": [elicitation(event)]}
+            case ElicitedEvent():
+                delta = {"elicited": [dataclasses.asdict(event)]}
             case LoopStepEvent() | ToolsListedEvent():
                 name = "step" if isinstance(event, LoopStepEvent) else "tools_listed"
                 delta = {name: dataclasses.asdict(event)}
@@ -152,6 +158,8 @@ class Shapes:
             message |= sources_of(found.cited)
         if found.approvals:
             message["approvals"] = [decided(*one) for one in found.approvals.values()]
+        if found.elicitations:
+            message["elicitations"] = [filled_in(*one) for one in found.elicitations.values()]
         beside = {"logprobs": self.logprobs(found.logprobs)} if self.tells else {}
         return {"index": self.index, "message": message, **end_of(found.finished), **beside}
 
@@ -197,6 +205,25 @@ def decided(event: ApprovalEvent, approved: ApprovedEvent | None) -> dict[str, A
     """A call, and the owner's word on it."""
     word = {} if approved is None else {"approved": approved.approved, "by": approved.by}
     return asked(event) | word
+
+
+def elicitation(event: ElicitationEvent) -> dict[str, Any]:
+    """A plugin's form that waits for the owner: our addition, its fields as MCP writes them."""
+    return {
+        "id": event.id,
+        "tool_call_id": event.tool_call_id,
+        "plugin": event.form.plugin,
+        "message": event.form.message,
+        "requested_schema": event.form.schema,
+        "timeout_s": event.timeout_s,
+    }
+
+
+def filled_in(event: ElicitationEvent, elicited: ElicitedEvent | None) -> dict[str, Any]:
+    """A form, and what became of it; not what was filled in."""
+    return elicitation(event) | (
+        {} if elicited is None else {"action": elicited.action, "by": elicited.by}
+    )
 
 
 def spelled_out(found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ SAID_PARTS = PARTS | {"refusal": Record({"type": text, "refusal": text}, ["refus
 LEFTOVERS: dict[str, Reader] = {
     "annotations": listed(anything),
     "approvals": listed(anything),
+    "elicitations": listed(anything),
     "audio": only(None),  # null alone, which is no value
     "function_call": only(None),
     "id": text,

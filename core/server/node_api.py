@@ -13,14 +13,16 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.approvals import REMEMBER, Approvals
+from ..assistant.elicitation import ACTIONS, ElicitResult
 from ..assistant.tools import Tools
 from ..metrics import CONTENT_TYPE, NodeMetrics
 from .errors import BadRequest, parse_json
 from .openapi import FLAG, OBJECT, TEXT, described, many, path_of, shaped
-from .schemas import Record, flag, text
+from .schemas import Record, flag, mapping, only, text
 
 ACTIVATE = Record({"name": text})
 APPROVAL = Record({"approved": flag, "remember": flag}, ["approved"])
+ELICITED = Record({"action": only(*ACTIONS), "content": mapping}, ["action"])
 
 
 class Api:
@@ -55,6 +57,8 @@ class Api:
             web.get("/api/tools{end:/*}", self.list_tools),
             web.get("/api/approvals{end:/*}", self.list_approvals),
             web.post("/api/approvals/{id}{end:/*}", self.answer_approval),
+            web.get("/api/elicitations{end:/*}", self.list_elicitations),
+            web.post("/api/elicitations/{id}{end:/*}", self.answer_elicitation),
         ]
 
     @described(shaped(status=TEXT), open=True)
@@ -143,6 +147,34 @@ class Api:
         id = request.match_info["id"]
         self.approvals.answer(id, found["approved"], remember=found.get("remember", False))
         return web.json_response({"id": id, "approved": found["approved"]})
+
+    @described(shaped(elicitations=many(OBJECT)))
+    async def list_elicitations(self, _request: web.Request) -> web.Response:
+        """Forms of plugins that wait for the owner, whoever asked for the call."""
+        infos = [
+            {
+                "id": waiting.id,
+                "plugin": waiting.form.plugin,
+                "message": waiting.form.message,
+                "requested_schema": waiting.form.schema,
+                "conversation": waiting.conversation,
+            }
+            for waiting in self.approvals.elicitations()
+        ]
+        return web.json_response({"elicitations": infos})
+
+    @described(shaped(id=TEXT, action=TEXT), ELICITED)
+    async def answer_elicitation(self, request: web.Request) -> web.Response:
+        """The owner's word on a form: its values, a no, or neither; nothing of it is kept."""
+        found = ELICITED(parse_json(await request.read()), "")
+        id, action, content = request.match_info["id"], found["action"], found.get("content")
+        if content is not None and action != "accept":
+            raise BadRequest(f"content belongs to accept, and action is {action}", "content")
+        try:
+            self.approvals.respond(id, ElicitResult(action, content or {}))
+        except ValueError as error:
+            raise BadRequest(f"content: expected {error}", "content") from None
+        return web.json_response({"id": id, "action": action})
 
 
 def count_responses(metrics: NodeMetrics) -> Middleware:

@@ -26,6 +26,8 @@ from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     Text,
@@ -38,7 +40,16 @@ from ..engine.sampling.params import MAX_LOGPROBS, Constraint, SamplingParams
 from ..errors import QuietchoirError
 from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
-from .completions import answered, asked, called, citations_of, left_out, sources_of, spelled_out
+from .completions import (
+    answered,
+    asked,
+    called,
+    citations_of,
+    elicitation,
+    left_out,
+    sources_of,
+    spelled_out,
+)
 from .embeddings import Embeddings
 from .errors import BadRequest, parse_json
 from .openapi import FLAG, NUMBER, OBJECT, TEXT, WHOLE, described, many, shaped
@@ -271,6 +282,10 @@ def own_words(event: Event) -> dict[str, Any]:
             return {"approvals": [asked(event)]}
         case ApprovedEvent():
             return {"approved": [asdict(event)]}
+        case ElicitationEvent():
+            return {"elicitations": [elicitation(event)]}
+        case ElicitedEvent():
+            return {"elicited": [asdict(event)]}
         case Cited():
             return {"citations": citations_of(event), **sources_of(event)}
         case LeftOut():

@@ -25,6 +25,8 @@ from ..assistant.context import LeftOut, Message
 from ..assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     Text,
@@ -37,7 +39,7 @@ from ..engine.sampling.params import MAX_LOGPROBS, Constraint
 from ..errors import QuietchoirError
 from . import errors, forms, messages, requests
 from .answering import IGNORED, Answering, PendingAnswer, merged
-from .completions import citations_of, frame, left_out, sources_of, spelled_out
+from .completions import citations_of, elicitation, frame, left_out, sources_of, spelled_out
 from .errors import BadRequest, parse_json
 from .openapi import OBJECT, TEXT, WHOLE, described, many, shaped
 from .paths import spelled
@@ -415,6 +417,11 @@ class Response:
             case ApprovedEvent():
                 asked = next(one for one in self.output if one["id"] == event.id)
                 asked |= {"approved": event.approved, "by": event.by}
+            case ElicitationEvent():  # OpenAI's protocol has no item for a form
+                self.beside.setdefault("elicitations", []).append(elicitation(event))
+            case ElicitedEvent():
+                form = next(one for one in self.beside["elicitations"] if one["id"] == event.id)
+                form |= {"action": event.action, "by": event.by}
             case Cited():
                 self.beside |= {"citations": citations_of(event), **sources_of(event)}
             case LeftOut():

@@ -566,6 +566,26 @@ def call_tool(wanted: str, /, **arguments: Any) -> str:
     return text
 
 
+def ask_owner(
+    message: str, properties: Mapping[str, Any], required: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """What the owner fills in, of a small form; for a tool that is running.
+
+    Args:
+        properties: name → JSON Schema of one plain value, at most 8 of them.
+
+    Returns:
+        The values; None: a no, or no answer in time.
+
+    Raises:
+        ToolFailure: this host shows no forms, or nobody can be asked during this call.
+    """
+    schema = {"type": "object", "properties": dict(properties), "required": list(required)}
+    asked = {"message": message, "requestedSchema": schema}
+    answer = SERVER.request("elicitation/create", asked)
+    return dict(answer.get("content") or {}) if answer.get("action") == "accept" else None
+
+
 class HostResponse:
     """What a host answered: any status is an answer."""
 

@@ -223,7 +223,7 @@ class Desktop:
         """All three."""
         return TOOLS
 
-    async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
+    async def call(self, call: ToolCall, *_: object) -> ToolResult:
         """Read, or act."""
         if call.name == READ.name:
             return ToolResult(self.mail)

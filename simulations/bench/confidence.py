@@ -77,7 +77,7 @@ class Listed:
         """All of them."""
         return self.listed
 
-    async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
+    async def call(self, call: ToolCall, *_: object) -> ToolResult:
         """Never comes here."""
         raise AssertionError(f"{call.name} was carried out")
 

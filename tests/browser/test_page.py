@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.elicitation import ElicitResult, Field, Form
 from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.core.retrieval.collections import Collections
@@ -13,7 +14,7 @@ from quietchoir.core.retrieval.memory import FactStore
 from quietchoir.core.server.documents_api import OwnersDocuments
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.tests.browser.chromium import Tab
-from quietchoir.tests.browser.steps import ADAPTER, answered, choose, kept, say
+from quietchoir.tests.browser.steps import ADAPTER, answered, choose, click, fill, kept, say, soon
 from quietchoir.tests.fakes.http import TOKEN, Served, until
 from quietchoir.tests.fakes.retrieval import LineParser
 from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
@@ -97,6 +98,55 @@ async def test_the_page_asks_before_an_action_and_does_what_was_clicked(
         assert await answered(tab, 1) == "So be it."
         assert len(tools.calls) == calls
         assert not await tab.run("document.querySelector('.approval')")
+        assert tab.problems == []
+
+
+FORM = Form(
+    "ann/shop",
+    "Which one? <img src=x onerror='window.broken = true'>",
+    (
+        Field("size", "integer", "Size; of a shoe", True, (), 1, 50),
+        Field("colour", "string", "Colour", False, ("red", "blue")),
+        Field("gift", "boolean", "As a gift", True),
+        Field("elements", "string", "Name", False, (), 2, 40),
+    ),
+)
+
+
+async def test_a_plugins_form_is_shown_as_its_own_words_and_gets_what_was_sent_or_nothing(
+    tab: Tab,
+) -> None:
+    tools = FakeTools(forms=(FORM, FORM, FORM))
+    async with Served(engine_saying([CALL], ["Ordered."]), tools).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "order shoes")
+        await tab.until("document.querySelector('form.approval')")
+        shown = await tab.run("document.querySelector('form.approval').innerText")
+        assert "The plugin ann/shop asks you, in its own words:" in shown
+        said = await tab.run("document.querySelector('form.approval blockquote').innerText")
+        assert said == FORM.message
+        await fill(tab, "[name='field.size']", "500")
+        await choose(tab, "[name='field.gift']", "false")
+        await click(tab, "Send to the plugin")
+        refused = "document.querySelector('form.approval input').validity.rangeOverflow"
+        assert await tab.run(refused) and served.assistant.approvals.elicitations()
+        await fill(tab, "[name='field.size']", "42")
+        await choose(tab, "[name='field.colour']", "blue")
+        await click(tab, "Send to the plugin")
+        await soon(lambda: len(tools.filled_in) == 1)
+        await tab.until(
+            "document.querySelector('form.approval input')?.value === ''"
+        )  # the next one
+        await click(tab, "Decline")
+        await soon(lambda: len(tools.filled_in) == 2)
+        await click(tab, "Put aside")
+        assert await answered(tab, 1) == "Ordered."
+        assert tools.filled_in == [
+            ElicitResult("accept", {"size": 42, "colour": "blue", "gift": False}),
+            ElicitResult("decline"),
+            ElicitResult("cancel"),
+        ]
+        assert not await tab.run("window.broken || document.querySelector('form.approval')")
         assert tab.problems == []
 
 

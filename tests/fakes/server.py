@@ -6,11 +6,13 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from quietchoir.core.assistant.adapters import AdapterInfo
-from quietchoir.core.assistant.tools import Effect, ToolInfo, ToolResult
+from quietchoir.core.assistant.elicitation import ElicitResult, Form
+from quietchoir.core.assistant.tools import ALONE, CallContext, Effect, ToolInfo, ToolResult
 from quietchoir.core.engine.request import FinishReason, Generation, GenerationRequest, TextDelta
 from quietchoir.core.engine.sampling.logprobs import Logprob, TokenLogprobs
 from quietchoir.core.errors import EngineError, ModelNotFoundError
@@ -126,6 +128,8 @@ class FakeTools:
     fails: Exception | None = None
     hangs: bool = False
     calls: list[ToolCall] = field(default_factory=list)
+    forms: tuple[Form, ...] = ()  # that a call of it puts to the owner
+    filled_in: list[ElicitResult] = field(default_factory=list)
 
     def tools(self) -> Sequence[ToolInfo]:
         return [
@@ -133,8 +137,14 @@ class FakeTools:
             for name in self.names
         ]
 
-    async def call(self, call: ToolCall, deadline_s: float) -> ToolResult:
+    async def call(
+        self, call: ToolCall, deadline_s: float, context: CallContext = ALONE
+    ) -> ToolResult:
         self.calls.append(call)
+        for form in self.forms:
+            assert context.elicit is not None
+            with suppress(TimeoutError):
+                self.filled_in.append(await context.elicit(form))
         if self.hangs:
             await asyncio.Event().wait()
         if self.fails is not None:

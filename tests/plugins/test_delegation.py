@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quietchoir.core.assistant.approvals import Approvals
-from quietchoir.core.assistant.tools import Effect, ToolInfo
+from quietchoir.core.assistant.elicitation import ElicitResult, Form
+from quietchoir.core.assistant.tools import CallContext, Effect, ToolInfo
 from quietchoir.core.config import ToolsConfig
 from quietchoir.core.errors import ManifestError, ToolError
 from quietchoir.core.toolcall import ToolCall
@@ -55,7 +56,8 @@ async def test_a_plugin_calls_what_it_was_granted_and_nothing_else(
         written(tmp_path, "fourth"),
     ]
     enabled = tuple(f"tests/{name}" for name in names)
-    host = await hosts(*folders, enabled=enabled, rules=ToolsConfig(never=("fourth",)))
+    approvals = Approvals(ToolsConfig(never=("fourth",)))
+    host = await hosts(*folders, enabled=enabled, approvals=approvals)
     # the owner is asked before the first as before the third, which it can reach
     assert {tool.name: tool.effect for tool in host.tools()} == {
         "first": "outside",
@@ -116,9 +118,70 @@ async def test_a_tool_that_the_owner_forbids_by_its_kind_is_not_reached_through_
         (ToolsConfig(outside="never", allow=("first",)), "by its owner's rule"),
         (ToolsConfig(outside="allow"), "heard: third was asked"),
     ):
-        host = await hosts(*folders, enabled=("tests/first", "tests/third"), rules=rules)
+        enabled = ("tests/first", "tests/third")
+        host = await hosts(*folders, enabled=enabled, approvals=Approvals(rules))
         assert said in (await host.call(ToolCall("first", {"tool": "tests/third:third"}))).text
         await host.stop()
+
+
+async def test_what_was_forbidden_in_a_conversation_is_not_reached_through_another_plugin(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [written(tmp_path, "first", "tests/second:second"), written(tmp_path, "second")]
+    approvals = Approvals(ToolsConfig(approval_timeout_s=60.0))
+    host = await hosts(*folders, enabled=("tests/first", "tests/second"), approvals=approvals)
+    second = next(tool for tool in host.tools() if tool.name == "second")
+
+    async def heard(conversation: str) -> str:
+        call = ToolCall("first", {"tool": "tests/second:second"})
+        return str((await host.call(call, None, CallContext(conversation))).text)
+
+    assert await heard("here") == "heard: second was asked"
+    for approved in (True, False):
+        with approvals.ask(ToolCall("second"), second, "here") as question:
+            approvals.answer(question.id, approved, remember=True)
+        assert ("by its owner's rule" in await heard("here")) is not approved
+    assert await heard("there") == "heard: second was asked"  # the control
+    approvals.forget("here")
+    assert await heard("here") == "heard: second was asked"
+
+
+async def test_a_remembered_yes_to_one_tool_loosens_no_rule_for_another_plugins_calls() -> None:
+    approvals = Approvals(ToolsConfig(allow=("first",)))
+    first, third = ToolInfo("first", "", effect="write"), ToolInfo("third", "", effect="write")
+    with approvals.ask(ToolCall("third"), third, "c") as question:
+        approvals.answer(question.id, True, remember=True)
+    assert approvals.verdict(third, "c", confident=False, foreign=True) == "allow"
+    assert not approvals.covers(first, third, "c")
+
+
+ELICITING = """
+from quietchoir_sdk import ask_owner, serve, tool
+@tool
+def second(tool: str = "") -> str:
+    "Ask."
+    return str(ask_owner("Which?", {"a": {"type": "integer"}}, ["a"]))
+serve("tests/second", "1.0.0")
+"""
+
+
+async def test_while_the_form_of_a_called_plugin_is_read_neither_plugins_time_runs(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [written(tmp_path, "first", "tests/second:second"), written(tmp_path, "second")]
+    (folders[1] / "server.py").write_text(ELICITING)
+    host = await hosts(*folders, enabled=("tests/first", "tests/second"), elicits=True)
+    asked = list[tuple[str, list[float | None]]]()
+
+    async def elicit(form: Form) -> ElicitResult:
+        connections = [plugin.connection for plugin in host.plugins.values()]
+        asked.append((form.plugin, [one._limit.when() for one in connections]))
+        return ElicitResult("accept", {"a": 5})
+
+    call = ToolCall("first", {"tool": "tests/second:second"})
+    said = (await host.call(call, None, CallContext("c", elicit))).text
+    assert said == "heard: {'a': 5}"
+    assert asked == [("tests/second", [None, None])]
 
 
 async def test_plugins_that_call_in_a_circle_or_a_long_chain_do_not_run(

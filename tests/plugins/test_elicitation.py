@@ -3,17 +3,22 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quietchoir.core.toolcall import ToolCall
+from quietchoir.core.assistant.elicitation import ElicitResult, Form
+from quietchoir.core.assistant.tools import CallContext
+from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.plugins import commands, elicitation
 from quietchoir.plugins.audit import Elicited
-from quietchoir.plugins.elicitation import Form, FormRefused, OwnersForms, form_of
+from quietchoir.plugins.elicitation import FormRefused, OwnersForms, form_of
+from quietchoir.plugins.host import PluginHost
 from quietchoir.plugins.sandbox.probe import SandboxReport
+from quietchoir.tests.fakes.http import Served, until
+from quietchoir.tests.fakes.server import engine_saying
 
 from .conftest import ATTACK, hostile, write_bundle
 
@@ -40,7 +45,7 @@ except Exception as error:
 
 def test_a_form_is_shown_in_words_and_its_values_are_what_was_asked_for() -> None:
     form = form_of("a/b", ASKED)
-    assert [field.told() for field in form.fields] == [
+    assert [field.described() for field in form.fields] == [
         "Size: a whole number",
         "colour: one of red, blue, or nothing",
         "gift: yes or no, or nothing",
@@ -58,6 +63,12 @@ def test_a_form_is_shown_in_words_and_its_values_are_what_was_asked_for() -> Non
     for given in ({}, {"size": True}, {"size": 5, "other": 1}, {"size": 5, "name": 5}):
         with pytest.raises(ValueError):
             form.checked(given)
+    assert Form.of("a/b", form.message, form.schema) == form
+    share = form_of("a/b", ASKED | {"requestedSchema": {"properties": {"a": {"type": "number"}}}})
+    assert share.checked({"a": 0.5}) == {"a": 0.5}
+    for value in (float("nan"), float("inf")):  # which JSON has no word for
+        with pytest.raises(ValueError):
+            share.checked({"a": value})
 
 
 @pytest.mark.parametrize(
@@ -92,22 +103,23 @@ def test_what_is_no_small_flat_form_is_refused(changed: dict[str, Any]) -> None:
 
 
 async def test_answers_are_checked_counted_and_logged_without_what_was_said() -> None:
-    log, answers = list[Elicited](), list[Mapping[str, Any] | None]()
+    log, answers = list[Elicited](), list[ElicitResult]()
 
-    async def ask(form: Form) -> Mapping[str, Any] | None:
+    async def ask(form: Form) -> ElicitResult:
         return answers.pop(0)
 
-    answers += [{"size": 5}, None, {"size": 50}]
-    forms = OwnersForms("a/b", ask, log.append)
+    answers += [ElicitResult("accept", {"size": 5}), ElicitResult("decline")]
+    answers += [ElicitResult("accept", {"size": 50})]
+    forms = OwnersForms("a/b", lambda: ask, log.append)
     assert await forms.create(ASKED) == {"action": "accept", "content": {"size": 5}}
     assert await forms.create(ASKED) == {"action": "decline"}
     assert await forms.create(ASKED) == {"action": "cancel"}
 
-    async def never(form: Form) -> Mapping[str, Any] | None:
+    async def never(form: Form) -> ElicitResult:
         await asyncio.Event().wait()
         raise AssertionError
 
-    late = OwnersForms("a/b", never, log.append, answer_s=0.0)
+    late = OwnersForms("a/b", lambda: never, log.append, answer_s=0.0)
     assert await late.create(ASKED) == {"action": "cancel"}
     for _ in range(elicitation.MAX_FORMS - 1):
         await late.create(ASKED)
@@ -115,6 +127,8 @@ async def test_answers_are_checked_counted_and_logged_without_what_was_said() ->
         await late.create(ASKED)
     assert [row.outcome for row in log[:4]] == ["ok", "refused", "failed", "failed"]
     assert "Which" not in repr(log)
+    with pytest.raises(FormRefused, match="nobody can be asked during this call"):
+        await OwnersForms("a/b", lambda: None, log.append).create(ASKED)
 
 
 async def test_the_owner_is_asked_while_the_calls_own_time_stands_still(
@@ -127,16 +141,75 @@ async def test_the_owner_is_asked_while_the_calls_own_time_stands_still(
     await host.stop()
     limits = list[float | None]()
 
-    async def ask(form: Form) -> Mapping[str, Any]:
+    async def ask(form: Form) -> ElicitResult:
         connection = host.plugins["tests/hostile"].connection
         limits.append(connection._limit.when())
-        return {"size": 3, "colour": "blue"}
+        return ElicitResult("accept", {"size": 3, "colour": "blue"})
 
-    host = await hosts(folder, ask=ask)
+    host = await hosts(folder, elicits=True)
     await host.plugins["tests/hostile"].warm(60.0)
-    found = await host.call(ToolCall("attack"))
+    found = await host.call(ToolCall("attack"), None, CallContext(elicit=ask))
     assert found.text == "{'action': 'accept', 'content': {'size': 3, 'colour': 'blue'}}"
     assert limits == [None]
+    nobody = await host.call(ToolCall("attack"))
+    assert nobody.text == "refused: nobody can be asked during this call"
+
+
+CHAT = {"messages": [{"role": "user", "content": "attack"}], "metadata": {"conversation": "c"}}
+
+
+async def test_a_node_that_serves_shows_a_plugins_form_and_gives_back_what_its_owner_sent(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = write_bundle(tmp_path / "hostile", hostile(ASKS))
+    host: PluginHost = await hosts(folder, elicits=True)
+    call = [render(ToolCall("attack"))]
+    async with Served(engine_saying(call, ["So."], call, ["So."])).running() as served:
+        served.assistant.tools = host
+        approvals = served.assistant.approvals
+
+        async def asked() -> tuple[asyncio.Task[Any], str]:
+            answer = asyncio.create_task(served.post("/v1/chat/completions", CHAT))
+            await until(approvals.pending)  # a tool that changes something
+            approvals.answer(approvals.pending()[0].id, True)
+            await until(approvals.elicitations)
+            _, listed = await served.get("/api/elicitations")
+            (form,) = listed["elicitations"]
+            assert (form["plugin"], form["message"]) == ("tests/hostile", "Which one?")
+            assert form["requested_schema"]["properties"]["size"] == SIZE
+            assert form["requested_schema"]["required"] == ["size"]
+            return answer, f"/api/elicitations/{form['id']}"
+
+        answer, path = await asked()
+        for wrong in (
+            {"action": "accept"},
+            {"action": "accept", "content": {"size": 50}},
+            {"action": "accept", "content": {"size": 5, "more": 1}},
+            {"action": "decline", "content": {"size": 5}},
+            {"action": "yes"},
+        ):
+            assert (await served.post(path, wrong))[0] == 400, wrong
+        assert (await served.post(path, {"action": "accept", "content": {"size": 5}}))[0] == 200
+        _, body = await answer
+        said = body["choices"][0]["message"]
+        (told,) = said["tool_results"]
+        assert told["content"] == "{'action': 'accept', 'content': {'size': 5}}"
+        (shown,) = said["elicitations"]
+        assert (shown["plugin"], shown["action"], shown["by"]) == (
+            *("tests/hostile", "accept"),
+            "owner",
+        )
+        assert "content" not in shown
+        assert (await served.post(path, {"action": "decline"}))[0] == 404  # it was answered
+        answer, path = await asked()  # nothing was remembered
+        assert (await served.post(path, {"action": "decline"}))[0] == 200
+        _, body = await answer
+        assert body["choices"][0]["message"]["tool_results"][0]["content"] == (
+            "{'action': 'decline'}"
+        )
+        assert not approvals.elicitations()
+    rows = (tmp_path / "plugins" / "audit.jsonl").read_text()
+    assert rows.count('"fields"') == 2 and "Which" not in rows
 
 
 IMPATIENT = f"""

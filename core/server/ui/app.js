@@ -62,6 +62,12 @@ function grow(answer, chunk) {
   for (const { id, approved, by } of delta.approved ?? []) {
     put((call) => call.approval?.id === id, { answered: { approved, by } });
   }
+  for (const elicitation of delta.elicitations ?? []) {
+    put(({ id }) => id === elicitation.tool_call_id, { elicitation });
+  }
+  for (const { id } of delta.elicited ?? []) {
+    put((call) => call.elicitation?.id === id, { elicitation: null });
+  }
   for (const result of delta.tool_results ?? []) {
     put(({ id }) => id === result.tool_call_id, { result });
   }
@@ -287,6 +293,8 @@ function App() {
     html`<${Citations} citations=${citations ?? []} sources=${sources ?? []} />`;
   const approve = (id, approved, remember) =>
     post(`/api/approvals/${id}`, { approved, remember }).catch(refuse);
+  // what does not fit is told in the form itself, which stays open
+  const respond = (id, result) => post(`/api/elicitations/${id}`, result);
   const choose = (name) => {
     setNotice("");
     post("/api/adapters/activate", { name })
@@ -398,7 +406,8 @@ function App() {
           (message, index) =>
             html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
               tools=${tools} frozen=${busy} onAgain=${again} onApprove=${approve}
-              onEdit=${(text) => askInstead(index, text)} citations=${cites(message)}
+              onRespond=${respond} citations=${cites(message)}
+              onEdit=${(text) => askInstead(index, text)}
               onRemember=${() => remember(message.text, index + 1)} verdict=${verdictOn(index)}
               variants=${variantsAt(index)} by=${answeredBy(message)} />`,
         )}

@@ -166,8 +166,8 @@ export function Welcome({ model, suggestions, onAsk }) {
 }
 
 export function Message({
-  message, last, tools, frozen, onAgain, onEdit, onApprove, onRemember, citations, verdict,
-  variants, by,
+  message, last, tools, frozen, onAgain, onEdit, onApprove, onRespond, onRemember, citations,
+  verdict, variants, by,
 }) {
   if (message.role === "user") {
     return html`<${Asked} text=${message.text} variants=${variants} frozen=${frozen}
@@ -184,7 +184,7 @@ export function Message({
       ${message.calls.map(
         (call) =>
           html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} onApprove=${onApprove}
-            tool=${tools.find(({ name }) => name === call.name)} />`,
+            onRespond=${onRespond} tool=${tools.find(({ name }) => name === call.name)} />`,
       )}
       ${message.text
         ? html`<${Prose} text=${message.text} busy=${busy} />`
@@ -322,11 +322,12 @@ function Footer({ message, last, onAgain, verdict, by }) {
   </footer>`;
 }
 
-function ToolCard({ call, tool, waiting, onApprove }) {
+function ToolCard({ call, tool, waiting, onApprove, onRespond }) {
+  const form = waiting && !call.result && call.elicitation;
   const asked = call.approval && !call.answered && waiting;
   const came = call.result ? (call.result.ok ? "ok" : "failed") : "unknown";
   const settled = call.kept ? "kept" : came;
-  const state = asked ? "asked" : !call.result && waiting ? "waiting" : settled;
+  const state = asked || form ? "asked" : !call.result && waiting ? "waiting" : settled;
   const sign =
     ["ok", "failed", "unknown"].includes(state) &&
     html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
@@ -343,6 +344,7 @@ function ToolCard({ call, tool, waiting, onApprove }) {
     </dl>
     ${tool && html`<p class="faint">${touches(tool)}</p>`}
     ${asked && html`<${Approval} approval=${call.approval} onApprove=${onApprove} />`}
+    ${form && html`<${Elicitation} key=${form.id} form=${form} onRespond=${onRespond} />`}
     ${state === "failed" && html`<p class="faint">${call.result.content}</p>`}
   </div>`;
 }
@@ -378,6 +380,78 @@ function Approval({ approval, onApprove }) {
         </button>`}
     </div>
   </div>`;
+}
+
+/** One value of a form, by its schema. */
+function FormField({ name, schema, required }) {
+  const { type, title, enum: options, minimum, maximum, minLength, maxLength } = schema;
+  const whole = type === "integer" ? 1 : "any";
+  const range = { type: "number", step: whole, min: minimum, max: maximum };
+  const words = { type: "text", minlength: minLength, maxlength: maxLength };
+  const choices = type === "boolean" ? ["true", "false"] : options;
+  const told = (one) => (type === "boolean" ? t(one === "true" ? "yes" : "no") : one);
+  const field = `field.${name}`; // a name like "elements" would hide what the form itself has
+  return html`<label><span>${title}${required && html`<b aria-hidden="true"> *</b>`}</span>
+    ${choices
+      ? html`<select name=${field} required=${required}>
+          <option value="" selected>${t("form.nothing")}</option>
+          ${choices.map((one) => html`<option value=${one}>${told(one)}</option>`)}
+        </select>`
+      : html`<input name=${field} required=${required} autocomplete="off"
+          ...${type === "string" ? words : range} />`}
+  </label>`;
+}
+
+/** What was filled in; an empty field is left out. */
+function filledIn({ properties }, elements) {
+  const read = { string: (text) => text, boolean: (text) => text === "true" };
+  const rows = Object.entries(properties).map(([name, { type }], index) => {
+    const text = elements[index].value;
+    return text !== "" && [name, (read[type] ?? Number)(text)];
+  });
+  return Object.fromEntries(rows.filter(Boolean));
+}
+
+/** A plugin's form, in its own words; only what is sent here reaches it. */
+function Elicitation({ form, onRespond }) {
+  const [sent, setSent] = useState(false);
+  const [told, setTold] = useState("");
+  const respond = async (result) => {
+    setSent(true);
+    try {
+      await onRespond(form.id, result);
+    } catch (error) {
+      setTold(error.message);
+      setSent(false);
+    }
+  };
+  const submit = (event) => {
+    event.preventDefault();
+    const content = filledIn(form.requested_schema, event.target.elements);
+    respond({ action: "accept", content });
+  };
+  const { properties, required } = form.requested_schema;
+  return html`<form class="approval" aria-label=${t("form.label")} onSubmit=${submit}>
+    <p>${rich("form.asks", { plugin: html`<b>${form.plugin}</b>` })}</p>
+    <blockquote>${form.message}</blockquote>
+    <div class="fields">
+      ${Object.entries(properties).map(
+        ([name, schema]) => html`<${FormField} name=${name} schema=${schema}
+          required=${required.includes(name)} />`,
+      )}
+    </div>
+    <p class="faint">${t("form.whose")}</p>
+    ${told && html`<p class="error" role="alert">${told}</p>`}
+    <div class="choices">
+      <button class="yes" disabled=${sent}>${t("form.send")}</button>
+      <button type="button" disabled=${sent} onClick=${() => respond({ action: "decline" })}>
+        ${t("form.decline")}
+      </button>
+      <button type="button" disabled=${sent} onClick=${() => respond({ action: "cancel" })}>
+        ${t("form.cancel")}
+      </button>
+    </div>
+  </form>`;
 }
 
 export function Composer({ busy, files, onAsk, onStop }) {

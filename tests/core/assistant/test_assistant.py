@@ -14,15 +14,17 @@ from urllib.parse import quote
 import pytest
 
 from quietchoir.core.assistant.approvals import Approvals
-from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.assistant.assistant import GRACE_S, Assistant
 from quietchoir.core.assistant.calibration import Calibration, Wording, fingerprint
 from quietchoir.core.assistant.call_formats import FORMATS, holds, is_quoted
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.elicitation import Field, Form
 from quietchoir.core.assistant.events import (
     ANY_TOOL,
     ApprovalEvent,
     ApprovedEvent,
     ChatRequest,
+    ElicitedEvent,
     Event,
     Finished,
     LoopStepEvent,
@@ -518,6 +520,19 @@ async def test_a_question_that_nobody_answers_is_a_refusal_and_the_model_is_told
     assert text_of(found) == "I did not."
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
     assert "nobody said yes" in seen[-1]["content"]
+
+
+async def test_a_form_that_nobody_answers_gives_nothing_and_costs_the_call_no_time() -> None:
+    form = Form("a/b", "How many?", (Field("count", "integer", "Count", True),))
+    tools = FakeTools(forms=(form,))
+    who = assistant(engine_saying(CALL_PIECES, ["Well."]), tools)
+    who.approvals.rules = ToolsConfig(approval_timeout_s=0.1)
+    who.call_timeout_s = 0.01 - GRACE_S  # over before the form's is
+    found = await events(who)
+    (elicited,) = [event for event in found if isinstance(event, ElicitedEvent)]
+    assert (elicited.action, elicited.by) == ("cancel", "timeout")
+    assert tools.filled_in == [] and who.approvals.elicitations() == []
+    assert any(isinstance(one, ToolResultEvent) and one.result.ok for one in found)
 
 
 async def test_who_leaves_closes_his_question() -> None:

@@ -6,8 +6,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 import pytest
 
 from quietchoir.core.assistant.context import LeftOut, Message
+from quietchoir.core.assistant.elicitation import ElicitResult, Field, Form
 from quietchoir.core.assistant.events import (
     ApprovalEvent,
+    ElicitationEvent,
     Event,
     Finished,
     Text,
@@ -30,6 +32,7 @@ class Speaker:
         self.asked: list[list[Message]] = []
         self.conversations = 1
         self.answers: list[tuple[str, bool, bool]] = []
+        self.results: list[tuple[str, ElicitResult]] = []
 
     async def reply(self, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
         self.asked.append(list(messages))
@@ -43,6 +46,9 @@ class Speaker:
 
     async def answer(self, id: str, approved: bool, remember: bool) -> None:
         self.answers.append((id, approved, remember))
+
+    async def respond(self, id: str, result: ElicitResult) -> None:
+        self.results.append((id, result))
 
 
 def talk(speaker: Speaker, *lines: str) -> str:
@@ -127,6 +133,27 @@ def test_the_end_of_the_input_is_no_yes() -> None:
     speaker = Speaker(ToolCallEvent("1", CALL), question, Finished("stop", 1, 1))
     talk(speaker, "turn on the lamp")
     assert speaker.answers == [("ask_1", False, False)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "result"),
+    [
+        (("y", "many", "3"), ElicitResult("accept", {"count": 3})),
+        (("y", ""), ElicitResult("cancel")),  # a value that it must have
+        (("n",), ElicitResult("decline")),
+        ((), ElicitResult("decline")),
+    ],
+)
+def test_a_plugins_form_is_filled_in_line_by_line_under_its_name(
+    typed: tuple[str, ...], result: ElicitResult
+) -> None:
+    form = Form("a/b", "How\n> many?", (Field("count", "integer", "Count", True),))
+    event = ElicitationEvent("form_1", "1", form, 9.0)
+    speaker = Speaker(ToolCallEvent("1", CALL), event, Finished("stop", 1, 1))
+    written = talk(speaker, "order", *typed)
+    assert "a/b asks: How > many?\n  Count: a whole number\n" in written
+    assert ("expected a whole number" in written) == ("many" in typed)
+    assert speaker.results == [("form_1", result)]
 
 
 @pytest.mark.parametrize("failure", [EngineError("the queue is full"), KeyboardInterrupt()])

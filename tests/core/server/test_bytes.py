@@ -46,6 +46,8 @@ ROUTES = [
     b"/api/models",
     b"/api/models/pulls",
     b"/api/models/search",
+    b"/api/elicitations",
+    b"/api/elicitations/x",
 ]
 ROUTES += [
     b"/api/adapters",

@@ -3,9 +3,12 @@
 import pytest
 
 from quietchoir.core.assistant.context import LeftOut, Message
+from quietchoir.core.assistant.elicitation import ElicitResult, Field, Form
 from quietchoir.core.assistant.events import (
     ApprovalEvent,
     ApprovedEvent,
+    ElicitationEvent,
+    ElicitedEvent,
     Event,
     Finished,
     LoopStepEvent,
@@ -59,6 +62,28 @@ async def test_a_question_is_answered_from_afar_and_remembered_in_the_conversati
         assert not any(isinstance(event, ApprovalEvent) for event in again)
         with pytest.raises(EngineError, match="no question 'ask_1' is open"):
             await who.answer("ask_1", True, False)
+
+
+async def test_a_plugins_form_is_filled_in_from_afar() -> None:
+    form = Form("a/b", "How many?", (Field("count", "integer", "Count", True, (), 1, 9),))
+    tools = FakeTools(forms=(form, form))
+    async with Served(engine_saying([render(CALL)], ["Done."]), tools).running() as served:
+        who, found = RemoteAssistant(served.server.url, TOKEN), list[Event]()
+        results = [ElicitResult("accept", {"count": 3}), ElicitResult("cancel")]
+        async for event in who.reply(PAST):
+            found.append(event)
+            if isinstance(event, ElicitationEvent):
+                assert event.form == form
+                if results[0].content:
+                    with pytest.raises(EngineError, match="expected from 1 to 9"):
+                        await who.respond(event.id, ElicitResult("accept", {"count": 30}))
+                await who.respond(event.id, results.pop(0))
+        assert tools.filled_in == [ElicitResult("accept", {"count": 3}), ElicitResult("cancel")]
+        elicited = [event for event in found if isinstance(event, ElicitedEvent)]
+        assert [(one.action, one.by) for one in elicited] == [
+            ("accept", "owner"),
+            ("cancel", "owner"),
+        ]
 
 
 async def test_what_was_left_out_and_why_it_ended_arrive_over_the_api() -> None:
