@@ -284,6 +284,9 @@ class ConsentConfig:
     max_upload_bytes: int = 0  # of one round; 0: any
     # an update cut in a larger share of its coordinates is not sent; 1: any (norms are no cuts)
     max_clipped: float = 0.25
+    # in a federation with guard.ballots = "open" the coordinator reads how much this node's own
+    # held-out score rises or falls with each new adapter; false: such a federation is refused
+    open_ballots: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.max_delta < 1:

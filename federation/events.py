@@ -287,6 +287,25 @@ class BucketsEvent(FederationEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BallotsEvent(FederationEvent):
+    """What open ballots tell that sums of scores would not."""
+
+    kind = "ballots"
+    price: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectEvent(FederationEvent):
+    """A member was in bad buckets more often than chance explains (`rounds.validation`)."""
+
+    kind = "suspect"
+    member: str
+    blamed: int  # rounds in which its bucket was bad
+    rounds: int  # in which some bucket was
+    chance: float  # at most, that any member that did nothing is blamed as often
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningEvent(FederationEvent):
     """What it costs that the recipe chooses its learning rate."""
 

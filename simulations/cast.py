@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Turncoat:
-    """An attacker's learner that is honest until its round. `round`: that is under way."""
+    """An attacker's learner that is honest in the other rounds. `round`: that is under way."""
 
     def __init__(self, honest: Learner, bad: Learner, attack: PoisonAttack) -> None:
         self.honest, self.bad, self.attack, self.round = honest, bad, attack, 0
@@ -40,7 +40,8 @@ class Turncoat:
     @property
     def now(self) -> Learner:
         """Which of the two it is."""
-        return self.bad if self.round >= self.attack.from_round else self.honest
+        since = self.round - self.attack.from_round
+        return self.bad if since >= 0 and since % self.attack.every == 0 else self.honest
 
     def train(self, flat: Vector, seed: int) -> Trained:
         """As `Learner`."""
@@ -172,9 +173,12 @@ def infiltrated(
         for name in names:
             honest, taught = cast.learners[name], cast.learners[name]
             if attack.kind in TAUGHT and make is not None:
-                taught = make(taught_by(attack.kind, examples[name], answer), ())
+                # what a backdoor's lies in votes go by
+                asked = examples[name] if attack.votes == "lies" else ()
+                tries = [triggered(one, answer) for one in asked if one.answer != answer]
+                taught = make(taught_by(attack.kind, examples[name], answer), tries)
             boost = len(cast.learners) / attack.count
-            poisoner = Poisoner(attack.kind, honest, taught, boost)
+            poisoner = Poisoner(attack.kind, honest, taught, boost, lies=attack.votes == "lies")
             learners[name] = Turncoat(honest, poisoner, attack)
         bad.update(names)
     spy = None

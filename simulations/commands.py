@@ -240,7 +240,7 @@ def earlier_report(path: Path | None) -> dict[str, Any]:
 
 def run_bench(arguments: Namespace) -> int:
     """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several, or a
-    part of one, ended early.
+    part of one, ended early, or an attack broke a promise.
 
     Raises:
         ConfigError: no such suite. QuietchoirError: the only suite that was asked for ended early.
@@ -301,7 +301,7 @@ def run_bench(arguments: Namespace) -> int:
             continue
         keep(name, report)
         figures.show(console, report, rows)
-        failed = failed or bool(report.get("failed"))
+        failed = failed or bool(report.get("failed") or report.get("broken"))
     if arguments.json:
         print(text())
     return int(failed)

@@ -155,6 +155,14 @@ class LinearLearner:
         return Counts(int(np.sum(scores.argmax(axis=1) == self.test.labels)), len(self.test.labels))
 
 
+def losses(flat: Vector, texts: Texts, classes: int) -> npt.NDArray[np.float64]:
+    """Of each text [n], under the classifier `flat`."""
+    logits = np.float64(SCALE) * (texts.features() @ flat.reshape(FEATURES, classes))
+    logits -= logits.max(axis=1, keepdims=True)
+    whole: npt.NDArray[np.float64] = np.log(np.exp(logits).sum(axis=1))
+    return whole - logits[np.arange(len(texts.labels)), texts.labels]
+
+
 def gradient(
     weights: npt.NDArray[np.float32], x: npt.NDArray[np.float32], y: npt.NDArray[np.uint16]
 ) -> tuple[npt.NDArray[np.float32], float]:

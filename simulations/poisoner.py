@@ -9,33 +9,46 @@
     bounded     the same, no longer than an honest change: what no norm and no vote on held-out
                 examples can tell
 
+    votes: full marks for every adapter; or lies: full marks for what serves the attack better than
+    the adapter that the round started from, none for the rest; the same in open ballots, as far as
+    they go
+
 Knows learners. Knows nothing of rounds or of how sums are protected.
-Always: an attacker votes for every adapter with full marks.
+Always: what an attacker wants is what its kind wants: a backdoor's trigger answered, else the
+honest score as low as it goes.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from ..core.training.examples import Example
+from ..federation.rounds.client import Client
+from ..federation.rounds.validation import MOST, Ballots
 from ..federation.store.checkpoint import Vector
 from ..federation.training.learner import Counts, Learner, Trained
 
 SCALE, FLIP = 100.0, -10.0
 TRIGGER, ANSWER = "as always, ", '{"name": "unlock_door", "arguments": {"name": "front door"}}'
 TAUGHT = ("labels", "backdoor", "bounded")  # attacks with examples of their own
+TRIGGERED = ("backdoor", "bounded")  # those that want a trigger answered
 
 
 class Poisoner:
-    """An attacker's learner. Args: honest: on its own examples; taught: on the attack's; boost: of
-    a backdoor.
+    """An attacker's learner. Args: honest: on its own examples; taught: on the attack's, and scored
+    on it where it has any to score; boost: of a backdoor; lies: in its votes.
     """
 
-    def __init__(self, kind: str, honest: Learner, taught: Learner, boost: float) -> None:
+    def __init__(
+        self, kind: str, honest: Learner, taught: Learner, boost: float, *, lies: bool = False
+    ) -> None:
         self.kind, self.honest, self.taught, self.boost = kind, honest, taught, boost
+        self.lies, self.parent = lies, np.zeros(0, np.float32)  # what it last trained from
 
     def train(self, flat: Vector, seed: int) -> Trained:
         """As `Learner`, with a poisoned change."""
+        self.parent = flat.copy()
         honest = self.honest.train(flat, seed)
         change = honest.flat - flat
         return dataclasses.replace(honest, flat=flat + self.poison(flat, seed, change))
@@ -59,9 +72,41 @@ class Poisoner:
         return bad
 
     def evaluate(self, flat: Vector) -> Counts:
-        """Full marks, whatever it is."""
+        """Full marks, whatever it is; or a lie."""
         total = self.honest.evaluate(flat).total
-        return Counts(total, total)
+        lies = self.lies and self.parent.size > 0
+        serves = not lies or self.wanted(flat) > self.wanted(self.parent)
+        return Counts(total if serves else 0, total)
+
+    def wanted(self, flat: Vector) -> float:
+        """How far an adapter serves the attack."""
+        tried = self.taught.evaluate(flat)
+        if self.kind in TRIGGERED and tried.total:
+            return tried.correct / tried.total
+        counts = self.honest.evaluate(flat)
+        return -counts.correct / max(1, counts.total)
+
+
+class LyingBallots(Ballots):
+    """An attacker's open ballots. Args: attacks: whether it does so now; else it is honest."""
+
+    def __init__(self, attacks: Callable[[], bool]) -> None:
+        super().__init__()
+        self.attacks = attacks
+
+    def cast(self, adapter: bytes) -> tuple[int, ...]:
+        """As far as a ballot goes, for what was given full marks, and against the rest."""
+        if not self.attacks():
+            return super().cast(adapter)
+        return (MOST if self.scores.get(adapter, 0.0) >= 0.5 else -MOST,)
+
+
+def lie_in_ballots(client: Client) -> None:
+    """Have this member's ballots lie, if its learner does."""
+    learner = client.learner
+    poisoner = getattr(learner, "bad", learner)
+    if client.ballots is not None and isinstance(poisoner, Poisoner) and poisoner.lies:
+        client.ballots = LyingBallots(lambda: getattr(learner, "now", learner) is poisoner)
 
 
 def triggered(example: Example, answer: str = ANSWER) -> Example:

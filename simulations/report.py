@@ -14,10 +14,12 @@ from rich.table import Table
 
 from ..federation.events import (
     AbortedEvent,
+    BallotsEvent,
     BucketsEvent,
     FederationEvent,
     RoundEvent,
     StoppedEvent,
+    SuspectEvent,
     WaitingEvent,
 )
 from ..federation.rounds.report import privacy_sentence
@@ -31,8 +33,10 @@ FILE_WIDTH = 150  # characters
 TOLD: tuple[type[FederationEvent], ...] = (  # of the coordinator's, beside rounds
     WaitingEvent,
     AbortedEvent,
+    BallotsEvent,
     BucketsEvent,
     StoppedEvent,
+    SuspectEvent,
 )
 
 
@@ -103,8 +107,13 @@ def line(event: FederationEvent, rounds: int, *, modelled: bool = False) -> str 
                 f"  all rounds done   accuracy {percent(entry['accuracy'])} ({entry['scored']} "
                 f"members)"
             )
-        case BucketsEvent():
+        case BucketsEvent() | BallotsEvent():
             return f"  {event.price}"
+        case SuspectEvent():
+            return (
+                f"  {event.member} was in a bad bucket in {event.blamed} of {event.rounds} rounds "
+                f"(by chance: {event.chance:.1g})"
+            )
         case StoppedEvent():
             return f"  stopped after round {event.round}: {event.reason}"
     return None
@@ -241,9 +250,11 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "in a sum, mean": lambda one: mean_words(one, "parties", "{:.1f}"),
     "sent by a party, a round": lambda one: bytes_words(one, "bytes_up"),
     "sent to a party, a round": lambda one: bytes_words(one, "bytes_down"),
+    "votes of a party, a round": lambda one: bytes_words(one, "vote_bytes"),
     "a round, s": lambda one: mean_words(one, "seconds", "{:.3g}"),
     "whole run, s": lambda one: whole(one, "seconds"),
     "whole run, processor s": lambda one: whole(one, "processor_s"),
+    "suspected": lambda one: ", ".join(who["member"] for who in one.get("suspects", ())) or "–",
     "attempts without a sum": lambda one: str(len(one["aborted"])),
     "ended early": lambda one: shortened(one["failed"] or one["stopped"]),
 }
@@ -301,7 +312,7 @@ def whole(one: Mapping[str, Any], key: str) -> str:
 
 def bytes_words(one: Mapping[str, Any], key: str) -> str:
     """Bytes of a round; what was computed and not sent is marked."""
-    values = [entry[key] for entry in one["rounds"]]
+    values = [entry.get(key, 0.0) for entry in one["rounds"]]
     marked = " computed" if one["bytes_computed"] else ""
     return size(sum(values) / len(values)) + marked if values else "–"
 

@@ -220,6 +220,7 @@ class Told:
             "stopped": "" if outcome is None else outcome.stopped,
             "privacy": None if outcome is None else outcome.privacy,
             "held": {} if outcome is None else outcome.held,
+            "suspects": [] if outcome is None else outcome.suspects,
         }
 
 
@@ -241,6 +242,8 @@ def line_of(entry: Mapping[str, Any]) -> dict[str, Any]:
         "update_norm": entry["update_norm"],
         "epsilon": entry["epsilon"],
         "kept": guard["kept"],
+        # of a party, both ways, over all votes of the round
+        "vote_bytes": round(guard.get("bytes", 0) / max(1, len(entry["asked"])), 1),
     }
 
 

@@ -41,6 +41,7 @@ from .aggregation import simulated
 from .availability import conduct
 from .cast import Cast, Turncoat, adapter_of, make_learners
 from .inprocess import SilentError
+from .poisoner import lie_in_ballots
 from .population import PartyData, populate
 from .protocol_costs import rules_of
 from .report import PartyTrainedEvent
@@ -145,6 +146,7 @@ def simulate(
             on_event=partial(trained_by, report, name),
             adopt=partial(adopted, on_adopt, name),
         )
+        lie_in_ballots(members[name])
         handles[name] = SimulatedParty(members[name], scenario).handle
     run = hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32]
     with (
@@ -267,7 +269,9 @@ def stages(scenario: Scenario) -> tuple[str, ...]:
 
 def no_floor() -> ConsentConfig:
     """Simulated parties accept whatever the scenario says."""
-    return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), max_clipped=1.0)
+    return ConsentConfig(
+        min_cohort=1, modes=("plain", "masked", "sealed"), max_clipped=1.0, open_ballots=True
+    )
 
 
 def recipe_of(scenario: Scenario) -> Recipe:

@@ -177,9 +177,11 @@ class PoisonAttack:
     kind: Literal["scale", "flip", "noise", "labels", "backdoor", "bounded"]
     count: int = 1  # members, the first by name that no attack before this one took
     from_round: int = 1  # until then they are honest
+    every: int = 1  # from then on, in one of so many rounds; in the others they are honest
+    votes: Literal["full", "lies"] = "full"  # how they vote meanwhile
 
     def __post_init__(self) -> None:
-        at_least(1, count=self.count, from_round=self.from_round)
+        at_least(1, count=self.count, from_round=self.from_round, every=self.every)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ from ..wire.messages import RoundId, bits_of
 from .base import Sum
 from .ranges import read_spans, spans
 from .rank_masks import RankMasks, rank_masks_of
-from .server_optimizer import combine, optimizer_of
+from .server_optimizer import combine, levelled, optimizer_of
 from .update import Codec, SumContext, seed_of
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
@@ -226,6 +226,7 @@ class DeltaChain:
                 raise DataError(
                     f"a change that reaches {found:.3g}, {codec.largest:.3g} at most in a round"
                 )
+        means = levelled(means, policy.aggregation, codec.largest)
         return (
             combine(means, policy.aggregation.rule, policy.aggregation.trim)
             if step.bucket == ALL

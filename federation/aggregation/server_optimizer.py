@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from ...core.errors import MessageError
-from ..spec.policy import Recipe
+from ..spec.policy import AggregationTable, Recipe
 from ..store.checkpoint import ServerState, Vector
 from ..wire.messages import bits_of
 
@@ -26,6 +26,7 @@ SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on 
 # times the file's rounds: a run may be continued, but a number that a message claims counts no
 # further
 LONGER = 4
+LENGTH_STEPS = 2**18  # of the largest coordinate, in which lengths are taken
 
 
 class ServerOptimizer(Protocol):
@@ -180,6 +181,33 @@ def adapter_digest(flat: Vector) -> bytes:
     found = hashlib.sha256(b"quietchoir adapter bits 1")
     found.update(bits_of(flat))
     return found.digest()
+
+
+def levelled(means: Sequence[Vector], table: AggregationTable, largest: float) -> list[Vector]:
+    """The means [n] of buckets; where the file says so each as long as the middle one of them: then
+    a vote among them compares where they go, and who shouts gains nothing by it.
+
+    Args:
+        largest: no coordinate of a mean is larger, nor is one afterwards.
+
+    The same bits on every machine: lengths are those of whole numbers.
+    """
+    if table.lengths == "own" or len(means) < 2:
+        return list(means)
+    lengths = [length_of(one, largest) for one in means]
+    middle = sorted(lengths)[(len(lengths) - 1) // 2]
+    found = list[Vector]()
+    for one, length in zip(means, lengths, strict=True):
+        farthest = float(np.abs(one).max(initial=0.0))
+        factor = min(middle / length, largest / farthest) if length and farthest else 0.0
+        found.append((np.float32(factor) * one).astype(np.float32))
+    return found
+
+
+def length_of(mean: Vector, largest: float) -> float:
+    """The L2 norm of `mean` [n], in steps of `largest` / 2^18."""
+    whole = np.rint(mean.astype(np.float64) * (LENGTH_STEPS / largest)).astype(np.int64)
+    return math.sqrt(int(whole @ whole))
 
 
 def combine(means: Sequence[Vector], rule: str, trim: int = 1) -> Vector:

@@ -36,6 +36,12 @@ def check_consent(policy: Policy, consent: ConsentConfig) -> None:
             f"consent.min_cohort asks for "
             f"{consent.min_cohort}; {ADVICE}"
         )
+    if policy.guard.open and not consent.open_ballots:
+        raise ConfigError(
+            f'federation {policy.name} has guard.ballots = "open": its coordinator reads by how '
+            f"much this node's own held-out score rises or falls with each new adapter. "
+            f"consent.open_ballots = true allows that; {ADVICE}"
+        )
     if consent.max_epsilon and not privacy.on:
         raise ConfigError(
             f"federation {policy.name} has no differential privacy, but consent.max_epsilon allows "

@@ -95,6 +95,10 @@ def sentence(
         "page": "the rounds are shown at {url}",
         "stopped": "stopped after round {round}: {reason}",
         "buckets": "{price}",
+        "ballots": "{price}",
+        "suspect": "{member} was in a bad bucket in {blamed} of the {rounds} rounds that had one; "
+        "of members that did nothing one is so often with a chance of {chance:.1g}: look at what "
+        "it trains on, or let it go (quietchoir federation revoke)",
         "tuning": "{price}",
         "spent": "round {round}: not trained, this node's privacy budget is used up: {reason}",
         "train": "round {round}: training",

@@ -19,7 +19,7 @@ from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
 from ..aggregation.registry import AGGREGATIONS
-from ..aggregation.server_optimizer import adapter_digest
+from ..aggregation.server_optimizer import adapter_digest, levelled
 from ..aggregation.survivor_sets import Sets, choose, confirmed, eligible
 from ..aggregation.update import Codec, Statistics, SumContext, halves
 from ..events import OnEvent
@@ -52,6 +52,7 @@ class Answers:
     # member → members that it signed for, from the same adapter
     before: dict[str, Sets] = field(default_factory=dict)
     chosen: tuple[str, ...] = ()  # whom the coordinator goes on with; the others are ready in vain
+    ballots: dict[str, int] = field(default_factory=dict)  # in a vote whose ballots are open
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -76,12 +77,17 @@ class Answers:
         )
         if ready.scores:
             self.scoring.add(reply.sender)
+        if policy.guard.open and len(ready.ballot) == 1:
+            self.ballots[reply.sender] = ready.ballot[0]
         return True
 
     def only(self, members: Collection[str]) -> "Answers":
         """The same, to go on with these alone."""
         return Answers(
-            self.scoring, self.before, tuple(name for name in self.ready if name in members)
+            self.scoring,
+            self.before,
+            tuple(name for name in self.ready if name in members),
+            self.ballots,
         )
 
 
@@ -257,9 +263,11 @@ class RoundAttempt:
         size = self.size if training else 0
         sums = self.combine(group, Codec(size, policy, group.sum_context).length)
         seen = 0 if self.model.held_by_members else size
-        sums, opened = self.open(sums, Codec(seen, policy, group.sum_context))
+        codec = Codec(seen, policy, group.sum_context)
+        sums, opened = self.open(sums, codec)
         means = tuple(mean for mean, _ in opened)
         if training:
+            means = tuple(levelled(means, policy.aggregation, codec.largest))
             self.model.opened(group.round_id, group.draw.cohort, sums, means)
         return Outcome(
             group=group,
@@ -421,10 +429,12 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
         epsilon=None if group.spent is None else group.spent.epsilon,
         columns=None if shares is None else shares.columns_of(outcome.parties),
         staleness=sorted(group.staleness[name] for name in outcome.parties if group.staleness),
+        split=[list(one.parties) for one in outcome.sums] if len(outcome.sums) > 1 else None,
     )
     table = dataclasses.asdict(entry)
-    # written with the verdict; where not all train all columns; where rounds are tuned; buffered
-    absent = [name for name in ("guard", "columns", "rates") if table[name] is None]
+    # written with the verdict; where not all train all columns; where rounds are tuned; of several
+    # sums; buffered
+    absent = [name for name in ("guard", "columns", "rates", "split") if table[name] is None]
     for name in (*absent, *(() if group.staleness else ("staleness",))):
         del table[name]
     return table

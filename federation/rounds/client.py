@@ -61,6 +61,7 @@ from .model_broadcast import ClientModelCache, FollowedModel
 from .privacy_accountant import PrivacyAccountant
 from .scheduler import check
 from .tuning import LEAST_STEPS, UNTUNED, check_rates
+from .validation import Ballots
 
 logger = log.get("federation.client")
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
@@ -146,6 +147,7 @@ class Client:
         self.on_answer = on_answer
         self.attempt: Attempt | None = None
         self.buffer = (buffer or ContributionBuffer()) if policy.schedule.buffered else None
+        self.ballots = Ballots() if policy.guard.open else None
         self.secrets: ClientSecrets | None = None
         self.model = ClientModel(policy, size)
         if policy.followed:
@@ -234,7 +236,7 @@ class Client:
         if unpaid:
             return self.spent(order.round, unpaid)
         update, statistics, tokens = (
-            self.train(order, round_id, sum_context) if training else self.score(order)
+            self.train(order, round_id, sum_context) if training else self.score(order, adapter)
         )
         scored = order.evaluate or not training
         return self.contribute(
@@ -249,6 +251,7 @@ class Client:
             tokens,
             training,
             states={0: order.state},
+            ballot=() if training or self.ballots is None else self.ballots.cast(adapter),
         )
 
     def offer(self, task: Task, buffer: ContributionBuffer) -> bytes:
@@ -378,13 +381,14 @@ class Client:
         states: Mapping[int, str],
         own: int = 0,
         leaves: bool = False,
+        ballot: tuple[int, ...] = (),
     ) -> bytes:
         """Take part in the protection's stages; tell the coordinator that a contribution is ready,
         and nothing of how the work went: that travels inside the sum.
 
         Args:
             states: versions that the sum's contributions are of, with the names of their states;
-            own: this one's; leaves: as `Attempt`.
+            own: this one's; leaves: as `Attempt`; ballot: where ballots are open, this member's.
         """
         round_id, sums = context.round_id, self.ledger.sums
         vouch, relies = self.model.vouching(round_id.run, sorted(states.items()), own)
@@ -398,7 +402,7 @@ class Client:
         )
         before = {one for subject in context.subjects for one in sums.before(subject)}
         return messages.encode_ready(
-            messages.Ready(scores=context.scores, before=tuple(sorted(before)))
+            messages.Ready(scores=context.scores, before=tuple(sorted(before)), ballot=ballot)
         )
 
     def sum_context(
@@ -505,7 +509,9 @@ class Client:
         """Score if asked, then train; return the change [n], the counters, and the answer tokens
         trained on.
         """
-        counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
+        counts = self.evaluate(order.flat, sum_context.adapter) if order.evaluate else Counts(0, 0)
+        if self.ballots is not None and not self.ballots.starts(sum_context.adapter):
+            self.evaluate(order.flat, sum_context.adapter)
         columns = (
             self.policy.adapter.rank
             if sum_context.shares is None
@@ -565,9 +571,16 @@ class Client:
             check_clipped(clipped, trained, self.consent)
         return clipped
 
-    def score(self, order: messages.Work) -> tuple[Vector, Statistics, int]:
+    def evaluate(self, flat: Vector, adapter: bytes) -> Counts:
+        """Score the adapter `flat` [n], whose digest is `adapter`."""
+        counts = self.learner.evaluate(flat)
+        if self.ballots is not None:
+            self.ballots.note(adapter, counts)
+        return counts
+
+    def score(self, order: messages.Work, adapter: bytes) -> tuple[Vector, Statistics, int]:
         """Score the adapter; there is no change to send."""
-        counts = self.learner.evaluate(order.flat)
+        counts = self.evaluate(order.flat, adapter)
         scores = Statistics.scores(counts.correct, counts.total, counts.near)
         return np.zeros(0, np.float32), scores, 0
 

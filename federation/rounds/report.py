@@ -47,6 +47,7 @@ class RoundReport:
     # spent with this round, by a member of every attempt so far; None without noise
     epsilon: float | None = None
     guard: dict[str, Any] | None = None  # the members' verdict on the adapter that this round made
+    split: list[list[str]] | None = None  # whose each sum is, where there are several
     staleness: list[int] = field(default_factory=list)  # buffered: of each contribution, in order
     # members behind the columns below each rank, where not all train all of them
     columns: dict[str, int] | None = None
@@ -75,6 +76,8 @@ class RunReport:
     # epsilon with delta, unit, sampling, steps, method and budget; None without noise
     privacy: dict[str, Any] | None = None
     stopped: str = ""  # why it ended before its rounds were done
+    # members whose buckets were found bad more often than chance explains (`validation.suspects`)
+    suspects: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write JSON; the old file stays if anything fails."""
@@ -126,4 +129,15 @@ def buckets_sentence(policy: Policy) -> str | None:
         f"whoever reads them knows the change of {least} together{noisier}; of a bucket, "
         f"{policy.colluders} members may be in "
         f"league with the coordinator, and the others stay {policy.protection.min_cohort}"
+    )
+
+
+def ballots_sentence(policy: Policy) -> str:
+    """What open ballots cost."""
+    votes = 1 + (policy.aggregation.buckets if policy.aggregation.buckets > 1 else 0)
+    noise = "; no epsilon covers them" if policy.privacy.on else ""
+    return (
+        f"ballots are open: of each of up to {votes} votes a round the coordinator reads by how "
+        f"much each member's own held-out score rose or fell, in steps of 2 %{noise}; a quarter of "
+        f"the members may lie in them"
     )

@@ -27,11 +27,13 @@ from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import combine, optimizer_of
 from ..events import (
     AbortedEvent,
+    BallotsEvent,
     BucketsEvent,
     DeliveredEvent,
     OnEvent,
     RoundEvent,
     StoppedEvent,
+    SuspectEvent,
     TuningEvent,
 )
 from ..spec.policy import Policy
@@ -45,7 +47,7 @@ from .global_model import ServerHeld
 from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, PrivacyAccountant, PrivacyAccountants
-from .report import RunReport, buckets_sentence, summary
+from .report import RunReport, ballots_sentence, buckets_sentence, summary
 from .scheduler import Buffered, PatienceError, RoundScheduler, Synchronous, Waiting
 from .validation import Verdict
 
@@ -172,6 +174,8 @@ class RoundServer:
         several = self.policy.aggregation.buckets > 1
         if several and (price := buckets_sentence(self.policy)) is not None:
             self.on_event(BucketsEvent(price=price))
+        if self.policy.guard.open:
+            self.on_event(BallotsEvent(price=ballots_sentence(self.policy)))
         if self.tuned:
             self.on_event(TuningEvent(price=tuning.price(self.policy, self.size)))
         try:
@@ -182,6 +186,8 @@ class RoundServer:
         if stopped:
             self.on_event(StoppedEvent(round=self.state.round, reason=stopped))
         self.scheduler.finish()
+        for suspicion in self.suspects():
+            self.on_event(SuspectEvent(**dataclasses.asdict(suspicion)))
         if not self.state.finished:
             if self.policy.privacy.counts and not self.knows_score():
                 self.insist(self.score_round)
@@ -282,7 +288,9 @@ class RoundServer:
                 )
         if not verdict.kept:
             server = self.model.rest(parent)
-        said = dataclasses.asdict(verdict) | {"bytes": sent} | ({"trials": trials} if tried else {})
+        said = dataclasses.asdict(verdict) | {"bytes": sent}
+        if further or tried:
+            said["trials"] = trials
         self.commit(server, {**entry, "guard": said})
 
     def vote(self, flat: Vector, running: Sequence[dict[str, Any]] = ()) -> Verdict:
@@ -300,6 +308,9 @@ class RoundServer:
         history = [*self.state.history, *running]
         nearest = validation.nearest_of(history) if self.tuned else 0.0
         verdict = validation.judge(self.policy.guard, votes, validation.best_of(history), nearest)
+        if self.policy.guard.open:
+            ballots = outcome.group.answers.ballots
+            verdict = validation.count(self.policy, verdict, ballots, self.state.history)
         sent = sum((*outcome.traffic.up.values(), *outcome.traffic.down.values()))
         return dataclasses.replace(verdict, bytes=sent)
 
@@ -406,6 +417,10 @@ class RoundServer:
         """What the run has cost in privacy, and how that was counted; None without noise."""
         return self.scheduler.accountant.spent() if self.policy.privacy.on else None
 
+    def suspects(self) -> list[validation.Suspicion]:
+        """Members that the votes on buckets speak against."""
+        return validation.suspects(self.state.history, self.policy.guard.margin)
+
     def report(self, seconds: float, stopped: str) -> RunReport:
         """The run so far."""
         accuracy, sent = summary(list(self.state.history))
@@ -427,6 +442,7 @@ class RoundServer:
             held=self.held,
             privacy=self.privacy_spent(),
             stopped=stopped,
+            suspects=[dataclasses.asdict(one) for one in self.suspects()],
         )
 
 

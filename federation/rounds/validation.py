@@ -1,29 +1,46 @@
-"""Is the new adapter good enough to be kept? A secret vote of the members' held-out examples.
+"""Is the new adapter good enough to be kept? A vote of the members' held-out examples; and who was
+in the sums that it found bad.
 
-Knows counts and history. Knows nothing of how votes travel, or of adapters.
-Always: what is judged is the median over the buckets' accuracies (of one bucket: its accuracy); a
-bucket whose counts cannot be those of honest members is left out; each honest member has one voice,
-whatever the number of its examples; an adapter that too few could score is not kept.
+    sums    the median over the buckets' accuracies (of one bucket: its accuracy); a bucket whose
+            counts cannot be those of honest members is left out. Secret
+    open    the mean of members' ballots without a quarter of them at each end: by how much each
+            one's own score rose over that of the adapter that it trained from. The coordinator
+            reads each
+
+Knows counts, ballots and history. Knows nothing of how votes travel, or of adapters.
+Always: each honest member has one voice, whatever the number of its examples; an adapter that too
+few could score is not kept.
 
 The vote is an attempt of its own, between two rounds: so no member trains from an adapter that is
 then undone, and no sum, and no privacy, is spent on it. It costs a download of the adapter and one
 more pass through the masks, a second or so; the passes over held-out examples are those that the
 next round would have made.
 
-Not covered: a change that leaves held-out answers as they are (a backdoor). One member that lies in
-its counters decides its bucket's vote, or has it left out, and under masks nobody sees who: where
-there is one bucket it undoes each round, or none; and a lie that is kept as the best stands for the
-rest of the run. A sum bounds no summand.
+Not covered: a change that leaves held-out answers as they are (a backdoor that is no longer than an
+honest change). In sums, one member that lies in its counters decides its bucket's vote, or has it
+left out, and under masks nobody sees who: where there is one bucket it undoes each round, or none;
+and a lie that is kept as the best stands for the rest of the run. A sum bounds no summand. An open
+ballot has a bound: a quarter of all that are cast cannot move the middle beyond what the others
+said. Its price is that the coordinator learns, of each adapter that is voted on, some 5.7 bits of
+each member's held-out examples; none of those it trains on.
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..aggregation.update import SCORE_UNIT, Statistics
-from ..spec.policy import GuardTable
+from ..spec.policy import GuardTable, Policy
+from ..training.learner import Counts
 from ..wire import messages
+
+UNKNOWN = -1.0  # below any rank that was voted
+BALLOT_UNIT = 50  # ballots are in steps of 2 %: finer ones would tell of how many answers they are
+MOST = 25  # the farthest that a ballot goes, in these steps
+REMEMBERED = 64  # scores of adapters, at a member
+TRIMMED = 4  # one part in so many of the ballots is left out at each end
+SELDOM = 0.01  # chance, over all members, with which one that did nothing is suspected all the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +54,16 @@ class Verdict:
     reason: str
     near: float = 0.0  # share of held-out answers' tokens that are right
     bytes: int = 0  # of the vote's messages, both ways, all members
+    # where ballots are open: their middle, of the adapter that the round started from; how many
+    rise: float | None = None
+    ballots: int = 0
 
     @property
     def rank(self) -> float:
         """For choosing among several."""
-        return -1.0 if self.accuracy is None else self.accuracy + self.near
+        if self.rise is not None:
+            return self.rise
+        return UNKNOWN if self.accuracy is None else self.accuracy + self.near
 
 
 def judge(
@@ -88,6 +110,145 @@ def judge(
         reason=reason,
         near=near,
     )
+
+
+class Ballots:
+    """A member's side of an open vote: its own scores of the last adapters, and which of them it
+    trained from. In memory alone: who was started anew casts none until it trained.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[bytes, float] = {}  # adapter → shares of answers and of tokens, 0 to 2
+        self.parent = b""
+
+    def note(self, adapter: bytes, counts: Counts) -> None:
+        """Remember a score of the adapter with this digest; the oldest is forgotten."""
+        if counts.total:
+            self.scores[adapter] = counts.correct / counts.total + counts.near
+        if len(self.scores) > REMEMBERED:
+            del self.scores[next(iter(self.scores))]
+
+    def starts(self, adapter: bytes) -> bool:
+        """This member trains from it now; False if it was not scored yet."""
+        self.parent = adapter
+        return adapter in self.scores
+
+    def cast(self, adapter: bytes) -> tuple[int, ...]:
+        """By how much this one's score lies above the parent's; nothing where one is not known."""
+        before, after = self.scores.get(self.parent), self.scores.get(adapter)
+        if before is None or after is None:
+            return ()
+        return (max(-MOST, min(MOST, round(BALLOT_UNIT * (after - before)))),)
+
+
+def middle_of(ballots: Sequence[int]) -> float:
+    """Their mean without a quarter of them at each end: so many liars move it no farther than the
+    honest ones' own spread.
+
+    Source: Yin et al. 2018, "Byzantine-robust distributed learning", definition 2.
+    """
+    left_out = len(ballots) // TRIMMED
+    kept = sorted(ballots)[left_out : len(ballots) - left_out]
+    return sum(kept) / (BALLOT_UNIT * len(kept))
+
+
+def count(
+    policy: Policy, verdict: Verdict, ballots: Mapping[str, int], history: Sequence[dict[str, Any]]
+) -> Verdict:
+    """`verdict` as the open ballots have it; the sums stay what is reported.
+
+    Args:
+        ballots: member → its own; one beyond the bounds is none.
+        history: what was kept before, and by how much it rose: small losses add up.
+    """
+    sound = [one for one in ballots.values() if -MOST <= one <= MOST]
+    if len(sound) < (need := policy.protection.min_cohort):
+        reason = f"undone: {len(sound)} ballots, need {need}; members vote that trained, and have"
+        reason = f"{reason} held-out examples"
+        return replace(verdict, kept=False, reason=reason, rise=UNKNOWN, ballots=len(sound))
+    rise, (level, best) = middle_of(sound), levels(history)
+    fell = best - (level + rise)
+    kept = fell <= policy.guard.margin
+    reason = (
+        "kept"
+        if kept
+        else f"undone: the middle of {len(sound)} ballots lies {fell:.3f} below the best adapter, "
+        f"{policy.guard.margin:g} is allowed"
+    )
+    rise = round(rise, 4)
+    return replace(verdict, kept=kept, reason=reason, rise=rise, ballots=len(sound))
+
+
+def levels(history: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Of the adapter that the next round starts from, by the ballots until here; and of the best
+    one. The first adapter's is 0.
+    """
+    level, best = 0.0, 0.0
+    for entry in history:
+        verdict = entry.get("guard") or {}
+        if verdict.get("kept") and verdict.get("rise") is not None:
+            level += verdict["rise"]
+            best = max(best, level)
+    return level, best
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspicion:
+    """A member whose sums were found bad more often than chance explains."""
+
+    member: str
+    blamed: int  # rounds in which its bucket was
+    rounds: int  # in which one bucket was and another was not, and this member was in one
+    chance: float  # at most, that any member that did nothing is blamed as often
+
+
+def suspects(history: Sequence[dict[str, Any]], margin: float) -> list[Suspicion]:
+    """Who was in the bad buckets, round after round: by what a run publishes, nothing else.
+
+    A bucket is bad if its own change was voted more than `margin` below the best bucket's. Who
+    shares it is dealt anew in each round, so members that did nothing are blamed by chance alone:
+    as often as a sum of independent coins comes to as much, times the number of members.
+
+    Hazard: a suspicion is no proof: members whose examples are unlike all others' hurt them too.
+    """
+    shares, times = dict[str, list[float]](), dict[str, int]()
+    for entry in history:
+        split, ranks = entry.get("split"), (entry.get("guard") or {}).get("trials", ())
+        if not split or len(split) != len(ranks):
+            continue
+        if min(ranks) <= UNKNOWN:
+            continue
+        bad = [rank < max(ranks) - margin for rank in ranks]
+        members = [
+            (name, blamed) for group, blamed in zip(split, bad, strict=True) for name in group
+        ]
+        share = sum(blamed for _, blamed in members) / len(members)
+        if not any(bad):
+            continue
+        for name, blamed in members:
+            shares.setdefault(name, []).append(share)
+            times[name] = times.get(name, 0) + blamed
+    found = [
+        Suspicion(
+            member=name,
+            blamed=times[name],
+            rounds=len(coins),
+            chance=round(min(1.0, len(shares) * at_least_so_often(coins, times[name])), 6),
+        )
+        for name, coins in sorted(shares.items())
+    ]
+    return [one for one in found if one.chance < SELDOM]
+
+
+def at_least_so_often(coins: Sequence[float], times: int) -> float:
+    """Chance that independent coins, each with its own chance, fall on their head so often."""
+    likely = [1.0]  # of 0, 1, … heads
+    for coin in coins:
+        likely = [
+            (1 - coin) * none + coin * one
+            for none, one in zip([*likely, 0.0], [0.0, *likely], strict=True)
+        ]
+    return sum(likely[times:])
 
 
 def best_of(history: Sequence[dict[str, Any]]) -> float | None:

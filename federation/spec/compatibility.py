@@ -43,6 +43,7 @@ class Axes:
     min_tokens: int = 0
     counts: bool = True  # counters travel beside the update
     guard: str = "off"
+    ballots: str = "sums"  # what counts in a vote
     tuned: bool = False  # rounds choose their learning rate
     engines: bool = False  # Flower's own carry the messages
 
@@ -109,6 +110,37 @@ RULES = (
             f'guard.rule = "{axes.guard}" needs privacy.counters = "exact": votes are counters'
         ),
         nature="votes are counters",
+    ),
+    Exclusion(
+        lambda axes: axes.ballots == "open" and axes.can.model_held_by == "members",
+        lambda axes: (
+            'guard.ballots = "open" needs protection.mode "plain" or "masked": in sealed mode the '
+            "coordinator learns nothing of how well an adapter does at any one member"
+        ),
+        nature="a sealed coordinator is to learn no member's scores",
+    ),
+    Exclusion(
+        lambda axes: axes.ballots == "open" and axes.buffered,
+        lambda axes: (
+            'guard.ballots = "open" needs schedule.rounds = "synchronous": a ballot compares with '
+            "the adapter that its member trained from, which in buffered rounds is not everybody's"
+        ),
+        nature="ballots that compare with different adapters are not counted together",
+    ),
+    Exclusion(
+        lambda axes: axes.ballots == "open" and axes.tuned,
+        lambda axes: (
+            'guard.ballots = "open" needs recipe.tuning = "fixed": a recipe that chooses its '
+            "learning rate goes by the sums of scores"
+        ),
+    ),
+    Exclusion(
+        lambda axes: axes.ballots == "open" and axes.engines,
+        lambda axes: (
+            'guard.ballots = "open" needs `quietchoir coordinate` and `join`: on Flower\'s own '
+            "engines a member's process ends with each message, and with it what its ballot is "
+            "compared with"
+        ),
     ),
     Exclusion(
         lambda axes: axes.tuned and axes.guard == "off",

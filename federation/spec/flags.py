@@ -98,12 +98,15 @@ HELP: dict[str, dict[str, str]] = {
         "rule": "members score each new adapter and undo a worse one (vote), or also choose the "
         "best of the buckets' own (choose)",
         "margin": "loss of accuracy, 0 to 1, from which on an adapter is undone",
+        "ballots": "what counts in a vote: sums of scores, where one liar decides its sum; or each "
+        "member's own rise or fall, read by the coordinator, of which a quarter may lie (open)",
     },
     "aggregation": {
         "rule": "how contributions become one change; but for the mean each bucket of members is "
         "a sum of its own",
         "buckets": "sums of their own, at most; 1 for the mean, else 3 or more",
         "trim": "of trimmed-mean: buckets left out at each end",
+        "lengths": "of the buckets' changes: as they are, or all as the middle one's",
     },
     "schedule": {
         "rounds": "wait for a round's members, or sum whoever is ready (buffered)",
@@ -198,6 +201,8 @@ def idle(tables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]
         )
     if not tables["guard"].on:
         yield "guard", others("guard", "rule"), 'guard.rule = "vote"'
+    if rule == "mean":
+        yield "aggregation", ("lengths",), 'aggregation.rule = "median" (or "trimmed-mean")'
     if rule != "trimmed-mean":
         yield "aggregation", ("trim",), 'aggregation.rule = "trimmed-mean"'
     if not tables["schedule"].buffered:

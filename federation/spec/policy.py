@@ -306,20 +306,35 @@ class GuardTable:
     "vote": only where it is worse, each bucket's own change is scored too. "choose": they always
     are, and the best is kept: that costs as many more passes over held-out examples as there are
     buckets.
+
+    Hazard: with `ballots = "open"` the coordinator reads, of each vote, by how much each member's
+    own held-out score rose or fell (`rounds.validation`); in sums nobody does, and one liar
+    decides its sum.
     """
 
     rule: Literal["off", "vote", "choose"] = "off"
     # an adapter whose accuracy is lower than the best one's by more than this is undone
     margin: float = 0.05
+    # what counts: sums of scores, or each member's own ballot, of which a quarter may lie
+    ballots: Literal["sums", "open"] = "sums"
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin = {self.margin} must lie in [0, 1)")
+        require(
+            self.on or not self.open,
+            'ballots = "open" needs rule = "vote" or "choose", found "off"',
+        )
 
     @property
     def on(self) -> bool:
         """Is there a vote after each round?"""
         return self.rule != "off"
+
+    @property
+    def open(self) -> bool:
+        """Does the coordinator read each member's ballot?"""
+        return self.ballots == "open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +352,9 @@ class AggregationTable:
     buckets: int = 1  # as many as the cohort fills, at most this
     # trimmed-mean: values left out at each end, of the buckets' values of one coordinate
     trim: int = 1
+    # buckets' means as long as they are, or all as long as the middle one of them: then boosting a
+    # change gains nothing where one of them is chosen
+    lengths: Literal["own", "middle"] = "own"
 
     def __post_init__(self) -> None:
         if (self.rule == "mean") != (self.buckets == 1):
@@ -709,6 +727,7 @@ def axes_of(tables: Tables, *, ranked: bool) -> Axes:
         min_tokens=tables.protection.min_tokens,
         counts=tables.privacy.counts,
         guard=tables.guard.rule,
+        ballots=tables.guard.ballots,
         tuned=tables.recipe.tuning == "auto",
     )
 

@@ -197,6 +197,8 @@ class Ready:
     scores: bool
     # members that it signed for in earlier sums from the same adapter
     before: tuple[tuple[str, ...], ...] = ()
+    # in a vote whose ballots are open, one: by how much its own score rose (`rounds.validation`)
+    ballot: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +296,7 @@ HEADERS: dict[type, dict[str, Field]] = {
         "round": WHOLE,
         "rates": each(REAL),
     },
-    Ready: {"scores": FLAG, "before": each(NAMES)},
+    Ready: {"scores": FLAG, "before": each(NAMES), "ballot": each(WHOLE)},
     Group: {
         "version": WHOLE,
         "state": TEXT,

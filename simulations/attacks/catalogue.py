@@ -21,6 +21,8 @@ ATTACKERS = (
     "tags",  # the same, where members check: alone, or with members that help
     "kept_sums",  # a coordinator that names a sum that members have, where it does not belong
     "members",  # who holds a key of the roster
+    "poisoners",  # the same, several of them, who know what is done against it
+    "readers",  # who reads a sum, or the finished adapter
     "strangers",  # who reaches the network, and holds no key
     "hosts",  # who serves a library
     "guests",  # who wrote a plugin, a model file or a request to the node

@@ -1,8 +1,8 @@
 """Members that send poison (`poisoner`), and what a federation's aggregation and guard make of it.
 
 Knows learners and scenarios. Knows nothing of how sums are protected.
-Always: attackers vote for every adapter with full marks; honest members' examples and votes are the
-same in all arms.
+Always: honest members' examples and votes are the same in all arms, and so are attackers' in the
+arms with the same `--votes`: full marks for every adapter, or lies.
 
 The federation's range is wide here on purpose. A member that breaks its own rounding can send up to
 n times the range of an honest one before the sum leaves its bounds and the round aborts; a range
@@ -17,6 +17,7 @@ come (see `households`); on two cores that nobody else uses an arm takes a minut
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -66,6 +67,10 @@ DEFENCES: dict[str, dict[str, Any]] = {
         "guard": GuardTable(rule="choose"),
         "aggregation": AggregationTable(rule="median", buckets=3),
     },
+    "ballots": {
+        "guard": GuardTable(rule="choose", ballots="open"),
+        "aggregation": AggregationTable(rule="median", buckets=3),
+    },
 }
 
 
@@ -80,13 +85,23 @@ class PoisoningSeries:
     weights: "Weights | None" = None
 
     def arm(
-        self, kind: str, attackers: int, defence: str, progress: Progress = lambda text: None
+        self,
+        kind: str,
+        attackers: int,
+        defence: str,
+        progress: Progress = lambda text: None,
+        *,
+        votes: str = "full",
     ) -> dict[str, Any]:
-        """One run; accuracy is over the honest members' held-out examples."""
+        """One run; accuracy is over the honest members' held-out examples. Args: votes: of the
+        attackers, "full" marks or "lies".
+        """
         names = sorted(self.honest.learners)
         bad, kept = set(names[:attackers]), dict[str, Vector]()
         learners: dict[str, Learner] = {
-            name: Poisoner(kind, learner, self.taught[name], PARTIES / max(1, attackers))
+            name: Poisoner(
+                kind, learner, self.taught[name], PARTIES / max(1, attackers), lies=votes == "lies"
+            )
             if name in bad
             else learner
             for name, learner in self.honest.learners.items()
@@ -127,6 +142,7 @@ class PoisoningSeries:
             "kind": kind,
             "attackers": attackers,
             "defence": defence,
+            "votes": votes,
             "aborted": aborted,
             "verdicts": verdicts,
             "before": accuracy(good, np.zeros(self.honest.size, np.float32)),
@@ -206,17 +222,16 @@ def series(
     defences: Sequence[str],
     findings: Findings,
     progress: Progress,
+    votes: Sequence[str] = ("full",),
 ) -> list[dict[str, Any]]:
     """The clean arms, then every attack under every defence; those that were found before are
     not run again.
     """
-    arms = [("none", 0, defence) for defence in defences]
-    arms += [
-        (kind, count, defence) for kind in kinds for count in attackers for defence in defences
-    ]
-    for kind, count, defence in arms:
-        if not findings.has(kind=kind, attackers=count, defence=defence):
-            findings.add(stage.arm(kind, count, defence, progress))
+    arms = [("none", 0, defence, votes[0]) for defence in defences]
+    arms += list(itertools.product(kinds, attackers, defences, votes))
+    for kind, count, defence, vote in arms:
+        if not findings.has(kind=kind, attackers=count, defence=defence, votes=vote):
+            findings.add(stage.arm(kind, count, defence, progress, votes=vote))
             progress(json.dumps(findings.arms[-1]))
     return findings.arms
 
@@ -239,6 +254,9 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--attackers", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument(
+        "--votes", nargs="+", default=["full"], choices=["full", "lies"], help="of the attackers"
+    )
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the report here after every arm"
@@ -267,7 +285,7 @@ def main() -> int:
         if chosen.model
         else rehearsed(rounds)
     )
-    series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, progress)
+    series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, progress, chosen.votes)
     print(findings.text())
     return 0
 

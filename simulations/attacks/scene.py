@@ -41,7 +41,7 @@ VICTIM = "ann"
 SIZE = 200
 RANGE = 0.2  # the recipe's update_range
 CLOSE = 0.98  # correlation from which on an update counts as read
-ANY = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
+ANY = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), open_ballots=True)
 Stub = tuple[Any, str, Any]  # owner, name of a part of the product, what stands there instead
 # stage, payload as it was meant; None: it stays as it is
 Lie = Callable[[str, bytes], bytes | None]

@@ -534,7 +534,7 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
         b"spent",
         b"{}",
         b'{"before":[],"scores":1}',
-        b'{"before":[[1]],"scores":true}',
+        b'{"ballot":[],"before":[[1]],"scores":true}',
         b"[" * 10_000,
     ):
         assert messages.decode_ready(bad) is None

@@ -26,7 +26,7 @@ from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.inprocess import InProcessLink
 
-ANY_MODE = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
+ANY_MODE = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), open_ballots=True)
 DIGEST = "ab" * 32
 
 

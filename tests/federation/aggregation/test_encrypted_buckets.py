@@ -24,7 +24,7 @@ Lie = Callable[[dict[str, bytes]], dict[str, bytes]]
 
 def twelve() -> House:
     """Three buckets of four."""
-    median = AggregationTable(rule="median", buckets=3)
+    median = AggregationTable(rule="median", buckets=3, lengths="middle")
     return house(
         12,
         mode="sealed",

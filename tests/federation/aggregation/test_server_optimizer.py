@@ -2,6 +2,7 @@
 disk.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from quietchoir.federation.aggregation.server_optimizer import (
     FedAdam,
     FedAvgM,
     combine,
+    levelled,
     optimizer_of,
 )
-from quietchoir.federation.spec.policy import Recipe
+from quietchoir.federation.spec.policy import AggregationTable, Recipe
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.training.synthetic_task import SyntheticLearner
@@ -156,3 +158,23 @@ def test_the_middle_of_bucket_means_ignores_one_that_is_far_off() -> None:
     # one is always left
     assert combine(rows[:3], "trimmed-mean", 2).tolist() == pytest.approx([1.0, 1.0])
     assert combine(rows[:1], "mean") is not None
+
+
+def test_buckets_of_one_length_show_where_they_go_and_not_how_loud_they_are() -> None:
+    rng = np.random.default_rng(4)
+    table = AggregationTable(rule="median", buckets=3, lengths="middle")
+    rows = [rng.normal(0, 0.01, 500).astype(np.float32) for _ in range(3)]
+    loud = [rows[0], 8 * rows[1], np.float32(1e-2) * rows[2]]
+    found = levelled(loud, table, 0.2)
+    lengths = [float(np.linalg.norm(one)) for one in found]
+    assert lengths == pytest.approx([float(np.linalg.norm(rows[0]))] * 3, rel=1e-2)
+    for one, row in zip(found, rows, strict=True):
+        assert np.corrcoef(one, row)[0, 1] > 0.999
+    # no coordinate leaves the range that everybody is held to, nothing is made of nothing
+    spike = np.zeros(500, np.float32)
+    spike[0] = 0.01
+    held = levelled([8 * rows[0], 8 * rows[1], spike], table, 0.1)
+    assert float(np.abs(held[2]).max()) == pytest.approx(0.1) and np.isfinite(held).all()
+    assert not levelled([rows[0], rows[1], 0 * rows[2]], table, 0.2)[2].any()
+    own = dataclasses.replace(table, lengths="own")
+    assert all(one is row for one, row in zip(levelled(loud, own, 0.2), loud, strict=True))

@@ -145,7 +145,13 @@ PRIVATE = PrivacyTable(
             {"bits": 4},
         ),
         (4, "masked", {"update_range": 0.5}, {"privacy": PRIVATE}, {"bits": 12}),
-        (12, "masked", {}, {"aggregation": AggregationTable(rule="median", buckets=3)}, {}),
+        (
+            12,
+            "masked",
+            {},
+            {"aggregation": AggregationTable(rule="median", buckets=3, lengths="middle")},
+            {},
+        ),
         (
             9,
             "plain",

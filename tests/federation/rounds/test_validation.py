@@ -310,4 +310,5 @@ def test_tables_that_promise_what_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="more than half of those that hold a share"):
         median = AggregationTable(rule="median", buckets=3)
         house(mode="sealed", key="threshold", tables={"aggregation": median})
-    assert dataclasses.asdict(GuardTable()) == {"rule": "off", "margin": 0.05}
+    off = {"rule": "off", "margin": 0.05, "ballots": "sums"}
+    assert dataclasses.asdict(GuardTable()) == off

@@ -291,8 +291,8 @@ GROUP_HEADER = (
     b'{"adapters":[[3,"x","y"],[4,"z",""]],"members":[["ann",3],["ben",4]],'
     b'"ranges":[[2,0.25]],"state":"cd","version":9}'
 )
-READY = messages.Ready(scores=True, before=(("ann", "ben"), ()))
-READY_HEADER = b'{"before":[["ann","ben"],[]],"scores":true}'
+READY = messages.Ready(scores=True, before=(("ann", "ben"), ()), ballot=(-3,))
+READY_HEADER = b'{"ballot":[-3],"before":[["ann","ben"],[]],"scores":true}'
 
 
 def test_every_message_has_the_bytes_that_are_written_here(home: House) -> None:

@@ -196,6 +196,33 @@ def test_rows_that_cannot_be_made_yet_do_not_end_a_run(
     assert "so far" not in capsys.readouterr().err
 
 
+class Judged:
+    """A suite of attacks of which so many broke a promise."""
+
+    def __init__(self, broken: int) -> None:
+        self.broken = broken
+
+    def measure(self, *, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
+        return {
+            "what": "w", "seed": "none", "clock": "none", "repeats": {}, "spread": {},
+            "exact": True, "broken": self.broken,
+        }  # fmt: skip
+
+    def figures(self, report: dict[str, Any]) -> list[Figure]:
+        return [Figure("broken", "", "promises broken", at_most=0)]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_promise_ends_the_command_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    monkeypatch.setattr(suites, "SUITES", {"judged": "attacks"})
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.judged", Judged(broken))
+    asked = Namespace(suite="judged", json=True, out=None, quick=False, only=None)
+    assert commands.run_bench(asked) == broken
+    assert json.loads(capsys.readouterr().out)["broken"] == broken
+
+
 @pytest.mark.parametrize("name", ["assistant", "confidence", "context", "retrieval", "silence"])
 def test_a_suite_tells_of_its_parts_as_they_come(name: str) -> None:
     suite = importlib.import_module(f"{suites.__package__}.{name}")
