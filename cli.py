@@ -10,13 +10,17 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__, manual
 from .core import log, parts, paths, screen
 from .core.errors import QuietchoirError
+
+if TYPE_CHECKING:
+    from .crypto.identity.keys import Identity
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 AGAIN_S = 0.05  # a Ctrl-C that nobody could take comes once more after so long
@@ -59,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
         documents,
         core_commands,
         federation_commands,
-        search_commands,
         plugin_commands,
         simulation_commands,
     ):
         folder.register(verbs)
+    search_commands.register(verbs, search_commands.FederationAccounts(_members_of, _own_identity))
     completing = verbs.add_parser(
         "completion", help="print a script that completes this command line in a shell"
     )
@@ -76,6 +80,18 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     paging.set_defaults(run=write_manual)
     return top
+
+
+def _members_of(federation: Path) -> Mapping[str, str]:
+    from . import library_accounts
+
+    return library_accounts.members(federation)
+
+
+def _own_identity() -> "Identity":
+    from . import library_accounts
+
+    return library_accounts.identity()
 
 
 def write_manual(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from . import library_accounts
 from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
 from .core.assistant.approvals import Approvals, misnamed
@@ -275,7 +276,9 @@ class Node:
         self.members: dict[str, Membership] = {}  # by the federation's id
         threads = config.engine.threads
         self.embedders = SharedModel(partial(SentenceEmbedder.load, threads=threads))
-        self.libraries = KnownLibraries(lambda: self.embedders.load(catalog.find(EMBEDDER)))
+        self.libraries = KnownLibraries(
+            lambda: self.embedders.load(catalog.find(EMBEDDER)), library_accounts.unattended
+        )
         self.rerankers = SharedModel(partial(CrossEncoder.load, threads=threads))
         self.routes_requests = config.adapters.route
         self._router: Router | None = None

@@ -122,6 +122,7 @@ class SearchCost:
     session_bytes: int  # once: manifest and keys
     question_bytes: int  # each: question, answer, choices and columns
     near_bytes: int  # each near itself; 0 where the library has no clusters
+    map_bytes: int  # of the clusters, once an edition; 0 likewise
     plain_bytes: int  # the texts, packed, and their embeddings in 8 bits
 
     @staticmethod
@@ -133,6 +134,7 @@ class SearchCost:
             session_bytes=sum(KEY_PART_BYTES),
             question_bytes=sum(shape.question_parts) + sum(shape.answer_parts) + fetched,
             near_bytes=sum(near) + fetched if near else 0,
+            map_bytes=shape.clusters.map_bytes if near else 0,
             plain_bytes=text_bytes + shape.passages * shape.dimension,
         )
 
@@ -398,8 +400,12 @@ async def classify(
     identity: Identity,
     *,
     tls: ssl.SSLContext | None = None,
+    moved: SearchTraffic | None = None,
 ) -> list[tuple[str, float]]:
     """A library's labels for one text that it does not see, best first, with their scores.
+
+    Args:
+        tls, moved: as in `ask`.
 
     Raises:
         ConfigError: the library has no classifier.
@@ -408,7 +414,7 @@ async def classify(
     vector = embedder.embed([text])[0]
     unit(vector)  # before the first message, as in `ask`
     async with _line(tls) as http:
-        session = SearchSession(address, identity, http)
+        session = SearchSession(address, identity, http, moved)
         try:
             if not (await session.open(embedder)).labels:
                 raise ConfigError("this library has no labels; its owner serves with --classify")

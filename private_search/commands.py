@@ -7,6 +7,8 @@ Knows flags and words for people. Imports what is heavy when a verb runs.
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
+    from ..crypto.identity.keys import Identity
     from .client import LibraryAddress, SearchAnswer, SearchCost
     from .index import Embeds
 
@@ -23,12 +26,27 @@ PORT = 8770
 MAX_QUERIES = 64
 ADDRESS_HELP = "http://HOST:PORT/#KEY, as the host printed it, or a name from `library add`"
 TOKEN_HELP = "what the library's owner gave you to ask with; kept in this node's home"
+MEMBER_HELP = (
+    "ask as this node is called in a federation, whose members have an account each "
+    "where the library is served with --federation; its host then knows who asks"
+)
 FROM_NOW = "a library that is served already sees it at its next start"
 MAX_WORKERS = 64
 QUOTE = "> "  # before each line of a passage
 
 
-def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+@dataclass(frozen=True, slots=True)
+class FederationAccounts:
+    """Federations, as whoever stands above both tells of them: this folder knows none."""
+
+    members: Callable[[Path], Mapping[str, str]]  # of a signed file: names by public key, hex
+    identity: "Callable[[], Identity]"  # what this node signs with as a member
+
+
+def register(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    federations: FederationAccounts | None = None,
+) -> None:
     """Add the verb `library`."""
     library = verbs.add_parser(
         "library", help="search a folder of texts without telling its host what for"
@@ -54,7 +72,15 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="askers' keys, one a line, that get an account each",
     )
     serve.add_argument(
-        "--listed-only", action="store_true", help="answer nobody but those in --allow"
+        "--federation",
+        type=Path,
+        metavar="FED",
+        help="a federation's signed file, whose members get an account each",
+    )
+    serve.add_argument(
+        "--listed-only",
+        action="store_true",
+        help="answer nobody but those in --allow, with a token, or in --federation",
     )
     serve.add_argument(
         "--workers",
@@ -88,7 +114,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "Prometheus; 0: a free port",
     )
     serve.add_argument("--json", action="store_true", help="one line of JSON when ready")
-    serve.set_defaults(run=run_serve, needs="federation")
+    serve.set_defaults(run=run_serve, needs="federation", federations=federations)
     ask = kinds.add_parser("ask", help="ask a library; its host sees only ciphertext")
     ask.add_argument("address", help=ADDRESS_HELP)
     ask.add_argument("question")
@@ -109,9 +135,9 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="score what is near the question alone, where a library is large enough to have "
         "clusters: less work and fewer bytes, and nearly all is found",
     )
-    ask.add_argument("--token", metavar="TOKEN", help=TOKEN_HELP)
+    _add_accounts(ask)
     ask.add_argument("--json", action="store_true", help="one line of JSON")
-    ask.set_defaults(run=run_ask, needs="federation")
+    ask.set_defaults(run=run_ask, needs="federation", federations=federations)
     label = kinds.add_parser(
         "classify", help="which of a library's labels fits a text; its host sees only ciphertext"
     )
@@ -120,9 +146,9 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     label.add_argument(
         "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
     )
-    label.add_argument("--token", metavar="TOKEN", help=TOKEN_HELP)
+    _add_accounts(label)
     label.add_argument("--json", action="store_true", help="one line of JSON")
-    label.set_defaults(run=run_classify, needs="federation")
+    label.set_defaults(run=run_classify, needs="federation", federations=federations)
     status = kinds.add_parser("status", help="what a library says of itself and what asking costs")
     status.add_argument("address", help=ADDRESS_HELP)
     status.add_argument(
@@ -141,8 +167,8 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     add.add_argument(
         "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
     )
-    add.add_argument("--token", metavar="TOKEN", help=TOKEN_HELP)
-    add.set_defaults(run=run_add)
+    _add_accounts(add)
+    add.set_defaults(run=run_add, federations=federations)
     listing = kinds.add_parser("list", help="named libraries, and what each was sent")
     listing.add_argument("--json", action="store_true", help="one line of JSON")
     listing.set_defaults(run=run_list)
@@ -161,6 +187,12 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     taken.set_defaults(run=run_token_remove)
 
 
+def _add_accounts(verb: argparse.ArgumentParser) -> None:
+    who = verb.add_mutually_exclusive_group()
+    who.add_argument("--token", metavar="TOKEN", help=TOKEN_HELP)
+    who.add_argument("--member", action="store_true", help=MEMBER_HELP)
+
+
 def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> None:
     """Serve until interrupted.
 
@@ -168,6 +200,7 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
         ConfigError: port in use, flags that do not fit, a budget too large, or a home that came out
         of a backup.
         DataError: nothing to read in the folder.
+        RosterError: --federation names a file that its owner did not sign so, or that is over.
         ModelNotFoundError: the embedding model is not on this disk.
     """
     import asyncio
@@ -187,10 +220,12 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     if not 0 <= arguments.workers <= MAX_WORKERS:
         raise ConfigError(f"--workers {arguments.workers}: 1 to {MAX_WORKERS}; 0 takes all cores")
     names = {key: name for name, key in TokenList(known.room()).names().items()}
+    if arguments.federation is not None:
+        names = {**arguments.federations.members(arguments.federation), **names}
     if arguments.listed_only and arguments.allow is None and not names:
         raise ConfigError(
-            "--listed-only without --allow or a token answers nobody; name a file with --allow, or "
-            "hand out tokens with `quietchoir library token add`"
+            "--listed-only without --allow, --federation or a token answers nobody; name a file "
+            "with --allow, or hand out tokens with `quietchoir library token add`"
         )
     if arguments.classify:
         labels_of([passage.folder for passage in passages])
@@ -244,8 +279,8 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
                 "or what is read."
             )
             print(
-                f"An account gets {arguments.max_queries} questions; askers outside --allow and "
-                f"without a token {'get none' if arguments.listed_only else 'share one account'}."
+                f"An account gets {arguments.max_queries} questions; {len(listed)} askers have one "
+                f"each, others {'get none' if arguments.listed_only else 'share one'}."
             )
             if page is not None:
                 print(f"What it sees: {page.url}")
@@ -268,9 +303,9 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
 
     if arguments.passages < 1 or not arguments.question.strip():
         raise ConfigError("a question and at least one passage to read are needed; ask something")
-    address, tls = _library(arguments)
+    address, tls, member = _library(arguments)
     embedder, moved = embedder or _embedder(), SearchTraffic()
-    with known.asking(address, arguments.token) as asker:
+    with known.asking(address, arguments.token, member) as asker:
         try:
             answer = asyncio.run(
                 ask(
@@ -305,14 +340,19 @@ def run_classify(arguments: argparse.Namespace, embedder: "Embeds | None" = None
 
     from ..core.errors import ConfigError
     from . import known
-    from .client import classify
+    from .client import SearchTraffic, classify
 
     if not arguments.text.strip():
         raise ConfigError("a text is needed; write one")
-    address, tls = _library(arguments)
-    embedder = embedder or _embedder()
-    with known.asking(address, arguments.token) as asker:
-        found = asyncio.run(classify(address, arguments.text, embedder, asker, tls=tls))
+    address, tls, member = _library(arguments)
+    embedder, moved = embedder or _embedder(), SearchTraffic()
+    with known.asking(address, arguments.token, member) as asker:
+        try:
+            found = asyncio.run(
+                classify(address, arguments.text, embedder, asker, tls=tls, moved=moved)
+            )
+        finally:
+            known.KnownLibraries(_embedder).count(address.text, moved, text=True)
     if arguments.json:
         print(json_line({"labels": [{"label": label, "score": score} for label, score in found]}))
         return
@@ -331,7 +371,7 @@ def run_status(arguments: argparse.Namespace) -> None:
     from . import known
     from .client import SearchCost, describe
 
-    address, tls = _library(arguments)
+    address, tls, _ = _library(arguments)
     manifest = asyncio.run(describe(address, known.asker(address), tls=tls))
     cost = SearchCost.of(manifest.shape, manifest.text_bytes, 1)
     if arguments.json:
@@ -351,11 +391,17 @@ def run_status(arguments: argparse.Namespace) -> None:
         f"{one_line(manifest.title)}: {manifest.passages} passages, edition "
         f"{manifest.edition[:8]}, {manifest.questions} questions to an account."
     )
+    if manifest.labels:
+        print(f"It tells texts apart by: {', '.join(map(one_line, manifest.labels))}.")
     print(_explained(cost))
 
 
-def _library(arguments: argparse.Namespace) -> "tuple[LibraryAddress, ssl.SSLContext | None]":
-    """The library of this name or address, and what pins its certificate."""
+def _library(
+    arguments: argparse.Namespace,
+) -> "tuple[LibraryAddress, ssl.SSLContext | None, Identity | None]":
+    """The library of this name or address, what pins its certificate, and our key as a member of a
+    federation where it is to be asked so.
+    """
     from . import known
     from .client import LibraryAddress
 
@@ -363,7 +409,12 @@ def _library(arguments: argparse.Namespace) -> "tuple[LibraryAddress, ssl.SSLCon
     if named is not None and pem is None and named.certificate:
         pem = Path(named.certificate)
     address = LibraryAddress.parse(arguments.address if named is None else named.address)
-    return address, known.asker_tls(address, pem)
+    # a name may have been added so; `status` signs nothing
+    as_member = getattr(arguments, "member", None)
+    if as_member is False and not arguments.token and named is not None:
+        as_member = named.member
+    member = arguments.federations.identity() if as_member else None
+    return address, known.asker_tls(address, pem), member
 
 
 def _cost(cost: "SearchCost") -> dict[str, int]:
@@ -371,13 +422,19 @@ def _cost(cost: "SearchCost") -> dict[str, int]:
         "session_bytes": cost.session_bytes,
         "question_bytes": cost.question_bytes,
         "near_bytes": cost.near_bytes,
+        "map_bytes": cost.map_bytes,
         "plain_bytes": cost.plain_bytes,
         "break_even": cost.break_even,
     }
 
 
 def _explained(cost: "SearchCost") -> str:
-    near = f" ({cost.near_bytes / 1000:.0f} with --near)" if cost.near_bytes else ""
+    near = (
+        f" ({cost.near_bytes / 1000:.0f} with --near, and {cost.map_bytes / 1000:.0f} once an "
+        f"edition)"
+        if cost.near_bytes
+        else ""
+    )
     return (
         f"A session's keys are {cost.session_bytes / 1000:.0f} kB, a question "
         f"{cost.question_bytes / 1000:.0f} kB{near}. Having all texts and their embeddings, and "
@@ -409,8 +466,16 @@ def run_add(arguments: argparse.Namespace) -> None:
     """
     from . import known
 
+    if arguments.member:
+        arguments.federations.identity()  # which is there, or says what to do
     libraries = known.KnownLibraries(_embedder)
-    libraries.add(arguments.name, arguments.address, arguments.certificate, arguments.token)
+    libraries.add(
+        arguments.name,
+        arguments.address,
+        arguments.certificate,
+        arguments.token,
+        member=arguments.member,
+    )
     print(
         f"{arguments.name} can be chosen in a conversation: on the page beside your documents, in "
         f"the terminal with `quietchoir chat --collection library:{arguments.name}`. Where it is "
@@ -435,7 +500,7 @@ def run_list(arguments: argparse.Namespace) -> None:
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last)) if entry.last else "never"
         )
         print(
-            f"{entry.name}  {entry.address}  {entry.questions} questions, "
+            f"{entry.name}  {entry.address}  {entry.questions} questions, {entry.texts} texts, "
             f"{entry.bytes_up / 1000:.0f} kB of ciphertext up, "
             f"{entry.bytes_down / 1000:.0f} kB down, last {last}"
         )

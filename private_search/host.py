@@ -89,7 +89,7 @@ class LibraryService:
         self._identity, self._budget = identity, budget
         self.names, self.since = dict(names or {}), time.time()
         self.last_seen: dict[str, float] = {}  # account -> when it last asked, seconds since 1970
-        self._counts = Counter[str]()
+        self._counts, self._seconds = Counter[str](), 0.0
         # One set of keys an asker, so that nobody can put out or take over another's.
         self._keys: OrderedDict[PublicIdentity, tuple[bytes, tuple[bytes, ...]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -118,17 +118,19 @@ class LibraryService:
         """How much was told to whom."""
         return self._budget
 
-    def counts(self) -> dict[str, int]:
-        """Since this host started: requests, bytes, crashes; and how many askers' keys it holds."""
+    def counts(self) -> dict[str, float]:
+        """Since this host started: requests, bytes, seconds, crashes; and how many askers' keys it
+        holds.
+        """
         workers = self.server.workers
         with self._lock:
             counted = {
                 name: self._counts[name]
                 for name in ("answered", "refused", "bytes_up", "bytes_down")
             }
-            keys = len(self._keys)
+            keys, seconds = len(self._keys), round(self._seconds, 3)
         restarts = sum(max(0, worker.starts - 1) for worker in workers)
-        return {**counted, "keys": keys, "restarts": restarts}
+        return {**counted, "keys": keys, "restarts": restarts, "seconds": seconds}
 
     def describe(self) -> bytes:
         """The signed manifest."""
@@ -146,22 +148,24 @@ class LibraryService:
 
     def answer(self, raw: bytes) -> tuple[int, bytes]:
         """HTTP status and signed reply to one request; never raises for what an asker sent."""
+        before = time.perf_counter()
         try:
             request = decode_request(raw, self.manifest.library)
             parts = self._answer(request)
         except QuietchoirError as error:
             LOG.info("refused %d bytes: %s", len(raw), type(error).__name__)
             status, reply = refuse(raw, error, self._identity)
-            self._count("refused", raw, reply)
+            self._count("refused", raw, reply, before)
             return status, reply
         LOG.info("answered a %s of %s", request.kind.name.lower(), request.asker.fingerprint[:16])
         answer = SearchReply(ReplyKind.ANSWER, sha256(raw).digest(), tuple(parts))
         reply = answer.encode(self._identity)
-        self._count("answered", raw, reply)
+        self._count("answered", raw, reply, before)
         return 200, reply
 
-    def _count(self, outcome: str, raw: bytes, reply: bytes) -> None:
+    def _count(self, outcome: str, raw: bytes, reply: bytes, before: float) -> None:
         with self._lock:
+            self._seconds += time.perf_counter() - before
             self._counts.update({outcome: 1, "bytes_up": len(raw), "bytes_down": len(reply)})
 
     def close(self) -> None:

@@ -48,10 +48,12 @@ class KnownLibrary:
     name: str
     address: str  # http://HOST:PORT/#KEY
     certificate: str = ""  # PEM file that is pinned, for https
+    member: bool = False  # asked as a member of a federation, not under a key made for it
     questions: int = 0
+    texts: int = 0  # that it was to classify
     bytes_up: int = 0
     bytes_down: int = 0
-    last: float = 0.0  # seconds since 1970 of the last question
+    last: float = 0.0  # seconds since 1970 of the last question or text
 
     @property
     def url(self) -> str:
@@ -60,10 +62,17 @@ class KnownLibrary:
 
 
 class KnownLibraries:
-    """The libraries of one home. Args: embedder: read at the first question."""
+    """The libraries of one home.
 
-    def __init__(self, embedder: "Callable[[], Embeds]") -> None:
-        self._embedder = embedder
+    Args:
+        embedder: read at the first question.
+        member: what this node signs with in federations; for libraries that are asked so.
+    """
+
+    def __init__(
+        self, embedder: "Callable[[], Embeds]", member: Callable[[], Identity] | None = None
+    ) -> None:
+        self._embedder, self._member = embedder, member
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # while its thread runs
         self._thread: threading.Thread | None = None
@@ -87,7 +96,13 @@ class KnownLibraries:
         return [entry for _, entry in sorted(self._read().items())]
 
     def add(
-        self, name: str, address: str, certificate: Path | None = None, token: str | None = None
+        self,
+        name: str,
+        address: str,
+        certificate: Path | None = None,
+        token: str | None = None,
+        *,
+        member: bool = False,
     ) -> None:
         """Let conversations ask one, where their owner chooses it.
 
@@ -111,7 +126,9 @@ class KnownLibraries:
                     raise ConfigError(f"this library is known already, as {entry.name}")
             asker(parsed, token)
             pem = "" if certificate is None else str(certificate.resolve())
-            entries[name] = KnownLibrary(name=name, address=parsed.text, certificate=pem)
+            entries[name] = KnownLibrary(
+                name=name, address=parsed.text, certificate=pem, member=member
+            )
 
     def remove(self, name: str) -> None:
         """Forget one. Our key for its host stays: it counts there against the same account.
@@ -215,7 +232,11 @@ class KnownLibraries:
         parts.require("federation", "asking a library")
         address = LibraryAddress.parse(entry.address)
         tls = asker_tls(address, Path(entry.certificate) if entry.certificate else None)
-        async with asking_in_turn(address) as key:
+        member = None
+        if entry.member:
+            assert self._member is not None, "whoever asks such a library says as whom"
+            member = await asyncio.to_thread(self._member)
+        async with asking_in_turn(address, member) as key:
             answer = await ask(
                 address,
                 question,
@@ -233,15 +254,16 @@ class KnownLibraries:
         """The one that has this name or this address."""
         return next((one for one in self.entries() if given in (one.name, one.address)), None)
 
-    def count(self, address: str, moved: "SearchTraffic") -> None:
-        """Add what a question moved to the libraries of this address."""
+    def count(self, address: str, moved: "SearchTraffic", *, text: bool = False) -> None:
+        """Add what a question, or a text to classify, moved to the libraries of this address."""
         with self._changed() as entries:
             for name, entry in entries.items():
                 if entry.address != address or not moved.up:
                     continue
                 entries[name] = replace(
                     entry,
-                    questions=entry.questions + 1,
+                    questions=entry.questions + (not text),
+                    texts=entry.texts + text,
                     bytes_up=entry.bytes_up + moved.up,
                     bytes_down=entry.bytes_down + moved.down,
                     last=time.time(),
@@ -315,19 +337,27 @@ def _asker_name(address: "LibraryAddress") -> str:
 
 
 @contextmanager
-def asking(address: "LibraryAddress", token: str | None = None) -> Iterator[Identity]:
-    """Our key for one session with a library, alone: a later session ends an earlier one."""
+def asking(
+    address: "LibraryAddress", token: str | None = None, member: Identity | None = None
+) -> Iterator[Identity]:
+    """Our key for one session with a library, alone: a later session ends an earlier one.
+
+    Args:
+        member: this node's key in federations, to ask with instead.
+    """
     with (room() / f"{_asker_name(address)}.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("waiting for another question of this node to this library", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield asker(address, token)
+        yield member or asker(address, token)
 
 
 @asynccontextmanager
-async def asking_in_turn(address: "LibraryAddress") -> AsyncIterator[Identity]:
+async def asking_in_turn(
+    address: "LibraryAddress", member: Identity | None = None
+) -> AsyncIterator[Identity]:
     """As `asking`, in a loop that others wait in as well, and can be given up."""
     with (room() / f"{_asker_name(address)}.lock").open("ab") as lock:
         while True:
@@ -336,7 +366,7 @@ async def asking_in_turn(address: "LibraryAddress") -> AsyncIterator[Identity]:
                 break
             except BlockingIOError:
                 await asyncio.sleep(TURN_S)
-        yield asker(address)
+        yield member or asker(address)
 
 
 def asker_tls(address: "LibraryAddress", certificate: Path | None) -> ssl.SSLContext | None:

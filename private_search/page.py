@@ -43,14 +43,17 @@ COUNTERS = {
     "questions": "questions that were answered, ever, all accounts together",
     "choices": "passages that were read, ever, all accounts together",
     "classified": "texts that were classified, ever, all accounts together",
+    "maps": "maps of clusters that were fetched, ever, all accounts together",
     "restarts": "workers that crashed and were started again",
     "bytes_up": "bytes of requests",
     "bytes_down": "bytes of replies",
+    "seconds": "seconds that answering took, waiting for a worker included",
 }
 GAUGES = {
     "passages": "passages in the library",
     "keys": "askers whose keys are held",
     "accounts": "accounts that asked",
+    "used_up": "accounts that have no question left",
 }
 
 
@@ -74,6 +77,7 @@ def status(service: LibraryService) -> dict[str, Any]:
                 "questions": counts.get(RequestKind.QUESTION.name, 0),
                 "choices": counts.get(RequestKind.CHOICE.name, 0),
                 "classified": counts.get(RequestKind.CLASSIFY.name, 0),
+                "maps": counts.get(RequestKind.CLUSTERS.name, 0),
                 "last": service.last_seen.get(account, 0.0),
             }
             for account, counts in sorted(spent.items())
@@ -87,9 +91,10 @@ def numbers(service: LibraryService) -> Mapping[str, float]:
     """The same, all accounts together."""
     seen = status(service)
     told = {name: seen[name] for name in ("passages", *service.counts())}
-    for name in ("questions", "choices", "classified"):
+    for name in ("questions", "choices", "classified", "maps"):
         told[name] = sum(one[name] for one in seen["accounts"])
-    return told | {"accounts": len(seen["accounts"])}
+    used_up = sum(one["questions"] >= seen["limit"] for one in seen["accounts"])
+    return told | {"accounts": len(seen["accounts"]), "used_up": used_up}
 
 
 class LibraryPage:

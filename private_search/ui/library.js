@@ -14,13 +14,14 @@ function Accounts({ accounts, limit }) {
   return html`<table>
     <thead><tr>
       <th>account</th><th>questions</th><th>passages read</th><th>texts classified</th>
-      <th>last seen</th>
+      <th>maps</th><th>last seen</th>
     </tr></thead>
     <tbody>${accounts.map(
       (one) => html`<tr key=${one.account}>
         <td>${one.name || one.account.slice(0, 16)}</td>
         <td>${one.questions} of ${limit}</td><td>${one.choices} of ${limit}</td>
-        <td>${one.classified} of ${limit}</td><td>${when(one.last)}</td>
+        <td>${one.classified} of ${limit}</td><td>${one.maps} of ${limit}</td>
+        <td>${when(one.last)}</td>
       </tr>`,
     )}</tbody>
   </table>`;
@@ -57,7 +58,8 @@ function Library() {
       <${Accounts} accounts=${seen.accounts} limit=${seen.limit} />
     </section>
     <p class="faint">${seen.answered} requests answered and ${seen.refused} refused since
-      ${" "}${when(seen.since)}; keys of ${seen.keys} askers held; ${seen.restarts} worker
+      ${" "}${when(seen.since)}, in ${seen.seconds.toFixed(1)} s of work; keys of
+      ${" "}${seen.keys} askers held; ${seen.restarts} worker
       crashes survived.</p>`;
 }
 

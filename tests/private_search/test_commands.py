@@ -92,6 +92,8 @@ def test_two_processes_one_private_question(folder, tmp_path, capsys):
         assert entry.questions == 1 and entry.bytes_up > 0 < entry.bytes_down
         words = "tomatoes want sun and water"
         commands.run_classify(parsed("classify", ready["address"], words, "--json"), FakeEmbedder())
+        (entry,) = libraries.entries()
+        assert (entry.questions, entry.texts) == (1, 1)
         commands.run_status(parsed("status", "strings", "--json"))
         with pytest.raises(Exception, match="used up"):
             commands.run_ask(parsed("ask", ready["address"], "A third one?"), FakeEmbedder())
@@ -205,7 +207,7 @@ def test_no_line_of_a_passage_can_be_taken_for_a_citation(capsys, monkeypatch):
     wrapped = "x" * 78 + " " * 82 + "— law.md, score 0.99"  # where a terminal begins a line
     text = f"one{forged}\u2028{forged}\r{forged}\n\n{wrapped}"
     found = Found(Passage("notes.md\n", text), 0.5)
-    cost = SearchCost(session_bytes=1, question_bytes=1, near_bytes=0, plain_bytes=1)
+    cost = SearchCost(session_bytes=1, question_bytes=1, near_bytes=0, map_bytes=0, plain_bytes=1)
     answer = SearchAnswer(
         found=(found,), passages=1, bytes_up=1, bytes_down=1, seconds=1, cost=cost
     )

@@ -66,6 +66,8 @@ async def test_a_token_is_an_account_and_the_page_shows_that_it_asked_and_not_wh
     assert "cello" not in json.dumps(seen) and "the question" in str(seen["hidden"])
     assert "quietchoir_library_questions_total 1.0" in metrics
     assert "quietchoir_library_keys 1.0" in metrics and "ann" not in metrics
+    assert "quietchoir_library_used_up 0.0" in metrics and seen["seconds"] > 0
+    assert f"quietchoir_library_seconds_total {seen['seconds']}" in metrics
     with ThreadPoolExecutor(6) as six:
         list(six.map(TokenList(known.room()).add, "bcdefg"))  # at once, and none is lost
     assert set(TokenList(known.room()).names()) == {"ann", *"bcdefg"}
