@@ -141,8 +141,9 @@ def unpack(chunk: bytes) -> bytes:
         text = b""
     if not text or zlib.crc32(text) != check:
         raise ProtocolError(
-            "the answer is not a passage of this library; its host was not told, and asking again "
-            "would tell it"
+            "the answer is not a passage of this library, which chance does not make: its host, or "
+            "the line, changed it, or the two versions do not fit. The host was not told; asking "
+            "again would tell it, so ask its owner first"
         )
     return text
 

@@ -92,6 +92,28 @@ def test_where_too_many_want_a_cluster_the_nearest_get_it():
     assert table.map.counts.sum() == 300
 
 
+def test_a_passage_with_a_second_place_is_found_where_that_alone_is_opened(clusters, rows):
+    embeddings, held = rows
+    known, nobody = clusters.map, len(embeddings)
+    cluster, row = np.nonzero(known.places < nobody)
+    second = row >= known.counts[cluster]
+    passages, others = known.places[cluster, row][second], cluster[second]
+    # a place in another group, which a question opens as well; of many passages here, as there is
+    # room for more than all
+    assert (held[passages] // CLUSTERS != others // CLUSTERS).all() and len(passages) > PASSAGES / 2
+    bare = lwe.Mask(np.zeros(lwe.DIMENSION, np.int8), np.zeros(known.layout.columns, np.uint32))
+    for at in (0, len(passages) // 2, len(passages) - 1):
+        passage, chosen = passages[at], np.zeros(GROUPS, np.int64)
+        chosen[held[passage] // CLUSTERS] = (held[passage] + 1) % CLUSTERS  # not its own
+        direction = embeddings[passage].astype(float)
+        answers = []
+        for opened in (others[at], others[at] + 1):
+            chosen[others[at] // CLUSTERS] = opened % CLUSTERS
+            words = clusters.scan(known.query(bare, direction, chosen), 0.0)
+            answers.append(known.scores(words, np.zeros(known.layout.rows), chosen)[passage])
+        assert answers[0] == pytest.approx(1, abs=0.01) and answers[1] == -2
+
+
 def test_what_is_opened_has_its_cosines_and_the_best_are_found(keeper, questioner, clusters, rows):
     keys, embeddings = questioner.keys(), rows[0]
     found, errors = [], []
@@ -203,6 +225,7 @@ def test_a_map_is_read_whole_or_refused(clusters):
         bytes(len(raw)),
         replace(clusters.map, scale=5).encode(),
         replace(clusters.map, counts=np.roll(clusters.map.counts, 1) + 1).encode(),
+        replace(clusters.map, second=clusters.map.second + 1).encode(),
     ):
         with pytest.raises(ProtocolError, match="map of"):
             ClusterMap.decode(spoiled, layout)
