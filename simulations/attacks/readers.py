@@ -210,9 +210,13 @@ def attribution(mode: str) -> Result:
     ]
     held = [updates[0]]
     if mode != "plain":
-        round_ = Masked(updates)
-        mean = (round_.total / len(updates)).astype(np.float32)
-        held = [round_.numbers(0), mean] if mode == "masked" else [round_.sealed(0)]
+        round_ = Masked([one.astype(np.float64) for one in updates])
+        seen = (
+            [round_.numbers(0), round_.total / len(updates)]
+            if mode == "masked"
+            else [round_.sealed(0)]
+        )
+        held = [one.astype(np.float32) for one in seen]
     theirs = [one for person in game().members[1:] for one in person.train]
     found = max(area(gained(flat, first.train), gained(flat, theirs)) for flat in held)
     return Result(found > WHOSE, f"area under the curve {found:.3f}, by what is held of one member")
