@@ -86,16 +86,25 @@ def scratch_file(path: Path) -> Iterator[Path]:
         if handle < 0:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
         yield Path(name or f"/proc/self/fd/{handle}")
+        os.fsync(handle)
         if not name:
+            with suppress(FileExistsError):
+                name_file(handle, path)
+                return
             name = str(path.with_name(f".gguf-{secrets.token_hex(8)}"))
-            # a folder beside the whole path makes Python follow the link in /proc
-            os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=handle, follow_symlinks=True)
+            name_file(handle, Path(name))
         Path(name).replace(path)
     finally:
         if handle >= 0:
             os.close(handle)
         if name:
             Path(name).unlink(missing_ok=True)
+
+
+def name_file(handle: int, path: Path) -> None:
+    """Give an open file without a name one. Raises: FileExistsError: another one has it."""
+    # a folder beside the whole path makes Python follow the link in /proc
+    os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
 
 def main_type(weights: Weights) -> str:

@@ -99,7 +99,10 @@ def forget(sha256: str) -> None:
 
 def garbage() -> list[Garbage]:
     """All that could be given up, and what of it stays because it is in use."""
-    folder, mapped = paths.models(), mapped_files()
+    folder = paths.models()
+    # seen before programs are looked at: what takes its name later is no candidate
+    scratch = ours(folder, SCRATCH)
+    mapped = mapped_files()
     pulling = "a pull is under way" if any(map(is_held, folder.glob(LOCKS))) else ""
     linked = linked_files(folder)
     found = []
@@ -113,8 +116,11 @@ def garbage() -> list[Garbage]:
         found.append(Garbage(path, path.stat().st_size, "a pull that was broken off", pulling))
     for path in ours(folder, PULLS):
         found.append(Garbage(path, fetch.folder_size(path), "a pull that was killed", pulling))
-    for path in ours(folder, SCRATCH):
-        status = path.stat()
+    for path in scratch:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # it has its own name now
+            continue
         used = (status.st_dev, status.st_ino) in mapped
         kept = "a program has it open" if used else ""
         found.append(Garbage(path, status.st_size, "a conversion that was killed", kept))

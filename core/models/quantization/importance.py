@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelFileError, ModelNotFoundError
+from ...errors import ModelError, ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
 from ..files import gguf as gguf_file
 from ..to_gguf import scratch_file
@@ -27,6 +27,8 @@ Numbers = NDArray[np.float32]
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_ENTRIES, MAX_NAME, MAX_COLUMNS = 1 << 20, 256, 1 << 28
 LEGACY = ".dat"  # the ending of the older kind
+ENDINGS = (LEGACY, ".gguf")
+MAX_BYTES = 4 << 30  # of a file of the older kind, which is read whole
 MOST_CALLS = 2**31 - 1  # that it can say
 
 
@@ -92,6 +94,15 @@ def is_importance(path: Path) -> bool:
     return gguf_file.read(path).metadata.get("general.type") == "imatrix"
 
 
+def is_sound(path: Path) -> bool:
+    """Whether a file is one that `read` takes."""
+    try:
+        read(path)
+    except ModelError:
+        return False
+    return True
+
+
 def read(path: Path) -> ImportanceMatrix:
     """One file of either kind.
 
@@ -99,6 +110,8 @@ def read(path: Path) -> ImportanceMatrix:
         ModelNotFoundError: no such file. ModelFileError: it is none, or damaged.
     """
     try:
+        if path.suffix == LEGACY and path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 30} GiB")
         found = read_legacy(path.read_bytes()) if path.suffix == LEGACY else read_gguf(path)
         for name, means in found.entries.items():
             if not bool(np.isfinite(means).all()) or bool((means < 0).any()):

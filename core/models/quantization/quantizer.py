@@ -12,8 +12,9 @@ Source: Frantar et al. 2022 (GPTQ) for the order of work; `sensitivity.py` for t
 
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +43,13 @@ NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LADDERS = {GROUP: ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 256: ("Q4_K", "Q5_K", "Q6_K", "Q8_0")}
 WHOLE = ("model.embed_positions.weight",)  # tables that no matrix product reads
 FISHER_WINDOWS = 4  # of the text, on which sensitivity is measured
-FORMAT = 2  # of the journal
+FORMAT = 3  # of the journal
+PLAN, PART, MADE = "plan.json", ".bin", "made.gguf"  # files of a journal, or how they end
+CHECKPOINT = "qat.safetensors"  # and that of a training behind it
+OWN, SCRATCH = (f"*{PART}", CHECKPOINT, MADE, PLAN), ".gguf-*"  # the plan goes last
+DIGEST_BYTES = 32  # before a part
+LARGEST = 65504.0  # of a weight that is rounded: what float16, of which steps are, reaches
+LEAST_IMPORTANCE = 1e-6  # of a matrix's largest: what no text reached is not thrown away
 
 Tell = Callable[[str], None]
 
@@ -68,58 +75,130 @@ class QuantizationRequest:
 
 
 class QuantizationJournal:
-    """The matrices that are done, each in a file of its own."""
+    """The matrices that are done, each in a file of its own behind the digest of what it is, of
+    which work, and what it holds: bytes that somebody or the disk changed are made again.
+    """
 
     def __init__(self, folder: Path, digest: str) -> None:
-        """Go on with what is there, if it is of the same digest, or begin anew.
+        """Go on with what is there, if it is of the same digest and whole, or begin anew.
 
         Raises:
             ModelError: the folder cannot be written, or is none of ours.
         """
-        self.folder, self.digest, self.plan = folder, digest, folder / "plan.json"
+        self.folder, self.digest, self.plan = folder, digest, folder / PLAN
         self.types: dict[str, str] | None = None  # by the file's names
         try:
-            if self.plan.exists():
-                kept = json.loads(self.plan.read_bytes())
-                if kept["digest"] == digest:
-                    self.types = dict(kept["types"])
-                else:
-                    shutil.rmtree(folder)
-            elif folder.exists() and any(folder.glob("[!.]*")):
-                raise FileExistsError("it has no plan.json")
+            if folder.exists() and not self.plan.exists() and any(folder.glob("[!.]*")):
+                raise FileExistsError(f"it has no {PLAN}")
             make_folder(folder)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self.types = self.kept_types()
+            if self.types is None:
+                for path in self.own_files():
+                    path.unlink()
+        except OSError as error:
             raise ModelError(
                 f"{folder}: holds what this program did not leave there, or cannot be written "
                 f"({error}); move it away"
             ) from error
 
+    def kept_types(self) -> dict[str, str] | None:
+        """Those that were noted; None where they are of other work, or not as they were written."""
+        try:
+            kept = json.loads(self.plan.read_bytes())
+            types = {str(name): str(kind) for name, kind in kept["types"].items()}
+            return types if kept["digest"] == self.digest_of_types(types) else None
+        except (
+            FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+        ):  # fmt: skip
+            return None
+
+    def digest_of_types(self, types: Mapping[str, str]) -> str:
+        """What a plan with these types is of."""
+        return hashlib.sha256(f"{self.digest}{json.dumps({**types})}".encode()).hexdigest()
+
+    def own_files(self) -> list[Path]:
+        """What this program wrote there, halves of it too; of the folder's other files none."""
+        kinds = (*(f".{name}.*" for name in OWN), SCRATCH, *OWN)
+        return [path for kind in kinds for path in self.folder.glob(kind)]
+
     def begin(self, types: Mapping[str, str]) -> None:
         """Note which type each tensor gets."""
         self.types = dict(types)
-        said = {"digest": self.digest, "types": self.types}
+        said = {"digest": self.digest_of_types(types), "types": self.types}
         write_atomically(self.plan, json.dumps(said, indent=1).encode())
 
     def get(self, name: str, shape: tuple[int, int], quant_type: str) -> QuantTensor | None:
-        """One of our tensors, if it is done; mapped, not read."""
-        path, size = self.folder / f"{name}.bin", sensitivity.bytes_as(shape, quant_type)
-        if not path.is_file() or path.stat().st_size != size:
+        """One of our tensors, if it is done and as it was written; mapped, not held."""
+        path, size = self.folder / f"{name}{PART}", sensitivity.bytes_as(shape, quant_type)
+        if not path.is_file() or path.stat().st_size != DIGEST_BYTES + size:
             return None
         # copy-on-write: torch warns of memory that cannot be written
-        held = np.memmap(path, np.uint8, "c", shape=(shape[0], size // shape[0]))
+        whole = np.memmap(path, np.uint8, "c")
+        held = whole[DIGEST_BYTES:].reshape(shape[0], size // shape[0])
+        if whole[:DIGEST_BYTES].tobytes() != self.digest_of(name, quant_type, held):
+            return None
         return QuantTensor(quant_type, shape, np.asarray(held))
 
     def put(self, name: str, blocks: QuantTensor) -> QuantTensor:
         """Keep one; returns it as `get` does."""
-        write_atomically(self.folder / f"{name}.bin", blocks.memory.tobytes())
+        memory = np.ascontiguousarray(blocks.memory).reshape(blocks.shape[0], -1)
+        digest = self.digest_of(name, blocks.quant_type, memory)
+        write_atomically(self.folder / f"{name}{PART}", digest + memory.tobytes())
         kept = self.get(name, blocks.shape, blocks.quant_type)
         if kept is None:
-            raise ModelError(f"{self.folder}: {name} was written and is not there; try again")
+            raise ModelError(
+                f"{self.folder}: {name} was written and is not there as it was; look at the disk, "
+                f"and run the same command again"
+            )
         return kept
+
+    def digest_of(self, name: str, quant_type: str, held: np.ndarray) -> bytes:
+        """Of one tensor of this work."""
+        said = hashlib.sha256(json.dumps([self.digest, name, quant_type, held.shape]).encode())
+        said.update(np.ascontiguousarray(held).data)
+        return said.digest()
 
     def clear(self) -> None:
         """The work is done."""
-        shutil.rmtree(self.folder)
+        for path in self.own_files():
+            path.unlink()
+        with suppress(OSError):  # somebody put something else there
+            self.folder.rmdir()
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """One quantisation at a time that writes `out`: a second one would take its journal away.
+
+    Raises:
+        ModelError: another one is under way, or there is no room or permission.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        make_folder(out.parent)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be written ({error}); name another place") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # its last holder may have taken the file away between the two calls
+        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(handle)
+        raise ModelError(
+            f"{out}: is being made already, by another program; wait for it, or name another file"
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def journal_of(out: Path) -> Path:
@@ -378,7 +457,9 @@ class LayerRounding:
         blocks, kind = self.weights.tensors[name], self.kinds[name]
         if kind not in GRIDS:  # a vector, or what fits no block
             return QuantTensor(kind, blocks.shape, ENCODERS[kind](self.finite(name)))
-        weight = torch.ones(blocks.shape[1]) if importance is None else importance
+        weight = torch.ones(blocks.shape[1])
+        if importance is not None and (most := float(importance.max())) > 0:
+            weight = (importance / most).clamp_min(LEAST_IMPORTANCE)
         slabs = [
             encode_weighted(self.finite(name, start), weight, kind)[0]
             for start in range(0, blocks.shape[0], SLAB_ROWS)
@@ -389,15 +470,17 @@ class LayerRounding:
         """A tensor's numbers, float32, or a slab of its rows.
 
         Raises:
-            ModelFileError: they are not finite.
+            ModelFileError: they are not finite, or too large for a block.
         """
         blocks = self.weights.tensors[name]
         if start is not None:
             blocks = blocks.part(start, min(start + SLAB_ROWS, blocks.shape[0]))
         rows = blocks.dequantize()
-        if not bool(torch.isfinite(rows).all()):
+        most = torch.finfo(torch.float32).max if self.kinds[name] == "F32" else LARGEST
+        if not bool((rows.abs() <= most).all()):  # also where it is no number
             raise ModelFileError(
-                f"{name}: it has weights that are not finite; choose another model"
+                f"{name}: it has weights that are not finite, or beyond {most:g}; choose another "
+                f"model"
             )
         return rows
 

@@ -87,8 +87,18 @@ def run(arguments: Namespace) -> None:
 
     Raises:
         ConfigError: flags that do not go together, or a file that is there already.
+        ModelError: another program makes this file.
         ModelFileError: a model that has so few bits already, or that GGUF cannot hold.
     """
+    from ...models.quantization import quantizer
+
+    check(arguments)
+    with quantizer.alone(arguments.out):
+        quantise(arguments)
+
+
+def quantise(arguments: Namespace) -> None:
+    """`run`, while nobody else writes the file."""
     from ...errors import ConfigError
     from ...models import to_gguf, weights
     from ...models.hub import catalog
@@ -96,7 +106,6 @@ def run(arguments: Namespace) -> None:
     from . import quality
 
     out: Path = arguments.out
-    check(arguments)
     source = catalog.find(arguments.model)
     original = weights.load(source)
     texts: Sequence[Sequence[int]] = ()
@@ -127,11 +136,11 @@ def run(arguments: Namespace) -> None:
         importance=matrix,
     )
     journal = quantizer.QuantizationJournal(quantizer.journal_of(out), request.digest(original))
-    quantised = quantizer.quantize(original, request, journal, tell)
+    made = quantizer.quantize(original, request, journal, tell)
     if arguments.qat is None:
-        to_gguf.save(quantised, out)
+        to_gguf.save(made, out)
     else:
-        trained(arguments, quantised, original, texts, held_out, journal.folder)
+        trained(arguments, made, original, texts, held_out, journal.folder)
     journal.clear()
     after = quality.measure(out, held_out, quality.size_of(out))
     print(f"after   {after.line()}")
@@ -139,11 +148,21 @@ def run(arguments: Namespace) -> None:
 
 
 def check(arguments: Namespace) -> None:
-    """Raises: ConfigError: what can be seen from the flags alone."""
+    """Raises: ConfigError: what can be seen from the flags and files alone."""
     from ...errors import ConfigError
+    from ...models.quantization import importance, quantizer
 
     if arguments.out.exists():
-        raise ConfigError(f"{arguments.out}: is there already and is kept; choose another name")
+        journal = quantizer.journal_of(arguments.out)
+        left = (
+            f", and delete {journal}, which a run left that was killed" if journal.exists() else ""
+        )
+        raise ConfigError(
+            f"{arguments.out}: is there already and is kept; choose another name{left}"
+        )
+    beside, made = beside_of(arguments.out), quantizer.journal_of(arguments.out) / quantizer.MADE
+    if arguments.qat == "adapters" and beside.exists() and not made.exists():
+        raise ConfigError(f"{beside}: is there already and is kept; choose another --out")
     if arguments.out.suffix != ".gguf":
         raise ConfigError(f"{arguments.out}: the file is a GGUF file; let its name end in .gguf")
     for flag, least in (("tokens", 2), ("steps", 1), ("rank", 1)):
@@ -153,6 +172,18 @@ def check(arguments: Namespace) -> None:
         raise ConfigError(f"--size {arguments.size}: must be a number of megabytes")
     if arguments.calibrate is not None and not arguments.calibrate.is_file():
         raise ConfigError(f"{arguments.calibrate}: no such file; give a text to calibrate on")
+    if (matrix := arguments.imatrix) is not None:
+        if matrix.suffix not in importance.ENDINGS:
+            raise ConfigError(f"--imatrix {matrix}: let its name end in .dat or .gguf")
+        if matrix == arguments.out or (matrix.exists() and not importance.is_sound(matrix)):
+            raise ConfigError(
+                f"--imatrix {matrix}: is another file, which is kept; choose another name"
+            )
+
+
+def beside_of(out: Path) -> Path:
+    """Where the adapter of a trained file lies."""
+    return out.with_suffix(".adapter")
 
 
 def evaluated(path: Path | None, original: "Weights") -> list[int]:
@@ -184,13 +215,14 @@ def trained(
 
     settings = qat.QatSettings(mode=arguments.qat, steps=arguments.steps, rank=arguments.rank)
     result = qat.train(quantised, original, texts, settings, folder=folder, on_step=tell_step)
-    to_gguf.save(result.weights, arguments.out)
+    made = folder / quantizer.MADE
+    to_gguf.save(result.weights, made)
     print(f"qat     {told_training(result, settings.steps)}")
     if result.adapter:
-        beside = arguments.out.with_suffix(".adapter")
-        digest = weights.digest_of(arguments.out)
-        qat.save_adapter(result, settings.rank, digest, beside)
+        beside = beside_of(arguments.out)
+        qat.save_adapter(result, settings.rank, weights.digest_of(made), beside)
         print(f"{beside}: the adapter (PEFT); `quietchoir adapter import` takes it in")
+    made.replace(arguments.out)  # last: a file that is there has its adapter
     exact, rounded, won = (
         quality.text_loss(model, held_out, adapter)
         for model, adapter in (

@@ -14,6 +14,7 @@ those of the steps, Liu et al. 2023 (LLM-QAT) for the model as its own teacher, 
 (LoftQ) for the adapter's start.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,23 +29,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ... import log
 from ...errors import DataError, ModelError, TrainingError
 from ...models.attention import packed_attention
 from ...models.lora.adapter import Adapter
 from ...models.lora.layout import AdapterShape, a_name, b_name
 from ...models.quant.grid import GRIDS, GridType, as_half, bytes_of, nearest
 from ...models.quant.tensor import QuantTensor, plain
+from ...models.quantization.quantizer import CHECKPOINT
 from ...models.transformer import RMSNorm, Transformer
 from ...models.weights import Weights
 from ...paths import write_atomically
 from ..frozen_layers import dense_linear
 from ..precision import resolve_dtype
 
+logger = log.get("training")
+
 Mode = Literal["full", "norms", "adapters"]
 MODES: tuple[Mode, ...] = ("full", "norms", "adapters")
 CHUNK_ROWS = 256  # rows whose logits are held at a time
 INSIDE = 0.49  # of a step: how far a weight may start from the point that it is rounded to
-CHECKPOINT = "qat.safetensors"
 BEST = "best."  # before the names of the best state's tensors in it
 KEEP_EVERY = 20  # steps
 JUDGE_EVERY = 5  # steps
@@ -493,20 +497,32 @@ def keep(
 ) -> None:
     """The state and the best one on disk; the optimizer starts afresh from it."""
     said = {"step": step, "settings": repr(settings), "judged": [*best.judged.items()]}
+    # the file's own format has no sum of what it holds
     tensors = {name: one.detach().contiguous() for name, one in student.parameters.items()}
     tensors |= {f"{BEST}{name}": one.contiguous() for name, one in best.adapter.items()}
     tensors |= {f"{BEST}{name}": torch.as_tensor(one.raw) for name, one in best.changed.items()}
     # one key: the library's order of several is random
+    said["digest"] = digest_of(said, tensors)
     header = {"qat": json.dumps(said, sort_keys=True)}
     write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata=header))
+
+
+def digest_of(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of a state: what is said of it, and every tensor by its name."""
+    whole = hashlib.sha256(json.dumps({**said}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        own = tensors[name].contiguous()
+        whole.update(f"{name} {own.dtype} {[*own.shape]}".encode())
+        whole.update(own.view(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 @torch.no_grad()
 def restore(
     student: QuantizedStudent, settings: QatSettings, folder: Path | None
 ) -> tuple[int, BestState] | None:
-    """Take over what an earlier run of the same settings kept; how many steps that had done, and
-    its best state.
+    """Take over what an earlier run of the same settings kept, if it is as it was written; how many
+    steps that had done, and its best state.
     """
     path = folder / CHECKPOINT if folder is not None else None
     if path is None or not path.is_file():
@@ -514,26 +530,29 @@ def restore(
     try:
         with safetensors.safe_open(path, "pt") as file:
             said = json.loads((file.metadata() or {})["qat"])
-            names = {*file.keys()}
-            held = {name for name in names if name.startswith(BEST)}
-            if said["settings"] != repr(settings) or names - held != {*student.parameters}:
-                return None
-            best = BestState({int(step): float(nats) for step, nats in said["judged"]})
-            for name in held:
-                own, tensor = name.removeprefix(BEST), file.get_tensor(name)
-                if (blocks := student.quantised.tensors.get(own)) is None:
-                    best.adapter[own] = tensor
-                    continue
-                kind = "F32" if own in student.norms else blocks.quant_type
-                best.changed[own] = QuantTensor(kind, blocks.shape, tensor)
-            for name, one in student.parameters.items():
-                one.copy_(file.get_tensor(name))
-            return int(said["step"]), best
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        held = {name for name in tensors if name.startswith(BEST)}
+        if said["settings"] != repr(settings) or {*tensors} - held != {*student.parameters}:
+            return None
+        if said.pop("digest") != digest_of(said, tensors):
+            raise ValueError("its digest is another")
+        best = BestState({int(step): float(nats) for step, nats in said["judged"]})
+        for name in held:
+            own, tensor = name.removeprefix(BEST), tensors[name]
+            if (blocks := student.quantised.tensors.get(own)) is None:
+                best.adapter[own] = tensor
+                continue
+            kind = "F32" if own in student.norms else blocks.quant_type
+            best.changed[own] = QuantTensor(kind, blocks.shape, tensor)
+        for name, one in student.parameters.items():
+            one.copy_(tensors[name])
+        return int(said["step"]), best
     except (
         OSError, ValueError, RecursionError, KeyError, TypeError, RuntimeError,
         safetensors.SafetensorError,
     ) as error:  # fmt: skip
-        raise TrainingError(f"{path}: damaged ({error!s:.100}); delete it") from error
+        logger.warning("%s: not as it was written (%.100s); training begins anew", path, error)
+        return None
 
 
 def save_adapter(result: QatResult, rank: int, base_digest: str, folder: Path) -> None:

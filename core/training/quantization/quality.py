@@ -4,6 +4,7 @@ Knows the engine as it serves, and texts. Knows nothing of how a file was made.
 Always: two files are asked the same, by the same path that would serve them.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ...engine.sampling.params import SamplingParams
 from ...errors import DataError
 from ...models import weights
 from ...models.attention import packed_attention
+from ...models.files import gguf
 from ...models.lora.layout import a_name, b_name
 from ...models.quant.tensor import QuantTensor, plain
 from ...models.quantization.calibration import WINDOW, pieces
@@ -56,7 +58,10 @@ def measure(path: Path, tokens: Sequence[int], size: int) -> ModelQuality:
     """A file or folder of `size` bytes, over a text."""
     loaded = weights.load(path)
     blocks = -(-WINDOW // BLOCK_TOKENS)
-    found = perplexity(select(loaded, EngineConfig()).build(blocks, WINDOW), tokens, WINDOW)
+    try:
+        found = perplexity(select(loaded, EngineConfig()).build(blocks, WINDOW), tokens, WINDOW)
+    except OverflowError:  # a model that is none
+        found = math.inf
     return ModelQuality(size, found, decode_speed(loaded, tokens))
 
 
@@ -123,7 +128,7 @@ def text_loss(
 def size_of(path: Path) -> int:
     """Bytes of a model's tensors on disk."""
     path = weights.model_at(path)
-    files = [*path.glob("*.safetensors")] if path.is_dir() else [path]
+    files = [*path.glob("*.safetensors")] if path.is_dir() else gguf.parts(path)
     return sum(file.stat().st_size for file in files)
 
 

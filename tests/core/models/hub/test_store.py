@@ -86,6 +86,23 @@ def test_garbage_is_shown_then_given_up_and_what_a_model_names_stays(
     assert store.garbage() == []
 
 
+def test_a_file_that_takes_its_name_while_programs_are_looked_at_is_no_garbage(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance: `model gc` beside a quantisation whose file was named a moment later."""
+    models.mkdir(parents=True, exist_ok=True)
+    (models / ".gguf-old").write_bytes(b"killed")
+    (models / ".gguf-done").write_bytes(b"whole")
+
+    def meanwhile() -> set[tuple[int, int]]:
+        (models / ".gguf-new").write_bytes(b"whole")
+        (models / ".gguf-done").rename(models / "done.gguf")
+        return set()
+
+    monkeypatch.setattr(store, "mapped_files", meanwhile)
+    assert [one.path.name for one in store.garbage()] == [".gguf-old"]
+
+
 def test_what_an_owner_linked_to_and_what_lies_behind_a_link_is_not_given_up(
     models: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,8 @@ from quietchoir.tests.fakes.tokenizers import save
 
 
 def folder(name: str, path: Path, **changes: Any) -> Weights:
-    make_model(name, vocab_size=720, num_hidden_layers=3, **changes).save_pretrained(path)
+    shape = {"vocab_size": 720, "num_hidden_layers": 3} | changes
+    make_model(name, **shape).save_pretrained(path)
     save("llama3", path)
     return weights.load(path)
 
@@ -94,6 +95,11 @@ def test_an_importance_matrix_alone_weighs_errors(model: Weights, tmp_path: Path
     assert {"blk.0.attn_q.weight", "blk.2.ffn_down.weight"} < matrix.entries.keys()
     found = made(model, tmp_path, texts=(), importance=matrix)
     assert far(model, found) < far(model, quantizer.plainly(model, found))
+    for hostile in (0.0, 3e38):
+        entries = {name: np.full_like(one, hostile) for name, one in matrix.entries.items()}
+        wrong = replace(matrix, entries=entries)
+        found = made(model, tmp_path / str(hostile), texts=(), importance=wrong)
+        assert far(model, found) < 1.3 * far(model, quantizer.plainly(model, found))
     other = ImportanceMatrix(entries={"blk.0.attn_q.weight": np.ones((1, 5), np.float32)}, chunks=1)
     with pytest.raises(ModelFileError, match="5 numbers in the importance matrix and"):
         made(model, tmp_path / "other", texts=(), importance=other)
@@ -148,6 +154,130 @@ def test_a_journal_of_other_settings_is_begun_anew_and_a_folder_of_others_is_lef
     with pytest.raises(ModelError, match="did not leave there"):
         QuantizationJournal(tmp_path / "photos", other)
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
+
+
+def test_parts_of_a_journal_that_changed_are_made_again_and_no_others(
+    model: Weights, tmp_path: Path
+) -> None:
+    whole = made(model, tmp_path)
+    expected = {name: blocks.memory.tobytes() for name, blocks in whole.tensors.items()}
+    parts = {
+        f"{layer}.{name}": tmp_path / "journal" / f"model.layers.{layer}.{name}.weight.bin"
+        for layer in range(3)
+        for name in ("mlp.up_proj", "mlp.gate_proj", "self_attn.o_proj")
+    }
+    flipped, swapped = parts["0.mlp.up_proj"], parts["1.mlp.up_proj"]
+    held = bytearray(flipped.read_bytes())
+    held[-1] ^= 1
+    flipped.write_bytes(held)
+    other = parts["2.mlp.up_proj"].read_bytes()  # of the same size and type
+    parts["2.mlp.up_proj"].write_bytes(swapped.read_bytes())
+    swapped.write_bytes(other)
+    held = bytearray(parts["1.self_attn.o_proj"].read_bytes())
+    held[quantizer.DIGEST_BYTES : quantizer.DIGEST_BYTES + 2] = b"\x00\x7e"  # a step that is NaN
+    parts["1.self_attn.o_proj"].write_bytes(held)
+    parts["2.mlp.gate_proj"].write_bytes(b"")
+    changed = {flipped, swapped, parts["2.mlp.up_proj"], parts["1.self_attn.o_proj"]}
+    changed.add(parts["2.mlp.gate_proj"])
+    before = {path: path.stat().st_ino for path in (tmp_path / "journal").glob("*.bin")}
+    found = made(model, tmp_path)
+    assert {path for path, inode in before.items() if path.stat().st_ino != inode} == changed
+    for name, blocks in found.tensors.items():
+        assert blocks.memory.tobytes() == expected[name], name
+    plan = tmp_path / "journal" / "plan.json"
+    plan.write_text(plan.read_text().replace("Q4_0", "Q4_1", 1))
+    found = made(model, tmp_path)
+    assert {name: blocks.memory.tobytes() for name, blocks in found.tensors.items()} == expected
+
+
+# Ends by SIGKILL, or by a disk that takes no more, at one step to the disk after the other.
+INTERRUPTED = """
+import json, os, resource, signal, sys
+from pathlib import Path
+import torch
+from quietchoir.core.errors import QuietchoirError
+from quietchoir.core.models import to_gguf, weights
+from quietchoir.core.models.quantization import quantizer
+
+torch.set_num_threads(1)
+model, undisturbed, out = weights.load(Path(sys.argv[1])), *map(Path, sys.argv[2:4])
+request = quantizer.QuantizationRequest(quant_type="Q4_0", texts=json.loads(sys.argv[4]))
+digest = request.digest(model)
+
+def work(out=out, killed_at=0, most_bytes=0):
+    steps = [0]
+    def counted(call):
+        def one(*given, **named):
+            for wanted in (0, 1):
+                steps[0] += 1
+                if steps[0] == killed_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if not wanted:
+                    found = call(*given, **named)
+            return found
+        return one
+    for name in ("fsync", "replace", "link", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    with quantizer.alone(out):
+        journal = quantizer.QuantizationJournal(quantizer.journal_of(out), digest)
+        to_gguf.save(quantizer.quantize(model, request, journal), out)
+        journal.clear()
+
+def run(**how):
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        work(**how)
+        code = 0
+    except QuietchoirError:
+        code = 2
+    finally:
+        os._exit(code)
+
+assert run(out=undisturbed) == 0
+full = out.with_name("full.gguf")
+for most in (100, 3000, 30000):  # the plan, a part, the file
+    assert run(out=full, most_bytes=most) == 2, most
+    assert not full.exists()
+assert run(out=full) == 0
+assert full.read_bytes() == undisturbed.read_bytes()
+kills, code = 0, -9
+while code == -9:
+    kills += 1
+    code = run(killed_at=7 * kills)
+    assert code in (0, -9), code
+    if code == -9 and out.exists():  # all but clearing up was done
+        break
+print(kills)
+"""
+
+
+def test_whoever_is_killed_or_has_no_room_leaves_nothing_or_the_whole_file(tmp_path: Path) -> None:
+    folder("llama3", tmp_path / "model", num_hidden_layers=2)
+    whole, out = tmp_path / "whole.gguf", tmp_path / "small.gguf"
+    given = (tmp_path / "model", whole, out, json.dumps(texts(count=2)))
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *map(str, given)],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 4
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_quantisation_of_one_file_waits_for_its_turn(tmp_path: Path) -> None:
+    out = tmp_path / "small.gguf"
+    with quantizer.alone(out):
+        with pytest.raises(ModelError, match="is being made already"), quantizer.alone(out):
+            pass
+        with quantizer.alone(tmp_path / "other.gguf"):
+            pass
+    with quantizer.alone(out):
+        pass
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_mixture_keeps_its_size_and_loses_less(model: Weights, tmp_path: Path) -> None:
@@ -212,10 +342,11 @@ def test_weights_that_are_not_finite_are_refused_by_their_name(
 ) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
     broken = model.tensors[name].dequantize()
-    broken[3, 3] = torch.inf
-    hurt = replace(model, tensors={**model.tensors, name: plain(broken)})
-    with pytest.raises(ModelFileError, match=rf"{name}: .*not finite"):
-        made(hurt, tmp_path, texts=())
+    for wrong in (torch.inf, 1e20):
+        broken[3, 3] = wrong
+        hurt = replace(model, tensors={**model.tensors, name: plain(broken)})
+        with pytest.raises(ModelFileError, match=rf"{name}: .*not finite, or beyond 65504"):
+            made(hurt, tmp_path, texts=())
 
 
 needs_llamacpp = pytest.mark.skipif(

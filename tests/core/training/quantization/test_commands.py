@@ -57,6 +57,8 @@ def test_a_model_is_quantised_trained_and_measured(
         (["--calibrate", "none.txt"], "no such file"),
         (["--tokens", "0"], "must be 2 at least"),
         (["--out", "model.bin"], "let its name end in .gguf"),
+        (["--imatrix", "TEXT", "--calibrate", "TEXT"], "let its name end in .dat or .gguf"),
+        (["--imatrix", "MODEL", "--calibrate", "TEXT"], "is another file, which is kept"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused_before_any_work(
@@ -64,7 +66,9 @@ def test_flags_that_mean_nothing_are_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     asked = ["model", "quantize", str(folder), "--to", "q4_0", "--out", str(tmp_path / "x.gguf")]
-    given = [str(text) if flag == "TEXT" else flag for flag in flags]
+    (tmp_path / "model.gguf").write_bytes(b"GGUF of somebody")
+    names = {"TEXT": str(text), "MODEL": str(tmp_path / "model.gguf")}
+    given = [names.get(flag, flag) for flag in flags]
     assert main([*asked, *given]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x.gguf").exists()
