@@ -105,7 +105,7 @@ def measure(
         ConfigError: llama.cpp, the peer, is not installed, and a part needs it.
     """
     scale, parts = QUICK if quick else CompressScale(), only or tuple(PARTS)
-    peer = importlib.util.find_spec(LIBRARIES["llamacpp"]) is not None
+    peer = has_peer()
     if not (peer or quick) and PEER_NEEDED.intersection(parts):
         raise ConfigError(
             "llama.cpp is not installed; run `make bench`, which installs the peers, or "
@@ -150,6 +150,11 @@ def measure(
             report["part_s"][part] = spent
             keep(report)
     return report
+
+
+def has_peer() -> bool:
+    """Whether llama.cpp is installed."""
+    return importlib.util.find_spec(LIBRARIES["llamacpp"]) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """The suite `compress` on a tiny model and a few tokens: its keys are there; nothing is judged."""
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.training.quantization.quality import text_loss
-from quietchoir.simulations.bench import compress, suites
+from quietchoir.simulations.bench import compress, compress_distill, compress_plan, suites
 from quietchoir.simulations.bench.stopwatch import Sample
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import save
@@ -46,8 +45,9 @@ class Engine:
 @pytest.fixture
 def alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite over the tiny model, without a peer."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    monkeypatch.setattr(compress, "MODEL", str(tiny))
+    monkeypatch.setattr(compress, "has_peer", lambda: False)
+    for suite in (compress, compress_distill):
+        monkeypatch.setattr(suite, "MODEL", str(tiny))
     monkeypatch.setattr(compress, "contender", Engine)
     speeds = {"f16": Sample((2.0,)), "q4": Sample((5.0,))}
     monkeypatch.setattr(compress, "turns", lambda *_: speeds)
@@ -55,12 +55,12 @@ def alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_every_figure_is_there_and_files_have_the_sizes_that_are_said() -> None:
-    parts = ("rounding", "speeds", "mixed", "qat")
-    report, rows = suites.run("compress", quick=True, tell=lambda _: None, only=parts)
-    assert report["failed"] == {} and {*report["part_s"]} == {*parts}
+    report, rows = suites.run("compress", quick=True, tell=lambda _: None)
+    assert report["failed"] == {} and {*report["part_s"]} == {*compress.PARTS}
     keys = {row.key for row in rows}
     arms = {f"perplexity.{arm}" for arm in ("fp16", "rounded", "calibrated", "mixed", "qat")}
     assert arms < keys and {"qat_recovered", "speedup_b1.135m", "size_saved.135m"} < keys
+    assert {"student.accuracy_kept", "federated_distillation.together", "plan.cases"} < keys
     assert report["speedup_b1"]["135m"] == 2.5
     assert report["mb"]["mixed"] <= report["mb"]["calibrated"] < report["mb"]["fp16"]
     assert report["exact"] is True
@@ -73,7 +73,7 @@ def test_a_part_that_fails_is_named_and_the_others_are_measured_and_kept(
     def lost(*_: Any) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(compress.compress_plan, "measure_plan", lost)
+    monkeypatch.setattr(compress_plan, "measure_plan", lost)
     kept: list[dict[str, Any]] = []
     report, rows = suites.run(
         "compress", quick=True, tell=lambda _: None, keep=kept.append, only=("plan", "speeds")
