@@ -136,8 +136,8 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     examining.add_argument(
         "--plan",
         action="store_true",
-        help="instead: measure which device is fastest here for prompts, answers, embeddings and "
-        "training of the configured models (some minutes), and show it",
+        help="instead: measure which device is fastest here for the configured model's prompts (a "
+        "minute), and show it",
     )
     examining.set_defaults(run=doctor)
     register_upkeep(verbs)
@@ -484,8 +484,12 @@ def show_plan(settings: "Config") -> int:
     from .core import log, parts, screen
 
     with parts.wanted("quietchoir doctor --plan"):
-        from .core.training.plan import measured
-    planner = measured(settings, lambda words: log.say(f"measuring {words}"))
+        from .core.engine.backends.openvino.plan import measured
+    from .core.models import weights
+    from .core.models.hub import catalog
+
+    model = weights.load(catalog.find(settings.engine.model))
+    planner = measured(model, settings.engine, lambda words: log.say(f"measuring: {words}"))
     table = screen.table("job", "size", "goes to", "ms", "others, ms", box=None)
     for one in planner.plan():
         others = ", ".join(f"{name} {1000 * s:.1f}" for name, s in sorted(one.others.items()))
@@ -498,4 +502,9 @@ def show_plan(settings: "Config") -> int:
     heat = ", hot" if now.hot else ""
     free = f"{now.free_bytes / 1e9:.1f} of {now.total_bytes / 1e9:.1f} GB free"
     print(f"measured under: {power}{heat}, {free}; a change of these makes a new plan")
+    print(
+        "a node's prompts follow such a plan"
+        if settings.engine.prefill == "planned"
+        else 'a node\'s prompts do not follow it: set [engine] prefill = "planned"'
+    )
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import paths, screen
-from .engine.backends.openvino import commands as export_commands
+from .engine.backends.export import commands as export_commands
 from .training.distillation import commands as distillation_commands
 from .training.quantization import commands as quantization_commands
 

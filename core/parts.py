@@ -30,6 +30,7 @@ EXTRAS = {
     "bench": ("matplotlib",),
     "scale": ("ray",),
     "openvino": ("openvino",),
+    "onnx": ("onnxscript", "onnxruntime"),
     "peers": ("llama_cpp", "openvino_genai", "xllamacpp"),
     "dev": ("triton",),
 }

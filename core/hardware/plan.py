@@ -8,7 +8,7 @@ fails is out, and its job is done by another; there is no answer only if no devi
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -105,6 +105,7 @@ class Planner:
         self.held = set[str]()  # that have taken their memory
         self.replanned = 0
         self._times: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(dict)
+        self._tries: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
 
     def run(self, job: str, size: int, work: Mapping[str, Callable[[], T]]) -> T:
         """Have one job done.
@@ -135,6 +136,7 @@ class Planner:
         """
         for name in self.available(job, tuple(work)):
             self._timed(name, work[name])
+            self._tries[job, bucket(size)][name] += 1
         times = self._times[job, bucket(size)]
         for _ in range(repeats):
             for name in self.available(job, tuple(work)):
@@ -162,8 +164,8 @@ class Planner:
         if not there:
             gone = "; ".join(f"{name}: {why}" for name, why in self.lost.items())
             raise EngineError(f"no device is left for {job} ({gone or 'none can do it'})")
-        times = self._times[job, bucket(size)]
-        tried = [name for name in there if len(times.get(name, ())) >= TRIES]
+        times, tries = self._times[job, bucket(size)], self._tries[job, bucket(size)]
+        tried = [name for name in there if name in times and tries[name] >= TRIES]
         untried = [name for name in there if name not in tried]
         return untried[0] if untried else min(tried, key=lambda name: min(times[name]))
 
@@ -188,6 +190,7 @@ class Planner:
         """A device did a job of this size in so many seconds."""
         self.held.add(name)
         whole = bucket(size)
+        self._tries[job, whole][name] += 1
         kept = self._times[job, whole].setdefault(name, [])
         kept.append(seconds * whole / size)
         del kept[:-KEPT]
@@ -208,6 +211,7 @@ class Planner:
         if (found := self._conditions()).changed(self.conditions):
             self.conditions = found
             self._times.clear()
+            self._tries.clear()
             self.replanned += 1
             logger.info("memory or power changed, devices are measured anew: %s", found)
 

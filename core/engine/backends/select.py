@@ -82,11 +82,8 @@ def _check_planned(weights: Weights, config: EngineConfig) -> None:
     """
     parts.require("openvino", 'engine.prefill = "planned"')
     with parts.wanted('engine.prefill = "planned"'):
-        from .openvino.graph import unsupported
-    reason = unsupported(weights.architecture)
-    if config.kv_type != "bf16":
-        reason = f'its keys and values are kept in {config.kv_type}, not in "bf16"'
-    if reason:
+        from .openvino.runner import unplanned
+    if reason := unplanned(weights.architecture, config.kv_type):
         raise ConfigError(
             f'engine.prefill is "planned", and no other device takes this model\'s prompts: '
             f'{reason}; set it to "own"'

@@ -67,6 +67,7 @@ def test_a_device_that_is_beaten_by_far_is_not_measured_again(takes: float, time
     assert (machine.done.count("own"), machine.done.count("other")) == (times, 4)
     (one,) = machine.planner.plan()
     assert (one.device, one.others) == ("other", {"own": 16 * takes})
+    assert machine.run() == "other"  # who was beaten is not taken for one that was not tried
 
 
 def test_a_job_moves_when_its_device_disappears() -> None:

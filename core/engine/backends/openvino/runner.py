@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ....errors import DeviceLostError
 from ....hardware.plan import PlannedDevice, Planner
+from ....models.architecture import Architecture
 from ....models.weights import Weights
 from ...scheduler import Batch, Span
 from ..backend import LayerWindows, RecurrentStates
@@ -86,6 +87,13 @@ def devices_of(weights: Weights, threads: int = 0) -> dict[str, abc.Callable[[],
     return {f"OpenVINO {name}": partial(OpenVinoPrompts, weights, name, threads) for name in names}
 
 
+def unplanned(architecture: Architecture, kv_type: str) -> str | None:
+    """Why a model's prompts stay with the kernels, for people; None if they need not."""
+    if kv_type != "bf16":
+        return f'its keys and values are kept in {kv_type}, not in "bf16"'
+    return graph.unsupported(architecture)
+
+
 class PlannedRunner:
     """A `Backend`: the compiled kernels', which gives whole prompts to another device where that
     measured faster.
@@ -138,14 +146,14 @@ class PlannedRunner:
 
     def prompt(self, span: Span) -> NDArray[np.float32]:
         """One whole prompt on the device that the plan says; logits [span.sampled, V]."""
-        return self.planner.run(
-            PREFILL,
-            span.count,
-            {
-                OWN: lambda: self.inner.forward(Batch((span,))),
-                **{name: partial(self.elsewhere, name, span) for name in self._make},
-            },
-        )
+        return self.planner.run(PREFILL, span.count, self.ways(span))
+
+    def ways(self, span: Span) -> dict[str, abc.Callable[[], NDArray[np.float32]]]:
+        """How each device computes one whole prompt."""
+        return {
+            OWN: lambda: self.inner.forward(Batch((span,))),
+            **{name: partial(self.elsewhere, name, span) for name in self._make},
+        }
 
     def elsewhere(self, name: str, span: Span) -> NDArray[np.float32]:
         """One prompt on another device, its keys and values into the cache.

@@ -3,17 +3,18 @@
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from quietchoir.core import parts
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine.backends.export import verification
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.runner import NativeRunner, as_bfloat16
-from quietchoir.core.engine.backends.openvino import graph, runner, verification
+from quietchoir.core.engine.backends.openvino import graph, plan, runner
 from quietchoir.core.engine.backends.openvino.runner import LEAST_ROWS, PREFILL, PlannedRunner
 from quietchoir.core.engine.backends.select import select
 from quietchoir.core.engine.engine import Engine
@@ -140,16 +141,23 @@ def test_what_cannot_go_elsewhere_is_refused_when_it_is_asked_for(weights: Weigh
             select(model, EngineConfig(prefill="planned", **given))  # type: ignore[arg-type]
 
 
-@needs_openvino
-def test_an_exported_graph_says_what_the_engine_says(weights: Weights, tmp_path: Path) -> None:
-    path = graph.save(weights, tmp_path)
-    found = verification.verify(weights, path)
-    assert found.alike >= found.rows - 2
-    assert found.error < verification.MOST_ERROR
-    other = random_weights(architecture(), seed=2)
-    with pytest.raises(ModelError, match="differ from the engine's"):
-        verification.verify(other, path)
-    assert list(tmp_path.iterdir()) == []  # a graph that lies is not left behind
+def test_the_plan_that_is_shown_has_the_devices_that_a_node_asks(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = TorchPrompts(weights)
+    monkeypatch.setattr(parts, "missing", lambda extra: [])
+    monkeypatch.setattr(plan, "devices_of", lambda *_: {"other": lambda: prompts})
+    monkeypatch.setattr(plan, "ROWS", (LEAST_ROWS,))
+    told: list[str] = []
+    planner = plan.measured(weights, EngineConfig(threads=1), told.append, repeats=1)
+    (one,) = planner.plan()
+    assert (one.job, one.size) == (PREFILL, LEAST_ROWS) and prompts.asked == 2
+    assert {one.device, *one.others} == {runner.OWN, "other"} == {*planner.devices}
+    plan.measured(weights, EngineConfig(threads=1, kv_type="q8"), told.append, repeats=1)
+    assert "its keys and values are kept in q8" in told[-2] and prompts.asked == 2
+    monkeypatch.setattr(plan, "supports", lambda _: "too odd")
+    with pytest.raises(ConfigError, match=r"torch alone runs this model here \(too odd\)"):
+        plan.measured(weights, EngineConfig(), told.append)
 
 
 @needs_openvino
