@@ -26,11 +26,18 @@ from ...core.models.weights import Weights
 from ...core.toolcall import ToolCall
 from ..attacks import injection
 from . import confidence, tool_set
-from .figures import Figure, Keep, put_share
+from .figures import Figure, Keep, nobody, put_share
+from .parts import run_parts
 from .tool_set import ToolTask
 
 WHAT = "calls of tools that no training saw, questions before actions, injections"
 TOKENS = 96  # of an answer
+# What `--only` may name, with about how long it takes on two quiet cores.
+PARTS = {
+    "injection": "a model that obeys everything, and what others wrote; 1 min",
+    "tools": "tools that no training saw, the plain model; 2 min",
+    **confidence.PARTS,
+}
 TASKS = {
     "single": tool_set.SINGLE,
     "multi_turn": tool_set.MULTI_TURN,
@@ -39,9 +46,11 @@ TASKS = {
 }
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
-    """The whole suite; `quick`: few requests, and no adapter is trained."""
-    found: dict[str, Any] = {
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The whole suite, or the named `PARTS`; `quick`: few requests, and no adapter is trained."""
+    report: dict[str, Any] = {
         "what": WHAT,
         "seed": 1,
         "clock": "not timed",
@@ -50,34 +59,30 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str
         "exact": True,
     }
     model = weights.load(catalog.find(EngineConfig().model))
-    tell("injections: a model that obeys everything")
-    found["injection"] = injection.run(model.tokenizer)
-    keep(found)
-    engine = Engine(model, EngineConfig())
-    engine.start()
-    try:
+
+    def obey() -> None:
+        report["injection"] = injection.run(model.tokenizer)
+
+    def call() -> None:
         for name, tasks in TASKS.items():
             tell(f"tools that no training saw, the plain model: {name}")
             right = asyncio.run(scores(engine, model, tasks[: 3 if quick else None]))
             for arm, hits in right.items():
-                put_share(found, f"tools.{name}.{arm}", hits)
-            found["tools"][name]["tasks"] = len(right["accuracy"])
-            keep(found)
-        called = [not silent for silent in right["accuracy"]]  # the last needs no call
-        put_share(found, "small_talk_called.plain", called)
-        keep(found)
+                put_share(report, f"tools.{name}.{arm}", hits)
+            report["tools"][name]["tasks"] = len(right["accuracy"])
+            keep(report)
+        talk = [not silent for silent in right["accuracy"]]  # the last needs no call
+        put_share(report, "small_talk_called.plain", talk)
+
+    engine = Engine(model, EngineConfig())
+    engine.start()
+    try:
+        sure = confidence.ConfidenceBench(engine, model, report, tell, quick=quick)
+        parts = {"injection": obey, "tools": call, **sure.parts()}
+        run_parts(parts, only, report, tell, keep)
     finally:
         engine.stop()
-
-    def beside(sure: dict[str, Any]) -> dict[str, Any]:
-        """With what was measured of calls that are carried out unasked."""
-        talk = found["small_talk_called"] | sure["small_talk_called"]
-        spread = found["spread"] | sure["spread"]
-        told = {"confirm": sure.get("confirm", {}), "small_talk_called": talk, "spread": spread}
-        return found | told
-
-    sure = confidence.measure(quick=quick, tell=tell, keep=lambda part: keep(beside(part)))
-    return beside(sure)
+    return report
 
 
 async def scores(

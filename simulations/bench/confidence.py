@@ -14,7 +14,8 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,18 @@ from ...plugins import manifest
 from ...plugins.host import BUILTIN
 from ..scenario import load
 from . import tool_set
-from .figures import Figure, Keep, put_share
+from .figures import Figure, Keep, nobody, put_share
+from .parts import run_parts
 
 WHAT = "calls that are carried out unasked: how many are right, and of how many requests"
 SCENARIO = "four-households"
+# What `--only` may name, with about how long it takes on two quiet cores.
+PARTS = {
+    "other": "tools that no training saw, the plain model, calls demanded; 1 min",
+    "home": "held-out requests to an adapter that is trained once (7 min) and kept; 3 min",
+    "second": "second requests to it; 1 min, and `home` before",
+    "talk": "small talk to it; 1 min, and `home` before",
+}
 KEPT = "bench"  # in the node's home: what was trained here, by what it was trained of
 HOME = "home"  # the adapter that is trained here
 LR = 1e-2
@@ -82,73 +91,115 @@ class Listed:
         raise AssertionError(f"{call.name} was carried out")
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
-    """Both tasks; `quick`: few requests to the plain model, and no adapter is trained."""
-    found: dict[str, Any] = {
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Both tasks, or the named `PARTS`; `quick`: few requests to the plain model, and no adapter is
+    trained.
+    """
+    report: dict[str, Any] = {
         "what": WHAT,
         "seed": SEED,
         "clock": "not timed",
         "repeats": {"requests": 1},
         "spread": {},
         "exact": True,
-        "small_talk_called": {},
     }
     model = weights.load(catalog.find(EngineConfig().model))
     engine = Engine(model, EngineConfig())
     engine.start()
     try:
-        tell("tools that no training saw, the plain model, calls demanded")
-        tasks = tool_set.drawn(16 if quick else OTHER, seed=1)
-        other = asyncio.run(
-            weigh_all(engine, model, tool_set.TOOLS, [(t.messages, t.calls) for t in tasks], None)
-        )
-        found["confirm"] = {"other": judged(other, tool_set.TOOLS)}
-        put_spreads(found)
-        keep(found)
-        if not quick:
-            home_task(engine, model, found, tell, keep)
+        bench = ConfidenceBench(engine, model, report, tell, quick=quick)
+        run_parts(bench.parts(), only, report, tell, keep)
     finally:
         engine.stop()
-    return found
+    return report
 
 
-def home_task(
-    engine: Engine, model: Weights, found: dict[str, Any], tell: Callable[[str], None], keep: Keep
-) -> None:
-    """One adapter of everybody's examples, as `data build home` makes them: how sure it may be, and
-    what it makes of small talk.
+@dataclass(frozen=True)  # no slots: what is made once is kept beside
+class ConfidenceBench:
+    """The parts, in whichever order: the adapter is trained, and its requests are weighed, for the
+    first that needs it.
     """
-    homes = scenario_homes()
-    examples = [one for several in examples_of(homes, model) for one in several]
-    engine.adapters.load(HOME, kept_adapter(model, examples, tell))
-    tools = household_tools()
-    tell("held-out requests")
-    held_out = [asked_for(request.example()) for home in homes for request in home.test]
-    weighed = asyncio.run(weigh_all(engine, model, tools, held_out, HOME))
-    found["confirm"] |= judged(weighed, tools)
-    put_spreads(found)
-    keep(found)
-    tell("second requests")
-    second = asyncio.run(weigh_all(engine, model, tools, second_requests(homes), HOME))
-    found["confirm"]["second"] = judged([*weighed, *second], tools, lambda one: len(one.said) > 1)
-    put_spreads(found)
-    keep(found)
-    tell("small talk")
-    talk: list[Asked] = [((Message("user", text),), ()) for text in tool_set.TALK]
-    answered = asyncio.run(weigh_all(engine, model, tools, talk, HOME))
-    calibration = calibrate(weighed, by_name(tools))
-    alone = unasked(calibration, answered, tools)
-    put_share(found, "small_talk_called.adapter", [bool(one.calls) for one in answered])
-    put_share(found, "small_talk_called.adapter_unasked", [one in alone for one in answered])
-    keep(found)
 
+    engine: Engine
+    model: Weights
+    report: dict[str, Any]
+    tell: Callable[[str], None]
+    quick: bool = False
 
-def put_spreads(found: dict[str, Any]) -> None:
-    """Of each task's shares, the least and the most of all divisions."""
-    told = found["confirm"]
-    for place, part in ("", told), ("second.", told.get("second")), ("other.", told.get("other")):
-        for key, spread in (part or {}).get("spread", {}).items():
-            found["spread"][f"confirm.{place}{key}"] = spread
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """By the names of `PARTS`; a quick run trains nothing."""
+        trained = {"home": self.home, "second": self.second, "talk": self.talk}
+        return {"other": self.other, **({} if self.quick else trained)}
+
+    def other(self) -> None:
+        """The plain model and tools that no training saw."""
+        tasks = tool_set.drawn(16 if self.quick else OTHER, seed=1)
+        asked = [(task.messages, task.calls) for task in tasks]
+        self.put("other", judged(self.weighed(asked, tool_set.TOOLS, None), tool_set.TOOLS))
+
+    def home(self) -> None:
+        """Held-out requests of the households that taught the adapter."""
+        self.put("", judged(self.held_out, self.tools))
+
+    def second(self) -> None:
+        """Second requests, calibrated with the single ones."""
+        second = self.weighed(second_requests(self.homes), self.tools, HOME)
+        found = judged([*self.held_out, *second], self.tools, lambda one: len(one.said) > 1)
+        self.put("second", found)
+
+    def talk(self) -> None:
+        """Small talk, to the adapter without its router."""
+        calibration = calibrate(self.held_out, by_name(self.tools))
+        talk: list[Asked] = [((Message("user", text),), ()) for text in tool_set.TALK]
+        answered = self.weighed(talk, self.tools, HOME)
+        sure = unasked(calibration, answered, self.tools)
+        put_share(self.report, "small_talk_called.adapter", [bool(one.calls) for one in answered])
+        put_share(
+            self.report, "small_talk_called.adapter_unasked", [one in sure for one in answered]
+        )
+
+    def weighed(
+        self, asked: Sequence[Asked], tools: Sequence[ToolInfo], adapter: str | None
+    ) -> list[WeighedCall]:
+        """What is called for each of these."""
+        if adapter:
+            self.load()
+        return asyncio.run(weigh_all(self.engine, self.model, tools, asked, adapter))
+
+    def load(self) -> None:
+        """The adapter into the engine, once."""
+        if HOME not in self.engine.adapters.names():
+            taught = [one for several in examples_of(self.homes, self.model) for one in several]
+            self.engine.adapters.load(HOME, kept_adapter(self.model, taught, self.tell))
+
+    @cached_property
+    def homes(self) -> list[HomeData]:
+        """The scenario's households."""
+        return scenario_homes()
+
+    @cached_property
+    def tools(self) -> list[ToolInfo]:
+        """The shipped household's."""
+        return household_tools()
+
+    @cached_property
+    def held_out(self) -> list[WeighedCall]:
+        """Held-out requests of all households, weighed."""
+        asked = [asked_for(request.example()) for home in self.homes for request in home.test]
+        return self.weighed(asked, self.tools, HOME)
+
+    def put(self, place: str, found: dict[str, Any]) -> None:
+        """One task's shares, and of each the least and the most of all divisions."""
+        whole = self.report.setdefault("confirm", {})
+        if place:
+            whole[place] = found
+        else:
+            whole |= found
+        prefix = f"confirm.{place}." if place else "confirm."
+        for key, spread in found["spread"].items():
+            self.report["spread"][f"{prefix}{key}"] = spread
 
 
 def scenario_homes() -> list[HomeData]:

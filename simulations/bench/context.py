@@ -7,14 +7,15 @@ Always: both arms get the same conversation and the same budget, that of a node'
 `recall` asks the model, greedily; `covered` asks for all that was said, and counts which of twelve
 facts stand in the prompt, of the product's way, of the same as if the model's notes were good
 enough (`noted`), and of truncation. The figures at the top are those of `planted.HELD_OUT`, on
-which nothing was tuned; `tuned` has the others.
+which nothing was tuned; `tuned` has those of what it was tuned on, `german` those of another
+language, on which nothing was tuned either.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,18 @@ from ...core.models.generation_config import UNSAID
 from ...core.models.hub import catalog
 from ...core.models.tokenizer.tokenizer import Tokenizer
 from ...core.models.weights import Weights
-from .figures import Figure, Keep, nobody, put_share
-from .planted import HELD_OUT, TUNED, Kind, PlantedConversation, PlantedSet, conversation, survey
+from .figures import Figure, Keep, has, nobody, put_share
+from .parts import run_parts
+from .planted import (
+    GERMAN,
+    HELD_OUT,
+    TUNED,
+    Kind,
+    PlantedConversation,
+    PlantedSet,
+    conversation,
+    survey,
+)
 
 MODEL, EMBEDDING = "smollm2-135m-instruct", "minilm-l6-v2"
 CONTEXT = 2048  # tokens of a node by default
@@ -42,6 +53,15 @@ SURVEYS = {"4k": 4000}
 DEPTHS = {"1k": 1000, "2k": 2000, "4k": 4000, "8k": 8000, "16k": 16000}
 KINDS: tuple[Kind, ...] = ("dialogue", "document")
 ANSWER_TOKENS = 48
+PATIENCE_S = 3600.0  # all questions are asked at once
+# What `--only` may name, with about how long it takes on two quiet cores.
+PARTS = {
+    "in_prompt": "does the fact stand in the prompt; 6 min",
+    "recall": "does the model tell it; 7 min",
+    "time": "what choosing takes, beside reading the prompt; 1 min",
+    "loops": "everyday answers that end in a repetition; 1 min",
+    "survey": "facts in the prompt where all is asked for, and the model's notes; 1 min",
+}
 TALK_TOKENS = 400
 # Of `in_prompt.ours`; truncation is the control: where it has the fact too, nothing is shown.
 AIMS = {"8k": 0.95, "16k": 0.9}
@@ -71,61 +91,120 @@ EVERYDAY = (
 )
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
-    """Run everything.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextScale:
+    """How much is measured."""
+
+    cases: int = 24  # conversations of a kind and depth; of sets but the first half as many
+    answered: int = 10  # of them
+    timed: int = 5
+    surveyed: int = 3
+    questions: int = len(EVERYDAY)
+    depths: Sequence[str] = tuple(DEPTHS)
+
+
+QUICK = ContextScale(cases=2, answered=1, timed=1, surveyed=1, questions=2, depths=("1k", "4k"))
+
+
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run everything, or the named `PARTS`.
 
     Args:
         quick: a case or two of each kind, to see that it runs.
         tell: hears what is being measured.
-        keep: gets the report after each part.
+        keep: gets the report after each depth of a part.
     """
-    cases, answered, timed = (2, 1, 1) if quick else (24, 10, 5)
-    depths = {"1k": 1000, "4k": 4000} if quick else DEPTHS
+    scale = QUICK if quick else ContextScale()
     report: dict[str, Any] = {
-        "what": f"prompts of {BUDGET} tokens for conversations with a fact at a depth, {cases} "
-        f"dialogues and {cases} documents each, half as many of what it was tuned on; of them "
-        f"{answered} and {answered} are answered",
+        "what": f"prompts of {BUDGET} tokens for conversations with a fact at a depth, "
+        f"{scale.cases} dialogues and {scale.cases} documents each, half as many of what it was "
+        f"tuned on, and in German; of the first {scale.answered} and {scale.answered} are answered",
         "seed": "names of the cells",
-        "repeats": {"cases": 2 * cases, "answers": 2 * answered, "times": timed},
+        "repeats": {"cases": 2 * scale.cases, "answers": 2 * scale.answered, "times": scale.timed},
         "clock": "processor seconds of all threads",
         "spread": {},
         "exact": True,
-        "added_share": {"warm": {}, "cold": {}},
     }
     loaded = weights.load(catalog.find(MODEL))
     embedder = SentenceEmbedder.load(catalog.find(EMBEDDING))
-    tokenizer = loaded.tokenizer
-    windows = {"ours": Settled(tokenizer, embedder), "words": Settled(tokenizer)}
-    for material, prefix, count in ((HELD_OUT, "", cases), (TUNED, "tuned.", cases // 2)):
-        for name, depth in depths.items():
-            tell(f"{material.name}: a fact {name} tokens back")
-            asked = planted(material, depth, count, tokenizer)
-            in_prompt(asked, f"{prefix}in_prompt", name, windows, tokenizer, report)
-            keep(report)
-    patience_s = 3600.0  # all questions are asked at once
-    config = EngineConfig(context=WHOLE, share_prefixes=False, queue_timeout_s=patience_s)
+    config = EngineConfig(context=WHOLE, share_prefixes=False, queue_timeout_s=PATIENCE_S)
     engine = Engine(loaded, config)
     engine.start()
     try:
-        for name, depth in depths.items():
-            tell(f"answers to what was said {name} tokens back")
-            asked = planted(HELD_OUT, depth, answered, tokenizer)
-            recall(asked, name, windows["ours"], engine, tokenizer, report)
-            keep(report)
-        for name, depth in depths.items():
-            tell(f"time, {name} tokens back")
-            added_share(name, depth, timed, embedder, engine, tokenizer, report)
-            keep(report)
-        tell("everyday questions")
-        report["loops"] = loops(engine, tokenizer, EVERYDAY[: 2 if quick else None])
-        keep(report)
-        for name, depth in SURVEYS.items():
-            tell(f"all of {name} is asked for")
-            covered(name, depth, 1 if quick else 3, engine, loaded, report)
-            keep(report)
+        bench = ContextBench(scale, loaded, embedder, engine, report, tell, keep)
+        parts = {
+            "in_prompt": bench.in_prompt,
+            "recall": bench.recall,
+            "time": bench.time,
+            "loops": bench.loops,
+            "survey": bench.survey,
+        }
+        run_parts(parts, only, report, tell, keep)
     finally:
         engine.stop()
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class ContextBench:
+    """The parts: one model, one report."""
+
+    scale: ContextScale
+    loaded: Weights
+    embedder: SentenceEmbedder
+    engine: Engine
+    report: dict[str, Any]
+    tell: Callable[[str], None]
+    keep: Keep
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self.loaded.tokenizer
+
+    def in_prompt(self) -> None:
+        """Of each set and depth, where the fact stands."""
+        windows = {"ours": Settled(self.tokenizer, self.embedder), "words": Settled(self.tokenizer)}
+        half = self.scale.cases // 2
+        sets = ((HELD_OUT, "", 2 * half), (TUNED, "tuned.", half), (GERMAN, "german.", half))
+        for material, prefix, count in sets:
+            for name in self.scale.depths:
+                self.tell(f"{material.name}: a fact {name} tokens back")
+                asked = planted(material, DEPTHS[name], count, self.tokenizer)
+                in_prompt(asked, f"{prefix}in_prompt", name, windows, self.tokenizer, self.report)
+                self.keep(self.report)
+
+    def recall(self) -> None:
+        """Of each depth, what the model answers."""
+        window = Settled(self.tokenizer, self.embedder)
+        for name in self.scale.depths:
+            self.tell(f"answers to what was said {name} tokens back")
+            asked = planted(HELD_OUT, DEPTHS[name], self.scale.answered, self.tokenizer)
+            recall(asked, name, window, self.engine, self.tokenizer, self.report)
+            self.keep(self.report)
+
+    def time(self) -> None:
+        """Of each depth, what choosing takes."""
+        for name in self.scale.depths:
+            self.tell(f"time, {name} tokens back")
+            added_share(
+                name, DEPTHS[name], self.scale.timed, self.embedder, self.engine, self.tokenizer,
+                self.report,
+            )  # fmt: skip
+            self.keep(self.report)
+
+    def loops(self) -> None:
+        """Everyday questions."""
+        questions = EVERYDAY[: self.scale.questions]
+        self.report["loops"] = loops(self.engine, self.tokenizer, questions)
+
+    def survey(self) -> None:
+        """Where all that was said is asked for."""
+        for name, depth in SURVEYS.items():
+            self.tell(f"all of {name} is asked for")
+            covered(name, depth, self.scale.surveyed, self.engine, self.loaded, self.report)
 
 
 class Settled:
@@ -233,7 +312,8 @@ def added_share(
             answers(engine, [prompt], max_tokens=1)
             found[arm].append(choosing / (time.process_time() - before))
     for arm, shares in found.items():
-        report["added_share"][arm][name] = sorted(shares)[len(shares) // 2]
+        medians = report.setdefault("added_share", {}).setdefault(arm, {})
+        medians[name] = sorted(shares)[len(shares) // 2]
         report["spread"][f"added_share.{arm}.{name}"] = [min(shares), max(shares)]
 
 
@@ -288,13 +368,15 @@ def loops(engine: Engine, tokenizer: Tokenizer, questions: Sequence[str]) -> dic
         running = [
             engine.submit(
                 GenerationRequest(
-                    prompt=encoded([Message("user", question)], tokenizer), sampling_params=params
+                    prompt=encoded([Message("user", question)], tokenizer),
+                    sampling_params=replace(params, seed=number),
                 )
             )
-            for question in questions
+            for number, question in enumerate(questions)
         ]
         texts = [generation.text() for generation in running]
         found[arm] = sum(map(is_loop, texts))
+        found[f"{arm}_ended"] = sum(one.finish_reason == "repetition" for one in running)
         found[f"{arm}_tokens"] = sum(one.completion_tokens for one in running) / len(running)
     return found
 
@@ -350,10 +432,10 @@ def counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 
 
 def figures(report: dict[str, Any]) -> Sequence[Figure]:
-    """The rows of the table."""
-    depths = [name for name in DEPTHS if name in report["in_prompt"]["ours"]]
+    """The rows of the table, of the parts that were measured."""
+    depths = [name for name in DEPTHS if has(report, f"in_prompt.ours.{name}")]
     rows = []
-    for place, title in (("", "held out"), ("tuned.", "tuned on")):
+    for place, title in (("", "held out"), ("tuned.", "tuned on"), ("german.", "in German")):
         for depth in depths:
             for arm in ("ours", "words", "truncation"):
                 aim = AIMS.get(depth) if arm == "ours" else None
@@ -361,11 +443,11 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
                 key = f"{place}in_prompt.{arm}.{depth}"
                 meaning = f"fact {depth} back stands in the prompt, {title}: {arm}"
                 rows.append(Figure(key, "share", meaning, at_least=aim, at_most=most))
-    for depth in depths:
+    for depth in report.get("recall", {}).get("ours", {}):
         for arm in ("ours", "truncation", "whole"):
             key = f"recall.{arm}.{depth}"
             rows.append(Figure(key, "share", f"model answers, fact {depth} back: {arm}"))
-    for depth in depths:
+    for depth in report.get("added_share", {}).get("warm", {}):
         key = f"added_share.warm.{depth}"
         words = f"choosing, of the time to read the prompt, {depth}: earlier turns known"
         rows.append(Figure(key, "share", words, at_most=ADDED_SHARE))
@@ -384,7 +466,9 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
             rows.append(
                 Figure(f"condensing.{key}", "share", f"the model's notes on trial: {words}")
             )
-    count = report.get("loops", {}).get("questions", len(EVERYDAY))
+    if "loops" not in report:
+        return rows
+    count = report["loops"]["questions"]
     for arm, words in (
         ("greedy", "greedy"),
         ("guarded_greedy", "greedy, with the guard"),
@@ -392,4 +476,9 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
     ):
         rows.append(Figure(f"loops.{arm}", "answers", f"of {count} that end in a loop: {words}"))
     ours = f"of {count} that end in a loop: as a node answers"
-    return [*rows, Figure("loops.ours", "answers", ours, at_most=0)]
+    ended = f"of {count} that the guard ended, by its own rule"
+    return [
+        *rows,
+        Figure("loops.ours", "answers", ours, at_most=0),
+        Figure("loops.ours_ended", "answers", ended),
+    ]

@@ -1,7 +1,9 @@
 """Long conversations with one fact that is asked for at the end, in other words.
 
-Knows two sets of facts, names, small talk and texts, which share nothing: `TUNED`, on which the
-product's choices were made, and `HELD_OUT`, on which none was. Knows nothing of prompts or models.
+Knows three sets of facts, names, small talk and texts, which share nothing: `TUNED`, on which the
+product's choices were made, `HELD_OUT`, on which none was, and `GERMAN`, on which none was either,
+in a language that neither the embedding model nor the stemmer learned. Knows nothing of prompts or
+models.
 Always: the same seed makes the same conversation (of one version of Python and of the packages that
 `HELD_OUT` reads from); the value that is asked for stands in it once, in the statement that was
 planted; around it stand the same statement about others, with other values, and talk of the matter
@@ -259,6 +261,20 @@ def descriptions() -> Sequence[str]:
         "|torch|transformers|uvicorn"
     )
     return cut([str(importlib.metadata.metadata(name).json["description"]) for name in names])
+
+
+@cache
+def chronicle() -> Sequence[str]:
+    """Made-up paragraphs about a German village."""
+    rng = random.Random(4)
+
+    def sentence() -> str:
+        return rng.choice(CHRONICLE).format(
+            season=rng.choice(SEASONS), span=rng.choice(SPANS), crop=rng.choice(CROPS),
+            spot=rng.choice(SPOTS),
+        )  # fmt: skip
+
+    return [" ".join(sentence() for _ in range(5)) for _ in range(400)]
 
 
 def numbers(rng: random.Random, form: str, count: int = 200) -> tuple[str, ...]:
@@ -643,4 +659,156 @@ HELD_OUT = PlantedSet(
     ),
     leads=("Something else: ", "Before I forget, ", "For your information, ", "You know what? "),
     paragraphs=descriptions,
+)
+CHRONICLE = words(
+    "Im {season} wurde die Brücke über den Fluss erneuert, was {span} gedauert hat."
+    "|Die Bauern der Gegend bauen seit {span} vor allem {crop} an."
+    "|Wer den Turm besteigt, sieht bei klarem Wetter bis zum {spot}."
+    "|Das Heimatmuseum zeigt Werkzeuge, mit denen früher {crop} verarbeitet wurde."
+    "|Der Verein hat beschlossen, im {season} keinen Ausflug zu machen."
+    "|Zwischen der alten Mühle und dem {spot} verläuft ein Weg, der oft überschwemmt ist."
+    "|Man sagt, dass der Wirt am {spot} die besten Knödel kocht."
+    "|Die Zeitung berichtete ausführlich über den Streit um {crop}."
+    "|Nach {span} kehrte der Schreiner zurück und eröffnete eine Werkstatt."
+    "|Die Bibliothek schließt im {season} früher als sonst."
+    "|Viele Gäste reisen mit der Bahn an, die am {spot} hält."
+    "|Der Preis für {crop} ist seit {span} kaum gestiegen."
+    "|Im Keller des Rathauses lagern Akten, die seit {span} niemand gelesen hat."
+    "|Am {spot} wachsen Orchideen, die unter Schutz stehen."
+    "|Wenn es im {season} regnet, füllt sich der Stausee schnell."
+    "|Die Feuerwehr übt jeden Monat am {spot}."
+    "|Der Lehrer erklärte den Kindern, wie man früher {crop} lagerte."
+    "|Ohne Genehmigung darf am {spot} niemand angeln."
+)
+SEASONS = words("Januar|Frühling|Sommer|Herbst|Winter|Advent")
+SPANS = words("zwei Wochen|vielen Jahren|einem Jahrzehnt|Generationen|einigen Tagen")
+CROPS = words("Hopfen|Flachs|Rüben|Leinen|Honig|Schiefer|Torf|Käse")
+SPOTS = words("Waldrand|Marktplatz|Bahnhof|Hafen|See|Kirchplatz|Steinbruch|Nordtor")
+FOLK = words(
+    "Anneliese|Bertram|Cosima|Detlef|Elfriede|Friedhelm|Gerlinde|Hartmut|Irmgard|Jochen|Kunigunde"
+    "|Lothar"
+)
+GERMAN = PlantedSet(
+    name="German",
+    relations=(
+        Relation(
+            words("Ferienhaus|Bootshaus|Atelier|Gartenhaus|Lagerhaus|Nebengebäude"),
+            words("Regentonne|Sonnenuhr|Futterkrippe|Schubkarre|Vogeltränke|Holzbank"),
+            (
+                "der Zweitschlüssel für das {subject} liegt unter der {value}.",
+                "ins {subject} kommt man mit dem Schlüssel unter der {value}.",
+            ),
+            (
+                "Ich stehe vor dem {subject} und habe mich ausgesperrt. Wo finde ich einen Ersatz?",
+                "Wie öffne ich das {subject}, wenn ich meinen zu Hause vergessen habe?",
+            ),
+            "am {subject} muss das Dach geflickt werden.",
+        ),
+        Relation(
+            FOLK,
+            words("Haselnüsse|Sellerie|Krabben|Senf|Pfirsiche|Erdbeeren|Soja"),
+            (
+                "{subject} bekommt keine Luft mehr, wenn in der Mahlzeit {value} sind.",
+                "{subject} verträgt überhaupt keine {value}.",
+            ),
+            (
+                "Ich koche heute für {subject}. Was darf nicht ins Essen?",
+                "Wogegen ist {subject} allergisch?",
+            ),
+            "{subject} hat sich für die Suppe bedankt.",
+        ),
+        Relation(
+            FOLK,
+            numbers(_RNG, "1#:#5 Uhr"),
+            (
+                "der Zug von {subject} kommt am Freitag um {value} an.",
+                "{subject} steht am Freitag um {value} auf dem Bahnsteig.",
+            ),
+            ("Wann muss ich {subject} abholen?", "Um welche Zeit trifft {subject} ein?"),
+            "{subject} schimpft immer über die Bahn.",
+        ),
+        Relation(
+            words("Spülmaschine|Heizung|Kaffeemaschine|Bohrmaschine|Gefriertruhe|Waschmaschine"),
+            numbers(_RNG, "F-##"),
+            (
+                "wenn das Sieb verstopft ist, zeigt die {subject} {value}.",
+                "die {subject} meldet {value}, sobald sie gereinigt werden muss.",
+            ),
+            (
+                "Welcher Fehler der {subject} heißt, dass sie schmutzig ist?",
+                "Was steht auf der Anzeige der {subject}, wenn ich sie säubern soll?",
+            ),
+            "die {subject} hat noch Garantie.",
+        ),
+        Relation(
+            FOLK,
+            words("Imkerei|Glaserei|Notariat|Lotsenamt|Orgelbau|Steinmetzbetrieb|Försterei"),
+            (
+                "{subject} verdient das Geld im Bereich {value}.",
+                "seit zehn Jahren arbeitet {subject} im Bereich {value}.",
+            ),
+            ("Was macht {subject} beruflich?", "Welchen Beruf hat {subject}?"),
+            "{subject} kam wieder spät nach Hause.",
+        ),
+        Relation(
+            words("Kinderzimmer|Arbeitszimmer|Bad|Treppenhaus|Esszimmer|Gästezimmer"),
+            words("Nebelgrau|Safran|Pflaume|Altkupfer|Birkenrinde|Moorlicht"),
+            (
+                "die Wandfarbe im {subject} heißt {value}.",
+                "fürs {subject} haben wir den Ton {value} genommen.",
+            ),
+            (
+                "Ich muss im {subject} nachstreichen. Was soll ich kaufen?",
+                "In welchem Ton wurde das {subject} gestrichen?",
+            ),
+            "im {subject} ist das Licht am Morgen am schönsten.",
+        ),
+        Relation(
+            FOLK,
+            words("Nähmaschine|Kettensäge|Gitarre|Heckenschere|Luftpumpe|Schreibmaschine"),
+            (
+                "{subject} hat sich im Frühjahr meine {value} geliehen.",
+                "meine {value} ist seit Ostern bei {subject}.",
+            ),
+            (
+                "Was von mir hat {subject} noch nicht zurückgegeben?",
+                "Welches meiner Geräte steht bei {subject}?",
+            ),
+            "{subject} hat angerufen, um sich zu bedanken.",
+        ),
+        Relation(
+            words("Kanarienvogel|Esel|Dackel|Hamster|Leguan|Kater"),
+            words("Brotkasten|Schirmständer|Nähkorb|Schuhschrank|Werkzeugkoffer"),
+            (
+                "die Tabletten für den {subject} sind im {value}.",
+                "die Arznei vom {subject} habe ich im {value} verstaut.",
+            ),
+            (
+                "Wo ist die Medizin für den {subject}?",
+                "Der {subject} braucht seine Dosis. Wo suche ich?",
+            ),
+            "der {subject} ist zu dick.",
+        ),
+    ),
+    openings=words(
+        "Gestern trug ich {thing} zum {place}.|Es regnete {time}, also blieben wir am {place}."
+        "|Ich sah {thing} {time} am {place}.|Meine Nachbarn redeten {time} über {thing}."
+        "|Am {place} war eine lange Schlange.|Ich konnte {time} nicht schlafen."
+    ),
+    answers=words(
+        "Das klingt schön.|Ich verstehe.|Danke, dass du es mir sagst.|Das merke ich mir."
+        "|Wie nett! Was geschah dann?|Das war sicher anstrengend.|Gute Idee."
+    ),
+    things=words(
+        "einen Korb Birnen|mein rotes Fahrrad|zwei Laternen|den Drachen|eine alte Landkarte"
+        "|den Schlitten"
+    ),
+    places=words("Teich|Wochenmarkt|Hügel|Anleger|Park|Brunnen|Bäcker"),
+    times=words("gestern Abend|heute früh|am Wochenende|den ganzen Tag|letzten Monat"),
+    requests=words(
+        "Kannst du mir das erklären?|Erzähl mir mehr davon.|Was steht in der Chronik?"
+        "|Und der nächste Abschnitt?"
+    ),
+    leads=("Übrigens, ", "Damit du es weißt: ", "Ach ja, ", "Was ich noch sagen wollte: "),
+    paragraphs=chronicle,
 )

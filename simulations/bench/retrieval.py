@@ -26,15 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.engine.backends.native.encoder import BATCH_TOKENS, NativeEncoder
+from ...core.engine.backends.native.probe import PackedMatrix
 from ...core.engine.embedder import SentenceEmbedder
 from ...core.errors import ConfigError
+from ...core.models.embedding.architecture import EncoderArchitecture
 from ...core.models.hub import catalog
+from ...core.models.quant.types import QUANT_TYPES
 from ...core.retrieval.chunking import DocumentChunk
 from ...core.retrieval.indexing import update
 from ...core.retrieval.search import DEPTH, Search, Way
 from ...core.retrieval.store import CollectionStore, DocumentEntry
 from ...plugins.documents import parsing
-from .figures import Figure, Keep, nobody, put_share
+from .figures import Figure, Keep, has, look_up, nobody, put_share
+from .parts import run_parts
 from .stopwatch import Sample, clock, put
 
 WHAT = "questions of two FAQs, their answers among Python's documentation"
@@ -47,6 +52,13 @@ NOT_HERE = (
 )
 WAYS: tuple[Way, ...] = ("hybrid", "words", "meaning")
 AT = (5, 10)  # recall@5, nDCG@10
+# What `--only` may name, with about how long it takes on two quiet cores; all is indexed before,
+# in 1 min.
+PARTS = {
+    "ranks": "two FAQs, by words, by meaning and by both; 1 min",
+    "embeddings": "passages embedded, beside transformers; 1 min",
+    "many": "a question among 100,000 passages; 2 min",
+}
 PASSAGES = 60  # of which the first ten documents are taken
 # Pages that repeat other pages' titles, questions among them.
 LISTS = ("genindex", "contents", "py-modindex", "search", "index", "download")
@@ -82,17 +94,16 @@ class FaqQuestion:
     answer: str  # its file's name
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
-    """Build, ask, and time.
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Build, ask, and time; all, or the named `PARTS`.
 
     Raises:
         ConfigError: the documentation or the embedding model is not on this machine; says how to
         get it.
     """
     size = QUICK if quick else RetrievalScale()
-    folder_of_model = catalog.find("minilm-l6-v2")
-    embedder = SentenceEmbedder.load(folder_of_model)
-    alone = SentenceEmbedder.load(folder_of_model, threads=1)
     report: dict[str, Any] = {
         "what": WHAT,
         "seed": "none: nothing is drawn",
@@ -102,49 +113,89 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         "exact": True,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "documents"
-        sets = {name: lay_out(folder, name) for name in ("python", "debian")}
-        report["pages"] = lay_out_pages(folder, size.pages)
-        report["questions"] = {name: len(asked) for name, asked in sets.items()}
-        store = CollectionStore(Path(scratch) / "bench.collection")
-        store.add_source(folder)
+        bench = RetrievalBench(Path(scratch), catalog.find("minilm-l6-v2"), size, report, tell)
+        parts = {"ranks": bench.ranks, "embeddings": bench.embeddings, "many": bench.many}
         tell(f"indexing {report['pages'] + sum(report['questions'].values())} documents")
-        index(store, embedder, report)
+        bench.index()
         keep(report)
-        search = Search(store)
-        for name, asked in sets.items():
-            tell(f"{name}: {len(asked)} questions, three ways")
-            for way in WAYS:
-                score(search, embedder, way, asked, name, report)
-            keep(report)
-        tell(f"{size.embedded} passages embedded, beside transformers")
-        beside_transformers(store, alone, folder_of_model, size, report)
-        keep(report)
-        tell(f"speed among {size.many} passages")
-        questions = [one.question for asked in sets.values() for one in asked][: size.asked]
-        among_many(Path(scratch) / "many.collection", store, alone, size.many, questions, report)
-        store.close()
+        try:
+            run_parts(parts, only, report, tell, keep)
+        finally:
+            bench.store.close()
     return report
+
+
+class RetrievalBench:
+    """The parts, over one collection."""
+
+    def __init__(
+        self,
+        scratch: Path,
+        model: Path,
+        size: RetrievalScale,
+        report: dict[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Raises: ConfigError: there is no documentation to ask from."""
+        self.scratch, self.model, self.size = scratch, model, size
+        self.report, self.tell = report, tell
+        self.embedder = SentenceEmbedder.load(model)
+        self.alone = SentenceEmbedder.load(model, threads=1)
+        folder = scratch / "documents"
+        self.sets = {name: lay_out(folder, name) for name in ("python", "debian")}
+        report["pages"] = lay_out_pages(folder, size.pages)
+        report["questions"] = {name: len(asked) for name, asked in self.sets.items()}
+        self.store = CollectionStore(scratch / "bench.collection")
+        self.store.add_source(folder)
+
+    def index(self) -> None:
+        """All of it, timed: every part asks of it."""
+        index(self.store, self.embedder, self.report)
+
+    def ranks(self) -> None:
+        """Both sets, three ways."""
+        search = Search(self.store)
+        for name, asked in self.sets.items():
+            self.tell(f"{name}: {len(asked)} questions, three ways")
+            for way in WAYS:
+                score(search, self.embedder, way, asked, name, self.report)
+
+    def embeddings(self) -> None:
+        """Beside transformers, a thread each."""
+        self.tell(f"{self.size.embedded} passages embedded, beside transformers")
+        beside_transformers(self.store, self.alone, self.model, self.size, self.report)
+
+    def many(self) -> None:
+        """Among many passages, one thread."""
+        self.tell(f"speed among {self.size.many} passages")
+        asked = [one.question for asked in self.sets.values() for one in asked]
+        among_many(
+            self.scratch / "many.collection", self.store, self.alone, self.size.many,
+            asked[: self.size.asked], self.report,
+        )  # fmt: skip
 
 
 def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
     for name in ("python", "debian"):
-        for way in WAYS:
+        for way in ("words", "meaning"):
             yield Figure(f"{name}.{way}.recall_5", "", f"{name}: {way}, answer among the first 5")
             yield Figure(f"{name}.{way}.ndcg_10", "", f"{name}: {way}, nDCG of the first 10")
         for at in ("recall_5", "ndcg_10"):
-            best = max(report[name][way][at] for way in WAYS if way != "hybrid")
+            alone = [f"{name}.{way}.{at}" for way in WAYS if way != "hybrid"]
+            best = max((look_up(report, key) for key in alone if has(report, key)), default=None)
             yield Figure(
                 f"{name}.hybrid.{at}",
                 "",
-                f"{name}: both fused, {at}, the better one",
+                f"{name}: both fused, {at}; aim: the better one alone",
                 at_least=best,
             )
     yield Figure("index.chunks_s", "1/s", "passages parsed, written and embedded", at_least=200)
     yield Figure("index.words_chunks_s", "1/s", "passages parsed and written, words alone")
     yield Figure("index.embedded_processor_s", "1/s", "passages embedded in a processor's second")
     yield Figure("embeddings.ours", "1/s", "passages embedded in a second of one thread")
+    if has(report, "embeddings.products_alone"):
+        yield Figure("embeddings.products_alone", "1/s", "were there nothing but products")
     yield Figure("embeddings.transformers", "1/s", "transformers, bfloat16, like lengths together")
     yield Figure("embeddings.transformers_float32", "1/s", "transformers, float32")
     yield Figure("embeddings.ratio", "", "ours, times the better of them", at_least=3)
@@ -294,6 +345,34 @@ def beside_transformers(
     own["ratio"] = own["ours"] / max(own["transformers"], own["transformers_float32"])
     own["cosine"] = float((found["ours"] * found["transformers_float32"]).sum(1).min())
     own["tokens"] = statistics.fmean(min(n, embedder.longest) for n in embedder.count(texts))
+    if isinstance(embedder.encoder, NativeEncoder):
+        seconds_a_token = products_s(embedder.encoder.architecture, size.repeats)
+        put(report, "embeddings.products_alone",
+            Sample(tuple(1 / (own["tokens"] * one) for one in seconds_a_token)))  # fmt: skip
+
+
+def products_s(model: EncoderArchitecture, repeats: int) -> list[float]:
+    """Seconds that the layers' products alone take a token, by the kernels that embed: what no way
+    to pack texts can go below.
+    """
+    shapes = [shape for _, shape in model.matrices()]
+    form, rng = QUANT_TYPES["Q8_0"], np.random.default_rng(1)
+    matrices = [
+        # bytes below 48 make scales that are small finite numbers
+        PackedMatrix("Q8_0", shape, rng.integers(
+            0, 48, (shape[0], shape[1] // form.columns * form.size), dtype=np.uint8
+        ))
+        for shape in shapes
+    ]  # fmt: skip
+    rows = [rng.standard_normal((BATCH_TOKENS, shape[1]), np.float32) for shape in shapes]
+    found = []
+    for _ in range(repeats + 1):  # the first one for warmth
+        before = clock()
+        for _ in range(model.num_layers):
+            for matrix, x in zip(matrices, rows, strict=True):
+                matrix.multiply(x)
+        found.append((clock() - before) / BATCH_TOKENS)
+    return found[1:]
 
 
 def pooled(model: Any, tokenizer: Any, texts: Sequence[str], longest: int) -> np.ndarray:

@@ -18,7 +18,7 @@ chatterbot-corpus, where it is installed; beyond the services is what a home is 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ from ...core.training.household.talk import general_requests, talk_requests
 from ...core.training.own_answers import own_answers
 from . import tool_set
 from .confidence import examples_of, kept_adapter, scenario_homes
-from .figures import Figure, Keep, put_share
+from .figures import Figure, Keep, nobody, put_share
+from .parts import run_parts
 
 MODEL = EngineConfig().model
 SEED = 7  # of the household that no adapter saw; no default of ours was chosen on it
@@ -50,6 +51,13 @@ ANSWER_TOKENS = 96
 OPENING = '{"name"'  # how a call begins; serving holds what follows to the tool's schema
 CORPUS = "chatterbot_corpus"
 AFTER = "_after_command"
+HALVES = "double_halves"
+# What `--only` may name, with about how long it takes on two quiet cores.
+PARTS = {
+    "home": "homes that taught the adapter, which is trained once (7 min) and kept; 5 min",
+    "other_home": "a home that it never saw; 3 min",
+    "services": "eight services, with an adapter of their own (4 min, kept); 2 min",
+}
 # What is told of each kind of talk, by itself and right after a command.
 SILENT = {
     "talk": "talk",
@@ -86,50 +94,87 @@ class SilenceTask:
     before: Sequence[Example] = field(default=())  # commands that talk is said right after
 
 
-def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
-    """Each adapter is trained, or read where the very same was trained before, and asked."""
-    size = QUICK if quick else WHOLE
+def measure(
+    *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Each adapter is trained, or read where the very same was trained before, and asked; of all,
+    or of the named `PARTS`.
+    """
     model = weights.load(catalog.find(MODEL))
     embed = SentenceEmbedder.load(catalog.find(EMBEDDING)).embed
-    homes = scenario_homes()
-    tell(f"own answers of {MODEL} to talk")
-    taught = examples_of(homes, model)
-    learned = [one for several in taught for one in several]
-    services, theirs = services_task(model, size)
-    known = [
-        home_task(home, own, size, index)
-        for index, (home, own) in enumerate(zip(homes, taught, strict=True))
-    ][: size.homes]
-    [stranger] = make_homes(households=1, train=150, test=60, seed=SEED)
-    [own] = examples_of([stranger], model)
-    tasks = {
-        "home": (learned, known),
-        "other_home": (learned, [home_task(stranger, own, size, SEED)]),
-        "services": (theirs, [services]),
-    }
     report: dict[str, Any] = {
-        "what": f"{MODEL}; an adapter of {len(learned)} examples of homes, one of {len(theirs)} of "
-        f"services",
+        "what": f"{MODEL}; an adapter of homes, one of services",
         "seed": SEED, "repeats": {"training": 1}, "clock": "not timed", "spread": {}, "exact": True,
     }  # fmt: skip
-    for name, (examples, nodes) in tasks.items():
-        adapter = kept_adapter(model, examples[: size.learned], tell)
-        tell(f"{name}: what is said to the adapter and to the router")
-        engine = Engine(model, EngineConfig(max_waiting=4096, queue_timeout_s=3600.0))
+    bench = SilenceBench(model, embed, QUICK if quick else WHOLE, report, tell)
+    parts = {"home": bench.home, "other_home": bench.other_home, "services": bench.services}
+    run_parts(parts, only, report, tell, keep)
+    return report
+
+
+@dataclass(frozen=True)  # no slots: what is made once is kept beside
+class SilenceBench:
+    """The parts; the adapter of homes is trained for the first that needs it."""
+
+    model: Weights
+    embed: Embed
+    size: Size
+    report: dict[str, Any]
+    tell: Callable[[str], None]
+
+    def home(self) -> None:
+        """Homes that taught the adapter."""
+        nodes = [
+            home_task(home, own, self.size, index)
+            for index, (home, own) in enumerate(zip(self.homes, self.taught, strict=True))
+        ]
+        self.judge("home", self.learned, nodes[: self.size.homes])
+
+    def other_home(self) -> None:
+        """One that it never saw, with a router of its own examples."""
+        [stranger] = make_homes(households=1, train=150, test=60, seed=SEED)
+        [own] = examples_of([stranger], self.model)
+        self.judge("other_home", self.learned, [home_task(stranger, own, self.size, SEED)])
+
+    def services(self) -> None:
+        """Another task, with an adapter of its own."""
+        task, learned = services_task(self.model, self.size)
+        self.judge("services", learned, [task])
+
+    def judge(self, name: str, learned: Sequence[Example], nodes: Sequence[SilenceTask]) -> None:
+        """What an adapter of these examples makes of what is said on these nodes."""
+        adapter = kept_adapter(self.model, learned[: self.size.learned], self.tell)
+        self.tell(f"{name}: what is said to the adapter and to the router")
+        engine = Engine(self.model, EngineConfig(max_waiting=4096, queue_timeout_s=3600.0))
         engine.adapters.load("own", adapter)
         engine.start()
         try:
-            found = [judged(task, partial(answers, engine, model), embed) for task in nodes]
+            ask = partial(answers, engine, self.model)
+            found = [judged(task, ask, self.embed) for task in nodes]
         finally:
             engine.stop()
         for what, hits in found[0].items():
             for arm in hits:
                 of_all = [hit for one in found for hit in one[what][arm]]
-                put_share(report, f"{name}.{what}.{arm}", of_all)
-        single = report[name]["single"]
-        report[name]["cost"] = single["alone"] - single["served"]
-        keep(report)
-    return report
+                put_share(self.report, f"{name}.{what}.{arm}", of_all)
+        single = self.report[name]["single"]
+        self.report[name]["cost"] = single["alone"] - single["served"]
+
+    @cached_property
+    def homes(self) -> list[HomeData]:
+        """The scenario's households."""
+        return scenario_homes()
+
+    @cached_property
+    def taught(self) -> list[list[Example]]:
+        """What each of them learns from."""
+        self.tell(f"own answers of {MODEL} to talk")
+        return examples_of(self.homes, self.model)
+
+    @cached_property
+    def learned(self) -> list[Example]:
+        """All of it."""
+        return [one for several in self.taught for one in several]
 
 
 def home_task(data: HomeData, own: Sequence[Example], size: Size, stream: int) -> SilenceTask:
@@ -218,7 +263,8 @@ def corpus(most: int) -> list[str]:
     return said[:: max(1, len(said) // most)][:most]
 
 
-Answers = Callable[[Sequence[Sequence[Mapping[str, str]]], int], list[str]]
+Conversation = Sequence[Mapping[str, str]]
+Answers = Callable[[Sequence[Conversation], int], list[str]]
 
 
 def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[str, list[bool]]]:
@@ -229,56 +275,72 @@ def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[
     router = Router(embed, "")
     route = fit_route(own, general_requests(), embed)
     found: dict[str, dict[str, list[bool]]] = {}
+    hits: dict[str, list[bool]]  # of one kind, by arm
 
-    def ask(said: Sequence[Sequence[Mapping[str, str]]], right: Sequence[str] | None) -> Any:
-        """What counts of the answers, alone, behind the router, and as served."""
-        alone, goes, served = [], [], []
+    def asked(said: Sequence[Conversation], right: Sequence[str] | None) -> list[str]:
+        """What a node answers; what counts of it, and of the arms beside it, goes into `hits`."""
         written = answers(said, ANSWER_TOKENS)
-        for place, (text, cut) in enumerate(zip(written, parted(said, written), strict=True)):
+        cut = as_served(said, written)
+        for place, (text, own) in enumerate(zip(written, cut, strict=True)):
             users = [one["content"] for one in said[place] if one["role"] == "user"]
-            alone.append(text.startswith(OPENING) if right is None else text == right[place])
-            goes.append(router.choose(users, {"own": route}).adapter == "own")
-            hit = cut.startswith(OPENING) if right is None else cut == right[place]
             heard = [one["content"] for one in said[place] if one["role"] != "system"]
-            served.append(hit and goes[-1] and route.names(heard, parse_all(cut)))
-        return arms(alone, goes, served)
+            goes = router.choose(users, {"own": route}).adapter == "own"
+            alone, served = (
+                called(one) if right is None else one == right[place] for one in (text, own)
+            )
+            served = served and goes and route.names(heard, parse_all(own))
+            shares = {"alone": alone, "routed": alone and goes, "served": served}
+            for arm, hit in (shares | {"to_adapter": goes}).items():
+                hits.setdefault(arm, []).append(hit)
+        return cut
 
-    def parted(said: Sequence[Sequence[Mapping[str, str]]], written: Sequence[str]) -> list[str]:
-        """The same answers where a sentence of two wishes is asked one after the other."""
-        wishes = [route.wishes(one[-1]["content"], embed) for one in said]
-        cut = [place for place, several in enumerate(wishes) if len(several) > 1]
-        heads = [[*said[place][:-1], user(wishes[place][0])] for place in cut]
-        firsts = answers(heads, ANSWER_TOKENS)
-        behind = [
-            [said[place][0], user(wishes[place][0]), {"role": "assistant", "content": first},
-             user(wishes[place][1])]
-            if route.leans(embed([wishes[place][1]])[0])
-            else [said[place][0], user(wishes[place][1])]
-            for place, first in zip(cut, firsts, strict=True)
-        ]  # fmt: skip
+    def as_served(said: Sequence[Conversation], written: Sequence[str]) -> list[str]:
+        """The answers where what stands by itself is shown by itself, and of a sentence of two
+        wishes the second is asked after the first.
+        """
+        wishes = [route.wishes(one[-1]["content"], router.look) for one in said]
+        shown = [seen(one[:-1], own[0]) for one, own in zip(said, wishes, strict=True)]
+        others = [place for place, one in enumerate(shown) if one != list(said[place])]
         found = list(written)
-        # what stands by itself is shown by itself
-        single = [
-            place
-            for place, one in enumerate(said)
-            if len(one) > 2 and not route.leans(embed([one[-1]["content"]])[0])
-        ]
-        alone = answers([[said[place][0], said[place][-1]] for place in single], ANSWER_TOKENS)
-        for place, text in zip(single, alone, strict=True):
+        again = answers([shown[place] for place in others], ANSWER_TOKENS)
+        for place, text in zip(others, again, strict=True):
             found[place] = text
-        for place, first, second in zip(cut, firsts, answers(behind, ANSWER_TOKENS), strict=True):
-            found[place] = first if second == first else f"{first}\n{second}"
+        cut = [place for place, own in enumerate(wishes) if len(own) > 1]
+        behind = [behind_first(shown[place], found[place], wishes[place][1]) for place in cut]
+        for place, second in zip(cut, answers(behind, ANSWER_TOKENS), strict=True):
+            if second != found[place]:  # a second wish that is the first one is none
+                found[place] = f"{found[place]}\n{second}"
         return found
 
+    def seen(before: Conversation, text: str) -> Conversation:
+        """A request as its adapter is shown it."""
+        kept = before if route.leans(router.look([text])[0]) else before[:1]
+        return [*kept, user(text)]
+
+    def behind_first(first: Conversation, answer: str, text: str) -> Conversation:
+        """A second wish, behind the first one's call, where there was one."""
+        called = [first[-1], {"role": "assistant", "content": answer}] if parse_all(answer) else []
+        return seen([first[0], *called], text)
+
     for kind, examples in task.wanted.items():
-        found[kind] = ask([one.messages[:-1] for one in examples], [one.answer for one in examples])
+        right, hits = [one.answer for one in examples], {}
+        served = asked([one.messages[:-1] for one in examples], right)
+        found[kind] = hits
+        if kind == "double":  # each call by itself: two right ones are rarer than one
+            found[HALVES] = {"served": [
+                call in text.split("\n")
+                for text, calls in zip(served, right, strict=True)
+                for call in calls.split("\n")
+            ]}  # fmt: skip
     for kind, texts in task.silent.items():
         for where, before in (("", ()), (AFTER, task.before)):
+            hits = {}
             said = [
                 conversation(text, before[place % len(before)] if before else None)
                 for place, text in enumerate(texts)
             ]
-            found[kind + where] = ask(said, None)
+            asked(said, None)
+            found[kind + where] = hits
     return found
 
 
@@ -288,19 +350,14 @@ def conversation(text: str, before: Example | None) -> list[Mapping[str, str]]:
     return [*head, {"role": "user", "content": text}]
 
 
+def called(answer: str) -> bool:
+    """Is a call, or one wish's of two?"""
+    return any(line.startswith(OPENING) for line in answer.split("\n"))
+
+
 def user(text: str) -> dict[str, str]:
     """A user's message."""
     return {"role": "user", "content": text}
-
-
-def arms(
-    hits: Sequence[bool], goes: Sequence[bool], served: Sequence[bool]
-) -> dict[str, list[bool]]:
-    """What holds of the adapter alone, behind the router, and as served; and what the router gives
-    to the adapter.
-    """
-    routed = [hit and gone for hit, gone in zip(hits, goes, strict=True)]
-    return {"alone": list(hits), "routed": routed, "served": list(served), "to_adapter": list(goes)}
 
 
 def answers(
@@ -355,6 +412,9 @@ def figures(report: dict[str, Any]) -> Sequence[Figure]:
                     for arm, by in ARMS.items()
                 ]
                 rows.append(Figure(f"{task}.{kind}.to_adapter", "of 1", "of them to the adapter"))
+        if HALVES in found:
+            meaning = f"{words}: of their calls, each by itself, right"
+            rows.append(Figure(f"{task}.{HALVES}.served", "of 1", meaning))
         if "cost" in found:
             lost = f"{words}: commands that router and check lose"
             rows.append(Figure(f"{task}.cost", "of 1", lost, at_most=0.02))

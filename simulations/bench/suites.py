@@ -4,7 +4,8 @@ Knows each suite's module by name. Imports none of them until it is run.
 A suite is a module with `measure(quick=, tell=, keep=)`, which returns its report, and
 `figures(report)`, the rows of its table; a report has the keys `what`, `seed`, `repeats`, `clock`,
 `spread` and `exact` besides its figures. After each part a suite hands what it has so far to
-`keep`, so that a run that is cut off keeps what it measured. One that says `RESUMES` is given as
+`keep`, so that a run that is cut off keeps what it measured. One that names `PARTS` runs those
+alone that `only` names, and leaves the figures of others out. One that says `RESUMES` is given as
 `earlier` what such a run kept, and goes on from there.
 """
 
@@ -106,7 +107,9 @@ def run(
     if getattr(module, "RESUMES", False):
         chosen["earlier"] = earlier
     found = suite.measure(quick=quick, tell=tell, keep=part, **chosen)
-    rows = list(suite.figures(found))
+    # of a part that failed, or was left out, there are no rows
+    some = only or found.get("failed")
+    rows = so_far(found, suite.figures) if some else list(suite.figures(found))
     return rounded({**head, **found, "aims_missed": {} if quick else misses(found, rows)}), rows
 
 

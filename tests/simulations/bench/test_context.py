@@ -8,6 +8,7 @@ from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.simulations.bench import context
 from quietchoir.simulations.bench.planted import (
+    GERMAN,
     HELD_OUT,
     TUNED,
     Kind,
@@ -22,7 +23,7 @@ def tokenizer() -> Tokenizer:
     return weights.load(catalog.find(context.MODEL)).tokenizer
 
 
-@pytest.mark.parametrize("material", [TUNED, HELD_OUT])
+@pytest.mark.parametrize("material", [TUNED, HELD_OUT, GERMAN])
 @pytest.mark.parametrize("kind", context.KINDS)
 def test_the_fact_stands_once_at_its_depth_among_others_like_it(
     material: PlantedSet, kind: Kind, tokenizer: Tokenizer

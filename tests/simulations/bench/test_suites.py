@@ -27,6 +27,7 @@ from quietchoir.simulations.bench.figures import (
     so_far,
 )
 from quietchoir.simulations.bench.members import Setting
+from quietchoir.simulations.bench.parts import run_parts
 from quietchoir.simulations.bench.stopwatch import Arm, Sample, interleaved
 
 PROMISED = (
@@ -235,8 +236,12 @@ def test_a_suite_tells_of_its_parts_as_they_come(name: str) -> None:
         for part in outer:
             place = place.setdefault(part, {})
         place[inner] = value
-    told = {row.key for row in so_far(report, suite.figures)}
-    assert told and told <= parts.keys()
+    shown = {row.key for row in so_far(report, suite.figures)}
+    assert shown and shown <= parts.keys()
+    with pytest.raises(
+        ConfigError, match=f"has no part 'nothing'; there are {next(iter(suite.PARTS))}: "
+    ):
+        suites.run(name, quick=True, tell=lambda words: None, only=("nothing",))
 
 
 def test_a_share_of_few_cases_is_told_with_how_little_they_say() -> None:
@@ -274,6 +279,56 @@ def test_one_part_of_a_suite_is_measured_by_its_name_and_no_other(
     with pytest.raises(ConfigError, match="--only names parts of one suite"):
         main_of = Namespace(suite=None, json=True, out=None, quick=True, only="long")
         commands.run_bench(main_of)
+
+
+class Stumbling:
+    """A suite of three parts, the second of which falls, by a fault of ours or by its machine's."""
+
+    PARTS: ClassVar = {"first": "one", "second": "two", "third": "three"}
+
+    def __init__(self, fault: Exception) -> None:
+        self.fault = fault
+
+    def measure(
+        self, *, tell: Callable[[str], None], keep: Keep, only: Sequence[str] = (), **_: Any
+    ) -> dict[str, Any]:
+        report: dict[str, Any] = {"what": "w", "seed": 1, "repeats": {}, "clock": "c"}
+        report |= {"spread": {}, "exact": True}
+
+        def second() -> None:
+            raise self.fault
+
+        parts = {"first": lambda: report.update(first=1.0), "second": second,
+                 "third": lambda: report.update(third=3.0)}  # fmt: skip
+        run_parts(parts, only, report, tell, keep)
+        return report
+
+    def figures(self, report: dict[str, Any]) -> list[Figure]:
+        return [Figure(part, "s", f"row of the {part}", at_least=1) for part in self.PARTS]
+
+
+@pytest.mark.parametrize("fault", [QuietchoirError("the disk is full"), KeyError("of ours")])
+def test_a_part_that_fails_is_named_and_stops_no_other(
+    fault: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(suites, "SUITES", {"stumbling": "in parts"})
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.stumbling", Stumbling(fault))
+    file = tmp_path / "parts.json"
+    asked = Namespace(suite="stumbling", json=False, out=file, quick=False, only=None)
+    assert commands.run_bench(asked) == 1
+    written = json.loads(file.read_text("utf-8"))
+    assert (written["first"], written["third"], written["parts"]) == (1, 3, [*Stumbling.PARTS])
+    assert list(written["failed"]) == ["second"] and fault.args[0] in written["failed"]["second"]
+    table, said = capsys.readouterr()
+    assert "part second failed" in table and "part second failed, the others go on" in said
+    assert "row of the third" in table and "row of the second" not in table
+    # what is left out is no failure
+    asked.only = "third"
+    assert commands.run_bench(asked) == 0
+    assert json.loads(file.read_text("utf-8"))["parts"] == ["third"]
 
 
 def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
