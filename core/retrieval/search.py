@@ -4,6 +4,8 @@ Knows ranks. Knows nothing of files, formats or encoders: it is given a store an
 Always: a question is never read as a query language; vectors are compared only with vectors of the
 same model; a collection without vectors is searched by words.
 
+Not covered: words of scripts that put no spaces between them (Chinese, Japanese, Thai); their
+passages are found by meaning alone, by an embedding model that knows them (`[embedding] model`).
 Source: Robertson, Zaragoza, "The probabilistic relevance framework: BM25 and beyond", 2009 (as FTS5
 computes it); Cormack, Clarke, Büttcher, "Reciprocal rank fusion", SIGIR 2009; Jégou, Chum,
 "Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening", ECCV

@@ -134,12 +134,21 @@ class CollectionStore:
         )
 
     def put(self, entry: DocumentEntry, chunks: Iterable[DocumentChunk]) -> int:
-        """Put a document in the place of the one of this path; returns its number of chunks.
+        """Put a document in the place of the one of this path; returns its number of chunks. Those
+        that say what one of its earlier version said keep that one's vector.
 
         Raises:
             RetrievalError: the disk refuses; the document that was there still is.
         """
         with self.database.step():
+            embedded = {
+                (heading, text): vector
+                for heading, text, vector in self.database.rows(
+                    "SELECT heading, text, vector FROM chunks JOIN vectors ON chunk = chunks.id "
+                    "WHERE document = (SELECT id FROM documents WHERE path = ?)",
+                    entry.path,
+                )
+            }
             self.remove(entry.path)
             number = self.database.write(
                 "INSERT INTO documents (path, size, modified_ns, digest, problem) "
@@ -158,6 +167,14 @@ class CollectionStore:
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 rows,
             )
+            if embedded:
+                made = self.database.rows(
+                    "SELECT id, heading, text FROM chunks WHERE document = ?", number
+                )
+                vectors = [(id, embedded.get((heading, text))) for id, heading, text in made]
+                self.database.write_many(
+                    "INSERT INTO vectors VALUES (?, ?)", [one for one in vectors if one[1]]
+                )
         return len(rows)
 
     def remove(self, path: str) -> None:

@@ -55,6 +55,24 @@ def test_a_file_whose_time_alone_changed_is_not_parsed_and_keeps_its_passages(st
     assert content(store) == before and store.count() == (2, 2)
 
 
+def test_what_a_changed_document_still_says_is_not_embedded_again(store, folder):
+    embedder, other = WordEmbedder(), WordEmbedder("other")
+    (folder / "lease.txt").write_text("# Rent\nit is due in March\n# Cat\nit may stay\n")
+    update(store, LineParser(), embedder)
+    (folder / "lease.txt").write_text("# Cat\nit may stay\n# Rent\nit is due in April\n")
+    done = update(store, LineParser(), embedder)
+    assert done.embedded == 1 and "April" in embedder.embedded[-1]
+    fresh = CollectionStore(store.database.path.with_name("fresh.collection"))
+    fresh.add_source(folder)
+    update(fresh, LineParser(), embedder)
+    said = [row[2] for row in content(store)], [row[2] for row in content(fresh)]
+    vectors = [dict(zip(said[n], each.vectors()[1].tolist(), strict=True))
+               for n, each in enumerate((store, fresh))]  # fmt: skip
+    assert vectors[0] == vectors[1] and len(vectors[0]) == 3
+    update(store, LineParser(), other)  # of another model none stays
+    assert len(other.embedded) == 3
+
+
 def test_what_is_gone_from_a_folder_goes_and_a_folder_that_is_away_stays(store, folder, tmp_path):
     update(store, LineParser())
     (folder / "recipe.txt").unlink()
