@@ -33,6 +33,11 @@ COMMON = 0.04  # of the passages; a word that more of them hold tells nothing, w
 MOST_TERMS = 64  # of a question, that are looked up
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
 WORD = re.compile(r"\w+")
+# Letters of scripts that put no spaces between words (Thai to Khmer, kana, Han): each counts as a
+# word, or a whole sentence would be one.
+UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 # Questions about all of a text, in the languages in which we could check them; one in other words
 # is answered of what bears on it, as any question is.
 OF_ALL = re.compile(
@@ -195,12 +200,14 @@ class PassageRanker:
 
 def by_words(question: str, passages: Sequence[str]) -> npt.NDArray[np.int64]:
     """Places of the passages that share a word with `question`, by BM25, the best first."""
-    terms = list(dict.fromkeys(WORD.findall(question.lower())))[:MOST_TERMS]
+    terms = list(dict.fromkeys(WORD.findall(spaced(question.lower()))))[:MOST_TERMS]
     if not terms or not passages:
         return np.empty(0, np.int64)
     with sqlite3.connect(":memory:") as index:
         index.execute("CREATE VIRTUAL TABLE passage USING fts5(text, tokenize='porter unicode61')")
-        index.executemany("INSERT INTO passage(rowid, text) VALUES (?, ?)", enumerate(passages))
+        index.executemany(
+            "INSERT INTO passage(rowid, text) VALUES (?, ?)", enumerate(map(spaced, passages))
+        )
         told = [
             term for term in terms if 0 < holding(index, term) <= max(FEW, COMMON * len(passages))
         ]
@@ -211,6 +218,11 @@ def by_words(question: str, passages: Sequence[str]) -> npt.NDArray[np.int64]:
         found = np.array([row for (row,) in rows], np.int64)
     index.close()
     return found
+
+
+def spaced(text: str) -> str:
+    """A text whose words all stand by themselves."""
+    return UNSPACED.sub(r" \g<0> ", text)
 
 
 def holding(index: sqlite3.Connection, term: str) -> int:

@@ -296,6 +296,13 @@ def test_a_word_that_a_handful_of_passages_hold_still_tells_in_a_short_talk() ->
     assert {0, 1, 2, 3, 4, 5} <= set(found.tolist())
 
 
+def test_a_script_without_spaces_is_searched_by_its_letters() -> None:
+    said = ["今天天气很好。", "备用钥匙在蓝色花盆下面。", "猫睡了一整天。", "我们去市场买梨。"]
+    assert by_words("我的钥匙在哪里？", said)[0] == 1
+    said = ["ฝนตกทั้งวัน", "กุญแจอยู่ใต้กระถาง", "แมวนอนหลับ"]
+    assert by_words("กุญแจอยู่ที่ไหน", said)[0] == 1
+
+
 def test_a_question_that_stands_before_its_text_does_not_find_itself() -> None:
     searched: list[str] = []
 
