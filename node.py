@@ -31,7 +31,7 @@ from .core.assistant.context import ContextWindow, Message
 from .core.assistant.idle import IdleThread
 from .core.assistant.model_pool import LoadedModel, ModelFacts, ModelPool, ModelProfile
 from .core.assistant.passages import PassageRanker
-from .core.assistant.router import Route, Router, read_route
+from .core.assistant.router import WORDS_ALONE, Route, Router, no_embedding, read_route
 from .core.assistant.tool_ranking import Embed, ToolRanking
 from .core.assistant.tools import ALONE, CallContext, ToolInfo, ToolResult, Tools
 from .core.config import Config, SamplingConfig
@@ -625,16 +625,15 @@ class Node:
         """
         if self.routes_requests and self._router is None:
             self._router = self.made_router()
-            self.routes_requests = self._router is not None
         return self._router
 
-    def made_router(self) -> Router | None:
-        """One over this node's embedding model; None, said in the log: there is none."""
+    def made_router(self) -> Router:
+        """One over this node's embedding model, or, said in the log, over words alone."""
         try:
             embedder = self.embedders.load(catalog.find(self.config.embedding.model))
         except QuietchoirError as error:
-            logger.info("the active adapter answers everything: %s", error)
-            return None
+            logger.info("what is for an adapter is told by its words alone: %s", error)
+            return Router(no_embedding, WORDS_ALONE)
         return Router(embedder.embed, embedder.identity)
 
     def open_history(self) -> None:

@@ -16,7 +16,7 @@ from .. import log
 from ..errors import DataError, ModelNotFoundError, QuietchoirError
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall
-from .router import Route, Router
+from .router import WORDS, Route, Router
 
 if TYPE_CHECKING:
     from ..models.lora.adapter import Adapter  # with torch, which a node that serves does without
@@ -241,7 +241,7 @@ class AdapterSwitch:
         """What of one sentence an adapter is asked one after the other, under the same terms."""
         route = None if adapter is None else self._routes[2].get(adapter)
         router = None if route is None else self._router()
-        return (text,) if route is None or router is None else route.wishes(text, router.embed)
+        return (text,) if route is None or router is None else route.wishes(text, router.look)
 
     def leans(self, adapter: str | None, text: str) -> bool:
         """Whether an adapter's request means something only after the one before it, under the same
@@ -249,7 +249,7 @@ class AdapterSwitch:
         """
         route = None if adapter is None else self._routes[2].get(adapter)
         router = None if route is None else self._router()
-        return route is None or router is None or route.leans(router.embed([text])[0])
+        return route is None or router is None or route.leans(router.look([text])[0])
 
     def _routes_of(self, active: str, router: Router) -> Mapping[str, Route]:
         """Routes of the active adapter, and of the last one of every other federation."""
@@ -262,7 +262,7 @@ class AdapterSwitch:
         for id in (active, *last.values()):
             try:
                 route = self.store.route(id, router.identity)
-                if route is not None and route.weights.shape[1] != router.width:
+                if route is not None and route.weights.shape[1] not in (router.width, WORDS + 1):
                     raise DataError(f"{id}: of vectors of another width; delete its route")
                 if route is not None:
                     routes[id] = route

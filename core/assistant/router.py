@@ -1,29 +1,34 @@
 """Which adapter a request is for, if any: a small classifier an adapter, made of its own examples.
 
-Knows unit vectors of requests, and weights for them. Knows nothing of models, adapters' weights or
-HTTP.
+Knows unit vectors of requests and their words, and weights for both. Knows nothing of models,
+adapters' weights or HTTP.
 Always: a request that no adapter's classifier takes for its own is the plain model's; the same
 requests give the same choice. A classifier is made of examples that this node holds, lies in its
 home, holds for that adapter and that embedding model alone, and is never sent.
 
-A classifier is a logistic regression over the sentence's embedding, with a second set of weights
-for what is said right after a request that the adapter answered: "and the kitchen too" is a command
-there and nothing elsewhere. A third set tells such requests from those that stand by themselves:
-an adapter of single requests does worse at these behind others. The thresholds follow from examples
-that it did not learn from, talk by whole clusters, so that what judges it is of kinds that it never
-saw.
+A classifier is a logistic regression over the sentence's embedding and, beside it, its words as
+they stand, hashed: an embedding tells what a sentence is about and hardly whether it asks for it or
+tells of it ("open the blinds", "the blinds were open"), its first words do. A second set of weights
+is for what is said right after a request that the adapter answered: "and the kitchen too" is a
+command there and nothing elsewhere. A third set tells such requests from those that stand by
+themselves: an adapter of single requests does worse at these behind others. The thresholds follow
+from examples that it did not learn from, talk by whole clusters, so that what judges it is of kinds
+that it never saw.
 
 Source: Jang et al. 2023, "Exploring the Benefits of Training Expert Language Models over
 Instruction Tuning", arXiv 2302.03202: an expert is chosen by the embedding of its training
 examples. Larson et al. 2019, "An Evaluation Dataset for Intent Classification and Out-of-Scope
 Prediction": what is for nobody has to be learned, a distance alone does not tell it.
+Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning", arXiv 0902.2206.
 Not covered: talk of a kind that neither the node nor the adapter's examples know; what it is worth
 is printed by `quietchoir bench silence`, on talk and tasks that nothing here was chosen on.
 """
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,11 +45,15 @@ from ..prompt import PromptFormat
 from ..toolcall import ToolCall, parse_all
 from .calibration import wording
 
-Vectors = npt.NDArray[np.float32]  # [N, D], of length one
+Vectors = npt.NDArray[np.float32]  # [N, D] or [N, D + WORDS], of length one
 Embed = Callable[[Sequence[str]], Vectors]
 FILE = "route.safetensors"  # in an adapter's folder
 TENSORS, LEANING, TOLD = ("weights", "thresholds"), "leaning", "told"
 EMBEDDING = "minilm-l6-v2"  # of the catalog
+WORDS_ALONE = ""  # the identity of no embedding model
+WORDS = 1024  # columns of hashed words, beside an embedding's
+WORD_SHARE = 0.5  # of a row's square
+WORD = re.compile(r"\w+|[?!]")
 LOOKED_BACK = 3  # requests of a conversation that are looked at, the last among them
 MOST_EXAMPLES = 512  # of an adapter's, evenly from all
 DECAY = 1e-3  # of the weights, a row: what keeps 385 of them from learning rows by heart
@@ -64,6 +73,13 @@ JOINT = re.compile(
     re.IGNORECASE,
 )
 MOST_JOINTS = 4  # of a sentence that are tried
+ARTICLE = (
+    r"(?:(?:the|an?|my|our|der|die|das|den|dem|des|(?:m?eine?|unsere?)[mnrs]?|les?|la|une?|mon|ma"
+    r"|mes|el|los|las|un[ao]?|mi|il|lo|gli|i|de|het|een)\s+|l['’])"
+)
+NAME_WORDS = 5  # of a name at most; what is longer was dictated
+ORDER = re.compile(r"^(?:first|zuerst|d['’]abord|primero|prima|eerst),?\s+", re.IGNORECASE)
+THEN = re.compile(r"\b(?:then|after that|dann|danach|puis)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,56 +90,67 @@ class RouteExample:
     wanted: bool = True  # the adapter's to answer
     follows: bool = False  # said right after one that it answered
     implied: tuple[str, ...] = ()  # what its right calls hold that nobody said, with their tool
-    values: tuple[str, ...] = ()  # texts that its right calls hold
+    # texts that its right calls hold, with their arguments
+    values: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """What an adapter is for."""
 
-    weights: Vectors  # [2, D + 1], the bias last: of any request; added where it follows
+    # [2, D + WORDS + 1], the bias last: of any request; added where it follows
+    weights: Vectors
     thresholds: Vectors  # [2], log-odds: of a request by itself; of one that follows
     implied: frozenset[str] = frozenset()  # what calls may hold that nobody said, with their tool
-    joined: frozenset[str] = frozenset()  # names that hold a joint: the "salt and pepper lamp"
-    # [D + 1], the bias last: of requests that lean on the one before them; empty: nobody knows
+    # what was said and stood in right calls, by argument: "area", "name"
+    named: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # [D + WORDS + 1], the bias last: of requests that lean on the one before them; empty: nobody
+    # knows
     leaning: Vectors = field(default_factory=lambda: np.empty(0, np.float32))
 
     def lead(self, vector: Vectors, *, follows: bool) -> float:
-        """By how much, in log-odds, a request [D] is the adapter's; below zero it is not.
+        """By how much, in log-odds, a request [D + WORDS] is the adapter's; below zero it is not.
 
         Args:
             follows: the adapter answered the request before it.
         """
-        return float(log_odds(self.weights, vector[None], np.array([follows]))[0]) - float(
+        seen = vector[-(self.weights.shape[1] - 1) :]  # of one made without a model, its words
+        return float(log_odds(self.weights, seen[None], np.array([follows]))[0]) - float(
             self.thresholds[int(follows)]
         )
 
     def leans(self, vector: Vectors) -> bool:
-        """Whether a request [D] of the adapter's means something only after the one before it; so
-        it is taken where its examples do not tell.
+        """Whether a request [D + WORDS] of the adapter's means something only after the one before
+        it; so it is taken where its examples do not tell.
         """
         known = self.leaning
-        return not len(known) or float(vector @ known[:-1] + known[-1]) > 0
+        return not len(known) or float(vector[-len(known) + 1 :] @ known[:-1] + known[-1]) > 0
 
-    def wishes(self, text: str, embed: Embed) -> Sequence[str]:
+    def wishes(self, text: str, look: Embed) -> Sequence[str]:
         """The two wishes of one sentence, in their order, or the sentence: it is cut where both
-        sides are the adapter's, the second as what follows the first, and never within a name.
+        sides are the adapter's, the second as what follows the first, and never within a name. Two
+        names of one kind share what stands around them: "turn the lamp and the fan on" is "turn the
+        lamp on" and "turn the fan on".
+
+        Args:
+            look: as `Router.look`.
         """
-        names = [
+        joined = {name for names in self.named.values() for name in names if JOINT.search(name)}
+        spans = [
             found.span()
-            for name in self.joined
+            for name in joined
             for found in re.finditer(re.escape(name), text, re.IGNORECASE)
         ]
         cuts = [
-            (text[: cut.start()].strip(), text[cut.end() :].strip())
+            self.sides(text, cut)
             for cut in JOINT.finditer(text)
-            if not any(start <= cut.start() < end for start, end in names)
+            if not any(start <= cut.start() < end for start, end in spans)
         ]
         # one word is no wish that another could follow
         cuts = [cut for cut in cuts if len(cut[0].split()) > 1 and cut[1]][:MOST_JOINTS]
         if not cuts:
             return (text,)
-        vectors = embed([side for cut in cuts for side in cut])
+        vectors = look([side for cut in cuts for side in cut])
         leads = [
             min(
                 self.lead(vectors[2 * place], follows=False),
@@ -133,6 +160,24 @@ class Route:
         ]
         likeliest = max(range(len(cuts)), key=leads.__getitem__)
         return cuts[likeliest] if leads[likeliest] > 0 else (text,)
+
+    def sides(self, text: str, joint: re.Match[str]) -> tuple[str, str]:
+        """What is wished on either side of a joint."""
+        left, right = text[: joint.start()].strip(), text[joint.end() :].strip()
+        if THEN.search(joint[0]):
+            left = ORDER.sub("", left)
+        for known in self.named.values():
+            names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+            name = rf"(?P<article>{ARTICLE})?(?:{names})"
+            one = re.search(rf"(?<!\w){name}$", left, re.IGNORECASE)
+            other = re.match(rf"{name}(?!\w)", right, re.IGNORECASE)
+            if one is None or other is None:
+                continue
+            before, behind = left[: one.start()], right[other.end() :]
+            if not JOINT.search(before) and not JOINT.search(behind):  # of three, it is not known
+                article = "" if other["article"] else one["article"] or ""
+                return left + behind, f"{before}{article}{other[0]}{behind}"
+        return left, right
 
     def names(self, said: Sequence[str], calls: Sequence[ToolCall]) -> bool:
         """Whether what was said or called, the request last, names all that its calls hold, but for
@@ -154,6 +199,7 @@ class Router:
     """Chooses among adapters by the requests themselves.
 
     Args:
+        embed: `no_embedding` where there is no model: then words alone tell requests apart.
         identity: of the embedding model; a route of another one says nothing.
     """
 
@@ -164,7 +210,11 @@ class Router:
     @cached_property
     def width(self) -> int:
         """Columns of a route's weights for these vectors."""
-        return int(self.embed(["a"]).shape[1]) + 1
+        return int(self.look(["a"]).shape[1]) + 1
+
+    def look(self, texts: Sequence[str]) -> Vectors:
+        """What routes tell requests by, [N, D + WORDS]."""
+        return beside_words(self.embed(texts), texts)
 
     def choose(self, requests: Sequence[str], routes: Mapping[str, Route]) -> RouteChoice:
         """The adapter for the last of a conversation's `requests`.
@@ -174,7 +224,7 @@ class Router:
             routes: by adapter, one at least.
         """
         choice = RouteChoice(None, 0.0)
-        for vector in self.embed(requests[-LOOKED_BACK:]):
+        for vector in self.look(requests[-LOOKED_BACK:]):
             leads = {
                 name: route.lead(vector, follows=name == choice.adapter)
                 for name, route in routes.items()
@@ -182,6 +232,11 @@ class Router:
             nearest = max(leads, key=lambda name: leads[name])
             choice = RouteChoice(nearest if leads[nearest] > 0 else None, leads[nearest])
         return choice
+
+
+def no_embedding(texts: Sequence[str]) -> Vectors:
+    """[N, 0], of a node without an embedding model."""
+    return np.empty((len(texts), 0), np.float32)
 
 
 def route_example(messages: Sequence[Mapping[str, str]], prompt: PromptFormat) -> RouteExample:
@@ -202,7 +257,12 @@ def route_example(messages: Sequence[Mapping[str, str]], prompt: PromptFormat) -
     follows = any(one["role"] == "assistant" and own(one) for one in before)
     said = [one["content"] for one in (*past, request) if one["role"] != "system"]
     calls = parse_all(answer["content"])
-    values = [one for call in calls for one in call.arguments.values() if isinstance(one, str)]
+    values = [
+        (name, one)
+        for call in calls
+        for name, one in call.arguments.items()
+        if isinstance(one, str)
+    ]
     implied = tuple(sorted(implied_by(said, calls)))
     return RouteExample(request["content"], own(answer), follows, implied, tuple(values))
 
@@ -224,10 +284,12 @@ def fit_route(examples: Sequence[RouteExample], general: Sequence[str], embed: E
     spread = np.linspace(0, len(examples) - 1, min(MOST_EXAMPLES, len(examples))).astype(int)
     chosen = [examples[place] for place in dict.fromkeys(spread.tolist())]
     chosen += [one for one in examples if one.wanted][:1]
-    vectors, talk = embed([one.text for one in chosen]), embed(general)
+    texts = [one.text for one in chosen]
+    meant, others = embed(texts), embed(general)
     wanted = np.array([one.wanted for one in chosen])
-    talk = talk[(talk @ vectors[wanted].T).max(1) < NEAR] if len(talk) else talk
+    far = (others @ meant[wanted].T).max(1) < NEAR
     alone = ~np.array([one.follows for one in chosen])
+    vectors, talk = beside_words(meant, texts), beside_words(others, general)[far]
     held = folds(np.concatenate([vectors, talk]), np.append(wanted, np.zeros(len(talk), bool)))
     held, held_talk, nobody = held[: len(chosen)], held[len(chosen) :], np.zeros(len(talk), bool)
     # whatever means something by itself may be said after another request as well
@@ -248,11 +310,20 @@ def fit_route(examples: Sequence[RouteExample], general: Sequence[str], embed: E
         for after in (False, True)
     ]
     implied = frozenset(one for example in examples for one in example.implied)
-    values = {one for example in examples for one in example.values}
-    joined = frozenset(one for one in values if JOINT.search(one))
     leaning = fit_leaning(vectors[wanted], ~alone[wanted])
     thresholds = np.array(found, np.float32)
-    return Route(fitted(rows, own, follows), thresholds, implied, joined, leaning)
+    named = names_said(examples)
+    return Route(fitted(rows, own, follows), thresholds, implied, named, leaning)
+
+
+def names_said(examples: Iterable[RouteExample]) -> dict[str, frozenset[str]]:
+    """By argument, what stood in a request and in its right calls."""
+    found: dict[str, set[str]] = {}
+    for example in examples:
+        for argument, one in example.values:
+            if 0 < len(one.split()) <= NAME_WORDS and one.lower() in example.text.lower():
+                found.setdefault(argument, set()).add(one.lower())
+    return {argument: frozenset(names) for argument, names in found.items()}
 
 
 def fit_leaning(vectors: Vectors, follows: npt.NDArray[np.bool_]) -> Vectors:
@@ -296,21 +367,34 @@ def fitted(vectors: Vectors, own: npt.NDArray[np.bool_], follows: npt.NDArray[np
     Source: Nesterov 2004, "Introductory Lectures on Convex Optimization", section 2.2.1 (the
     constant-step scheme; a row's square is 4 at most, so the slope changes by no more than 1).
     """
-    count, width = len(vectors), vectors.shape[1] + 1
-    first = np.concatenate([vectors, np.ones((count, 1), np.float32)], 1)
-    rows = np.concatenate([first, first * follows[:, None]], 1)  # [N, 2 (D + 1)]
+    rows = np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], 1)
+    counts = np.stack([np.ones(len(rows)), follows], 1).astype(np.float32)  # [N, 2]: by set
     share = np.where(own, 0.5 / max(1, own.sum()), 0.5 / max(1, (~own).sum())).astype(np.float32)
     smooth, root = 1 + DECAY, DECAY**0.5
     momentum = (smooth**0.5 - root) / (smooth**0.5 + root)
-    weights = ahead = np.zeros(2 * width, np.float32)
+    weights = ahead = np.zeros((rows.shape[1], 2), np.float32)
     for _ in range(STEPS):
-        chance = 1 / (1 + np.exp(-np.clip(rows @ ahead, -30, 30)))
-        before, weights = (
-            weights,
-            ahead - (rows.T @ (share * (chance - own)) + DECAY * ahead) / smooth,
-        )
+        chance = 1 / (1 + np.exp(-np.clip((rows @ ahead * counts).sum(1), -30, 30)))
+        slope = rows.T @ ((share * (chance - own))[:, None] * counts)
+        before, weights = weights, ahead - (slope + DECAY * ahead) / smooth
         ahead = weights + momentum * (weights - before)
-    return np.asarray(weights.reshape(2, width), np.float32)
+    return np.ascontiguousarray(weights.T, np.float32)
+
+
+def beside_words(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    """Embeddings [N, D] with the texts' words beside them, of length one: each word, the first
+    ones and the last as such, in a column and with a sign that its hash says.
+    """
+    rows = np.zeros((len(texts), WORDS), np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        words = WORD.findall(text.lower())
+        places = [f"^{' '.join(words[:1])}", f"^{' '.join(words[:2])}", f"{' '.join(words[-1:])}$"]
+        for name in dict.fromkeys([*words, *places]):
+            hashed = zlib.crc32(name.encode("utf-8", "replace"))
+            row[hashed % WORDS] += 1 if hashed >> 31 else -1
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    parts = [(1 - WORD_SHARE) ** 0.5 * vectors, WORD_SHARE**0.5 * rows / lengths]
+    return np.asarray(np.concatenate(parts, 1), np.float32)
 
 
 def folds(vectors: Vectors, own: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -350,38 +434,40 @@ def save_route(folder: Path, route: Route, identity: str) -> None:
     Args:
         identity: of the embedding model.
 
-    Hazard: of few requests the weights are nearly the embedding of one, from which words of it can
-    be guessed, and what calls imply stands there in clear: both stay on this node, and
-    are made anew when one of them is forgotten.
+    Hazard: of few requests the weights are nearly the embedding and the words of one, from which it
+    can be guessed, and what calls name and imply stands there in clear: all of it stays on this
+    node, and is made anew when one of them is forgotten.
 
     Raises:
         QuietchoirError: the disk refused.
     """
     tensors = dict(zip(TENSORS, (route.weights, route.thresholds), strict=True))
     tensors |= {LEANING: route.leaning} if len(route.leaning) else {}
-    told = json.dumps({"implied": sorted(route.implied), "joined": sorted(route.joined)})
-    said = {"adapter": folder.name, "embedding": identity, TOLD: told}
-    paths.write_atomically(folder / FILE, save(tensors, said), mode=0o600)
+    named = {argument: sorted(names) for argument, names in route.named.items()}
+    words = json.dumps({"implied": sorted(route.implied), "named": named})
+    head = {"adapter": folder.name, "embedding": identity, TOLD: words}
+    paths.write_atomically(folder / FILE, save(tensors, head), mode=0o600)
 
 
 def note_route(folder: Path, examples: Iterable[RouteExample], general: Sequence[str]) -> None:
-    """As `save_route`, with this node's embedding model; without one, or without requests, nothing
-    is remembered, what was is dropped, and the adapter answers whatever it is active for.
+    """As `save_route`, with this node's embedding model, or by words alone; without requests
+    nothing is remembered, what was is dropped, and the adapter answers whatever it is active for.
 
     Raises:
         QuietchoirError: the disk refused, or the model is damaged.
     """
     (folder / FILE).unlink(missing_ok=True)
-    try:
-        model = catalog.find(config.load().embedding.model)
-    except ModelNotFoundError:
+    known, identity = list(examples), WORDS_ALONE
+    embed: Embed = no_embedding
+    if not any(one.wanted for one in known):
         return
-    known = list(examples)
-    if any(one.wanted for one in known):
+    with suppress(ModelNotFoundError):
+        model = catalog.find(config.load().embedding.model)
         from ..engine.embedder import SentenceEmbedder
 
         embedder = SentenceEmbedder.load(model)
-        save_route(folder, fit_route(known, general, embedder.embed), embedder.identity)
+        embed, identity = embedder.embed, embedder.identity
+    save_route(folder, fit_route(known, general, embed), identity)
 
 
 def read_route(folder: Path, identity: str) -> Route | None:
@@ -399,13 +485,15 @@ def read_route(folder: Path, identity: str) -> Route | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            said = file.metadata() or {}
-            told = json.loads(said.pop(TOLD, "{}"))
-            lists = [told.get(key, []) for key in ("implied", "joined")]
+            head = file.metadata() or {}
+            words = json.loads(head.pop(TOLD, "{}"))
+            implied, named = words.get("implied", []), words.get("named", {})
+            lists = [implied, *named.values()]
             if not all(isinstance(one, list) and set(map(type, one)) <= {str} for one in lists):
                 raise DataError(f"{path}: damaged; delete it")
-            implied, joined = map(frozenset, lists)
-            if said != {"adapter": folder.name, "embedding": identity}:
+            if head.pop("embedding", None) not in (identity, WORDS_ALONE) or head != {
+                "adapter": folder.name
+            }:
                 raise DataError(
                     f"{path}: of another adapter, of another embedding model or of an earlier "
                     f"version; delete it, and the adapter's next version brings a new one"
@@ -419,4 +507,5 @@ def read_route(folder: Path, identity: str) -> Route | None:
     whole = shapes == ((2,), (2,)) and all(one.shape == weights.shape[1:] for one in leaning)
     if not whole or not all(np.isfinite(one).all() for one in found):
         raise DataError(f"{path}: damaged; delete it")
-    return Route(weights, thresholds, implied, joined, *leaning)
+    kinds = {argument: frozenset(names) for argument, names in named.items()}
+    return Route(weights, thresholds, frozenset(implied), kinds, *leaning)

@@ -19,6 +19,7 @@ from quietchoir.core.assistant.router import (
     Vectors,
     centroids,
     fit_route,
+    no_embedding,
     read_route,
     route_example,
     save_route,
@@ -108,7 +109,7 @@ def test_an_example_tells_what_is_its_adapters_to_answer_and_what_it_follows() -
 
     head = [{"role": "system", "content": "s"}]
     plain = route_example([*head, *said("lamp", call)], HOUSEHOLD)
-    assert plain == RouteExample("lamp", values=("lamp",))
+    assert plain == RouteExample("lamp", values=(("name", "lamp"),))
     after = route_example(said("lamp", call, "thanks", "You are welcome."), HOUSEHOLD)
     assert after == RouteExample("thanks", wanted=False, follows=True)
     assert not route_example(said("hello", "Hi.", "lamp", call), HOUSEHOLD).follows
@@ -124,7 +125,8 @@ def test_what_a_call_holds_unsaid_is_named_only_if_right_calls_of_that_tool_hold
     ]
     example = route_example(said, HOUSEHOLD)
     unsaid = ("HassTurnOn: domain light",)
-    assert example == RouteExample("attic lit", implied=unsaid, values=("attic", "light"))
+    values = (("domain", "light"), ("area", "attic"))
+    assert example == RouteExample("attic lit", implied=unsaid, values=values)
     route = fit_route([example], TALK, embed)
 
     def names(text: str, name: str = "HassTurnOn", **arguments: str) -> bool:
@@ -144,6 +146,12 @@ def test_what_a_call_holds_unsaid_is_named_only_if_right_calls_of_that_tool_hold
         ("turn on the lamp, then and the fan too", ["turn on the lamp", "and the fan too"]),
         ("turn on the salt and pepper lamp", None),  # a name
         ("turn on the lamp and tell me a story about bread", None),
+        ("turn on the lamp and the fan", ["turn on the lamp", "turn on the fan"]),
+        ("turn on the lamp and fan please", ["turn on the lamp please", "turn on the fan please"]),
+        ("turn the radio and the oven on", ["turn the radio on", "turn the oven on"]),
+        ("first turn on the fan, then open the oven", ["turn on the fan", "open the oven"]),
+        # of another kind than a lamp, so that it stands in no lamp's place
+        ("turn on the lamp and the attic too", ["turn on the lamp", "the attic too"]),
         ("turn on the lamp", None),
         ("and ", None),
     ],
@@ -151,8 +159,24 @@ def test_what_a_call_holds_unsaid_is_named_only_if_right_calls_of_that_tool_hold
 def test_a_sentence_of_two_wishes_is_cut_between_them_and_in_no_name(
     text: str, wishes: list[str] | None
 ) -> None:
-    route = dataclasses.replace(ROUTES["home"], joined=frozenset({"salt and pepper lamp"}))
-    assert list(route.wishes(text, embed)) == (wishes or [text])
+    named = {"name": frozenset({*THINGS, "salt and pepper lamp"}), "area": frozenset({"attic"})}
+    route = dataclasses.replace(ROUTES["home"], named=named)
+    assert list(route.wishes(text, Router(embed, "").look)) == (wishes or [text])
+
+
+def test_without_an_embedding_model_words_tell_requests_apart_and_go_on_to_with_one() -> None:
+    route = fit_route(HOME_EXAMPLES, TALK, no_embedding)
+    for embedding in (no_embedding, embed):  # one that came later
+        choose = Router(embedding, "").choose
+        assert choose(["turn on the heater"], {"home": route}).adapter == "home"
+        assert choose(["tell me a story about the lamp"], {"home": route}).adapter is None
+        assert choose(["turn on the fan", "and the lamp too"], {"home": route}).adapter == "home"
+
+
+def test_of_three_names_none_is_lost() -> None:
+    text = "turn on the lamp and the fan and the oven"
+    route = dataclasses.replace(ROUTES["home"], named={"name": frozenset(THINGS)})
+    assert " and ".join(route.wishes(text, Router(embed, "").look)) == text
 
 
 def test_a_request_that_leans_on_another_is_told_from_one_that_stands_by_itself(
@@ -164,7 +188,7 @@ def test_a_request_that_leans_on_another_is_told_from_one_that_stands_by_itself(
     route = fit_route([*single, *second], TALK, embed)
 
     def leans(route: Route, *texts: str) -> list[bool]:
-        return [route.leans(vector) for vector in embed(texts)]
+        return [route.leans(vector) for vector in Router(embed, "").look(texts)]
 
     asked = "and the kettle too", "turn on the kettle", "also the door too", "turn on it all"
     assert leans(route, *asked) == [True, False, True, False]
@@ -217,7 +241,8 @@ def test_a_route_holds_for_its_adapter_and_its_embedding_model_alone(tmp_path: P
     with pytest.raises(DataError, match="damaged"):
         read_route(folder, "words")
     tensors = {"weights": ROUTES["home"].weights, "thresholds": ROUTES["home"].thresholds}
-    for told in ('{"implied": 5}', '{"joined": {"a": 1}}', '{"implied": [1]}', "[1]", "{"):
+    for told in ('{"implied": 5}', '{"named": {"a": 1}}', '{"named": [1]}', '{"implied": [1]}',
+                 "[1]", "{"):  # fmt: skip
         bound = {"adapter": "home", "embedding": "words", "told": told}
         (folder / FILE).write_bytes(save(tensors, bound))
         with pytest.raises(DataError, match="damaged"):

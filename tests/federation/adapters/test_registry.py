@@ -262,10 +262,14 @@ def test_a_route_is_made_anew_when_an_example_in_it_is_forgotten(
         assert len(made) == 1
 
 
-def test_without_an_embedding_model_a_route_that_holds_what_was_forgotten_is_dropped(
+def test_without_an_embedding_model_a_route_is_made_of_words_and_none_of_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_route(tmp_path, ROUTE, "words")
     monkeypatch.setenv(paths.MODELS_VARIABLE, str(tmp_path / "none"))
     router.note_route(tmp_path, [RouteExample("where is the key?")], ["hello"])
+    for embedding in (router.WORDS_ALONE, "one that came later"):
+        found = router.read_route(tmp_path, embedding)
+        assert found is not None and found.weights.shape == (2, router.WORDS + 1)
+    router.note_route(tmp_path, [RouteExample("hm", wanted=False)], ["hello"])  # was forgotten
     assert not (tmp_path / router.FILE).exists()
