@@ -36,7 +36,8 @@ WORD = re.compile(r"\w+")
 # Letters of scripts that put no spaces between words (Thai to Khmer, kana, Han): each counts as a
 # word, or a whole sentence would be one.
 UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff]"
 )
 # Questions about all of a text, in the languages in which we could check them; one in other words
 # is answered of what bears on it, as any question is.

@@ -125,7 +125,7 @@ def test_what_a_call_holds_unsaid_is_named_only_if_right_calls_of_that_tool_hold
     ]
     example = route_example(said, HOUSEHOLD)
     unsaid = ("HassTurnOn: domain light",)
-    values = (("domain", "light"), ("area", "attic"))
+    values = (("area", "attic"), ("domain", "light"))
     assert example == RouteExample("attic lit", implied=unsaid, values=values)
     route = fit_route([example], TALK, embed)
 
