@@ -53,6 +53,8 @@ class PlainMatrix:
     rows: npt.NDArray[Any] | Path
     deviation: float  # of the noise on every number of an answer; 0 leaves answers bare, for tests
     factor: float = 1.0  # rows times this is what is multiplied with; numbers of at most about 1
+    # turn a question with its negative, which takes out the error that a key adds to every turn
+    paired: bool = False
 
     def open(self) -> npt.NDArray[Any]:
         """The rows as they are kept."""
@@ -377,10 +379,12 @@ class Multiplier:
 
     An asker who keeps to the protocol knows the noise that it encrypted with, so what the product
     made of it would tell it linear forms of the rows besides the one it asked for. For rows of
-    length 1 that part has a deviation c below 2^-18 (a test measures it). A normal channel carries
-    at most log2(1 + c^2 / d^2) / 2 bits a number: with d = 2^-11 that is 2^-14.4, a fifth of a bit
-    for the 4096 numbers of a ciphertext, 12 bits over 64 questions. A bound on what leaks, not a
-    statistical proof of nothing (that takes d = 2^40 c and a larger modulus).
+    length 1 that part has a deviation c below 2^-17 over all slots (a test measures it: 2^-17.5 to
+    2^-18.6 by key; in few slots, for the error that a key adds to every turn, up to 2^-15.4). A
+    normal channel carries at most log2(1 + c^2 / d^2) / 2 bits a number: with d = 2^-11 that is
+    2^-12.5, 0.7 bits for the 4096 numbers of a ciphertext, 46 bits over 64 questions; of a `paired`
+    matrix c is 2^-19. A bound on what leaks, not a statistical proof of nothing (that takes
+    d = 2^40 c and a larger modulus).
     Not covered: one who uses the head room of the modulus to ask louder than 1; the bits above are
     what it gets.
     Source: Halevi and Shoup 2014 (diagonals); Gentry 2009, section 21 (flooding); Regev 2005 (many
@@ -394,6 +398,7 @@ class Multiplier:
         self._ring = _Ring(named(parameters))
         self._evaluator = self._ring.evaluator
         self._deviation = {name: matrix.deviation for name, matrix in matrices.items()}
+        self._paired = {name: matrix.paired for name, matrix in matrices.items()}
         # name -> number of blocks, and this shard's slabs -> blocks -> diagonals
         self._slabs = {
             name: self._encode(matrix, number, shard, shards)
@@ -431,9 +436,9 @@ class Multiplier:
             from_wire(seal.Ciphertext(), ring.context, vector, ring.parameters.seeded_bytes)
             for vector in vectors
         ]
-        deviation = self._deviation[name.decode()]
+        deviation, paired = self._deviation[name.decode()], self._paired[name.decode()]
         try:
-            steps = [self._baby_steps(each, turning) for each in asked]
+            steps = [self._baby_steps(each, turning, paired) for each in asked]
             return [
                 ring.shortened(
                     self._hidden(self._giant_steps(diagonals, steps, turning), shared, deviation)
@@ -494,23 +499,22 @@ class Multiplier:
         rows, slots = matrix.open(), self._ring.parameters.slots
         blocks = blocks_of(rows.shape[1], slots)
         slabs = [
-            self._encode_slab(
-                rows[2 * slots * slab : 2 * slots * (slab + 1)], blocks, matrix.factor
-            )
+            self._encode_slab(rows[2 * slots * slab : 2 * slots * (slab + 1)], blocks, matrix)
             for slab in range(slabs_of(len(rows), self._ring.parameters))
             if shard_of(number, slab, shards) == shard
         ]
         return len(blocks), slabs
 
     def _encode_slab(
-        self, rows: npt.NDArray[Any], blocks: Sequence[int], factor: float
+        self, rows: npt.NDArray[Any], blocks: Sequence[int], matrix: PlainMatrix
     ) -> list[list[Any]]:
         """For each block its diagonals; None where one is zero."""
         table = self._ring.parameters
-        slots, scale = table.slots, 2.0**table.matrix_scale_bits
+        # the bit that a question gains where it is turned with its negative, here otherwise
+        slots, scale = table.slots, 2.0 ** (table.matrix_scale_bits + (not matrix.paired))
         both = np.zeros((2 * slots, sum(blocks)))
         both[: len(rows), : rows.shape[1]] = rows
-        pairs, index = factor * (both[:slots] + 1j * both[slots:]), np.arange(slots)
+        pairs, index = matrix.factor * (both[:slots] + 1j * both[slots:]), np.arange(slots)
         found, start = [], 0
         for size in blocks:
             diagonals = []
@@ -524,8 +528,9 @@ class Multiplier:
             start += size
         return found
 
-    def _baby_steps(self, first: Any, turning: Any) -> list[Any]:
-        """The question turned by 0 to 31, each twice itself: turned, less its negative turned.
+    def _baby_steps(self, first: Any, turning: Any, paired: bool) -> list[Any]:
+        """The question turned by 0 to 31; paired, each twice itself: turned, less its negative
+        turned.
 
         SEAL's key switching multiplies numbers of 0 to q with a key's errors, not of -q/2 to q/2.
         The mean, q/2 times these errors, is the same in every turn of one key, and stands in few
@@ -540,16 +545,20 @@ class Multiplier:
             raise ProtocolError(
                 "a ciphertext with another scale, size or level than the table's; update both sides"
             )
+        steps = self._turns(first, turning)
+        if not paired:
+            return steps
         negative = self._ring.seal.Ciphertext()
         self._evaluator.negate(first, negative)
-        steps, pair = [], (first, negative)
-        for step in range(BABY_STEPS):
-            if step:
-                pair = (self._turned(pair[0], turning), self._turned(pair[1], turning))
-            twice = self._ring.seal.Ciphertext()
-            self._evaluator.sub(*pair, twice)
-            twice.scale = 2 * twice.scale
-            steps.append(twice)
+        for step, other in zip(steps, self._turns(negative, turning), strict=True):
+            self._evaluator.sub_inplace(step, other)
+            step.scale = 2 * step.scale
+        return steps
+
+    def _turns(self, first: Any, turning: Any) -> list[Any]:
+        steps = [first]
+        while len(steps) < BABY_STEPS:
+            steps.append(self._turned(steps[-1], turning))
         return steps
 
     def _turned(self, ciphertext: Any, turning: Any) -> Any:

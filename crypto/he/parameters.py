@@ -96,7 +96,7 @@ class RingParameters:
 
     @property
     def answer_scale_bits(self) -> int:
-        """CKKS: scale of an answer; every step of a question is the sum of two (`ckks`)."""
+        """CKKS: scale of an answer, with a bit more of question or matrix (`ckks`)."""
         return self.matrix_scale_bits + self.query_scale_bits + 1
 
     @property

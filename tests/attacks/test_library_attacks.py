@@ -344,7 +344,7 @@ def host_view(question: str, passage: int) -> tuple[list[tuple[Any, ...]], list[
     told: list[tuple[Any, ...]] = []
     matrices = {
         "scores": PlainMatrix(rows, SCORE_NOISE),
-        "hint": PlainMatrix(texts.hint, PASSAGE_NOISE, HINT_FACTOR / HINT_UNIT),
+        "hint": PlainMatrix(texts.hint, PASSAGE_NOISE, HINT_FACTOR / HINT_UNIT, paired=True),
     }
     multiplier, asker = Multiplier(SEARCH.name, matrices), Asker(SEARCH.name)
     own = [
