@@ -7,10 +7,10 @@ never runs again.
 
 import asyncio
 import json
-import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from .sandbox.policy import (
     KIT,
     SCRATCH,
     START,
+    TEMPORARY,
     TRUSTED,
     VARIABLES,
     Interpreter,
@@ -338,15 +339,20 @@ class Plugin:
         confined, limits = await asyncio.to_thread(self._policy, broker), self.manifest.head.limits
         folders = [seen for seen in (*confined.folders, *confined.writable) if seen != FILES]
         if await self._launcher() == "landlock":
-            bounds = Bounds(limits.memory_mb << 20, leads=True, threads=limits.processes)
             started, stage = await landlock.start(confined)
+            bounds = Bounds(
+                limits.memory_mb << 20,
+                folders=((Path(f"{stage}{TEMPORARY}"), limits.scratch_mb << 20),),
+                leads=True,
+                threads=limits.processes,
+            )
             folders = [f"{stage}{seen}" for seen in folders]
             try:
                 connection = self._connect(started, bounds, folders)
             except BaseException:
-                shutil.rmtree(stage, ignore_errors=True)
+                landlock.remove(stage)
                 raise
-            connection.afterwards = lambda: shutil.rmtree(stage, ignore_errors=True)
+            connection.afterwards = partial(landlock.remove, stage)
             return connection
         bounds = Bounds(
             limits.memory_mb << 20,

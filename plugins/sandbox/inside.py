@@ -26,6 +26,7 @@ RULESET = f"{HERE}/landlock.json"  # without namespaces
 PORT, BACKLOG = 3128, 16  # of the broker; nobody else is in this network
 SET_SECCOMP, FILTER_MODE, INSTRUCTION_BYTES = 22, 2, 8  # linux/prctl.h, linux/seccomp.h
 DIE_WITH_PARENT, NO_NEW_PRIVILEGES, KILL = 1, 38, 9  # linux/prctl.h, SIGKILL
+TAKE_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF, BENEATH = 444, 445, 446, 1  # linux/landlock.h
 
 
@@ -106,6 +107,7 @@ def give_up(given: dict) -> None:  # type: ignore[type-arg]
     if os.getppid() != given["parent"]:
         raise ProcessLookupError("who started the plugin is gone")
     call(libc.prctl, NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    call(libc.prctl, TAKE_ORPHANS, 1, 0, 0, 0)  # so that whoever counts its family finds them
     handled = struct.pack(f"={len(given['handled'])}Q", *given["handled"])
     ruleset = call(libc.syscall, CREATE_RULESET, handled, len(handled), 0)
     for path, rights in given["rules"]:

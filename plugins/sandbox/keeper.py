@@ -2,7 +2,8 @@
 
 Knows handles of processes (pidfds). Knows nothing of what they are. Imports nothing but the
 standard library: its own process runs this file, isolated.
-Always: whoever is held is killed once the node has ended, however it ended; nobody else is.
+Always: whoever is held is killed once the node has ended, however it ended, with the process group
+that it leads; one that ends before the node leaves nobody of its group. Nobody else is killed.
 
 A parent-death signal is not enough. The kernel does not hand it on to threads, so a plugin whose
 second thread calls execve goes on without one (prctl(2), PR_SET_PDEATHSIG); so does one that
@@ -67,6 +68,30 @@ class Keeper:
 
 
 KEEPER = Keeper()
+OF_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, from Linux 6.9 on
+
+
+def signals_groups() -> bool:
+    """Whether this kernel takes `OF_GROUP`: Linux 6.9, whatever else an older one was given."""
+    handle = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(handle, 0, None, OF_GROUP)
+    except ProcessLookupError:
+        return True  # this process leads none
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def kill_held(handle: int) -> None:
+    """Kill the process of a handle, and the group that it leads or led: while anybody is in that,
+    its number is nobody else's.
+    """
+    for flags in (0, OF_GROUP):
+        with suppress(OSError):  # it has ended; an older kernel, on which a plugin begins nobody
+            signal.pidfd_send_signal(handle, signal.SIGKILL, None, flags)
 
 
 def keep(line: socket.socket, node: int) -> None:
@@ -78,6 +103,7 @@ def keep(line: socket.socket, node: int) -> None:
     while True:
         for ready, _ in looks.poll():
             if ready in held:  # it has ended
+                kill_held(ready)
                 looks.unregister(ready)
                 held.discard(ready)
                 os.close(ready)
@@ -90,8 +116,7 @@ def keep(line: socket.socket, node: int) -> None:
                 while (handles := received(line)) is not None:  # what nobody has read yet
                     held.update(handles)
                 for handle in held:
-                    with suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    kill_held(handle)
                 return
 
 

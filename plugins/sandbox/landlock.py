@@ -1,16 +1,18 @@
-"""Confine a plugin without namespaces: by Landlock, by a stricter filter, and as one process. For
-systems that let nobody make user namespaces, where bubblewrap cannot run.
+"""Confine a plugin without namespaces: by Landlock, by a stricter filter, and as one process group.
+For systems that let nobody make user namespaces, where bubblewrap cannot run.
 
 Covered: contents of files outside of its bundle, of /usr and of what its owner shows to it; writing
-anywhere on a disk, for there is no place that it may write to; the network, whole; other processes
-(signals, tracing, limits, memory, descriptors, environment); further processes of its own; memory,
-threads, CPU time, storage.
+anywhere on a disk but in one private folder that is gone with it; the network, whole; other
+processes (signals, tracing, limits, memory, descriptors, environment); programs that it begins,
+which end with it; memory, processes and threads, CPU time, storage, scratch space.
 Not covered, besides what `linux` does not cover: whether a path that it guesses is there, how large
 and how old that is, and where a link leads (stat, readlink: no right of Landlock's is asked for);
-which numbers of processes are taken.
+which numbers of processes are taken. Processes and scratch space are counted every 0.2 s, not held
+by the kernel.
 
-Always: a kernel whose Landlock lacks a right that is needed confines nothing; what a manifest asks
-for and this cannot hold is refused, by `refuses`, and never granted openly.
+Always: a kernel whose Landlock lacks a right that is needed confines nothing; where it does not
+keep signals within (ABI 6), a plugin stays one process; what a manifest asks for and this cannot
+hold is refused, by `refuses`, and never granted openly.
 Source: linux/landlock.h; Documentation/userspace-api/landlock.rst.
 """
 
@@ -19,7 +21,7 @@ import ctypes
 import json
 import os
 import platform
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +30,7 @@ from pathlib import Path
 from ...core import paths
 from ...core.errors import SandboxUnavailableError
 from ..manifest import Permissions
-from . import interpreter, linux, policy, seccomp
+from . import interpreter, keeper, linux, policy, seccomp
 from .linux import Launch
 from .policy import FILTER, KIT, SandboxPolicy
 from .store import SHARED
@@ -37,12 +39,17 @@ from .watchdog import PROC, THREADS, status
 # From which version of the kernel's interface (ABI) what is handled: removing, making and reading
 # (1), other folders (2), cutting short (3), TCP (4), devices' commands (5), signals and sockets
 # without a path (6). From LEAST on nothing is open: of the rest the filter refuses all.
-LEAST = 4
+LEAST, PROGRAMS = 4, 6  # from PROGRAMS on it may begin others
 CREATE_RULESET, ASK_VERSION = 444, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-IOCTL_DEV = 1 << 15
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 FILES_HANDLED = {4: IOCTL_DEV - 1, 5: 2 * IOCTL_DEV - 1}  # by ABI: all rights that it knows
 BIND_AND_CONNECT, SOCKETS_AND_SIGNALS = 0b11, 0b11
+# in its scratch space: files and folders, and neither links, pipes, sockets nor programs
+SCRATCH_RIGHTS = (
+    READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | MAKE_REG | MAKE_DIR | REMOVE_FILE | REMOVE_DIR
+) | REFER
 DEVICES = {
     "/dev/null": READ_FILE | WRITE_FILE,
     "/dev/zero": READ_FILE | WRITE_FILE,
@@ -89,6 +96,11 @@ def level() -> int:
     return found
 
 
+def begins_programs(version: int) -> bool:
+    """Whether a plugin may begin programs: their signals stay within, and one ends all of them."""
+    return version >= PROGRAMS and keeper.signals_groups()
+
+
 def refuses(asked: Permissions) -> str:
     """What of these permissions cannot be held here, in words; empty if all can."""
     wanted = [
@@ -110,7 +122,8 @@ def ruleset(confined: SandboxPolicy, stage: Path, version: int) -> Ruleset:
         stage: the folder that holds its files.
     """
     look = READ_FILE | READ_DIR
-    rules = {str(stage): look, str(policy.SYSTEM): look | EXECUTE}
+    rules = {str(stage): look, f"{stage}{policy.TEMPORARY}": SCRATCH_RIGHTS}
+    rules[str(policy.SYSTEM)] = look | EXECUTE
     for name, target in linux.system_links().items():
         if target is None:
             rules[f"/{name}"] = look | EXECUTE
@@ -130,14 +143,10 @@ def ruleset(confined: SandboxPolicy, stage: Path, version: int) -> Ruleset:
 
 
 def resource_limits(confined: SandboxPolicy, user: int | None) -> dict[str, int]:
-    """As the policy's, but for threads, which are counted with all others of the user's, and files,
-    of which there are none to write.
-    """
+    """As the policy's, but for processes, which are counted with all others of the user's."""
     taken = threads_of_user(os.geteuid() if user is None else user)
-    return policy.resource_limits(confined) | {
-        "NPROC": taken + confined.limits.processes + SPARE_THREADS,
-        "FSIZE": confined.storage[1] if confined.storage else 0,
-    }
+    most = taken + confined.limits.processes + SPARE_THREADS
+    return policy.resource_limits(confined) | {"NPROC": most}
 
 
 def threads_of_user(user: int) -> int:
@@ -155,7 +164,8 @@ def threads_of_user(user: int) -> int:
 
 def staged(confined: SandboxPolicy, version: int, user: int | None) -> Path:
     """A folder that holds what the plugin reads, laid out as it would see it; folders of its
-    owner's, and what it runs on, are links. Whoever starts the plugin removes it afterwards.
+    owner's, and what it runs on, are links; one folder is its own. Whoever starts the plugin
+    removes it afterwards (`remove`).
 
     Raises:
         SandboxUnavailableError: nowhere that the plugin's user could read it.
@@ -163,7 +173,9 @@ def staged(confined: SandboxPolicy, version: int, user: int | None) -> Path:
     stage = Path(tempfile.mkdtemp(dir=place_for(user), prefix=f"{os.getpid()}-"))
     try:
         files = dict(confined.files)
-        of_plugin = seccomp.Extra(shared=True)
+        scratch = stage / policy.TEMPORARY.lstrip("/")
+        scratch.mkdir()
+        of_plugin = seccomp.Extra(shared=True, writes=True, programs=begins_programs(version))
         files[FILTER] = seccomp.compile_filter(platform.machine(), of_plugin)
         files[RULESET] = json.dumps(asdict(ruleset(confined, stage, version))).encode()
         for path, content in files.items():
@@ -179,10 +191,19 @@ def staged(confined: SandboxPolicy, version: int, user: int | None) -> Path:
                 if user is not None:
                     os.chown(one, -1, user)
                 one.chmod(0o750 if one.is_dir() else 0o440)
+        if user is not None:
+            os.chown(scratch, user, user)
+        scratch.chmod(0o700)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        remove(stage)
         raise
     return stage
+
+
+def remove(stage: Path) -> None:
+    """Take away a stage whose plugin has ended."""
+    # coreutils' own: a plugin's folders may be closed to everybody, or deeper than Python recurses
+    subprocess.run(["rm", "-rf", "--", stage], stderr=subprocess.DEVNULL, check=False)
 
 
 def place_for(user: int | None) -> Path:
@@ -198,7 +219,7 @@ def place_for(user: int | None) -> Path:
                 f"user"
             )
     for old in left_over(place):
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     return place
 
 
@@ -245,5 +266,5 @@ async def start(confined: SandboxPolicy) -> tuple[asyncio.subprocess.Process, Pa
         how = await asyncio.to_thread(launch, confined, stage, user)
         return await linux.spawned(how, "a plugin without namespaces"), stage
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        remove(stage)
         raise

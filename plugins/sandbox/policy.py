@@ -31,7 +31,8 @@ PLACE = re.compile(r"(?:^|(?<==))/(?:plugin/files|data)(?=/|$)")
 DESCRIPTORS = 64
 COMMAND_DESCRIPTORS = 512  # node opens the files that it imports all at once
 SIGNALS = 64
-SCRATCH = ("/dev/shm", "/tmp")  # all folders that can be written; in memory
+TEMPORARY = "/tmp"
+SCRATCH = ("/dev/shm", TEMPORARY)  # all folders that can be written; in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +101,17 @@ def environment(policy: SandboxPolicy, stage: str = "") -> dict[str, str]:
     """All variables that the plugin has; none comes from outside.
 
     Args:
-        stage: the folder that stands in the root's place where there are no mounts, and then
-        nothing can be written to.
+        stage: the folder that stands in the root's place where there are no mounts.
     """
     found = {
         "PATH": "/usr/bin:/bin",
-        "HOME": stage or "/tmp",
+        "HOME": stage + TEMPORARY,
         "LANG": "C.UTF-8",
         "QUIETCHOIR_CONFIG": stage + CONFIG,
     }
     if stage:
         found["QUIETCHOIR_FOLDERS"] = stage + DATA
+        found["TMPDIR"] = stage + TEMPORARY
         # which OpenSSL takes for a broken installation where it is there and cannot be read
         found["OPENSSL_CONF"] = "/dev/null"
     if policy.command:

@@ -2,12 +2,12 @@
 
 Knows the refusals of kernels and distributions, and what their owner can do about them.
 Always: available means that a program was confined a moment ago, and failed to open a socket from
-in there, and without namespaces also to read a file, to begin a process and to signal another.
+in there, and without namespaces also to read a file, to signal another process and to have one that
+leaves its group.
 Bubblewrap comes first; where it cannot run, Landlock is tried, and the report says why.
 """
 
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,21 @@ except PermissionError:
 # without namespaces
 TRIAL_SHARED = b"""
 import os, socket
+def left():
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+        except PermissionError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError
 attempts = {
     "a socket opened": socket.socket,
     "/etc/passwd can be read": lambda: open("/etc/passwd"),
     "other processes are visible": lambda: os.listdir("/proc"),
-    "a process began": os.fork,
+    "a process left its group": left,
     "others can be signalled": lambda: os.kill(os.getppid(), 0),
 }
 found = []
@@ -103,7 +113,7 @@ def probe(wanted: Wanted = "auto") -> SandboxReport:
     return SandboxReport(
         True,
         f"{second.reason}, because {first.reason}; plugins that ask for the network or for folders "
-        f"to write to do not run, and none begins processes",
+        f"to write to do not run",
         f"for all of it: {first.advice}",
         "landlock",
     )
@@ -118,12 +128,14 @@ def by_landlock() -> SandboxReport:
         try:
             asked = run(landlock.launch(trial, stage, user))
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            landlock.remove(stage)
     except (QuietchoirError, OSError, subprocess.SubprocessError) as error:
         return SandboxReport(False, str(error), launcher="landlock")
     if asked.stdout.strip() == "confined":
         runs_on = trial.interpreter.executable
         reason = f"Landlock (version {version}) and a filter, Python {runs_on}"
+        if not landlock.begins_programs(version):
+            reason += "; no plugin begins programs, which Landlock holds from Linux 6.12 on"
         return SandboxReport(True, reason, launcher="landlock")
     said = (asked.stderr or asked.stdout).strip().splitlines()[-1:]
     reason = said[0] if said else f"exit status {asked.returncode}"

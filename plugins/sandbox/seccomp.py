@@ -128,25 +128,30 @@ OPENAT2, SET_ID_BITS = (437, 437), 0o6000
 # A pair of another family than AF_UNIX fails, but has the kernel load what that family is made of.
 EVERYWHERE_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (("socketpair", 0, (1,)),)
 # Without namespaces, where it shares files and processes with others of its user:
-# - it stays one process, so that who ends it has ended all of it; threads it may have;
-# - signals and limits are its own alone; `inside.py` puts its number in the place of OWN, which is
-#   no process's;
+# - where Landlock keeps its signals within (ABI 6), it may begin programs, but none leaves its
+#   process group or is its own sibling, so that who ends the group has ended all of it; else it
+#   stays one process, with threads, and signals itself alone;
+# - limits are its own alone; `inside.py` puts its number in the place of OWN, no process's;
 # - calls that Landlock does not judge, and that change a file or tell more of it than it is there;
 # - pairs of sockets are streams: a datagram of one could be addressed to any local socket;
 # - clocks are the machine's, or its own (-6, -2): those of other processes tell when they compute.
 OWN = 0x7FFFFFFF
-CLONE_THREAD = 0x00010000
+CLONE_THREAD, CLONE_PARENT = 0x00010000, 0x00008000
+BEGINNING = ("fork", "vfork", "tkill")  # refused where it stays one process
+LEAVING = ("setsid", "setpgid")  # refused where it may begin others
 SHARED_REFUSED = (
-    *("fork", "vfork", "tkill", "pidfd_open", "pidfd_send_signal", *CHMODS),
+    *("pidfd_open", "pidfd_send_signal", *CHMODS),
     *("utime", "utimes", "futimesat", "utimensat"),
     *("getxattr", "lgetxattr", "listxattr", "llistxattr"),
 )
 SOCKETPAIR_TYPES = (1, 0x801, 0x80001, 0x80801)  # SOCK_STREAM, as in SOCKET_ARGUMENTS
 CLOCKS = (*range(12), 0xFFFFFFFA, 0xFFFFFFFE)  # CLOCK_REALTIME to CLOCK_TAI
 # which argument, and what it may be
-SHARED_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
+OWN_SIGNALS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     ("kill", 0, (OWN,)),
     ("tgkill", 0, (OWN,)),
+)
+SHARED_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     ("prlimit64", 0, (0, OWN)),
     ("socketpair", 1, SOCKETPAIR_TYPES),
     ("clock_gettime", 0, CLOCKS),
@@ -188,6 +193,7 @@ class Extra:
     listens: bool = False  # and one that listens, and a filter more: for `inside.py` alone
     writes: bool = False  # it may write to a folder of its owner's
     shared: bool = False  # it has no namespaces: others of its user are beside it
+    programs: bool = False  # and may begin programs, as Landlock keeps their signals within
 
 
 def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
@@ -204,7 +210,7 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
     program += bound(column, EVERYWHERE_ARGUMENTS)
     if extra.shared:
-        program += alone(column)
+        program += alone(column, programs=extra.programs)
     if extra.writes:
         program += planting(column)
     if extra.network:
@@ -226,14 +232,17 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
     return [*program, (AT_LEAST, 0, 1, LAST_KNOWN + 1), refuse(errno.ENOSYS), refuse(errno.EPERM)]
 
 
-def alone(column: int) -> list[Instruction]:
-    """Refuse what reaches others of the same user, and further processes."""
+def alone(column: int, *, programs: bool) -> list[Instruction]:
+    """Refuse what reaches others of the same user, and further processes, or else what takes them
+    out of its group.
+    """
     threads = [(ANY_BIT, 1, 0, CLONE_THREAD), refuse(errno.EPERM)]
-    program = only_if(CLONE[column], 0, threads)
-    for name in SHARED_REFUSED:
+    siblings = [(ANY_BIT, 0, 1, CLONE_PARENT), refuse(errno.EPERM)]
+    program = only_if(CLONE[column], 0, siblings if programs else threads)
+    for name in (*SHARED_REFUSED, *(LEAVING if programs else BEGINNING)):
         if (number := ALLOWED[name][column]) is not None:
             program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
-    return program + bound(column, SHARED_ARGUMENTS)
+    return program + bound(column, (*SHARED_ARGUMENTS, *(() if programs else OWN_SIGNALS)))
 
 
 def bound(column: int, arguments: Sequence[tuple[str, int, tuple[int, ...]]]) -> list[Instruction]:

@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .keeper import KEEPER
+from .keeper import KEEPER, kill_held
 
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -56,8 +56,9 @@ class Bounds:
     scratch_bytes: int = 0  # of each
     folders: tuple[tuple[Path, int], ...] = ()  # of the disk, that it writes to, and their bytes
     network: bool = False  # it has TCP connections
-    # no sandbox's process is around it: the one that was started is its first, and has at most so
-    # many threads, which the kernel counts together with all others of its user
+    # no sandbox's process is around it: the one that was started is its first and leads the group
+    # of all others, who have at most so many threads together, which the kernel counts with all
+    # others of its user
     leads: bool = False
     threads: int = 0
 
@@ -105,12 +106,18 @@ class Watchdog:
         self.frozen: tuple[int, ...] = ()  # processes that are stopped until they are needed
         self._ran: list[bytes] | None = None  # for how long each had, when it was stopped
         self._refusals = 0
-        self._first: int | None = None  # pidfd of the leader's child, also once it has no parent
+        # pidfd of the leader's child, also once it has no parent; of the leader where that is first
+        self._first: int | None = None
         with suppress(ProcessLookupError):  # it has ended already
             handle = os.pidfd_open(leader)
             try:
                 KEEPER.hold(handle)
-            finally:
+            except BaseException:
+                os.close(handle)
+                raise
+            if bounds.leads:
+                self._first = handle
+            else:
                 os.close(handle)
 
     async def watch(self) -> None:
@@ -175,13 +182,14 @@ class Watchdog:
                 send(pid, signal.SIGKILL)
             kill_group(self.leader)
         if self._first is not None:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._first, signal.SIGKILL)
+            kill_held(self._first)
             os.close(self._first)
             self._first = None
 
     def _remember(self, pids: Sequence[int]) -> None:
         """Hold on to the first process inside: with it all others of its pid namespace end."""
+        if self.bounds.leads:
+            return
         if self._first is not None and select.select([self._first], [], [], 0)[0]:
             os.close(self._first)  # it was one that set the sandbox up, and has ended
             self._first = None
@@ -211,6 +219,8 @@ class Watchdog:
             return f"its processes held {locks} locks, more than {MAX_LOCKS}"
         if self.bounds.threads and (count := threads_of(pids)) > self.bounds.threads:
             return f"it ran {count} threads, more than {self.bounds.threads}"
+        if self.bounds.leads and state(pids[0]) in "ZX":
+            return "it ended by itself, and others that it began might run on"
         for folder in self._folders:
             if reason := folder.excess(pids[self._outside :]):
                 return reason

@@ -54,8 +54,8 @@ HOSTS_VARIABLE = "QUIETCHOIR_HOSTS"  # JSON: what the owner filled in for `permi
 FOLDERS_VARIABLE = "QUIETCHOIR_FOLDERS"  # where the owner's folders are seen
 DATA = Path(os.environ.get(FOLDERS_VARIABLE, "/data"))
 SHARED = (
-    "this machine's sandbox has no namespaces, so plugins begin no programs and write no files "
-    "(quietchoir doctor says what helps)"
+    "this machine's sandbox has no namespaces: plugins write files in tempfile.gettempdir() alone, "
+    "and begin programs only where Landlock has version 6 (quietchoir doctor says what helps)"
 )
 MAX_BODY = 8 << 20  # bytes of one answer of `fetch`
 
@@ -700,8 +700,8 @@ def granted_folders() -> dict[str, Path]:
 
 
 def granted_path(path: str) -> Path:
-    """Where a path of a granted folder lies, links followed; it begins with the folder's name,
-    which may be left out where there is only one.
+    """Where a path of a granted folder lies, links in it followed; it begins with the folder's
+    name, which may be left out where there is only one.
 
     Raises:
         ToolFailure: nothing is there, or it leads out of what was granted.
@@ -716,9 +716,10 @@ def granted_path(path: str) -> Path:
         found = (DATA / words).resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # also a NUL in it, and links in a circle
         raise ToolFailure(f"{path[:200]!r}: there is no such file") from None
-    if not any(found.is_relative_to(folder.resolve()) for folder in known.values()):
-        raise ToolFailure(f"{path[:200]!r} leads out of the folders that are granted")
-    return found
+    for folder in known.values():  # without namespaces each is a link itself
+        if found.is_relative_to(real := folder.resolve()):
+            return folder / found.relative_to(real)
+    raise ToolFailure(f"{path[:200]!r} leads out of the folders that are granted")
 
 
 def write_whole(path: Path, content: bytes) -> None:

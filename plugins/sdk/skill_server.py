@@ -7,6 +7,7 @@ in. Always: what it reads and runs is a file of that bundle.
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from quietchoir_sdk import SERVER, ToolFailure, serve  # type: ignore[import-not-found]
@@ -40,7 +41,7 @@ def run(script: str, arguments: list[str] | None = None, text: str = "") -> str:
         capture_output=True,
         text=True,
         errors="replace",
-        cwd="/tmp",
+        cwd=tempfile.gettempdir(),
     )
     if done.returncode != 0:
         raise ToolFailure(f"{script} ended with {done.returncode}: {done.stderr[-2000:]}")

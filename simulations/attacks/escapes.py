@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...core.config import PluginsConfig
+from ...core.errors import ToolError
 from ...core.toolcall import ToolCall
 from ...plugins import manifest
 from ...plugins.host import PluginHost
@@ -105,6 +106,7 @@ class Escape:
     grant: Literal["", "hosts", "write_folders"] = ""  # what the plugin was granted besides
     everywhere: bool = True  # else a kernel may lack what it tries: then it is not counted
     gap: bool = False  # not held without namespaces, and said so in plugins/README.md
+    shared: bool = False  # tried without namespaces alone, where it would matter
 
 
 def table() -> tuple[Escape, ...]:
@@ -116,6 +118,7 @@ def table() -> tuple[Escape, ...]:
         *(Escape(name, lines, "loose", everywhere=False) for name, lines in PERHAPS.items()),
         *(Escape(name, lines, "process", "hosts") for name, lines in ONLINE.items()),
         *(Escape(name, lines, "process", "write_folders") for name, lines in PLANTING.items()),
+        *(Escape(name, lines, "process", shared=True) for name, lines in SHARED.items()),
     )
 
 
@@ -231,7 +234,9 @@ INSIDE = {
     ),
     "write to the root": "open('/planted', 'w')",
     "write beside its files": "open('/plugin/planted', 'w')",
-    "thirty processes": ("for _ in range(30):\n    if os.fork() == 0:\n        signal.pause()\n"),
+    "thirty processes": (
+        "for _ in range(30):\n    if os.fork() == 0:\n        signal.pause()\ntime.sleep(2)"
+    ),
     "more memory than granted": "held = bytearray(300 << 20)",
     "a thousand open files": "[os.open('/dev/null', 0) for _ in range(1000)]",
     "a large file": "open('/tmp/large', 'wb').write(bytes(8 << 20))",
@@ -291,6 +296,53 @@ PLANTING = {
     "in a folder: a named pipe": "os.mkfifo(D['out'] + '/pipe')",
     "in a folder: to write beside it": "open(D['out'] + '/../beside', 'w')",
 }
+
+
+# Without namespaces: out of the group with which it ends, and out of its scratch space
+SPACE = "space = os.environ.get('TMPDIR', D['folder'])\n"
+SHARED = {
+    "a session of its own": "os.setsid()",
+    "a group of its own": "os.setpgid(0, 0)",
+    "a sibling in the place of a child": (
+        "call((56, 220), 0x8000 | 17, 0, 0, 0, 0) or os._exit(0)"
+    ),
+    "signal everybody": (
+        "child = os.fork()\nif child == 0:\n    signal.pause()\n"
+        "os.kill(D['process'], signal.SIGCONT); os.kill(child, signal.SIGKILL)"
+    ),
+    "a child that reads the owner's key": (
+        "child = os.fork()\nif child == 0:\n    os._exit(not open(D['key']).read())\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    ),
+    "a program that reads the owner's key": (
+        "runs = os.posix_spawn('/usr/bin/cat', ['cat', D['key']], {}, file_actions="
+        "[(os.POSIX_SPAWN_OPEN, 1, '/dev/null', os.O_WRONLY, 0)])\n"
+        "assert os.waitpid(runs, 0)[1] == 0"
+    ),
+    "a program in its scratch space": (
+        f"{SPACE}held = os.open(space + '/run', os.O_CREAT | os.O_WRONLY, 0o755)\n"
+        "os.write(held, b'#!/bin/sh\\n'); os.close(held)\n"
+        "assert os.waitpid(os.posix_spawn(space + '/run', ['run'], {}), 0)[1] == 0"
+    ),
+    "a link in its scratch space": f"{SPACE}os.symlink('/etc/passwd', space + '/planted')",
+    "a second name in its scratch space": (
+        f"{SPACE}open(space + '/one', 'w').close(); os.link(space + '/one', space + '/two')"
+    ),
+    "a file there that runs as its owner": (
+        f"{SPACE}os.open(space + '/suid', os.O_CREAT | os.O_WRONLY, 0o4755)"
+    ),
+    "a named pipe there": f"{SPACE}os.mkfifo(space + '/pipe')",
+    "a large file there": (
+        f"{SPACE}try:\n    open(space + '/large', 'wb').write(bytes(8 << 20))\n"
+        "finally:\n    os.unlink(space + '/large')"
+    ),
+    "a file beside it": (
+        "space = os.environ.get('TMPDIR', D['folder'] + '/space')\n"
+        "open(os.path.dirname(space) + '/beside', 'w')"
+    ),
+}
+# What the watchdog counts there: it may end the plugin, with all that it began
+COUNTED = ("thirty processes", "a large file there")
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,11 +551,19 @@ async def as_plugin(
     try:
         if host.plugins["tests/escapes"].refused_by(host.report.launcher):
             return dict.fromkeys(attempts, NOT_GRANTED)
-        arguments = {"attempts": dict(attempts), "decoys": table}
-        result = await host.call(ToolCall("attack", arguments), DEADLINE_S)
+        alone = {*COUNTED} & attempts.keys() if launcher == "landlock" else set[str]()
+        found = dict[str, str]()
+        for names in (attempts.keys() - alone, *({one} for one in alone)):
+            of = {name: lines for name, lines in attempts.items() if name in names}
+            call = ToolCall("attack", {"attempts": of, "decoys": table})
+            try:
+                found |= json.loads((await host.call(call, DEADLINE_S)).text)
+            except ToolError as error:
+                if not names <= alone:
+                    raise
+                found |= dict.fromkeys(names, str(error))
     finally:
         await host.stop()
-    found: dict[str, str] = json.loads(result.text)
     return found
 
 
@@ -514,6 +574,10 @@ async def tried(
     went, and the verdict.
     """
     rows = table()
+
+    def rows_for(launcher: Launcher) -> list[Escape]:
+        return [row for row in rows if launcher == "landlock" or not row.shared]
+
     with decoys() as aims:
         answering = await asyncio.start_server(greet, "127.0.0.1", 0)
         port = answering.sockets[0].getsockname()[1]
@@ -524,7 +588,7 @@ async def tried(
         try:
             for launcher in launchers:
                 for grant in ("", "hosts", "write_folders"):
-                    of = {row.name: row.lines for row in rows if row.grant == grant}
+                    of = {row.name: row.lines for row in rows_for(launcher) if row.grant == grant}
                     product[launcher] |= await as_plugin(of, aims, grant, launcher)
             for arm, run in arms.items():  # last: some of them change their decoys
                 of = {row.name: row.lines for row in rows if row.control == arm}
@@ -539,7 +603,7 @@ async def tried(
                 "product": found[row.name],
                 "verdict": verdict(row, control[row.name], found[row.name], launcher),
             }
-            for row in rows
+            for row in rows_for(launcher)
         ]
         for launcher, found in product.items()
     }

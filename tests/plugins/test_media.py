@@ -17,6 +17,7 @@ from quietchoir.plugins import installing, manifest
 from quietchoir.plugins.grants import PluginSettings
 from quietchoir.plugins.host import BUILTIN
 from quietchoir.plugins.running import Plugin
+from quietchoir.plugins.sandbox import landlock
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
 Ask = Callable[..., tuple[str, bool]]
@@ -113,6 +114,32 @@ def test_a_picture_that_is_a_trap_or_none_is_refused(ask: Ask, shown: Path, name
     said, ok = ask("media_thumbnail", path=f"pictures/{name}")
     assert not ok and told in said
     (shown / "pictures" / name).unlink()
+
+
+def test_sound_and_words_are_read_without_namespaces_too(
+    shared: SandboxReport, shown: Path, tmp_path: Path
+) -> None:
+    if not landlock.begins_programs(landlock.abi()):
+        pytest.skip(f"Landlock has version {landlock.abi()} here")
+    if not all(shutil.which(name, path="/usr/bin") for name in ("ffprobe", "tesseract")):
+        pytest.skip("no ffprobe or no tesseract; make system-packages brings them")
+    (shown / "pictures" / "tone.wav").write_bytes(tone())
+    (shown / "pictures" / "words.png").write_bytes(photograph())
+    installing.fill_in(tmp_path, PluginSettings(folders={"pictures": shown / "pictures"}))
+    plugin = Plugin(manifest.read(BUILTIN / "media"), tmp_path, {}, sandbox="landlock")
+
+    async def asked() -> list[tuple[str, bool]]:
+        calls = ("media_describe", "tone.wav"), ("media_words", "words.png")
+        try:
+            return [
+                await plugin.call(tool, {"path": f"pictures/{name}"}, 60) for tool, name in calls
+            ]
+        finally:
+            await plugin.stop()
+
+    (described, heard), words = asyncio.run(asked())
+    assert heard and "audio: pcm_s16le, 8000 Hz" in described
+    assert words == ("No words were found.", True)
 
 
 def test_sound_is_described_where_ffmpeg_is_and_a_sentence_elsewhere(ask: Ask, shown: Path):

@@ -13,7 +13,8 @@ from quietchoir.core.errors import ManifestError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import installing, skills
 from quietchoir.plugins.host import PluginHost, available
-from quietchoir.plugins.sandbox.probe import SandboxReport
+from quietchoir.plugins.sandbox import landlock
+from quietchoir.plugins.sandbox.probe import Launcher, SandboxReport
 
 SKILL = """---
 name: word-count
@@ -46,9 +47,16 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.parametrize("launcher", ["bubblewrap", "landlock"])
 async def test_a_skill_is_installed_read_on_demand_and_run_confined(
-    sandbox: SandboxReport, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: SandboxReport,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: Launcher,
 ) -> None:
+    if launcher == "landlock" and not landlock.begins_programs(landlock.abi()):
+        pytest.skip(f"Landlock has version {landlock.abi()} here")
     monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
     terms = installing.open_bundle(folder, tmp_path / "unused")
     assert (terms.id, terms.head.version, terms.head.kind) == (
@@ -57,7 +65,7 @@ async def test_a_skill_is_installed_read_on_demand_and_run_confined(
         "skill",
     )
     installing.install(terms, {})
-    host = PluginHost(PluginsConfig(enabled=()))
+    host = PluginHost(PluginsConfig(enabled=()), sandbox=launcher)
     await host.start()
     try:
         shown = {tool.name: tool for tool in host.tools()}

@@ -4,7 +4,7 @@ Runs inside a sandbox: what it runs has no network and no file of its owner's. O
 ruff and pytest.
 Always: no process of a run outlives it, and nothing else of it does: what is run could change
 `/tmp` and this server's own memory, so the node ends the server after each call
-(`runtime.fresh`).
+(`runtime.fresh`), with all that a run without namespaces left beside it.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from typing import IO
 
 from quietchoir_sdk import ToolFailure, paged, serve, tool  # type: ignore[import-not-found]
 
-PACKAGES = Path("/plugin/files")
+PACKAGES = Path(__file__).resolve().parents[1] / "files"
 MAX_CODE, MAX_SECONDS = 60_000, 8  # characters; the node waits 10 s for a call by default
 HEAD, TAIL = 2000, 800  # characters of an output that are told
 # runs main.py, and shows the value of its last line as an interactive Python does
@@ -65,11 +65,11 @@ def run(
     """
     if sum(map(len, (*files.values(), text))) > MAX_CODE:
         raise ToolFailure(f"more than {MAX_CODE} characters of code; send less")
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         folder = Path(place)
         for name, content in files.items():
             (folder / name).write_text(content, "utf-8", errors="replace")
-        with tempfile.TemporaryFile(dir="/tmp") as said:
+        with tempfile.TemporaryFile() as said:
             started = subprocess.Popen(
                 words,
                 cwd=folder,
@@ -77,7 +77,8 @@ def run(
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                # without namespaces nobody leaves this server's group, with which all end
+                start_new_session=os.getpid() == 1,
             )
             try:
                 started.communicate(text.encode(errors="replace"), timeout=seconds)
@@ -93,11 +94,11 @@ def run(
 def end_all(started: "subprocess.Popen[bytes]") -> None:
     """End a run with all that it started."""
     with suppress(ProcessLookupError):
-        # in the sandbox this server is the first process, and all others are the run's
+        # in its own pid namespace this server is the first process, and all others are the run's
         if os.getpid() == 1:
             os.kill(-1, signal.SIGKILL)
         else:
-            os.killpg(started.pid, signal.SIGKILL)
+            started.kill()
     started.wait()
     with suppress(ChildProcessError):
         while os.getpid() == 1:

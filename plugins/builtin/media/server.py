@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,7 +201,7 @@ def media_words(path: str, language: str = "eng", page: int = 1) -> str:
     if not language.replace("+", "").replace("_", "").isalpha() or len(language) > 30:
         raise ToolFailure(f"{language[:40]!r} is no language; expected for example eng or deu")
     words = program("tesseract", "tesseract-ocr")
-    scratch = Path("/tmp/words.png")
+    scratch = Path(tempfile.gettempdir(), "words.png")
     smaller(file_of(path), READ_PIXELS).save(scratch)
     try:
         said = run([words, str(scratch), "stdout", "-l", language]).decode("utf-8", "replace")
@@ -250,7 +251,7 @@ def media_thumbnail(path: str, pixels: int = 256) -> str:
     found = file_of(path)
     folder = writable(found)
     picture = smaller(found, pixels)
-    scratch = Path("/tmp/small.jpg")
+    scratch = Path(tempfile.gettempdir(), "small.jpg")
     picture.save(scratch, "JPEG", quality=85)  # without what the camera wrote
     made = new_file(folder, f"{found.stem}-{pixels}", scratch.read_bytes())
     return f"Wrote {name_of(made)}: {picture.width} × {picture.height} pixels."
@@ -261,7 +262,7 @@ def media_still(path: str, second: float = 0.0) -> str:
     """Write one picture of a film into a folder that is granted for writing."""
     found = file_of(path)
     folder = writable(found)
-    scratch = Path("/tmp/still.jpg")
+    scratch = Path(tempfile.gettempdir(), "still.jpg")
     scratch.unlink(missing_ok=True)
     words = [program("ffmpeg", "ffmpeg"), "-v", "error", "-protocol_whitelist", "file"]
     words += ["-threads", "1", "-ss", f"{max(0.0, second):.3f}", "-i", f"file:{found}"]

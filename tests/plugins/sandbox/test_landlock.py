@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import pytest
 
 from quietchoir.core.errors import SandboxUnavailableError, ToolError
 from quietchoir.core.toolcall import ToolCall
+from quietchoir.plugins import manifest
+from quietchoir.plugins.host import BUILTIN
 from quietchoir.plugins.manifest import Permissions, PluginLimits
+from quietchoir.plugins.running import Plugin
 from quietchoir.plugins.sandbox import interpreter, keeper, landlock, policy, seccomp, watchdog
 from quietchoir.plugins.sandbox.policy import SandboxPolicy
 from quietchoir.plugins.sandbox.probe import SandboxReport
@@ -58,6 +62,9 @@ def test_what_is_handled_grows_with_the_kernel_and_what_is_left_does_not(tmp_pat
     assert newest.handled == (0xFFFF, 3, 3)
     assert oldest.rules == newest.rules
     found = dict(oldest.rules)
+    space = found.pop(f"{tmp_path / 's'}/tmp")
+    assert not space & landlock.EXECUTE and space & landlock.WRITE_FILE
+    assert not space & (1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12)  # devices, pipes, links …
     assert found[str(tmp_path / "s")] == found[str(shown)] == look
     assert found["/usr"] == found[str(runs)] == look | landlock.EXECUTE
     writing = {path for path, rights in found.items() if rights & landlock.WRITE_FILE}
@@ -87,6 +94,14 @@ def test_what_it_cannot_hold_is_refused_in_words() -> None:
         landlock.launch(confined(broker=3), Path("/s"), None)
 
 
+def test_a_stage_is_taken_away_with_folders_that_its_plugin_closed(tmp_path: Path) -> None:
+    (tmp_path / "stage" / "tmp" / "open").mkdir(parents=True)
+    (tmp_path / "stage" / "tmp" / "open" / "file").write_text("left")
+    (tmp_path / "stage" / "tmp" / "open" / "closed").mkdir(mode=0)
+    landlock.remove(tmp_path / "stage")
+    assert not (tmp_path / "stage").exists()
+
+
 async def test_where_its_files_find_no_place_it_is_not_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -97,10 +112,11 @@ async def test_where_its_files_find_no_place_it_is_not_started(
 
 
 @pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
-def test_the_filter_leaves_one_process_its_own_signals_and_nothing_of_others(
+def test_the_filter_leaves_its_own_signals_or_its_group_and_nothing_of_others(
     machine: str, column: int
 ) -> None:
     program = seccomp.compile_filter(machine, seccomp.Extra(shared=True))
+    grouped = seccomp.compile_filter(machine, seccomp.Extra(shared=True, programs=True))
     usual = seccomp.compile_filter(machine)
     architecture = seccomp.MACHINES[machine]
 
@@ -113,7 +129,18 @@ def test_the_filter_leaves_one_process_its_own_signals_and_nothing_of_others(
     for name in seccomp.SHARED_REFUSED:
         if seccomp.ALLOWED[name][column] is not None:
             assert (said(name), said(name, of=usual)) == (no, seccomp.ALLOW)
+            assert said(name, of=grouped) == no
+    for names, allowing in ((seccomp.BEGINNING, grouped), (seccomp.LEAVING, program)):
+        for name in names:
+            if seccomp.ALLOWED[name][column] is not None:
+                both = {said(name), said(name, of=grouped)}
+                assert (both, said(name, of=allowing)) == ({no, seccomp.ALLOW}, seccomp.ALLOW)
     assert said("clone", 0x01200011) == no
+    assert said("clone", 0x01200011, of=grouped) == seccomp.ALLOW
+    assert said("clone", 0x01208011, of=grouped) == no  # a sibling
+    assert said("clone", 0x11200011, of=grouped) == no  # a namespace
+    assert said("kill", 1, of=grouped) == seccomp.ALLOW  # Landlock's to judge
+    assert said("prlimit64", 1, of=grouped) == no
     assert said("clone", 0x003D0F00) == seccomp.ALLOW
     assert said("clone", 0x003D0F00 | 0x10000000) == no  # a thread, and a namespace
     for name in ("kill", "tgkill"):
@@ -209,9 +236,10 @@ async def test_threads_beyond_its_limit_end_it(inside: Callable[..., Any]) -> No
         await host.call(ToolCall("attack"))
 
 
-async def test_the_kernel_bounds_its_memory_and_it_begins_no_program(
-    inside: Callable[..., Any],
+async def test_the_kernel_bounds_its_memory_and_where_it_cannot_keep_signals_nothing_begins(
+    inside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: landlock.PROGRAMS - 1)
     body = """
     found = []
     for attempt in (lambda: bytearray(300 << 20), os.fork, lambda: subprocess.run(["/bin/true"])):
@@ -227,12 +255,118 @@ async def test_the_kernel_bounds_its_memory_and_it_begins_no_program(
     assert found.text == "MemoryError PermissionError PermissionError"
 
 
-async def test_a_tool_that_begins_a_program_says_what_is_not_there(
-    inside: Callable[..., Any],
+async def test_a_tool_that_begins_a_program_says_where_that_is_held(
+    inside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: landlock.PROGRAMS - 1)
     host = await inside(hostile("subprocess.run(['/bin/true'])"))
     found = await host.call(ToolCall("attack"))
-    assert not found.ok and "has no namespaces, so plugins begin no programs" in found.text
+    assert not found.ok and "programs only where Landlock has version 6" in found.text
+
+
+@pytest.fixture
+def programs(shared: SandboxReport) -> None:
+    """A machine whose Landlock holds programs that a plugin begins."""
+    if not landlock.begins_programs(landlock.abi()):
+        pytest.skip(f"Landlock has version {landlock.abi()} here")
+
+
+# a grandchild whose parent is gone, and that holds none of the plugin's streams
+LEAVES = """
+if os.fork() == 0:
+    if os.fork() == 0:
+        for one in range(3):
+            os.close(one)
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+"""
+
+
+async def test_programs_that_a_plugin_begins_are_counted_stopped_and_end_with_it(
+    programs: None, inside: Callable[..., Any]
+) -> None:
+    body = f"""
+    import tempfile
+    {textwrap.indent(LEAVES, "    ").strip()}
+    place = tempfile.mkdtemp()
+    open(place + "/note", "w").write("kept")
+    return subprocess.run(["cat", "note"], cwd=place, capture_output=True, text=True).stdout
+    """
+    host = await inside(hostile(body))
+    assert (await host.call(ToolCall("attack"))).text == "kept"
+    plugin = host.plugins["tests/hostile"]
+    leader = plugin.connection.pid
+    _, orphan = watchdog.family(leader)
+    handle = os.pidfd_open(orphan)
+    try:
+        async with asyncio.timeout(20):
+            while not plugin.connection.watchdog.frozen:
+                await asyncio.sleep(0.02)
+        assert watchdog.state(orphan) == "T"
+        await host.stop()
+        assert has_ended(handle)
+    finally:
+        os.close(handle)
+
+
+async def test_whoever_is_left_of_a_plugin_that_ended_by_itself_ends_too(
+    programs: None, inside: Callable[..., Any]
+) -> None:
+    body = f"""
+    {textwrap.indent(LEAVES, "    ").strip()}
+    return "left"
+    """
+    host = await inside(hostile(body))
+    assert (await host.call(ToolCall("attack"))).text == "left"
+    leader, orphan = watchdog.family(host.plugins["tests/hostile"].connection.pid)
+    handle = os.pidfd_open(orphan)
+    try:
+        os.kill(leader, signal.SIGKILL)
+        assert has_ended(handle)
+    finally:
+        os.close(handle)
+
+
+async def test_processes_beyond_its_limit_end_it_with_all_of_them(
+    programs: None, inside: Callable[..., Any]
+) -> None:
+    body = """
+    for _ in range(30):
+        if os.fork() == 0:
+            time.sleep(600)
+    time.sleep(60)
+    """
+    host = await inside(hostile(body))
+    with pytest.raises(ToolError, match=r"ran \d+ threads, more than 6"):
+        await host.call(ToolCall("attack"))
+
+
+async def test_scratch_space_beyond_its_limit_ends_it(inside: Callable[..., Any]) -> None:
+    body = """
+    for number in range(9):
+        with open(f"{os.environ['TMPDIR']}/{number}", "wb") as file:
+            file.write(bytes(1 << 20))
+    time.sleep(60)
+    """
+    host = await inside(hostile(body))
+    with pytest.raises(ToolError, match=r"tmp holds more than 2 MB"):
+        await host.call(ToolCall("attack"))
+
+
+async def test_the_code_plugin_runs_checks_and_tests_without_namespaces(
+    programs: None, tmp_path: Path
+) -> None:
+    plugin = Plugin(manifest.read(BUILTIN / "code"), tmp_path / "code", {}, sandbox="landlock")
+    try:
+        run = {"code": "import numpy\nint(numpy.arange(4).sum())"}
+        assert await plugin.call("code_run", run, 60) == ("6", True)
+        assert await plugin.call("code_format", {"code": "x=1"}, 60) == ("x = 1", True)
+        tests = "from main import f\ndef test_f(): assert f() == 2"
+        said, ok = await plugin.call("code_test", {"code": "def f(): return 2", "tests": tests}, 60)
+        assert ok and "1 passed" in said
+    finally:
+        await plugin.stop()
 
 
 async def test_who_asks_for_the_network_is_off_and_says_why(
@@ -267,7 +401,8 @@ async def test_who_cannot_be_watched_does_not_run(
 def test_it_ends_with_the_node_and_its_folder_goes_at_the_next_start(
     shared: SandboxReport, tmp_path: Path
 ) -> None:
-    bundle = write_bundle(tmp_path / "hostile", hostile("return 'ran'"))
+    begins = landlock.begins_programs(landlock.abi())
+    bundle = write_bundle(tmp_path / "hostile", hostile((LEAVES if begins else "") + "return ''"))
     node = subprocess.Popen(
         [sys.executable, "-c", STARTS, bundle, tmp_path / "private"],
         stdout=subprocess.PIPE,
@@ -276,13 +411,16 @@ def test_it_ends_with_the_node_and_its_folder_goes_at_the_next_start(
     assert node.stdout is not None
     pid = int(node.stdout.readline())
     with node.stdout:
-        handle = os.pidfd_open(pid)
+        family = watchdog.family(pid)
+        assert len(family) == 1 + begins
+        handles = list(map(os.pidfd_open, family))
         try:
             node.send_signal(signal.SIGKILL)
             node.wait()
-            assert has_ended(handle)
+            assert all(map(has_ended, handles))
         finally:
-            os.close(handle)
+            for handle in handles:
+                os.close(handle)
     place = landlock.place_for(interpreter.unprivileged_user())
     assert not [one for one in place.iterdir() if one.name.startswith(f"{node.pid}-")]
 
@@ -301,4 +439,4 @@ def test_a_limit_counts_the_threads_that_its_user_has_already() -> None:
     assert before >= 1
     found = landlock.resource_limits(asked, user if user else None)
     assert found["NPROC"] >= 3 + landlock.SPARE_THREADS
-    assert found["FSIZE"] == 0 and found["CORE"] == 0
+    assert found["FSIZE"] == asked.limits.scratch_mb << 20 and found["CORE"] == 0
