@@ -31,6 +31,7 @@ from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import Identity
 from .adapters.registry import Card, Registry, content_hash, make_card
 from .aggregation.base import ClientSecrets
+from .aggregation.clipping import carried_stops
 from .aggregation.ranges import tensor_stops
 from .costs import round_cost
 from .events import (
@@ -163,7 +164,8 @@ def join(
             )
         )
     weights = model_of(options, config, policy, loaded)
-    cost = round_cost(policy, options.rehearse if weights is None else vector_size(policy, weights))
+    values = options.rehearse if weights is None else vector_size(policy, weights)
+    cost = round_cost(policy, policy.carried(values))
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
@@ -171,6 +173,7 @@ def join(
     learner, size = make_learner(
         options, config, policy, weights, name, ending(on_event, away), examples=examples, lent=lent
     )
+    size = policy.carried(size)
     with ExitStack() as opened:
         crypto_worker = opened.enter_context(closing(Worker(MemberService)))
         opened.enter_context(closing(hold(folder)))
@@ -293,7 +296,7 @@ def model_of(
 
 
 def vector_size(policy: Policy, weights: "Weights") -> int:
-    """Values that rounds carry: of the adapter that is trained, or of a public set."""
+    """Values that are learned: of the adapter that is trained, or of a public set."""
     if policy.distillation.on:
         return policy.distillation.size
     from ..core.models.lora.adapter import Layout
@@ -410,7 +413,10 @@ class ClientNode:
             self.keys.identity,
             self.learner,
             size=self.size,
-            stops=tensor_stops(policy.adapter, None if policy.distillation.on else self.weights),
+            stops=carried_stops(
+                policy,
+                tensor_stops(policy.adapter, None if policy.distillation.on else self.weights),
+            ),
             consent=self.config.consent,
             ledger=self.ledger,
             adopt=partial(self.adopt, policy),
@@ -431,7 +437,8 @@ class ClientNode:
     def note_sent(self, policy: Policy, task: Task, size: int) -> None:
         """Write down what leaves. Raises: QuietchoirError: the disk refuses, and nothing leaves."""
         place, told, self.trained = task.round_id, self.trained, None
-        limits = {} if told is None else {"clipped": told.clipped or 0.0, "left": told.left or 0}
+        names = ("clipped", "shortened", "left")
+        limits = {} if told is None else {name: getattr(told, name) or 0 for name in names}
         SentMessages(self.database).note(
             place.run, place.round, task.stage, policy.protection.mode, size,
             {name: value for name, value in limits.items() if value},

@@ -16,7 +16,7 @@ def round_cost(policy: Policy, size: int) -> WireCost:
     """What a round costs.
 
     Args:
-        size: values of the adapter.
+        size: values that rounds carry (`Policy.carried` of the adapter's).
     """
     cohort = max(policy.recipe.cohort or len(policy.members), policy.protection.min_cohort)
     sums = AGGREGATIONS[policy.protection.kind].wire_cost(policy, size, cohort)

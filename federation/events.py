@@ -140,6 +140,8 @@ class TrainedEvent(FederationEvent):
     # of its values, 0 to 1, that moved further than the federation's range and are cut to it; None:
     # none
     clipped: float | None = None
+    # with noise: to so much of its length, 0 to 1, its change was shortened; None: it was not
+    shortened: float | None = None
     # examples that wait for a later round's draw: the recipe bounds a round's steps; None: none
     left: int | None = None
 

@@ -17,6 +17,7 @@ from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import AdderService
 from ..crypto.identity.keys import Identity
 from .adapters.registry import Registry, content_hash, make_card
+from .aggregation.clipping import carried_stops
 from .aggregation.ranges import tensor_stops
 from .events import FederationEvent, OnEvent, OpenEvent, PageEvent, RenewedEvent, StartingEvent
 from .membership import roster
@@ -116,8 +117,8 @@ def coordinate(
                 policy,
                 signer,
                 link,
-                size=size,
-                stops=tensor_stops(policy.adapter, weights),
+                size=policy.carried(size),
+                stops=carried_stops(policy, tensor_stops(policy.adapter, weights)),
                 store=store,
                 keep=keep,
                 on_event=on_event,

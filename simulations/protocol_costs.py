@@ -201,6 +201,7 @@ def wire_of(scenario: Scenario, size: int) -> WireCost:
     cohort = min(scenario.recipe.cohort or scenario.population.count or 3, MOST)
     recipe = dataclasses.replace(scenario.recipe, cohort=cohort)
     policy = rules_of(dataclasses.replace(scenario, recipe=recipe))
+    size = policy.carried(size)
     session = session_of(cohort, Codec(size, policy).length, scenario.protection.bits)
     up, down = bytes_of(session, session.plan(cohort), cohort, cohort)
     total = BitRing(length=size, bits=scenario.protection.bits, parties=cohort).wire_bytes
@@ -236,6 +237,7 @@ def compute(scenario: Scenario, size: int) -> dict[str, Any]:
     scale, policy = scenario.scale, rules_of(scenario)
     if scale.cohort > MOST:
         raise ConfigError(f"scale.cohort = {scale.cohort}; one sum has at most {MOST} members")
+    size = policy.carried(size)
     length, n = Codec(size, policy).length, scale.cohort
     cost, unit = cohort_cost(n, length, scenario.protection.bits, scale.dropouts)
     rounds = scenario.recipe.rounds

@@ -85,6 +85,8 @@ def line(event: FederationEvent, rounds: int, *, modelled: bool = False) -> str 
         case RoundEvent(name="round", entry=entry):
             sent = list(entry["bytes_up"].values())
             spent = "" if entry.get("epsilon") is None else f"   epsilon {entry['epsilon']:.2f}"
+            spent += "" if entry.get("clip") is None else f"   clip {entry['clip']:.3g}"
+            loss = "–" if entry["loss"] is None else f"{entry['loss']:.3f}"
             behind = entry.get("columns") or {}
             columns = (
                 (f"   ranks {'/'.join(behind)} by {'/'.join(map(str, behind.values()))}")
@@ -96,7 +98,7 @@ def line(event: FederationEvent, rounds: int, *, modelled: bool = False) -> str 
             return (
                 f"  round {entry['round']:>2}/{rounds}   accuracy so far "
                 f"{percent(entry['accuracy']):>7}   "
-                f"loss {entry['loss'] or 0:.3f}   {len(entry['parties'])} nodes   "
+                f"loss {loss}   {len(entry['parties'])} nodes   "
                 f"{size(sum(sent) / len(sent))} sent by each{', bare' if modelled else ''}   "
                 f"{entry['seconds']:.1f} s, {entry['seconds'] - entry['work_seconds']:.2f} s of it "
                 f"protection"

@@ -149,7 +149,8 @@ def perform(
         **told.measures(scenario, outcome, cast.size),
         **judged(scenario, cast, last.get("")),
     }
-    if scenario.attack and "" in last:  # attackers give full marks; rounds' own figures hold those
+    # attackers give full marks, which rounds' own figures hold; and private rounds have none
+    if (scenario.attack or not scenario.privacy.counts) and "" in last:
         result["accuracy"]["after"] = pooled(cast.honest(), last[""])
     if laps:
         result["schedules"] = [asdict(lap) for lap in laps]
@@ -239,6 +240,7 @@ def line_of(entry: Mapping[str, Any]) -> dict[str, Any]:
         "loss": entry["loss"],
         "accuracy": entry["accuracy"],
         "clipped_share": entry["clipped_share"],
+        "clip": entry.get("clip"),
         "update_norm": entry["update_norm"],
         "epsilon": entry["epsilon"],
         "kept": guard["kept"],

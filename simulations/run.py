@@ -27,6 +27,7 @@ from ..crypto.identity.keys import Identity
 from ..crypto.shared import sharing
 from ..federation.aggregation import encrypted, secagg, state_transfer
 from ..federation.aggregation.base import ClientSecrets
+from ..federation.aggregation.clipping import carried_stops
 from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
@@ -129,8 +130,8 @@ def simulate(
         cast = make_learners(scenario, weights, people, report)
     nonce, coordinator_key, identities = keys_of(scenario.seed, sorted(cast.learners))
     policy = describe(scenario, weights, nonce, coordinator_key, identities)
-    size = cast.size
-    stops = tensor_stops(policy.adapter, weights)
+    size = policy.carried(cast.size)
+    stops = carried_stops(policy, tensor_stops(policy.adapter, weights))
     handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Client]()
     # for ciphertexts: started only if the mode is sealed
     crypto_worker, adder = Worker(MemberService), Worker(AdderService)

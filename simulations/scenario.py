@@ -439,7 +439,7 @@ def read(table: Mapping[str, Any], path: Path) -> Scenario:
     Raises:
         ConfigError: as `load`.
     """
-    scenario = tables.fill(Scenario, table, f"{path}: ")
+    scenario = tables.fill(Scenario, with_privacy(table), f"{path}: ")
     try:
         scenario = with_noise(scenario, table)
     except ConfigError as error:
@@ -461,6 +461,19 @@ def read(table: Mapping[str, Any], path: Path) -> Scenario:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return scenario
+
+
+def with_privacy(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The same; an epsilon alone asks for noise, and for a clip that follows members' lengths,
+    where rounds are synchronous.
+    """
+    privacy = table.get("privacy")
+    if not isinstance(privacy, dict) or "epsilon" not in privacy or "mechanism" in privacy:
+        return dict(table)
+    schedule = table.get("schedule")
+    buffered = isinstance(schedule, dict) and schedule.get("rounds") == "buffered"
+    follows = {"mechanism": "discrete-gaussian", "clipping": "fixed" if buffered else "quantile"}
+    return {**table, "privacy": {**follows, **privacy}}
 
 
 def with_noise(scenario: Scenario, table: Mapping[str, Any]) -> Scenario:

@@ -231,8 +231,6 @@ def compose(steps: Sequence[PrivacyStep], delta: float) -> Spent:
     Source: Koskela, Jälkö, Honkela 2020 and Doroshenko et al. 2022 (PLD, in dp-accounting); Mironov
     2017 (RDP).
     """
-    from importlib import metadata
-
     counts = Counter(steps)
     by_rdp = any(step.mechanism == "skellam" for step in counts)
     ideal = functools.partial(rdp_epsilon if by_rdp else pld_epsilon, counts)
@@ -251,8 +249,16 @@ def compose(steps: Sequence[PrivacyStep], delta: float) -> Spent:
         unit=UNIT,
         sampling=drawn or "not assumed",
         mechanism=" and ".join(sorted({step.mechanism for step in counts})) or "no step yet",
-        method=f"{'RDP' if by_rdp else 'PLD'} by dp-accounting {metadata.version('dp-accounting')}",
+        method=f"{'RDP' if by_rdp else 'PLD'} by dp-accounting {library_version()}",
     )
+
+
+@functools.cache
+def library_version() -> str:
+    """Of what composes."""
+    from importlib import metadata
+
+    return metadata.version("dp-accounting")
 
 
 def multiplier_for(budget: Budget, *, steps: int, sampling: float = 1.0) -> float:

@@ -259,28 +259,19 @@ class Noise:
         """Integers per unit of the update: as many as fit beside the noise; 0 if rounding would
         cost too much.
         """
-        low, high = 0.0, ring.middle(self.bits) / self.limit
-        for _ in range(60):  # + - * / and square roots alone: the same bits on every machine
-            half = (low + high) / 2
-            fits = half * self.limit + 1 + HEADROOM * self._share(half) <= ring.middle(self.bits)
-            low, high = (
-                (half, high) if fits and self._share(half) <= LARGEST_DEVIATION else (low, half)
-            )
-        enough = low > 0 and math.sqrt(self._bound(low)) <= LARGEST_INFLATION * low * self.clip
-        fine = self.mechanism == "skellam" or self._share(low) >= SMALLEST_GAUSSIAN
-        return low if enough and fine else 0.0
+        return scale_of(self)
 
     @property
     def sensitivity(self) -> float:
         """Largest L2 norm of one update's integers."""
-        return math.sqrt(self._bound(self.scale))
+        return math.sqrt(self.bound(self.scale))
 
     @property
     def deviation(self) -> float:
         """Of one party's noise, in integers: `honest` of them together have multiplier *
         sensitivity.
         """
-        return self._share(self.scale)
+        return self.share(self.scale)
 
     @property
     def overflow(self) -> float:
@@ -375,7 +366,7 @@ class Noise:
         if not self.reach:
             rotate(values, seed)
         np.clip(values, -self.limit, self.limit, out=values)
-        return round_within(values * self.scale, self._bound(self.scale))
+        return round_within(values * self.scale, self.bound(self.scale))
 
     def fit(self, noised: Integers) -> NDArray[np.unsignedinteger]:
         """Shift into 0 .. 2 * middle. Raises DataError if a number does not fit."""
@@ -401,15 +392,29 @@ class Noise:
             rotate(values, seed, back=True)
         return values
 
-    def _bound(self, scale: float) -> float:
+    def bound(self, scale: float) -> float:
         """Square of the sensitivity at a scale. Source: Kairouz et al. 2021, proposition 26 with
         beta = exp(-1/2).
         """
         norm, root = scale * self.clip, math.sqrt(self.length)
         return min((norm + root) ** 2, norm * norm + self.length / 4 + norm + root / 2)
 
-    def _share(self, scale: float) -> float:
-        return self.multiplier * math.sqrt(self._bound(scale) / self.honest)
+    def share(self, scale: float) -> float:
+        """One party's deviation at a scale."""
+        return self.multiplier * math.sqrt(self.bound(scale) / self.honest)
+
+
+@functools.lru_cache(maxsize=64)
+def scale_of(noise: Noise) -> float:
+    """`Noise.scale`: many members of a simulation have the same noise."""
+    low, high = 0.0, ring.middle(noise.bits) / noise.limit
+    for _ in range(60):  # + - * / and square roots alone: the same bits on every machine
+        half = (low + high) / 2
+        fits = half * noise.limit + 1 + HEADROOM * noise.share(half) <= ring.middle(noise.bits)
+        low, high = (half, high) if fits and noise.share(half) <= LARGEST_DEVIATION else (low, half)
+    enough = low > 0 and math.sqrt(noise.bound(low)) <= LARGEST_INFLATION * low * noise.clip
+    fine = noise.mechanism == "skellam" or noise.share(low) >= SMALLEST_GAUSSIAN
+    return low if enough and fine else 0.0
 
 
 def clip_factor(values: Floats, clip: float) -> float:

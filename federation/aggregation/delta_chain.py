@@ -43,9 +43,10 @@ from ..spec.policy import Policy, canonical
 from ..store.checkpoint import ServerState, Vector
 from ..wire.messages import RoundId, bits_of
 from .base import Sum
+from .clipping import stepper_of
 from .ranges import read_spans, spans
 from .rank_masks import RankMasks, rank_masks_of
-from .server_optimizer import combine, levelled, optimizer_of
+from .server_optimizer import combine, levelled
 from .update import Codec, SumContext, seed_of
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
@@ -152,7 +153,7 @@ class DeltaChain:
 
     def __init__(self, policy: Policy, size: int, run: str, stops: Sequence[int] = ()) -> None:
         self.policy, self.size, self.run, self.stops = policy, size, run, tuple(stops) or (size,)
-        self.optimizer = optimizer_of(policy.recipe)
+        self.optimizer = stepper_of(policy, size)
         # then columns differ in who trains them
         self.mixed = any(member.rank for member in policy.members)
 
@@ -579,7 +580,7 @@ def unit(policy: Policy) -> str:
     shape = (
         f"{noise.clip!r} {noise.noise_multiplier!r} {noise.honest(policy.protection.min_cohort)}"
     )
-    return f"{bits} bits, {noise.mechanism} {shape}"
+    return f"{bits} bits, {noise.mechanism} {shape}{' of a quantile' if noise.adaptive else ''}"
 
 
 def signed_by(

@@ -152,21 +152,28 @@ def optimizer_of(recipe: Recipe) -> ServerOptimizer:
     return FedAvgM(recipe.server_lr, momentum)
 
 
-def check_reach(recipe: Recipe, found: ServerState | Vector, rounds: int, largest: float) -> None:
+def check_reach(
+    recipe: Recipe,
+    found: ServerState | Vector,
+    rounds: int,
+    largest: float,
+    stepper: ServerOptimizer | None = None,
+) -> None:
     """Require an adapter, or a state, that `rounds` rounds of this federation can have produced.
 
     Args:
         rounds: that a message says are over.
         largest: M, of any coordinate of a round's mean change. Without noise a member's coordinates
             are cut to `update_range`, and so is their mean's; with noise it is the mean's whole
-            length, `crypto.privacy.noise.Noise.farthest`.
+            length, `crypto.privacy.noise.Noise.farthest`. stepper: what steps; by default the
+            recipe's optimizer.
 
     Raises:
         MessageError: it lies farther out.
     """
     vectors = found.vectors if isinstance(found, ServerState) else (found,)
     rounds = min(rounds, LONGER * recipe.rounds)
-    bounds = optimizer_of(recipe).reach(largest, rounds)
+    bounds = (stepper or optimizer_of(recipe)).reach(largest, rounds)
     names = ("adapter", "velocity", "second moments")
     for name, vector, bound in zip(names, vectors, bounds, strict=False):
         if (farthest := float(np.abs(vector).max(initial=0.0))) > SLACK * bound:

@@ -233,10 +233,12 @@ class Averaged:
 
     Args:
         shares: who trains which; None: everybody all of them. name: whose update, at a member.
+        alike: so many last values of a sum are everybody's.
     """
 
     shares: RankMasks | None
     name: str = ""
+    alike: int = 0
 
     def apply(self, update: Vector) -> Vector:
         """As `Transform`."""
@@ -252,7 +254,10 @@ class Averaged:
             raise ValueError(
                 f"{len(names)} names of {parties} contributions to columns that not all train"
             )  # our bug
-        return self.shares.mean(sums, names)
+        whole = sums / parties
+        trained = sums.size - self.alike
+        whole[:trained] = self.shares.mean(sums[:trained], names)
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +330,8 @@ class Codec:
         self.ranges = list(sum_context.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
         rounded = Rounded(self.ranges, self.bits)
         self.rounding = rounded if self.noise is None else Noised(self.noise, sum_context.seed)
-        self.transforms: tuple[Transform, ...] = (Averaged(sum_context.shares), self.rounding)
+        averaged = Averaged(sum_context.shares, alike=int(policy.privacy.adaptive))
+        self.transforms: tuple[Transform, ...] = (averaged, self.rounding)
         self.digits = ring.digits(self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 
@@ -344,16 +350,13 @@ class Codec:
         """Where the scores' digits lie in a contribution: its first three counters."""
         return slice(self.size, self.size + 3 * self.digits)
 
-    def clipped(self, update: Vector) -> int:
+    def clipped(self, update: Vector, clip: float = 0.0) -> int:
         """How many coordinates of `update` are cut: outside their range; with noise all of them,
-        if the norm is too large.
+        if the norm is above the clip (0: the file's).
         """
         if self.noise is not None:
-            return (
-                self.size
-                if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip
-                else 0
-            )
+            norm = float(np.linalg.norm(update.astype(np.float64)))
+            return self.size if norm > (clip or self.noise.clip) else 0
         return sum(
             int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale))
             for span in self.ranges

@@ -323,7 +323,7 @@ def joining_costs(policy: "Policy") -> list[str]:
         size = policy.distillation.size or ownership.adapter_size(
             policy.adapter, name_here(policy.model)
         )
-        lines.append(cost_sentence(round_cost(policy, size)))
+        lines.append(cost_sentence(round_cost(policy, policy.carried(size))))
     except ModelFileError as error:
         lines.append(f"bytes of a round: none, nobody can take part: {error}")
     except QuietchoirError:

@@ -147,8 +147,9 @@ def show_memberships(arguments: Namespace) -> None:
 def limits(rounds: Sequence[Mapping[str, Any]]) -> str:
     """What of the last training did not count, as part of a sentence; empty where all did."""
     last = next((one for one in rounds if "train" in one["stages"]), {})
-    cut, left = last.get("clipped", 0.0), last.get("left", 0)
+    cut, left, short = last.get("clipped", 0.0), last.get("left", 0), last.get("shortened", 0.0)
     words = (
+        f"its change was shortened to {100 * short:.1f} % of its length" if short else "",
         f"{100 * cut:.1f} % of its values were cut to the federation's range" if cut else "",
         f"{left} of its examples waited for a later round" if left else "",
     )

@@ -214,15 +214,16 @@ def size_of(kept: bytes | None) -> int:
 
 
 def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
-    """The learner, the size of its adapter, and the model behind it.
+    """The learner, the values that rounds carry of its adapter, and the model behind it.
 
     Raises:
         DataError, ModelNotFoundError, IntegrityError: as `client_node.make_learner` and
         `model_files.resident`.
     """
     if own.rehearse:
-        return StatelessSyntheticLearner(own.rehearse, name), own.rehearse, None
-    return trained_by(own, policy, name)
+        return (StatelessSyntheticLearner(own.rehearse, name), policy.carried(own.rehearse), None)
+    learner, size, weights = trained_by(own, policy, name)
+    return learner, policy.carried(size), weights
 
 
 @lru_cache(maxsize=1)

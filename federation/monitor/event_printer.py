@@ -128,7 +128,12 @@ def limits(event: TrainedEvent) -> str:
     """What of a training did not count, as the end of a sentence; empty where all did."""
     left = f"; {event.left} examples wait for a later round (recipe.local_steps)"
     cut = f"; {percent(event.clipped)} of its values are cut to the range (recipe.update_range)"
-    return (left if event.left else "") + (cut if event.clipped else "")
+    short = f"; its change is shortened to {percent(event.shortened)} of its length (privacy.clip)"
+    return (
+        (left if event.left else "")
+        + (cut if event.clipped else "")
+        + (short if event.shortened else "")
+    )
 
 
 def is_short(event: FederationEvent) -> bool:

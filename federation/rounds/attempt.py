@@ -434,7 +434,9 @@ def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, 
     table = dataclasses.asdict(entry)
     # written with the verdict; where not all train all columns; where rounds are tuned; of several
     # sums; buffered
-    absent = [name for name in ("guard", "columns", "rates", "split") if table[name] is None]
+    absent = [
+        name for name in ("guard", "columns", "rates", "split", "clip") if table[name] is None
+    ]
     for name in (*absent, *(() if group.staleness else ("staleness",))):
         del table[name]
     return table

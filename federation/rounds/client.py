@@ -30,6 +30,7 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
 from ..aggregation.base import AggregationClient, ClientContext, ClientSecrets, Values
+from ..aggregation.clipping import bare, clip_at, joint, stepper_of
 from ..aggregation.ranges import spans
 from ..aggregation.rank_masks import narrowed, rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
@@ -91,11 +92,11 @@ class Client:
     """A member: trains, protects, answers.
 
     Args:
-        size: length n of the adapter's flat vector; stops: where its tensors end, by default only
-        at n. consent: the owner's floor; a federation below it is refused at once.
-        adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In
-            sealed mode, instead of a card, the evaluation as JSON: the coordinator has no adapter
-            to sign.
+        size: values that rounds carry (`Policy.carried` of the adapter's); stops: where its tensors
+        end, by default only at the end. consent: the owner's floor; a federation below it is
+        refused at once. adopt: takes a finished adapter [n] and its signed card, returns the
+            adapter's name. In sealed mode, instead of a card, the evaluation as JSON: the
+            coordinator has no adapter to sign.
         secrets: in sealed mode, this member's store and the worker for ciphertexts; by default in
         memory, and a new one. accountant: this member's privacy spent so far; by default in memory.
         Hazard: a node that runs again needs it on disk. buffer: in buffered rounds, where its
@@ -206,8 +207,9 @@ class Client:
         self.ledger.check(round_id)
         found = self.model.resolve(round_id, stage, payload)
         if found.claimed is not None:
-            largest = Codec(self.size, self.policy).largest
-            check_reach(self.policy.recipe, found.claimed, round_id.round - 1, largest)
+            largest, before = Codec(self.size, self.policy).largest, round_id.round - 1
+            stepper = stepper_of(self.policy, self.size)
+            check_reach(self.policy.recipe, found.claimed, before, largest, stepper)
         return found
 
     def open(self, task: Task) -> bytes:
@@ -228,7 +230,8 @@ class Client:
         self.model.keep(found)
         self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=round_id.attempt))
         if task.stage == messages.ADOPT:
-            name = "" if self.adopt is None else self.adopt(order.flat, order.card)
+            flat = bare(self.policy, order.flat)
+            name = "" if self.adopt is None else self.adopt(flat, order.card)
             # a sealed adapter's name is a hash of its content
             return name.encode("utf-8") if self.secrets is None else b""
         if task.stage == messages.UNDO:
@@ -506,9 +509,10 @@ class Client:
     def train(
         self, order: messages.Work, round_id: RoundId, sum_context: SumContext
     ) -> tuple[Vector, Statistics, int]:
-        """Score if asked, then train; return the change [n], the counters, and the answer tokens
-        trained on.
+        """Score if asked, then train; return the change as it is summed, the counters, and the
+        answer tokens trained on.
         """
+        start = bare(self.policy, order.flat)
         counts = self.evaluate(order.flat, sum_context.adapter) if order.evaluate else Counts(0, 0)
         if self.ballots is not None and not self.ballots.starts(sum_context.adapter):
             self.evaluate(order.flat, sum_context.adapter)
@@ -528,16 +532,22 @@ class Client:
         if sum_context.shares is not None:
             learner = narrowed(learner, columns, self.policy.adapter.rank)
         trained: Trained = learner.train(
-            order.flat, training_seed(round_id, sum_context.adapter, self.name)
+            start, training_seed(round_id, sum_context.adapter, self.name)
         )
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError(
                 "training ended in values that are not finite; nothing is sent, a lower lr may help"
             )
-        update = trained.flat.astype(np.float32) - order.flat
+        update = trained.flat.astype(np.float32) - start
         for one in transforms_of(self.policy, sum_context, self.name, steps=trained.steps):
             update = one.apply(update)
-        clipped = self.clipped(update, sum_context)
+        privacy, clip = self.policy.privacy, clip_at(self.policy, order.flat)
+        clipped = self.clipped(update, sum_context, clip)
+        share = clipped / max(1, update.size)
+        if privacy.on and clipped:
+            share = clip / float(np.linalg.norm(update.astype(np.float64)))
+        if privacy.adaptive:
+            update = joint(self.policy, update, clip)
         statistics = dataclasses.replace(
             Statistics.scores(counts.correct, counts.total, counts.near),
             trained=1,
@@ -550,21 +560,25 @@ class Client:
                 loss=trained.loss,
                 tokens=trained.tokens,
                 columns=None if sum_context.shares is None else columns,
-                clipped=round(clipped / max(1, update.size), 4) or None,
+                clipped=None if privacy.on else round(share, 4) or None,
+                shortened=round(share, 4) if privacy.on and clipped else None,
                 left=trained.left or None,
             )
         )
         return update, statistics, trained.tokens
 
-    def clipped(self, update: Vector, sum_context: SumContext) -> int:
+    def clipped(self, update: Vector, sum_context: SumContext, clip: float = 0.0) -> int:
         """How many coordinates of `update` are cut before it is sent.
+
+        Args:
+            clip: of its length, where there is noise; 0: the file's.
 
         Raises:
             DataError: more than its owner allows; nothing is sent. Where there is noise the whole
                 update is shortened instead, and that is what its privacy rests on.
         """
         codec = Codec(self.size, self.policy, sum_context)
-        clipped, trained = codec.clipped(update), update.size
+        clipped, trained = codec.clipped(update, clip), update.size
         if codec.noise is None:
             if sum_context.shares is not None:
                 trained = int(np.count_nonzero(sum_context.shares.trained(self.name, update.size)))
@@ -572,8 +586,8 @@ class Client:
         return clipped
 
     def evaluate(self, flat: Vector, adapter: bytes) -> Counts:
-        """Score the adapter `flat` [n], whose digest is `adapter`."""
-        counts = self.learner.evaluate(flat)
+        """Score the adapter in `flat`, whose digest is `adapter`."""
+        counts = self.learner.evaluate(bare(self.policy, flat))
         if self.ballots is not None:
             self.ballots.note(adapter, counts)
         return counts

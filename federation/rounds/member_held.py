@@ -18,7 +18,8 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, CryptoWorker
 from ...crypto.identity.keys import Identity
 from ..aggregation.base import ClientSecrets, Sum, WireCost
-from ..aggregation.server_optimizer import ServerOptimizer, combine, levelled, optimizer_of
+from ..aggregation.clipping import stepper_of
+from ..aggregation.server_optimizer import ServerOptimizer, combine, levelled
 from ..aggregation.setup import KeyAndStateSetup
 from ..aggregation.state_transfer import STAGES, StateTransfer
 from ..aggregation.update import Codec, SumContext
@@ -148,7 +149,7 @@ class OwnModel(ClientModel):
         means = [codec.mean(one.total, len(one.parties), one.parties) for one in sums]
         means = levelled(means, policy.aggregation, codec.largest)
         change = combine(means, policy.aggregation.rule, policy.aggregation.trim)
-        server = optimizer_of(policy.recipe).step(progress.server, change)
+        server = stepper_of(policy, self.size).step(progress.server, change)
         self.store.keep_progress(round_id.run, Progress(progress.steps + 1, server))
         return self.tag(round_id) or b""
 

@@ -46,6 +46,8 @@ class RoundReport:
     )  # narrowest and widest of the tensors' ranges; empty: the federation's one
     # spent with this round, by a member of every attempt so far; None without noise
     epsilon: float | None = None
+    # of members' lengths, where it follows them and the coordinator has the adapter
+    clip: float | None = None
     guard: dict[str, Any] | None = None  # the members' verdict on the adapter that this round made
     split: list[list[str]] | None = None  # whose each sum is, where there are several
     staleness: list[int] = field(default_factory=list)  # buffered: of each contribution, in order

@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import CryptoWorker
 from ...crypto.identity.keys import Identity
-from ..aggregation.server_optimizer import combine, optimizer_of
+from ..aggregation.clipping import bare, clip_at, length_of, stepper_of
+from ..aggregation.server_optimizer import combine
 from ..events import (
     AbortedEvent,
     BallotsEvent,
@@ -61,9 +60,9 @@ class RoundServer:
 
     Args:
         identity: the key that the federation file names for its coordinator.
-        size: length n of the adapter's flat vector; stops: where its tensors end, by default only
-        at n. keep: takes the finished adapter [n] and its evaluation; returns its name and its
-        signed card. Not in sealed mode.
+        size: values that rounds carry (`Policy.carried` of the adapter's); stops: where its tensors
+        end, by default only at the end. keep: takes the finished adapter [n] and its evaluation;
+        returns its name and its signed card. Not in sealed mode.
         waiting: how long members are waited for.
         crypto_worker: in sealed mode, the worker that adds ciphertexts; by default a new one.
     """
@@ -133,7 +132,7 @@ class RoundServer:
 
     def model_of(self, stops: Sequence[int], crypto_worker: CryptoWorker | None) -> ServerHeld:
         """Where this run's adapter lives."""
-        optimizer, held = optimizer_of(self.policy.recipe), held_by(self.policy)
+        optimizer, held = stepper_of(self.policy, self.size), held_by(self.policy)
         more = (
             {"crypto_worker": crypto_worker, "on_event": self.on_event}
             if held is MemberHeld
@@ -232,7 +231,9 @@ class RoundServer:
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
         entry = write_entry(outcome, self.state, self.policy)
-        entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
+        entry["update_norm"] = round(length_of(self.policy, change, parent.flat), 4)
+        if self.policy.privacy.adaptive and parent.flat.size:  # sealed: only members know it
+            entry["clip"] = round(clip_at(self.policy, parent.flat), 6)
         if self.model.held_by_members or not self.policy.guard.on:
             self.commit(self.model.step(parent, change), entry)
         else:
@@ -355,7 +356,7 @@ class RoundServer:
         if self.model.held_by_members:  # the adapter is the members', each signs its own card
             card = json.dumps(evaluation)
         elif self.keep is not None:
-            name, card = self.keep(self.state.server.flat, evaluation)
+            name, card = self.keep(bare(self.policy, self.state.server.flat), evaluation)
         delivered = self.delivery.hand(card, self.link.present())
         self.logbook.keep(finished=True, adapter=name, card=card, delivered=delivered)
         self.on_event(DeliveredEvent(adapter=name, members=delivered))

@@ -45,6 +45,7 @@ class Axes:
     guard: str = "off"
     ballots: str = "sums"  # what counts in a vote
     tuned: bool = False  # rounds choose their learning rate
+    adaptive: bool = False  # the clip of updates follows their norms
     engines: bool = False  # Flower's own carry the messages
 
     @property
@@ -157,6 +158,14 @@ RULES = (
             "of changes that were trained at several rates"
         ),
         nature="a vote on a step of several rates says nothing of any one",
+    ),
+    Exclusion(
+        lambda axes: axes.adaptive and axes.buffered,
+        lambda axes: (
+            'privacy.clipping = "quantile" needs schedule.rounds = "synchronous": a buffered sum '
+            'is made of changes that were cut to several clips; set clipping = "fixed"'
+        ),
+        nature="members of a buffered sum start from several adapters, each with a clip of its own",
     ),
     Exclusion(
         lambda axes: axes.rule != "mean" and axes.can.sums_per_round == "one",

@@ -88,6 +88,7 @@ HELP: dict[str, dict[str, str]] = {
     "privacy": {
         "mechanism": "noise that members add before masking; none: no differential privacy",
         "clip": "largest length (L2) of a member's update; a longer one is shortened",
+        "clipping": "the clip stays as it is, or (quantile) follows the median of members' lengths",
         "noise_multiplier": "a sum's noise over a member's largest share of it; --epsilon finds it",
         "epsilon": "the budget: training stops before it is passed",
         "delta": "chance with which epsilon may be passed; below one over the number of members",

@@ -31,6 +31,8 @@ LAST_MOMENT = 253402300799  # of the year 9999, in seconds since 1970: later one
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_BITS = 16
+# Of the squared length of what a member sends, for the bit by which the clip follows its length.
+BIT_SHARE = 0.01
 MIN_MASKED_COHORT = 3
 
 
@@ -251,7 +253,10 @@ class PrivacyTable:
     """
 
     mechanism: Literal["none", "discrete-gaussian", "skellam"] = "none"
-    clip: float = 1.0  # largest L2 norm of one member's update
+    clip: float = 1.0  # largest L2 norm of one member's update; "quantile": in the first round
+    # "quantile": from then on it follows the median of members' norms, by a noised bit of each
+    # (`aggregation.clipping`); what all of it costs is one round's noise as before
+    clipping: Literal["fixed", "quantile"] = "fixed"
     # deviation of a sum's noise over one member's largest share of it
     noise_multiplier: float = 1.0
     epsilon: float = 8.0  # the budget: training stops before it is passed
@@ -272,6 +277,17 @@ class PrivacyTable:
     def on(self) -> bool:
         """Is there noise?"""
         return self.mechanism != "none"
+
+    @property
+    def adaptive(self) -> bool:
+        """Does the clip follow members' norms?"""
+        return self.on and self.clipping == "quantile"
+
+    def unsure(self, deviation: float) -> float:
+        """Deviation of the noise in the share of members that are within the clip, where each value
+        of what they send has this one in the mean.
+        """
+        return 0.5 * deviation / (self.clip * math.sqrt(BIT_SHARE))
 
     @property
     def counts(self) -> bool:
@@ -541,6 +557,16 @@ class Policy:
         )
         require(not self.ranked, "distillation has no columns that members could train alone")
         require(not self.guard.on, 'distillation has no adapter to vote on: set guard.rule = "off"')
+        require(
+            not self.privacy.adaptive,
+            'distillation has no adapter whose clip could follow: set privacy.clipping = "fixed"',
+        )
+
+    def carried(self, size: int) -> int:
+        """Values that rounds carry for an adapter of `size` values: with a clip that is learned
+        beside it, one more.
+        """
+        return size + (self.privacy.adaptive and size > 0)
 
     @property
     def axes(self) -> Axes:
@@ -729,6 +755,7 @@ def axes_of(tables: Tables, *, ranked: bool) -> Axes:
         guard=tables.guard.rule,
         ballots=tables.guard.ballots,
         tuned=tables.recipe.tuning == "auto",
+        adaptive=tables.privacy.adaptive,
     )
 
 

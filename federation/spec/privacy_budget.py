@@ -60,6 +60,8 @@ class Budgeted:
     members: int  # the fewest in a sum
     values: int | None  # of an update; None: not known here
     rounds: int
+    # "quantile": deviation of the noise in the share of members that are within the clip
+    unsure: float | None = None
 
     @property
     def drowned(self) -> bool:
@@ -83,6 +85,7 @@ class Budgeted:
             f"a mean over {self.members} members carries noise of {self.per_coordinate:.3g} times "
             f"the clip on {size}; "
             "the whole change of a member is at most one clip long",
+            *self.clip_lines(),
             "every attempt is paid for: rounds that have to be tried again come off the others",
         ]
         if self.drowned:
@@ -99,6 +102,18 @@ class Budgeted:
                 "shows when rounds begin"
             )
         return sentences
+
+    def clip_lines(self) -> list[str]:
+        """How the clip follows members' lengths, for people."""
+        if not self.privacy.adaptive:
+            return []
+        follows = f"the clip begins at {self.privacy.clip:.3g} and follows members' median length"
+        if self.unsure is None:
+            return [f"{follows}, by a noised bit of each, within the same epsilon"]
+        return [
+            f"{follows}, by a bit of each within the same epsilon (noise {self.unsure:.2g} in the "
+            "share of them that is shorter; above 0.5 it hardly moves)"
+        ]
 
     def enough(self) -> int:
         """Members in every sum with whom the noise would be as long as the longest change.
@@ -140,6 +155,7 @@ def budgeted(
             f"leave one of them out"
         )
     mechanism = privacy.mechanism if privacy.on else "discrete-gaussian"
+    clipping = {} if privacy.on else clipping_of(tables, given, values)
     if given.get("mechanism") == "none":
         raise ConfigError(
             "--epsilon asks for noise, --privacy-mechanism none for none; leave one of them out"
@@ -155,6 +171,7 @@ def budgeted(
             mechanism=mechanism,
             epsilon=epsilon,
             delta=privacy.delta if delta is None else delta,
+            **clipping,
         )
         wanted.check(protection.min_cohort)
         compatibility.check(
@@ -163,6 +180,23 @@ def budgeted(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return search(wanted, protection, recipe, values)
+
+
+def clipping_of(
+    tables: Mapping[str, Any], given: Mapping[str, Any], values: int | None
+) -> dict[str, Any]:
+    """How updates are clipped where the owner named nothing of it: by their median length, from
+    that of one step of a member's optimizer on, which moves each value by the learning rate.
+    """
+    schedule, distillation = tables.get("schedule"), tables.get("distillation")
+    if (
+        "clipping" in given
+        or (schedule and schedule.buffered)
+        or (distillation and distillation.on)
+    ):
+        return {}
+    start = tables["recipe"].lr * math.sqrt(values) if values else tables["privacy"].clip
+    return {"clipping": "quantile", "clip": given.get("clip", float(f"{start:.3g}"))}
 
 
 def search(
@@ -191,9 +225,10 @@ def search(
             values=None,
             rounds=recipe.rounds,
         )
+    carried = values + wanted.adaptive
     for _ in range(TRIES):
         multiplier = rounded_up(multiplier)
-        noise = fitting(wanted, values, multiplier, honest, protection.bits)
+        noise = fitting(wanted, carried, multiplier, honest, protection.bits)
         spent = compose([PrivacyStep.of(noise)] * recipe.rounds, wanted.delta)
         if spent.epsilon <= wanted.epsilon:
             return Budgeted(
@@ -201,6 +236,9 @@ def search(
                 spent=str(spent),
                 values=values,
                 per_coordinate=noise.mean_deviation(protection.min_cohort) / wanted.clip,
+                unsure=wanted.unsure(noise.mean_deviation(protection.min_cohort))
+                if wanted.adaptive
+                else None,
                 members=protection.min_cohort,
                 rounds=recipe.rounds,
             )

@@ -34,7 +34,8 @@ class SentMessages:
 
         Args:
             limits: what of this round's training did not count: share of values that are "clipped",
-                examples that were "left" to later rounds.
+                of its length that a change was "shortened" to, examples that were "left" to later
+                rounds.
 
         Raises:
             QuietchoirError: the disk refuses; then it must not leave.
@@ -48,8 +49,8 @@ class SentMessages:
         self.database.put(name, {**kept, **fields, **(limits or {})})
 
     def rounds(self) -> list[Mapping[str, Any]]:
-        """Each round's, the last one first: at, run, round, mode, stages, bytes; clipped and left
-        where something of its training did not count.
+        """Each round's, the last one first: at, run, round, mode, stages, bytes; clipped,
+        shortened and left where something of its training did not count.
 
         Raises:
             FederationError: damaged.

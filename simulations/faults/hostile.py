@@ -62,9 +62,9 @@ class Hostile(Client):
         )
         return messages.encode_reply(reply, self.policy, self.identity)
 
-    def clipped(self, update: Vector, terms: SumContext) -> int:
+    def clipped(self, update: Vector, terms: SumContext, clip: float = 0.0) -> int:
         """As `Client`, and sent whatever it is: a hostile member has no floor of its own."""
-        return Codec(self.size, self.policy, terms).clipped(update)
+        return Codec(self.size, self.policy, terms).clipped(update, clip)
 
 
 class Spoiled(SyntheticLearner):

@@ -182,6 +182,21 @@ def test_noise_that_a_file_does_not_name_follows_from_its_budget(tmp_path: Path)
     assert strict > 3 * loose > 1
 
 
+def test_an_epsilon_is_all_that_noise_needs(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    lines = (
+        'name = "s"\n[population]\nkind = "rehearsal"\nhouseholds = 50\n[protection]\n'
+        "min_cohort = 40\n"
+    )
+    path.write_text(f"{lines}[privacy]\nepsilon = 6.0\n")
+    privacy = scenario.load(str(path)).privacy
+    assert (privacy.mechanism, privacy.clipping) == ("discrete-gaussian", "quantile")
+    assert privacy.noise_multiplier > 1 and not privacy.counts
+    buffered = '[privacy]\nepsilon = 6.0\n[schedule]\nrounds = "buffered"\n'
+    path.write_text(lines + buffered)
+    assert scenario.load(str(path)).privacy.clipping == "fixed"
+
+
 def test_what_is_shown_of_a_scenario_is_a_scenario(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     shown = scenario.load("personal")

@@ -16,7 +16,7 @@ from quietchoir.crypto.privacy.noise import Noise
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec import privacy_budget
-from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe
+from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe, ScheduleTable
 from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
 from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import DIGEST, house
@@ -153,6 +153,21 @@ def test_what_cannot_be_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         budgeted(epsilon, delta, asked, given, values)
+
+
+def test_an_epsilon_alone_has_the_clip_follow_members_from_one_step_of_the_recipe_on() -> None:
+    asked = tables(rounds=2, bits=16, min_cohort=100, threshold=60)
+    found = budgeted(8.0, None, asked, {}, 400)
+    assert found.privacy.clipping == "quantile" and found.privacy.clip == pytest.approx(0.2)
+    assert "follows members' median length, by a bit of each" in "\n".join(found.lines())
+    assert found.unsure is not None and found.unsure < 0.2
+    for given, buffered in (({"clipping": "fixed"}, False), ({}, True)):
+        schedule = ScheduleTable(rounds="buffered" if buffered else "synchronous")
+        fixed = budgeted(8.0, None, {**asked, "schedule": schedule}, given, 400).privacy
+        assert (fixed.clipping, fixed.clip) == ("fixed", 1.0)
+    # who has noise already has chosen how it is clipped
+    chosen = tables(rounds=2, bits=16, privacy=PrivacyTable(mechanism="discrete-gaussian"))
+    assert budgeted(8.0, None, chosen, {}, 400).privacy.clipping == "fixed"
 
 
 def test_noise_that_is_never_enough_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
