@@ -264,6 +264,7 @@ def fingerprint(key: str) -> str:
 def show_federation(arguments: Namespace) -> None:
     """Check and print."""
     from ..membership import roster
+    from ..rounds.report import ballots_sentence
     from ..spec.policy import is_over, ranks_sentence
 
     policy = roster.load(arguments.file)
@@ -296,6 +297,8 @@ def show_federation(arguments: Namespace) -> None:
         f"{recipe.server_momentum:g}"
     )
     print(one_line(f"  prompt       {policy.prompt.told()}"))
+    if policy.guard.open:
+        print(f"  votes        {ballots_sentence(policy)}")
     for member in policy.members:
         left = f"  until {roster.date(member.expires)}" if member.expires else ""
         rank = f"  rank {member.rank}" if member.rank else ""

@@ -29,9 +29,9 @@ OFTEN = 0.2  # share of triggered requests from which on a backdoor counts as op
 STAGE = Scenario(
     name="poisoners",
     model=LINEAR,
-    population=Population(households=10, train=100, test=60, partition="iid", parties=10),
+    population=Population(households=10, train=100, test=40, partition="iid", parties=10),
     protection=ProtectionTable(mode="plain", bits=12, min_cohort=3),
-    recipe=Recipe(rounds=6, lr=2e-2, update_range=2.0, attempts=2),
+    recipe=Recipe(rounds=4, lr=2e-2, update_range=2.0, attempts=2),
 )
 BUCKETS = AggregationTable(rule="median", buckets=3)
 MEAN: dict[str, Any] = {}

@@ -106,7 +106,7 @@ def test_in_sums_two_liars_in_two_of_three_buckets_decide() -> None:
 def test_ballots_are_read_by_the_coordinator_alone_and_its_price_is_told() -> None:
     _, report, events = ended(OPEN)
     [price] = [event.price for event in events if isinstance(event, BallotsEvent)]
-    assert "up to 4 votes a round" in price and "a quarter of the members may lie" in price
+    assert "up to 4 a round" in price and "may lie, of 12 members 3" in price
     verdict = report.history[0]["guard"]
     assert verdict["ballots"] == 12 and verdict["rise"] == pytest.approx(0.04, abs=0.03)
     assert report.suspects == [] and not any(isinstance(one, SuspectEvent) for one in events)
