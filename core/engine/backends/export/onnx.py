@@ -7,6 +7,7 @@ are float32, in a file beside it, so that a model may be larger than the 2 GB a 
 
 import contextlib
 import io
+import logging
 import warnings
 from collections import abc
 from pathlib import Path
@@ -35,6 +36,8 @@ def save(weights: Weights, folder: Path) -> Path:
     example = (torch.arange(EXAMPLE_TOKENS), torch.arange(EXAMPLE_ROWS))
     lengths = tuple({0: torch.export.Dim(name)} for name in INPUTS)
     path = folder / FILE
+    # it tells of packages that none of our models needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         # it prints what it does
         with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
