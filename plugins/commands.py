@@ -124,8 +124,37 @@ def register(verbs: Any) -> None:
     for parser, act in ((dev, dev_one), (test, test_one), (pack, pack_one)):
         parser.add_argument("folder", type=Path, metavar="FOLDER")
         parser.set_defaults(run=act)
+    profile = actions.add_parser(
+        "profile",
+        help="what macOS's sandbox-exec is to hold a plugin to, as text (no Mac has tried it)",
+        description="Prints a profile for sandbox-exec -f. Here plugins run on Linux alone; "
+        "who starts one on a Mac with this text has a weaker sandbox, which nobody has tried.",
+    )
+    profile.add_argument("folder", type=Path, metavar="FOLDER")
+    profile.add_argument(
+        "--scratch", type=Path, required=True, metavar="DIR", help="its own, empty"
+    )
+    profile.set_defaults(run=profile_one)
     dev.add_argument("tool", nargs="?", metavar="TOOL")
     dev.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
+
+
+def profile_one(chosen: argparse.Namespace) -> int:
+    """Print a plugin's profile, with the folders that its owner has filled in."""
+    from . import grants, installing, skills
+    from .running import SDK
+    from .sandbox import seatbelt
+
+    terms = skills.read(chosen.folder)
+    filled_in = grants.read(installing.trial_folder(terms.id, chosen.folder))
+    places = seatbelt.Places(
+        python=Path(sys.base_prefix).resolve(),
+        program=[chosen.folder.resolve(), SDK.parent.resolve()],
+        scratch=chosen.scratch.resolve(),
+        folders={name: path.resolve() for name, path in filled_in.folders.items()},
+    )
+    print(seatbelt.profile(terms.head, places), end="")
+    return 0
 
 
 def _register_market(actions: Any, install: argparse.ArgumentParser) -> None:
