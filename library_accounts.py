@@ -66,11 +66,11 @@ def unattended() -> Identity:
     Raises:
         ConfigError, AuthenticationError: as `identity`.
     """
-    return identity(os.environ.get(unlock.VARIABLE) or _nobody)
+    return identity(os.environ.get("QUIETCHOIR_PASSPHRASE") or _nobody)
 
 
 def _nobody(path: Path) -> str:
     raise ConfigError(
-        f"{path}: locked, and nobody is asked for its passphrase here; set {unlock.VARIABLE}, or "
-        f"have the library's owner hand out a token"
+        f"{path}: locked, and nobody is asked for its passphrase here; set QUIETCHOIR_PASSPHRASE "
+        f"or have the library's owner hand out a token"
     )
