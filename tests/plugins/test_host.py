@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from quietchoir.core.errors import ConfigError, ManifestError, PluginError, Tool
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins import audit
 from quietchoir.plugins.host import available
+from quietchoir.plugins.sandbox.keeper import KEEPER
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
 from .conftest import ATTACK, hostile, write_bundle
@@ -247,6 +250,10 @@ async def test_stopping_leaves_no_process_and_no_descriptor(
     host = await hosts(
         write_bundle(tmp_path / "plugin", hostile(COUNTER), permissions={"storage_bytes": 4096})
     )
+    with subprocess.Popen(["true"], start_new_session=True) as first:
+        handle = os.pidfd_open(first.pid)
+        KEEPER.hold(handle)  # one line for the node's life, whichever plugin is the first
+        os.close(handle)
     before = len(list(Path("/proc/self/fd").iterdir()))
     await host.call(ToolCall("attack"))
     pid = host.plugins["tests/hostile"].connection.pid
