@@ -25,13 +25,13 @@ PROJECTIONS = (
 )
 ATTENTION_PROJECTIONS = PROJECTIONS[:4]
 QKV = PROJECTIONS[:3]
+KEYS_VALUES = PROJECTIONS[1:3]
 ROPE_PROJECTIONS = PROJECTIONS[:2]  # whose rows rope turns
 GATE_UP = PROJECTIONS[4:6]
 MLP_PROJECTIONS = PROJECTIONS[4:]
 # our own matrices that others' adapters change in models with delta nets (`Family.adapted`)
-ADAPTED_BESIDE = (
-    *("self_attn.out_gate", "linear_attn.in_proj", "linear_attn.gate", "linear_attn.out_proj"),
-)
+OUT_GATE = "self_attn.out_gate"
+ADAPTED_BESIDE = (*(OUT_GATE, "linear_attn.in_proj", "linear_attn.gate", "linear_attn.out_proj"),)
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # behind a projection's name, as PEFT writes
 
 # Larger than any model that this code could hold; a file that claims more is damaged or hostile.
@@ -46,6 +46,7 @@ LIMITS = {
     "context_length": 1 << 30,
 }
 MAX_EXPERTS = 4096
+MOST_STREAMS = 16
 MOST_POSITIONS = 1 << 16  # of a table
 MOST_TAPS = 16  # rows that a convolution sees: as many as a block of the cache holds
 
@@ -166,6 +167,49 @@ class Architecture:
     temperature_floor: int = 0
     # a row's share scales what its expert is given, not what it gives (Llama 4)
     expert_inputs: bool = False
+    # by layer, numbers of a head, heads of keys, and the feed-forward's width, where layers differ;
+    # () = as above, which are the largest (Gemma 4)
+    head_dims: tuple[int, ...] = ()
+    kv_heads: tuple[int, ...] = ()
+    inner_sizes: tuple[int, ...] = ()
+    # by layer, whose keys and values it reads: its own, or an earlier layer's; () = all their own
+    kv_sources: tuple[int, ...] = ()
+    value_norm: bool = False  # each head's values are normed, by no weights
+    # numbers that each layer is given of a row beside the stream, made of its token and its
+    # embedding; 0 = none
+    per_layer_size: int = 0
+    layer_scales: bool = False  # what a layer gives is multiplied by a number of its own
+    # streams of rows, of which each layer computes the first and foresees the others; 0 = one alone
+    # (Gemma 3n)
+    streams: int = 0
+    laurel_rank: int = 0  # of what is added beside attention; 0 = nothing is
+    # by layer, how many deviations above its row's mean a gate must be to open; -inf = it always
+    # does, () = all do
+    gate_cutoffs: tuple[float, ...] = ()
+    # tokens of which layers are given something; the others have what the first one has; 0 = all
+    per_layer_tokens: int = 0
+
+    def head_size(self, layer: int) -> int:
+        """Numbers of a head in this layer."""
+        return self.head_dims[layer] if self.head_dims else self.head_dim
+
+    def key_heads(self, layer: int) -> int:
+        """Heads of keys and values in this layer."""
+        return self.kv_heads[layer] if self.kv_heads else self.num_kv_heads
+
+    def inner_size(self, layer: int) -> int:
+        """Width of the feed-forward for all rows of a layer without experts."""
+        own = self.inner_sizes[layer] if self.inner_sizes else self.intermediate_size
+        return self.dense_size if self.num_experts else own
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values this one reads, itself or an earlier one."""
+        return self.kv_sources[layer] if self.kv_sources else layer
+
+    @property
+    def alike(self) -> bool:
+        """Whether all layers that attend keep keys and values of the same sizes, each its own."""
+        return not (self.head_dims or self.kv_heads or self.kv_sources)
 
     def is_convolution(self, layer: int) -> bool:
         """Whether this layer has a short convolution in the place of attention."""
@@ -237,6 +281,10 @@ class Architecture:
         """How many numbers of each head rope turns, the first ones."""
         return self.rope_dim or self.head_dim
 
+    def turned_in(self, layer: int) -> int:
+        """The same in this layer."""
+        return self.head_size(layer) if self.head_dims else self.turned
+
     def inv_freq(self, layer: int) -> NDArray[np.float32]:
         """By how much a position turns pair i of each head in this layer, [turned / 2]; empty
         = no rope.
@@ -244,7 +292,8 @@ class Architecture:
         rope = self.rope_base(layer)
         if rope == 0.0:
             return np.empty(0, np.float32)
-        exponents = np.arange(0, self.turned, 2, dtype=np.float32) / np.float32(self.turned)
+        turned = self.turned_in(layer)
+        exponents = np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned)
         # The power to its last bit, as torch's own comes; numpy's in float32 may miss it by one.
         powers = np.power(np.float64(rope), exponents.astype(np.float64)).astype(np.float32)
         plain: NDArray[np.float32] = np.float32(1) / powers
@@ -286,17 +335,16 @@ class Architecture:
 
     @property
     def unadapted(self) -> str:
-        """What its layers have that no adapter of ours changes; "" = nothing."""
-        if self.deltas:
-            return (
-                "layers with state spaces" if self.state_spaces else "layers with gated delta nets"
-            )
+        """What its layers have beside which no adapter of ours changes anything; "" = nothing."""
+        if not self.alike or self.per_layer_size:
+            return "layers that differ in their heads or read each other's keys"
         return "latent attention" if self.latent_size else ""
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Those that each layer has once and adapters change: not what the experts of a mixture
-        have, nor anything of a model that has what is `unadapted`.
+        """Those that a layer has once and adapters change: not what the experts of a mixture have,
+        nor what stands in the place of attention, nor anything of a model that has what is
+        `unadapted`.
         """
         if self.unadapted:
             return ()
@@ -314,11 +362,13 @@ class Architecture:
 
     def is_mixture(self, layer: int) -> bool:
         """Whether this layer has experts."""
-        return bool(self.num_experts) and not (self.dense_layers and self.dense_layers[layer])
+        dense = self.dense_layers and self.dense_layers[layer]
+        return bool(self.num_experts) and not (dense or self.is_lone(layer))
 
     def has_projection(self, layer: int, name: str) -> bool:
         """Whether this layer has one of `projections`: attention's where it attends."""
-        return self.attends(layer) or name not in ATTENTION_PROJECTIONS
+        attention = name in ATTENTION_PROJECTIONS
+        return self.attends(layer) if attention else not self.is_lone(layer)
 
     def projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one projection of a layer, for example of "self_attn.q_proj".
@@ -332,7 +382,8 @@ class Architecture:
                 f"changes; use the model as it is, or one of another family"
             )
         if name not in self.projections and not self.num_experts:
-            raise ModelError(f"this {self.family} model has no {name}; name {self.projections}")
+            there = ", ".join(one.partition(".")[2] for one in self.projections)
+            raise ModelError(f"this {self.family} model has no {name}; name {there}")
         if name not in self.projections:
             raise ModelError(
                 f"{self.num_experts} experts of this {self.family} model have a {name} each, and "
@@ -342,9 +393,10 @@ class Architecture:
             return self.expert_projection(name)
         return self.attention_projection(name)
 
-    def attention_projection(self, name: str) -> tuple[int, int]:
+    def attention_projection(self, name: str, layer: int = 0) -> tuple[int, int]:
         """Rows and columns of one of `ATTENTION_PROJECTIONS`, where a layer attends."""
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        size = self.head_size(layer)
+        queries, keys = self.num_heads * size, self.key_heads(layer) * size
         return {
             "self_attn.q_proj": (queries, self.hidden_size),
             "self_attn.k_proj": (keys, self.hidden_size),
@@ -381,9 +433,26 @@ class Architecture:
             return {"input_layernorm.weight": width} | matrices
         norms = {f"{name}.{kind}": width for name in self.norms() for kind in kinds}
         if not self.is_mixture(layer):
-            size = self.dense_size if self.num_experts else self.intermediate_size
+            size = self.inner_size(layer)
             matrices |= {
                 f"{name}.weight": self.mlp_shape(name, size) for name in self.mlp_projections
+            }
+        if self.per_layer_size:
+            matrices |= {
+                "per_layer.gate.weight": (self.per_layer_size, self.hidden_size),
+                "per_layer.proj.weight": (self.hidden_size, self.per_layer_size),
+                "per_layer.norm.weight": width,
+            }
+        matrices |= {"layer_scale.weight": (1, 1)} if self.layer_scales else {}
+        if self.streams:
+            matrices |= {
+                "altup.predict.weight": (self.streams**2, self.streams),
+                "altup.correct.weight": (self.streams, self.streams),
+                "altup.router.weight": (self.streams, self.hidden_size),
+                **{f"altup.{name}.weight": width for name in ("norm", "scale")},
+                "laurel.left.weight": (self.laurel_rank, self.hidden_size),
+                "laurel.right.weight": (self.hidden_size, self.laurel_rank),
+                "laurel.norm.weight": width,
             }
         biases = {f"{name}.bias": (1, matrices[f"{name}.weight"][0]) for name in self.biases}
         mixture = self.mixture_shapes() if self.is_mixture(layer) else {}
@@ -402,14 +471,17 @@ class Architecture:
         if not self.attends(layer):
             return recurs
         shares = {"q": self.num_heads, "k": self.num_kv_heads} if self.wide_qk_norm else {}
+        own = self.kv_source(layer) == layer
         heads = {
-            f"self_attn.{letter}_norm.weight": (1, self.head_dim * shares.get(letter, 1))
-            for letter in "qk"
+            f"self_attn.{letter}_norm.weight": (1, self.head_size(layer) * shares.get(letter, 1))
+            for letter in ("qk" if own else "q")
             if self.qk_norm and (self.rope_base(layer) or not self.rope_norms)
         }
         sinks = {"self_attn.sinks.weight": (1, self.num_heads)} if self.sinks else {}
         plain = {
-            f"{name}.weight": self.attention_projection(name) for name in ATTENTION_PROJECTIONS
+            f"{name}.weight": self.attention_projection(name, layer)
+            for name in ATTENTION_PROJECTIONS
+            if own or name not in KEYS_VALUES
         }
         gate = {"self_attn.out_gate.weight": plain["self_attn.q_proj.weight"]}
         plain |= gate if self.attention_gate else {}
@@ -470,12 +542,12 @@ class Architecture:
         """What a layer has that has experts."""
         experts = {
             f"{name}.weight": self.expert_projection(kind)
-            for kind in MLP_PROJECTIONS
+            for kind in self.mlp_projections
             for name in self.experts(kind)
         }
         shared = {
             f"{self.shared(kind)}.weight": self.mlp_shape(kind, self.shared_size)
-            for kind in MLP_PROJECTIONS
+            for kind in self.mlp_projections
             if self.shared_size
         }
         found = {"mlp.gate.weight": (self.num_experts, self.hidden_size)} | experts | shared
@@ -506,6 +578,14 @@ class Architecture:
                 ends[f"model.embed_norm.{kind}"] = (1, self.hidden_size)
         if self.positions:
             ends["model.embed_positions.weight"] = (self.positions, self.hidden_size)
+        if self.per_layer_size:
+            whole = self.num_layers * self.per_layer_size
+            ends["model.embed_per_layer.weight"] = (self.per_layer_tokens or self.vocab_size, whole)
+            ends["model.per_layer_proj.weight"] = (whole, self.hidden_size)
+            ends["model.per_layer_norm.weight"] = (1, self.per_layer_size)
+        if self.streams:
+            others = ((self.streams - 1) * self.hidden_size, self.hidden_size)
+            ends["model.altup_proj.weight"] = ends["model.altup_unembed.weight"] = others
         if self.norm_biases:
             ends["model.norm.bias"] = (1, self.hidden_size)
         if self.head_bias:
@@ -586,6 +666,8 @@ class Architecture:
             for one in (
                 *(self.windows, self.rope_bases, self.rope_stretched),
                 *(self.dense_layers, self.convolutions, self.deltas, self.lone_mixers),
+                *(self.head_dims, self.kv_heads, self.inner_sizes, self.kv_sources),
+                self.gate_cutoffs,
             )
         ]
         if any(n not in (0, self.num_layers) for n in by_layer):
@@ -594,6 +676,53 @@ class Architecture:
                 f"there are {self.num_layers}"
             )
         self.validate_mixers()
+        self.validate_layers()
+
+    def validate_layers(self) -> None:
+        """The same for what only models have whose layers differ in size.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        for largest, each in (
+            (self.head_dim, self.head_dims),
+            (self.num_kv_heads, self.kv_heads),
+            (self.intermediate_size, self.inner_sizes),
+        ):
+            if each and (max(each) != largest or min(each) < 1):
+                raise ValueError(f"its layers have sizes of {min(each)} to {max(each)}")
+        if any(size % 2 for size in self.head_dims) or any(
+            self.num_heads % heads for heads in self.kv_heads
+        ):
+            raise ValueError(f"its layers have {self.kv_heads} heads of {self.head_dims}")
+        for layer, source in enumerate(self.kv_sources):
+            if (
+                not 0 <= source <= layer
+                or self.kv_sources[source] != source
+                or self.head_size(source) != self.head_size(layer)
+                or self.key_heads(source) != self.key_heads(layer)
+                or self.window(source) != self.window(layer)
+            ):
+                raise ValueError(f"layer {layer} reads the keys of layer {source}")
+        if not 0 <= self.per_layer_size <= self.hidden_size:
+            raise ValueError(f"each layer is given {self.per_layer_size} numbers of a row")
+        if not 0 <= self.per_layer_tokens <= self.vocab_size or any(
+            map(math.isnan, self.gate_cutoffs)
+        ):
+            raise ValueError(f"layers are given something of {self.per_layer_tokens} tokens")
+        if self.streams and not (
+            2 <= self.streams <= MOST_STREAMS
+            and 0 < self.laurel_rank <= self.hidden_size
+            and self.per_layer_size
+            and self.post_norms
+            and self.pre_norms
+        ):
+            raise ValueError(f"it has {self.streams} streams beside a rank of {self.laurel_rank}")
+        others = (self.convolutions, self.deltas, self.latent_size, self.parallel, self.biases)
+        rare = self.num_experts or self.attention_gate or self.wide_qk_norm or self.rope_dim
+        special = not self.alike or self.value_norm or self.per_layer_size or self.layer_scales
+        if special and (any(others) or rare or not self.attention_scale):
+            raise ValueError("its layers differ beside what no such model is known to have")
 
     def validate_mixers(self) -> None:
         """The same for what only models have whose layers do not all attend.
@@ -617,7 +746,7 @@ class Architecture:
             or self.convolutions
         ):
             raise ValueError(f"its delta nets or scans have keys {sizes} and values {values}")
-        if self.lone_mixers and (not self.state_spaces or self.num_experts):
+        if self.lone_mixers and not self.state_spaces:
             raise ValueError("some of its layers have no feed-forward")
         if (self.scan_beside or self.state_spaces) and (
             not self.state_spaces
@@ -650,5 +779,5 @@ class Architecture:
             )
         if self.routing not in ("softmax", "sigmoid"):
             raise ValueError(f"its router's scores are {self.routing!r:.20}")
-        if self.num_experts and (self.post_norms or not self.gated):
-            raise ValueError("its experts have no gate, or a norm behind them")
+        if self.num_experts and (self.post_norms or (self.expert_biases and not self.gated)):
+            raise ValueError("its experts have biases and no gate, or a norm behind them")

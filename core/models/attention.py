@@ -4,7 +4,7 @@ Knows queries, keys and values of flat rows. Knows nothing of weights; caches be
 Always: a row sees itself and earlier rows of its own sequence, nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -54,9 +54,9 @@ class RowMemory(Protocol):
         """
         ...
 
-    def sequences(self, layer: int) -> "list[tuple[slice, dict[str, Tensor]]]":
+    def sequences(self, layer: int) -> "Iterable[tuple[slice, dict[str, Tensor]]]":
         """Each sequence's rows in the step, and what this layer remembers of it, by name: empty
-        before its first row; whoever computes writes it anew.
+        before its first row; whoever computes writes it anew before the next is asked for.
         """
         ...
 

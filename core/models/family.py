@@ -7,7 +7,7 @@ Always: what a family does not say is Llama's; a window that a family does not k
 refused.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,18 @@ GGUF_NAMES: Mapping[str, str] = {
     "self_attn.q_down_norm": "attn_q_a_norm",
     "self_attn.kv_down": "attn_kv_a_mqa",
     "self_attn.kv_down_norm": "attn_kv_a_norm",
+    "per_layer.gate": "inp_gate",
+    "per_layer.proj": "proj",
+    "per_layer.norm": "post_norm",
+    "layer_scale": "layer_output_scale",
+    "altup.predict": "altup_predict_coef",
+    "altup.correct": "altup_correct_coef",
+    "altup.router": "altup_router",
+    "altup.norm": "altup_router_norm",
+    "altup.scale": "altup_correct_scale",
+    "laurel.left": "laurel_l",
+    "laurel.right": "laurel_r",
+    "laurel.norm": "laurel_post_norm",
 }
 # of families that have no other norms of the width
 NORMS_BEHIND: Mapping[str, str] = {
@@ -54,6 +66,11 @@ GGUF_ENDS: Mapping[str, str] = {
     "lm_head": "output",
     "model.embed_positions": "position_embd",
     "model.embed_norm": "token_embd_norm",
+    "model.embed_per_layer": "per_layer_token_embd",
+    "model.per_layer_proj": "per_layer_model_proj",
+    "model.per_layer_norm": "per_layer_proj_norm",
+    "model.altup_proj": "altup_proj",
+    "model.altup_unembed": "altup_unembd_proj",
 }
 HF_ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -207,6 +224,10 @@ class Family:
         """
         return None
 
+    def in_files(self, architecture: Architecture) -> Architecture:
+        """The same model as its GGUF files hold it, where that is otherwise than folders do."""
+        return architecture
+
     def to_gguf(
         self, architecture: Architecture
     ) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
@@ -344,6 +365,24 @@ def ones_of(names: Iterable[str], size: int) -> dict[str, QuantTensor]:
     """Weights of norms that stand in no file."""
     row = np.ones((1, size), np.float32)
     return dict.fromkeys(names, QuantTensor("F32", row.shape, row.view(np.uint8)))
+
+
+def kv_sources(kinds: Sequence[object], shared: int) -> tuple[int, ...]:
+    """`Architecture.kv_sources`: the last `shared` layers read the keys and values of the last
+    layer of their kind before them.
+
+    Raises:
+        ValueError: there is none of that kind.
+    """
+    first = len(kinds) - shared
+    before = list(range(max(first, 0)))
+    try:
+        return (
+            *before,
+            *(max(at for at in before if kinds[at] == kind) for kind in kinds[max(first, 0) :]),
+        )
+    except ValueError:
+        raise ValueError(f"{shared} of its {len(kinds)} layers read others' keys") from None
 
 
 def layer_windows(window: int, inside: list[bool]) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ come flat, [N, D], each with its position, and attention is handed in. Projectio
 Always: module names are Hugging Face's, so that PEFT's names fit; nothing here is trainable.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import ModelError
 from .architecture import PROJECTIONS, Architecture
 from .attention import Attention, RowMemory, ScoreRule, check_windows
 from .quant.tensor import QuantTensor
@@ -31,6 +33,16 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
 }
 CLAMP, STEEPNESS = 7.0, 1.702  # of gpt-oss's gate
+RECURRED_ROWS = 64  # of a sequence that a recurrence takes together
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What layers hand on beside the stream, in models where they do."""
+
+    given: Tensor | None  # [N, L, P] of `Architecture.per_layer_size`, or nothing
+    # the step's keys and values, by the layer that made them, for those that read them later
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Embedding(nn.Module):
@@ -101,6 +113,10 @@ class LayerMaker:
         """One row of numbers, [columns]."""
         return nn.Parameter(blocks.dequantize(self.dtype)[0], requires_grad=False)
 
+    def exact_vector(self, blocks: QuantTensor) -> nn.Parameter:
+        """The same in float32, for what is computed in it whatever the others' type."""
+        return nn.Parameter(blocks.dequantize(torch.float32)[0], requires_grad=False)
+
     def biases(
         self,
         module: nn.Module,
@@ -126,6 +142,11 @@ def projected(module: nn.Module, name: str, x: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """The four projections around attention, and rope."""
 
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
     def __init__(
         self,
         layer: int,
@@ -134,15 +155,18 @@ class SelfAttention(nn.Module):
         make: LayerMaker,
     ) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, architecture.head_dim
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo"
-        )
+        self.layer, self.head_dim = layer, architecture.head_size(layer)
+        self.source = architecture.kv_source(layer)
+        self.read_later = architecture.kv_sources.count(layer) > 1
+        for name in "qkvo" if self.source == layer else "qo":
+            setattr(self, f"{name}_proj", make.linear(own[f"self_attn.{name}_proj"]))
         make.biases(self, architecture, own, "self_attn.")
         self.wide_norm = architecture.wide_qk_norm
         normed = architecture.qk_norm and "self_attn.q_norm" in own
         self.q_norm = make.norm(own["self_attn.q_norm"]) if normed else None
-        self.k_norm = make.norm(own["self_attn.k_norm"]) if normed else None
+        keyed = normed and self.source == layer
+        self.k_norm = make.norm(own["self_attn.k_norm"]) if keyed else None
+        self.value_eps = make.eps if architecture.value_norm else None
         self.growing = architecture.grows(layer)
         # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
         # rest of it here.
@@ -168,19 +192,52 @@ class SelfAttention(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, KV, hd]."""
-        return self._heads("v", x, None)
+        heads = self._heads("v", x, None)
+        if self.value_eps is None:
+            return heads
+        return functional.rms_norm(heads, heads.shape[-1:], None, self.value_eps)
+
+    def keys_values(
+        self, x: Tensor, rope: CosSin | None, beside: LayerInputs | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of rows [N, D], the layer's own or those of the one that it reads.
+
+        Raises:
+            ModelError: that one was not computed.
+        """
+        if self.source == self.layer:
+            made = self.keys(x, rope), self.values(x)
+            if beside is not None and self.read_later:
+                beside.kept[self.layer] = made
+            return made
+        found = beside and beside.kept.get(self.source)
+        if not found:
+            raise ModelError(
+                f"layer {self.layer} reads keys of layer {self.source}, and is not computed "
+                f"without it; take another model"
+            )
+        return found
 
     def out(self, mixed: Tensor) -> Tensor:
         """[N, H, hd] -> [N, D]."""
         return projected(self, "o", mixed.flatten(1))
 
-    def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: CosSin | None,
+        attention: Attention,
+        beside: LayerInputs | None = None,
+    ) -> Tensor:
         """[N, D] -> [N, D]."""
-        q, k, v = self.queries(x, rope), self.keys(x, rope), self.values(x)
-        mixed = self.mixed(attention, q, k, v)
-        if self.out_gate is not None:
-            mixed = mixed * self.out_gate(x).sigmoid().view(mixed.shape)
-        return self.out(mixed)
+        q, (k, v) = self.queries(x, rope), self.keys_values(x, rope, beside)
+        return self.out(self.closed(self.mixed(attention, q, k, v), x))
+
+    def closed(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """What attention gave, [N, H, hd], through the gates of its rows [N, D]."""
+        if self.out_gate is None:
+            return mixed
+        return mixed * cast(Tensor, self.out_gate(x)).sigmoid().view(mixed.shape)
 
     def mixed(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What queries [N, H, hd] see of keys and values [N, KV, hd], [N, H, hd]."""
@@ -309,17 +366,17 @@ class GatedDeltaNet(nn.Module):
         self.layer, self.architecture = layer, architecture
         for name in ("in_proj", "gate", "beta", "alpha", "out_proj"):
             setattr(self, name, make.linear(own[f"linear_attn.{name}"]))
-        self.norm = make.norm(own["linear_attn.gain"])
+        self.norm = RMSNorm(own["linear_attn.gain"], make.eps, torch.float32)
         for name in ("kernel", "decay", "decay_bias"):
-            self.register_parameter(name, make.vector(own[f"linear_attn.{name}"]))
+            self.register_parameter(name, make.exact_vector(own[f"linear_attn.{name}"]))
 
     def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:  # noqa: ARG002
         """[N, D] -> [N, D]."""
         memory, own = row_memory(attention), self.architecture
         rows = self.in_proj(x).float()
         learn = self.beta(x).float().sigmoid()
-        keep = (self.decay * functional.softplus(self.alpha(x).float() + self.decay_bias)).exp()
-        out = rows.new_empty(len(x), own.delta_value_heads, own.delta_value_dim)
+        keep = self.decay * functional.softplus(self.alpha(x).float() + self.decay_bias)
+        out = rows.new_zeros(len(x), own.delta_value_heads, own.delta_value_dim)
         for part, state in memory.sequences(self.layer):
             seen = convolved(rows[part], state, self.kernel)
             out[part] = self._remembered(seen, learn[part], keep[part], state)
@@ -331,7 +388,7 @@ class GatedDeltaNet(nn.Module):
         self, rows: Tensor, learn: Tensor, keep: Tensor, state: dict[str, Tensor]
     ) -> Tensor:
         """[n, W] of one sequence, [n, heads] twice -> [n, heads, value numbers]; the matrices after
-        its last row are remembered.
+        its last row are remembered. `keep`: logarithms.
         """
         own = self.architecture
         keys, heads = own.delta_key_heads * own.delta_key_dim, own.delta_value_heads
@@ -343,15 +400,7 @@ class GatedDeltaNet(nn.Module):
             unit_length(one.view(len(rows), own.delta_key_heads, -1))[:, served] for one in (q, k)
         )
         q, v = q * own.delta_key_dim**-0.5, v.view(len(rows), heads, -1)
-        matrix = state.get("matrix", v.new_zeros(heads, own.delta_key_dim, own.delta_value_dim))
-        out = torch.empty_like(v)
-        for row in range(len(rows)):
-            matrix = matrix * keep[row, :, None, None]
-            missing = (v[row] - (matrix * k[row, :, :, None]).sum(1)) * learn[row, :, None]
-            matrix = matrix + k[row, :, :, None] * missing[:, None]
-            out[row] = (matrix * q[row, :, :, None]).sum(1)
-        state["matrix"] = matrix
-        return out
+        return recurred(q, k, v, keep, state, learn)
 
 
 class SelectiveScan(nn.Module):
@@ -386,9 +435,9 @@ class SelectiveScan(nn.Module):
         for name in ("in_proj", "gate", "alpha", "out_proj"):
             setattr(self, name, make.linear(own[f"linear_attn.{name}"]))
         for name in ("kernel", "decay", "decay_bias", "skip"):
-            self.register_parameter(name, make.vector(own[f"linear_attn.{name}"]))
-        self.register_parameter("bias", make.vector(own["linear_attn.kernel.bias"]))
-        gain = make.vector(own["linear_attn.gain"]) if architecture.scan_norm else None
+            self.register_parameter(name, make.exact_vector(own[f"linear_attn.{name}"]))
+        self.register_parameter("bias", make.exact_vector(own["linear_attn.kernel.bias"]))
+        gain = make.exact_vector(own["linear_attn.gain"]) if architecture.scan_norm else None
         self.register_parameter("gain", gain)
 
     def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:  # noqa: ARG002
@@ -396,7 +445,7 @@ class SelectiveScan(nn.Module):
         memory, own = row_memory(attention), self.architecture
         rows = self.in_proj(x).float()
         steps = functional.softplus(self.alpha(x).float() + self.decay_bias)  # [N, heads]
-        out = rows.new_empty(len(x), own.delta_value_heads, own.delta_value_dim)
+        out = rows.new_zeros(len(x), own.delta_value_heads, own.delta_value_dim)
         for part, state in memory.sequences(self.layer):
             seen = convolved(rows[part], state, self.kernel, self.bias)
             out[part] = self._scanned(seen, steps[part], state)
@@ -421,14 +470,8 @@ class SelectiveScan(nn.Module):
             for one in (read, write)
         )
         x = x.view(len(rows), heads, -1)
-        matrix = state.get("matrix", x.new_zeros(heads, own.delta_key_dim, own.delta_value_dim))
-        keep, out = (self.decay * steps).exp(), torch.empty_like(x)
-        for row in range(len(rows)):
-            matrix = matrix * keep[row, :, None, None]
-            matrix = matrix + write[row, :, :, None] * (x[row] * steps[row, :, None])[:, None]
-            out[row] = (matrix * read[row, :, :, None]).sum(1) + x[row] * self.skip[:, None]
-        state["matrix"] = matrix
-        return out
+        out = recurred(read, write, x * steps[..., None], self.decay * steps, state)
+        return out + x * self.skip[:, None]
 
 
 def convolved(
@@ -441,6 +484,51 @@ def convolved(
     state["rows"] = whole[len(rows) :].clone()
     summed = (whole.unfold(0, taps, 1) * kernel.view(taps, -1).T).sum(-1)
     return functional.silu(summed if bias is None else summed + bias)
+
+
+def recurred(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor,
+    state: dict[str, Tensor],
+    learn: Tensor | None = None,
+) -> Tensor:
+    """What each head's matrix gives for q after every row: what it held is forgotten down to
+    exp(keep), and k v^T is added; with `learn`, of v only a part of what the matrix lacks to give v
+    for k. Dozens of rows are taken at a time, their sums with each other as products of matrices:
+    so few numbers are kept for going back.
+
+    Args:
+        q, k: [n, H, K]; v: [n, H, V]; keep, learn: [n, H].
+        state: of the sequence, with its matrices [H, K, V] behind its last row.
+
+    Returns:
+        [n, H, V].
+
+    Source: Yang et al. 2024 (Gated Delta Networks), section 3.3; Dao and Gu 2024 (Mamba-2),
+    section 6.
+    """
+    heads, made = v.shape[1], []
+    matrix = state.get("matrix", v.new_zeros(heads, k.shape[-1], v.shape[-1]))
+    given = [one.transpose(0, 1) for one in (q, k, v, keep)]
+    for first in range(0, len(v), RECURRED_ROWS):
+        query, key, value, fall = (one[:, first : first + RECURRED_ROWS] for one in given)
+        rows = value.shape[1]
+        since = fall.cumsum(1)  # logarithms of what is left of what stood before the first row
+        earlier = torch.ones(rows, rows, dtype=torch.bool, device=v.device).tril_()
+        apart = (since[:, :, None] - since[:, None]).masked_fill(~earlier, -torch.inf).exp()
+        left = since.exp()[..., None]
+        if learn is not None:
+            part = learn.T[:, first : first + rows, None]
+            among = (key @ key.transpose(1, 2) * apart * part).tril(-1)
+            lacking = part * (value - left * (key @ matrix))
+            value = torch.linalg.solve_triangular(among, lacking, upper=False, unitriangular=True)
+        made.append(left * (query @ matrix) + (query @ key.transpose(1, 2) * apart) @ value)
+        rest = (since[:, -1:] - since).exp()[..., None]
+        matrix = left[:, -1:] * matrix + (key * rest).transpose(1, 2) @ value
+    state["matrix"] = matrix
+    return torch.cat(made, 1).transpose(0, 1) if made else torch.empty_like(v)
 
 
 def unit_length(heads: Tensor) -> Tensor:
@@ -474,6 +562,7 @@ class FeedForward(nn.Module):
         """`prefix`: of its matrices' names inside the layer."""
         super().__init__()
         self.gated, self.activation = architecture.gated, architecture.activation
+        self.cutoff = -math.inf  # as `Architecture.gate_cutoffs`
         for name in architecture.mlp_projections:
             short = name.removeprefix("mlp.")
             setattr(self, short, make.linear(own[f"{prefix}{short}"]))
@@ -485,9 +574,21 @@ class FeedForward(nn.Module):
         if not self.gated:
             return projected(self, "down", ACTIVATIONS[self.activation](up))
         gate = projected(self, "gate", x)
+        if self.cutoff > -math.inf:
+            gate = far_above(gate, self.cutoff)
         if self.activation == "swiglu_oai":
             return projected(self, "down", swiglu_oai(gate, up))
         return projected(self, "down", ACTIVATIONS[self.activation](gate) * up)
+
+
+def far_above(gate: Tensor, cutoff: float) -> Tensor:
+    """By how much numbers of a row [N, F] are above its mean and so many deviations, or 0.
+
+    Source: Gemma 3n, as transformers' `models/gemma3n` computes it.
+    """
+    wide = gate.float()
+    least = wide.mean(-1, keepdim=True) + cutoff * wide.std(-1, keepdim=True, unbiased=False)
+    return functional.relu(wide - least).to(gate.dtype)
 
 
 def swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
@@ -571,6 +672,79 @@ class ExpertFeedForward(nn.Module):
         return out
 
 
+class AlternatingUpdates(nn.Module):
+    """Several streams of rows, of which a layer computes the first: the others are foreseen from
+    all before it and corrected by what it makes of the first.
+
+    Source: Baykal et al. 2023 (AltUp), as transformers' `models/gemma3n` computes it.
+    """
+
+    def __init__(
+        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
+    ) -> None:
+        super().__init__()
+        self.streams, self.less = architecture.streams, architecture.hidden_size**-1.0
+        self.router = make.linear(own["altup.router"])
+        self.norm = make.norm(own["altup.norm"])
+        for name in ("predict", "correct"):
+            coefficients = own[f"altup.{name}"].dequantize(torch.float32)
+            self.register_buffer(name, coefficients, persistent=False)
+        self.scale = make.vector(own["altup.scale"])
+
+    def modalities(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, S]."""
+        return cast(Tensor, self.router(self.norm(x) * self.less)).float().tanh()
+
+    def foreseen(self, streams: Tensor) -> Tensor:
+        """[S, N, D] -> [S, N, D], before a layer."""
+        shares = self.modalities(streams[0]) @ cast(Tensor, self.predict).T  # [N, S * S]
+        each = shares.view(-1, self.streams, self.streams).to(streams.dtype)
+        return streams + torch.einsum("jnd,nij->ind", streams, each)
+
+    def corrected(self, streams: Tensor, x: Tensor) -> Tensor:
+        """Those foreseen [S, N, D], and what the layer made of the first [N, D] -> [S, N, D]."""
+        shares = self.modalities(x) @ cast(Tensor, self.correct).T + 1.0  # [N, S]
+        return streams + shares.T[:, :, None].to(x.dtype) * (x - streams[0])
+
+
+class Laurel(nn.Module):
+    """Rows, and what a product of low rank makes of them, normed."""
+
+    def __init__(self, own: Mapping[str, QuantTensor], make: LayerMaker) -> None:
+        super().__init__()
+        self.left, self.right = (make.linear(own[f"laurel.{side}"]) for side in ("left", "right"))
+        self.norm = make.norm(own["laurel.norm"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        out: Tensor = x + self.norm(self.right(self.left(x)))
+        return out
+
+
+class GivenRows(nn.Module):
+    """What a layer makes of the numbers that it is given of each row beside the stream, which opens
+    a gate for them.
+
+    Source: Gemma 3n and 4, as transformers' `models/gemma4` computes it.
+    """
+
+    def __init__(
+        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
+    ) -> None:
+        super().__init__()
+        self.activation = architecture.activation
+        self.gate, self.proj = (
+            make.linear(own["per_layer.gate"]),
+            make.linear(own["per_layer.proj"]),
+        )
+        self.norm = make.norm(own["per_layer.norm"])
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        """[N, D], [N, P] -> [N, D]."""
+        out: Tensor = self.norm(self.proj(ACTIVATIONS[self.activation](self.gate(x)) * given))
+        return out
+
+
 class DecoderLayer(nn.Module):
     """Attention, a convolution or a recurrence, then feed-forward, each on a normed copy and added
     back; Gemma norms what it adds as well, OLMo 2 that alone.
@@ -581,6 +755,7 @@ class DecoderLayer(nn.Module):
     pre_feedforward_layernorm: RMSNorm
     post_feedforward_layernorm: RMSNorm
     mlp: nn.Module | None  # None: nothing is behind its mixer
+    layer_scale: Tensor | None
 
     def __init__(self, layer: int, weights: Weights, make: LayerMaker) -> None:
         super().__init__()
@@ -606,6 +781,15 @@ class DecoderLayer(nn.Module):
             self.self_attn = attention(layer, architecture, own, make)
         mlp = ExpertFeedForward if architecture.is_mixture(layer) else FeedForward
         self.mlp = None if lone else mlp(architecture, own, make)
+        if architecture.gate_cutoffs and isinstance(self.mlp, FeedForward):
+            self.mlp.cutoff = architecture.gate_cutoffs[layer]
+        if architecture.streams:
+            self.altup = AlternatingUpdates(architecture, own, make)
+            self.laurel = Laurel(own, make)
+        given = bool(architecture.per_layer_size)
+        self.per_layer = GivenRows(architecture, own, make) if given else None
+        out = make.vector(own["layer_scale"]) if architecture.layer_scales else None
+        self.register_parameter("layer_scale", out)
 
     def attention_input(self, x: Tensor) -> Tensor:
         """What attention sees of the rows, [N, D] -> [N, D]."""
@@ -627,12 +811,35 @@ class DecoderLayer(nn.Module):
         seen = self.pre_feedforward_layernorm(x) if self.pre_norms else x
         return self._scaled(self.post_feedforward_layernorm(self.mlp(seen)))
 
-    def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: RopeTables, attention: Attention, beside: LayerInputs | None = None
+    ) -> Tensor:
         """[N, D] -> [N, D]."""
-        found = [self._modules.get(name) for name in ("conv", "linear_attn", "self_attn")]
+        seen, turned = self.attention_input(x), rope[self.layer]
+        found = [self._modules.get(name) for name in ("conv", "linear_attn")]
+        mixed = [one(seen, turned, attention) for one in found if one is not None]
+        if "self_attn" in self._modules:
+            mixed.append(self.self_attn(seen, turned, attention, beside))
+        out = self.with_mlp(x, self.attention_residual(sum(mixed[1:], mixed[0])))
+        if self.per_layer is not None and beside is not None and beside.given is not None:
+            out = out + self.per_layer(out, beside.given[:, self.layer])
+        return out if self.layer_scale is None else out * self.layer_scale
+
+    def alternate(
+        self, streams: Tensor, rope: RopeTables, attention: Attention, beside: LayerInputs
+    ) -> Tensor:
+        """The same of several streams, [S, N, D] -> [S, N, D]."""
+        if self.per_layer is None or beside.given is None:
+            raise RuntimeError(f"layer {self.layer} is given nothing beside its streams")
+        streams = self.altup.foreseen(streams)
+        x = streams[0]
         seen = self.attention_input(x)
-        mixed = [one(seen, rope[self.layer], attention) for one in found if one is not None]
-        return self.with_mlp(x, self.attention_residual(sum(mixed[1:], mixed[0])))
+        mixed = self.self_attn(seen, rope[self.layer], attention, beside)
+        x = (x + self.attention_residual(mixed) + self.laurel(seen)) * 2**-0.5
+        streams = self.altup.corrected(streams, x + self.mlp_residual(x))
+        first = streams[0] * self.altup.scale
+        added = self.per_layer(first, beside.given[:, self.layer])
+        return torch.cat([streams[:1], streams[1:] + added])
 
     def with_mlp(self, x: Tensor, added: Tensor) -> Tensor:
         """Rows [N, D], what attention adds to them, and what the feed-forward adds."""
@@ -677,6 +884,14 @@ class Decoder(nn.Module):
             if weights.architecture.positions
             else None
         )
+        if weights.architecture.per_layer_size:
+            own = weights.tensors
+            self.embed_per_layer = Embedding(own["model.embed_per_layer.weight"], make.dtype)
+            self.per_layer_proj = make.linear(own["model.per_layer_proj.weight"])
+            self.per_layer_norm = make.norm(own["model.per_layer_norm.weight"])
+        if weights.architecture.streams:
+            for name in ("altup_proj", "altup_unembed"):
+                setattr(self, name, make.linear(weights.tensors[f"model.{name}.weight"]))
 
 
 class Transformer(nn.Module):
@@ -717,33 +932,70 @@ class Transformer(nn.Module):
         self.register_parameter("head_bias", bias)
         # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, most others one.
         self.ropes = [
-            (self.architecture.rope_base(layer), self.architecture.stretched(layer))
-            for layer in range(self.architecture.num_layers)
+            (own.rope_base(layer), own.stretched(layer), own.turned_in(layer))
+            for layer in range(own.num_layers)
         ]
         for kind, layer in self._kinds().items():
             inv_freq = torch.from_numpy(self.architecture.inv_freq(layer))
             self.register_buffer(f"inv_freq_{kind}", inv_freq, persistent=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids [N] -> rows [N, D]."""
+        """Token ids [N] -> rows [N, D], and behind their numbers those that each layer is given of
+        them, where there are any: [N, D + L * P].
+        """
         out: Tensor = self.model.embed_tokens(tokens)
         scale = self.architecture.embedding_scale
         out = out if scale == 1.0 else out * scale
         if self.model.embed_norm is not None:
             out = self.model.embed_norm(out)
-        return out
+        if not (size := self.architecture.per_layer_size):
+            return out
+        made = self.model.per_layer_proj(out) * self.architecture.hidden_size**-0.5
+        made = self.model.per_layer_norm(made.unflatten(1, (-1, size))).flatten(1)
+        if known := self.architecture.per_layer_tokens:
+            tokens = torch.where(tokens < known, tokens, 0)
+        given = (made + self.model.embed_per_layer(tokens) * size**0.5) * 2**-0.5
+        return torch.cat([out, given], dim=1)
 
     def layers_forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Through the layers that are present, [N, D] -> [N, D]; positions [N] count from 0 in
-        each sequence.
+        """Through the layers that are present, [N, D] -> [N, D], what stands behind those numbers
+        staying as long as further layers follow; positions [N] count from 0 in each sequence.
         """
         check_windows(attention, self.architecture.windows)
         rope = self.rope_tables(positions, x.dtype)
+        width, each = self.architecture.hidden_size, self.architecture.per_layer_size
+        rest, beside = x[:, width:], None
+        if each or self.architecture.kv_sources:
+            beside = LayerInputs(rest.reshape(len(rest), -1, each) if each else None)
+            x = x[:, :width]
         if self.model.embed_positions is not None and self.first_layer == 0:
             x = x + self.model.embed_positions(positions)
+        if self.architecture.streams and beside is not None:
+            return self._alternate(x, rope, attention, beside)
         for layer in self.model.layers.values():
-            x = layer(x, rope, attention)
-        return x
+            x = layer(x, rope, attention, beside)
+        return torch.cat([x, rest], dim=1) if each and self.lm_head is None else x
+
+    def _alternate(
+        self, x: Tensor, rope: RopeTables, attention: Attention, beside: LayerInputs
+    ) -> Tensor:
+        """All layers over several streams, each made of the one at first and made one at last, as
+        large as it: [N, D] -> [N, D].
+        """
+        if len(self.model.layers) != self.architecture.num_layers:
+            raise ModelError("streams of rows go through all layers of a model or none")
+        width = self.architecture.hidden_size
+        made = cast(nn.Module, self.model.altup_proj)(x)  # of all further ones, side by side
+        others = made.view(len(x), -1, width).transpose(0, 1)
+        streams = torch.cat([x[None], as_large(others, x)])
+        for layer in self.model.layers.values():
+            streams = cast(DecoderLayer, layer).alternate(streams, rope, attention, beside)
+        # each of the others by its own part of the matrix
+        whole = cast(nn.Module, self.model.altup_unembed)(streams[1:].flatten(0, 1)).view(
+            len(streams) - 1, len(x), -1, width
+        )
+        each = torch.stack([whole[place, :, place] for place in range(len(whole))])
+        return torch.cat([streams[:1], as_large(each, streams[0])]).mean(0)
 
     def logits(self, x: Tensor) -> Tensor:
         """Norm and head, [N, D] -> [N, V]."""
@@ -762,7 +1014,7 @@ class Transformer(nn.Module):
         """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of
         rope, in float32.
         """
-        made: dict[tuple[float, bool], CosSin] = {}
+        made: dict[tuple[float, bool, int], CosSin] = {}
         for kind, layer in self._kinds().items():
             angles = positions.float()[:, None, None] * getattr(self, f"inv_freq_{kind}")
             cosine, sine, magnitude = angles.cos(), angles.sin(), self.architecture.magnitude(layer)
@@ -791,6 +1043,13 @@ class Transformer(nn.Module):
         """
         bases = [rope for rope in dict.fromkeys(self.ropes) if rope[0]]
         return {kind: self.ropes.index(rope) for kind, rope in enumerate(bases)}
+
+
+def as_large(x: Tensor, other: Tensor) -> Tensor:
+    """Rows [..., N, D], each as large as the other's [N, D] on average."""
+    wanted = other.float().square().mean(-1, keepdim=True).sqrt()
+    own = x.float().square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt()
+    return x * (wanted / own).to(x.dtype)
 
 
 def apply_rope(x: Tensor, rope: CosSin | None) -> Tensor:

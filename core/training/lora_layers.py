@@ -149,9 +149,9 @@ def lora_linear(module: nn.Module, others: Tensor | None = None) -> Callable[[Te
 
 def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBatch) -> Tensor:
     """The last layer where only answers are read: keys and values of all rows, everything else
-    of those in `answer_rows`, [>= M, D]. A layer that does not attend reads all rows.
+    of those in `answer_rows`, [>= M, D]. A layer that does not attend alone reads all rows.
     """
-    if "self_attn" not in layer._modules:
+    if "self_attn" not in layer._modules or "linear_attn" in layer._modules:
         return cast(Tensor, layer(x, rope, batch))[batch.answer_rows]
     wanted, block, cos_sin = batch.answer_rows, layer.self_attn, rope[layer.layer]
     normed = layer.attention_input(x)
@@ -159,5 +159,5 @@ def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBa
     # attention wants all rows
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
     keys, values = block.keys(normed, cos_sin), block.values(normed)
-    mixed = block.mixed(batch, everywhere, keys, values)[wanted]
+    mixed = block.closed(block.mixed(batch, everywhere, keys, values)[wanted], normed[wanted])
     return layer.with_mlp(x[wanted], layer.attention_residual(block.out(mixed)))

@@ -11,7 +11,7 @@ Layout of the N rows: `shared` rows of the common start, then each example's own
 after the other; then rows that nobody reads, up to one of a few sizes (`few_sizes`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -137,6 +137,8 @@ class PackedBatch:
     targets: Tensor  # int64 [M]: those next tokens
     owner: Tensor  # int64 [M]: which example each belongs to
     windows: tuple[int, ...] = ()  # the architecture's: how far rows of each layer see
+    # rows of the common start, then of each example its own
+    lengths: tuple[int, ...] = ()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule = SOFTMAX_ALONE
@@ -162,6 +164,17 @@ class PackedBatch:
         there = self.positions[:, None] >= back
         seen = self.place[torch.where(there, self.home[:, None] - back, self.home[:, None])]
         return rows[seen] * there[..., None]
+
+    def sequences(self, layer: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:  # noqa: ARG002
+        """As `attention.RowMemory.sequences`: the common start, whose memory each example's own
+        rows go on from.
+        """
+        start, common = self.lengths[0], dict[str, Tensor]()
+        if start:
+            yield slice(start), common
+        for length in self.lengths[1:]:
+            yield slice(start, start + length), dict(common)
+            start += length
 
     def answers(self, rows: Tensor) -> Tensor:
         """Rows of the answers [M, D] out of those of all tokens [N, D]."""
@@ -226,6 +239,7 @@ def plan(
         targets=torch.cat(targets),
         owner=torch.cat(owner),
         windows=windows,
+        lengths=(shared, *(example.rows - shared for example in examples)),
     )
 
 

@@ -19,11 +19,19 @@ import gguf
 import torch
 
 from ...core.errors import ModelFileError
-from ...core.models.architecture import LORA_A, LORA_B, ROPE_PROJECTIONS, Architecture
+from ...core.models.architecture import (
+    LORA_A,
+    LORA_B,
+    MLP_PROJECTIONS,
+    ROPE_PROJECTIONS,
+    Architecture,
+)
 from ...core.models.checkpoint.from_gguf import interleave
 from ...core.models.families import FAMILIES
 from ...core.models.lora.adapter import MODULE, Adapter
 from ...core.paths import make_folder, sync_folder
+
+QUERIES = ROPE_PROJECTIONS[0]
 
 
 def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int = 0o644) -> None:
@@ -39,14 +47,9 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
             "llama.cpp adds B A and no more: it has no place for this adapter's magnitudes or "
             "biases (DoRA, bias, lora_bias); export a PEFT folder instead"
         )
-    if architecture.unadapted:
-        raise ModelFileError(
-            f"{architecture.family}'s GGUF files hold rows in another order than adapters do; "
-            f"export a PEFT folder instead"
-        )
     named = {
-        theirs(name, architecture): order(name, adapter.tensors[name], architecture)
-        for name in adapter.tensors
+        theirs(name, architecture): order(name, tensor, architecture)
+        for name, tensor in in_file_matrices(adapter, architecture).items()
     }
     make_folder(path.parent)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -69,8 +72,18 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
         Path(scratch).unlink(missing_ok=True)
 
 
+def in_file_matrices(adapter: Adapter, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by our matrices, whose rows are a file's; queries and their gates stand
+    in one matrix there, as in a folder.
+    """
+    own = FAMILIES[architecture.family].in_files(architecture)
+    queries = {name: one for name, one in adapter.tensors.items() if f".{QUERIES}." in name}
+    return adapter.trained(own) | queries
+
+
 def theirs(name: str, architecture: Architecture) -> str:
-    """`model.layers.22.self_attn.q_proj.lora_A.weight` → `blk.22.attn_q.weight.lora_a`.
+    """`model.layers.22.self_attn.q_proj.lora_A.weight` → `blk.22.attn_q.weight.lora_a`. A mixer and
+    the feed-forward behind it are layers of their own in files of families where some have none.
 
     Raises:
         ModelFileError: the family's files fuse this projection with others.
@@ -84,8 +97,10 @@ def theirs(name: str, architecture: Architecture) -> str:
             f"alone has no name there; "
             "export a PEFT folder instead"
         )
-    half = "lora_a" if name.endswith(LORA_A) else "lora_b"
-    return f"blk.{match[1]}.{family.in_gguf(match[2])}.weight.{half}"
+    half, layer = "lora_a" if name.endswith(LORA_A) else "lora_b", int(match[1])
+    if lone := architecture.lone_mixers:
+        layer = 2 * layer - sum(lone[:layer]) + (match[2] in MLP_PROJECTIONS)
+    return f"blk.{layer}.{family.in_gguf(match[2])}.weight.{half}"
 
 
 def order(name: str, tensor: torch.Tensor, architecture: Architecture) -> torch.Tensor:

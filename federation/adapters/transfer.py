@@ -62,14 +62,14 @@ def export_peft(
 
 
 def check_rows(registry: Registry, prefix: str, weights: Callable[[], "Weights"]) -> bool:
-    """Whether the adapter's rows are known to stand in the order of its model's folder, which is
-    PEFT's; False: they may not, and its model is not here to say.
+    """Whether the adapter is known to mean the same over its model's folder, which is what PEFT
+    adapts; False: it may not, and its model is not here to say.
 
     Args:
-        weights: loads the model, where that decides.
+        weights: loads the model, which decides.
 
     Raises:
-        ModelFileError: they do not, so that PEFT would compute it wrongly. As `Registry.load`.
+        ModelFileError: it does not, so that PEFT would compute it wrongly. As `Registry.load`.
     """
     from ...core.models.architecture import ROPE_PROJECTIONS
     from ...core.models.families import FAMILIES
@@ -77,8 +77,8 @@ def check_rows(registry: Registry, prefix: str, weights: Callable[[], "Weights"]
 
     adapter, card = registry.load(prefix), registry.card(prefix)
     changed = {match[2] for match in map(MODULE.match, adapter.tensors) if match}
-    if not adapter.base_digest or changed.isdisjoint(ROPE_PROJECTIONS):
-        return True  # another's, whose order is never changed, or none that rope turns
+    if not adapter.base_digest:
+        return True  # another's, which is never changed
     try:
         model = weights()
     except ModelNotFoundError:
@@ -86,7 +86,14 @@ def check_rows(registry: Registry, prefix: str, weights: Callable[[], "Weights"]
     if model.digest not in (adapter.base_digest, *card.models):
         return False
     family = FAMILIES.get(model.architecture.family)
-    if family is not None and family.hf_interleaved:
+    if model.architecture.state_spaces:
+        raise ModelFileError(
+            f"{model.architecture.family}'s folders hold their matrices multiplied or under other "
+            f"names than ours, so PEFT would compute adapter {card.adapter[:SHOWN]} wrongly; "
+            f"export it with --gguf FILE"
+        )
+    paired = family is not None and family.hf_interleaved
+    if paired and not changed.isdisjoint(ROPE_PROJECTIONS):
         raise ModelFileError(
             f"adapter {card.adapter[:SHOWN]} changes q_proj or k_proj, whose rows stand in another "
             f"order in {model.architecture.family}'s folders than in ours, so PEFT would compute "

@@ -200,7 +200,8 @@ def export_adapter(arguments: Namespace) -> None:
         if not known:
             print(
                 "its model is not here (--model names it): if that is a GLM, Command R, ERNIE, "
-                "Helium, GPT-J or CodeGen, PEFT computes q_proj and k_proj of it wrongly"
+                "Helium, GPT-J or CodeGen, PEFT computes q_proj and k_proj of it wrongly; if a "
+                "Falcon-H1, Granite 4 hybrid or Nemotron-H, all of it"
             )
     if arguments.gguf is not None:
         name = transfer.export_gguf(

@@ -72,7 +72,8 @@ def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
 
     Raises:
         IntegrityError: made for another model.
-        RequestError: another A: what is trained over the public one could not be added to it.
+        ModelFileError: another shape. RequestError: another A: what is trained over the public one
+        could not be added to it.
     """
     if adapter.base_digest != weights.digest:
         raise IntegrityError(
@@ -85,7 +86,9 @@ def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
         layout = Layout(adapter.shape, weights.architecture)
     except ValueError as error:
         raise RequestError(f"this adapter cannot be built on: {error}") from error
-    own = {name: tensor for name, tensor in adapter.tensors.items() if name not in layout.shapes}
+    adapter.check(weights.architecture)
+    tensors = adapter.trained(weights.architecture)
+    own = {name: tensor for name, tensor in tensors.items() if name not in layout.shapes}
     if own.keys() != public.keys() or not all(
         torch.equal(own[name].float(), public[name]) for name in public
     ):
@@ -94,4 +97,4 @@ def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
             "added to it; build on an "
             "adapter that a federation made"
         )
-    return layout.flatten(adapter.tensors)
+    return layout.flatten(tensors)

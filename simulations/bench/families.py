@@ -136,8 +136,12 @@ FAMILIES = (
         "activation_sparsity_pattern": [0.0] * 4,
     }),
     SmallFamily("Gemma 4", "gemma4_text", HEADS | WINDOW | {
-        "num_hidden_layers": 4, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
+        "num_hidden_layers": 7, "global_head_dim": 32, "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 1,
+    }),
+    SmallFamily("Gemma 4 (26B-A4B)", "gemma4_text", HEADS | WINDOW | {
+        "num_hidden_layers": 4, "hidden_size_per_layer_input": 0, "enable_moe_block": True,
+        "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
     }),
     SmallFamily("RecurrentGemma", "recurrent_gemma", HEADS | {
         "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 9,
@@ -181,6 +185,11 @@ FAMILIES = (
     SmallFamily("Nemotron-H", "nemotron_h", {
         "num_hidden_layers": 4, "hybrid_override_pattern": "M*M-", "mamba_num_heads": 8,
         "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
+    }),
+    SmallFamily("Nemotron 3", "nemotron_h", {
+        "num_hidden_layers": 4, "hybrid_override_pattern": "ME*E", "mamba_num_heads": 8,
+        "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "n_routed_experts": 4,
+        "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32,
     }),
     SmallFamily("Ernie 4.5", "ernie4_5"),
     SmallFamily("Ernie 4.5 MoE", "ernie4_5_moe", {

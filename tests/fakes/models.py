@@ -84,6 +84,13 @@ HYBRID = {
     + ["linear_attention", "full_attention"],
     "shared_intermediate_size": 80,
 }
+NEMOTRON = {
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "head_dim": 32,
+}
 LLAMA4 = {
     "head_dim": 32,
     "num_local_experts": 5,
@@ -129,6 +136,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             },
+        },
+    ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            "head_dim": 16,
+            "sliding_window": 9,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 280,
+            "laurel_rank": 32,
+            "activation_sparsity_pattern": [0.8] * 3 + [0.0] * 5,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 9,
+            "num_kv_shared_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2
+            + ["sliding_attention", "full_attention"],
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 300,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma4-large": (
+        "Gemma4TextConfig",
+        {
+            "head_dim": 32,
+            "global_head_dim": 64,
+            "sliding_window": 9,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
         },
     ),
     "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
@@ -438,15 +484,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "lm_head_multiplier": 0.6,
         },
     ),
-    "nemotron_h": (
+    "nemotron_h": ("NemotronHConfig", {**NEMOTRON, "hybrid_override_pattern": "M-M*-MM-"}),
+    "nemotron3": (
         "NemotronHConfig",
         {
-            "hybrid_override_pattern": "M-M*-MM-",
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 16,
-            "ssm_state_size": 16,
-            "n_groups": 2,
-            "head_dim": 32,
+            **NEMOTRON,
+            "hybrid_override_pattern": "MEM*EME",
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.5,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 80,
+        },
+    ),
+    "nemotron3-dense": (
+        "NemotronHConfig",
+        {
+            **NEMOTRON,
+            "hybrid_override_pattern": "M-*EM",
+            "n_routed_experts": 4,
+            "norm_topk_prob": False,
+            "moe_intermediate_size": 32,
+            "moe_shared_expert_intermediate_size": 64,
         },
     ),
     "falcon_h1-plain": ("FalconH1Config", {**SCANS, "mamba_d_ssm": 128, "head_dim": 16}),
@@ -492,7 +553,10 @@ CENTRED = (
     "nemotron",
 )
 # in whose GGUF files rows of q and k take turns that do not in a folder
-PLAIN_MIXERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+PLAIN_MIXERS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+    *("gate", "experts", "shared_experts"),
+)
 GRANITES = ("granite", "granitemoe", "granitehybrid")
 TURNED = ("olmo", "llama", "smollm3", *GRANITES, "mistral3", "arcee")
 DELTAS = ("qwen3next", "qwen35", "qwen35moe")
@@ -519,6 +583,8 @@ def make_model(name: str, **changes: Any) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.uniform_(-0.3, 0.3)
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.7, 1.3)
         model.get_input_embeddings().weight.normal_(0, 0.3)
     return model
 
@@ -571,13 +637,17 @@ class GgufWriter:
     and keys.
     """
 
-    def __init__(self, model: Any, path: Path, kind: str = "F32") -> None:
-        self.model, self.config, self.kind = model, model.config, kind
+    def __init__(self, model: Any, path: Path, kind: str = "F32", *, gate_up: bool = False) -> None:
+        """`gate_up`: experts' gates and ups in one tensor."""
+        self.model, self.config, self.kind, self.gate_up = model, model.config, kind, gate_up
+        self.config.allow_global_per_layer_attribute_access = True  # where layers differ
         self.family = {
             "mistral": "llama",
             "ministral": "llama",
             "mixtral": "llama",
             "gemma3_text": "gemma3",
+            "gemma3n_text": "gemma3n",
+            "gemma4_text": "gemma4",
             "qwen3_moe": "qwen3moe",
             "ministral3": "mistral3",
             "olmo3": "olmo2",
@@ -608,6 +678,8 @@ class GgufWriter:
         self.scans &= "linear_attn" not in "".join(name for name, _ in model.named_parameters())
         if self.scans and self.family == "granite":
             self.family = "granitehybrid"
+        if self.family == "nemotron_h" and "moe" in self.config.layer_types:
+            self.family = "nemotron_h_moe"
         self.writer = gguf.GGUFWriter(path, self.family)
         kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == self.family)
         # the package's own names, of a layer's tensors too
@@ -647,6 +719,12 @@ class GgufWriter:
             ffn = self.model.model.layers[0].feed_forward.w1.out_features
         if self.family == "nemotron_h":
             ffn = [ffn * (kind == "mlp") for kind in config.layer_types]
+        if self.family == "nemotron_h_moe":
+            ffn = [config.moe_intermediate_size * (kind == "moe") for kind in config.layer_types]
+        if self.family == "gemma3n":
+            self.streams()
+        if self.family in ("gemma3n", "gemma4"):
+            ffn = [layer.mlp.intermediate_size for layer in self.model.model.layers]
         writer.add_feed_forward_length(ffn)
         writer.add_head_count(config.num_attention_heads)
         one = config.model_type == "deepseek_v3"
@@ -656,10 +734,12 @@ class GgufWriter:
             writer.add_shortconv_l_cache(config.conv_L_cache)
         if self.scans:
             self.scan_sizes()
-        if self.family in ("granitehybrid", "nemotron_h"):
+        if self.family.startswith(("granitehybrid", "nemotron_h")):
             kept = [key_heads(config) * (kind == "full_attention") for kind in config.layer_types]
-        if self.family == "nemotron_h":
+        if self.family.startswith("nemotron_h"):
             writer.add_rope_scaling_finetuned(False)
+        if self.family == "gemma4":
+            kept = self.two_kinds()
         writer.add_head_count_kv(kept)
         if self.family == "olmo":
             writer.add_layer_norm_eps(1e-5)
@@ -679,6 +759,8 @@ class GgufWriter:
             "gemma3_text",
             "exaone4",
             "gemma2",
+            "gemma3n_text",
+            "gemma4_text",
             "olmo3",
             "gpt_oss",
             "cohere2",
@@ -725,11 +807,55 @@ class GgufWriter:
             writer.add_expert_used_count(taken)
             self.mixture()
 
+    def streams(self) -> None:
+        """What Gemma 3n says of its streams and gates."""
+        config, writer = self.config, self.writer
+        writer.add_altup_active_idx(config.altup_active_idx)
+        writer.add_altup_num_inputs(config.altup_num_inputs)
+        writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        normal = torch.distributions.normal.Normal(0, 1)
+        sparse = normal.icdf(torch.tensor(config.activation_sparsity_pattern)).tolist()
+        writer.add_activation_sparsity_scale(sparse)
+        writer.add_sliding_window_pattern(
+            [kind == "sliding_attention" for kind in config.layer_types]
+        )
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_float32("gemma3n.rope.freq_base_swa", 10000.0)
+        for theirs in ("altup_projections", "altup_unembed_projections"):
+            modules = getattr(self.model.model, theirs)
+            whole = torch.stack([module.weight.detach().float() for module in modules])
+            name = self.names.get_name(f"model.{theirs}")
+            writer.add_tensor(f"{name}.weight", whole.contiguous().numpy())
+
+    def two_kinds(self) -> list[int]:
+        """What Gemma 4 says of layers that see a window and of those that see everything; heads of
+        keys by layer.
+        """
+        config, writer = self.config, self.writer
+        each = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
+        small, self.head_dim = each[0].head_dim, each[-1].head_dim
+        writer.add_key_length_swa(small)
+        writer.add_value_length_swa(small)
+        writer.add_rope_dimension_count(self.head_dim)
+        writer.add_rope_dimension_count_swa(small)
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+        inside = [kind == "sliding_attention" for kind in config.layer_types]
+        writer.add_sliding_window_pattern(inside)
+        if config.final_logit_softcapping:
+            writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        turned = self.head_dim // 8
+        factors = np.array([1.0] * turned + [1e30] * (self.head_dim // 2 - turned), np.float32)
+        writer.add_tensor("rope_freqs.weight", factors)
+        writer.add_float32("gemma4.rope.freq_base_swa", 10000.0)
+        return [one.num_key_value_heads for one in each]
+
     def scan_sizes(self) -> None:
         """What Mamba-2's layers say."""
         config, writer = self.config, self.writer
         names = ["conv_kernel", "ssm_state_size", "n_groups", "mamba_num_heads", "mamba_head_dim"]
-        if self.family != "nemotron_h":
+        if not self.family.startswith("nemotron_h"):
             own = ("d_conv", "d_state", "n_groups", "n_heads", "d_head")
             names = [f"mamba_{name}" for name in own]
         taps, states, groups, heads, size = (getattr(config, name) for name in names)
@@ -806,6 +932,13 @@ class GgufWriter:
         """What mixtures say of their experts."""
         config, writer = self.config, self.writer
         width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        if self.family == "nemotron_h_moe":
+            writer.add_expert_shared_feed_forward_length(config.moe_shared_expert_intermediate_size)
+            writer.add_expert_shared_count(config.n_shared_experts)
+            writer.add_expert_weights_norm(config.norm_topk_prob)
+            writer.add_expert_weights_scale(config.routed_scaling_factor)
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
         if self.family in ("ernie4_5-moe", "hunyuan-moe"):
             writer.add_expert_shared_feed_forward_length(
                 width * getattr(config, "moe_num_shared_experts", 1)
@@ -839,6 +972,9 @@ class GgufWriter:
         if rope is None:
             return
         rope = rope.get("full_attention", rope)
+        if self.family in ("gemma3n", "gemma4"):
+            self.writer.add_rope_freq_base(rope["rope_theta"])
+            return
         base, alpha = rope["rope_theta"], rope.get("alpha")
         if alpha:  # which hunyuan's converter works into the base
             base *= alpha ** (self.head_dim / (self.head_dim - 2))
@@ -875,7 +1011,7 @@ class GgufWriter:
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
-        if self.family == "nemotron_h":
+        if self.family.startswith("nemotron_h"):
             name = name.replace("model.", "backbone.")
         mixer = name.split(".")[4] if ".mixer." in name else ""
         if ".mamba." in name or (mixer and mixer not in PLAIN_MIXERS):
@@ -905,7 +1041,9 @@ class GgufWriter:
         if "shared_mlp" in name and self.family.startswith("granite"):
             self.shared(name, tensor)
             return
-        if name.endswith("sinks"):
+        if name.startswith(("model.altup_projections", "model.altup_unembed")):
+            return  # written by `streams`
+        if name.endswith(("sinks", "layer_scalar", "correct_output_scale")):
             name += ".weight"
         if self.family == "gpt2" and name.endswith((*(f".{end}.weight" for end in TURNED_ASIDE),)):
             tensor = tensor.T
@@ -995,8 +1133,10 @@ class GgufWriter:
         if self.family == "gpt-oss":
             self.turning_experts(layer, kind, tensor)
             return
-        kinds = ("gate", "up") if kind == "gate_up_proj" else ("down",)
+        kinds = {"gate_up_proj": ("gate", "up"), "up_proj": ("up",)}.get(kind, ("down",))
         tensor = tensor.transpose(1, 2) if self.family == "llama4" else tensor
+        if self.gate_up and len(kinds) > 1:
+            kinds = ("gate_up",)
         for own, values in zip(kinds, tensor.chunk(len(kinds), dim=1), strict=True):
             self.writer.add_tensor(
                 f"blk.{layer}.ffn_{own}_exps.weight", values.contiguous().numpy()

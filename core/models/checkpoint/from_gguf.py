@@ -11,15 +11,16 @@ written in the file.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError, UnsupportedModelError
-from ..architecture import MLP_PROJECTIONS, PROJECTIONS, ROPE_PROJECTIONS, Architecture
+from ..architecture import GATE_UP, PROJECTIONS, ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
 from ..family import GGUF_ENDS, GGUF_NAMES, Family
 from ..files.gguf import GgufFile
@@ -52,7 +53,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what i
     "attention.max_alibi_bias": (0.0,),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), (0.0, 1.0)),
 }
-MAY_LACK = ("lm_head", "model.embed_positions", "model.embed_norm")
+MAY_LACK = ("lm_head",)  # which then is the embedding
+GATE_UP_EXPERTS = "ffn_gate_up_exps"  # of all experts, each one's gate above its up
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 # What else comes as GGUF, by `general.type` or, where older files have none, by
@@ -260,7 +262,8 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantT
     named.setdefault("lm_head.weight", named["model.embed_tokens.weight"])
     for layer in range(architecture.num_layers):
         own = architecture.layer_shapes(layer)
-        fused = gguf_fused(family, architecture, layer) | may_be_fused(family, tensors, own, layer)
+        fused = gguf_fused(family, architecture, layer, tensors.left)
+        fused |= may_be_fused(family, tensors, own, layer)
         for theirs, parts in fused.items():
             expected = [own[part] for part in parts]
             for part, blocks in zip(
@@ -306,15 +309,23 @@ def ends(tensors: TensorMap) -> dict[str, str]:
 
 
 def gguf_fused(
-    family: Family, architecture: Architecture, layer: int
+    family: Family, architecture: Architecture, layer: int, there: Container[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """The file's tensors of a layer that hold several of ours one above the other."""
+    """The file's tensors of a layer that hold several of ours one above the other.
+
+    Args:
+        there: the names of a file's tensors, where it is read: experts' gates and ups may stand
+            apart or together.
+    """
     own = architecture.layer_shapes(layer)
     stacked = {
         f"{GGUF_NAMES[name]}_exps": architecture.experts(name)
-        for name in MLP_PROJECTIONS
+        for name in architecture.mlp_projections
         if architecture.is_mixture(layer)
     }
+    if stacked and f"blk.{layer}.{GATE_UP_EXPERTS}.weight" in there and architecture.gated:
+        gates, ups = (stacked.pop(f"{GGUF_NAMES[name]}_exps") for name in GATE_UP)
+        stacked[GATE_UP_EXPERTS] = tuple(chain.from_iterable(zip(gates, ups, strict=True)))
     return {
         f"{theirs}.{kind}": tuple(f"{part}.{kind}" for part in parts)
         for theirs, parts in {**family.gguf_fused, **stacked}.items()

@@ -20,7 +20,7 @@ from ..architecture import Architecture
 from ..family import Family, dense_first
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor, plain
-from .glm4moe import SIGMOID, groups
+from .glm4moe import SIGMOID, expert_groups
 
 LATENT_NAMES = {
     ".q_a_proj.": ".q_down.",
@@ -188,7 +188,9 @@ class DeepSeek(Latent):
         first = settings.whole("leading_dense_block_count", 0)
         sigmoid = settings.whole("expert_gating_func", 1) == SIGMOID
         biased = any(name.endswith("exp_probs_b.bias") for name in settings.file.tensors)
-        in_groups = groups(settings.whole("expert_group_count", 1))
+        in_groups = expert_groups(
+            settings.whole("expert_group_count", 1), settings.whole("expert_group_used_count", 1)
+        )
         if in_groups and not sigmoid:
             raise ValueError("a group of its experts counts by its best one")
         return {
@@ -201,10 +203,7 @@ class DeepSeek(Latent):
             "expert_norm": settings.flag("expert_weights_norm", default=False),
             "routing": "sigmoid" if sigmoid else "softmax",
             "routing_bias": biased,
-            "expert_groups": in_groups,
-            "groups_per_token": groups(settings.whole("expert_group_used_count", 1))
-            if in_groups
-            else 0,
+            **in_groups,
         }
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
@@ -215,7 +214,6 @@ class DeepSeek(Latent):
             raise ValueError("numbers that rope turns together stand apart in its files")
         if (settings.get("moe_layer_freq") or 1) != 1:
             raise ValueError("only some of its layers are mixtures")
-        in_groups = groups(settings.get("n_group") or 1) if third else 0
         if not third and settings.get("topk_method") not in (None, "greedy"):
             raise ValueError("a group of its experts counts by its best one")
         return {
@@ -229,8 +227,11 @@ class DeepSeek(Latent):
             "expert_norm": third and settings.get("norm_topk_prob") is not False,
             "routing": "sigmoid" if third else "softmax",
             "routing_bias": third,
-            "expert_groups": in_groups,
-            "groups_per_token": groups(settings.get("topk_group") or 1) if in_groups else 0,
+            **(
+                expert_groups(settings.get("n_group") or 1, settings.get("topk_group") or 1)
+                if third
+                else {}
+            ),
         }
 
 

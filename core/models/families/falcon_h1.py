@@ -3,8 +3,8 @@ and factors on nearly every matrix, by which a folder's are multiplied when it i
 holds them so).
 
 A scan's state stands for one place of a text, as a delta net's: see `core/engine/README.md`.
-Not covered: a norm before a scan's gate, steps that are bounded, projections with biases, adapters,
-writing such a GGUF file.
+Not covered: a norm before a scan's gate, steps that are bounded, projections with biases, others'
+adapters, writing such a GGUF file.
 
 Source: transformers' `models/falcon_h1`, llama.cpp's `falcon-h1` graph and its converter.
 """

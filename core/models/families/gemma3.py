@@ -1,7 +1,7 @@
 """Gemma 3, its language model: norms behind as well, two ropes, windows in five of six layers,
 scaled embedding, GELU.
 
-Not covered: pictures (what sees them is left out), Gemma 3n.
+Not covered: pictures (what sees them is left out).
 """
 
 import math

@@ -35,8 +35,10 @@ class Glm4Moe(Family):
             "shared_size": shared * plain.intermediate_size,
             "expert_scale": settings.real("expert_weights_scale", 0.0) or 1.0,
             "expert_norm": settings.flag("expert_weights_norm", default=True),
-            "expert_groups": groups(settings.whole("expert_group_count", 1)),
-            "groups_per_token": groups(settings.whole("expert_group_used_count", 1)),
+            **expert_groups(
+                settings.whole("expert_group_count", 1),
+                settings.whole("expert_group_used_count", 1),
+            ),
             "qk_norm": "blk.0.attn_q_norm.weight" in settings.file.tensors,
         }
 
@@ -58,8 +60,7 @@ class Glm4Moe(Family):
             **dense_first(plain.num_layers, first, settings.size("intermediate_size")),
             "shared_size": width * settings.size("n_shared_experts"),
             "expert_scale": settings.real("routed_scaling_factor"),
-            "expert_groups": groups(settings.size("n_group")),
-            "groups_per_token": groups(settings.size("topk_group")),
+            **expert_groups(settings.size("n_group"), settings.size("topk_group")),
         }
 
     def to_gguf(
@@ -78,9 +79,9 @@ class Glm4Moe(Family):
         }, rows
 
 
-def groups(number: int) -> int:
-    """One group is none."""
-    return number if number > 1 else 0
+def expert_groups(number: int, taken: int) -> dict[str, int]:
+    """Of how many groups of experts a row takes how many; one group is none."""
+    return {"expert_groups": number, "groups_per_token": taken} if number > 1 else {}
 
 
 FAMILY = Glm4Moe(

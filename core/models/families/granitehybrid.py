@@ -3,7 +3,8 @@ without rope; a mixture of experts in every layer and a feed-forward for all row
 alone. Its folders' model_type is also that of Granite 4's plain ones, which are read as Granite.
 
 A scan's state stands for one place of a text, as a delta net's: see `core/engine/README.md`.
-Not covered: steps that are bounded, projections with biases, adapters, writing such a GGUF file.
+Not covered: steps that are bounded, projections with biases, others' adapters, writing such a GGUF
+file.
 
 Source: transformers' `models/granitemoehybrid`, llama.cpp's `granitehybrid` graph and its
 converter.

@@ -1,12 +1,13 @@
-"""Nemotron-H and Nemotron Nano 2, the dense ones: Mamba-2's scans, a few layers of attention
-without rope, and feed-forwards without a gate, each a layer of its own in their files. A
-feed-forward and what stands before it are one layer here, as everywhere; some scans have none
-behind them.
+"""Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2's scans, a few layers of attention without
+rope, and feed-forwards without a gate, each a layer of its own in their files; in Nemotron 3 nearly
+all of those are mixtures, with one for all rows beside the experts. A feed-forward and what stands
+before it are one layer here, as everywhere; some scans have none behind them.
 
 A scan's state stands for one place of a text, as a delta net's: see `core/engine/README.md`.
-Not covered: mixtures (Nemotron 3), a feed-forward behind another or before all else, projections
-with biases, adapters, writing such a GGUF file. Steps have no lower bound, as where a token is
-computed alone; transformers gives them one of 0.001 in prompts.
+Not covered: experts that are given other numbers than rows have (Nemotron 3 Super), layers that
+guess further tokens (left out), a feed-forward behind another or before all else, projections with
+biases, writing such a GGUF file. Steps have no lower bound, as where a token is computed alone;
+transformers gives them one of 0.001 in prompts.
 
 Source: transformers' `models/nemotron_h`, llama.cpp's `nemotron_h` graph and its converter.
 """
@@ -19,6 +20,7 @@ from ..architecture import Architecture
 from ..family import Family
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor
+from .glm4moe import expert_groups
 from .granitehybrid import (
     GGUF_NAMES,
     GGUF_SCAN,
@@ -34,7 +36,9 @@ KINDS = {
     **dict.fromkeys(("linear_attention", "mamba", "M"), "scan"),
     **dict.fromkeys(("full_attention", "attention", "*"), "attention"),
     **dict.fromkeys(("mlp", "-"), "mlp"),
+    **dict.fromkeys(("moe", "E"), "moe"),
 }
+INNER = ("mlp", "moe")  # those that are feed-forwards
 
 
 class NemotronH(Family):
@@ -50,18 +54,23 @@ class NemotronH(Family):
 
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_gguf`."""
+        if plain.num_experts:
+            raise ValueError("it is a mixture of experts")
+        if settings.flag("rope.scaling.finetuned", default=False):
+            raise ValueError("its attention has rope")
+        own, kinds = scan_from_gguf(settings), self.gguf_kinds(settings, plain.num_layers, "mlp")
+        return {**super().from_gguf(settings, plain), **own, **layers_of(kinds)}
+
+    def gguf_kinds(self, settings: GgufSettings, layers: int, inner: str) -> list[str]:
+        """What each of a file's layers is; `inner`: what its feed-forwards are."""
         attends, widths = (
             numbers_by_layer(settings, key)
             for key in ("attention.head_count_kv", "feed_forward_length")
         )
-        kinds = [
-            "mlp" if width else "attention" if heads else "scan"
+        return [
+            inner if width else "attention" if heads else "scan"
             for heads, width in zip(attends, widths, strict=True)
-        ]
-        if settings.flag("rope.scaling.finetuned", default=False):
-            raise ValueError("its attention has rope")
-        own = scan_from_gguf(settings)
-        return {**super().from_gguf(settings, plain), **own, **layers_of(kinds)}
+        ][:layers]
 
     def hf_settings(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """As `Family.hf_settings`; a config counts layers by their kinds, and names experts where
@@ -69,7 +78,9 @@ class NemotronH(Family):
         """
         kinds = kinds_of(values)
         own: dict[str, Any] = {"layer_kinds": kinds, "num_hidden_layers": len(kinds) or None}
-        return {**values, **own, "n_routed_experts": 0, "num_local_experts": 0}
+        experts = values.get("n_routed_experts") or values.get("num_local_experts")
+        own["n_routed_experts"] = experts if "moe" in kinds else 0
+        return {**values, **own, "num_local_experts": 0}
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
@@ -89,7 +100,22 @@ class NemotronH(Family):
             "delta_value_heads": settings.size("mamba_num_heads"),
             "delta_key_dim": settings.size("ssm_state_size"),
             "delta_value_dim": settings.size("mamba_head_dim"),
+            **(self.mixture_from_hf(settings, kinds) if plain.num_experts else {}),
             **layers_of(kinds),
+        }
+
+    def mixture_from_hf(self, settings: HfSettings, kinds: Sequence[str]) -> dict[str, Any]:
+        """What a config says of the experts."""
+        if latent := settings.get("moe_latent_size"):
+            raise ValueError(f"its experts are given {latent!r:.20} numbers")
+        return {
+            **MIXTURE,
+            "intermediate_size": settings.size("moe_intermediate_size"),
+            "dense_size": settings.size("intermediate_size") if "mlp" in kinds else 0,
+            "shared_size": settings.size("moe_shared_expert_intermediate_size"),
+            "expert_norm": settings.get("norm_topk_prob") is not False,
+            "expert_scale": settings.real("routed_scaling_factor"),
+            **expert_groups(settings.size("n_group"), settings.size("topk_group")),
         }
 
     def hf_unpacked(
@@ -132,7 +158,7 @@ def grouped(kinds: Sequence[str]) -> list[tuple[int, int | None]]:
     """
     found: list[tuple[int, int | None]] = []
     for place, kind in enumerate(kinds):
-        if kind != "mlp":
+        if kind not in INNER:
             found.append((place, None))
         elif not found or found[-1][1] is not None:
             raise ValueError(f"layer {place} is a feed-forward with nothing before it")
@@ -144,8 +170,10 @@ def grouped(kinds: Sequence[str]) -> list[tuple[int, int | None]]:
 def layers_of(kinds: Sequence[str]) -> dict[str, Any]:
     """Fields of `Architecture` that count layers."""
     layers = grouped(kinds)
+    dense = tuple(inner is not None and kinds[inner] == "mlp" for _, inner in layers)
     return {
         "num_layers": len(layers),
+        "dense_layers": dense if "moe" in kinds and any(dense) else (),
         "deltas": tuple(kinds[mixer] == "scan" for mixer, _ in layers),
         "lone_mixers": tuple(mlp is None for _, mlp in layers),
         "rope_bases": (0.0,) * len(layers),
@@ -203,6 +231,8 @@ def merged(
     return made
 
 
+# beside scores of each expert for itself and a bias of the choice
+MIXTURE = {"family": "nemotron_h_moe", "routing": "sigmoid", "routing_bias": True}
 FAMILY = NemotronH(
     name="nemotron_h",
     hf_defaults={
@@ -222,6 +252,13 @@ FAMILY = NemotronH(
             "mamba_num_heads": 128,
             "mamba_head_dim": 64,
             "ssm_state_size": 128,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 7688,
+            "moe_shared_expert_intermediate_size": 7688,
+            "routed_scaling_factor": 1.0,
+            "n_group": 1,
+            "topk_group": 1,
         }
     },
     traits={"gated": False, "activation": "relu2"},
@@ -229,8 +266,14 @@ FAMILY = NemotronH(
     hf_activations={"relu2": "relu2"},
     hf_epsilon="layer_norm_epsilon",
     hf_prefixes={"backbone.": "model."},
-    hf_renamed={".embeddings.": ".embed_tokens.", ".norm_f.": ".norm."},
+    hf_skipped=("mtp.",),
+    hf_renamed={
+        ".embeddings.": ".embed_tokens.",
+        ".norm_f.": ".norm.",
+        ".gate.e_score_correction_bias": ".gate_correction.bias",
+    },
     hf_stacked=True,
+    mixture=True,
     gguf_names=GGUF_NAMES,
     gguf_reads=READ,
     gguf_written=False,

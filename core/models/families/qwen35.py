@@ -6,6 +6,7 @@ Not covered: pictures, what Qwen3-Next does not cover.
 Source: transformers' `models/qwen3_5`, llama.cpp's `qwen35` graph and its converter.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ class Qwen35(Qwen3Next):
     def more_from_gguf(self) -> dict[str, Any]:
         """As `Qwen3Next.more_from_gguf`."""
         return {"delta_tiled": True}
+
+    def in_files(self, architecture: Architecture) -> Architecture:
+        """As `Family.in_files`."""
+        return replace(architecture, delta_tiled=True)
 
     def mixture_from_gguf(self, settings: GgufSettings) -> dict[str, Any]:  # noqa: ARG002
         """There is none."""

@@ -4,7 +4,7 @@ layer, and beside it a feed-forward that each row opens by a gate of its own.
 
 What a delta net remembers stands for one place of a text alone: nothing is guessed, and beginnings
 are shared from places where a copy of it was kept. Adapters that others trained change attention
-and what delta nets make of rows and give; none is trained here.
+and what delta nets make of rows and give; what is trained here, attention without its gates.
 Not covered: layers without experts among those that have them, layers that guess further tokens
 (left out), adapters of experts and of a delta net's rates, writing such a GGUF file.
 

@@ -21,7 +21,14 @@ from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
-from ..architecture import ADAPTED_BESIDE, LORA_A, PROJECTIONS, ROPE_PROJECTIONS, Architecture
+from ..architecture import (
+    ADAPTED_BESIDE,
+    LORA_A,
+    OUT_GATE,
+    PROJECTIONS,
+    ROPE_PROJECTIONS,
+    Architecture,
+)
 from ..families import FAMILIES
 from ..family import AdaptedPart
 from ..files.lfs_pointer import refuse_pointer
@@ -120,6 +127,12 @@ class Adapter:
                     f"{architecture.family}'s folders and not in ours, so it would be computed "
                     f"wrongly; use one that changes neither q_proj nor k_proj"
                 )
+            if architecture.state_spaces and not self.base_digest:
+                raise ModelFileError(
+                    f"{name} is of another's adapter, and {architecture.family}'s folders hold "
+                    f"their matrices multiplied or under other names than ours, so it would be "
+                    f"computed wrongly; train one here (`quietchoir join`, `adapter personalize`)"
+                )
             parts = None if family is None else family.adapted(projection, layer, architecture)
             rows, columns = (
                 architecture.projection(projection)
@@ -139,6 +152,11 @@ class Adapter:
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it "
                     f"was trained on"
                 )
+
+    def trained(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The tensors of what is trained here, in our own rows; `check` has passed."""
+        ours = self.in_our_rows(architecture).tensors
+        return {name: tensor for name, tensor in ours.items() if f".{OUT_GATE}." not in name}
 
     def in_our_rows(self, architecture: Architecture) -> "Adapter":
         """The same adapter of our own matrices, where a family's folders hold their rows or columns
@@ -324,7 +342,8 @@ def shape_of(
 def assemble(
     shape: AdapterShape, architecture: Architecture, base_digest: str, flat_b: Tensor
 ) -> Adapter:
-    """The adapter of a flat B [n] and the frozen A of its shape.
+    """The adapter of a flat B [n] and the frozen A of its shape, its rows as a folder of the family
+    has them: what stands in one matrix with ours and was not trained is not changed.
 
     Raises:
         ModelFileError: values that are not finite, or too large to be.
@@ -336,7 +355,23 @@ def assemble(
             "nothing; take an earlier one"
         )
     b = Layout(shape, architecture).unflatten(flat_b.detach().to("cpu", torch.float32).clone())
+    for module in shape.modules(architecture):
+        b[b_name(module)] = in_folder_rows(module, b[b_name(module)], architecture)
     return Adapter(shape, base_digest, {**frozen_a(shape, architecture), **b})
+
+
+def in_folder_rows(module: str, b: Tensor, architecture: Architecture) -> Tensor:
+    """One B of ours among the rows of the folder's matrix that holds it, zeros elsewhere."""
+    match, family = MODULE.match(module), FAMILIES.get(architecture.family)
+    if match is None or family is None:
+        return b
+    parts = family.adapted(match[2], int(match[1]), architecture) or ()
+    own = next((part.rows for part in parts if part.name == match[2]), None)
+    if own is None:
+        return b
+    whole = b.new_zeros(shape_of(parts, int(match[1]), architecture)[0], b.shape[1])
+    whole[torch.from_numpy(own)] = b
+    return whole
 
 
 def read_config(path: Path) -> dict[str, Any]:

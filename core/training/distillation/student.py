@@ -57,6 +57,11 @@ def kept(weights: Weights, layers: Sequence[int]) -> Weights:
             f"layers {', '.join(map(str, layers)) or 'none'}: expected ascending numbers from 0 to "
             f"{own.num_layers - 1}"
         )
+    if not own.alike or own.per_layer_size:
+        raise ModelError(
+            f"this {own.family} model has {own.unadapted}, of which no smaller one is made; choose "
+            f"another"
+        )
     by_layer: dict[str, Any] = {
         name: tuple(values[layer] for layer in layers)
         for name in BY_LAYER

@@ -44,7 +44,8 @@ def cache_bytes(backend: Backend) -> int:
     if isinstance(backend, NativeRunner):
         return backend.network.cache.nbytes
     if isinstance(backend, TorchRunner):
-        return backend.cache.keys.nbytes + backend.cache.values.nbytes
+        kinds = (backend.cache.keys, backend.cache.values)
+        return sum(part.nbytes for kind in kinds for part in kind.values())
     assert isinstance(backend, CudaRunner)
     # one block more, for padding rows
     caches = (backend.cpu.cache, backend.cache)

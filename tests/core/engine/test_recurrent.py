@@ -22,12 +22,12 @@ from quietchoir.core.engine.engine import Engine, planned
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Batch, Span
-from quietchoir.core.errors import CacheError, ConfigError, EngineError, ModelError, ModelFileError
+from quietchoir.core.errors import CacheError, ConfigError, EngineError, ModelFileError
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.checkpoint import from_gguf, from_hf
 from quietchoir.core.models.files import gguf
-from quietchoir.core.models.lora.adapter import Adapter, AdapterShape
+from quietchoir.core.models.lora.adapter import Adapter, AdapterShape, Layout, assemble
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.frozen_layers import dense_linear
@@ -360,9 +360,36 @@ def test_memory_for_states_is_counted_and_bounds_how_many_run() -> None:
         planned(weights, config(kv_bytes=1050), choice)
 
 
-def test_training_an_adapter_of_delta_nets_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ModelError, match="gated delta nets, whose matrices no adapter of ours"):
-        AdapterShape(rank=2, upper_layers=1).modules(FORGETTING)
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_what_is_trained_beside_delta_nets_is_attention_and_feed_forwards_and_peft_reads_it(
+    tmp_path: Path,
+) -> None:
+    """Queries stand among their gates in a folder's matrix, and gates are not changed."""
+    from peft import PeftModel
+
+    (model := make_model("qwen35")).save_pretrained(tmp_path)
+    shape = from_hf.read_architecture(tmp_path)
+    loaded = Weights(
+        shape, from_hf.name_tensors(tmp_path, shape), byte_tokenizer(), digest="e" * 64
+    )
+    own = AdapterShape(rank=4, upper_layers=4)
+    layout = Layout(own, shape)
+    assert sum("self_attn" in name for name in layout.shapes) == 4  # one layer of the four attends
+    flat = torch.sin(torch.arange(layout.size) * 1.7) * 0.2
+    made = assemble(own, shape, loaded.digest, flat)
+    made.save(tmp_path / "adapter")
+    again = Adapter.load(tmp_path / "adapter")
+    again.check(shape)
+    assert torch.equal(layout.flatten(again.trained(shape)), flat)
+    held = AdapterRegistry(loaded)
+    held.load("one", again)
+    one = sequence(list(PROMPT), range(5), held.find("one"))
+    found = torch.as_tensor(Start("torch", loaded).runner().forward(step(whole(one))))
+    with torch.inference_mode():
+        bare = model(torch.tensor(PROMPT)[None]).logits[0]
+        wanted = PeftModel.from_pretrained(model, tmp_path / "adapter")(torch.tensor(PROMPT)[None])
+    assert (wanted.logits[0] - bare).abs().max() > 0.5
+    assert (found - wanted.logits[0]).abs().max() < 1e-3 * bare.std()
 
 
 INPUTS = {"qwen35": ("in_proj_qkv", "in_proj_z"), "qwen3next": ("in_proj_qkvz",)}
@@ -430,11 +457,16 @@ def test_another_adapter_of_delta_nets_than_fits_is_refused() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=NOT_COMPILED)])
-def test_an_adapter_beside_convolutions_changes_what_it_says(backend: str) -> None:
+@pytest.mark.parametrize(
+    "own", [CONVOLVING, FORGETTING, SCANNING], ids=["convolutions", "delta-nets", "scans"]
+)
+def test_an_adapter_beside_such_layers_changes_what_it_says(
+    own: Architecture, backend: str
+) -> None:
     """Attention where a layer attends, feed-forwards everywhere; as if it were merged."""
-    weights, generator = weights_of(CONVOLVING), torch.Generator().manual_seed(3)
-    modules = AdapterShape(rank=2, upper_layers=4).modules(CONVOLVING)
-    assert sum("self_attn" in module for module in modules) == 4
+    weights, generator = weights_of(own), torch.Generator().manual_seed(3)
+    modules = AdapterShape(rank=2, upper_layers=own.num_layers).modules(own)
+    assert sum("self_attn" in module for module in modules) == 4 * own.attending
     factors, merged = {}, dict(weights.tensors)
     for module, (rows, columns) in modules.items():
         a = torch.randn(columns, 2, generator=generator) * columns**-0.5
@@ -445,15 +477,19 @@ def test_an_adapter_beside_convolutions_changes_what_it_says(backend: str) -> No
     one = sequence(list(PROMPT), range(5), LoadedAdapter("a", factors))
     found = torch.as_tensor(Start(backend, weights).runner().forward(step(whole(one))))
     wanted = Oracle(replace(weights, tensors=merged)).logits(list(PROMPT))
-    assert (found - wanted).abs().max() < 3e-2 * wanted.std()
+    # as far off as scans are without an adapter, whose steps are exponentials of rounded rows
+    assert (found - wanted).abs().max() < 1e-1 * wanted.std()
     assert (found - Oracle(weights).logits(list(PROMPT))).abs().max() > 0.5 * wanted.std()
     with pytest.raises(ValueError, match="upper 1 layers have none of q_proj"):
         AdapterShape(rank=2, upper_layers=1, targets=("q_proj",)).modules(CONVOLVING)
 
 
+@pytest.mark.parametrize(
+    "own", [CONVOLVING, FORGETTING, SCANNING], ids=["convolutions", "delta-nets", "scans"]
+)
 @torch.inference_mode()
-def test_packed_examples_convolve_each_by_itself_behind_what_they_share() -> None:
-    network = Transformer(weights_of(CONVOLVING), dense_linear(torch.float32))
+def test_packed_examples_remember_each_by_itself_behind_what_they_share(own: Architecture) -> None:
+    network = Transformer(weights_of(own), dense_linear(torch.float32))
     texts = [PROMPT[:20] + end for end in ((1, 2, 3, 4), (200,), (9,) * 7)]
     examples = [TokenExample(text, (5,)) for text in texts]
     batch = plan(examples, shared=20)
@@ -466,9 +502,9 @@ def test_packed_examples_convolve_each_by_itself_behind_what_they_share() -> Non
             torch.arange(len(text)),
             packed_attention([len(text)]),
         )
-        own = torch.cat([found[:20], found[start : start + len(text) - 20]])
+        both = torch.cat([found[:20], found[start : start + len(text) - 20]])
         start += len(text) - 20
-        torch.testing.assert_close(own, alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(both, alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

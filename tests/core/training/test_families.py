@@ -27,6 +27,7 @@ EXAMPLES = [conversation("turn it on " * (1 + turn % 3), f"done {turn}") for tur
     [
         *("gemma3", "mistral", "qwen2", "qwen3", "smollm3", "phi3-long"),
         *("granite", "olmo2", "exaone4", "phi4-mini"),
+        *("qwen35", "falcon_h1", "granitehybrid-dense", "nemotron_h"),
     ],
 )
 def test_training_sees_what_the_whole_network_computes_and_learns(
@@ -40,7 +41,9 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
         ByteTokenizer(),  # type: ignore[arg-type]
         "0" * 64,
     )
-    trainer = Trainer(weights, AdapterShape(rank=4, upper_layers=3), precision="float32")
+    targets = tuple(one.split(".")[1] for one in architecture.projections)
+    shape = AdapterShape(rank=4, upper_layers=3, targets=targets)
+    trainer = Trainer(weights, shape, precision="float32")
     prepared = trainer.prepare(EXAMPLES)
     x, batch = prepared.batch(range(len(EXAMPLES)))
     answers = trainer.upper.answers(x, batch)

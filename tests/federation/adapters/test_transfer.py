@@ -16,7 +16,9 @@ import torch
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
 from quietchoir.core.models import weights
+from quietchoir.core.models.checkpoint import from_gguf
 from quietchoir.core.models.checkpoint.from_gguf import half_split_order
+from quietchoir.core.models.files import gguf as gguf_files
 from quietchoir.core.models.lora.adapter import CONFIG_FILE, Adapter, assemble
 from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights
@@ -28,6 +30,7 @@ from quietchoir.federation.server_node import keeper, keeping
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.tests.fakes import models
+from quietchoir.tests.fakes.engine import float_blocks
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits
 
@@ -373,4 +376,58 @@ def test_what_peft_would_compute_in_another_order_of_rows_is_not_exported_to_it(
     assert (code == 0) == right == (tmp_path / "out").exists()
     assert ("another order" in said) != right
     code, said = export(file, tmp_path / "unknown")  # of another model
-    assert code == 0 and ("its model is not here" in said) != right
+    assert code == 0 and "its model is not here" in said
+
+
+@pytest.mark.parametrize("name", ["qwen35", "falcon_h1", "granitehybrid-dense", "nemotron_h"])
+def test_a_file_beside_whose_matrices_recurrences_stand_changes_by_what_the_adapter_says(
+    name: str, tmp_path: Path
+) -> None:
+    """The exported B A, added to the very file's matrices and read back, are the adapter's own."""
+    GgufWriter(make_model(name), tmp_path / "it.gguf").write()
+    file = gguf_files.read(tmp_path / "it.gguf")
+    architecture = from_gguf.read_architecture(file)
+    targets = tuple(one.split(".")[1] for one in architecture.projections)
+    shape = dataclasses.replace(SHAPE, upper_layers=3, targets=targets)
+    size = Layout(shape, architecture).size
+    made = assemble(shape, architecture, "ab" * 32, torch.sin(torch.arange(size) * 1.7) * 0.2)
+    gguf_adapter.write(tmp_path / "adapter.gguf", made, architecture)
+    reader = gguf.GGUFReader(tmp_path / "adapter.gguf")
+    halves = {one.name: torch.from_numpy(np.array(one.data)) for one in reader.tensors}
+    tensors = dict(file.tensors)
+    for base in {half.rsplit(".lora_", 1)[0] for half in halves}:
+        change = shape.scale * (halves[f"{base}.lora_b"] @ halves[f"{base}.lora_a"])
+        tensors[base] = float_blocks(tensors[base].dequantize() + change)
+    plain = from_gguf.name_tensors(file, architecture)
+    changed = from_gguf.name_tensors(dataclasses.replace(file, tensors=tensors), architecture)
+    made.check(architecture)
+    factors, _ = made.in_our_rows(architecture).products(plain)
+    layers = {module.split(".")[2] for module in factors}
+    lone = name == "nemotron_h"  # one of its three has a scan alone
+    assert len(layers) == 3 - lone and any("self_attn.o_proj" in module for module in factors)
+    for ours, blocks in plain.items():
+        wanted = blocks.dequantize()
+        if pair := factors.get(ours.removesuffix(".weight")):
+            assert float((pair[0] @ pair[1]).abs().max()) > 0.05 or "out_gate" in ours
+            wanted = wanted + (pair[0] @ pair[1]).T
+        torch.testing.assert_close(changed[ours].dequantize(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_folder_of_scans_holds_otherwise_is_not_exported_to_peft(
+    home: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GgufWriter(make_model("falcon_h1"), tmp_path / "scans.gguf").write()
+    loaded = weights.load(tmp_path / "scans.gguf")
+    shape = dataclasses.replace(SHAPE, targets=("v_proj",))
+    size = Layout(shape, loaded.architecture).size
+    made = assemble(shape, loaded.architecture, loaded.digest, torch.full((size,), 0.1))
+    kept = Registry(tmp_path / "home")
+    kept.put(made, make_card(home.policy, content_hash(made), {"rounds": 1}, home.coordinator))
+    words = ["adapter", "export", kept.list()[0], str(tmp_path / "out"), "--home", str(kept.home)]
+    assert cli.main([*words, "--model", str(tmp_path / "scans.gguf")]) != 0
+    said = capsys.readouterr()
+    assert "falcon-h1's folders hold their matrices multiplied" in said.out + said.err
+    assert not (tmp_path / "out").exists()
+    foreign = dataclasses.replace(made, base_digest="")
+    with pytest.raises(ModelFileError, match="is of another's adapter, and falcon-h1's folders"):
+        foreign.check(loaded.architecture)

@@ -59,7 +59,9 @@ ONLY: Mapping[str, object] = {
     **dict.fromkeys(("attention_softcap", "logit_softcap"), 0.0),
     **dict.fromkeys(("rope_stretched", "dense_layers", "convolutions"), ()),
     **dict.fromkeys(("sinks", "qk_norm_last", "layer_norms", "parallel", "head_bias"), False),
-    "rope_norms": False,
+    **dict.fromkeys(("rope_norms", "value_norm", "layer_scales"), False),
+    **dict.fromkeys(("head_dims", "kv_heads", "inner_sizes", "kv_sources"), ()),
+    **dict.fromkeys(("per_layer_size", "streams"), 0),
     "gated": True,
     **dict.fromkeys(("alibi", "temperature"), 0.0),
 }

@@ -25,6 +25,7 @@ from ctypes import (
     c_size_t,
     c_void_p,
 )
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from ....errors import EngineError
 from ....models.architecture import (
     ADAPTED_BESIDE,
     ATTENTION_PROJECTIONS,
+    KEYS_VALUES,
     MLP_PROJECTIONS,
     PROJECTIONS,
     Architecture,
@@ -62,7 +64,10 @@ ATTENTION_NORM_BIAS, MLP_NORM_BIAS, FINAL_NORM_BIAS, HEAD_BIAS, SINKS = range(RA
 ROUTER_BIAS, ROUTING_BIAS, SHARED_GATE = range(RARE + 5, RARE + 8)
 QUERY_DOWN_NORM, LATENT_NORM, POSITIONS, CONV_KERNEL, SLOPES = range(RARE + 8, RARE + 13)
 EMBEDDING_NORM, EMBEDDING_NORM_BIAS, DELTA_KERNEL, DECAY = range(RARE + 13, RARE + 17)
-DECAY_BIAS, DELTA_GAIN, DELTA_KERNEL_BIAS, SKIP, EXPERT_BIASES = range(RARE + 17, RARE + 22)
+DECAY_BIAS, DELTA_GAIN, DELTA_KERNEL_BIAS, SKIP, VALUE_NORM = range(RARE + 17, RARE + 22)
+GIVEN_NORM, LAYER_SCALE, GIVEN_PROJECTION_NORM, LAUREL_NORM = range(RARE + 22, RARE + 26)
+ALTUP_NORM, ALTUP_SCALE, ALTUP_ROUTER, ALTUP_PREDICT = range(RARE + 26, RARE + 30)
+ALTUP_CORRECT, GATE_CUTOFF, EXPERT_BIASES = range(RARE + 30, RARE + 33)
 SIZES = (
     "num_layers",
     "hidden_size",
@@ -82,7 +87,8 @@ LAST_SIZES = (
     *("latent_size", "query_rank", "value_dim", "positions", "conv_kernel"),
     *("temperature_floor", "expert_inputs", "attention_gate"),
     *("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim", "delta_tiled"),
-    *("state_spaces", "scan_beside"),
+    *("state_spaces", "scan_beside", "per_layer_size"),
+    *("streams", "laurel_rank", "per_layer_tokens"),
 )
 # of the whole model, where it has them
 ENDS = {
@@ -90,6 +96,7 @@ ENDS = {
     HEAD_BIAS: "lm_head.bias",
     EMBEDDING_NORM: "model.embed_norm.weight",
     EMBEDDING_NORM_BIAS: "model.embed_norm.bias",
+    GIVEN_PROJECTION_NORM: "model.per_layer_norm.weight",
 }
 # as roles, of latent attention or of a convolution alone
 QUERY_DOWN, LATENT, CONV_IN, CONV_OUT = -1, -2, -3, -4
@@ -102,6 +109,16 @@ DELTA = {
     "linear_attn.out_proj": -9,
 }
 OUT_GATE = -10
+GIVEN = {"per_layer.gate": -11, "per_layer.proj": -12}
+LAUREL = {"laurel.left": -13, "laurel.right": -14}
+# of the whole model, where the head is 0; a further stream's last one each behind them
+GIVEN_PROJECTION, STREAM_IN, STREAM_OUT = range(1, 4)
+# of a layer, small matrices that are taken as vectors
+ALTUP = {
+    ALTUP_ROUTER: "altup.router.weight",
+    ALTUP_PREDICT: "altup.predict.weight",
+    ALTUP_CORRECT: "altup.correct.weight",
+}
 # what adapters change, in the order of `Role` and `RareRole`, run.h
 ADAPTED = (*PROJECTIONS, *ADAPTED_BESIDE)
 # what stands in the place of attention, in the order of `Mixer`, run.h
@@ -114,7 +131,7 @@ KV_BITS = {"q8": 8, "q4": 4}
 KV_GROUP = 64  # numbers of a head that share a scale, where they are integers
 VALUE = PROJECTIONS.index("self_attn.v_proj")
 ROUTER = len(PROJECTIONS)  # as a role; the experts' matrices follow, three of each
-LARGEST_HEAD = 256
+LARGEST_HEAD, LARGEST_STATE = 512, 256  # numbers of a head: that attends, that remembers
 PAGE = 4096  # bytes; tensors of one file stand closer together
 
 
@@ -172,14 +189,9 @@ class Network(library.LibraryObject):
         architecture = self._architecture = weights.architecture
         self._library = bind(library.library())
         self._adapters: set[int] = set()
-        # rows of it are read in every step
-        self._raw = weights.tensors["model.embed_tokens.weight"].memory
+        self._raw = list[NDArray[np.uint8]]()  # whose rows are read in every step
         self._precision, self.kv_type = precision, KV_TYPES.index(kv_type)
         self.cache = _cache(architecture, blocks, kv_type)
-        # its part of layers that attend, [blocks, those layers, kv heads, bytes / 2]
-        own = (architecture.attending, architecture.num_kv_heads)
-        kv = self.cache[:, : kv_bytes(architecture, kv_type) // 2]
-        self.kv = kv.reshape(blocks, *own, head_bytes(architecture, kv_type) // 2)
         ropes, tables = _ropes(architecture)
         shape = NetworkShape(
             *(getattr(architecture, name) for name in SIZES),
@@ -200,12 +212,14 @@ class Network(library.LibraryObject):
         magnitudes = _floats([magnitude for _, magnitude in tables])
         windows = np.array([architecture.window(layer) for layer in layers], np.int32)
         mixers = np.array([_mixer(architecture, layer) for layer in layers], np.int32)
+        sizes = np.array([_sizes(architecture, layer) for layer in layers], np.int32)
         names = library.instruction_set().encode()
         self._handle: int | None = self._library.quietchoir_model_new(
             names,
             byref(shape),
             threads,
             *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes, mixers)),
+            _address(sizes),
         )
         if not self._handle:
             raise EngineError(f"the native engine refuses this model: {self._problem()}")
@@ -294,6 +308,18 @@ class Network(library.LibraryObject):
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture, layer).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
+            if weights.architecture.value_norm and weights.architecture.kv_source(layer) == layer:
+                ones = np.ones(weights.architecture.head_size(layer), np.float32)
+                self._numbers(layer, VALUE_NORM, ones)
+            if weights.architecture.streams:
+                for which, name in ALTUP.items():
+                    blocks = tensors[f"model.layers.{layer}.{name}"]
+                    flat = np.ascontiguousarray(blocks.memory).reshape(1, -1)
+                    shape = (1, math.prod(blocks.shape))
+                    self._vector(layer, which, QuantTensor(blocks.quant_type, shape, flat))
+            cutoffs = weights.architecture.gate_cutoffs
+            if cutoffs and cutoffs[layer] > -math.inf:
+                self._numbers(layer, GATE_CUTOFF, np.array([cutoffs[layer]], np.float32))
             if weights.architecture.expert_biases and weights.architecture.is_mixture(layer):
                 self._expert_biases(layer, tensors)
             self._release_pages(
@@ -313,13 +339,22 @@ class Network(library.LibraryObject):
             numbers = np.ascontiguousarray(rows).view(np.float32).reshape(-1)
             self._numbers(HEAD, POSITIONS, numbers)
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
-        embedding = tensors["model.embed_tokens.weight"]
-        kind, raw = KINDS.index(embedding.quant_type), self._raw
-        self._check(
-            self._library.quietchoir_model_embedding(
-                self._handle, kind, raw.ctypes.data, raw.strides[0]
-            )
-        )
+        for take, name in (
+            (self._library.quietchoir_model_embedding, "model.embed_tokens.weight"),
+            (self._library.quietchoir_model_given, "model.embed_per_layer.weight"),
+        ):
+            if name in tensors:
+                kind, raw = KINDS.index(tensors[name].quant_type), tensors[name].memory
+                self._raw.append(raw)
+                self._check(take(self._handle, kind, raw.ctypes.data, raw.strides[0]))
+        if weights.architecture.per_layer_size:
+            self._matrix(HEAD, GIVEN_PROJECTION, tensors["model.per_layer_proj.weight"])
+        if weights.architecture.streams:
+            self._matrix(HEAD, STREAM_IN, tensors["model.altup_proj.weight"])
+            width, whole = weights.architecture.hidden_size, tensors["model.altup_unembed.weight"]
+            for other in range(weights.architecture.streams - 1):
+                part = whole.part(other * width, (other + 1) * width)
+                self._matrix(HEAD, STREAM_OUT + other, part)
         self._check(self._library.quietchoir_model_complete(self._handle))
         self._release_pages(tensors.values())
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
@@ -389,18 +424,43 @@ def unsupported(architecture: Architecture, tensors: Mapping[str, QuantTensor]) 
     if architecture.conv_kernel and any(width % 32 for width in widths):
         return f"beside convolutions the widths {widths} are no multiples of 32"
     sizes = (architecture.delta_key_dim, architecture.delta_value_dim)
-    if architecture.deltas and (any(size % 16 for size in sizes) or max(sizes) > LARGEST_HEAD):
+    if architecture.deltas and (any(size % 16 for size in sizes) or max(sizes) > LARGEST_STATE):
         kind = "scans" if architecture.state_spaces else "delta nets"
-        return f"its {kind}' heads of {sizes} are no multiples of 16 up to {LARGEST_HEAD}"
+        return f"its {kind}' heads of {sizes} are no multiples of 16 up to {LARGEST_STATE}"
+    if any(size % 16 or architecture.num_heads * size % 32 for size in architecture.head_dims):
+        return f"heads of {architecture.head_dims} are no multiples of 16, or all of 32"
+    if architecture.streams and (reason := streams_unsupported(architecture, tensors)):
+        return reason
+    if architecture.per_layer_size % 16:
+        return f"layers are given {architecture.per_layer_size} numbers, no multiple of 16"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
     for name, blocks in tensors.items():
+        if ".altup." in name:
+            continue
         if blocks.shape[0] > 1 and (
             blocks.quant_type not in KINDS
             or not known.quietchoir_takes(KINDS.index(blocks.quant_type), blocks.shape[1])
         ):
             return f"{name} is {blocks.quant_type} with {blocks.shape[1]} columns"
+    return None
+
+
+def streams_unsupported(
+    architecture: Architecture, tensors: Mapping[str, QuantTensor]
+) -> str | None:
+    """The same of a model whose rows are several streams."""
+    own = architecture
+    inner = {own.inner_size(layer) for layer in range(own.num_layers)}
+    if own.hidden_size % 32 or own.laurel_rank % 32 or any(size % 16 for size in inner):
+        return f"beside streams widths are {own.hidden_size}, {own.laurel_rank} and {min(inner)}"
+    if own.intermediate_size < own.hidden_size:
+        return "its streams are wider than its feed-forwards"
+    for name in ALTUP.values():
+        kind = tensors[f"model.layers.0.{name}"].quant_type
+        if kind not in ("F32", "F16", "BF16"):
+            return f"{name} is {kind}, expected plain numbers"
     return None
 
 
@@ -419,12 +479,13 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """Say what each function takes and returns."""
     kinds: library.Functions = {
         "takes": (c_bool, (c_int, c_int)),
-        "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 6)),
+        "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 7)),
         "model_free": (None, (c_void_p,)),
         "model_dense": (c_bool, (c_void_p, c_int)),
         "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
         "model_terms": (c_bool, (c_void_p, c_int, c_int, c_int)),
         "model_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
+        "model_given": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
         "model_vector": (c_bool, (c_void_p, c_int, c_int, c_void_p, c_int)),
         "model_complete": (c_bool, (c_void_p,)),
         "adapter_new": (c_void_p, (c_void_p,)),
@@ -455,13 +516,20 @@ def late(architecture: Architecture) -> dict[str, float]:
 
 def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     """The name inside a layer of each matrix, and what the library calls it."""
-    roles = {name: PROJECTIONS.index(name) for name in ATTENTION_PROJECTIONS}
+    own = architecture.kv_source(layer) == layer
+    roles = {
+        name: PROJECTIONS.index(name)
+        for name in ATTENTION_PROJECTIONS
+        if own or name not in KEYS_VALUES
+    }
+    roles |= GIVEN if architecture.per_layer_size else {}
+    roles |= LAUREL if architecture.streams else {}
     if architecture.attention_gate:
         roles["self_attn.out_gate"] = OUT_GATE
     if architecture.is_delta(layer):
         there = architecture.delta_shapes()
-        own = {name: role for name, role in DELTA.items() if f"{name}.weight" in there}
-        roles = own | (roles if architecture.attends(layer) else {})
+        recurs = {name: role for name, role in DELTA.items() if f"{name}.weight" in there}
+        roles = recurs | (roles if architecture.attends(layer) else {})
     if architecture.is_convolution(layer):
         roles = {"conv.in_proj": CONV_IN, "conv.out_proj": CONV_OUT}
     if architecture.latent_size:
@@ -473,9 +541,11 @@ def _roles(architecture: Architecture, layer: int) -> dict[str, int]:
     if not architecture.is_mixture(layer):
         return roles | {name: PROJECTIONS.index(name) for name in architecture.mlp_projections}
     if architecture.shared_size:
-        roles |= {architecture.shared(name): PROJECTIONS.index(name) for name in MLP_PROJECTIONS}
+        shared = {name: architecture.shared(name) for name in architecture.mlp_projections}
+        roles |= {own: PROJECTIONS.index(name) for name, own in shared.items()}
     roles["mlp.gate"] = ROUTER
-    for place, kind in enumerate(MLP_PROJECTIONS):
+    for kind in architecture.mlp_projections:
+        place = MLP_PROJECTIONS.index(kind)
         for expert, name in enumerate(architecture.experts(kind)):
             roles[name] = ROUTER + 1 + expert * len(MLP_PROJECTIONS) + place
     return roles
@@ -491,8 +561,6 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
     if architecture.is_lone(layer):
         del found[MLP_NORM]
     there = architecture.layer_shapes(layer)
-    if "self_attn.q_norm.weight" in there:
-        found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
     if architecture.post_norms:
         found |= {
             AFTER_ATTENTION: "post_attention_layernorm.weight",
@@ -501,6 +569,13 @@ def _vectors(architecture: Architecture, layer: int) -> dict[int, str]:
     if architecture.norm_biases:
         found |= {ATTENTION_NORM_BIAS: "input_layernorm.bias", MLP_NORM_BIAS: f"{before}.bias"}
     rare = {
+        QUERY_NORM: "self_attn.q_norm.weight",
+        KEY_NORM: "self_attn.k_norm.weight",
+        GIVEN_NORM: "per_layer.norm.weight",
+        LAYER_SCALE: "layer_scale.weight",
+        LAUREL_NORM: "laurel.norm.weight",
+        ALTUP_NORM: "altup.norm.weight",
+        ALTUP_SCALE: "altup.scale.weight",
         SINKS: "self_attn.sinks.weight",
         ROUTER_BIAS: "mlp.gate.bias",
         ROUTING_BIAS: "mlp.gate_correction.bias",
@@ -529,6 +604,19 @@ def _mixer(architecture: Architecture, layer: int) -> int:
     return CONVOLUTION if architecture.is_convolution(layer) else DELTA_NET
 
 
+def _sizes(architecture: Architecture, layer: int) -> tuple[int, int, int, int]:
+    """Heads of keys, numbers of a head, width of the feed-forward for all rows where no layer has
+    experts, and the layer whose keys and values are read.
+    """
+    mixed = architecture.num_experts > 0
+    return (
+        architecture.key_heads(layer),
+        architecture.head_size(layer),
+        architecture.intermediate_size if mixed else architecture.inner_size(layer),
+        architecture.kv_source(layer),
+    )
+
+
 def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:
     """Which rope each layer takes (-1: none) and the different ones: radians by pair, and the
     magnitude.
@@ -540,6 +628,7 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
         if not radians:
             layers.append(-1)
             continue
+        radians += (0.0,) * (architecture.turned // 2 - len(radians))  # of smaller heads
         table = (radians, architecture.magnitude(layer))
         if table not in tables:
             tables.append(table)
@@ -611,12 +700,10 @@ def windows_of(
     """The layers with a window; None where there are none, or on a system that takes no page
     back so.
     """
-    each = head_bytes(architecture, kv_type) * architecture.num_kv_heads
-    layers = [at for at in range(architecture.num_layers) if architecture.attends(at)]
     parts = {
         # of a run as well: no row sees further back than it is long
-        (place * each, (place + 1) * each): abs(architecture.window(layer))
-        for place, layer in enumerate(layers)
+        (part.first, part.first + part.heads * part.bytes): abs(architecture.window(layer))
+        for layer, part in kept_parts(architecture, kv_type).items()
         if architecture.window(layer)
     }
     if not parts or sys.platform != "linux":
@@ -634,8 +721,37 @@ def block_bytes(architecture: Architecture, kv_type: str = "bf16") -> int:
 
 def kv_bytes(architecture: Architecture, kv_type: str) -> int:
     """The same of layers that attend alone."""
-    each = head_bytes(architecture, kv_type) * architecture.num_kv_heads
-    return each * architecture.attending
+    return sum(part.heads * part.bytes for part in kept_parts(architecture, kv_type).values())
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """What one layer keeps in each block: keys and values of its heads, one head after another."""
+
+    first: int  # byte of the block
+    heads: int
+    size: int  # numbers of a head
+    bytes: int  # of a head
+
+    def of(self, blocks: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """Its part of whole blocks [n, bytes / 2], [n, heads, bytes / 2]."""
+        stop = self.first + self.heads * self.bytes
+        return blocks[:, self.first // 2 : stop // 2].reshape(len(blocks), self.heads, -1)
+
+
+def kept_parts(architecture: Architecture, kv_type: str) -> dict[int, KeptPart]:
+    """What each layer that attends and reads no other's keys has of a block, in the order of
+    `lay_out_block`, model.cpp.
+    """
+    found: dict[int, KeptPart] = {}
+    first = 0
+    for layer in range(architecture.num_layers):
+        if architecture.attends(layer) and architecture.kv_source(layer) == layer:
+            size = architecture.head_size(layer)
+            part = KeptPart(first, architecture.key_heads(layer), size, head_bytes(size, kv_type))
+            found[layer] = part
+            first += part.heads * part.bytes
+    return found
 
 
 def state_bytes(architecture: Architecture) -> int:
@@ -643,21 +759,20 @@ def state_bytes(architecture: Architecture) -> int:
     return 4 * architecture.delta_state * sum(architecture.deltas)
 
 
-def head_bytes(architecture: Architecture, kv_type: str) -> int:
-    """Keys and values of one block, layer and head: `Cache::one`, run.h."""
-    size = architecture.head_dim
+def head_bytes(size: int, kv_type: str) -> int:
+    """Keys and values of one block, layer and head of so many numbers: `Cache::one`, run.h."""
     if kv_type == "bf16":
         return 4 * BLOCK_TOKENS * size
     keys = BLOCK_TOKENS * size * KV_BITS[kv_type] // 8
     values = keys if kv_type == "q8" else -(-size // 32) * 256
-    return scale_bytes(architecture, kv_type) + keys + values
+    return scale_bytes(size, kv_type) + keys + values
 
 
-def scale_bytes(architecture: Architecture, kv_type: str) -> int:
+def scale_bytes(size: int, kv_type: str) -> int:
     """What stands before the integers of one block, layer and head, in bf16: scales, and of 4 bits
     the least numbers.
     """
-    groups = -(-architecture.head_dim // KV_GROUP)
+    groups = -(-size // KV_GROUP)
     return groups * BLOCK_TOKENS * 2 * (4 if kv_type == "q4" else 2)
 
 

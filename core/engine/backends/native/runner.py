@@ -5,7 +5,7 @@ model's insides (`network` does). Always: the same seam and the same meaning as 
 which is its readable twin.
 """
 
-from collections import OrderedDict, abc
+from collections import Counter, OrderedDict, abc
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from .network import (
     Network,
     NetworkStep,
     block_bytes,
+    kept_parts,
+    kv_bytes,
     scale_bytes,
     state_bytes,
     unsupported,
@@ -70,7 +72,7 @@ class NativeRunner:
         Raises:
             EngineError: `supports` has a reason against this model.
         """
-        own = weights.architecture
+        own = self._architecture = weights.architecture
         self.vocabulary = own.vocab_size
         self.block_bytes = block_bytes(own, kv_type)
         self.network = Network(weights, blocks, threads or core_count(), kv_type, precision)
@@ -79,13 +81,13 @@ class NativeRunner:
         numbers = state_bytes(own) // 4
         self.states = None if self.paged else FlatStates(numbers)
         convolve = sum(own.convolutions)
-        inner = f"{own.attending}x{own.num_kv_heads}x{own.head_dim}"
+        self._parts = tuple(kept_parts(own, kv_type).values())
+        kept = Counter((part.heads, part.size) for part in self._parts)
+        inner = " and ".join(f"{n}x{heads}x{size}" for (heads, size), n in kept.items())
         inner += f" and {convolve} rows of {own.hidden_size}" if convolve else ""
         inner += "" if self.paged else f" and a state of {numbers}"
         self.layout = f"native {LAYOUTS[kv_type]} by block {inner}"
-        # what says of itself whether it is a number: all of bf16, of integers their scales
-        floats = None if kv_type == "bf16" else scale_bytes(own, kv_type) // 2
-        self._floats = slice(floats)
+        self._kv_type = kv_type
         # by digest, the least recently used first
         self._adapters: OrderedDict[str, int] = OrderedDict()
 
@@ -150,10 +152,14 @@ class NativeRunner:
         found = np.frombuffer(
             unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16
         ).reshape(shape)
-        _, *heads = self.network.kv.shape
-        kv, rows = np.split(found, [int(np.prod(heads))], axis=1)
-        kv = kv.reshape(len(blocks), *heads)[..., self._floats]
-        if any(np.any((part & 0x7F80) == 0x7F80) for part in (kv, rows)):
+        # what says of itself whether it is a number: all of bf16, of integers their scales
+        plain = self._kv_type == "bf16"
+        ends = [
+            None if plain else scale_bytes(part.size, self._kv_type) // 2 for part in self._parts
+        ]
+        kept = [part.of(found)[..., :end] for part, end in zip(self._parts, ends, strict=True)]
+        rows = found[:, kv_bytes(self._architecture, self._kv_type) // 2 :]
+        if any(np.any((part & 0x7F80) == 0x7F80) for part in (*kept, rows)):
             raise CacheError(
                 "saved keys and values hold numbers that are not finite; the file is "
                 "damaged, delete it"
@@ -171,11 +177,12 @@ class NativeRunner:
                 written.
         """
         layers, count, heads, size = keys.shape
-        there = (len(self.network.kv[0]), self.network.kv.shape[2])
-        if self._floats != slice(None) or there != (layers, heads) or keys.shape != values.shape:
+        there = [(part.heads, part.size) for part in self._parts]
+        fits = there == [(heads, size)] * layers and keys.shape == values.shape
+        if self._kv_type != "bf16" or not fits:
             raise CacheError(
-                f"keys of {layers} layers and {heads} heads do not fit a cache of {there[0]} and "
-                f"{there[1]} in {self.layout}; keep it in bf16"
+                f"keys of {layers} layers and {heads} heads do not fit a cache of {len(there)} and "
+                f"{there[0][0]} in {self.layout}; keep it in bf16"
             )
         used = -(-count // BLOCK_TOKENS)
         pairs, rows = size // 2, BLOCK_TOKENS // 2
@@ -192,7 +199,9 @@ class NativeRunner:
             tiles = tiles.transpose(1, 0, 3, 2, 4).reshape(used, layers, heads, *shape)
             tiles = tiles.transpose(0, 1, 2, *(3 + axis for axis in order))
             flat = as_bfloat16(tiles.reshape(used, layers, heads, -1))
-            self.network.kv[list(blocks[:used]), :, :, at : at + flat.shape[-1]] = flat
+            whole = self.network.cache[:, : sum(one.heads * one.bytes for one in self._parts) // 2]
+            kv = whole.reshape(len(whole), layers, heads, -1)
+            kv[list(blocks[:used]), :, :, at : at + flat.shape[-1]] = flat
 
     def clear_cache(self, blocks: abc.Sequence[int]) -> None:
         """See `Backend.clear_cache`."""

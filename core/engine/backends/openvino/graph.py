@@ -35,6 +35,10 @@ def unsupported(architecture: Architecture) -> str | None:
         (any(own.convolutions) or any(own.deltas), "layers that do not attend"),
         (own.num_experts, "experts"),
         (own.latent_size, "latent attention"),
+        (
+            own.per_layer_size or own.streams or not own.alike,
+            "layers that differ, or read each other's keys",
+        ),
         (own.sinks or own.attention_softcap or own.alibi, "scores that are more than products"),
         (own.temperature or own.positions, "rows that change with their position besides rope"),
         (own.layer_norms, "norms that subtract the mean"),

@@ -41,7 +41,7 @@ ONLY_FOLDERS = (
     "qwen3moe-shares",
     "starcoder2-windowed",
     "ministral",
-    *("gptj", "codegen", "gpt_neo", "helium", "opt", "llama4"),
+    *("gptj", "codegen", "gpt_neo", "helium", "opt", "llama4", "nemotron3-dense"),
 )
 
 
@@ -106,6 +106,22 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     assert (ours - theirs).abs().max() < bound(theirs)
 
 
+@pytest.mark.parametrize("name", ["qwen35moe", "glm4moe"])
+def test_gates_and_ups_of_all_experts_may_stand_in_one_tensor_of_a_gguf_file(
+    name: str, family_model: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """As newer converters write them; the same matrices come of both kinds of files."""
+    found = []
+    for place, gate_up in ((tmp_path / "apart", False), (tmp_path / "fused", True)):
+        GgufWriter(family_model(name), place, gate_up=gate_up).write()
+        file = gguf.read(place)
+        assert any("_gate_up_exps" in theirs for theirs in file.tensors) == gate_up
+        found.append(from_gguf.name_tensors(file, from_gguf.read_architecture(file)))
+    apart, fused = found
+    assert apart.keys() == fused.keys()
+    assert all(torch.equal(apart[name].dequantize(), fused[name].dequantize()) for name in apart)
+
+
 @pytest.mark.parametrize(
     ("name", "tokenizer"),
     [
@@ -148,6 +164,14 @@ def test_a_converted_folder_computes_what_the_folder_does(
         ("gemma3", {"activation": "silu"}),
         ("gemma3", {"rope_factors": ()}),
         ("gemma3", {"rope_bases": ()}),
+        ("gemma3n", {"gate_cutoffs": ()}),
+        ("gemma3n", {"windows": ()}),
+        ("gemma4", {"value_norm": False}),
+        ("gemma4", {"layer_scales": False}),
+        ("gemma4", {"per_layer_size": 0}),
+        ("gemma4", {"rope_factors": ()}),
+        ("gemma4", {"logit_softcap": 0.0}),
+        ("gemma4-large", {"windows": ()}),
         ("mistral", {"windows": ()}),
         ("mistral", {"windows": (8,) * 8}),
         ("phi3", {"windows": ()}),
@@ -236,6 +260,9 @@ def test_a_converted_folder_computes_what_the_folder_does(
         ("falcon_h1", {"scan_norm": False}),
         ("nemotron_h", {"scan_norm": False}),
         ("nemotron_h", {"rope_bases": ()}),
+        ("nemotron3", {"routing_bias": False}),
+        ("nemotron3", {"expert_groups": 0}),
+        ("nemotron3-dense", {"expert_norm": True}),
         ("falcon_h1", {"logit_scale": 1.0}),
         ("lfm2moe", {"routing_bias": False}),
         ("lfm2moe", {"expert_scale": 1.0}),
@@ -393,7 +420,7 @@ def test_the_readmes_table_names_every_family_by_what_its_files_call_it() -> Non
     """And nothing else: a row for each file of the folder."""
     room = Path(families.__file__).parent.parent
     table = (room / "README.md").read_text("utf-8").partition("## What loads")[2]
-    rows = re.findall(r"^\| [^|`]+ \| ([^|]*`[^|]*) \| `([\w-]+)` \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| [^|`]+ \| ([^|]*) \| `([\w-]+)` \|", table, re.MULTILINE)
     stated = {name: set(re.findall(r"`(\w+)`", types)) for types, name in rows}
     assert len(stated) == len(rows)
     assert stated == {

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from quietchoir.core.errors import ModelFileError, ModelNotFoundError
+from quietchoir.core.errors import ModelError, ModelFileError, ModelNotFoundError
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.lora.adapter import Adapter, AdapterShape, Layout, assemble, frozen_a
@@ -360,3 +360,28 @@ def test_plain_peft_loads_our_files_and_computes_the_same(
     with torch.inference_mode():
         torch.testing.assert_close(compute(), adapted, atol=1e-4, rtol=0)
     assert (adapted - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets", "words"),
+    [
+        (
+            {"family": "gemma4", "kv_sources": (0, 0)},
+            ("q_proj",),
+            "this gemma4 model has layers that",
+        ),
+        ({"family": "nemotron_h", "gated": False}, ("gate_proj",), "name q_proj, .*, up_proj"),
+        (
+            {"num_experts": 4, "experts_per_token": 2},
+            ("up_proj",),
+            "name q_proj, k_proj, v_proj or",
+        ),
+    ],
+)
+def test_what_no_adapter_changes_is_said_by_the_familys_name_with_what_to_do(
+    tiny: Weights, changes: dict[str, Any], targets: tuple[str, ...], words: str
+) -> None:
+    """Before a round begins: as whoever founds or joins a federation over such a model reads it."""
+    other = replace(tiny.architecture, **changes)
+    with pytest.raises(ModelError, match=words):
+        Layout(replace(SHAPE, targets=targets), other)

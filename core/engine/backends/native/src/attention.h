@@ -18,10 +18,14 @@ inline void store_bf16(uint16_t* p, F x) {
   store(lanes, x);
   for (int i = 0; i < 16; i++) p[i] = to_bf16(lanes[i]);
 }
+inline F rough_exponential(F x) { return exponential(x); }
 #endif
 
 constexpr int CHUNK_BLOCKS = CHUNK / BLOCK;
 constexpr float NOTHING = -1e30f;  // the score of a token that a row does not see
+// A chunk whose largest score is farther below the largest so far weighs at most 3e-7 of it, or
+// 2e-9 where weights are not rounded, and is left out: of long texts most chunks are.
+constexpr float FAR = 20.f, FAR_EXACT = 25.f;
 
 // c * tanh(x / c); what is not finite stays so.
 inline F softcapped(F x, float cap) {
@@ -43,14 +47,22 @@ struct OnlineSoftmax {
   float* out;
   float top, total;
 
-  void add_chunk(const float* values, float chunk_top, float chunk_total, int size) {
+  // Whether a chunk weighs nothing beside those so far.
+  bool is_far(float chunk_top, float farthest) const {
+    return top - chunk_top > farthest && top != NOTHING;
+  }
+
+  void add_chunk(const float* values, float chunk_top, float chunk_total, int size,
+                 float farthest) {
+    if (is_far(chunk_top, farthest)) return;
     if (top == NOTHING) {
       memcpy(out, values, size_t(size) * 4);
       top = chunk_top, total = chunk_total;
       return;
     }
     const float most = top > chunk_top ? top : chunk_top;
-    const float before = exponential_of(top - most), now = exponential_of(chunk_top - most);
+    const float before = top == most ? 1.f : exponential_of(top - most),
+                now = chunk_top == most ? 1.f : exponential_of(chunk_top - most);
     for (int d = 0; d < size; d += 16)
       store(out + d, fma(load(values + d), set(now), mul(load(out + d), set(before))));
     top = most, total = total * before + chunk_total * now;
@@ -69,13 +81,15 @@ struct AttentionScratch {
   int32_t* to;             // [queries] one behind the last
   float* slope;            // [queries] by how much a score falls with each token of distance
   OnlineSoftmax* softmax;  // [queries] over all chunks so far
+  float farthest;          // chunks farther below a query's largest score are left out
 
   static size_t bytes(int queries, int head_size) {
     return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 5) * 4 + sizeof(OnlineSoftmax) +
                                           QuantisedQueries::bytes(head_size)),
                        64);
   }
-  AttentionScratch(uint8_t* memory, int queries, int head_size) {
+  AttentionScratch(uint8_t* memory, int queries, int head_size, float farthest)
+      : farthest(farthest) {
     float* p = (float*)memory;
     softmax = (OnlineSoftmax*)memory, p = (float*)(softmax + queries);
     query = p, p += size_t(queries) * head_size;
@@ -96,6 +110,29 @@ struct AttentionScratch {
     return {integers + size_t(first) * QuantisedQueries::bytes(head_size), rows, head_size};
   }
 };
+
+#ifdef QUIETCHOIR_PAIRS
+// Scores of H queries with the 16 tokens of each of two blocks, all in bf16: each pair of a query's
+// numbers is fetched once for both. The same sums in the same order as `score_block`'s.
+template <int H>
+void score_two_blocks(const uint16_t* query, int size, const uint16_t* keys, const uint16_t* next,
+                      float* score) {
+  F acc[H], more[H];
+  for (int h = 0; h < H; h++) acc[h] = more[h] = zero();
+  for (int d = 0; d < size; d += 2) {
+    const I first = load_words((const int32_t*)(keys + d * BLOCK)),
+            second = load_words((const int32_t*)(next + d * BLOCK));
+    for (int h = 0; h < H; h++) {
+      acc[h] = dot_pairs(acc[h], first, query + h * size + d);
+      more[h] = dot_pairs(more[h], second, query + h * size + d);
+    }
+  }
+  for (int h = 0; h < H; h++) {
+    store(score + h * CHUNK, add(acc[h], zero()));
+    store(score + h * CHUNK + BLOCK, add(more[h], zero()));
+  }
+}
+#endif
 
 // Scores of H queries with the 16 tokens of one block: queries in float, or in bf16 where a set
 // multiplies pairs of those. The same sums in the same order, whatever H.
@@ -164,6 +201,12 @@ struct Kernels {
   static constexpr Score SCORE[8] = {score_block<X, 1>, score_block<X, 2>, score_block<X, 3>,
                                      score_block<X, 4>, score_block<X, 5>, score_block<X, 6>,
                                      score_block<X, 7>, score_block<X, 8>};
+#ifdef QUIETCHOIR_PAIRS
+  using ScoreTwo = void (*)(const uint16_t*, int, const uint16_t*, const uint16_t*, float*);
+  static constexpr ScoreTwo SCORE_TWO[8] = {
+      score_two_blocks<1>, score_two_blocks<2>, score_two_blocks<3>, score_two_blocks<4>,
+      score_two_blocks<5>, score_two_blocks<6>, score_two_blocks<7>, score_two_blocks<8>};
+#endif
 #define QC_MIX(H) \
   {mix_values<X, H, 1>, mix_values<X, H, 2>, mix_values<X, H, 3>, mix_values<X, H, 4>}
   static constexpr Mix MIX[4][4] = {QC_MIX(1), QC_MIX(2), QC_MIX(3), QC_MIX(4)};
@@ -177,14 +220,18 @@ inline void hide(float* score, int first, int tokens, int from, int to) {
     if (first + t < from || first + t >= to) score[t] = NOTHING;
 }
 
-// From scores to weights, exp(score - top); returns top, and their sum. What is hidden weighs
-// exactly nothing, where `exponential` has its least number: that would break ties of roundings,
-// and so tell apart rows that share a step with others from those that do not.
-inline float softmax_chunk(float* score, int tokens, float& total) {
+// The largest score; behind the last token nothing is seen.
+inline float largest_score(float* score, int tokens) {
   for (int t = tokens; t % 16; t++) score[t] = NOTHING;
   F most = set(NOTHING);
   for (int t = 0; t < tokens; t += 16) most = largest_of(most, load(score + t));
-  const float top = largest(most);
+  return largest(most);
+}
+
+// From scores to weights, exp(score - top), and their sum. What is hidden weighs exactly nothing,
+// where `exponential` has its least number: that would break ties of roundings, and so tell apart
+// rows that share a step with others from those that do not.
+inline void weigh_exactly(float* score, int tokens, float top, float& total) {
   const F least = exponential(set(NOTHING));
   F all = zero();
   for (int t = 0; t < tokens; t += 16) {
@@ -193,12 +240,19 @@ inline float softmax_chunk(float* score, int tokens, float& total) {
     all = add(all, e);
   }
   total = sum(all);
-  return top;
 }
 
-// Rounds a row of weights to bf16, in its own place.
-inline void round_row(float* row, int tokens) {
-  for (int t = 0; t < tokens; t += 16) store_bf16((uint16_t*)row + t, load(row + t));
+// The same where weights are rounded to bf16, in their own place: the numbers of a vector stand
+// where it or one before it stood.
+inline void round_weights(float* score, int tokens, float top, float& total) {
+  const F least = rough_exponential(set(NOTHING));
+  F all = zero();
+  for (int t = 0; t < tokens; t += 16) {
+    const F e = sub(rough_exponential(sub(load(score + t), set(top))), least);
+    store_bf16((uint16_t*)score + t, e);
+    all = add(all, e);
+  }
+  total = sum(all);
 }
 
 inline void fetch_block(const uint8_t* block, size_t bytes) {
@@ -236,16 +290,33 @@ inline void slope_scores(float* score, int tokens, int first, int position, floa
   }
 }
 
-// From scores to weights, of every query.
-inline void weigh(const AttentionScratch& s, int queries, int first, int tokens, int end,
-                  float softcap) {
+// From scores to weights, of every query but those that the chunk is far from. How many of the
+// first queries are left: none behind them looks at its values.
+template <bool ROUNDED>
+int weigh(const AttentionScratch& s, int queries, int first, int tokens, int end, float softcap) {
+  int near = 0;
   for (int q = 0; q < queries; q++) {
     float* score = s.score + size_t(q) * CHUNK;
     if (softcap) cap_scores(score, tokens, softcap);
     if (s.slope[q] != 0) slope_scores(score, tokens, first, s.to[q] - 1, s.slope[q]);
     if (s.from[q] > first || s.to[q] < end) hide(score, first, tokens, s.from[q], s.to[q]);
-    s.top[q] = softmax_chunk(score, tokens, s.total[q]);
+    s.top[q] = largest_score(score, tokens);
+    if (s.softmax[q].is_far(s.top[q], s.farthest)) {
+      for (int t = 0; t < tokens; t += 16) store(score + t, zero());
+      continue;
+    }
+    near = q + 1;
+    if (ROUNDED) round_weights(score, tokens, s.top[q], s.total[q]);
+    else weigh_exactly(score, tokens, s.top[q], s.total[q]);
   }
+  return near;
+}
+
+// Whether a chunk is far from some queries in a row.
+inline bool all_far(const AttentionScratch& s, int first, int count) {
+  for (int q = first; q < first + count; q++)
+    if (!s.softmax[q].is_far(s.top[q], s.farthest)) return false;
+  return true;
 }
 
 // `attend_chunk` where keys and values are integers.
@@ -261,11 +332,13 @@ inline void attend_quantised(const AttentionScratch& s, int queries, const HeadC
                                    s.score + size_t(q) * CHUNK + b * BLOCK);
     }
   }
-  weigh(s, queries, first, tokens, end, softcap);
-  for (int q = 0; q < queries; q += QUANTISED_MR)
-    mix_queries(s.score + size_t(q) * CHUNK,
-                queries - q < QUANTISED_MR ? queries - q : QUANTISED_MR, cache.type, found, tokens,
-                size, s.out + size_t(q) * size);
+  const int near = weigh<false>(s, queries, first, tokens, end, softcap);
+  for (int q = 0; q < near; q += QUANTISED_MR) {
+    const int h = queries - q < QUANTISED_MR ? queries - q : QUANTISED_MR;
+    if (all_far(s, q, h)) continue;
+    mix_queries(s.score + size_t(q) * CHUNK, h, cache.type, found, tokens, size,
+                s.out + size_t(q) * size);
+  }
 }
 
 // `attend_chunk` beside keys and values in bf16, with queries and weights in X.
@@ -275,20 +348,28 @@ void attend_plain(const AttentionScratch& s, const X* query, int queries, const 
   using K = Kernels<X>;
   const int tokens = end - first, size = cache.size;
   const uint16_t* values[CHUNK_BLOCKS];
+  constexpr bool ROUNDED = sizeof(X) == 2;
   for (int b = 0; b * BLOCK < tokens; b++) {
     const uint16_t* keys = (const uint16_t*)cache.at(blocks[b]);
     values[b] = keys + size_t(BLOCK) * size;
+    const bool two = ROUNDED && (b + 1) * BLOCK < tokens;
+    const uint16_t* next = two ? (const uint16_t*)cache.at(blocks[b + 1]) : nullptr;
     for (int q = 0; q < queries; q += SCORE_MR) {
       const int h = queries - q < SCORE_MR ? queries - q : SCORE_MR;
-      K::SCORE[h - 1](query + size_t(q) * size, size, keys,
-                      s.score + size_t(q) * CHUNK + b * BLOCK);
+      float* score = s.score + size_t(q) * CHUNK + b * BLOCK;
+      if constexpr (ROUNDED)
+        if (two) {
+          K::SCORE_TWO[h - 1](query + size_t(q) * size, size, keys, next, score);
+          continue;
+        }
+      K::SCORE[h - 1](query + size_t(q) * size, size, keys, score);
     }
+    if (two) values[++b] = next + size_t(BLOCK) * size;
   }
-  weigh(s, queries, first, tokens, end, softcap);
-  if constexpr (sizeof(X) == 2)
-    for (int q = 0; q < queries; q++) round_row(s.score + size_t(q) * CHUNK, tokens);
-  for (int q = 0; q < queries; q += MIX_MR) {
+  const int near = weigh<ROUNDED>(s, queries, first, tokens, end, softcap);
+  for (int q = 0; q < near; q += MIX_MR) {
     const int h = queries - q < MIX_MR ? queries - q : MIX_MR;
+    if (all_far(s, q, h)) continue;
     for (int d = 0; d < size; d += 64) {
       const int v = size - d < 64 ? (size - d) / 16 : 4;
       K::MIX[h - 1][v - 1]((const X*)(s.score + size_t(q) * CHUNK), values, size_t(d) * 2, tokens,

@@ -169,7 +169,7 @@ inline F expert_bias_of(const Layer& layer, const ExpertRows& of, Role role, int
   return all ? load(all + size_t(of.expert) * padded(rows) + size_t(strip) * STRIP) : zero();
 }
 
-// Each pair's activation(gate x) * (up x).
+// Each pair's activation(gate x) * (up x), or activation(up x) where no gate is.
 inline void expert_gates(const Run& run, const Layer& layer) {
   const Shape& shape = run.model->shape;
   const Mixture& m = run.mixture;
@@ -186,12 +186,14 @@ inline void expert_gates(const Run& run, const Layer& layer) {
       const F gate_bias = expert_bias_of(layer, of, GATE, rows, strip),
               up_bias = expert_bias_of(layer, of, UP, rows, strip);
       for (int p = 0; p < panels.count(); p++) {
-        multiply_panel(gates, strip, panels, p, a);
+        if (!shape.ungated) multiply_panel(gates, strip, panels, p, a);
         multiply_panel(ups, strip, panels, p, b);
-        for (int t = 0; t < panels.height(p); t++)
+        for (int t = 0; t < panels.height(p); t++) {
+          const F up = add(load(b + t * STRIP), up_bias);
           store(m.gated + (of.first + p * MR + t) * stride + size_t(strip) * STRIP,
-                gated(add(load(a + t * STRIP), gate_bias), add(load(b + t * STRIP), up_bias),
-                      shape.activation));
+                shape.ungated ? gate(up, shape.activation)
+                              : gated(add(load(a + t * STRIP), gate_bias), up, shape.activation));
+        }
       }
     }
 }
@@ -264,7 +266,7 @@ inline void expert_feed_forward(const Run& run, const Layer& layer, const Stream
       const float share = input_share(run, pair);
       for (int k = 0; k < width; k++) own.scratch[k] *= share;
     }
-    prepare_pair(m, pair, own.scratch, width, expert_matrix(layer, of, GATE),
+    prepare_pair(m, pair, own.scratch, width, expert_matrix(layer, of, shape.ungated ? UP : GATE),
                  expert_matrix(layer, of, UP));
   }
   team_barrier(*run.team);

@@ -41,7 +41,7 @@ QC_EXPORT quietchoir::OwnedModel* quietchoir_model_new(const char* set,
                                                        uint8_t* cache, const float* frequencies,
                                                        const float* magnitudes,
                                                        const int32_t* windows, const int32_t* ropes,
-                                                       const int32_t* mixers);
+                                                       const int32_t* mixers, const int32_t* sizes);
 QC_EXPORT void quietchoir_model_free(quietchoir::OwnedModel* model);
 QC_EXPORT bool quietchoir_takes(int kind, int columns);
 QC_EXPORT bool quietchoir_model_dense(quietchoir::OwnedModel* model, int layer);

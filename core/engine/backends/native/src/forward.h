@@ -9,8 +9,10 @@
 #include "convolution.h"
 #include "delta.h"
 #include "experts.h"
+#include "given.h"
 #include "latent.h"
 #include "product.h"
+#include "streams.h"
 
 // From the C library, whatever the set.
 extern "C" float cosf(float);
@@ -62,20 +64,22 @@ inline void embed(const Run& run, int member) {
   }
 }
 
-// Norm, rope and scale of one head, in place; rope turns its first 2 * half numbers.
+// Norm, rope and scale of one head, in place; rope turns its first 2 * half numbers, by cosines and
+// the sines behind all of those.
 inline void rope_head(float* head, int size, const float* norm, const Shape& shape,
                       const float* cos_sin, int half, float scale) {
   if (norm && shape.norms_behind_rope) {
     rope_head(head, size, nullptr, shape, cos_sin, half, 1.f);
     cos_sin = nullptr;
   }
+  const float* sines = cos_sin ? cos_sin + shape.rope_dim / 2 : nullptr;
   if (norm) norm_row(head, norm, shape.norm_eps, size, head);
   for (int i = cos_sin ? 2 * half : 0; i < size; i++) head[i] *= scale;
   if (!cos_sin) return;
   for (int i = 0; i < half; i++) {
     const float first = head[i], second = head[half + i];
-    head[i] = (first * cos_sin[i] - second * cos_sin[half + i]) * scale;
-    head[half + i] = (second * cos_sin[i] + first * cos_sin[half + i]) * scale;
+    head[i] = (first * cos_sin[i] - second * sines[i]) * scale;
+    head[half + i] = (second * cos_sin[i] + first * sines[i]) * scale;
   }
 }
 
@@ -107,42 +111,43 @@ inline void rope_and_write_kv(const Run& run, int layer, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
   const Layer& own = model.layers[layer];
-  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads,
-            half = shape.rope_dim / 2;
-  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * size;
+  const int size = own.head_dim, heads = own.kv_heads, group = group_of(shape, own),
+            half = turned_in(shape, own) / 2;
+  const size_t stride = qkv_width(shape);
   const float *query_norm = shape.wide_norms ? nullptr : own.query_norm,
               *key_norm = shape.wide_norms ? nullptr : own.key_norm;
   if (shape.wide_norms && own.query_norm && own.key_norm) norm_all_heads(run, layer, member);
   int from, to;
-  share(run, run.rows * shape.num_kv_heads, member, from, to);
+  share(run, run.rows * heads, member, from, to);
   for (int item = from; item < to; item++) {
-    const int row = item / shape.num_kv_heads, head = item % shape.num_kv_heads;
+    const int row = item / heads, head = item % heads;
     const Span& span = run.span[run.row_span[row]];
     const int position = span.position + row - span.row;
     float* qkv = run.qkv + size_t(row) * stride;
     const float* cos_sin =
-        own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * size;
+        own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * shape.head_dim;
     for (int h = head * group; h < (head + 1) * group; h++)
       rope_head(qkv + size_t(h) * size, size, query_norm, shape, cos_sin, half,
                 shape.attention_scale * (cos_sin ? 1.f : growth_at(shape, position)));
-    float* key = qkv + size_t(shape.num_heads + head) * size;
-    rope_head(key, size, key_norm, shape, cos_sin, half, 1.f);
-    if (model.cache.type != KV_BF16) {
+    if (model.cache.type != KV_BF16)
       for (int h = head * group; h < (head + 1) * group; h++) rotate(qkv + size_t(h) * size, size);
-      rotate(key, size);
-    }
+    if (own.source != layer) continue;  // that one wrote its keys and values
+    float *key = qkv + size_t(shape.num_heads + head) * size, *value = key + size_t(heads) * size;
+    rope_head(key, size, key_norm, shape, cos_sin, half, 1.f);
+    if (own.value_norm) norm_row(value, own.value_norm, shape.norm_eps, size, value);
+    if (model.cache.type != KV_BF16) rotate(key, size);
     uint8_t* at = model.cache.memory + own.cache +
                   size_t(span.table[position / BLOCK]) * model.cache.block +
                   head * model.cache.one(size);
-    write_kv(at, model.cache.type, position % BLOCK, size, key,
-             key + size_t(shape.num_kv_heads) * size);
+    write_kv(at, model.cache.type, position % BLOCK, size, key, value);
   }
 }
 
 // Where the mixed values of query `q` of a task belong.
-inline float* mixed_at(const Run& run, const AttentionTask& task, int head, int q) {
+inline float* mixed_at(const Run& run, int layer, const AttentionTask& task, int head, int q) {
   const Shape& shape = run.model->shape;
-  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  const Layer& own = run.model->layers[layer];
+  const int size = own.head_dim, group = group_of(shape, own);
   return run.mixed + size_t(task.row + q / group) * mixed_width(shape) +
          size_t(head * group + q % group) * size;
 }
@@ -156,19 +161,18 @@ inline void finish(const OnlineSoftmax& softmax, int size, const float* sink) {
 
 // The sink of query `q` of a task, or null.
 inline const float* sink_of(const Run& run, int layer, int head, int q) {
-  const Shape& shape = run.model->shape;
-  const int group = shape.num_heads / shape.num_kv_heads;
+  const int group = group_of(run.model->shape, run.model->layers[layer]);
   const float* sinks = run.model->layers[layer].sinks;
   return sinks ? sinks + head * group + q % group : nullptr;
 }
 
 // Queries of a task, side by side, and which tokens each sees.
-inline void gather(const Run& run, const AttentionTask& task, int head, int window,
+inline void gather(const Run& run, const AttentionTask& task, int head, const Layer& own,
                    const AttentionScratch& s) {
   const Shape& shape = run.model->shape;
   const Span& span = run.span[task.span];
-  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
-  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * size;
+  const int size = own.head_dim, group = group_of(shape, own), window = own.window;
+  const size_t stride = qkv_width(shape);
   for (int r = 0; r < task.rows; r++) {
     const float* q = run.qkv + size_t(task.row + r) * stride + size_t(head) * group * size;
     memcpy(s.query + size_t(r) * group * size, q, size_t(group) * size * 4);
@@ -184,6 +188,15 @@ inline void gather(const Run& run, const AttentionTask& task, int head, int wind
   }
 }
 
+// Whether queries and weights stay float32, as all activations do beside plain numbers.
+inline bool is_exact(const Model& model, const Layer& layer) {
+  return model.terms == MOST_TERMS || !wants_integers(layer.matrix[OUTPUT]);
+}
+
+inline float far_of(const Model& model, const Layer& layer) {
+  return is_exact(model, layer) ? FAR_EXACT : FAR;
+}
+
 inline void quantise_queries(const AttentionScratch& s, int queries, const HeadCache& cache) {
   for (int q = 0; q < queries; q++) {
     const int first = q / QUANTISED_MR * QUANTISED_MR,
@@ -194,10 +207,10 @@ inline void quantise_queries(const AttentionScratch& s, int queries, const HeadC
 }
 
 // A task's result for one chunk of its context, when the context is cut.
-inline float* partial_of(const Run& run, const AttentionTask& task, int head, int chunk,
+inline float* partial_of(const Run& run, int layer, const AttentionTask& task, int head, int chunk,
                          int query) {
-  const int size = run.model->shape.head_dim,
-            queries = task.rows * (run.model->shape.num_heads / run.model->shape.num_kv_heads);
+  const Layer& own = run.model->layers[layer];
+  const int size = own.head_dim, queries = task.rows * group_of(run.model->shape, own);
   return run.partials + task.partial +
          ((size_t(head) * task.chunks + chunk) * queries + query) * (size + 2);
 }
@@ -208,19 +221,17 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
   const Model& model = *run.model;
   const Shape& shape = model.shape;
   const Span& span = run.span[task.span];
-  const int size = shape.head_dim, queries = task.rows * (shape.num_heads / shape.num_kv_heads),
-            window = model.layers[layer].window;
-  const AttentionScratch s(own.attention, run.task_queries, size);
-  gather(run, task, head, window, s);
+  const Layer& there = model.layers[layer];
+  const int size = there.head_dim, queries = task.rows * group_of(shape, there);
+  const HeadCache cache(model.cache, there.cache, head, size, is_exact(model, there));
+  const AttentionScratch s(own.attention, run.task_queries, size, far_of(model, there));
+  gather(run, task, head, there, s);
   const int begin = s.from[0], end = s.to[queries - 1];
-  // Beside plain numbers queries and weights stay float32, as all activations do.
-  const bool exact =
-      model.terms == MOST_TERMS || !wants_integers(model.layers[layer].matrix[OUTPUT]);
-  const HeadCache cache(model.cache, model.layers[layer].cache, head, size, exact);
   if (cache.type != KV_BF16) quantise_queries(s, queries, cache);
   if (cache.pairs)
     for (int i = 0; i < queries * size; i += 16) store_bf16(s.narrow() + i, load(s.query + i));
-  for (int q = 0; q < queries; q++) s.softmax[q] = {mixed_at(run, task, head, q), NOTHING, 0};
+  for (int q = 0; q < queries; q++)
+    s.softmax[q] = {mixed_at(run, layer, task, head, q), NOTHING, 0};
   const int from = int(int64_t(task.chunks) * split / task.splits),
             to = int(int64_t(task.chunks) * (split + 1) / task.splits);
   fetch_chunk(cache, span.table, from, begin, end);
@@ -233,10 +244,11 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
     for (int q = 0; q < queries; q++) {
       const bool sees = s.from[q] < last && s.to[q] > first && first < last;
       if (task.splits == 1) {
-        if (sees) s.softmax[q].add_chunk(s.out + size_t(q) * size, s.top[q], s.total[q], size);
+        if (sees)
+          s.softmax[q].add_chunk(s.out + size_t(q) * size, s.top[q], s.total[q], size, s.farthest);
         continue;
       }
-      float* part = partial_of(run, task, head, chunk, q);
+      float* part = partial_of(run, layer, task, head, chunk, q);
       memcpy(part, s.out + size_t(q) * size, size_t(size) * 4);
       part[size] = sees ? s.top[q] : NOTHING, part[size + 1] = s.total[q];
     }
@@ -247,20 +259,21 @@ inline void attend_task(const Run& run, int layer, const AttentionTask& task, in
 
 // The splits of one task of one key head together.
 inline void combine_splits(const Run& run, int layer, const AttentionTask& task, int head) {
-  const Shape& shape = run.model->shape;
-  const int size = shape.head_dim, queries = task.rows * (shape.num_heads / shape.num_kv_heads);
+  const Layer& own = run.model->layers[layer];
+  const int size = own.head_dim, queries = task.rows * group_of(run.model->shape, own);
   for (int q = 0; q < queries; q++) {
-    OnlineSoftmax softmax{mixed_at(run, task, head, q), NOTHING, 0};
+    OnlineSoftmax softmax{mixed_at(run, layer, task, head, q), NOTHING, 0};
     for (int chunk = 0; chunk < task.chunks; chunk++) {
-      const float* part = partial_of(run, task, head, chunk, q);
-      if (part[size] != NOTHING) softmax.add_chunk(part, part[size], part[size + 1], size);
+      const float* part = partial_of(run, layer, task, head, chunk, q);
+      if (part[size] != NOTHING)
+        softmax.add_chunk(part, part[size], part[size + 1], size, far_of(*run.model, own));
     }
     finish(softmax, size, sink_of(run, layer, head, q));
   }
 }
 
 inline void attend(const Run& run, int layer, const ThreadScratch& own) {
-  const int heads = run.model->shape.num_kv_heads;
+  const int heads = run.model->layers[layer].kv_heads;
   int items = 0, from, to;
   bool cut = false;
   for (int i = 0; i < run.tasks; i++)
@@ -280,36 +293,6 @@ inline void attend(const Run& run, int layer, const ThreadScratch& own) {
     for (int item = from; item < to; item++)
       if (run.task[item / heads].splits > 1)
         combine_splits(run, layer, run.task[item / heads], item % heads);
-}
-
-// Adds to the stream what a product left in `added`, through a norm; for families that norm behind.
-inline void add_normed(const Run& run, const Stream& stream, const float* norm,
-                       const ThreadScratch& own, int member) {
-  const int width = run.model->shape.hidden_size, stride = padded(width);
-  team_barrier(*run.team);
-  int from, to;
-  share(run, stream.rows, member, from, to);
-  for (int row = from; row < to; row++) {
-    norm_row(run.added + size_t(row) * stride, norm, run.model->shape.norm_eps, width, own.scratch);
-    const F scale = set(run.model->shape.residual_scale);
-    for (int k = 0; k < width; k += 16) {
-      float* x = stream.x + size_t(row) * stride + k;
-      store(x, fma(load(own.scratch + k), scale, load(x)));
-    }
-  }
-  team_barrier(*run.team);
-}
-
-// Product of `source` with one matrix, added to the stream.
-inline void add_product(const Run& run, const Source& source, const Part& part, const float* norm,
-                        const Stream& stream, const ThreadScratch& own, int member) {
-  const Prepared x = prepare(run, source, own, member);
-  const size_t stride = padded(run.model->shape.hidden_size);
-  const float scale = run.model->shape.residual_scale;
-  product(run, source, x, &part, 1,
-          norm ? Target{STORE, run.added, stride, 1.f} : Target{ADD, stream.x, stride, scale});
-  if (norm) add_normed(run, stream, norm, own, member);
-  else team_barrier(*run.team);
 }
 
 inline Source source_of(const Stream& stream, const float* x, int columns, const float* norm,
@@ -341,13 +324,13 @@ inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
   static constexpr Role ROLES_IN[3] = {QUERY, KEY, VALUE};
+  const int inputs = l.source == layer ? 3 : 1;
   const Source source = source_of(stream, stream.x, shape.hidden_size, l.attention_norm,
-                                  l.attention_norm_bias, layer, 3, ROLES_IN, l);
+                                  l.attention_norm_bias, layer, inputs, ROLES_IN, l);
   const Prepared x = prepare(run, source, own, member);
   Part parts[3];
-  for (int i = 0; i < 3; i++) parts[i] = {&l.matrix[ROLES_IN[i]], l.bias[ROLES_IN[i]], i};
-  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
-  product(run, source, x, parts, 3, {STORE, run.qkv, stride, 1.f});
+  for (int i = 0; i < inputs; i++) parts[i] = {&l.matrix[ROLES_IN[i]], l.bias[ROLES_IN[i]], i};
+  product(run, source, x, parts, inputs, {STORE, run.qkv, qkv_width(shape), 1.f});
   team_barrier(*run.team);
   if (!shape.attention_gate) return;
   static constexpr int32_t GATED[1] = {OUT_GATE_ROLE};
@@ -387,6 +370,10 @@ inline void open_gates(const Run& run, int layer, const Stream& stream, const Th
   const Source source = source_of(stream, stream.x, shape.hidden_size, l.mlp_norm, l.mlp_norm_bias,
                                   layer, inputs, IN, l);
   const Prepared x = prepare(run, source, own, member);
+  if (l.gate_cutoff) {
+    open_far_gates(run, l, source, x);
+    return team_barrier(*run.team);
+  }
   gated_product(run, source, x, {&l.matrix[GATE], l.bias[GATE], 1}, {&l.matrix[UP], l.bias[UP], 0},
                 run.gated, padded(inner));
   team_barrier(*run.team);
@@ -478,16 +465,19 @@ inline void refine_logits(const Run& run, const Source& source, const Part& head
 inline void forward(Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int mixed = mixed_width(shape), inner = widest_inner(shape),
-            most = inner > shape.intermediate_size ? inner : shape.intermediate_size,
-            widest = mixed > most ? mixed : most;
+  const int mixed = mixed_width(shape), inner = widest_inner(shape), given = given_width(shape),
+            wide = inner > shape.intermediate_size ? inner : shape.intermediate_size,
+            most = given > wide ? given : wide, widest = mixed > most ? mixed : most;
   const ThreadScratch own(run, member, widest > shape.hidden_size ? widest : shape.hidden_size);
   Stream stream{run.x, run.mixed, run.rows, run.adapter};
   embed(run, member);
   team_barrier(*run.team);
+  if (shape.per_layer_size) make_given(run, stream, own, member);
+  if (shape.streams) make_streams(run, stream, own, member);
   for (int layer = 0; layer < shape.num_layers; layer++) {
     const Layer& l = model.layers[layer];
     const bool recurs = remembers(shape, l);
+    if (shape.streams) foresee(run, l, stream, own, member);
     if (recurs) delta_inputs(run, layer, stream, own, member);
     if (shape.scan_beside) team_barrier(*run.team);
     if (l.mixer == CONVOLVES) {
@@ -498,6 +488,7 @@ inline void forward(Run& run, int member) {
       rope_and_write_kv(run, layer, member);
     }
     team_barrier(*run.team);
+    if (shape.streams) add_laurel(run, l, stream, own, member);
     const bool last = layer == shape.num_layers - 1;
     if (last && !run.wanted && !recurs) return;
     if (recurs) remember(run, layer, member);
@@ -510,13 +501,23 @@ inline void forward(Run& run, int member) {
     else if (l.mixer == ATTENDS) attend(run, layer, own);
     team_barrier(*run.team);
     if (l.mixer == ATTENDS && shape.attention_gate) close_attention(run, member);
-    if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
+    if (last && run.wanted < run.rows && !shape.streams)
+      stream = gather_output_rows(run, stream, member);
     if (shape.parallel) open_gates(run, layer, stream, own, member);
     if (shape.latent_size) join_values(run, stream, member);
     add_mixed(run, layer, stream, own, member);
+    if (shape.streams) halve(run, stream, member);
     if (!shape.parallel) open_gates(run, layer, stream, own, member);
     feed_forward(run, layer, stream, own, member);
+    if (shape.streams) {
+      correct(run, l, stream, own, member);
+      give_streams(run, l, layer, stream, own, member);
+    } else if (shape.per_layer_size) {
+      add_given(run, l, layer, stream, stream.x == run.x ? nullptr : run.output_rows, own, member);
+    }
+    if (l.scale) scale_stream(run, l, stream, member);
   }
+  if (shape.streams) stream = merge_streams(run, own, member);
   const bool quantised = wants_integers(model.head);
   const Source source{stream.x,
                       size_t(padded(shape.hidden_size)),

@@ -21,6 +21,7 @@ void complain(const char* format, ...) {
 
 namespace {
 
+constexpr int MOST_HEAD = 512;  // numbers of a head
 constexpr int LARGEST =
     1 << 20;  // of any width here: products of two stay within 64 bits, and sums within 32
 
@@ -34,8 +35,8 @@ bool check(const Shape& s) {
     return complain("width %d, ffn width %d, %d layers or %d heads are too many", s.hidden_size,
                     s.intermediate_size, s.num_layers, s.num_heads),
            false;
-  if (s.head_dim % 16 || s.head_dim > 256)
-    return complain("head size %d is no multiple of 16 up to 256", s.head_dim), false;
+  if (s.head_dim % 16 || s.head_dim > MOST_HEAD)
+    return complain("head size %d is no multiple of 16 up to %d", s.head_dim, MOST_HEAD), false;
   if (s.rope_dim < 2 || s.rope_dim % 2 || s.rope_dim > s.head_dim)
     return complain("rope of %d of %d numbers of a head", s.rope_dim, s.head_dim), false;
   if (s.num_experts < 0 || s.num_experts > 4096 ||
@@ -57,6 +58,16 @@ bool check(const Shape& s) {
     return complain("%d positions", s.positions), false;
   if (s.temperature != 0 && s.temperature_floor < 1)
     return complain("queries grow every %d positions", s.temperature_floor), false;
+  if (s.per_layer_size < 0 || s.per_layer_size % 16 || s.per_layer_size > s.intermediate_size ||
+      int64_t(s.num_layers) * s.per_layer_size > LARGEST)
+    return complain("layers are given %d numbers", s.per_layer_size), false;
+  if (s.per_layer_tokens < 0 || s.per_layer_tokens > s.vocab_size || s.streams < 0 ||
+      s.streams == 1 || s.streams > MOST_STREAMS ||
+      (s.streams && (!s.per_layer_size || s.laurel_rank < 32 || s.laurel_rank % 32 ||
+                     s.laurel_rank > s.hidden_size || s.hidden_size % 32 ||
+                     s.intermediate_size < s.hidden_size || s.num_experts || s.parallel ||
+                     s.conv_kernel || s.latent_size || s.ungated)))
+    return complain("%d streams beside a rank of %d", s.streams, s.laurel_rank), false;
   const int own = own_key_size(s);
   if (s.latent_size < 0 || s.latent_size > s.hidden_size || s.latent_size % 16 ||
       s.query_rank < 0 || s.query_rank > s.hidden_size || s.query_rank % 16 || s.value_dim < 0 ||
@@ -113,6 +124,30 @@ void pack_share(void* argument, int) {
     }
 }
 
+// Sizes of one layer, where layers differ: heads of keys, numbers of a head, width of the
+// feed-forward, and whose keys and values it reads. False after a complaint.
+bool size_layer(OwnedModel& model, int number, const int32_t* sizes) {
+  const Shape& s = model.shape;
+  Layer& layer = model.layers[number];
+  layer.kv_heads = sizes[0], layer.head_dim = sizes[1], layer.inner = sizes[2];
+  layer.source = sizes[3];
+  const bool differs = layer.kv_heads != s.num_kv_heads || layer.head_dim != s.head_dim;
+  if (layer.kv_heads < 1 || layer.kv_heads > s.num_kv_heads || s.num_heads % layer.kv_heads ||
+      layer.head_dim < 16 || layer.head_dim > s.head_dim || layer.head_dim % 16 ||
+      layer.inner < 1 || layer.inner > s.intermediate_size || layer.source < 0 ||
+      layer.source > number ||
+      (differs && (s.num_heads * layer.head_dim % 32 || s.rope_dim != s.head_dim || s.latent_size ||
+                   s.conv_kernel || s.wide_norms || s.attention_gate)))
+    return complain("layer %d has %d heads of %d, a width of %d, and keys of layer %d", number,
+                    layer.kv_heads, layer.head_dim, layer.inner, layer.source),
+           false;
+  const Layer& source = model.layers[layer.source];
+  if (source.source != layer.source || source.kv_heads != layer.kv_heads ||
+      source.head_dim != layer.head_dim || (layer.source != number && s.latent_size))
+    return complain("layer %d cannot read keys of layer %d", number, layer.source), false;
+  return true;
+}
+
 bool is_layer(const OwnedModel& model, int layer) {
   if (layer >= 0 && layer < model.shape.num_layers) return true;
   complain("layer %d of %d", layer, model.shape.num_layers);
@@ -123,13 +158,17 @@ bool is_layer(const OwnedModel& model, int layer) {
 // where that of a delta net begins in a sequence's state.
 void lay_out_block(OwnedModel& model) {
   const Shape& s = model.shape;
-  const size_t heads = model.cache.one(s.head_dim) * s.num_kv_heads,
-               rows = size_t(BLOCK) * s.hidden_size * 2;
+  const size_t rows = size_t(BLOCK) * s.hidden_size * 2;
   model.cache.block = 0;
   for (const Mixer mixer : {ATTENDS, CONVOLVES})
-    for (Layer& layer : model.owned_layers)
-      if (layer.mixer == mixer)
-        layer.cache = model.cache.block, model.cache.block += mixer == ATTENDS ? heads : rows;
+    for (Layer& layer : model.owned_layers) {
+      const Layer& source = model.owned_layers[layer.source];
+      if (layer.mixer != mixer) continue;
+      layer.cache = &source == &layer ? model.cache.block : source.cache;
+      if (&source == &layer)
+        model.cache.block +=
+            mixer == ATTENDS ? model.cache.one(layer.head_dim) * layer.kv_heads : rows;
+    }
   size_t state = 0;
   for (Layer& layer : model.owned_layers)
     if (remembers(s, layer)) layer.state = state, state += delta_state(s);
@@ -169,11 +208,12 @@ QC_EXPORT const char* quietchoir_problem() { return problem; }
 
 // Returns null after a complaint. `cache` stays the caller's: blocks * what `lay_out_block` counts,
 // zero at first. `frequencies` [ropes][rope_dim / 2] and `magnitudes` [ropes]; `windows`, `ropes`
-// and `mixers` name one for each layer.
+// and `mixers` name one for each layer, `sizes` four numbers, see `size_layer`.
 QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads,
                                            uint8_t* cache, const float* frequencies,
                                            const float* magnitudes, const int32_t* windows,
-                                           const int32_t* ropes, const int32_t* mixers) {
+                                           const int32_t* ropes, const int32_t* mixers,
+                                           const int32_t* sizes) {
   try {
     const Table* table = find_table(set);
     if (!table)
@@ -198,6 +238,7 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
         return complain("layer %d has mixer %d", layer, mixers[layer]), nullptr;
       model->layers[layer].mixer = mixers[layer];
       model->layers[layer].window = windows[layer], model->layers[layer].rope = ropes[layer];
+      if (!size_layer(*model, layer, sizes + 4 * layer)) return nullptr;
       if (shape->num_experts) model->layers[layer].experts = model->experts[layer].data();
     }
     if (shape->ropes) {
@@ -222,14 +263,14 @@ QC_EXPORT bool quietchoir_takes(int kind, int columns) {
 // The width of the feed-forward that all rows of a layer go through; 0: there is none.
 static int shared_width(const Shape& s, const Layer& layer) {
   if (layer.experts) return s.shared_size;
-  return s.num_experts ? s.dense_size : s.intermediate_size;
+  return s.num_experts ? s.dense_size : layer.inner;
 }
 
-// One layer of a mixture has no experts, but a feed-forward for all rows; said before its matrices
-// come. False after a complaint.
+// One layer of a mixture has no experts, but a feed-forward for all rows, or beside scans none;
+// said before its matrices come. False after a complaint.
 QC_EXPORT bool quietchoir_model_dense(OwnedModel* model, int layer) {
   if (!is_layer(*model, layer)) return false;
-  if (!model->shape.num_experts || !model->shape.dense_size)
+  if (!model->shape.num_experts || (!model->shape.dense_size && !model->shape.state_spaces))
     return complain("layer %d cannot be without experts", layer), false;
   model->layers[layer].experts = nullptr;
   model->experts[layer].clear();
@@ -240,12 +281,22 @@ constexpr int QUERY_DOWN = -1, LATENT = -2;  // roles that only latent attention
 constexpr int CONV_IN = -3, CONV_OUT = -4;   // or only a convolution
 constexpr int DELTA_IN = -5, DELTA_GATE = -6, DELTA_BETA = -7, DELTA_ALPHA = -8, DELTA_OUT = -9;
 constexpr int OUT_GATE = -10;
+constexpr int GIVEN_GATE = -11, GIVEN_OUT = -12;      // see given.h
+constexpr int LAUREL_LEFT = -13, LAUREL_RIGHT = -14;  // see streams.h
+// Of the whole model, where the head is 0; a further stream's last one each behind them.
+constexpr int GIVEN_PROJECTION = 1, STREAM_IN = 2, STREAM_OUT = 3;
 
 // The same of a gated delta net, or of attention's gate. Null: of neither.
 static Matrix* find_rare_matrix(const Shape& s, Layer& layer, int role, int& rows, int& columns) {
   columns = s.hidden_size;
   if (layer.mixer == ATTENDS && role == OUT_GATE && s.attention_gate)
     return rows = s.num_heads * s.head_dim, &layer.out_gate;
+  if (role == GIVEN_GATE && s.per_layer_size) return rows = s.per_layer_size, &layer.given_gate;
+  if (role == GIVEN_OUT && s.per_layer_size)
+    return rows = s.hidden_size, columns = s.per_layer_size, &layer.given_out;
+  if (role == LAUREL_LEFT && s.streams) return rows = s.laurel_rank, &layer.laurel_left;
+  if (role == LAUREL_RIGHT && s.streams)
+    return rows = s.hidden_size, columns = s.laurel_rank, &layer.laurel_right;
   if (!remembers(s, layer) || (role == DELTA_BETA && s.state_spaces)) return nullptr;
   switch (role) {
     case DELTA_IN: return rows = delta_width(s), &layer.delta_in;
@@ -261,6 +312,12 @@ static Matrix* find_rare_matrix(const Shape& s, Layer& layer, int role, int& row
 // layer its router, then the three matrices of each expert. Null after a complaint.
 static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, int& columns) {
   const Shape& s = model.shape;
+  if (layer == -1 && role == GIVEN_PROJECTION && s.per_layer_size)
+    return rows = given_width(s), columns = s.hidden_size, &model.given_projection;
+  if (layer == -1 && role == STREAM_IN && s.streams)
+    return rows = (s.streams - 1) * s.hidden_size, columns = s.hidden_size, &model.stream_in;
+  if (layer == -1 && role >= STREAM_OUT && role < STREAM_OUT + s.streams - 1)
+    return rows = columns = s.hidden_size, &model.stream_out[role - STREAM_OUT];
   if (layer == -1) return rows = s.vocab_size, columns = s.hidden_size, &model.head;
   if (!is_layer(model, layer)) return nullptr;
   if (role == QUERY_DOWN && s.query_rank)
@@ -276,13 +333,17 @@ static Matrix* find_matrix(OwnedModel& model, int layer, int role, int& rows, in
   const int expert = role - ROLES - 1, shared = shared_width(s, model.layers[layer]);
   if (role < 0 || expert >= s.num_experts * EXPERT_ROLES ||
       (role < GATE && model.layers[layer].mixer != ATTENDS) ||
-      (role >= GATE && role < ROLES && !shared) ||
-      (role >= ROLES && !model.layers[layer].experts) || (role == GATE && s.ungated))
+      (role >= GATE && role < ROLES && !shared) || (role >= ROLES && !model.layers[layer].experts))
     return complain("matrix %d of layer %d", role, layer), nullptr;
   if (role == ROLES)
     return rows = s.num_experts, columns = s.hidden_size, &model.layers[layer].router;
   const int alike = expert < 0 ? role : GATE + expert % EXPERT_ROLES;
-  rows = rows_of(s, alike), columns = columns_of(s, alike);
+  if (alike == GATE && s.ungated)
+    return complain("matrix %d of layer %d is a gate", role, layer), nullptr;
+  const Layer& own = model.layers[layer];
+  if ((role == KEY || role == VALUE) && own.source != layer)
+    return complain("layer %d has keys of layer %d", layer, own.source), nullptr;
+  rows = rows_of(s, own, alike), columns = columns_of(s, own, alike);
   if (expert < 0 && (role == GATE || role == UP)) rows = shared;
   if (expert < 0 && role == DOWN) columns = shared;
   return expert < 0 ? &model.layers[layer].matrix[role] : &model.experts[layer][expert];
@@ -326,6 +387,15 @@ QC_EXPORT bool quietchoir_model_embedding(OwnedModel* model, int kind, const uin
   return true;
 }
 
+// The raw rows of what each layer is given of a token; they stay the caller's.
+QC_EXPORT bool quietchoir_model_given(OwnedModel* model, int kind, const uint8_t* raw,
+                                      size_t row_bytes) {
+  if (!model->shape.per_layer_size || !check_rows(kind, given_width(model->shape), row_bytes))
+    return complain("rows of %d numbers for each layer", model->shape.per_layer_size), false;
+  model->given = raw, model->given_row = row_bytes, model->given_kind = kind;
+  return true;
+}
+
 // What `which` means in quietchoir_model_vector; biases follow, one for each role, then what only
 // some families have.
 enum Vector {
@@ -358,6 +428,17 @@ enum Vector {
   DELTA_GAIN,
   DELTA_KERNEL_BIAS,
   SKIP,
+  VALUE_NORM,
+  GIVEN_NORM,
+  LAYER_SCALE,
+  GIVEN_PROJECTION_NORM,
+  LAUREL_NORM,
+  ALTUP_NORM,
+  ALTUP_SCALE,
+  ALTUP_ROUTER,
+  ALTUP_PREDICT,
+  ALTUP_CORRECT,
+  GATE_CUTOFF,
   EXPERT_BIASES,
   VECTORS = EXPERT_BIASES + EXPERT_ROLES
 };
@@ -369,8 +450,15 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     return s.num_experts *
            (which - EXPERT_BIASES + GATE == DOWN ? s.hidden_size : s.intermediate_size);
   switch (which) {
-    case QUERY_NORM: return s.head_dim * (s.wide_norms ? s.num_heads : 1);
-    case KEY_NORM: return s.head_dim * (s.wide_norms ? s.num_kv_heads : 1);
+    case QUERY_NORM: return layer.head_dim * (s.wide_norms ? s.num_heads : 1);
+    case KEY_NORM: return layer.head_dim * (s.wide_norms ? s.num_kv_heads : 1);
+    case VALUE_NORM: return layer.head_dim;
+    case LAYER_SCALE:
+    case GATE_CUTOFF: return 1;
+    case ALTUP_ROUTER: return s.streams * s.hidden_size;
+    case ALTUP_PREDICT: return s.streams * s.streams * s.streams;
+    case ALTUP_CORRECT: return s.streams * s.streams;
+    case GIVEN_PROJECTION_NORM: return s.per_layer_size;
     case HEAD_BIAS: return s.vocab_size;
     case SLOPES:
     case SINKS: return s.num_heads;
@@ -390,7 +478,7 @@ static int numbers_of(const OwnedModel& model, const Layer& layer, int which) {
     case BIASES + UP: return shared_width(s, layer);
   }
   const bool bias = which >= BIASES && which < BIASES + ROLES;
-  return bias ? rows_of(s, which - BIASES) : s.hidden_size;
+  return bias ? rows_of(s, layer, which - BIASES) : s.hidden_size;
 }
 
 // Where it is kept.
@@ -406,6 +494,17 @@ static const float** place_of(OwnedModel& model, Layer& layer, int which) {
   if (which == DELTA_GAIN) return &layer.delta_gain;
   if (which == DELTA_KERNEL_BIAS) return &layer.delta_kernel_bias;
   if (which == SKIP) return &layer.skip;
+  if (which == VALUE_NORM) return &layer.value_norm;
+  if (which == GIVEN_NORM) return &layer.given_norm;
+  if (which == LAYER_SCALE) return &layer.scale;
+  if (which == LAUREL_NORM) return &layer.laurel_norm;
+  if (which == ALTUP_NORM) return &layer.altup_norm;
+  if (which == ALTUP_SCALE) return &layer.altup_scale;
+  if (which == ALTUP_ROUTER) return &layer.altup_router;
+  if (which == ALTUP_PREDICT) return &layer.altup_predict;
+  if (which == ALTUP_CORRECT) return &layer.altup_correct;
+  if (which == GATE_CUTOFF) return &layer.gate_cutoff;
+  if (which == GIVEN_PROJECTION_NORM) return &model.given_projection_norm;
   if (which == SLOPES) return &model.slopes;
   if (which == EMBEDDING_NORM) return &model.embedding_norm;
   if (which == EMBEDDING_NORM_BIAS) return &model.embedding_norm_bias;
@@ -433,7 +532,7 @@ QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, 
     if (which < 0 || which >= VECTORS) return complain("vector %d is unknown", which), false;
     const bool whole = which == FINAL_NORM || which == FINAL_NORM_BIAS || which == HEAD_BIAS ||
                        which == POSITIONS || which == SLOPES || which == EMBEDDING_NORM ||
-                       which == EMBEDDING_NORM_BIAS;
+                       which == EMBEDDING_NORM_BIAS || which == GIVEN_PROJECTION_NORM;
     if (!whole && !is_layer(*model, layer)) return false;
     Layer& l = model->layers[whole ? 0 : layer];
     const int expected = numbers_of(*model, l, which);
@@ -455,6 +554,13 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
   if (!model->head.data || !model->embedding || !model->final_norm ||
       (model->shape.positions && !model->positions))
     return complain("the head, embedding, its positions or the last norm is missing"), false;
+  const bool given = model->shape.per_layer_size;
+  if (given && (!model->given || !model->given_projection.data || !model->given_projection_norm))
+    return complain("what layers are given is missing"), false;
+  const int streams = model->shape.streams;
+  for (int i = 0; i < streams - 1; i++)
+    if (!model->stream_in.data || !model->stream_out[i].data)
+      return complain("what makes streams, or one of them, is missing"), false;
   for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
     // Beside scans a layer may have no feed-forward; else one lacks nothing of its own.
@@ -464,7 +570,13 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
         (l.attention_norm || l.post_attention_norm) && (lone || l.mlp_norm || l.post_mlp_norm);
     const bool shared = shared_width(model->shape, l) && !lone;
     for (int role = l.mixer != ATTENDS ? GATE : QUERY; role < (shared ? ROLES : GATE); role++)
-      whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated));
+      whole = whole && (l.matrix[role].data || (role == GATE && model->shape.ungated) ||
+                        ((role == KEY || role == VALUE) && l.source != layer));
+    if (streams)
+      whole = whole && l.laurel_left.data && l.laurel_right.data && l.laurel_norm && l.altup_norm &&
+              l.altup_scale && l.altup_router && l.altup_predict && l.altup_correct &&
+              l.attention_norm && l.mlp_norm && l.post_attention_norm && l.post_mlp_norm;
+    if (given) whole = whole && l.given_gate.data && l.given_out.data && l.given_norm;
     if (model->shape.latent_size) whole = whole && l.latent.data && l.latent_norm;
     if (model->shape.query_rank) whole = whole && l.query_down.data && l.query_down_norm;
     if (l.mixer == CONVOLVES) whole = whole && l.conv_in.data && l.conv_out.data && l.conv_kernel;
@@ -475,7 +587,7 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
     if (l.mixer == ATTENDS && model->shape.attention_gate) whole = whole && l.out_gate.data;
     if (l.experts) whole = whole && l.router.data && !l.post_mlp_norm;
     for (int i = 0; l.experts && i < model->shape.num_experts * EXPERT_ROLES; i++)
-      whole = whole && l.experts[i].data;
+      whole = whole && (l.experts[i].data || (i % EXPERT_ROLES == 0 && model->shape.ungated));
     if (!whole) return complain("layer %d lacks a matrix or a norm", layer), false;
   }
   return true;
@@ -484,13 +596,16 @@ QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
 // Rows and columns of what an adapter changes in a layer; 0: there is none.
 static int adapted_rows(const OwnedModel& model, int layer, int role, int& columns) {
   const Shape& s = model.shape;
-  if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ADAPTED || s.latent_size) return 0;
+  if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ADAPTED || s.latent_size ||
+      s.per_layer_size)
+    return 0;
   const Layer& l = model.layers[layer];
   columns = role == DELTA_OUT_ROLE ? delta_values(s)
-            : role < ROLES         ? columns_of(s, role)
+            : role < ROLES         ? columns_of(s, l, role)
                                    : s.hidden_size;
-  if (role < GATE) return l.mixer == ATTENDS ? rows_of(s, role) : 0;
-  if (role < ROLES) return s.num_experts ? 0 : rows_of(s, role);
+  if (role < GATE) return l.mixer == ATTENDS ? rows_of(s, l, role) : 0;
+  if (role < ROLES)
+    return s.num_experts || l.inner != s.intermediate_size ? 0 : rows_of(s, l, role);
   if (role == OUT_GATE_ROLE) return l.out_gate.rows;
   if (!remembers(s, l)) return 0;
   return role == DELTA_IN_ROLE     ? delta_width(s)
@@ -523,13 +638,15 @@ QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role
                       role, layer),
              false;
     const int wide = padded(columns), strips = (rows + STRIP - 1) / STRIP;
-    std::unique_ptr<uint16_t[]> numbers(new uint16_t[size_t(rank) * (wide + strips * STRIP)]());
+    const int pairs = lora_pairs(rank);
+    std::unique_ptr<uint16_t[]> numbers(
+        new uint16_t[size_t(rank) * wide + size_t(strips) * STRIP * 2 * pairs]());
     uint16_t *down_at = numbers.get(), *up_at = down_at + size_t(rank) * wide;
     for (int r = 0; r < rank; r++) {
       for (int k = 0; k < columns; k++)
         down_at[size_t(r) * wide + k] = to_bf16(down[size_t(r) * columns + k]);
       for (int row = 0; row < rows; row++)
-        up_at[(size_t(row / STRIP) * rank + r) * STRIP + row % STRIP] =
+        up_at[((size_t(row / STRIP) * pairs + r / 2) * STRIP + row % STRIP) * 2 + r % 2] =
             to_bf16(up[size_t(row) * rank + r]);
     }
     adapter->factors[layer * ADAPTED + role] = {rank, down_at, up_at, nullptr, nullptr};

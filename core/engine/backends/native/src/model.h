@@ -70,18 +70,19 @@ struct OwnedAdapter : Adapter {
 void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Rows and columns of one matrix of a layer.
-inline int rows_of(const Shape& s, int role) {
-  const int key = s.latent_size ? own_key_size(s) : s.head_dim;
-  return role == QUERY                ? s.num_heads * s.head_dim
-         : role == KEY                ? s.num_kv_heads * key
-         : role == VALUE              ? s.num_kv_heads * value_size(s)
+inline int rows_of(const Shape& s, const Layer& layer, int role) {
+  const int key = s.latent_size ? own_key_size(s) : layer.head_dim;
+  const int value = s.value_dim ? s.value_dim : layer.head_dim;
+  return role == QUERY                ? s.num_heads * layer.head_dim
+         : role == KEY                ? layer.kv_heads * key
+         : role == VALUE              ? layer.kv_heads * value
          : role == GATE || role == UP ? s.intermediate_size
                                       : s.hidden_size;
 }
-inline int columns_of(const Shape& s, int role) {
+inline int columns_of(const Shape& s, const Layer& layer, int role) {
   if (s.latent_size && (role == KEY || role == VALUE)) return s.latent_size;
   if (s.query_rank && role == QUERY) return s.query_rank;
-  return role == OUTPUT ? s.num_heads * value_size(s)
+  return role == OUTPUT ? s.num_heads * (s.value_dim ? s.value_dim : layer.head_dim)
          : role == DOWN ? s.intermediate_size
                         : s.hidden_size;
 }

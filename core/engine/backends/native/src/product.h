@@ -75,6 +75,41 @@ inline const LoraFactors* factors_of(const Adapter* adapter, int layer, int role
   return factors->rank ? factors : nullptr;
 }
 
+// Whether what adapters add is made of rows and factors in bf16: beside integers, which are
+// coarser.
+inline bool rounds_lora(const Run& run, const Source& source) {
+  return PAIRS && source.quantised && run.model->terms < MOST_TERMS;
+}
+
+#ifdef QUIETCHOIR_PAIRS
+// Some rows of down x, in bf16.
+template <int ROWS>
+void rounded_lora_rows(const uint16_t* down, const float* x, int columns, uint16_t* out) {
+  F acc[ROWS];
+  for (int r = 0; r < ROWS; r++) acc[r] = zero();
+  for (int k = 0; k < columns; k += 32) {
+    const I both = round_pairs(load(x + k), load(x + k + 16));
+    for (int r = 0; r < ROWS; r++) {
+      const uint16_t* from = down + size_t(r) * columns + k;
+      prefetch(from + FETCH_AHEAD / 4);
+      acc[r] = dot_words(acc[r], load_words((const int32_t*)from), both);
+    }
+  }
+  for (int r = 0; r < ROWS; r++) out[r] = to_bf16(sum(acc[r]));
+}
+
+// All of them, and a 0 behind where their number is odd.
+inline void rounded_lora_row(const LoraFactors& factors, const float* x, int columns,
+                             uint16_t* out) {
+  int r = 0;
+  for (; r + 8 <= factors.rank; r += 8)
+    rounded_lora_rows<8>(factors.down + size_t(r) * columns, x, columns, out + r);
+  for (; r < factors.rank; r++)
+    rounded_lora_rows<1>(factors.down + size_t(r) * columns, x, columns, out + r);
+  if (r % 2) out[r] = 0;
+}
+#endif
+
 inline void lora_row(const LoraFactors& factors, const float* x, int columns, float* out) {
   for (int r = 0; r < factors.rank; r++) {
     const uint16_t* down = factors.down + size_t(r) * columns;
@@ -108,9 +143,17 @@ inline void prepare_row(const Run& run, const Source& source, const Prepared& to
   if (source.dense) keep_row(x, columns, to.panels.at(row / MR), row % MR);
   if (!run.rank || source.layer < 0) return;
   for (int i = 0; i < source.inputs; i++)
-    if (const LoraFactors* factors = factors_of(source.adapter[row], source.layer, source.role[i]))
-      lora_row(*factors, x, columns,
-               const_cast<float*>(to.lora) + (size_t(row) * MOST_INPUTS + i) * run.rank);
+    if (const LoraFactors* factors =
+            factors_of(source.adapter[row], source.layer, source.role[i])) {
+      float* out = const_cast<float*>(to.lora) + (size_t(row) * MOST_INPUTS + i) * run.rank;
+#ifdef QUIETCHOIR_PAIRS
+      if (rounds_lora(run, source)) {
+        rounded_lora_row(*factors, x, columns, (uint16_t*)out);
+        continue;
+      }
+#endif
+      lora_row(*factors, x, columns, out);
+    }
 }
 
 // What one member owns: room for one row as it stands, ALONE_ROWS prepared ones, and attention.
@@ -160,17 +203,21 @@ struct Part {
   int input;          // which of the source's roles it is; -1: no adapter changes it
 };
 
-// out += up * with, over `rank` pairs; even and odd ones in two sums. Both of these add in this
+// Where one strip's part of the upper factor begins: [rank / 2][16][2].
+inline const uint16_t* up_of(const LoraFactors& factors, int strip) {
+  return factors.up + size_t(strip) * lora_pairs(factors.rank) * STRIP * 2;
+}
+
+// out += up * with, over `rank` numbers; even and odd ones in two sums. All of these add in this
 // order.
 inline void add_lora_row(const uint16_t* up, const float* with, int rank, float* out) {
-  F acc = load(out), odd = zero();
-  int r = 0;
-  for (; r + 2 <= rank; r += 2) {
-    prefetch(up + (rank * LORA_AHEAD + r) * STRIP);
-    acc = fma(load_bf16(up + r * STRIP), set(with[r]), acc);
-    odd = fma(load_bf16(up + (r + 1) * STRIP), set(with[r + 1]), odd);
+  F acc = load(out), odd = zero(), even_up, odd_up;
+  for (int r = 0; r < rank; r += 2, up += 2 * STRIP) {
+    prefetch(up + rank * LORA_AHEAD * STRIP);
+    load_pairs(up, even_up, odd_up);
+    acc = fma(even_up, set(with[r]), acc);
+    if (r + 1 < rank) odd = fma(odd_up, set(with[r + 1]), odd);
   }
-  if (r < rank) acc = fma(load_bf16(up + r * STRIP), set(with[r]), acc);
   store(out, add(acc, odd));
 }
 
@@ -178,7 +225,7 @@ inline void add_lora_row(const uint16_t* up, const float* with, int rank, float*
 template <int RANK>
 void add_lora_rows(const uint16_t* up, const float* with, size_t next, int rows, float* out) {
   F wide[RANK];
-  for (int r = 0; r < RANK; r++) wide[r] = load_bf16(up + r * STRIP);
+  for (int r = 0; r < RANK; r += 2) load_pairs(up + r * STRIP, wide[r], wide[r + 1]);
   for (int t = 0; t < rows; t++, with += next) {
     F acc = load(out + t * STRIP), odd = zero();
     for (int r = 0; r < RANK; r += 2)
@@ -186,6 +233,22 @@ void add_lora_rows(const uint16_t* up, const float* with, size_t next, int rows,
     store(out + t * STRIP, add(acc, odd));
   }
 }
+
+#ifdef QUIETCHOIR_PAIRS
+// The same of a row in bf16, every second pair in a sum of its own.
+inline void add_rounded_row(const uint16_t* up, const uint16_t* with, int rank, float* out) {
+  F acc = load(out), odd = zero();
+  int r = 0;
+  for (; r + 2 < rank; r += 4, up += 4 * STRIP) {
+    prefetch(up + rank * LORA_AHEAD * STRIP);
+    prefetch(up + rank * LORA_AHEAD * STRIP + 2 * STRIP);
+    acc = dot_pairs(acc, load_words((const int32_t*)up), with + r);
+    odd = dot_pairs(odd, load_words((const int32_t*)(up + 2 * STRIP)), with + r + 2);
+  }
+  if (r < rank) acc = dot_pairs(acc, load_words((const int32_t*)up), with + r);
+  store(out, add(acc, odd));
+}
+#endif
 
 inline void change_row(const LoraFactors& factors, int strip, float* out) {
   const size_t at = size_t(strip) * STRIP;
@@ -204,16 +267,24 @@ inline void add_lora(const Run& run, const Source& source, const Prepared& x, co
   int alike = 1;
   while (alike < rows && adapter[alike] == adapter[0]) alike++;
   const LoraFactors* first = factors_of(adapter[0], source.layer, source.role[part.input]);
-  if (alike == rows && rows > 1) {
-    if (!first) return;
-    const uint16_t* up = first->up + size_t(strip) * first->rank * STRIP;
+  if (alike == rows && !first) return;
+  if (alike == rows && rows > 1 && !rounds_lora(run, source)) {
+    const uint16_t* up = up_of(*first, strip);
     if (first->rank == 8) return add_lora_rows<8>(up, with, next, rows, out);
     if (first->rank == 4) return add_lora_rows<4>(up, with, next, rows, out);
   }
   for (int t = 0; t < rows; t++, with += next)
-    if (const LoraFactors* factors = factors_of(adapter[t], source.layer, source.role[part.input]))
-      add_lora_row(factors->up + size_t(strip) * factors->rank * STRIP, with, factors->rank,
-                   out + t * STRIP);
+    if (const LoraFactors* factors =
+            factors_of(adapter[t], source.layer, source.role[part.input])) {
+#ifdef QUIETCHOIR_PAIRS
+      if (rounds_lora(run, source)) {
+        add_rounded_row(up_of(*factors, strip), (const uint16_t*)with, factors->rank,
+                        out + t * STRIP);
+        continue;
+      }
+#endif
+      add_lora_row(up_of(*factors, strip), with, factors->rank, out + t * STRIP);
+    }
 }
 
 // One strip times one panel, with adapters and bias, which no adapter's gain touches.
@@ -348,6 +419,36 @@ inline void gated_product(const Run& run, const Source& source, const Prepared& 
           if (strip == strips - 1 && strips % 2) store(at + STRIP, zero());  // the padding
         }
       }
+}
+
+// Adds to the stream what a product left in `added`, through a norm; for families that norm behind.
+inline void add_normed(const Run& run, const Stream& stream, const float* norm,
+                       const ThreadScratch& own, int member) {
+  const int width = run.model->shape.hidden_size, stride = padded(width);
+  team_barrier(*run.team);
+  int from, to;
+  share(run, stream.rows, member, from, to);
+  for (int row = from; row < to; row++) {
+    norm_row(run.added + size_t(row) * stride, norm, run.model->shape.norm_eps, width, own.scratch);
+    const F scale = set(run.model->shape.residual_scale);
+    for (int k = 0; k < width; k += 16) {
+      float* x = stream.x + size_t(row) * stride + k;
+      store(x, fma(load(own.scratch + k), scale, load(x)));
+    }
+  }
+  team_barrier(*run.team);
+}
+
+// Product of `source` with one matrix, added to the stream.
+inline void add_product(const Run& run, const Source& source, const Part& part, const float* norm,
+                        const Stream& stream, const ThreadScratch& own, int member) {
+  const Prepared x = prepare(run, source, own, member);
+  const size_t stride = padded(run.model->shape.hidden_size);
+  const float scale = run.model->shape.residual_scale;
+  product(run, source, x, &part, 1,
+          norm ? Target{STORE, run.added, stride, 1.f} : Target{ADD, stream.x, stride, scale});
+  if (norm) add_normed(run, stream, norm, own, member);
+  else team_barrier(*run.team);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ enum RareRole : int32_t {
   DELTA_OUT_ROLE,
   ADAPTED
 };
+constexpr int MOST_STREAMS = 16;
 constexpr int EXPERT_ROLES = 3;  // GATE, UP, DOWN less GATE
 enum Activation : int32_t { SILU, GELU, GELU_ERF, RELU2, SWIGLU_OAI, RELU, ACTIVATIONS };
 constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
@@ -63,11 +64,14 @@ struct Shape {
   int32_t expert_inputs;                    // shares scale what experts are given
   int32_t attention_gate;                   // what attention gives passes a gate of each row
   int32_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim;  // see delta.h
-  int32_t delta_tiled;   // value head i is served by i modulo the key heads
-  int32_t state_spaces;  // what would be delta nets are Mamba-2's scans
-  int32_t scan_beside;   // of attention, in every layer
-  int32_t kv_type;       // KvType
-  int32_t head_terms;    // of the largest logits, where more than the head's own
+  int32_t delta_tiled;           // value head i is served by i modulo the key heads
+  int32_t state_spaces;          // what would be delta nets are Mamba-2's scans
+  int32_t scan_beside;           // of attention, in every layer
+  int32_t per_layer_size;        // numbers that each layer is given of a row, see given.h; 0: none
+  int32_t streams, laurel_rank;  // see streams.h; 0: one alone
+  int32_t per_layer_tokens;      // that layers are given something of; 0: all
+  int32_t kv_type;               // KvType
+  int32_t head_terms;            // of the largest logits, where more than the head's own
 };
 
 // The widest feed-forward that a row goes through whole.
@@ -110,9 +114,35 @@ struct Layer {
   const float* delta_gain;          // [value size], of scans [values] or null
   const float* delta_kernel_bias;   // [delta width]; null: none
   const float* skip;                // [value heads], of scans
-  size_t cache;                     // bytes before this layer's part of a block
-  size_t state;                     // numbers before its part of a sequence's state
+  // Where layers differ; else as `Shape` says. Of the latter those are the largest.
+  int32_t kv_heads, head_dim, inner;  // inner: of the feed-forward for all rows
+  int32_t source;           // whose keys and values it reads: its own number, or an earlier layer
+  const float* value_norm;  // [head size], ones; null: values are not normed
+  Matrix given_gate, given_out;  // see given.h
+  const float* given_norm;
+  Matrix laurel_left, laurel_right;  // see streams.h, as the next ones
+  const float *laurel_norm, *altup_norm, *altup_scale;
+  const float* altup_router;   // [streams][hidden_size]
+  const float* altup_predict;  // [streams][streams][streams]
+  const float* altup_correct;  // [streams][streams]
+  const float* gate_cutoff;    // deviations above a row's mean; null: all gates open
+  const float* scale;          // of what it gives; null: 1
+  size_t cache;                // bytes before this layer's part of a block
+  size_t state;                // numbers before its part of a sequence's state
 };
+
+// Queries that share a head of keys.
+QC_INLINE int group_of(const Shape& s, const Layer& layer) { return s.num_heads / layer.kv_heads; }
+
+// Numbers of a head that rope turns, and where its sines stand behind the cosines.
+QC_INLINE int turned_in(const Shape& s, const Layer& layer) {
+  return s.rope_dim == s.head_dim ? layer.head_dim : s.rope_dim;
+}
+
+// Numbers of one row of `qkv`, in layers of the largest heads.
+QC_INLINE size_t qkv_width(const Shape& s) {
+  return size_t(s.num_heads + 2 * s.num_kv_heads) * s.head_dim;
+}
 
 QC_INLINE bool remembers(const Shape& s, const Layer& layer) {
   return layer.mixer == DELTA_NET || s.scan_beside;
@@ -137,10 +167,13 @@ QC_INLINE int own_key_size(const Shape& s) { return s.head_dim - s.rope_dim; }
 struct LoraFactors {
   int32_t rank;          // 0: none
   const uint16_t* down;  // bf16 [rank][columns to a multiple of 32]
-  const uint16_t* up;    // bf16 [strips][rank][16], the scale in it
+  const uint16_t* up;    // bf16 [strips][rank / 2, up][16][2], the scale in it
   const float* gain;     // [strips][16], of each row; null: 1, and no shift
   const float* shift;
 };
+
+// Pairs of neighbouring ranks, the last one perhaps with zeros.
+QC_INLINE int lora_pairs(int rank) { return (rank + 1) / 2; }
 
 struct Adapter {
   LoraFactors* factors;  // [layers][ADAPTED]
@@ -221,7 +254,13 @@ struct Model {
   const uint8_t* embedding;  // the file's own rows
   size_t embedding_row;      // bytes
   int32_t embedding_kind;
-  int32_t terms;  // the most that one of its matrices wants
+  const uint8_t* given;  // the file's own rows [vocabulary][num_layers * per_layer_size], or null
+  size_t given_row;      // bytes
+  int32_t given_kind;
+  Matrix given_projection;
+  const float* given_projection_norm;              // [per_layer_size]
+  Matrix stream_in, stream_out[MOST_STREAMS - 1];  // see streams.h
+  int32_t terms;                                   // the most that one of its matrices wants
   Cache cache;
 };
 
@@ -269,6 +308,8 @@ struct Run {
   float* conv;              // [rows], see convolution.h
   float *delta, *seen;      // [rows], see delta.h
   float* gates;             // [rows][heads], of attention that has any
+  float *streams, *apart;   // [rows] each, see streams.h
+  float* given;             // [rows][given_width], see given.h
   float* output;            // [wanted][width]
   float* partials;          // partial attention
   uint8_t* panels;          // shared
@@ -287,6 +328,9 @@ QC_INLINE int delta_inputs_width(const Shape& s) {
   return strips_of(delta_width(s)) + strips_of(delta_values(s)) +
          2 * strips_of(s.delta_value_heads);
 }
+
+// Numbers that all layers are given of a row.
+QC_INLINE int given_width(const Shape& s) { return s.num_layers * s.per_layer_size; }
 
 // Width of a row's `mixed`: what attention or a convolution gives.
 QC_INLINE int mixed_width(const Shape& s) {

@@ -69,7 +69,7 @@ struct Plan {
   int rank = 0;
 
   Plan(const OwnedModel& model, const Step& step) {
-    const int group = model.shape.num_heads / model.shape.num_kv_heads;
+    const int group = most_group(model);
     int row = 0;
     for (int i = 0; i < step.spans; i++) {
       const int32_t* said = step.span + i * 5;
@@ -86,7 +86,7 @@ struct Plan {
         add_task(i, row + r, said[0] - r < together ? said[0] - r : together);
       row += said[0];
     }
-    cut(model, group);
+    cut(model);
   }
 
   void add_task(int span, int row, int rows) {
@@ -94,11 +94,20 @@ struct Plan {
     tasks.push_back({span, row, rows, (context + CHUNK - 1) / CHUNK, 1, 0});
   }
 
+  // The most queries of any layer that share a head of keys.
+  static int most_group(const OwnedModel& model) {
+    int most = 1;
+    for (const Layer& layer : model.owned_layers)
+      if (layer.mixer == ATTENDS && group_of(model.shape, layer) > most)
+        most = group_of(model.shape, layer);
+    return most;
+  }
+
   static int task_rows(int group) { return group < TASK_QUERIES ? TASK_QUERIES / group : 1; }
 
  private:
   // Long contexts are cut where there are too few tasks to keep all members busy.
-  void cut(const OwnedModel& model, int group) {
+  void cut(const OwnedModel& model) {
     const int wanted = 3 * team_size(*model.team),
               items = int(tasks.size()) * model.shape.num_kv_heads;
     if (items >= wanted) return;
@@ -107,8 +116,8 @@ struct Plan {
       task.splits = task.chunks < few ? task.chunks : few;
       if (task.splits == 1) continue;
       task.partial = partials;
-      partials += size_t(model.shape.num_kv_heads) * task.chunks * task.rows * group *
-                  (model.shape.head_dim + 2);
+      partials +=
+          size_t(model.shape.num_heads) * task.chunks * task.rows * (model.shape.head_dim + 2);
     }
   }
 };
@@ -137,15 +146,16 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   const Shape& s = model.shape;
   const size_t rows = step.rows, width = padded(s.hidden_size), mixed = mixed_width(s),
                inner = padded(widest_inner(s)), own = padded(s.intermediate_size),
-               ffn = own > inner ? own : inner;
+               given = padded(given_width(s)), wide = own > inner ? own : inner,
+               ffn = given > wide ? given : wide;
   const int columns =
       int(width > mixed ? (width > ffn ? width : ffn) : (mixed > ffn ? mixed : ffn));
   bool post_norms = false;
   for (const Layer& layer : model.owned_layers)
-    post_norms = post_norms || layer.post_attention_norm || layer.post_mlp_norm;
+    post_norms = post_norms || layer.post_attention_norm || layer.post_mlp_norm || layer.given_norm;
   Cutter cut{memory};
   run.x = cut.take<float>(rows * width);
-  run.qkv = cut.take<float>(rows * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim);
+  run.qkv = cut.take<float>(rows * qkv_width(s));
   run.mixed = cut.take<float>(rows * mixed);
   run.gated = cut.take<float>(rows * inner);
   run.added = cut.take<float>(post_norms ? rows * width : 0);
@@ -158,11 +168,15 @@ size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, ui
   run.delta = cut.take<float>(deltas ? rows * delta_inputs_width(s) : 0);
   run.seen = cut.take<float>(deltas ? rows * padded(delta_width(s)) : 0);
   run.gates = cut.take<float>(s.attention_gate ? rows * padded(s.num_heads * s.head_dim) : 0);
+  run.streams = cut.take<float>(rows * s.streams * s.hidden_size);
+  run.apart = cut.take<float>(s.streams ? 2 * rows * s.intermediate_size : 0);
+  run.given = cut.take<float>(rows * strips_of(given_width(s)));
   run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
   run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
   run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns, model.terms));
   run.lora = cut.take<float>(rows * 3 * rank);
-  run.task_queries = Plan::task_rows(s.num_heads / s.num_kv_heads) * (s.num_heads / s.num_kv_heads);
+  const int group = Plan::most_group(model);
+  run.task_queries = Plan::task_rows(group) * group;
   run.thread_scratch_bytes = to_multiple(
       model.table->thread_scratch_bytes(columns, rank, model.terms, run.task_queries, s.head_dim),
       64);

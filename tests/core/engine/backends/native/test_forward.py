@@ -40,6 +40,46 @@ SIZES = {
     "heads of 256": {"head_dim": 256, "num_heads": 2, "num_kv_heads": 1},
 }
 MIXTRAL = {"num_experts": 8, "experts_per_token": 2}
+# heads of two sizes, upper layers that read keys of lower ones, numbers beside the stream
+DIFFERING = {
+    "num_layers": 5,
+    "qk_norm": True,
+    "post_norms": True,
+    "activation": "gelu_tanh",
+    "attention_scale": 0.3,
+    "intermediate_size": 128,
+    "head_dim": 32,
+    "head_dims": (16, 32, 16, 16, 32),
+    "kv_heads": (2, 1, 2, 2, 1),
+    "inner_sizes": (96, 96, 96, 128, 128),
+    "kv_sources": (0, 1, 2, 2, 1),
+    "windows": (24, 0, 24, 24, 0),
+    "rope_bases": (10000.0, 1000000.0, 10000.0, 10000.0, 1000000.0),
+    "rope_theta": 1000000.0,
+    "rope_factors": (1.0,) * 4 + (1e30,) * 12,
+    "value_norm": True,
+    "per_layer_size": 32,
+    "layer_scales": True,
+    "logit_softcap": 20.0,
+}
+STREAMS = {
+    "num_layers": 4,
+    "qk_norm": True,
+    "post_norms": True,
+    "activation": "gelu_tanh",
+    "attention_scale": 0.3,
+    "windows": (24, 0, 24, 0),
+    "rope_bases": (10000.0, 1000000.0, 10000.0, 1000000.0),
+    "rope_theta": 1000000.0,
+    "kv_sources": (0, 1, 0, 1),
+    "value_norm": True,
+    "per_layer_size": 32,
+    "per_layer_tokens": 200,
+    "streams": 4,
+    "laurel_rank": 32,
+    "gate_cutoffs": (0.8, 0.5, float("-inf"), float("-inf")),
+    "logit_softcap": 20.0,
+}
 FAMILIES = {
     "Qwen2": {"biases": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
     "Qwen3": {"qk_norm": True, "head_dim": 32},
@@ -81,6 +121,18 @@ FAMILIES = {
         "residual_scale": 0.5,
     },
     "Mixtral": MIXTRAL,
+    "Gemma 3n": STREAMS,
+    "Gemma 4": DIFFERING,
+    "Nemotron 3's experts": {
+        "num_experts": 6,
+        "experts_per_token": 2,
+        "gated": False,
+        "activation": "relu2",
+        "routing": "sigmoid",
+        "routing_bias": True,
+        "shared_size": 48,
+        "hidden_size": 50,
+    },
     "Qwen3-MoE, odd widths": {
         "num_experts": 21,
         "experts_per_token": 3,
@@ -275,6 +327,27 @@ def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_oth
     )
     assert not found[1].isfinite().any()
     assert torch.equal(found[[0, 2, 3]], wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kv_type"), [(DIFFERING, "bf16"), (DIFFERING, "q8"), (STREAMS, "bf16")]
+)
+def test_layers_that_differ_give_the_bits_of_one_pass_in_chunks_and_among_others(changes, kv_type):
+    plain = ("altup.router", "altup.predict", "altup.correct")
+    weights = random_weights(architecture(**changes), "Q8_0", kinds=dict.fromkeys(plain, "F32"))
+    tokens = tokens_of(weights, 70)
+    runner = TensorRunner(weights, BLOCKS, threads=2, kv_type=kv_type)
+    wanted = runner.forward(step(whole(sequence(tokens, range(5)))))
+    assert_near(wanted, Oracle(weights, kv_type).logits(tokens), 0.7)
+    own, other = sequence(tokens, range(6, 11)), sequence(tokens_of(weights, 9, 7), [12])
+    parts = [runner.forward(step(Span(own, 0, 33, 33)))]
+    parts += [runner.forward(step(whole(other, 1), Span(own, 33, 20, 20)))[1:]]
+    parts += [runner.forward(step(Span(own, place, 1, 1))) for place in range(53, 70)]
+    assert torch.equal(torch.cat(parts), wanted)
+    saved = runner.read_cache(range(5))
+    runner.write_cache(range(20, 25), saved)
+    again = runner.forward(step(Span(sequence(tokens, range(20, 25)), 69, 1, 1)))
+    assert torch.equal(again[0], wanted[69])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
