@@ -49,7 +49,7 @@ DIGEST_BYTES = 16  # that name a text in the file of vectors
 HEAD, LOCK = "index.json", "in-use"
 PARTS = ("embeddings", "table", "hint")  # arrays of an index, each in a file
 NEAR_PARTS = ("order", "near-map", "near-table", "near-hint")  # and of one with clusters
-FORMAT = 5  # 4: every passage had one place in its clusters
+FORMAT = 6  # 5: some passages had two places in its clusters
 CLUSTERED_FROM = 50_000  # passages; fewer are scored whole in the same time
 LOG = log.get("federation.library")
 

@@ -9,7 +9,9 @@ once, whatever is asked (Tiptoe's idea, with one cluster a group instead of one 
 
 Knows vectors, places and numbers modulo 2^32. Knows nothing of texts, of SEAL, or of who asks.
 Always: as many clusters are opened as there are groups, and every group's part is of one size. A
-mean that is told is of at least `FEWEST` different passages, and of none that another is of.
+mean that is told is of at least `FEWEST` different passages, and of none that another is of. A
+passage stands in one place: a second one would be asked along a direction of its own, and budgets
+count questions (`search.Shape.largest_budget`).
 
 Source: Henzinger, Dauterman, Corrigan-Gibbs, Zeldovich, "Private Web Search with Tiptoe", eprint
 2023/1438, section 4.
@@ -43,8 +45,7 @@ SAMPLE, ITERATIONS = 20_000, 8  # of k-means
 # clusters, of which the first count most.
 ASKED, AWAY, NEAREST = 4000, 0.05, 20
 CHUNK = 8192  # passages compared with all centroids at a time
-SECOND = 3  # other clusters, the nearest ones, that a passage may get its second place in
-NUMBER_BYTES = 4
+COUNT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,6 @@ class ClusterLayout:
         return max(1, slabs) * SLAB_ROWS // GROUPS
 
     @property
-    def spare(self) -> int:
-        """Places that are left when every passage has one: for second ones."""
-        return self.clusters * self.depth - self.passages
-
-    @property
     def rows(self) -> int:
         """Scores of one question: a cluster's depth for each group."""
         return GROUPS * self.depth
@@ -99,15 +95,15 @@ class ClusterLayout:
     @property
     def map_bytes(self) -> int:
         """Size of what an asker must know beforehand."""
-        return NUMBER_BYTES * (1 + self.clusters + self.spare) + MEANS * self.columns
+        return COUNT_BYTES * (1 + self.clusters) + MEANS * self.columns
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterMap:
     """What an asker must know of the clusters: a part of a library that all who may ask are told.
 
-    It tells directions of means, each of `FEWEST` different embeddings or more, in 8 bits, how many
-    passages a cluster has, and which passages of other clusters have a second place in it.
+    It tells directions of means, each of `FEWEST` different embeddings or more, in 8 bits, and how
+    many passages a cluster has.
 
     Hazard: a dozen passages that say nearly the same are told by their mean; and who compares the
     maps of two editions sees means move, hence something of a passage that came or went.
@@ -117,20 +113,10 @@ class ClusterMap:
     scale: int  # of the table's numbers: so many for an entry of 1
     counts: npt.NDArray[np.int64]  # passages of each cluster; numbered in this order
     means: npt.NDArray[np.int8]  # [clusters, MEANS, dimension]; fewer are repeated
-    # [layout.spare]: who is in the places that are left, cluster by cluster; nobody is `passages`
-    second: npt.NDArray[np.int64]
-
-    @property
-    def places(self) -> npt.NDArray[np.int64]:
-        """Passages of each cluster, [clusters, depth]; nobody is `passages`."""
-        row, first = np.arange(self.layout.depth), np.cumsum(self.counts) - self.counts
-        found: npt.NDArray[np.int64] = first[:, None] + row
-        found[row >= self.counts[:, None]] = self.second
-        return found
 
     def encode(self) -> bytes:
         """`map_bytes` of them."""
-        head = np.concatenate([[self.scale], self.counts, self.second]).astype("<u4").tobytes()
+        head = np.concatenate([[self.scale], self.counts]).astype("<u4").tobytes()
         return head + self.means.tobytes()
 
     @staticmethod
@@ -144,18 +130,17 @@ class ClusterMap:
             raise ProtocolError(
                 f"a map of {len(raw)} bytes, expected {layout.map_bytes}; update both sides"
             )
-        cut = NUMBER_BYTES * (1 + layout.clusters + layout.spare)
+        cut = COUNT_BYTES * (1 + layout.clusters)
         head = np.frombuffer(raw[:cut], "<u4").astype(np.int64)
-        scale, counts, second = np.split(head, [1, 1 + layout.clusters])
+        scale, counts = int(head[0]), head[1:]
         means = np.frombuffer(raw[cut:], np.int8).reshape(layout.clusters, MEANS, -1)
         if (
             not LARGEST <= scale <= FINEST
             or counts.sum() != layout.passages
             or counts.max() > layout.depth
-            or (second > layout.passages).any()
         ):
             raise ProtocolError("a map of clusters that do not add up; ask its host's owner")
-        return ClusterMap(layout, int(scale[0]), counts, means, second)
+        return ClusterMap(layout, scale, counts, means)
 
     def nearest(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """The cluster of each group that is nearest, [GROUPS], by their numbers in the group."""
@@ -191,9 +176,13 @@ class ClusterMap:
         """
         words = answer.astype(np.float64) * (1 << DROPPED_BITS) - masked
         values = (words + 2.0**31) % 2.0**32 - 2.0**31
-        numbers = self.places[np.arange(GROUPS) * CLUSTERS + chosen]
+        depth, clusters = self.layout.depth, np.arange(GROUPS) * CLUSTERS + chosen
+        first = np.cumsum(self.counts) - self.counts
+        row = np.arange(depth)
+        numbers = first[clusters][:, None] + row
+        numbers[row >= self.counts[clusters][:, None]] = self.layout.passages  # nobody's
         found = np.full(self.layout.passages + 1, -2.0, np.float32)
-        found[numbers] = (values / FULL).astype(np.float32).reshape(GROUPS, -1)
+        found[numbers] = (values / FULL).astype(np.float32).reshape(GROUPS, depth)
         return found[:-1]
 
 
@@ -251,54 +240,15 @@ def table_of(embeddings: Vectors, clusters: npt.NDArray[np.int64]) -> ClusterTab
     layout = ClusterLayout(*embeddings.shape)
     scale = min(FINEST, int(LARGEST / float(np.abs(embeddings).max())))
     counts = np.bincount(clusters, minlength=layout.clusters)
-    means = _spread(embeddings, clusters, layout.clusters)
-    small = np.rint(LARGEST / max(1e-9, float(np.abs(means).max())) * means).astype(np.int8)
-    second = _second_places(embeddings, clusters, means, layout.depth)
-    known = ClusterMap(layout, scale, counts, small, second)
-    cluster, row = np.nonzero(known.places < layout.passages)
+    row = np.arange(layout.passages) - (np.cumsum(counts) - counts)[clusters]
     whole = np.zeros((GROUPS, layout.depth, CLUSTERS, layout.dimension), np.int8)
-    held = embeddings[known.places[cluster, row]]
-    whole[cluster // CLUSTERS, row, cluster % CLUSTERS] = np.rint(scale * held)
+    whole[clusters // CLUSTERS, row, clusters % CLUSTERS] = np.rint(scale * embeddings)
     table = whole.reshape(GROUPS, layout.depth, -1)
     size = layout.group_columns
     hints = [lwe.hint(part, at * size) for at, part in enumerate(table)]
-    return ClusterTable(known, table, np.concatenate(hints))
-
-
-def _second_places(
-    vectors: Vectors, held: npt.NDArray[np.int64], means: Vectors, depth: int
-) -> npt.NDArray[np.int64]:
-    """Who gets the places that are left, as `ClusterMap.second`: passages that lie nearest to a
-    cluster of another group, compared with their own, since a question opens one of every group.
-
-    Args:
-        held: the cluster of each passage, rising.
-    """
-    clusters, nobody = len(means), len(vectors)
-    counts = np.bincount(held, minlength=clusters)
-    other = np.empty((nobody, SECOND), np.int64)
-    margin = np.empty((nobody, SECOND), np.float32)
-    flat, group = means.reshape(clusters * MEANS, -1), np.arange(clusters) // CLUSTERS
-    for start in range(0, nobody, CHUNK):
-        mine = held[start : start + CHUNK]
-        near = (vectors[start : start + CHUNK] @ flat.T).reshape(len(mine), clusters, MEANS)
-        near = near.max(axis=2)
-        own = np.take_along_axis(near, mine[:, None], axis=1)
-        near[(group == group[mine][:, None]) | (counts == 0)] = -np.inf
-        best = np.argsort(-near, axis=1, kind="stable")[:, :SECOND]
-        other[start : start + CHUNK] = best
-        margin[start : start + CHUNK] = np.take_along_axis(near, best, axis=1) - own
-    found = np.full((clusters, depth), nobody)
-    row = np.where(counts > 0, counts, depth).tolist()  # nobody opens a cluster without any
-    placed = np.zeros(nobody, bool)
-    for at in np.argsort(-margin, axis=None, kind="stable").tolist():
-        passage, choice = divmod(at, SECOND)
-        cluster = int(other[passage, choice])
-        if margin[passage, choice] > -np.inf and not placed[passage] and row[cluster] < depth:
-            found[cluster, row[cluster]] = passage
-            placed[passage] = True
-            row[cluster] += 1
-    return found[np.arange(depth) >= counts[:, None]]
+    means = _spread(embeddings, clusters, layout.clusters)
+    small = np.rint(LARGEST / max(1e-9, float(np.abs(means).max())) * means).astype(np.int8)
+    return ClusterTable(ClusterMap(layout, scale, counts, small), table, np.concatenate(hints))
 
 
 def _means(vectors: Vectors, held: npt.NDArray[np.int64], before: Vectors) -> Vectors:

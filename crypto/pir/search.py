@@ -150,7 +150,11 @@ class Shape:
         (MiniLM) 64 tell every passage's embedding at a cosine of 0.79 in the median (0.86 with the
         map of clusters), 191 at 0.96 (0.97), and then a passage that one has is recognised.
 
-        A question near itself is one of them: it asks the same embeddings, fewer at a time.
+        A question near itself is one of them: it asks the same embeddings, fewer at a time. An
+        asker may put another vector into each group, and into each cluster of one; but a passage
+        stands in one place, so it is asked along one direction a question, and at most this many in
+        all. (The hint answers a second number a row, of a combination of the row's passages that
+        nobody chooses; `private_search/README.md` says what is not covered of that.)
 
         Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus
         caps that at 17.4 bits for each passage and question, whatever keys it made up (a test

@@ -10,6 +10,8 @@ from quietchoir.crypto.pir import clusters as clusters_module
 from quietchoir.crypto.pir import lwe
 from quietchoir.crypto.pir.clusters import (
     CLUSTERS,
+    DROPPED_BITS,
+    FULL,
     GROUPS,
     SLAB_ROWS,
     ClusterLayout,
@@ -92,26 +94,35 @@ def test_where_too_many_want_a_cluster_the_nearest_get_it():
     assert table.map.counts.sum() == 300
 
 
-def test_a_passage_with_a_second_place_is_found_where_that_alone_is_opened(clusters, rows):
-    embeddings, held = rows
-    known, nobody = clusters.map, len(embeddings)
-    cluster, row = np.nonzero(known.places < nobody)
-    second = row >= known.counts[cluster]
-    passages, others = known.places[cluster, row][second], cluster[second]
-    # a place in another group, which a question opens as well; of many passages here, as there is
-    # room for more than all
-    assert (held[passages] // CLUSTERS != others // CLUSTERS).all() and len(passages) > PASSAGES / 2
-    bare = lwe.Mask(np.zeros(lwe.DIMENSION, np.int8), np.zeros(known.layout.columns, np.uint32))
-    for at in (0, len(passages) // 2, len(passages) - 1):
-        passage, chosen = passages[at], np.zeros(GROUPS, np.int64)
-        chosen[held[passage] // CLUSTERS] = (held[passage] + 1) % CLUSTERS  # not its own
-        direction = embeddings[passage].astype(float)
-        answers = []
-        for opened in (others[at], others[at] + 1):
-            chosen[others[at] // CLUSTERS] = opened % CLUSTERS
-            words = clusters.scan(known.query(bare, direction, chosen), 0.0)
-            answers.append(known.scores(words, np.zeros(known.layout.rows), chosen)[passage])
-        assert answers[0] == pytest.approx(1, abs=0.01) and answers[1] == -2
+def test_a_passage_stands_once_so_a_vector_for_each_group_asks_it_along_one_direction(
+    clusters, rows
+):
+    known, passage = clusters.map, 700
+    layout, numbers = known.layout, np.rint(known.scale * rows[0]).astype(np.int8)
+    places = clusters.table.reshape(GROUPS, layout.depth, CLUSTERS, DIMENSION)
+    filled = places[np.abs(places).max(axis=3) > 0]
+    assert sorted(map(bytes, filled)) == sorted(map(bytes, numbers))
+    doubled = clusters.table.copy()
+    home = int(rows[1][passage]) // CLUSTERS
+    other, row, cluster = np.argwhere(np.abs(places).max(axis=3) == 0)[-1]
+    assert other != home
+    doubled.reshape(places.shape)[other, row, cluster] = numbers[passage]
+    vectors = unit_rows(2, DIMENSION, seed=11).astype(float)
+    directions = vectors[(np.arange(GROUPS) != home).astype(int)]  # one for the passage's group
+    chosen = np.full(GROUPS, cluster)
+    chosen[home] = rows[1][passage] % CLUSTERS
+    bare = lwe.Mask(np.zeros(lwe.DIMENSION, np.int8), np.zeros(layout.columns, np.uint32))
+    query = known.query(bare, directions, chosen)
+    told = {}
+    for name, table in (("once", clusters.table), ("twice", doubled)):
+        words = replace(clusters, table=table).scan(query, 0.0).view(np.int16).astype(float)
+        told[name] = words.reshape(GROUPS, -1) * (1 << DROPPED_BITS) / FULL
+    one, two = vectors @ numbers[passage] / known.scale
+    own = passage - (np.cumsum(known.counts) - known.counts)[rows[1][passage]]
+    for answers in told.values():
+        assert answers[home, own] == pytest.approx(one, abs=1e-3)
+    assert told["once"][other, row] == 0
+    assert told["twice"][other, row] == pytest.approx(two, abs=1e-3) != 0  # the unprotected arm
 
 
 def test_what_is_opened_has_its_cosines_and_the_best_are_found(keeper, questioner, clusters, rows):
@@ -225,7 +236,6 @@ def test_a_map_is_read_whole_or_refused(clusters):
         bytes(len(raw)),
         replace(clusters.map, scale=5).encode(),
         replace(clusters.map, counts=np.roll(clusters.map.counts, 1) + 1).encode(),
-        replace(clusters.map, second=clusters.map.second + 1).encode(),
     ):
         with pytest.raises(ProtocolError, match="map of"):
             ClusterMap.decode(spoiled, layout)
