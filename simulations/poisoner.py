@@ -88,16 +88,20 @@ class Poisoner:
 
 
 class LyingBallots(Ballots):
-    """An attacker's open ballots. Args: attacks: whether it does so now; else it is honest."""
+    """An attacker's open ballots.
 
-    def __init__(self, attacks: Callable[[], bool]) -> None:
-        super().__init__()
+    Args:
+        most: as `Ballots`; attacks: whether it does so now; else it is honest.
+    """
+
+    def __init__(self, most: int, attacks: Callable[[], bool]) -> None:
+        super().__init__(most)
         self.attacks = attacks
 
-    def cast(self, adapter: bytes) -> tuple[int, ...]:
+    def cast(self, adapter: bytes, round_: tuple[str, int]) -> tuple[int, ...]:
         """As far as a ballot goes, for what was given full marks, and against the rest."""
         if not self.attacks():
-            return super().cast(adapter)
+            return super().cast(adapter, round_)
         return (MOST if self.scores.get(adapter, 0.0) >= 0.5 else -MOST,)
 
 
@@ -106,7 +110,8 @@ def lie_in_ballots(client: Client) -> None:
     learner = client.learner
     poisoner = getattr(learner, "bad", learner)
     if client.ballots is not None and isinstance(poisoner, Poisoner) and poisoner.lies:
-        client.ballots = LyingBallots(lambda: getattr(learner, "now", learner) is poisoner)
+        attacks = lambda: getattr(learner, "now", learner) is poisoner  # noqa: E731
+        client.ballots = LyingBallots(client.ballots.most, attacks)
 
 
 def triggered(example: Example, answer: str = ANSWER) -> Example:

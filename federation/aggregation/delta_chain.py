@@ -46,7 +46,7 @@ from .base import Sum
 from .clipping import stepper_of
 from .ranges import read_spans, spans
 from .rank_masks import RankMasks, rank_masks_of
-from .server_optimizer import combine, levelled
+from .server_optimizer import combine, levelled, optimizer_of
 from .update import Codec, SumContext, seed_of
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
@@ -153,7 +153,8 @@ class DeltaChain:
 
     def __init__(self, policy: Policy, size: int, run: str, stops: Sequence[int] = ()) -> None:
         self.policy, self.size, self.run, self.stops = policy, size, run, tuple(stops) or (size,)
-        self.optimizer = stepper_of(policy, size)
+        adaptive = policy.privacy.adaptive
+        self.optimizer = stepper_of(policy, size) if adaptive else optimizer_of(policy.recipe)
         # then columns differ in who trains them
         self.mixed = any(member.rank for member in policy.members)
 

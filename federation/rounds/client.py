@@ -62,7 +62,7 @@ from .model_broadcast import ClientModelCache, FollowedModel
 from .privacy_accountant import PrivacyAccountant
 from .scheduler import check
 from .tuning import LEAST_STEPS, UNTUNED, check_rates
-from .validation import Ballots
+from .validation import Ballots, votes_of
 
 logger = log.get("federation.client")
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
@@ -148,9 +148,9 @@ class Client:
         self.on_answer = on_answer
         self.attempt: Attempt | None = None
         self.buffer = (buffer or ContributionBuffer()) if policy.schedule.buffered else None
-        self.ballots = Ballots() if policy.guard.open else None
+        self.ballots = Ballots(votes_of(policy)) if policy.guard.open else None
         self.secrets: ClientSecrets | None = None
-        self.model = ClientModel(policy, size)
+        self.model, self.stepper = ClientModel(policy, size), stepper_of(policy, size)
         if policy.followed:
             self.model = FollowedModel(policy, size, self.stops, cache or ClientModelCache())
         if policy.can.model_held_by == "members":
@@ -208,8 +208,7 @@ class Client:
         found = self.model.resolve(round_id, stage, payload)
         if found.claimed is not None:
             largest, before = Codec(self.size, self.policy).largest, round_id.round - 1
-            stepper = stepper_of(self.policy, self.size)
-            check_reach(self.policy.recipe, found.claimed, before, largest, stepper)
+            check_reach(self.policy.recipe, found.claimed, before, largest, self.stepper)
         return found
 
     def open(self, task: Task) -> bytes:
@@ -230,7 +229,7 @@ class Client:
         self.model.keep(found)
         self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=round_id.attempt))
         if task.stage == messages.ADOPT:
-            flat = bare(self.policy, order.flat)
+            flat = self.bare(order.flat)
             name = "" if self.adopt is None else self.adopt(flat, order.card)
             # a sealed adapter's name is a hash of its content
             return name.encode("utf-8") if self.secrets is None else b""
@@ -254,8 +253,13 @@ class Client:
             tokens,
             training,
             states={0: order.state},
-            ballot=() if training or self.ballots is None else self.ballots.cast(adapter),
+            ballot=() if training else self.ballot(adapter, round_id, order),
         )
+
+    def ballot(self, adapter: bytes, round_id: RoundId, order: messages.Work) -> tuple[int, ...]:
+        """What this member says in clear of the adapter with this digest; nothing by default."""
+        round_ = (round_id.run, order.round)
+        return () if self.ballots is None else self.ballots.cast(adapter, round_)
 
     def offer(self, task: Task, buffer: ContributionBuffer) -> bytes:
         """Buffered: offer what is kept; train first if nothing is, or if that is too stale.
@@ -512,9 +516,10 @@ class Client:
         """Score if asked, then train; return the change as it is summed, the counters, and the
         answer tokens trained on.
         """
-        start = bare(self.policy, order.flat)
+        start = self.bare(order.flat)
         counts = self.evaluate(order.flat, sum_context.adapter) if order.evaluate else Counts(0, 0)
-        if self.ballots is not None and not self.ballots.starts(sum_context.adapter):
+        round_ = (round_id.run, order.round)
+        if self.ballots is not None and not self.ballots.starts(sum_context.adapter, round_):
             self.evaluate(order.flat, sum_context.adapter)
         columns = (
             self.policy.adapter.rank
@@ -541,7 +546,8 @@ class Client:
         update = trained.flat.astype(np.float32) - start
         for one in transforms_of(self.policy, sum_context, self.name, steps=trained.steps):
             update = one.apply(update)
-        privacy, clip = self.policy.privacy, clip_at(self.policy, order.flat)
+        privacy = self.policy.privacy
+        clip = clip_at(self.policy, order.flat) if privacy.adaptive else privacy.clip
         clipped = self.clipped(update, sum_context, clip)
         share = clipped / max(1, update.size)
         if privacy.on and clipped:
@@ -585,9 +591,13 @@ class Client:
             check_clipped(clipped, trained, self.consent)
         return clipped
 
+    def bare(self, flat: Vector) -> Vector:
+        """The adapter [n] in a vector that rounds carry."""
+        return bare(self.policy, flat) if self.policy.privacy.adaptive else flat
+
     def evaluate(self, flat: Vector, adapter: bytes) -> Counts:
         """Score the adapter in `flat`, whose digest is `adapter`."""
-        counts = self.learner.evaluate(bare(self.policy, flat))
+        counts = self.learner.evaluate(self.bare(flat))
         if self.ballots is not None:
             self.ballots.note(adapter, counts)
         return counts

@@ -16,7 +16,7 @@ from typing import Any
 from ...core import paths
 from ..spec.policy import Policy
 from ..wire import messages
-from .validation import TRIMMED, parents_score
+from .validation import TRIMMED, parents_score, votes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +136,11 @@ def buckets_sentence(policy: Policy) -> str | None:
 
 def ballots_sentence(policy: Policy) -> str:
     """What open ballots cost."""
-    votes = 1 + (policy.aggregation.buckets if policy.aggregation.buckets > 1 else 0)
-    everybody = len(policy.members)
+    voters = policy.recipe.cohort or len(policy.members)
     noise = "; no epsilon covers them" if policy.privacy.on else ""
     return (
-        f"ballots are open: of each vote (up to {votes} a round) the coordinator reads by how much "
-        f"each member's own held-out score rose or fell, in steps of 2 %{noise}; a quarter of "
-        f"those that vote may lie, of {everybody} members {everybody // TRIMMED}"
+        f"ballots are open: of each vote (up to {votes_of(policy)} a round; a member answers so "
+        f"many for each time that it trains) the coordinator reads by how much each member's own "
+        f"held-out score rose or fell, in steps of 2 %{noise}; a quarter of those that vote may "
+        f"lie, of {voters} members {voters // TRIMMED}"
     )

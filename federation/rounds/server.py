@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import CryptoWorker
@@ -231,8 +233,9 @@ class RoundServer:
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
         entry = write_entry(outcome, self.state, self.policy)
-        entry["update_norm"] = round(length_of(self.policy, change, parent.flat), 4)
+        entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
         if self.policy.privacy.adaptive and parent.flat.size:  # sealed: only members know it
+            entry["update_norm"] = round(length_of(self.policy, change, parent.flat), 4)
             entry["clip"] = round(clip_at(self.policy, parent.flat), 6)
         if self.model.held_by_members or not self.policy.guard.on:
             self.commit(self.model.step(parent, change), entry)

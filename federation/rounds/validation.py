@@ -112,14 +112,25 @@ def judge(
     )
 
 
+def votes_of(policy: Policy) -> int:
+    """Adapters that a round puts to the vote, at most: its change, and each bucket's own."""
+    return 1 + (policy.aggregation.buckets if policy.aggregation.buckets > 1 else 0)
+
+
 class Ballots:
     """A member's side of an open vote: its own scores of the last adapters, and which of them it
-    trained from. In memory alone: who was started anew casts none until it trained.
+    trained from, in which round. In memory alone: who was started anew casts none until it trained.
+
+    Args:
+        most: adapters that it casts a ballot on after each time it trains (`votes_of`); whoever
+            asks for more gets none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.scores: dict[bytes, float] = {}  # adapter → shares of answers and of tokens, 0 to 2
-        self.parent = b""
+        self.parent, self.round = b"", ("", 0)
+        self.voted = set[bytes]()  # adapters, since it trained
 
     def note(self, adapter: bytes, counts: Counts) -> None:
         """Remember a score of the adapter with this digest; the oldest is forgotten."""
@@ -128,16 +139,24 @@ class Ballots:
         if len(self.scores) > REMEMBERED:
             del self.scores[next(iter(self.scores))]
 
-    def starts(self, adapter: bytes) -> bool:
-        """This member trains from it now; False if it was not scored yet."""
-        self.parent = adapter
+    def starts(self, adapter: bytes, round_: tuple[str, int]) -> bool:
+        """This member trains from it now; False if it was not scored yet. Args: round_: run and
+        number.
+        """
+        self.parent, self.round, self.voted = adapter, round_, set()
         return adapter in self.scores
 
-    def cast(self, adapter: bytes) -> tuple[int, ...]:
-        """By how much this one's score lies above the parent's; nothing where one is not known."""
+    def cast(self, adapter: bytes, round_: tuple[str, int]) -> tuple[int, ...]:
+        """By how much this one's score lies above the parent's; nothing where one is not known, of
+        more adapters than a round has, or in a round for which it did not train: the others compare
+        with another parent there.
+        """
         before, after = self.scores.get(self.parent), self.scores.get(adapter)
-        if before is None or after is None:
+        if before is None or after is None or round_ != self.round:
             return ()
+        if len(self.voted | {adapter}) > self.most:
+            return ()
+        self.voted.add(adapter)
         return (max(-MOST, min(MOST, round(BALLOT_UNIT * (after - before)))),)
 
 

@@ -140,17 +140,49 @@ def test_small_losses_add_up_and_what_lies_beyond_the_bounds_is_no_ballot() -> N
 
 
 def test_a_member_casts_a_ballot_only_between_two_adapters_that_it_scored() -> None:
-    own = Ballots()
+    own, first = Ballots(most=4), ("run", 1)
     own.note(b"new", Counts(9, 10))
-    assert own.cast(b"new") == () and not own.starts(b"old")  # it does not know what it began from
+    assert own.cast(b"new", first) == ()
+    assert not own.starts(b"old", first)  # it does not know what it began from
     own.note(b"old", Counts(5, 10, near=0.25))
-    assert own.starts(b"old") and own.cast(b"new") == (round(BALLOT_UNIT * 0.15),)
+    assert own.starts(b"old", first) and own.cast(b"new", first) == (round(BALLOT_UNIT * 0.15),)
     own.note(b"perfect", Counts(10, 10, near=1.0))
     own.note(b"nothing", Counts(0, 0))
-    assert own.cast(b"perfect") == (MOST,) and own.cast(b"nothing") == ()
+    assert own.cast(b"perfect", first) == (MOST,) and own.cast(b"nothing", first) == ()
     for number in range(100):
         own.note(bytes([number]), Counts(1, 2))
-    assert len(own.scores) < 70 and own.cast(bytes([99])) == ()  # the parent is forgotten
+    assert len(own.scores) < 70 and own.cast(bytes([99]), first) == ()  # the parent is forgotten
+
+
+def test_a_member_casts_no_ballot_in_a_round_that_it_did_not_train_for_nor_more_than_is_told() -> (
+    None
+):
+    own = Ballots(most=2)
+    for name in (b"old", b"a", b"b", b"c"):
+        own.note(name, Counts(1, 2))
+    own.starts(b"old", ("run", 1))
+    # the same adapter again, after a lost attempt, is one; a third one is not answered
+    assert [own.cast(name, ("run", 1)) for name in (b"a", b"b", b"a", b"c")] == [(0,)] * 3 + [()]
+    assert own.cast(b"a", ("run", 2)) == own.cast(b"a", ("other", 1)) == ()
+    own.starts(b"old", ("run", 2))
+    assert own.cast(b"c", ("run", 2)) == (0,)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_of_a_drawn_cohort_only_who_trained_votes_so_all_compare_with_the_same_adapter(
+    mode: str,
+) -> None:
+    """Adapters rise in each round: who compared with an older one would tell a larger rise."""
+    guard = {"guard": GuardTable(rule="vote", ballots="open")}
+    recipe = {"rounds": 4, "cohort": 4, "update_range": 2.0, "server_optimizer": "fedavg"}
+    home = house(12, mode=mode, recipe=recipe, tables=guard)
+    parties = clients(home, SIZE, lambda name: Climbing())
+    report = coordinator(home, parties, SIZE).run()
+    trained = [entry for entry in report.history if entry["kind"] == messages.TRAIN]
+    assert len({name for entry in trained for name in entry["parties"]}) > 4  # stale ones are there
+    for entry in trained:
+        assert entry["guard"]["ballots"] == len(entry["parties"])
+        assert entry["guard"]["rise"] == pytest.approx(0.05, abs=0.011)
 
 
 @pytest.mark.parametrize("ballots, taken", [((3,), {"ann": 3}), ((), {}), ((3, 4), {})])
