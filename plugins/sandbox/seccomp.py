@@ -5,9 +5,11 @@ processes: bytes out.
 Always: what is not on the list is refused with EPERM, and so are commands of prctl, fcntl, ioctl
 and setsockopt that are not on theirs, and pairs of sockets that are not the machine's own. Sockets
 that have a name open only where a network is granted, and are TCP's; nobody listens but
-`inside.py`, before the plugin's first line. A call of another architecture or of the x32 table
-kills the process. clone3, and what is newer than the list, fails with ENOSYS: the C library then
-falls back to what is older, to clone, whose flags can be read.
+`inside.py`, before the plugin's first line. Without a network no descriptor is sent through a
+socket: there it would hold what nobody sees; with one the watchdog looks for them. A call of
+another architecture or of the x32 table kills the process. clone3, and what is newer than the list,
+fails with ENOSYS: the C library then falls back to what is older, to clone, whose flags can be
+read.
 
 Not covered: bugs in the system calls that stay allowed.
 Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and
@@ -125,6 +127,8 @@ MODES = (
     ((85, None), 1),
 )  # fmt: skip
 OPENAT2, SET_ID_BITS = (437, 437), 0o6000
+# What can send descriptors; only with a network, as event loops write to TCP with it.
+SENDMSG = ALLOWED["sendmsg"]
 # A pair of another family than AF_UNIX fails, but has the kernel load what that family is made of.
 EVERYWHERE_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (("socketpair", 0, (1,)),)
 # Without namespaces, where it shares files and processes with others of its user:
@@ -215,6 +219,10 @@ def rules(architecture: int, extra: Extra = Extra()) -> list[Instruction]:
         program += planting(column)
     if extra.network:
         program += opening(column)
+    else:
+        sending = SENDMSG[column]
+        assert sending is not None  # each machine has it
+        program += [(EQUAL, 0, 1, sending), refuse(errno.EPERM)]
     if extra.listens:
         for call in (BIND, LISTEN):
             program += [(EQUAL, 0, 1, call[column]), (RETURN, 0, 0, ALLOW)]

@@ -38,6 +38,7 @@ UNSEEN = 25  # looks in a row that may be refused while a sandbox is being set u
 # pages, a socket's send buffer (net.core.wmem_default) and one message more. The filter lets
 # nobody ask for larger ones.
 PIPE_BYTES, SOCKET_BYTES = 16 * PAGE, 256 << 10
+IN_FLIGHT = re.compile(rb"^scm_fds:\s*[1-9]", re.MULTILINE)  # /proc/PID/fdinfo, Linux 5.6
 EPOLL, KEPT_BYTES = "anon_inode:[eventpoll]", 200  # of one mapping, or one watch
 FILE_BYTES = 4096  # of scratch space to one file: an empty one costs the kernel about 1 KB
 MAX_LOCKS = 1024  # byte ranges that a family may hold locked; each costs the kernel some 200 bytes
@@ -45,6 +46,7 @@ LOCKS_READ = 4 << 20  # of /proc/locks
 THREADS = 17  # in /proc/PID/stat, as `status` counts
 STOPPED, RESTING = "TtZX", "TtZXD"  # states of /proc/PID/stat; D waits in the kernel
 MEMORY_FIELDS = re.compile(rb"^(?:Pss|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+SENT = "it sent descriptors through a socket, where what they hold cannot be counted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class Watchdog:
             for folder in self._folders:
                 if reason := await asyncio.to_thread(folder.excess, self.frozen, exact=True):
                     self._over(reason)
+            if self.bounds.network and await asyncio.to_thread(in_flight, self.frozen):
+                self._over(SENT)
         except Exception as error:
             self._over(f"it cannot be stopped for a while ({error})")
 
@@ -213,6 +217,8 @@ class Watchdog:
         held, most = sum(map(held_bytes, pids)) + kernel_bytes(pids), self.bounds.memory_bytes
         if self.bounds.network:
             held += queued_bytes(pids[self._outside : self._outside + 1])
+            if in_flight(pids[self._outside :]):
+                return SENT
         if held > most:
             return f"its processes held {held >> 20} MB, more than {most >> 20} MB"
         if (locks := locks_of(pids)) > MAX_LOCKS:
@@ -337,6 +343,23 @@ def kernel_bytes(pids: Iterable[int]) -> int:
     pipes = sum(1 for name in open_ones if name.startswith("pipe:"))
     sockets = sum(1 for name in open_ones if name.startswith("socket:"))
     return pipes * PIPE_BYTES + sockets * SOCKET_BYTES + kept * KEPT_BYTES
+
+
+def in_flight(pids: Iterable[int]) -> bool:
+    """Whether descriptors wait in a socket of these processes. Where sockets wait in sockets, one
+    at least is open: the kernel closes a circle that nobody holds.
+    """
+    for pid in pids:
+        try:
+            for descriptor in (PROC / str(pid) / "fd").iterdir():
+                about = descriptor.parent.with_name("fdinfo") / descriptor.name
+                if str(descriptor.readlink()).startswith("socket:") and (
+                    IN_FLIGHT.search(about.read_bytes())
+                ):
+                    return True
+        except OSError:
+            continue  # it ended, or closed one while we looked
+    return False
 
 
 def queued_bytes(pids: Sequence[int]) -> int:

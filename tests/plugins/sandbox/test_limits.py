@@ -282,6 +282,41 @@ async def test_descriptors_and_the_size_of_a_file_are_bounded(
     assert await attack(body) == refusal
 
 
+SENDS = """
+file = os.open(f"{os.environ.get('TMPDIR', '/tmp')}/gone", os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(file, 0, 1 << 20)
+ours, theirs = socket.socketpair()
+ours.sendall(b"whole")
+assert theirs.recv(5) == b"whole"
+try:
+    socket.send_fds(ours, [b"x"], [file])
+except OSError as error:
+    return errno.errorcode[error.errno]
+os.unlink(os.readlink(f"/proc/self/fd/{file}"))
+os.close(file)
+time.sleep(WAIT)
+return f"{os.fstat(socket.recv_fds(theirs, 1, 1)[1][0]).st_size} bytes in flight"
+"""
+
+
+@pytest.mark.parametrize("launcher", ["bubblewrap", "landlock"])
+async def test_no_file_is_kept_on_the_disk_by_a_descriptor_on_its_way_through_a_socket(
+    hosts: Callable[..., Any], request: pytest.FixtureRequest, tmp_path: Path, launcher: str
+) -> None:
+    request.getfixturevalue({"bubblewrap": "sandbox", "landlock": "shared"}[launcher])
+    body = SENDS.replace("WAIT", "0")
+    assert unconfined(body, TMPDIR=str(tmp_path)) == f"{1 << 20} bytes in flight"
+    host = await hosts(write_bundle(tmp_path / "hostile", hostile(body)), sandbox=launcher)
+    assert (await host.call(ToolCall("attack"))).text == "EPERM"
+
+
+async def test_with_a_network_descriptors_on_their_way_through_a_socket_end_it(
+    attack: Callable[..., Any],
+) -> None:
+    with pytest.raises(ToolError, match="it sent descriptors through a socket"):
+        await attack(SENDS.replace("WAIT", "20"), permissions={"network": ["example.org"]})
+
+
 async def test_the_storage_tells_no_path_of_the_owner(attack: Callable[..., Any]) -> None:
     body = """
     descriptor = os.environ["QUIETCHOIR_STORAGE"].partition(":")[0]

@@ -69,6 +69,32 @@ def test_mappings_and_watches_are_counted() -> None:
         many.stdin.close()
 
 
+SENDING = """
+import os, socket
+ours, theirs = socket.socketpair()
+other, end = socket.socketpair()
+socket.send_fds(ours, [b"x"], [os.open("/dev/null", os.O_RDONLY)])
+socket.send_fds(other, [b"x"], [theirs.fileno()])  # and the socket that it waits in
+theirs.close()
+print("ready", flush=True)
+input()
+socket.recv_fds(socket.socket(fileno=socket.recv_fds(end, 1, 1)[1][0]), 1, 1)
+print("ready", flush=True)
+input()
+"""
+
+
+def test_descriptors_that_wait_in_sockets_are_seen() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SENDING], stdin=pipe, stdout=pipe) as sending:
+        assert sending.stdin is not None and sending.stdout is not None
+        for waiting in (True, False):
+            assert sending.stdout.readline() == b"ready\n"
+            assert watchdog.in_flight([sending.pid]) is waiting
+            sending.stdin.write(b"\n")
+            sending.stdin.flush()
+
+
 def test_killing_a_group_ends_the_family_and_nobody_else(parent: subprocess.Popen[bytes]) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
