@@ -11,7 +11,7 @@ import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import ModelError, ModelFileError
-from ..paths import make_folder
+from ..paths import make_folder, sync_folder
 from . import generation_config
 from .architecture import ROPE_PROJECTIONS, Architecture
 from .checkpoint import from_gguf
@@ -88,12 +88,14 @@ def scratch_file(path: Path) -> Iterator[Path]:
         yield Path(name or f"/proc/self/fd/{handle}")
         os.fsync(handle)
         if not name:
-            with suppress(FileExistsError):
+            try:
                 name_file(handle, path)
-                return
-            name = str(path.with_name(f".gguf-{secrets.token_hex(8)}"))
-            name_file(handle, Path(name))
-        Path(name).replace(path)
+            except FileExistsError:
+                name = str(path.with_name(f".gguf-{secrets.token_hex(8)}"))
+                name_file(handle, Path(name))
+        if name:
+            Path(name).replace(path)
+        sync_folder(path.parent)
     finally:
         if handle >= 0:
             os.close(handle)
@@ -338,9 +340,9 @@ def write(
     plans: list[TensorPlan],
 ) -> None:
     """The file itself, one tensor in memory at a time."""
-    import gguf
+    from .files.gguf_writer import GgufWriter
 
-    with closing(gguf.GGUFWriter(path, weights.architecture.family)) as writer:
+    with GgufWriter(path, weights.architecture.family) as writer:
         fill(writer, weights, metadata, extra, plans)
 
 

@@ -10,12 +10,8 @@ Source: llama.cpp's convert_lora_to_gguf.py (names, metadata) and llama-adapter.
 rank).
 """
 
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
-import gguf
 import torch
 
 from ...core.errors import ModelFileError
@@ -28,8 +24,10 @@ from ...core.models.architecture import (
 )
 from ...core.models.checkpoint.from_gguf import interleave
 from ...core.models.families import FAMILIES
+from ...core.models.files.gguf_writer import GgufWriter
 from ...core.models.lora.adapter import MODULE, Adapter
-from ...core.paths import make_folder, sync_folder
+from ...core.models.to_gguf import scratch_file
+from ...core.paths import make_folder
 
 QUERIES = ROPE_PROJECTIONS[0]
 
@@ -52,10 +50,8 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
         for name, tensor in in_file_matrices(adapter, architecture).items()
     }
     make_folder(path.parent)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        writer: Any = gguf.GGUFWriter(scratch, arch=architecture.family)
+    with scratch_file(path) as scratch, GgufWriter(scratch, architecture.family) as writer:
+        scratch.chmod(mode)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", adapter.shape.alpha)
@@ -64,12 +60,6 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        Path(scratch).chmod(mode)
-        Path(scratch).replace(path)
-        sync_folder(path.parent)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def in_file_matrices(adapter: Adapter, architecture: Architecture) -> dict[str, torch.Tensor]:

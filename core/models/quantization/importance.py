@@ -11,7 +11,6 @@ Source: llama.cpp's `tools/imatrix/imatrix.cpp`, which writes both.
 
 import struct
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError, ModelFileError, ModelNotFoundError
-from ...paths import write_atomically
+from ...paths import make_folder, write_atomically
 from ..files import gguf as gguf_file
 from ..to_gguf import scratch_file
 
@@ -52,7 +51,11 @@ class ImportanceMatrix:
         if path.suffix == LEGACY:
             write_atomically(path, self.legacy())
         else:
-            self.write_gguf(path)
+            try:
+                make_folder(path.parent)
+                self.write_gguf(path)
+            except OSError as error:
+                raise ModelError(f"{path}: cannot be written ({error}); make room") from error
 
     def legacy(self) -> bytes:
         """The older kind: sums over the pieces, and how many those are."""
@@ -68,10 +71,10 @@ class ImportanceMatrix:
 
     def write_gguf(self, path: Path) -> None:
         """The newer kind: sums over tokens, and how many those are."""
-        import gguf
+        from ..files.gguf_writer import GgufWriter
 
         tokens = max(self.chunks * (self.chunk_size or 1), 1)
-        with scratch_file(path) as scratch, closing(gguf.GGUFWriter(scratch, "")) as writer:
+        with scratch_file(path) as scratch, GgufWriter(scratch, "") as writer:
             writer.kv_data[0].pop("general.architecture", None)
             writer.add_type("imatrix")
             writer.add_array("imatrix.datasets", list(self.datasets) or ["unnamed"])

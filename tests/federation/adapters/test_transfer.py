@@ -30,6 +30,7 @@ from quietchoir.federation.server_node import keeper, keeping
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.tests.fakes import models
+from quietchoir.tests.fakes.disk import files_of
 from quietchoir.tests.fakes.engine import float_blocks
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits
@@ -180,6 +181,17 @@ def test_a_gguf_adapter_has_llama_cpps_names_and_the_rows_of_the_models_own_file
         torch.testing.assert_close(product, change)
     with pytest.raises(ConfigError, match="is kept"):
         transfer.export_gguf(registry, registry.list()[0], target, tiny)
+
+
+def test_a_gguf_adapter_whose_last_bytes_find_no_room_takes_no_name(
+    registry: Registry, tiny: Weights, tmp_path: Path
+) -> None:
+    whole, full = tmp_path / "whole.gguf", tmp_path / "out" / "full.gguf"
+    transfer.export_gguf(registry, registry.list()[0], whole, tiny)
+    for lacking in (1, 700, 4095):
+        with files_of(whole.stat().st_size - lacking), pytest.raises(OSError, match="too large"):
+            transfer.export_gguf(registry, registry.list()[0], full, tiny)
+        assert [*full.parent.iterdir()] == [], lacking
 
 
 def test_llama_cpp_computes_the_same_with_the_exported_adapter(

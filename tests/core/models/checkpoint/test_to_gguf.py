@@ -16,13 +16,15 @@ import pytest
 import torch
 
 from quietchoir.core import commands
-from quietchoir.core.errors import ConfigError, ModelFileError
+from quietchoir.core.errors import ConfigError, ModelError, ModelFileError
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.files.gguf_writer import GgufWriter
 from quietchoir.core.models.quant.quantize import quantize
 from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes.disk import files_of
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.tokenizers import KINDS, save
 
@@ -152,6 +154,42 @@ def test_a_conversion_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(RuntimeError), to_gguf.scratch_file(tmp_path / "n.gguf") as scratch:
         raise RuntimeError
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_file_whose_last_bytes_find_no_room_takes_no_name(tmp_path: Path) -> None:
+    model = folder("llama3", tmp_path / "folder", num_hidden_layers=1)
+    whole, full = tmp_path / "whole.gguf", tmp_path / "full.gguf"
+    to_gguf.save(model, whole, "Q8_0")
+    size = whole.stat().st_size
+    for lacking in (1, 31, 32, 33, 700, 4095, 4096, 4097, size // 2):
+        with files_of(size - lacking), pytest.raises(ModelError, match="cannot be written"):
+            to_gguf.save(model, full, "Q8_0")
+        assert {one.name for one in tmp_path.iterdir()} == {"folder", "whole.gguf"}, lacking
+    with files_of(size):
+        to_gguf.save(model, full, "Q8_0")
+    assert full.read_bytes() == whole.read_bytes()
+
+
+def test_a_hole_in_a_file_is_an_error_though_there_is_room_again(tmp_path: Path) -> None:
+    """Room comes back between two tensors, so that the file ends where it should."""
+    tensor = np.ones(1000, np.float32)
+    writer = GgufWriter(tmp_path / "it.gguf", "llama")
+    with pytest.raises(OSError, match="too large"), writer:
+        for name in ("first", "second"):
+            writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        with files_of(2000):
+            writer.write_tensor_data(tensor)
+            writer.flush()
+        writer.write_tensor_data(tensor)
+    missing = GgufWriter(tmp_path / "less.gguf", "llama")
+    with pytest.raises(OSError, match="bytes lie on the disk"), missing:
+        missing.add_tensor_info("it", tensor.shape, tensor.dtype, tensor.nbytes)
+        missing.write_header_to_file()
+        missing.write_kv_data_to_file()
+        missing.write_ti_data_to_file()
 
 
 def test_eight_bits_are_the_references_own_and_four_bits_lose_less_than_the_references() -> None:

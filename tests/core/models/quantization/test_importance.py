@@ -10,9 +10,10 @@ import gguf
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import ModelFileError, ModelNotFoundError
+from quietchoir.core.errors import ModelFileError, ModelNotFoundError, QuietchoirError
 from quietchoir.core.models.quantization import importance
 from quietchoir.core.models.quantization.importance import ImportanceMatrix
+from quietchoir.tests.fakes.disk import files_of
 
 EXPERTS = np.arange(12, dtype=np.float32).reshape(3, 4)
 MATRIX = ImportanceMatrix(
@@ -35,6 +36,16 @@ def test_both_formats_are_read_as_they_were_written(name: str, tmp_path: Path) -
     for theirs, means in MATRIX.entries.items():
         assert np.allclose(found.entries[theirs].reshape(means.shape), means, rtol=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["found.dat", "found.gguf"])
+def test_a_matrix_whose_last_bytes_find_no_room_takes_no_name(name: str, tmp_path: Path) -> None:
+    MATRIX.write(tmp_path / "whole" / name)
+    size = (tmp_path / "whole" / name).stat().st_size
+    for lacking in (1, 40):
+        with files_of(size - lacking), pytest.raises(QuietchoirError, match="written"):
+            MATRIX.write(tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_the_newer_format_has_the_keys_and_shapes_that_llama_cpp_reads(tmp_path: Path) -> None:

@@ -239,9 +239,11 @@ def run(**how):
 
 assert run(out=undisturbed) == 0
 full = out.with_name("full.gguf")
-for most in (100, 3000, 30000):  # the plan, a part, the file
+size = undisturbed.stat().st_size
+for most in (100, 3000, 30000, size - 4095, size - 700, size - 1):  # the plan, a part, the file
     assert run(out=full, most_bytes=most) == 2, most
     assert not full.exists()
+    assert quantizer.journal_of(full).exists() or most == 100
 assert run(out=full) == 0
 assert full.read_bytes() == undisturbed.read_bytes()
 kills, code = 0, -9
