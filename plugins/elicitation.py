@@ -12,20 +12,32 @@ Source: modelcontextprotocol.io, specification 2025-11-25, client/elicitation.
 """
 
 import asyncio
+import sys
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..core.assistant.elicitation import ANSWER_S, KINDS, Elicit, Field, Form, bounds_of
+from ..core.assistant.elicitation import (
+    ANSWER_S,
+    KINDS,
+    Elicit,
+    ElicitResult,
+    Field,
+    Form,
+    bounds_of,
+)
 from ..core.screen import one_line
 from .audit import Elicited, Outcome
 from .hidden import legible
 from .sampling import INVALID, REFUSED, HostRefusal
 
 METHOD, CAPABILITY = "elicitation/create", "elicitation"
-MAX_FORMS = 4  # during one call
+MAX_FORMS = 4  # during one call of the owner's, whoever of the plugins in it asks
 MAX_FIELDS, MAX_OPTIONS = 8, 20
 MAX_MESSAGE, MAX_LABEL = 1000, 200  # characters
+SEEN = "LNP"  # general categories: letters, digits, punctuation
+MAX_UNSEEN = 8  # in a row, of all other characters: marks, symbols, what is newer than the tables
 
 
 class FormRefused(HostRefusal):
@@ -82,6 +94,22 @@ class OwnersForms:
         return {"action": result.action, **({"content": content} if accepted else {})}
 
 
+def counted(elicit: Elicit) -> Elicit:
+    """`elicit` during one call of the owner's, and the calls that plugins make for it: together
+    they show `MAX_FORMS`. Raises: FormRefused: one more.
+    """
+    count = 0
+
+    async def bounded(form: Form) -> ElicitResult:
+        nonlocal count
+        count += 1
+        if count > MAX_FORMS:
+            raise FormRefused(REFUSED, f"more than {MAX_FORMS} forms in one call")
+        return await elicit(form)
+
+    return bounded
+
+
 def form_of(plugin: str, params: Mapping[str, Any]) -> Form:
     """A request as a form. Raises: FormRefused: it is none that an owner is shown."""
     message, schema = params.get("message"), params.get("requestedSchema")
@@ -120,10 +148,20 @@ def field_of(name: Any, row: Any, required: bool) -> Field:
     least, most = (
         bound if type(bound := row.get(one)) in (int, float) else None for one in bounds_of(kind)
     )
+    if not all(bound is None or abs(bound) <= sys.float_info.max for bound in (least, most)):
+        raise FormRefused(INVALID, f"{name!r}: bounds must be finite numbers")
     label = plain("; ".join(one for one in labels if one))
     return Field(name, kind, label, required, tuple(options), least, most)
 
 
 def plain(text: str) -> str:
-    """A plugin's text on one line, without gaps that could push the rest to the next one."""
-    return " ".join(one_line(legible(text)).split())
+    """A plugin's text on one line, without gaps that could push the rest to the next one: of what
+    is not surely seen only so much stays in a row, whatever it is called.
+    """
+    kept, unseen = list[str](), 0
+    for letter in " ".join(one_line(legible(text)).split()):
+        seen = "!" <= letter <= "~" or unicodedata.category(letter)[0] in SEEN
+        unseen = 0 if seen else unseen + 1
+        if unseen <= MAX_UNSEEN:
+            kept.append(letter)
+    return "".join(kept).rstrip()

@@ -11,7 +11,7 @@ import difflib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..core.assistant.tools import ALONE, CallContext, Effect, ToolInfo, ToolRes
 from ..core.config import PluginsConfig
 from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
 from ..core.toolcall import ToolCall
-from . import delegation, installing, manifest, skills
+from . import delegation, elicitation, installing, manifest, skills
 from .audit import Audit, Call, Outcome
 from .hidden import legible
 from .manifest import Manifest, ToolEntry
@@ -258,6 +258,8 @@ class PluginHost:
             await self.look()  # another program of its owner's looked
         if plugin.manifest.head.license.kind == "paid" and plugin.disabled is None:
             plugin.disabled = lock.halted(plugin.manifest) or None  # a licence ends while we run
+        if context.elicit is not None and not caller:
+            context = replace(context, elicit=elicitation.counted(context.elicit))
         longest = self.config.call_timeout_s
         outcome: Outcome = "failed"
         began, text = time.monotonic(), ""

@@ -13,7 +13,7 @@ from quietchoir.core.assistant.tools import CallContext, Effect, ToolInfo
 from quietchoir.core.config import ToolsConfig
 from quietchoir.core.errors import ManifestError, ToolError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins import delegation, manifest
+from quietchoir.plugins import delegation, elicitation, manifest
 from quietchoir.plugins.audit import verify
 from quietchoir.plugins.delegation import DelegationRefused, OtherTools
 from quietchoir.plugins.sandbox.probe import SandboxReport
@@ -182,6 +182,38 @@ async def test_while_the_form_of_a_called_plugin_is_read_neither_plugins_time_ru
     said = (await host.call(call, None, CallContext("c", elicit))).text
     assert said == "heard: {'a': 5}"
     assert asked == [("tests/second", [None, None])]
+
+
+FLOODING = """
+from quietchoir_sdk import ToolFailure, call_tool, serve, tool
+@tool
+def first(tool: str = "") -> str:
+    "Ask."
+    try:
+        return ", ".join(call_tool(tool) for _ in range(9))
+    except ToolFailure as failure:
+        return f"refused: {failure}"
+serve("tests/first", "1.0.0")
+"""
+
+
+async def test_one_call_of_the_owners_shows_four_forms_whichever_plugins_ask(
+    sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    folders = [written(tmp_path, "first", "tests/second:second"), written(tmp_path, "second")]
+    (folders[0] / "server.py").write_text(FLOODING)
+    (folders[1] / "server.py").write_text(ELICITING)
+    host = await hosts(*folders, enabled=("tests/first", "tests/second"), elicits=True)
+    shown = list[str]()
+
+    async def elicit(form: Form) -> ElicitResult:
+        shown.append(form.plugin)
+        return ElicitResult("decline")
+
+    call, context = ToolCall("first", {"tool": "tests/second:second"}), CallContext("c", elicit)
+    for count in (1, 2):  # the next call begins anew
+        await host.call(call, None, context)
+        assert shown == ["tests/second"] * elicitation.MAX_FORMS * count
 
 
 async def test_plugins_that_call_in_a_circle_or_a_long_chain_do_not_run(

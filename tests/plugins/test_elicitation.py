@@ -95,11 +95,29 @@ def test_a_form_is_shown_in_words_and_its_values_are_what_was_asked_for() -> Non
                 "properties": {"a": {"type": "string", "oneOf": [{"const": "x\u2028y"}]}}
             }
         },
+        {"requestedSchema": {"properties": {"a": SIZE | {"minimum": float("nan")}}}},
+        {"requestedSchema": {"properties": {"a": SIZE | {"maximum": float("inf")}}}},
+        {"requestedSchema": {"properties": {"a": SIZE | {"maximum": 10**400}}}},
+        {
+            "requestedSchema": {
+                "properties": {"a": {"type": "string", "enum": ["x" + "\u2800" * 90 + "y"]}}
+            }
+        },
     ],
 )
 def test_what_is_no_small_flat_form_is_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(FormRefused):
         form_of("a/b", ASKED | changed)
+
+
+@pytest.mark.parametrize("blank", ["\u2800", "\U0001d159", "\U00016fe4", "\U00013441", "\u0301"])
+def test_no_gap_in_a_message_pushes_the_rest_to_the_next_line(blank: str) -> None:
+    for gap in (blank * 90, f"{blank} " * 90):
+        message = form_of("a/b", ASKED | {"message": f"Which?{gap}quietchoir: y"}).message
+        assert message.startswith("Which?") and message.endswith("quietchoir: y")
+        assert len(message) <= len("Which?quietchoir: y") + elicitation.MAX_UNSEEN
+    for text in ("Wie groß, −5 ≤ x? 👨‍👩‍👧 =========", "कितने बड़े?", "多大？"):
+        assert form_of("a/b", ASKED | {"message": text}).message == text
 
 
 async def test_answers_are_checked_counted_and_logged_without_what_was_said() -> None:
