@@ -648,6 +648,7 @@ def new_one(chosen: argparse.Namespace) -> int:
 def dev_one(chosen: argparse.Namespace) -> int:
     """Pin a plugin's tools, and call one if it is named, with all that it complains of."""
     from ..core import log
+    from ..core.assistant.tools import ALONE, CallContext
     from . import installing
     from .running import Plugin
 
@@ -659,9 +660,11 @@ def dev_one(chosen: argparse.Namespace) -> int:
         print(f"{terms.id}: pinned {', '.join(tool.name for tool in terms.tools) or 'no tools'}")
         if chosen.tool is None:
             return 0
-        plugin = Plugin(terms, installing.trial_folder(terms.id, chosen.folder), {})
+        trial, shown = installing.trial_folder(terms.id, chosen.folder), sys.stdin.isatty()
+        plugin = Plugin(terms, trial, {}, elicits=shown)
+        context = CallContext(elicit=at_terminal) if shown else ALONE
         try:
-            text, ok = await plugin.call(chosen.tool, arguments, installing.START_S)
+            text, ok = await plugin.call(chosen.tool, arguments, installing.START_S, context)
         finally:
             await plugin.stop()
         print(text)

@@ -21,6 +21,7 @@ from .messages import RequestKind
 
 STRANGERS = "strangers"
 FOLDER = "library"  # of a home
+SPENT = {RequestKind.KEYS: "sessions", RequestKind.CHOICE: "passages"}  # the rest are questions
 BUDGETS = "budget-*.json"  # in it; no backup holds them
 RESTORED_FILE = "restored"  # beside them, where a home came out of a backup
 
@@ -114,7 +115,8 @@ class QueryBudget:
             if account == STRANGERS and not self._strangers:
                 raise AuthenticationError(
                     "this library answers those whom its owner listed; ask with the token that you "
-                    "were given, or send its owner the key that `quietchoir library key` prints"
+                    "were given, ask with --member if it knows your federation, or send its owner "
+                    "the key that `quietchoir library key` prints"
                 )
             if sequence <= self._last.get(name, -1):
                 raise MessageError(
@@ -122,9 +124,9 @@ class QueryBudget:
                 )
             if self.left(asker, kind) <= 0:
                 raise BudgetError(
-                    f"all requests of kind {kind.name.lower()} for this account, at most "
-                    f"{self.limit}, are used up (what strangers were told counts where it could be "
-                    f"the same person); only the library's owner can open another account"
+                    f"all {SPENT.get(kind, 'questions')} of this account, at most {self.limit}, "
+                    f"are used up (what strangers were told counts where it could be the same "
+                    f"person); only the library's owner can open another account"
                 )
             spent = {
                 **self._spent,

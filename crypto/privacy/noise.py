@@ -242,9 +242,9 @@ class Noise:
         if self.scale == 0.0 or self.overflow > LARGEST_OVERFLOW:
             raise ConfigError(
                 f"{self.length} values of {self.bits} bits have no room for noise "
-                f"{self.multiplier:g} over {self.honest} "
-                f"parties (chance to overflow {self.overflow:.1g}, 2^-40 allowed); use more bits, "
-                f"more parties or fewer values"
+                f"{self.multiplier:g} over {self.honest} honest parties of a round (chance to "
+                f"overflow {self.overflow:.1g}, 2^-40 allowed); use more bits (protection.bits), a "
+                f"larger min_cohort or fewer values"
             )
 
     @property

@@ -27,7 +27,7 @@ from ..family import (
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor, plain
 from ..rope import RopeScaling, rope_scaling
-from .gemma4 import KINDS, bases, by_layer, keys_taken, layers_of, sources
+from .gemma4 import KINDS, bases, by_layer, layers_of, own_keys, sources
 
 PATTERN = 5  # every fifth layer sees everything
 SHARED, STREAMS, RANK, GIVEN, CAP = 15, 4, 64, 256, 30.0
@@ -118,9 +118,7 @@ class Gemma3n(Family):
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_unpacked`."""
         prefix = "model.layers.{}.self_attn."
-        made = keys_taken(
-            found, f"{prefix}{{}}_proj.weight", f"{prefix}k_norm.weight", architecture
-        )
+        made = own_keys(found, f"{prefix}{{}}_proj.weight", f"{prefix}k_norm.weight", architecture)
         for theirs, ours in zip(ENDS, ("altup_proj", "altup_unembed"), strict=True):
             names = [f"model.{theirs}.{place}.weight" for place in range(architecture.streams - 1)]
             if all(name in made for name in names):
@@ -131,7 +129,7 @@ class Gemma3n(Family):
         self, found: Mapping[str, QuantTensor], architecture: Architecture
     ) -> Mapping[str, QuantTensor]:
         """As `Family.gguf_unpacked`."""
-        return keys_taken(found, "blk.{}.attn_{}.weight", "blk.{}.attn_k_norm.weight", architecture)
+        return own_keys(found, "blk.{}.attn_{}.weight", "blk.{}.attn_k_norm.weight", architecture)
 
 
 def deviations(share: object) -> float:

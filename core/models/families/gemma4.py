@@ -102,6 +102,7 @@ class Gemma4(Family):
             raise ValueError("rope of windowed layers is scaled")
         each, keys = self.heads_of(settings, inside)
         shared = settings.get("num_kv_shared_layers") or 0
+        read_from = sources(inside, shared)  # refuses more of them than there are layers
         widths = [plain.intermediate_size] * layers
         if shared and settings.get("use_double_wide_mlp"):
             widths[layers - shared :] = [2 * plain.intermediate_size] * shared
@@ -113,7 +114,7 @@ class Gemma4(Family):
             "rope_factors": turned_part(each[-1], ropes[KINDS[0]]),
             "windows": layer_windows(hf_window(settings, plain.context_length), inside),
             "rope_bases": bases(inside, plain.rope_theta, theta),
-            "kv_sources": sources(inside, shared),
+            "kv_sources": read_from,
             "per_layer_size": given,
             "logit_softcap": float(settings.get("final_logit_softcapping") or 0.0),
         }
@@ -140,15 +141,19 @@ class Gemma4(Family):
         self, found: dict[str, QuantTensor], architecture: Architecture
     ) -> dict[str, QuantTensor]:
         """As `Family.hf_unpacked`."""
-        return keys_taken(found, f"{HF}{{}}_proj.weight", f"{HF}k_norm.weight", architecture)
+        made = own_keys(found, f"{HF}{{}}_proj.weight", f"{HF}k_norm.weight", architecture)
+        return values_of_keys(made, f"{HF}{{}}_proj.weight", architecture)
 
     def gguf_unpacked(
         self, found: Mapping[str, QuantTensor], architecture: Architecture
     ) -> Mapping[str, QuantTensor]:
         """As `Family.gguf_unpacked`."""
-        made = keys_taken(found, "blk.{}.attn_{}.weight", "blk.{}.attn_k_norm.weight", architecture)
-        layers = range(architecture.num_layers)
-        return ones_of([f"blk.{layer}.layer_output_scale.weight" for layer in layers], 1) | made
+        made = own_keys(found, "blk.{}.attn_{}.weight", "blk.{}.attn_k_norm.weight", architecture)
+        made = values_of_keys(made, "blk.{}.attn_{}.weight", architecture)
+        scales = [
+            f"blk.{layer}.layer_output_scale.weight" for layer in range(architecture.num_layers)
+        ]
+        return made if any(name in made for name in scales) else made | ones_of(scales, 1)
 
 
 HF = "model.layers.{}.self_attn."
@@ -209,21 +214,33 @@ def turned_part(size: int, rule: Mapping[str, Any]) -> tuple[float, ...]:
     return (1.0,) * turned + (UNTURNED,) * (size // 2 - turned)
 
 
-def keys_taken(
+def own_keys(
     found: Mapping[str, QuantTensor], projection: str, norm: str, architecture: Architecture
 ) -> dict[str, QuantTensor]:
-    """A file's tensors, values made of keys where a layer has none of its own; those of layers that
-    read another's are left out, as nothing reads them.
-    """
+    """A file's tensors without those of layers that read another's keys, as nothing reads them."""
     made = dict(found)
     for layer in range(architecture.num_layers):
-        keys, values = (projection.format(layer, letter) for letter in "kv")
         if architecture.kv_source(layer) != layer:
-            for name in (keys, values, norm.format(layer)):
+            for name in (*(projection.format(layer, one) for one in "kv"), norm.format(layer)):
                 made.pop(name, None)
-        elif keys in made:
-            made.setdefault(values, made[keys])
     return made
+
+
+def values_of_keys(
+    found: dict[str, QuantTensor], projection: str, architecture: Architecture
+) -> dict[str, QuantTensor]:
+    """With keys as values too in the layers that see everything, where none of them has any of its
+    own; one that alone lacks them is a broken file.
+    """
+    whole = [
+        layer
+        for layer in range(architecture.num_layers)
+        if not architecture.window(layer) and architecture.kv_source(layer) == layer
+    ]
+    values = {projection.format(layer, "v"): projection.format(layer, "k") for layer in whole}
+    if any(name in found for name in values):
+        return found
+    return found | {value: found[key] for value, key in values.items() if key in found}
 
 
 DEFAULTS = {

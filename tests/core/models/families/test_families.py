@@ -106,6 +106,26 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     assert (ours - theirs).abs().max() < bound(theirs)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("gemma4", "blk.0.attn_v.weight"),  # a layer with a window
+        ("gemma4", "blk.0.layer_output_scale.weight"),
+        ("gemma3n", "blk.0.attn_v.weight"),
+    ],
+)
+def test_a_tensor_that_one_layer_lacks_is_refused_where_a_whole_file_may_lack_it(
+    name: str, tensor: str, family_model: Callable[[str], Any], tmp_path: Path
+) -> None:
+    GgufWriter(family_model(name), tmp_path / "tiny.gguf").write()
+    file = gguf.read(tmp_path / "tiny.gguf")
+    architecture = from_gguf.read_architecture(file)
+    assert from_gguf.name_tensors(file, architecture)
+    del file.tensors[tensor]
+    with pytest.raises(ModelFileError, match=re.escape(tensor.rsplit(".", 2)[0])):
+        from_gguf.name_tensors(file, architecture)
+
+
 @pytest.mark.parametrize("name", ["qwen35moe", "glm4moe"])
 def test_gates_and_ups_of_all_experts_may_stand_in_one_tensor_of_a_gguf_file(
     name: str, family_model: Callable[[str], Any], tmp_path: Path
