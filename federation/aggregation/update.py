@@ -149,7 +149,8 @@ class Statistics:
     near: int = 0  # share of their tokens that is right, per cent
     trained: int = 0  # parties that trained
     loss_milli: int = 0  # mean loss of an answer token, in thousandths
-    clipped: int = 0  # share of the update's coordinates that were cut to the range, per cent
+    # share of the update's coordinates that were cut to the range, per cent; 0 with noise
+    clipped: int = 0
 
     @staticmethod
     def scores(correct: int, total: int, near: float = 0.0) -> "Statistics":
@@ -363,7 +364,11 @@ class Codec:
         )
 
     def percent(self, clipped: int) -> int:
-        """So many coordinates as a share of all of them, in per cent, rounded up."""
+        """So many coordinates as a share of all of them, in per cent, rounded up. With noise 0: it
+        would say, without noise, whether this member's change was longer than the clip.
+        """
+        if self.noise is not None:
+            return 0
         return -(-CLIP_UNIT * clipped // max(1, self.size))
 
     def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:

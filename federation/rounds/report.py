@@ -37,7 +37,7 @@ class RoundReport:
     accuracy: float | None
     scored: int  # members that did; 0: none, or too few to tell
     near: float  # the same of the share of their tokens that are right
-    clipped_share: float
+    clipped_share: float  # of coordinates, mean over the members in the sum; 0 with noise
     update_norm: float  # of the mean update
     buckets: int = 1  # sums that were opened
     rates: list[float] | None = None  # of the recipe's learning rate, where rounds choose it

@@ -216,3 +216,25 @@ def test_noise_that_is_correlated_over_rounds_could_not_spare_more_than_this(
     independent = math.sqrt(rounds) * math.sqrt(sum(one * one for one in weights))
     best = sum(weights)  # its sensitivity: every round's change along one direction
     assert 1.0 - 1e-6 <= independent / best <= most + 1e-6
+
+
+@pytest.mark.parametrize("clipping", ["fixed", "quantile"])
+def test_no_exact_counter_says_how_many_were_longer_than_the_clip(clipping: str) -> None:
+    """Without noise the same counter says how many coordinates were cut."""
+    for mechanism, share in (("skellam", 0.0), ("none", 1.0)):
+        home = adaptive(
+            "plain",
+            {"rounds": 1, "update_range": 0.05},
+            counters="exact",
+            clipping=clipping,
+            mechanism=mechanism,
+        )
+        size, events = home.policy.carried(SIZE), list[Any]()
+        members = clients(home, size, lambda name: FixedLearner(0.1))
+        for member in members.values():
+            member.consent = dataclasses.replace(member.consent, max_clipped=1.0)
+            member.on_event = events.append
+        trained = coordinator(home, members, size).run().history[0]
+        assert trained["loss"] is not None and trained["clipped_share"] == share
+        cut = [one.shortened or one.clipped for one in events if isinstance(one, TrainedEvent)]
+        assert len(cut) == MEMBERS and all(cut)  # each member is told of its own
