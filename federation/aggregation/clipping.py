@@ -20,6 +20,11 @@ Too wide a clip lets noise in, too narrow a one only makes the step shorter. So 
 doubles or halves in a round, goes on in its direction as fast as before, and slower after each
 turn (Kesten); and the fewer members stand behind the mean bit, the less it moves.
 
+Hazard: where masks hide who sent what, a member that breaks the protocol moves the mean bit at
+will, and with it the clip, by a factor of two a round, to either end of its range. Epsilon holds,
+but steps are 16 times as long, noise included, or as short. Where members may be hostile the clip
+is to be fixed.
+
 Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially private learning with adaptive
 clipping", algorithm 1 (geometric updates) and theorem 1 (bits of +-1/2 and updates as one Gaussian
 mechanism; here they are one vector of one mechanism). Kesten 1958, "Accelerated stochastic
@@ -41,7 +46,7 @@ QUANTILE = 0.5  # of members' lengths
 FIRST = 2.0  # bits of the clip's logarithm for one of the mean bit: twice or half as wide, at most
 LAST = 0.2 / 0.6931471805599453  # and no less: Andrew et al.'s 0.2 of the natural logarithm
 SURE = 0.5  # deviation of the share of members within the clip at which it counts half
-FARTHEST = 10.0  # the clip stays within 2^-10 and 2^10 times the file's
+FARTHEST = 4.0  # the clip stays within a sixteenth and 16 times the file's, which all signed
 FINE = 16  # it is a whole power of 2^(1/16) times the file's
 ROOT = math.sqrt(math.sqrt(math.sqrt(math.sqrt(2.0))))
 

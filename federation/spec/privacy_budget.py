@@ -108,11 +108,16 @@ class Budgeted:
         if not self.privacy.adaptive:
             return []
         follows = f"the clip begins at {self.privacy.clip:.3g} and follows members' median length"
+        walk = (
+            "one hostile member can take the clip to 16 times that, or a sixteenth: where members "
+            "may be hostile, set --privacy-clipping fixed"
+        )
         if self.unsure is None:
-            return [f"{follows}, by a noised bit of each, within the same epsilon"]
+            return [f"{follows}, by a noised bit of each, within the same epsilon", walk]
         return [
             f"{follows}, by a bit of each within the same epsilon (noise {self.unsure:.2g} in the "
-            "share of them that is shorter; above 0.5 it hardly moves)"
+            "share of them that is shorter; above 0.5 it hardly moves)",
+            walk,
         ]
 
     def enough(self) -> int:

@@ -63,7 +63,7 @@ def adopted(finished: dict[str, np.ndarray], name: str, flat: np.ndarray, card: 
     return ""
 
 
-@pytest.mark.parametrize("start", [0.02, 1.0, 40.0])
+@pytest.mark.parametrize("start", [0.08, 1.0, 12.0])
 def test_the_clip_comes_to_the_median_of_members_lengths(start: float) -> None:
     lengths = np.random.default_rng(1).lognormal(0.0, 0.3, 1000)  # their median is 1
     stepper = QuantileClip(FedAvgM(1.0, 0.7), start, trust=1.0)
@@ -76,6 +76,26 @@ def test_the_clip_comes_to_the_median_of_members_lengths(start: float) -> None:
         clips.append(clip)
     assert all(0.75 < clip < 1.35 for clip in clips[-3:])
     assert max(clips) <= 2.1 * max(start, 1.0)  # never far beyond: too wide a clip lets noise in
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_one_liar_of_a_hundred_takes_the_clip_to_the_end_of_its_range_and_no_further(
+    sign: float,
+) -> None:
+    """Beyond its length, by filling its bits; within it, it weighs as many bits as fit in it."""
+    lengths = np.random.default_rng(1).lognormal(0.0, 0.3, 99)  # their median is 1
+    clips = dict[str, float]()
+    for liar, bit in (("none", math.sqrt(BIT_SHARE)), ("length", 1.0), ("ring", 1e3)):
+        stepper = stepper_of(adaptive("masked", clip=1.0, noise_multiplier=0.1).policy, SIZE + 1)
+        state = ServerState.zeros(SIZE + 1)
+        for _ in range(20):
+            bits = np.where(lengths <= power(float(state.flat[-1])), 1.0, -1.0)
+            mean = np.zeros(SIZE + 1, np.float32)
+            mean[-1] = (bits.sum() * math.sqrt(BIT_SHARE) + sign * bit) / 100
+            state = stepper.step(state, mean)
+        clips[liar] = power(float(state.flat[-1]))
+    assert 0.9 < clips["none"] < 1.1 and 0.8 < clips["length"] < 1.25
+    assert clips["ring"] == (1 / 16 if sign > 0 else 16.0)
 
 
 def test_the_step_is_in_the_adapters_own_units_whatever_the_clip() -> None:
