@@ -1,5 +1,8 @@
 """`model export`: a graph in a file says what the engine says, or takes no name."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,50 @@ def test_a_graph_that_says_something_else_takes_no_name(
     assert main(["model", "export", "tiny", f"--{kind}", str(tmp_path / "graph")]) == 1
     assert "differ from the engine's" in capsys.readouterr().err
     assert [*(tmp_path / "graph").iterdir()] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from quietchoir.core.engine.backends.export import commands, verification
+from quietchoir.core.models import weights
+from quietchoir.core.models.hub import catalog
+kind, folder, point = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+weights.load = catalog.find = lambda found: found
+def saved(_, scratch):
+    return [(scratch / name).write_bytes(name.encode()) for name in verification.FILES[kind]]
+verification.SAVED = {kind: saved}
+verification.verify = lambda *_: verification.Verified(96, 96, 0.0)
+renames, rename = [], os.rename
+def counted(*paths):
+    renames.append(paths)
+    if len(renames) == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*paths)
+os.rename = counted
+commands.export_model(commands.Namespace(**{"model": "tiny", "onnx": None, kind: folder}))
+"""
+
+
+@pytest.mark.parametrize("point", [1, 2, 3])
+@pytest.mark.usefixtures("weights")
+def test_what_a_killed_export_left_is_gone_or_whole_behind_the_next(
+    kind: str, point: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed before its graph is called checked, before the first name, and between the two."""
+    folder, names = tmp_path / "graph", {*verification.FILES[kind]}
+    folder.mkdir()
+    (folder / ".export-mine").mkdir()  # somebody's own
+    ended = subprocess.run([sys.executable, "-c", KILLED, kind, folder, str(point)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert names - {path.name for path in folder.iterdir()}
+    code = main(["model", "export", "tiny", f"--{kind}", str(folder)])
+    assert {path.name for path in folder.iterdir()} == {*names, ".export-mine"}
+    if point == 1:
+        assert code == 0
+    else:  # it was checked, and has its names now
+        assert code == 2 and "is there already and is kept" in capsys.readouterr().err
+        assert all((folder / name).read_bytes() == name.encode() for name in names)
 
 
 @pytest.mark.parametrize("kind", KINDS)
