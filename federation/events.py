@@ -298,7 +298,9 @@ class BallotsEvent(FederationEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class SuspectEvent(FederationEvent):
-    """A member was in bad buckets more often than chance explains (`rounds.validation`)."""
+    """A member was in bad buckets more often than chance explains: by its own doing or by others'
+    that want it named (`rounds.validation`).
+    """
 
     kind = "suspect"
     member: str

@@ -192,7 +192,7 @@ def adapter_digest(flat: Vector) -> bytes:
 
 def levelled(means: Sequence[Vector], table: AggregationTable, largest: float) -> list[Vector]:
     """The means [n] of buckets; where the file says so each as long as the middle one of them: then
-    a vote among them compares where they go, and who shouts gains nothing by it.
+    a vote among them compares where they go. Who shouts still turns its own bucket's.
 
     Args:
         largest: no coordinate of a mean is larger, nor is one afterwards.

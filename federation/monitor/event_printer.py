@@ -97,8 +97,9 @@ def sentence(
         "buckets": "{price}",
         "ballots": "{price}",
         "suspect": "{member} was in a bad bucket in {blamed} of the {rounds} rounds that had one; "
-        "of members that did nothing one is so often with a chance of {chance:.1g}: look at what "
-        "it trains on, or let it go (quietchoir federation revoke)",
+        "where nobody chooses whom to hurt one is so often with a chance of {chance:.1g}. Others "
+        "can have brought that about, by attacking only beside it: ask what it trains on before "
+        "letting it go (quietchoir federation revoke)",
         "tuning": "{price}",
         "spent": "round {round}: not trained, this node's privacy budget is used up: {reason}",
         "train": "round {round}: training",

@@ -198,8 +198,8 @@ class RoundAttempt:
 
     def eligible(self, here: frozenset[str]) -> frozenset[str]:
         """Whom of those that are there to ask: who can be summed with whom from this adapter."""
-        if not self.signed.members:
-            return here
+        if self.policy.can.server_reads_updates or not self.signed.members:
+            return here  # nobody signs for a sum where each contribution is read
         return eligible(self.policy.needed(), here, self.signed.members, self.signed.sets)
 
     def awaited(self, here: frozenset[str]) -> frozenset[str]:

@@ -213,7 +213,7 @@ def levels(history: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspicion:
-    """A member whose sums were found bad more often than chance explains."""
+    """A member whose buckets were found bad more often than chance explains."""
 
     member: str
     blamed: int  # rounds in which its bucket was
@@ -226,12 +226,18 @@ def suspects(history: Sequence[dict[str, Any]], margin: float) -> list[Suspicion
 
     A bucket is bad if its own change was voted more than `margin` below the best bucket's. Who
     shares it is dealt anew in each round, so members that did nothing are blamed by chance alone:
-    as often as a sum of independent coins comes to as much, times the number of members.
+    as often as a sum of independent coins comes to as much, times the number of members. A round
+    from the adapter of one that was undone has the same buckets again: that is no new coin.
 
-    Hazard: a suspicion is no proof: members whose examples are unlike all others' hurt them too.
+    Hazard: a suspicion is no proof. Members whose examples are unlike all others' hurt them too;
+    and who attacks learns the buckets before it sends, so two that attack only beside a third have
+    that one named, not themselves.
     """
-    shares, times = dict[str, list[float]](), dict[str, int]()
+    shares, times, dealt_anew = dict[str, list[float]](), dict[str, int](), True
     for entry in history:
+        again, dealt_anew = not dealt_anew, (entry.get("guard") or {}).get("kept", True)
+        if again:
+            continue
         split, ranks = entry.get("split"), (entry.get("guard") or {}).get("trials", ())
         if not split or len(split) != len(ranks):
             continue

@@ -53,6 +53,13 @@ class Climbing(FixedLearner):
         return Counts(int(np.clip(round(50 + 100 * float(flat.mean())), 0, 100)), 100)
 
 
+class Falling(Climbing):
+    """Trains downwards: whatever is made of it is worse."""
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        return Trained(flat=flat - np.float32(0.3), examples=5, tokens=100, loss=2.0)
+
+
 def liar() -> Poisoner:
     """Flips its change, ten times as long, and lies in every vote."""
     return Poisoner("flip", Climbing(), Climbing(), boost=1.0, lies=True)
@@ -229,7 +236,7 @@ def test_open_ballots_are_refused_where_they_could_not_be_counted(
 
 
 def rounds(split: list[list[str]], ranks: list[float]) -> dict[str, Any]:
-    return {"split": split, "guard": {"trials": ranks}}
+    return {"split": split, "guard": {"trials": ranks, "kept": True}}
 
 
 def dealt(rng: np.random.Generator, bad: set[str]) -> dict[str, Any]:
@@ -251,6 +258,37 @@ def test_who_is_in_the_bad_buckets_again_and_again_is_suspected_and_nobody_else(
     alike = [rounds([["a"], ["b"]], [0.3, 0.29])] * 50
     unknown = [rounds([["a"], ["b"]], [0.3, -1.0])] * 50  # too few could score it
     assert suspects([*alike, *unknown, {"guard": None}], 0.05) == []
+
+
+def test_buckets_that_an_undone_round_repeats_are_one_deal_and_blame_nobody_twice() -> None:
+    rng = np.random.default_rng(4)
+    once = dealt(rng, {"p04", "p11"})
+    lost = {**once, "guard": {**once["guard"], "kept": False}}
+    assert suspects([lost] * 16, 0.05) == []
+    fresh = [dealt(rng, {"p04", "p11"}) for _ in range(16)]
+    undone = [{**one, "guard": {**one["guard"], "kept": False}} for one in fresh]
+    twice = [one for both in zip(undone, fresh, strict=True) for one in both]
+    assert suspects(twice, 0.05) == suspects(fresh, 0.05) != []
+
+
+def test_two_that_attack_only_beside_a_third_have_it_named_as_the_hazard_says() -> None:
+    rng, history = np.random.default_rng(3), []
+    for _ in range(40):
+        one = dealt(rng, set())
+        for at, group in enumerate(one["split"]):
+            if "p07" in group and {"p04", "p11"} & set(group):
+                one["guard"]["trials"][at] = -0.2
+        history.append(one)
+    assert [one.member for one in suspects(history, 0.05)] == ["p07"]
+
+
+def test_after_an_undone_plain_round_everybody_is_asked_again_not_one_bucket() -> None:
+    home = house(12, recipe={"rounds": 3, "update_range": 2.0}, tables=OPEN)
+    parties = clients(home, SIZE, lambda name: Falling())
+    report = coordinator(home, parties, SIZE).run()
+    trained = [entry for entry in report.history if entry["kind"] == messages.TRAIN]
+    assert [entry["guard"]["kept"] for entry in trained] == [False] * 3
+    assert [(len(entry["parties"]), entry["buckets"]) for entry in trained] == [(12, 3)] * 3
 
 
 def test_by_chance_hardly_anybody_is_suspected() -> None:
