@@ -124,8 +124,8 @@ def export_gguf(
     """Write the file that llama.cpp takes with `--lora`; return the adapter's name.
 
     Raises:
-        ConfigError: the file is there, or `check_personal`. IntegrityError: another model than the
-        adapter's. As `Registry.load`.
+        ConfigError: the file is there, no room, or `check_personal`. IntegrityError: another model
+        than the adapter's. As `Registry.load`.
 
     Hazard: as `export_peft`.
     """
@@ -141,7 +141,10 @@ def export_gguf(
             f"{weights.digest[:12]}…; name its own "
             "with --model"
         )
-    gguf_adapter.write(file, adapter, weights.architecture, mode=card.mode)
+    try:
+        gguf_adapter.write(file, adapter, weights.architecture, mode=card.mode)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error}); make room") from error
     return name
 
 
