@@ -18,7 +18,6 @@ inline void store_bf16(uint16_t* p, F x) {
   store(lanes, x);
   for (int i = 0; i < 16; i++) p[i] = to_bf16(lanes[i]);
 }
-inline F rough_exponential(F x) { return exponential(x); }
 #endif
 
 constexpr int CHUNK_BLOCKS = CHUNK / BLOCK;
@@ -245,10 +244,10 @@ inline void weigh_exactly(float* score, int tokens, float top, float& total) {
 // The same where weights are rounded to bf16, in their own place: the numbers of a vector stand
 // where it or one before it stood.
 inline void round_weights(float* score, int tokens, float top, float& total) {
-  const F least = rough_exponential(set(NOTHING));
+  const F least = exponential(set(NOTHING));
   F all = zero();
   for (int t = 0; t < tokens; t += 16) {
-    const F e = sub(rough_exponential(sub(load(score + t), set(top))), least);
+    const F e = sub(exponential(sub(load(score + t), set(top))), least);
     store_bf16((uint16_t*)score + t, e);
     all = add(all, e);
   }

@@ -38,7 +38,6 @@
 //   store_bf16(p, F)      16 floats rounded to nearest even
 //   round_pairs(a, b)     32 floats as bf16, in their order;  dot_words(acc, w, x) as `dot_pairs`,
 //                         of pairs of its own for each r
-//   rough_exponential     of numbers up to 0, within 5e-5 relative: for what is rounded to bf16
 //   prefetch(p)           a hint that p is needed in about a microsecond: into the second cache,
 //                         where more can be on its way
 //
@@ -165,18 +164,6 @@ inline F dot_pairs(F acc, I w, const uint16_t* x) {
 }
 inline I round_pairs(F a, F b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }
 inline F dot_words(F acc, I w, I x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
-// 2^(x log2 e), Taylor's series of the broken part to the fourth power.
-inline F rough_exponential(F x) {
-  x = _mm512_max_ps(_mm512_mul_ps(x, set(1.44269504f)), set(-126.f));
-  const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const F f = sub(x, n);
-  F p = set(0.009618129f);
-  p = fma(p, f, set(0.05550411f));
-  p = fma(p, f, set(0.24022651f));
-  p = fma(p, f, set(0.69314718f));
-  p = fma(p, f, set(1.f));
-  return _mm512_scalef_ps(p, n);
-}
 inline void store_bf16(uint16_t* p, F x) {
   _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
 }

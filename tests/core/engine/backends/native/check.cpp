@@ -146,9 +146,13 @@ struct Player {
     const size_t heads = size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads;
     cache = static_cast<uint8_t*>(calloc(heads, Cache::one(shape.kv_type, shape.head_dim)));
     const std::vector<int32_t> mixers(shape.num_layers, ATTENDS);
+    std::vector<int32_t> sizes;
+    for (int layer = 0; layer < shape.num_layers; layer++)
+      for (int size : {shape.num_kv_heads, shape.head_dim, shape.intermediate_size, layer})
+        sizes.push_back(size);
     model = quietchoir_model_new(table->name, &shape, n[0], cache, r.array[1].as<float>(),
                                  r.array[2].as<float>(), r.array[3].as<int32_t>(),
-                                 r.array[4].as<int32_t>(), mixers.data());
+                                 r.array[4].as<int32_t>(), mixers.data(), sizes.data());
     if (!model) stop("model");
   }
 
