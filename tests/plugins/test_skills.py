@@ -29,7 +29,11 @@ metadata:
 Run scripts/count.py with the text; see references/why.md.
 """
 COUNT = """import os, sys
-print(len(sys.stdin.read().split()), *sys.argv[1:], os.path.exists({decoy!r}))
+try:
+    seen = bool(os.listdir({decoy!r}))
+except OSError:
+    seen = False
+print(len(sys.stdin.read().split()), *sys.argv[1:], seen)
 """
 # ten times the one before, forty times: none could hold what it would be, written out
 BOMB = "[" + ", ".join(["&a0 [x]", *(f"&a{n} [{f'*a{n - 1}, ' * 10}]" for n in range(1, 40))]) + "]"
@@ -82,7 +86,7 @@ async def test_a_skill_is_installed_read_on_demand_and_run_confined(
             "arguments": ["a"],
             "text": "one two three",
         }
-        # the folder of the test is there, and not seen
+        # the folder of the test is there, and not looked into
         assert (await host.call(ToolCall("word-count-run", asked))).text == "3 a False\n"
         assert not (await host.call(ToolCall("word-count-run", {"script": "SKILL.md"}))).ok
     finally:
