@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import ConfigError, QuietchoirError
@@ -172,6 +172,36 @@ def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
         ) from error
     for folder in {path.parent for path in files}:
         sync_folder(folder)
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is gone afterwards: one program at a time on this machine (not on
+    systems without POSIX locks).
+
+    Raises:
+        BlockingIOError: another one holds it.
+        OSError: no room or permission.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # its last holder may have taken the file away between the two calls
+        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+            raise BlockingIOError
+    except OSError:
+        os.close(handle)
+        raise
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

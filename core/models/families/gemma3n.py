@@ -27,7 +27,7 @@ from ..family import (
 from ..files.settings import GgufSettings, HfSettings
 from ..quant.tensor import QuantTensor, plain
 from ..rope import RopeScaling, rope_scaling
-from .gemma4 import KINDS, bases, by_layer, layers_of, own_keys, sources
+from .gemma4 import GIVEN_NAMES, KINDS, NORMS, bases, by_layer, layers_of, own_keys, sources
 
 PATTERN = 5  # every fifth layer sees everything
 SHARED, STREAMS, RANK, GIVEN, CAP = 15, 4, 64, 256, 30.0
@@ -194,11 +194,7 @@ FAMILY = Gemma3n(
         "value_norm": True,
         "attention_scale": 1.0,
     },
-    gguf_names={
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
+    gguf_names=NORMS,
     gguf_reads=(
         *("altup.active_idx", "altup.num_inputs", "activation_sparsity_scale"),
         *("attention.sliding_window_pattern", "attention.shared_kv_layers", "rope.freq_base_swa"),
@@ -211,13 +207,8 @@ FAMILY = Gemma3n(
         f"model.{part}." for part in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
     ),
     hf_activation_key="hidden_activation",
-    hf_renamed={
-        ".embed_tokens_per_layer.": ".embed_per_layer.",
-        ".per_layer_model_projection.": ".per_layer_proj.",
-        ".per_layer_projection_norm.": ".per_layer_norm.",
-        ".per_layer_input_gate.": ".per_layer.gate.",
-        ".per_layer_projection.": ".per_layer.proj.",
-        ".post_per_layer_input_norm.": ".per_layer.norm.",
+    hf_renamed=GIVEN_NAMES
+    | {
         ".altup.prediction_coefs.": ".altup.predict.",
         ".altup.correction_coefs.": ".altup.correct.",
         ".altup.modality_router.": ".altup.router.",

@@ -157,6 +157,20 @@ class Gemma4(Family):
 
 
 HF = "model.layers.{}.self_attn."
+# Names of GGUF files and of folders, which Gemma 3n has too.
+NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GIVEN_NAMES = {
+    ".embed_tokens_per_layer.": ".embed_per_layer.",
+    ".per_layer_model_projection.": ".per_layer_proj.",
+    ".per_layer_projection_norm.": ".per_layer_norm.",
+    ".per_layer_input_gate.": ".per_layer.gate.",
+    ".per_layer_projection.": ".per_layer.proj.",
+    ".post_per_layer_input_norm.": ".per_layer.norm.",
+}
 GLOBAL = 512  # numbers of a head in layers that see everything, where a config is silent
 
 
@@ -278,11 +292,7 @@ FAMILY = Gemma4(
         "layer_scales": True,
         "attention_scale": 1.0,
     },
-    gguf_names={
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
+    gguf_names=NORMS,
     gguf_reads=(
         *("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"),
         *("attention.sliding_window_pattern", "attention.shared_kv_layers", "rope.freq_base_swa"),
@@ -302,13 +312,5 @@ FAMILY = Gemma4(
         )
     ),
     hf_activation_key="hidden_activation",
-    hf_renamed={
-        ".embed_tokens_per_layer.": ".embed_per_layer.",
-        ".per_layer_model_projection.": ".per_layer_proj.",
-        ".per_layer_projection_norm.": ".per_layer_norm.",
-        ".per_layer_input_gate.": ".per_layer.gate.",
-        ".per_layer_projection.": ".per_layer.proj.",
-        ".post_per_layer_input_norm.": ".per_layer.norm.",
-        ".layer_scalar": ".layer_scale.weight",
-    },
+    hf_renamed=GIVEN_NAMES | {".layer_scalar": ".layer_scale.weight"},
 )

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -576,28 +576,14 @@ def alone(name: str) -> Iterator[None]:
     Raises:
         ModelError: another one is under way.
     """
-    if os.name != "posix":
+    with ExitStack() as held:
+        try:
+            held.enter_context(paths.exclusively(paths.models() / f".lock-{name}"))
+        except BlockingIOError:
+            raise ModelError(
+                f"{name} is being pulled or removed already, by another program; wait for it"
+            ) from None
         yield
-        return
-    import fcntl
-
-    path = paths.models() / f".lock-{name}"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # its last holder may have taken the file away between the two calls
-        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(handle)
-        raise ModelError(
-            f"{name} is being pulled or removed already, by another program; wait for it"
-        ) from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def remove(name: str) -> int:

@@ -12,9 +12,8 @@ Source: Frantar et al. 2022 (GPTQ) for the order of work; `sensitivity.py` for t
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, ModelError, ModelFileError
-from ...paths import make_folder, write_atomically
+from ...paths import exclusively, make_folder, write_atomically
 from .. import to_gguf
 from ..quant.feedback import Compensation, compensation, encode_with_feedback
 from ..quant.grid import GRIDS, encode_weighted
@@ -173,32 +172,18 @@ def alone(out: Path) -> Iterator[None]:
     Raises:
         ModelError: another one is under way, or there is no room or permission.
     """
-    if os.name != "posix":
+    with ExitStack() as held:
+        try:
+            make_folder(out.parent)
+            held.enter_context(exclusively(out.with_name(f".{out.name}.lock")))
+        except BlockingIOError:
+            raise ModelError(
+                f"{out}: is being made already, by another program; wait for it, or name another "
+                f"file"
+            ) from None
+        except OSError as error:
+            raise ModelError(f"{out}: cannot be written ({error}); name another place") from error
         yield
-        return
-    import fcntl
-
-    path = out.with_name(f".{out.name}.lock")
-    try:
-        make_folder(out.parent)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ModelError(f"{out}: cannot be written ({error}); name another place") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # its last holder may have taken the file away between the two calls
-        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(handle)
-        raise ModelError(
-            f"{out}: is being made already, by another program; wait for it, or name another file"
-        ) from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def journal_of(out: Path) -> Path:
