@@ -7,6 +7,7 @@ Always: `write_atomically` leaves the old file or the whole new one, never a mix
 import contextlib
 import errno
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from pathlib import Path
 from .errors import ConfigError, QuietchoirError
 
 HOME_VARIABLE = "QUIETCHOIR_HOME"
+# Begins the name of a `scratch_file`: what a killed process left is found by it.
+SCRATCH = ".gguf-"
 MODELS_VARIABLE = "QUIETCHOIR_MODELS"  # several nodes on one machine may share one model cache
 
 
@@ -127,6 +130,42 @@ def write_atomically(
         Path(scratch).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when the block ends well and is gone otherwise:
+    where the system has files without names, also of a process that is killed.
+    """
+    handle, name = -1, ""
+    try:
+        if hasattr(os, "O_TMPFILE"):
+            with contextlib.suppress(OSError):  # some file systems have none
+                handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+        if handle < 0:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=SCRATCH)
+        yield Path(name or f"/proc/self/fd/{handle}")
+        os.fsync(handle)
+        if not name:
+            try:
+                name_file(handle, path)
+            except FileExistsError:
+                name = str(path.with_name(f"{SCRATCH}{secrets.token_hex(8)}"))
+                name_file(handle, Path(name))
+        if name:
+            Path(name).replace(path)
+        sync_folder(path.parent)
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        if name:
+            Path(name).unlink(missing_ok=True)
+
+
+def name_file(handle: int, path: Path) -> None:
+    """Give an open file without a name one. Raises: FileExistsError: another one has it."""
+    # a folder beside the whole path makes Python follow the link in /proc
+    os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
+
+
 def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
     """Write several files beside their places, and only then rename all of them: all are there, or
     none.
@@ -159,8 +198,8 @@ def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
         for path in files:
             staged.pop(path).replace(path)
     except BaseException as error:  # Ctrl-C too
-        for scratch_file in staged.values():
-            scratch_file.unlink(missing_ok=True)
+        for waiting in staged.values():
+            waiting.unlink(missing_ok=True)
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()

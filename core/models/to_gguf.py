@@ -6,12 +6,8 @@ Always: before a byte is written, `from_gguf` is asked what it would read from s
 that is the same architecture, nothing is written. The file takes its name only when it is whole.
 """
 
-import os
-import secrets
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import ModelError, ModelFileError
-from ..paths import make_folder, sync_folder
+from ..paths import make_folder, scratch_file
 from . import generation_config
 from .architecture import ROPE_PROJECTIONS, Architecture
 from .checkpoint import from_gguf
@@ -71,42 +67,6 @@ def save(weights: Weights, path: Path, quant_type: str | None = None) -> None:
         raise ModelError(
             f"{path}: cannot be written ({error}); make room or name another place"
         ) from error
-
-
-@contextmanager
-def scratch_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the name `path` when the block ends well and is gone otherwise:
-    where the system has files without names, also of a process that is killed.
-    """
-    handle, name = -1, ""
-    try:
-        if hasattr(os, "O_TMPFILE"):
-            with suppress(OSError):  # some file systems have none
-                handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-        if handle < 0:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
-        yield Path(name or f"/proc/self/fd/{handle}")
-        os.fsync(handle)
-        if not name:
-            try:
-                name_file(handle, path)
-            except FileExistsError:
-                name = str(path.with_name(f".gguf-{secrets.token_hex(8)}"))
-                name_file(handle, Path(name))
-        if name:
-            Path(name).replace(path)
-        sync_folder(path.parent)
-    finally:
-        if handle >= 0:
-            os.close(handle)
-        if name:
-            Path(name).unlink(missing_ok=True)
-
-
-def name_file(handle: int, path: Path) -> None:
-    """Give an open file without a name one. Raises: FileExistsError: another one has it."""
-    # a folder beside the whole path makes Python follow the link in /proc
-    os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
 
 def main_type(weights: Weights) -> str:

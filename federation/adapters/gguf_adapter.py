@@ -26,8 +26,7 @@ from ...core.models.checkpoint.from_gguf import interleave
 from ...core.models.families import FAMILIES
 from ...core.models.files.gguf_writer import GgufWriter
 from ...core.models.lora.adapter import MODULE, Adapter
-from ...core.models.to_gguf import scratch_file
-from ...core.paths import make_folder
+from ...core.paths import make_folder, scratch_file
 
 QUERIES = ROPE_PROJECTIONS[0]
 

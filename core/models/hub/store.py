@@ -21,7 +21,7 @@ from ... import paths
 from . import fetch
 
 BLOBS = ".blobs"  # beside the models
-PULLS, LOCKS, SCRATCH = ".pull-*", ".lock-*", ".gguf-*"
+PULLS, LOCKS, SCRATCH = ".pull-*", ".lock-*", f"{paths.SCRATCH}*"
 HASH = re.compile(r"[0-9a-f]{64}")
 PROCESSES = Path("/proc")
 

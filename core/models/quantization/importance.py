@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError, ModelFileError, ModelNotFoundError
-from ...paths import make_folder, write_atomically
+from ...paths import make_folder, scratch_file, write_atomically
 from ..files import gguf as gguf_file
-from ..to_gguf import scratch_file
 
 Numbers = NDArray[np.float32]
 SUMS, COUNTS = ".in_sum2", ".counts"

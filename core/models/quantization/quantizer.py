@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import paths
 from ...errors import ConfigError, ModelError, ModelFileError
 from ...paths import exclusively, make_folder, write_atomically
 from .. import to_gguf
@@ -45,7 +46,7 @@ FISHER_WINDOWS = 4  # of the text, on which sensitivity is measured
 FORMAT = 3  # of the journal
 PLAN, PART, MADE = "plan.json", ".bin", "made.gguf"  # files of a journal, or how they end
 CHECKPOINT = "qat.safetensors"  # and that of a training behind it
-OWN, SCRATCH = (f"*{PART}", CHECKPOINT, MADE, PLAN), ".gguf-*"  # the plan goes last
+OWN, SCRATCH = (f"*{PART}", CHECKPOINT, MADE, PLAN), f"{paths.SCRATCH}*"  # the plan goes last
 DIGEST_BYTES = 32  # before a part
 LARGEST = 65504.0  # of a weight that is rounded: what float16, of which steps are, reaches
 LEAST_IMPORTANCE = 1e-6  # of a matrix's largest: what no text reached is not thrown away

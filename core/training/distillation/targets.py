@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, TrainingError
-from ...models.to_gguf import scratch_file
 from ...models.transformer import Transformer
 from ...models.weights import Weights
-from ...paths import make_folder
+from ...paths import make_folder, scratch_file
 from ..frozen_layers import cut, dense_linear
 from ..packing import TokenExample, input_tokens, plan, shared_start
 

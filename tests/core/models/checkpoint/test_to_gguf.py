@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from quietchoir.core import commands
+from quietchoir.core import commands, paths
 from quietchoir.core.errors import ConfigError, ModelError, ModelFileError
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.attention import packed_attention
@@ -139,19 +139,19 @@ def test_a_conversion_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> No
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from quietchoir.core.models import to_gguf\n"
-        "with to_gguf.scratch_file(Path(sys.argv[1]) / 'm.gguf') as scratch:\n"
+        "from quietchoir.core import paths\n"
+        "with paths.scratch_file(Path(sys.argv[1]) / 'm.gguf') as scratch:\n"
         "    scratch.write_bytes(b'half a model')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert [*tmp_path.iterdir()] == [] or not hasattr(os, "O_TMPFILE")
-    with to_gguf.scratch_file(tmp_path / "m.gguf") as scratch:
+    with paths.scratch_file(tmp_path / "m.gguf") as scratch:
         scratch.write_bytes(b"whole")
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
     assert (tmp_path / "m.gguf").read_bytes() == b"whole"
-    with pytest.raises(RuntimeError), to_gguf.scratch_file(tmp_path / "n.gguf") as scratch:
+    with pytest.raises(RuntimeError), paths.scratch_file(tmp_path / "n.gguf") as scratch:
         raise RuntimeError
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
 
