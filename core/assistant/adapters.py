@@ -241,7 +241,7 @@ class AdapterSwitch:
         """What of one sentence an adapter is asked one after the other, under the same terms."""
         route = None if adapter is None else self._routes[2].get(adapter)
         router = None if route is None else self._router()
-        return (text,) if route is None or router is None else route.wishes(text, router.look)
+        return (text,) if route is None or router is None else route.wishes(text, router.features)
 
     def leans(self, adapter: str | None, text: str) -> bool:
         """Whether an adapter's request means something only after the one before it, under the same
@@ -249,7 +249,7 @@ class AdapterSwitch:
         """
         route = None if adapter is None else self._routes[2].get(adapter)
         router = None if route is None else self._router()
-        return route is None or router is None or route.leans(router.look([text])[0])
+        return route is None or router is None or route.leans(router.features([text])[0])
 
     def _routes_of(self, active: str, router: Router) -> Mapping[str, Route]:
         """Routes of the active adapter, and of the last one of every other federation."""

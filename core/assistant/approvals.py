@@ -3,10 +3,9 @@
 Knows the owner's rules, what a tool's call does, and conversations by the names that clients give
 them. Knows nothing of models, plugins or HTTP.
 Always: a question that is not answered in time is a refusal, and a form gives nothing; of a form
-nothing is remembered. Where foreign text stands in a
-conversation, nothing is changed without a yes that was given in it, and each call that reaches
-outside needs a yes of its own. A conversation that holds answers and that this process has not seen
-begin counts as one with foreign text.
+nothing is remembered. Where foreign text stands in a conversation, nothing is changed without a yes
+that was given in it, and each call that reaches outside needs a yes of its own. A conversation that
+holds answers and that this process has not seen begin counts as one with foreign text.
 Not covered: what the owner's yes allows; a client that answers its own questions, or that sends
 text of others as the user's, the system's or the model's words.
 """

@@ -126,14 +126,14 @@ class Route:
         known = self.leaning
         return not len(known) or float(vector[-len(known) + 1 :] @ known[:-1] + known[-1]) > 0
 
-    def wishes(self, text: str, look: Embed) -> Sequence[str]:
+    def wishes(self, text: str, features: Embed) -> Sequence[str]:
         """The two wishes of one sentence, in their order, or the sentence: it is cut where both
         sides are the adapter's, the second as what follows the first, and never within a name. Two
         names of one kind share what stands around them: "turn the lamp and the fan on" is "turn the
         lamp on" and "turn the fan on".
 
         Args:
-            look: as `Router.look`.
+            features: as `Router.features`.
         """
         joined = {name for names in self.named.values() for name in names if JOINT.search(name)}
         spans = [
@@ -150,7 +150,7 @@ class Route:
         cuts = [cut for cut in cuts if len(cut[0].split()) > 1 and cut[1]][:MOST_JOINTS]
         if not cuts:
             return (text,)
-        vectors = look([side for cut in cuts for side in cut])
+        vectors = features([side for cut in cuts for side in cut])
         leads = [
             min(
                 self.lead(vectors[2 * place], follows=False),
@@ -210,11 +210,11 @@ class Router:
     @cached_property
     def width(self) -> int:
         """Columns of a route's weights for these vectors."""
-        return int(self.look(["a"]).shape[1]) + 1
+        return int(self.features(["a"]).shape[1]) + 1
 
-    def look(self, texts: Sequence[str]) -> Vectors:
+    def features(self, texts: Sequence[str]) -> Vectors:
         """What routes tell requests by, [N, D + WORDS]."""
-        return beside_words(self.embed(texts), texts)
+        return with_hashed_words(self.embed(texts), texts)
 
     def choose(self, requests: Sequence[str], routes: Mapping[str, Route]) -> RouteChoice:
         """The adapter for the last of a conversation's `requests`.
@@ -224,7 +224,7 @@ class Router:
             routes: by adapter, one at least.
         """
         choice = RouteChoice(None, 0.0)
-        for vector in self.look(requests[-LOOKED_BACK:]):
+        for vector in self.features(requests[-LOOKED_BACK:]):
             leads = {
                 name: route.lead(vector, follows=name == choice.adapter)
                 for name, route in routes.items()
@@ -289,7 +289,7 @@ def fit_route(examples: Sequence[RouteExample], general: Sequence[str], embed: E
     wanted = np.array([one.wanted for one in chosen])
     far = (others @ meant[wanted].T).max(1) < NEAR
     alone = ~np.array([one.follows for one in chosen])
-    vectors, talk = beside_words(meant, texts), beside_words(others, general)[far]
+    vectors, talk = with_hashed_words(meant, texts), with_hashed_words(others, general)[far]
     held = folds(np.concatenate([vectors, talk]), np.append(wanted, np.zeros(len(talk), bool)))
     held, held_talk, nobody = held[: len(chosen)], held[len(chosen) :], np.zeros(len(talk), bool)
     # whatever means something by itself may be said after another request as well
@@ -381,7 +381,7 @@ def fitted(vectors: Vectors, own: npt.NDArray[np.bool_], follows: npt.NDArray[np
     return np.ascontiguousarray(weights.T, np.float32)
 
 
-def beside_words(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+def with_hashed_words(vectors: Vectors, texts: Sequence[str]) -> Vectors:
     """Embeddings [N, D] with the texts' words beside them, of length one: each word, the first
     ones and the last as such, in a column and with a sign that its hash says.
     """

@@ -298,7 +298,7 @@ def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[
         """The answers where what stands by itself is shown by itself, and of a sentence of two
         wishes the second is asked after the first.
         """
-        wishes = [route.wishes(one[-1]["content"], router.look) for one in said]
+        wishes = [route.wishes(one[-1]["content"], router.features) for one in said]
         shown = [seen(one[:-1], own[0]) for one, own in zip(said, wishes, strict=True)]
         others = [place for place, one in enumerate(shown) if one != list(said[place])]
         found = list(written)
@@ -314,7 +314,7 @@ def judged(task: SilenceTask, answers: Answers, embed: Embed) -> dict[str, dict[
 
     def seen(before: Conversation, text: str) -> Conversation:
         """A request as its adapter is shown it."""
-        kept = before if route.leans(router.look([text])[0]) else before[:1]
+        kept = before if route.leans(router.features([text])[0]) else before[:1]
         return [*kept, user(text)]
 
     def behind_first(first: Conversation, answer: str, text: str) -> Conversation:

@@ -161,7 +161,7 @@ def test_a_sentence_of_two_wishes_is_cut_between_them_and_in_no_name(
 ) -> None:
     named = {"name": frozenset({*THINGS, "salt and pepper lamp"}), "area": frozenset({"attic"})}
     route = dataclasses.replace(ROUTES["home"], named=named)
-    assert list(route.wishes(text, Router(embed, "").look)) == (wishes or [text])
+    assert list(route.wishes(text, Router(embed, "").features)) == (wishes or [text])
 
 
 def test_without_an_embedding_model_words_tell_requests_apart_and_go_on_to_with_one() -> None:
@@ -176,7 +176,7 @@ def test_without_an_embedding_model_words_tell_requests_apart_and_go_on_to_with_
 def test_of_three_names_none_is_lost() -> None:
     text = "turn on the lamp and the fan and the oven"
     route = dataclasses.replace(ROUTES["home"], named={"name": frozenset(THINGS)})
-    assert " and ".join(route.wishes(text, Router(embed, "").look)) == text
+    assert " and ".join(route.wishes(text, Router(embed, "").features)) == text
 
 
 def test_a_request_that_leans_on_another_is_told_from_one_that_stands_by_itself(
@@ -188,7 +188,7 @@ def test_a_request_that_leans_on_another_is_told_from_one_that_stands_by_itself(
     route = fit_route([*single, *second], TALK, embed)
 
     def leans(route: Route, *texts: str) -> list[bool]:
-        return [route.leans(vector) for vector in Router(embed, "").look(texts)]
+        return [route.leans(vector) for vector in Router(embed, "").features(texts)]
 
     asked = "and the kettle too", "turn on the kettle", "also the door too", "turn on it all"
     assert leans(route, *asked) == [True, False, True, False]
