@@ -84,8 +84,8 @@ async def test_every_format_is_read_with_its_pages_lines_and_headings(parser):
     ]
     page = b"<title>T</title>\n<style>p{}</style>\n<h2>Head</h2>\n<p>a <b>bold</b>\nword</p>"
     assert await read("a.html", page + b"<script>x()</script><tr><td>1</td><td>2</td></tr>") == [
-        TextBlock("T", 0, 1, 1, 1),
-        TextBlock("Head", 0, 3, 3, 2),
+        TextBlock("T", 0, 1, 1, 1),  # above the page's first heading, which is no second one beside
+        TextBlock("Head", 0, 3, 3, 3),
         TextBlock("a bold word", 0, 4, 5),
         TextBlock("1 | 2", 0, 5, 5),
     ]

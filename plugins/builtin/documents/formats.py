@@ -199,6 +199,7 @@ class Page(HTMLParser):
         self._held: list[str] = []
         self._first = 1
         self._level = 0
+        self._titled = False
         self._hidden = 0
 
     def handle_starttag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
@@ -206,10 +207,10 @@ class Page(HTMLParser):
             self._hidden += 1
         elif tag in self.BREAKS:
             self.end()
-            if tag == "title":
-                self._level = 1
+            if tag == "title":  # it stands above all headings
+                self._level, self._titled = 1, True
             elif re.fullmatch("h[1-6]", tag):
-                self._level = int(tag[1])
+                self._level = min(6, int(tag[1]) + self._titled)
         elif tag in ("td", "th") and self._held:
             self._held.append(" | ")
 
